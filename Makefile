@@ -1,0 +1,57 @@
+# Every target does its own set-up in .venv. `make` alone lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTEST_WORKERS ?= 2
+# One intra-op thread per process: several processes share the cores (see docs/performance.md).
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint coverage smoke-gsm8k bench gpu-check docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv and install agentloop with its test tools (CPU torch)
+
+$(STAMP): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP) ## teach a small model to use a calculator, on two cores, in minutes
+	$(BIN)/agentloop train --config recipes/quickstart/recipe.yaml $(ARGS)
+
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not gpu and not sglang" $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+coverage: $(STAMP) ## tests with line coverage of agentloop/, at least 90 %
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not gpu and not sglang" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+
+smoke-gsm8k: $(STAMP) ## two training steps on real gsm8k rows: make smoke-gsm8k SOURCE=<folder with train.jsonl and test.jsonl>
+	@test -n "$(SOURCE)" || { echo "give SOURCE=<folder with train.jsonl and test.jsonl, or a hub id>"; exit 2; }
+	$(BIN)/agentloop prepare gsm8k --source $(SOURCE) --out outputs/data/gsm8k
+	$(BIN)/agentloop train --config recipes/gsm8k/recipe.yaml model.path=recipes/quickstart/model run.steps=2 \
+	  data.train=outputs/data/gsm8k/train.parquet data.val=outputs/data/gsm8k/test.parquet $(ARGS)
+
+bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/step.py
+
+gpu-check: $(STAMP) ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+docs: $(STAMP) ## write docs/config.md from the config models
+	$(BIN)/python docs/make_config.py
+
+clean: ## remove the environment, caches and outputs
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache htmlcov .coverage* outputs

@@ -1,0 +1,23 @@
+"""`tool_agent`: generate, call the tools that were asked for, go on until the model answers without a call."""
+
+from __future__ import annotations
+
+from agentloop.episode import Episode
+from agentloop.loop import AgentLoop
+from agentloop.types import StopReason
+
+
+class ToolAgent(AgentLoop):
+    """Offers the recipe's tools; malformed calls are answered, so that the model can mend them."""
+
+    async def run(self, episode: Episode) -> None:
+        while True:
+            turn = await episode.generate()
+            if turn.stop_reason is not StopReason.STOP or not (turn.tool_calls or turn.malformed_calls):
+                return
+            if not episode.can_generate:
+                # The answers would never be read; asking again ends the episode with the limit that was reached.
+                await episode.generate()
+            if turn.tool_calls:
+                await episode.call_tools(turn.tool_calls)
+            episode.answer_malformed(turn)

@@ -1,0 +1,118 @@
+"""Public data sets as rows: prompt, tools, ground truth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agentloop.errors import DataError
+
+SYSTEM_PROMPT = (
+    "You solve math word problems. Reason step by step. Before you give the final answer, check it at least once with "
+    "the tool `calc_gsm8k_reward` and correct yourself if the check fails. Then give the final answer as `#### <answer>`."
+)
+INSTRUCTION = "Think step by step and give the final answer after `####`."
+SPLITS = ("train", "test")
+
+
+def prepare_gsm8k(source: str, out: Path) -> dict[str, int]:
+    """Write gsm8k as multi-turn tool rows: `out/train.parquet` and `out/test.parquet`.
+
+    Args:
+        source: a folder with `train.jsonl` and `test.jsonl` (or `.parquet`), or the id of a data set on the hub.
+
+    Returns:
+        Rows by split.
+
+    Raises:
+        DataError: a file is missing, or a row has no question or no `#### ` answer.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(source) if Path(source).is_dir() else _download(source)
+    tables = {
+        split: [gsm8k_row(row, split, index) for index, row in enumerate(_read(folder, split))]
+        for split in SPLITS
+    }
+    for split, rows in tables.items():
+        temporary = out / f"{split}.parquet.tmp"
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        temporary.replace(out / f"{split}.parquet")
+    return {split: len(rows) for split, rows in tables.items()}
+
+
+def gsm8k_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
+    """One row; the ground truth is the number after `####`, without thousands separators.
+
+    Raises:
+        DataError: naming split, row and what is missing.
+    """
+    question, solution = row.get("question"), row.get("answer")
+    found = re.search(r"#### (-?[0-9.,]+)", solution or "")
+    if not question or not found:
+        missing = "'question'" if not question else "'answer' with `#### <number>`"
+        raise DataError(
+            f"gsm8k {split}, row {index + 1} has no {missing}", "give gsm8k's own question and answer columns"
+        )
+    ground_truth = found.group(1).replace(",", "")
+    return {
+        "data_source": "openai/gsm8k",
+        "agent_name": "tool_agent",
+        "prompt": [
+            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "user", "content": f"{question} {INSTRUCTION}"},
+        ],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": ground_truth},
+        "extra_info": {
+            "split": split,
+            "index": index,
+            "question": question,
+            "answer": solution,
+            "need_tools_kwargs": True,
+            "tools_kwargs": {"calc_gsm8k_reward": {"create_kwargs": {"ground_truth": ground_truth}}},
+        },
+    }
+
+
+def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    jsonl = folder / f"{split}.jsonl"
+    if jsonl.is_file():
+        for number, line in enumerate(jsonl.read_bytes().splitlines(), 1):
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError as exc:
+                raise DataError(
+                    f"{jsonl}, row {number} is not valid JSON: {exc}", "mend or remove that line"
+                ) from exc
+        return
+    # the hub's layout: main/train-00000-of-00001.parquet
+    files = sorted(folder.glob(f"main/{split}-*.parquet")) or sorted(folder.glob(f"**/{split}*.parquet"))
+    if not files:
+        raise DataError(
+            f"{folder} holds no {split}.jsonl and no {split}*.parquet", "give the folder of the data set"
+        )
+    import pyarrow.parquet as pq
+
+    for file in files:
+        yield from pq.read_table(file).to_pylist()
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=["*.parquet", "*.jsonl"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as exc:
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise DataError(
+            f"--source {hub_id} is no folder and cannot be downloaded: {reason}",
+            "give a folder with train.jsonl and test.jsonl, or the id of a data set that can be reached",
+        ) from exc

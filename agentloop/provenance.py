@@ -1,0 +1,106 @@
+"""Whose packages are these? `trainer` and `tools` are common names: a folder in the working directory can shadow ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from agentloop.errors import ConfigError
+
+PACKAGES = ("agentloop", "rollout_server", "trainer", "tools")
+MARKER = "AGENTLOOP_PACKAGE"
+"""Every package of this project says `AGENTLOOP_PACKAGE = "<distribution>"` in its `__init__.py`."""
+
+DISTRIBUTION = "agentloop-rl"
+
+
+@dataclass(frozen=True)
+class PackageOrigin:
+    """Where a package would be imported from, and whether it is ours."""
+
+    name: str
+    path: str | None
+    ours: bool
+
+
+def package_origins() -> list[PackageOrigin]:
+    """Find the four packages without importing them (an import would run foreign code)."""
+    origins = []
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        path = spec.origin if spec and spec.origin else None
+        if path is None and spec and spec.submodule_search_locations:  # a namespace package has folders only
+            path = next(iter(spec.submodule_search_locations), None)
+        origins.append(PackageOrigin(name, path, _is_ours(name, path)))
+    return origins
+
+
+def check_packages() -> None:
+    """Stop when one of the four packages is somebody else's.
+
+    Raises:
+        ConfigError: naming the package and the file that is imported in its place.
+    """
+    for origin in package_origins():
+        if not origin.ours:
+            raise ConfigError(
+                f"the package {origin.name!r} is not agentloop's: it "
+                + (f"is imported from {origin.path}" if origin.path else "cannot be found"),
+                "start from another folder, remove that one from PYTHONPATH, or reinstall with "
+                f"`pip install --force-reinstall --no-deps {DISTRIBUTION}`",
+            )
+
+
+def environment() -> dict[str, Any]:
+    """What a run records about where it ran; written to `env.json`."""
+    versions = {}
+    for name in (
+        "torch",
+        "transformers",
+        "numpy",
+        "fastapi",
+        "httpx",
+        "pydantic",
+        "sglang",
+        "flash-attn",
+        "ray",
+    ):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    try:
+        own = metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {
+        DISTRIBUTION: own,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(_memory_bytes() / 2**30, 1),
+        "versions": versions,
+        "packages": {origin.name: origin.path for origin in package_origins()},
+        "argv": sys.argv[1:],
+    }
+
+
+def _is_ours(name: str, path: str | None) -> bool:
+    if path is None or not path.endswith("__init__.py"):
+        return False
+    try:
+        return f'{MARKER} = "{DISTRIBUTION}"' in Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _memory_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,77 @@
+"""What other packages registered: agent loops, rewards and more, through entry points that load alike everywhere."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from agentloop.errors import RegistryError
+from agentloop.loop import AgentLoop
+
+AGENTS, TOOLS, REWARDS = "agentloop.agents", "agentloop.tools", "agentloop.rewards"
+
+
+@lru_cache
+def registered(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group, by name.
+
+    Raises:
+        RegistryError: two packages registered the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=group):
+        other = found.get(entry.name)
+        if other is not None and other.value != entry.value:
+            raise RegistryError(
+                f"{entry.name!r} is registered twice in {group}: {other.value} and {entry.value}",
+                "uninstall or rename one of them",
+            )
+        found[entry.name] = entry
+    return dict(sorted(found.items()))
+
+
+def load(group: str, name: str) -> Any:
+    """Load one entry point.
+
+    Raises:
+        RegistryError: the name is unknown (the known ones are listed) or its import fails.
+    """
+    known = registered(group)
+    if name not in known:
+        raise RegistryError(
+            f"{name!r} is not registered in {group}; known: {', '.join(known) or 'none'}",
+            "install the package that registers it, or correct the name",
+        )
+    entry = known[name]
+    try:
+        return entry.load()
+    except Exception as exc:
+        raise RegistryError(
+            f"{name!r} ({entry.value}) of {group} cannot be loaded: {type(exc).__name__}: {exc}",
+            "reinstall or mend the package that registers it",
+        ) from exc
+
+
+def load_agent(name: str) -> type[AgentLoop]:
+    """The agent loop registered as `name`.
+
+    Raises:
+        RegistryError: unknown, broken, or no subclass of `AgentLoop`.
+    """
+    agent = load(AGENTS, name)
+    if not (isinstance(agent, type) and issubclass(agent, AgentLoop)):
+        raise RegistryError(f"agent {name!r} is {agent!r}, no subclass of agentloop.AgentLoop", "subclass it")
+    return agent
+
+
+def list_agents() -> list[tuple[str, str, str]]:
+    """(name, where it is, first line of its docstring) of every registered agent loop."""
+    rows = []
+    for name, entry in registered(AGENTS).items():
+        try:
+            summary = (load_agent(name).__doc__ or "").strip().splitlines()
+            rows.append((name, entry.value, summary[0] if summary else ""))
+        except RegistryError as exc:
+            rows.append((name, entry.value, f"BROKEN: {exc.message}"))
+    return rows

@@ -1,0 +1,103 @@
+"""Text of unknown origin made safe to look at, and numbers made short. Used by the report and by the run's console.
+
+Model and tool output is untrusted: beside HTML (which the template escapes) it can hold terminal escape sequences,
+halves of surrogate pairs that no encoder takes, and characters that reorder what the reader sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+_REPLACEMENT = "\ufffd"
+_VISIBLE: dict[int, str] = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},  # control pictures
+    0x7F: "\u2421",
+    **dict.fromkeys(range(0x80, 0xA0), _REPLACEMENT),
+    **dict.fromkeys(range(0xD800, 0xE000), _REPLACEMENT),
+    # Marks that turn the direction of text around: shown by name, so that nothing is displayed out of order.
+    **{code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)},
+    0xFFFE: _REPLACEMENT,
+    0xFFFF: _REPLACEMENT,
+}
+
+
+def clean(value: object, limit: int | None = None) -> str:
+    """`value` as text that any terminal and any browser shows as it is.
+
+    Newlines and tabs stay. Other control characters become their pictures (ESC is `␛`), lone surrogates become U+FFFD,
+    direction marks are spelled out. Longer than `limit` characters: cut, with `…` at the end.
+    """
+    text = str(value)
+    if limit is not None and len(text) > limit:
+        text = text[: max(0, limit - 1)] + "…"
+    return text.translate(_VISIBLE)
+
+
+def finite(value: object) -> float | None:
+    """`value` as a float if it is a finite number, else None. Booleans are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that exist."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in about five characters: `0.934`, `38.2`, `18.4k`, `1.2e-7`; `–` for None."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e9:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    for bound, factor, suffix in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= bound:
+            return f"{value / factor:.{digits}g}{suffix}" if size / factor < 1000 else f"{value / factor:.0f}{suffix}"
+    if size >= 1000:
+        return f"{value:.0f}"
+    if float(value).is_integer():
+        return str(int(value))
+    decimals = max(0, digits - 1 - max(0, math.floor(math.log10(size))) + (1 if size < 1 else 0))
+    return f"{value:.{decimals}f}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: `0.84s`, `12.3s`, `4m 02s`, `1h 03m`; `–` for None."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value < 10:
+        return f"{value:.2f}s" if value < 1 else f"{value:.1f}s"
+    if value < 60:
+        return f"{value:.0f}s" if value >= 59.5 else f"{value:.1f}s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m"
+
+
+def plain_json(value: Any) -> str:
+    """A config value as short text: strings as they are, the rest as in the recipe."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(plain_json(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {plain_json(item)}" for key, item in value.items()) + "}"
+    return str(value)

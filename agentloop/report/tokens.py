@@ -1,0 +1,226 @@
+"""From token ids to shaded text: which tokens the model sampled, how likely each was, what it was shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from agentloop.report.reading import Traced
+from agentloop.report.text import clean
+
+Decode = Callable[[Sequence[int]], list[str]]
+"""Token ids to one piece of text each."""
+
+SHOWN_TOKENS = 600
+"""Tokens of one trajectory at most; the middle of a longer one is left out."""
+
+PIECE_CHARACTERS = 120
+"""A longer piece is cut: no real token is, but a trace can hold anything."""
+
+LIKELY = (0.9, 0.6, 0.3, 0.1, 0.02)
+"""Bounds of the shades p0 (likely, unshaded) to p5."""
+
+_SPECIAL = re.compile(r"<[|｜].{1,60}[|｜]>|</?s>|\[/?INST\]", re.DOTALL)
+
+
+def show_ids(ids: Sequence[int]) -> list[str]:
+    """Stand-in for a tokenizer that cannot be loaded."""
+    return [f"⟨{token}⟩" for token in ids]
+
+
+def load_decoder(model_path: Any, run_dir: Path) -> Decode | None:
+    """The decoder of a model's tokenizer, from its `tokenizer.json` alone: no torch is imported, nothing downloaded.
+
+    A model without that file (an old slow tokenizer) and a hub model that is not in the local cache give None.
+    """
+    if not isinstance(model_path, str) or not model_path:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from tokenizers import Tokenizer
+
+    found = next((f for base in (Path(), run_dir) if (f := base / model_path / "tokenizer.json").is_file()), None)
+    if found is None:
+        try:
+            cached = try_to_load_from_cache(model_path, "tokenizer.json")
+        except HFValidationError:
+            return None
+        if not isinstance(cached, str):
+            return None
+        found = Path(cached)
+    try:
+        tokenizer = Tokenizer.from_file(str(found))
+    except Exception:  # noqa: BLE001 - the library raises bare Exception for a file it cannot read
+        return None
+    return lambda ids: stream_pieces(ids, lambda part: tokenizer.decode(list(part), skip_special_tokens=False))
+
+
+def stream_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """One piece per id so that the pieces joined are the decoded text, as far as it is valid.
+
+    A piece is what its token adds to the text of the few tokens before it, so that spaces survive in vocabularies that
+    drop a leading one. A character whose bytes are spread over tokens is the piece of its last token; the tokens
+    before it get `""`. Worked example: ids of `é` as two byte tokens: `["", "é"]`. Bytes that never become a character
+    are `\\ufffd` where they stand.
+    """
+    pieces: list[str] = []
+    start = 0  # decoding begins here: a few tokens of context
+    read = 0  # ids[start:read] have been turned into pieces
+    for index in range(len(ids)):
+        before = decode(ids[start:read])
+        text = decode(ids[start : index + 1])
+        if text.endswith("\ufffd") and index - read < 4 and index + 1 < len(ids):
+            pieces.append("")  # perhaps the first bytes of a character: see what the next token makes of it
+            continue
+        pieces.append(text[len(before) :])
+        start, read = read, index + 1
+    return pieces
+
+
+@dataclass(slots=True)
+class Segment:
+    """A stretch of a trajectory that one party wrote."""
+
+    kind: str
+    """`prompt`, `sampled` (the model's own tokens) or `observed` (tool output, template text)."""
+    label: str
+    html: Markup
+    tokens: int
+
+
+@dataclass(slots=True)
+class Shown:
+    """A trajectory ready for the template."""
+
+    traced: Traced
+    title: str
+    segments: list[Segment]
+    data: dict[str, Any]
+    facts: list[str]
+
+
+class Shader:
+    """Turns trajectories into shaded text, and collects the numbers behind their tooltips.
+
+    Args:
+        decode: used for trajectories whose trace holds no pieces.
+        budget: tokens of the whole page; trajectories beyond it are shown by their head and tail only.
+    """
+
+    def __init__(self, decode: Decode | None, budget: int = 24_000) -> None:
+        self._decode = decode or show_ids
+        self._left = budget
+        self.shows_ids = False
+        self._has_decoder = decode is not None
+
+    def show(self, traced: Traced) -> Shown:
+        """Shade one trajectory."""
+        n = len(traced.token_ids)
+        allowed = min(SHOWN_TOKENS, max(60, self._left))
+        head = n if n <= allowed else allowed // 2
+        tail = 0 if n <= allowed else allowed - head
+        self._left -= head + tail
+        pieces = self._pieces(traced)
+        positions = [*range(head), *range(n - tail, n)]
+        segments = self._segments(traced, positions, pieces, head if tail else None)
+        return Shown(
+            traced=traced,
+            title=clean(traced.task_id, 60) or "episode",
+            segments=segments,
+            data={
+                "skip": [head, n - head - tail],
+                "ids": [traced.token_ids[i] for i in positions],
+                "lp": [None if (lp := traced.logprobs[i]) is None else round(lp, 4) for i in positions],
+                "v": [traced.versions[i] for i in positions],
+            },
+            facts=_facts(traced),
+        )
+
+    def _pieces(self, traced: Traced) -> list[str]:
+        if traced.pieces is not None:
+            return traced.pieces
+        self.shows_ids = self.shows_ids or not self._has_decoder
+        try:
+            return self._decode(traced.token_ids)
+        except (OverflowError, TypeError):  # an id that is none of this tokenizer's
+            self.shows_ids = True
+            return show_ids(traced.token_ids)
+
+    def _segments(
+        self, traced: Traced, positions: Sequence[int], pieces: Sequence[str], cut_after: int | None
+    ) -> list[Segment]:
+        segments: list[Segment] = []
+        turn = 0
+        run: list[int] = []
+
+        def flush() -> None:
+            nonlocal turn
+            if not run:
+                return
+            kind = _kind(traced, run[0])
+            turn += kind == "sampled" and (run[0] == 0 or not traced.mask[run[0] - 1])
+            versions = sorted({v for i in run if (v := traced.versions[i]) is not None})
+            label = {"prompt": "prompt", "observed": "observed", "sampled": f"model, turn {turn}"}[kind]
+            if versions:
+                label += f" · v{versions[0]}" + (f"–{versions[-1]}" if len(versions) > 1 else "")
+            html = Markup("").join(_token(traced, i, pieces[i]) for i in run)
+            segments.append(Segment(kind, label, html, len(run)))
+            run.clear()
+
+        for count, position in enumerate(positions):
+            if run and _kind(traced, position) != _kind(traced, run[0]):
+                flush()
+            if count == cut_after:
+                flush()
+                skipped = range(positions[count - 1] + 1, position)
+                turn += sum(traced.mask[i] and not traced.mask[i - 1] for i in skipped)
+                segments.append(Segment("cut", "", Markup("{} tokens left out").format(f"{len(skipped):,}"), 0))
+            run.append(position)
+        flush()
+        return segments
+
+
+def _kind(traced: Traced, position: int) -> str:
+    if traced.mask[position]:
+        return "sampled"
+    return "prompt" if position < traced.prompt_length else "observed"
+
+
+def shade(logprob: float | None) -> int:
+    """The shade of a sampled token: 0 for a likely one, 5 for the least likely."""
+    if logprob is None:
+        return 0
+    probability = math.exp(min(0.0, logprob))
+    return sum(probability < bound for bound in LIKELY)
+
+
+def _token(traced: Traced, position: int, piece: str) -> Markup:
+    text = clean(piece, PIECE_CHARACTERS)
+    names = [f"p{shade(traced.logprobs[position])}"] if traced.mask[position] else []
+    if _SPECIAL.fullmatch(piece):
+        names.append("x")
+    text = text.replace("\n", "↵\n").replace("\t", "⇥\t") if traced.mask[position] else text
+    # Unquoted attribute values: the names are ours, and a page of 20,000 tokens is a tenth smaller.
+    if not names:
+        return Markup("<i>{}</i>").format(text)
+    if len(names) == 1:
+        return Markup("<i class={}>{}</i>").format(names[0], text)
+    return Markup('<i class="{}">{}</i>').format(" ".join(names), text)
+
+
+def _facts(traced: Traced) -> list[str]:
+    sampled = sum(traced.mask)
+    known = [lp for lp, mask in zip(traced.logprobs, traced.mask, strict=True) if mask and lp is not None]
+    facts = [f"{traced.turns} turn{'s' if traced.turns != 1 else ''}", f"{sampled} of {len(traced.mask)} tokens sampled"]
+    if known:
+        facts.append(f"mean logprob {sum(known) / len(known):.3f}")
+    if traced.stop_reason:
+        facts.append(f"ended by {clean(traced.stop_reason, 24)}")
+    facts += [f"{clean(name, 24)} {value:.3g}" for name, value in list(traced.reward_parts.items())[:4]]
+    return facts

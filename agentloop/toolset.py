@@ -1,0 +1,186 @@
+"""The tools of a run, and the tools of one episode."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from agentloop.errors import ToolConfigError, ToolError
+from agentloop.tool import FunctionTool, Tool
+from agentloop.types import Task, ToolCall, ToolResult
+
+TOOL_RETRIES = 2
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,), "array": (list,), "object": (dict,),
+    "null": (type(None),),
+}  # fmt: skip
+
+
+class Toolset:
+    """The tools that a recipe offers, by name."""
+
+    def __init__(self, tools: Iterable[Tool] = ()) -> None:
+        self.tools: dict[str, Tool] = {}
+        for tool in tools:
+            if tool.name in self.tools:
+                raise ToolConfigError(f"two tools are called {tool.name!r}", "give each a name of its own")
+            self.tools[tool.name] = tool
+
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        """What the chat template shows the model."""
+        return [tool.schema for tool in self.tools.values()]
+
+    def session(self, task: Task) -> ToolSession:
+        """The tools of one episode."""
+        return ToolSession(self.tools, task)
+
+
+class ToolSession:
+    """One episode's use of the tools: each is opened at its first call and closed by `close`."""
+
+    def __init__(self, tools: dict[str, Tool], task: Task) -> None:
+        self._tools = tools
+        self._task = task
+        self._states: dict[str, Any] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def call(self, call: ToolCall, timeout_s: float) -> ToolResult:
+        """Run one call. A wrong call, a tool that raises and a timeout are results that the model reads.
+
+        Raises:
+            ToolError: the tool's machinery failed more often than it is retried.
+        """
+        tool = self._tools.get(call.name)
+        if tool is None:
+            known = ", ".join(self._tools) or "none"
+            return _error(f"there is no tool {call.name!r}; the tools are: {known}")
+        fault = argument_fault(tool.schema, call.arguments)
+        if fault:
+            return _error(fault)
+        kwargs = self._task.tool_kwargs(call.name).get("execute_kwargs", {})
+        for attempt in range(TOOL_RETRIES + 1):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    state = await self._open(tool)
+                    return await tool.execute(state, call.arguments, **kwargs)
+            except ToolError:
+                if attempt == TOOL_RETRIES:
+                    raise
+                await asyncio.sleep(0.1 * 2**attempt)
+            except TimeoutError:
+                return _error(f"{call.name} took longer than {timeout_s:g} s and was stopped")
+            except Exception as exc:  # noqa: BLE001  # whatever a tool raises, it ends this call and not the episode
+                return _error(f"{type(exc).__name__}: {exc}")
+        raise AssertionError("unreachable")
+
+    async def rewards(self) -> dict[str, float]:
+        """The verdicts of the opened tools that have one."""
+        parts = {}
+        for name, state in self._states.items():
+            kwargs = self._task.tool_kwargs(name).get("calc_reward_kwargs", {})
+            reward = await self._tools[name].reward(state, **kwargs)
+            if reward is not None:
+                parts[name] = float(reward)
+        return parts
+
+    async def close(self) -> None:
+        """Close every opened tool; one that fails to close does not keep the others open."""
+        states, self._states = self._states, {}
+        await asyncio.gather(
+            *(
+                self._tools[name].close(state, **self._task.tool_kwargs(name).get("release_kwargs", {}))
+                for name, state in states.items()
+            ),
+            return_exceptions=True,
+        )
+
+    async def _open(self, tool: Tool) -> Any:
+        async with self._locks.setdefault(tool.name, asyncio.Lock()):
+            if tool.name not in self._states:
+                kwargs = self._task.tool_kwargs(tool.name).get("create_kwargs", {})
+                self._states[tool.name] = await tool.open(self._task, **kwargs)
+            return self._states[tool.name]
+
+
+def argument_fault(schema: dict[str, Any], arguments: dict[str, Any]) -> str | None:
+    """What is wrong with a call's arguments, in words for the model; None when nothing is."""
+    parameters = schema["function"].get("parameters") or {}
+    properties = parameters.get("properties") or {}
+    name = schema["function"]["name"]
+    missing = [key for key in parameters.get("required", ()) if key not in arguments]
+    if missing:
+        return f"{name} needs the argument {missing[0]!r}"
+    for key, value in arguments.items():
+        if key not in properties:
+            return f"{name} has no argument {key!r}; its arguments are: {', '.join(properties)}"
+        wanted = properties[key].get("type")
+        names = [wanted] if isinstance(wanted, str) else list(wanted or ())
+        allowed = tuple(kind for entry in names for kind in JSON_TYPES.get(entry, ()))
+        if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
+            return f"the argument {key!r} of {name} has to be of type {' or '.join(names)}"
+        if "enum" in properties[key] and value not in properties[key]["enum"]:
+            return f"the argument {key!r} of {name} has to be one of {properties[key]['enum']}"
+    return None
+
+
+def load_toolset(path: Path) -> Toolset:
+    """Load a tool YAML: `tools: [{class_name, config, tool_schema}]`.
+
+    Raises:
+        ToolConfigError: naming file, entry and class.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ToolConfigError(
+            f"tools: {path} does not exist", "give an existing tool YAML, or set tools to null"
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as exc:
+        raise ToolConfigError(
+            f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there"
+        ) from exc
+    entries = data.get("tools") if isinstance(data, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ToolConfigError(
+            f"{path} has no list `tools`", "write tools: [{class_name, config, tool_schema}]"
+        )
+    return Toolset([_load_tool(entry, f"{path}, tool {number}") for number, entry in enumerate(entries, 1)])
+
+
+def _load_tool(entry: Any, where: str) -> Tool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
+        raise ToolConfigError(
+            f"{where} has no class_name", "name a class, for instance tools.calculator.Calculator"
+        )
+    class_name = entry["class_name"]
+    module_name, _, attribute = class_name.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ToolConfigError(
+            f"{where}: class_name {class_name} cannot be imported: {exc}",
+            "install the package it is in, or correct the name (module.path.ClassName)",
+        ) from exc
+    if inspect.isfunction(kind):
+        return FunctionTool(kind)
+    if not (inspect.isclass(kind) and issubclass(kind, Tool)):
+        raise ToolConfigError(
+            f"{where}: {class_name} is no Tool", "subclass agentloop.Tool, or name a plain function"
+        )
+    schema = entry.get("tool_schema")
+    if not isinstance(schema, dict) or not isinstance((schema.get("function") or {}).get("name"), str):
+        raise ToolConfigError(
+            f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema"
+        )
+    return kind(entry.get("config") or {}, schema)
+
+
+def _error(text: str) -> ToolResult:
+    return ToolResult(f"Error: {text}", error=text)

@@ -1,0 +1,248 @@
+"""What flows through the system: tasks in, trajectories out. Plain data, no behaviour that needs a library."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Literal, NotRequired, TypedDict
+
+from agentloop.errors import TokenLawError
+
+TRAJECTORY_FORMAT = 1
+"""Version of the JSON form of a `Trajectory`; raised by one with each incompatible change."""
+
+
+class StopReason(StrEnum):
+    """Why a generation, or a whole episode, ended. Closed: metrics count every member by name."""
+
+    STOP = "stop"  # the model ended its turn
+    LENGTH = "length"  # max_new_tokens of the turn, or the response budget, ran out
+    ABORT = "abort"  # cut off by the server or the run
+    MAX_TURNS = "max_turns"  # the loop's limit of assistant turns
+    CONTEXT = "context"  # the model's context is full
+    TIMEOUT = "timeout"  # the episode's wall time ran out
+    ERROR = "error"  # infrastructure failed; the episode is masked
+
+
+class EpisodeStatus(StrEnum):
+    """What the trainer may do with a trajectory."""
+
+    OK = "ok"  # scored and trainable
+    FAILED = "failed"  # infrastructure failure: kept in the trace, masked out of the loss
+    REJECTED = "rejected"  # breaks the token law: never trained, counted with its reason
+
+
+class FunctionCall(TypedDict):
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCallDict(TypedDict):
+    """One tool call in a message, in the shape chat templates render."""
+
+    type: Literal["function"]
+    id: NotRequired[str]
+    function: FunctionCall
+
+
+class Message(TypedDict):
+    """A chat message. `content` is text, or a list of parts `{"type": "text" | "image", ...}`."""
+
+    role: str
+    content: str | list[dict[str, Any]]
+    tool_calls: NotRequired[list[ToolCallDict]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A tool call that was parsed from a sampled turn."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = ""
+
+
+@dataclass(slots=True)
+class MalformedCall:
+    """A piece of a sampled turn that looks like a tool call and is none; the loop answers it with `reason`."""
+
+    text: str
+    reason: str
+
+
+@dataclass(slots=True)
+class ParsedTurn:
+    """What `ChatRenderer.parse` reads from one sampled turn."""
+
+    text: str
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    malformed_calls: list[MalformedCall] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Turn:
+    """One generation. `start` and `end` bound the sampled tokens in the trajectory: `token_ids[start:end]`."""
+
+    start: int
+    end: int
+    text: str
+    stop_reason: StopReason
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    malformed_calls: list[MalformedCall] = field(default_factory=list)
+    reasoning: str | None = None
+    cached_tokens: int = 0
+    latency_s: float = 0.0
+
+
+@dataclass(slots=True)
+class ToolResult:
+    """The outcome of one tool call.
+
+    `text` is what the model sees. `error` is set when the model called the tool wrongly or the tool refused; it is
+    counted, and the text still goes to the model. `reward` is a step reward, or None.
+    """
+
+    text: str
+    reward: float | None = None
+    error: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    images: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Task:
+    """One dataset row, validated. Columns as in the formats that users of this kind of system already have."""
+
+    task_id: str
+    agent_name: str
+    prompt: list[Message]
+    data_source: str = ""
+    images: list[Any] = field(default_factory=list)
+    ability: str = ""
+    ground_truth: Any = None
+    reward_style: str = "rule"
+    extra_info: dict[str, Any] = field(default_factory=dict)
+
+    def tool_kwargs(self, tool: str) -> dict[str, dict[str, Any]]:
+        """`{create_kwargs, execute_kwargs, calc_reward_kwargs, release_kwargs}` of this row for `tool`."""
+        kwargs = (self.extra_info.get("tools_kwargs") or {}).get(tool) or {}
+        return {key: dict(value or {}) for key, value in kwargs.items()}
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One finished sequence of an episode: what the trainer trains on and what a trace shows.
+
+    `token_ids`, `loss_mask`, `logprobs` and `versions` have one length L. Position i has mask 1 exactly if an engine
+    sampled `token_ids[i]`; then `logprobs[i]` (natural log, of the distribution sampled from) and `versions[i]`
+    (policy version) are the engine's own, else both are None. `prompt_length` is the length of the first prompt.
+    """
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    logprobs: list[float | None]
+    versions: list[int | None]
+    prompt_length: int
+    turns: list[Turn] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)
+    reward: float | None = None
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    stop_reason: StopReason = StopReason.STOP
+    status: EpisodeStatus = EpisodeStatus.OK
+    error: str | None = None
+    agent_name: str = ""
+    task_id: str = ""
+    group_id: str = ""
+    sample_index: int = 0
+    data_source: str = ""
+    messages: list[Message] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the first prompt, tool output included."""
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(self.loss_mask)
+
+    @property
+    def min_version(self) -> int | None:
+        """The oldest policy version that sampled a token, or None when nothing was sampled."""
+        return min((v for v in self.versions if v is not None), default=None)
+
+    def check(self) -> None:
+        """Check the token law at ingest (DESIGN section 3, rules 1 and 5).
+
+        Raises:
+            TokenLawError: naming the rule and the first position that breaks it.
+        """
+        n = len(self.token_ids)
+        for name in ("loss_mask", "logprobs", "versions"):
+            if len(getattr(self, name)) != n:
+                raise TokenLawError(f"{name} has {len(getattr(self, name))} entries for {n} token ids")
+        if not 0 < self.prompt_length <= n:
+            raise TokenLawError(f"prompt_length {self.prompt_length} is outside 1..{n}")
+        columns = zip(self.token_ids, self.loss_mask, self.logprobs, self.versions, strict=True)
+        for i, (token, mask, logprob, version) in enumerate(columns):
+            if token < 0:
+                raise TokenLawError(f"token id {token} at position {i} is negative")
+            if mask == 1:
+                if i < self.prompt_length:
+                    raise TokenLawError(f"position {i} is in the prompt and has loss mask 1")
+                if logprob is None or version is None:
+                    raise TokenLawError(f"position {i} has loss mask 1 and no logprob or version")
+                if not math.isfinite(logprob) or logprob > 1e-4:
+                    raise TokenLawError(f"position {i} has the impossible logprob {logprob}")
+            elif mask == 0:
+                if logprob is not None or version is not None:
+                    raise TokenLawError(f"position {i} has loss mask 0 and yet a logprob or version")
+            else:
+                raise TokenLawError(f"loss mask at position {i} is {mask}, not 0 or 1")
+        covered = [i for turn in self.turns for i in range(turn.start, turn.end)]
+        if covered != [i for i, mask in enumerate(self.loss_mask) if mask]:
+            raise TokenLawError("the turns' token spans are not exactly the positions with loss mask 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """The versioned JSON form, as traces and checkpoints hold it. Images are left out."""
+        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("turns", "images")}
+        data["turns"] = [asdict(turn) for turn in self.turns]
+        return {"format": TRAJECTORY_FORMAT, **data}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Trajectory:
+        """Read the JSON form.
+
+        Raises:
+            TokenLawError: the format version is unknown or a field is missing.
+        """
+        data = dict(data)
+        version = data.pop("format", None)
+        if version != TRAJECTORY_FORMAT:
+            raise TokenLawError(f"trajectory format {version!r} is not {TRAJECTORY_FORMAT}")
+        try:
+            data["turns"] = [
+                Turn(
+                    **{
+                        **turn,
+                        "stop_reason": StopReason(turn["stop_reason"]),
+                        "tool_calls": [ToolCall(**call) for call in turn["tool_calls"]],
+                        "malformed_calls": [MalformedCall(**call) for call in turn["malformed_calls"]],
+                    }
+                )
+                for turn in data["turns"]
+            ]
+            data["stop_reason"] = StopReason(data["stop_reason"])
+            data["status"] = EpisodeStatus(data["status"])
+            return cls(**data)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise TokenLawError(f"not a trajectory: {exc!r}") from exc

@@ -1,0 +1,145 @@
+"""What crosses HTTP between agent loops, trainer and rollout server: SGLang's dialect, restricted to tokens.
+
+The models are strict: an unknown field is an error, a number is a number. Importing this module costs pydantic only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SESSION_HEADER = "X-Session-Id"
+"""Requests that carry the same value go to the same replica, where their prefix is cached."""
+
+
+class WireModel(BaseModel):
+    """Base of all messages: unknown fields are refused, infinities and NaN too."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class SamplingParams(WireModel):
+    """How to sample. Names and defaults are SGLang's, but for `max_new_tokens`, which has to be said."""
+
+    max_new_tokens: int = Field(ge=1, description="sampled tokens at most")
+    temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(-1, ge=-1, description="-1: all tokens")
+    stop_token_ids: list[int] | None = Field(
+        None, description="end the turn after one of these; it is returned"
+    )
+    ignore_eos: bool = Field(False, description="do not stop at the model's own end tokens")
+    sampling_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="same seed, same weights, same prompt: same tokens, whatever else runs",
+    )
+
+
+class GenerateRequest(WireModel):
+    """`POST /generate`. Tokens in; there is no field for text on purpose."""
+
+    input_ids: Annotated[list[int], Field(min_length=1, description="the whole prompt")]
+    sampling_params: SamplingParams
+    return_logprob: bool = True
+    rid: str | None = Field(None, max_length=256, description="request id, to abort it by")
+    image_data: list[str] | None = Field(None, description="images as base64 data, in the prompt's order")
+    stream: Literal[False] = False
+
+
+class VersionSpan(WireModel):
+    """Output tokens `[start, end)` were sampled under policy `version`."""
+
+    version: str
+    start: int
+    end: int
+
+
+class FinishReason(BaseModel):
+    """`type` is stop, length or abort; `matched` is the token that stopped the turn."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["stop", "length", "abort"]
+    matched: int | str | None = None
+    length: int | None = None
+    message: str | None = None
+
+
+class MetaInfo(BaseModel):
+    """Facts about one generation. A bare SGLang adds fields of its own: they are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    weight_version: str = "default"
+    weight_versions: list[VersionSpan] | None = None
+    output_token_logprobs: list[tuple[float, int, Any]] | None = None
+
+
+class GenerateResponse(BaseModel):
+    """Answer of `POST /generate`: sampled ids, each with its logprob and the policy version that sampled it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    output_ids: list[int]
+    meta_info: MetaInfo
+
+
+class UpdateWeightsFromDiskRequest(WireModel):
+    """Load safetensors from `model_path` and serve them as `weight_version`."""
+
+    model_path: str
+    weight_version: str
+    flush_cache: bool = True
+    abort_all_requests: bool = False
+    load_format: str | None = None
+
+
+class AdminResponse(BaseModel):
+    """Answer of the admin endpoints."""
+
+    model_config = ConfigDict(extra="allow")
+
+    success: bool
+    message: str = ""
+
+
+class PauseRequest(WireModel):
+    """`retract`: drop the KV cache of running requests and recompute it later; `in_place`: keep it."""
+
+    mode: Literal["retract", "in_place", "abort"] = "retract"
+
+
+class AbortRequest(WireModel):
+    """Abort one request by id, or all."""
+
+    rid: str = ""
+    abort_all: bool = False
+
+
+class ServerInfo(BaseModel):
+    """`GET /server_info`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: str
+    engine: str
+    model_path: str
+    weight_version: str
+    context_length: int
+    vocab_size: int
+    replicas: int
+    pid: int
+
+
+class ErrorBody(BaseModel):
+    """Every 4xx and 5xx answer: `{"error": {"message", "field", "type"}}`."""
+
+    error: dict[str, Any]

@@ -1,0 +1,132 @@
+"""The seam between server and engine: plain data in, plain data out, one protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from agentloop.wire import SamplingParams, VersionSpan
+
+FinishType = Literal["stop", "length", "abort"]
+PauseMode = Literal["retract", "in_place", "abort"]
+
+
+class EngineError(Exception):
+    """The engine failed a request that was right: the caller may send it again."""
+
+
+class WeightsError(Exception):
+    """A weights folder cannot be served: the old version goes on serving."""
+
+
+@dataclass(slots=True)
+class Generation:
+    """One request, validated: every id is in the vocabulary and prompt plus new tokens fit the context."""
+
+    rid: str
+    input_ids: list[int]
+    sampling: SamplingParams
+
+
+@dataclass(slots=True)
+class GenerationResult:
+    """What became of a `Generation`.
+
+    `logprobs[i]` belongs to `output_ids[i]`: natural log of its probability in the distribution after temperature and
+    before truncation by top-p and top-k (temperature 0: at temperature 1). The spans cover the output exactly.
+    """
+
+    output_ids: list[int]
+    logprobs: list[float]
+    spans: list[VersionSpan]
+    finish: FinishType
+    matched: int | None
+    cached_tokens: int
+    weight_version: str
+    message: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class EngineInfo:
+    """What does not change while an engine lives."""
+
+    name: str
+    model_path: str
+    context_length: int
+    vocab_size: int
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the start, and the state of now. Counters only grow."""
+
+    running: int = 0
+    waiting: int = 0
+    paused: bool = False
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    sampled_tokens: int = 0
+    prefilled_tokens: int = 0
+    finished: int = 0
+    failed: int = 0
+    aborted: int = 0
+    preempted: int = 0
+    steps: int = 0
+    step_failures: int = 0
+    kv_tokens: int = 0
+    kv_tokens_max: int = 0
+    weight_updates: int = 0
+    weight_update_s: float = 0.0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """A generator of tokens. All methods are called from one event loop."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def weight_version(self) -> str:
+        """The version that the next token is sampled from."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine will never answer again, or None while it serves."""
+        ...
+
+    async def generate(self, generation: Generation) -> GenerationResult:
+        """Generate. A cancelled call frees what it held at the next step.
+
+        Raises:
+            EngineError: the engine failed; sending the same again may succeed.
+        """
+        ...
+
+    async def abort(self, rid: str | None) -> int:
+        """End request `rid` (None: all) with finish reason `abort`; returns how many were ended."""
+        ...
+
+    async def pause(self, mode: PauseMode) -> None:
+        """Return when no step runs. `retract` drops the KV cache of running requests, `in_place` keeps it."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    async def flush_cache(self) -> None:
+        """Forget the prefixes of finished requests."""
+        ...
+
+    async def update_weights(self, folder: Path, version: str, *, flush_cache: bool) -> None:
+        """Serve the safetensors in `folder` as `version` from the next step on.
+
+        Raises:
+            WeightsError: the folder does not hold this model's weights, whole; the old version goes on serving.
+        """
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def close(self) -> None: ...

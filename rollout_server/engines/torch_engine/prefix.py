@@ -1,0 +1,88 @@
+"""Finding the row whose tokens start like a new prompt.
+
+Token lists are cut into blocks; the key of block i is a hash chained over blocks 0..i, so one dictionary look-up tells
+whether some row starts with the same i+1 blocks. Candidates are compared id by id: a hash collision costs time only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+BLOCK = 16
+CANDIDATES = 4
+"""Rows compared beyond the last shared block: all share it, and the first few are as good as any."""
+
+
+class Indexed(Protocol):
+    """What the index knows of a row."""
+
+    ids: list[int]
+    keys: list[int]
+
+
+def block_keys(ids: Sequence[int], count: int) -> Iterator[int]:
+    """The chained keys of the whole blocks in `ids[:count]`."""
+    key = 0
+    for start in range(0, count - count % BLOCK, BLOCK):
+        key = hash((key, *ids[start : start + BLOCK]))
+        yield key
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int], start: int, limit: int) -> int:
+    """Length of the longest common prefix of `a` and `b`, at most `limit`, known to be at least `start`."""
+    limit = min(limit, len(a), len(b))
+    while start < limit and a[start] == b[start]:
+        start += 1
+    return start
+
+
+RowT = TypeVar("RowT", bound=Indexed)
+
+
+class PrefixIndex(Generic[RowT]):  # noqa: UP046  # Python 3.11 has no other way
+    """Rows by the blocks that their tokens start with."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, list[RowT]] = {}
+
+    def add(self, row: RowT, count: int) -> None:
+        """Index the first `count` tokens of `row`; what was indexed before is kept."""
+        known = len(row.keys)
+        for i, key in enumerate(block_keys(row.ids, count)):
+            if i >= known:
+                row.keys.append(key)
+                self._rows.setdefault(key, []).append(row)
+
+    def remove(self, row: RowT) -> None:
+        for key in row.keys:
+            rows = self._rows[key]
+            rows.remove(row)
+            if not rows:
+                del self._rows[key]
+        row.keys.clear()
+
+    def find(self, ids: Sequence[int], limit: int) -> tuple[RowT | None, int]:
+        """The row that shares the longest prefix with `ids`, and how many tokens it shares, at most `limit`."""
+        deepest: list[RowT] = []
+        shared = 0
+        for key in block_keys(ids, limit):
+            rows = self._rows.get(key)
+            if rows is None:
+                break
+            deepest = rows
+            shared += BLOCK
+        best: RowT | None = None
+        length = 0
+        for row in deepest[-CANDIDATES:]:
+            if row.ids[:shared] == list(ids[:shared]):
+                common = common_prefix(ids, row.ids, shared, limit)
+                if common > length:
+                    best, length = row, common
+        return best, length
+
+    def clear(self) -> None:
+        for rows in self._rows.values():
+            for row in rows:
+                row.keys.clear()
+        self._rows.clear()

@@ -1,0 +1,61 @@
+"""What one server process is told at its start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from agentloop.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class ServerSettings(BaseModel):
+    """Every option of `agentloop serve`, validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="folder with a Hugging Face causal language model, or a hub id")
+    engine: str = Field("torch", description="torch: the embedded engine; or a name registered in agentloop.engines")
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535, description="0: a free one")
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_running: int = Field(64, ge=1, description="requests that decode at once")
+    max_kv_tokens: int | None = Field(None, ge=16, description="KV cache in tokens; None: from max_running")
+    context_length: int | None = Field(None, ge=16, description="None: the model's own")
+    threads: int = Field(1, ge=1, description="intra-op threads")
+    weights_roots: tuple[Path, ...] = Field((), description="folders that published weights may be loaded from")
+    weight_version: str = "0"
+    weights: Path | None = Field(None, description="published weights to start from instead of the model's own")
+    ready_file: Path | None = None
+    token: str | None = Field(None, repr=False)
+    parent_pid: int | None = None
+    seed: int = Field(0, ge=0, lt=2**63)
+    fast_path: bool = Field(True, description="the engine's own decoder for architectures it knows")
+
+    @model_validator(mode="after")
+    def _outside_needs_a_token(self) -> ServerSettings:
+        if self.host not in LOOPBACK and not self.token:
+            raise ConfigError(
+                f"host {self.host} can be reached from other machines, and no token is set",
+                "give --token-env NAME with a secret in that variable, or bind 127.0.0.1",
+            )
+        return self
+
+
+def token_from_environment(name: str | None) -> str | None:
+    """The bearer token in environment variable `name`.
+
+    Raises:
+        ConfigError: the variable is named and empty.
+    """
+    if name is None:
+        return None
+    token = os.environ.get(name, "")
+    if not token:
+        raise ConfigError(f"--token-env {name}: that variable is not set", f"export {name}=<a long random string>")
+    return token

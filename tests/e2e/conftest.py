@@ -1,0 +1,157 @@
+"""Whole commands, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+SMALL = [
+    "rollout.batch_size=4", "rollout.group_size=4", "eval.max_rows=8", "trainer.algorithm.minibatches=2",
+    "checkpoint.every=1", "eval.every=2",
+]  # fmt: skip
+"""Overrides that make a step of the quickstart take a fraction of a second."""
+
+
+@dataclass
+class Run:
+    """A finished command and the run directory it wrote."""
+
+    code: int
+    out: str
+    err: str
+    dir: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.dir / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def train_metrics(self) -> list[dict[str, Any]]:
+        return [row for row in self.metrics if "reward/mean" in row]
+
+    def trace(self, step: int, split: str = "train") -> list[dict[str, Any]]:
+        lines = (self.dir / "traces" / f"step_{step}" / f"{split}.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def agentloop_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "agentloop.cli", *arguments]
+
+
+@pytest.fixture
+def agentloop(tmp_path: Path) -> Callable[..., Run]:
+    """Run `agentloop ...` in an empty folder and wait for its end."""
+
+    def run(
+        *arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300
+    ) -> Run:
+        result = subprocess.run(
+            agentloop_command(*arguments), capture_output=True, text=True, cwd=tmp_path, timeout=timeout,
+            env={**os.environ, **(env or {})},
+        )  # fmt: skip
+        return Run(result.returncode, result.stdout, result.stderr, tmp_path / "outputs" / name)
+
+    return run
+
+
+@pytest.fixture
+def quickstart(repo: Path, agentloop: Callable[..., Run]) -> Callable[..., Run]:
+    """Run the quickstart, small unless told otherwise, under the run name `run`."""
+
+    def run(*overrides: str, small: bool = True, **options: Any) -> Run:
+        recipe = str(repo / "recipes" / "quickstart" / "recipe.yaml")
+        name = options.get("name", "run")
+        flags = [o for o in overrides if o.startswith("--")]
+        keys = [o for o in overrides if not o.startswith("--")]
+        return agentloop(
+            "train",
+            "--config",
+            recipe,
+            *flags,
+            f"run.name={name}",
+            *(SMALL if small else []),
+            *keys,
+            **options,
+        )
+
+    return run
+
+
+class Background:
+    """A command that goes on while the test does something to it."""
+
+    def __init__(self, arguments: list[str], cwd: Path) -> None:
+        self.process = subprocess.Popen(
+            agentloop_command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+        )
+        self.dir = cwd / "outputs" / "run"
+
+    def wait_for_steps(self, count: int, timeout: float = 120) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            file = self.dir / "metrics.jsonl"
+            if (
+                file.exists()
+                and sum("reward/mean" in line for line in file.read_text().splitlines()) >= count
+            ):
+                return
+            if self.process.poll() is not None:
+                raise AssertionError(
+                    f"ended early with {self.process.returncode}:\n{self.process.communicate()[0]}"
+                )
+            time.sleep(0.02)
+        raise AssertionError(f"no {count} steps within {timeout} s")
+
+    def children(self, *words: str) -> list[psutil.Process]:
+        """Descendants whose command line holds one of `words`."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                line = " ".join(child.cmdline())
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if any(word in line for word in words):
+                found.append(child)
+        return found
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def finish(self, timeout: float = 120) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out
+
+
+@pytest.fixture
+def background(tmp_path: Path, repo: Path) -> Any:
+    """Start the small quickstart in the background; whatever is left of it is killed at the end of the test."""
+    started: list[Background] = []
+
+    def start(*overrides: str) -> Background:
+        recipe = str(repo / "recipes" / "quickstart" / "recipe.yaml")
+        run = Background(["train", "--config", recipe, "run.name=run", *SMALL, *overrides], tmp_path)
+        started.append(run)
+        return run
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            for child in run.children(""):
+                child.kill()
+            run.process.kill()
+            run.process.communicate()

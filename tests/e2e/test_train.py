@@ -1,0 +1,175 @@
+"""The main job, end to end: it runs, learns, is exact, and survives what happens to processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+
+def test_a_run_writes_the_whole_run_directory(quickstart: Any) -> None:
+    run = quickstart("run.steps=2")
+    assert run.code == 0, run.err
+    for name in ("config/resolved.json", "env.json", "metrics.jsonl", "logs/server.log", "report.html"):
+        assert (run.dir / name).is_file(), name
+    assert [row["step"] for row in run.train_metrics] == [1, 2]
+    assert (run.dir / "weights" / "v_2" / "model.safetensors").is_file()
+    assert (run.dir / "checkpoints" / "step_2" / "state.json").is_file()
+    wanted = {
+        "step", "version", "reward/mean", "reward/std", "episode/turns_mean", "episode/tool_calls_mean", "episode/failed",
+        "rollout/tokens", "rollout/tokens_per_s", "rollout/time_s", "train/tokens", "train/tokens_per_s", "train/time_s",
+        "train/loss", "train/grad_norm", "train/entropy", "train/kl_ref", "train/clip_frac", "mismatch/logprob_abs_mean",
+        "mismatch/k3", "staleness/max", "publish/time_s", "step/time_s",
+    }  # fmt: skip
+    assert wanted <= run.train_metrics[0].keys()
+    assert "eval/reward_mean" in run.metrics[0] and "eval/reward_mean" in run.metrics[-1]
+    assert "\x1b" not in run.out, "no control codes when the output is not a terminal"
+    assert not list(run.dir.rglob("*.tmp"))
+
+
+def test_every_step_is_on_policy_and_exact(quickstart: Any) -> None:
+    run = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null")
+    assert run.code == 0, run.err
+    for row in run.train_metrics:
+        assert row["mismatch/logprob_abs_mean"] <= 1e-5
+        assert row["staleness/max"] == 0
+        assert row["episode/failed"] == 0 and row["episode/rejected"] == 0
+    for step in (1, 2, 3):
+        for line in run.trace(step):
+            assert {v for v in line["versions"] if v is not None} == {step - 1}
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_to_call_the_tool(quickstart: Any) -> None:
+    run = quickstart("run.steps=16", "eval.max_rows=128", "eval.every=16", small=False, timeout=400)
+    assert run.code == 0, run.err
+    rewards = [row["reward/mean"] for row in run.train_metrics]
+    calls = [row["episode/tool_calls_mean"] for row in run.train_metrics]
+    evals = [row["eval/reward_mean"] for row in run.metrics if row.get("eval/reward_mean") is not None]
+    assert sum(rewards[:3]) / 3 <= 0.40
+    assert sum(rewards[-3:]) / 3 >= 0.70
+    assert calls[-1] > 0.85 > 0.5 > calls[0]
+    assert evals[0] < 0.1 and evals[-1] > 0.7
+
+
+def test_a_directory_that_holds_a_run_is_refused(quickstart: Any) -> None:
+    first = quickstart("run.steps=1", "eval.before_train=false")
+    assert first.code == 0, first.err
+    again = quickstart("run.steps=1")
+    assert again.code == 2
+    assert "--resume" in again.err and "run.name" in again.err
+
+
+def test_ctrl_c_ends_cleanly_and_the_run_resumes(background: Any, quickstart: Any) -> None:
+    run = background("run.steps=100000", "eval.before_train=false", "eval.every=null")
+    run.wait_for_steps(2)
+    children = run.children("rollout_server", "trainer.worker")
+    assert len(children) == 2
+    run.interrupt()
+    code, out = run.finish()
+    assert code == 130, out
+    assert "--resume" in out
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    done = len((run.dir / "metrics.jsonl").read_text().splitlines())
+    resumed = quickstart("--resume", f"run.steps={done + 2}", "eval.before_train=false", "eval.every=null")
+    assert resumed.code == 0, resumed.err
+    assert [row["step"] for row in resumed.train_metrics] == list(range(1, done + 3))
+
+
+def test_a_resumed_run_gives_the_same_metrics_as_one_never_stopped(quickstart: Any) -> None:
+    whole = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null", name="whole")
+    assert whole.code == 0, whole.err
+    part = quickstart(
+        "run.steps=3", "eval.before_train=false", "eval.every=null", "checkpoint.every=null", name="part"
+    )
+    assert part.code == 0, part.err
+    half = quickstart("run.steps=1", "eval.before_train=false", "eval.every=null", name="half")
+    assert half.code == 0, half.err
+    rest = quickstart("--resume", "run.steps=3", "eval.before_train=false", "eval.every=null", name="half")
+    assert rest.code == 0, rest.err
+    assert "run.steps: 1 -> 3" in rest.out
+    for key in ("reward/mean", "train/loss", "train/grad_norm", "train/entropy", "rollout/tokens"):
+        assert [r[key] for r in rest.train_metrics] == [r[key] for r in whole.train_metrics], key
+        assert [r[key] for r in part.train_metrics] == [r[key] for r in whole.train_metrics], key
+
+
+def test_a_killed_server_is_started_again_and_nothing_is_lost(background: Any) -> None:
+    run = background("run.steps=6", "rollout.batch_size=16", "eval.before_train=false", "eval.every=null")
+    run.wait_for_steps(1)
+    time.sleep(0.1)
+    (server,) = run.children("rollout_server")
+    server.kill()
+    code, out = run.finish()
+    assert code == 0, out
+    assert "starting it again" in out
+    rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["episode/failed"] == 0 and row["episode/count"] == 64 for row in rows)
+    assert all(row["mismatch/logprob_abs_mean"] <= 1e-5 for row in rows)
+
+
+def test_kill_of_the_run_leaves_no_process_behind(background: Any) -> None:
+    run = background("run.steps=100000", "eval.before_train=false")
+    run.wait_for_steps(1)
+    children = run.children("rollout_server", "trainer.worker")
+    run.process.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        alive = [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"left behind: {alive}")
+
+
+def test_two_ranks_train_with_the_same_code(quickstart: Any) -> None:
+    one = quickstart("run.steps=2", "eval.before_train=false", "eval.every=null", name="one")
+    two = quickstart(
+        "run.steps=2", "eval.before_train=false", "eval.every=null", "trainer.ranks=2", name="two"
+    )
+    assert one.code == 0 and two.code == 0, two.err
+    for a, b in zip(one.train_metrics, two.train_metrics, strict=True):
+        assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=1e-3)
+        assert b["mismatch/logprob_abs_mean"] <= 1e-5
+
+
+def test_staleness_stays_within_its_bound(quickstart: Any) -> None:
+    run = quickstart("run.steps=4", "rollout.max_staleness=2", "eval.before_train=false", "eval.every=null")
+    assert run.code == 0, run.err
+    assert all(row["staleness/max"] <= 2 for row in run.train_metrics)
+    assert any(row["staleness/max"] > 0 for row in run.train_metrics)
+
+
+def test_evaluation_only(quickstart: Any) -> None:
+    run = quickstart("eval.only=true", "run.steps=5")
+    assert run.code == 0, run.err
+    assert [row["step"] for row in run.metrics] == [0]
+    assert (run.dir / "traces" / "step_0" / "eval.jsonl").is_file()
+
+
+def test_real_gsm8k_rows_run_to_the_end(agentloop: Any, repo: Path, shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "gsm8k"
+    prepared = agentloop("prepare", "gsm8k", "--source", str(source), "--out", str(tmp_path / "gsm8k"))
+    assert prepared.code == 0, prepared.err
+    run = agentloop(
+        "train", "--config", str(repo / "recipes/gsm8k/recipe.yaml"), f"model.path={repo / 'recipes/quickstart/model'}",
+        "run.steps=2", f"data.train={tmp_path / 'gsm8k/train.parquet'}", f"data.val={tmp_path / 'gsm8k/test.parquet'}",
+        "rollout.batch_size=4", "rollout.group_size=2", "eval.max_rows=4", "run.name=run",
+    )  # fmt: skip
+    assert run.code == 0, run.err + run.out
+    questions = {json.loads(line)["question"] for line in (source / "train.jsonl").read_text().splitlines()}
+    for step in (1, 2):
+        for line in run.trace(step):
+            user = next(m for m in line["messages"] if m["role"] == "user")
+            assert any(question in user["content"] for question in questions)
+
+
+def test_dry_run_prints_the_resolved_configuration(quickstart: Any) -> None:
+    run = quickstart("--dry-run", "seed=5")
+    assert run.code == 0
+    assert json.loads(run.out)["seed"] == 5
+    assert not run.dir.exists()

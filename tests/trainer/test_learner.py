@@ -1,0 +1,263 @@
+"""One rank's maths: gradients do not depend on how a batch is cut, and a checkpoint brings everything back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from agentloop.config import TrainerConfig
+from agentloop.errors import ModelError, RunDirError, WorkerError
+from trainer.learner import Learner, LearnerSettings
+from trainer.types import LossSpec, TrainSample, normalizer
+
+from .conftest import make_samples
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+SPEC = LossSpec(entropy_coef=0.01)
+
+
+def learner(model: Path, *, reference: bool = False, dtype: str = "float32", seed: int = 0, **config: Any) -> Learner:
+    settings = {"optim": {"lr": 1e-2, "grad_clip": 1e9}, "logprob_chunk": 16} | config
+    return Learner(
+        LearnerSettings(
+            model_path=str(model),
+            config=TrainerConfig.model_validate(settings),
+            dtype=dtype,
+            total_steps=10,
+            seed=seed,
+            reference=reference,
+        )
+    )
+
+
+def gradients(of: Learner) -> torch.Tensor:
+    return torch.cat([p.grad.to_local().flatten().double() for p in of._policy.parameters()])
+
+
+def accumulated(
+    model: Path, samples: list[TrainSample], *, budget: int = 8192, calls: int = 1, spec: LossSpec = SPEC
+) -> tuple[torch.Tensor, dict[str, float]]:
+    of = learner(model, tokens_per_micro_batch=budget)
+    sums: dict[str, float] = {}
+    for part in np.array_split(np.arange(len(samples)), calls):
+        for key, value in of.accumulate([samples[i] for i in part], 1.0, spec).items():
+            sums[key] = sums.get(key, 0.0) + value
+    return gradients(of), sums
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"])
+def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, aggregation: Any) -> None:
+    samples = make_samples(groups=4, size=6)
+    spec = LossSpec(aggregation=aggregation, entropy_coef=0.01)
+    whole, sums = accumulated(tiny_model, samples, spec=spec)
+    cut, cut_sums = accumulated(tiny_model, samples, budget=100, spec=spec)
+    assert sums["micro_batches"] == 1
+    assert cut_sums["micro_batches"] >= 4
+    assert relative(cut, whole) < 1e-6
+    for key in ("loss_sum", "entropy_sum", "logprob_abs_sum", "k3_sum", "tokens", "sequences"):
+        assert cut_sums[key] == pytest.approx(sums[key], rel=1e-6), key
+
+
+def test_the_gradient_does_not_depend_on_streaming(tiny_model: Path) -> None:
+    samples = make_samples(groups=4, size=6)
+    whole, sums = accumulated(tiny_model, samples)
+    streamed, parts = accumulated(tiny_model, samples, calls=4)
+    assert relative(streamed, whole) < 1e-6
+    assert parts["tokens"] == sums["tokens"] == normalizer(samples, "token_mean")
+
+
+def test_sharing_prompts_does_not_change_the_gradient(tiny_model: Path) -> None:
+    samples = make_samples(groups=3, size=6)
+    shared, sums = accumulated(tiny_model, samples)
+    for key, sample in enumerate(samples):
+        sample.group_key = key
+    alone, alone_sums = accumulated(tiny_model, samples)
+    assert relative(shared, alone) < 5e-6  # other matrix shapes: the noise of fp32, not of one order of summation
+    assert sums["packed_tokens"] < 0.8 * alone_sums["packed_tokens"]
+
+
+def test_the_gradient_is_that_of_plain_transformers(tiny_model: Path) -> None:
+    """The whole loss, written out again on a plain model."""
+    samples = make_samples(groups=2, size=3)
+    spec = LossSpec(aggregation="seq_mean_token_mean")
+    ours, sums = accumulated(tiny_model, samples, spec=spec)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="eager")
+    total = torch.zeros(())
+    for sample in samples:
+        ids = torch.from_numpy(sample.token_ids)
+        logprobs = torch.log_softmax(plain(input_ids=ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
+        mask = torch.from_numpy(sample.loss_mask[1:])
+        ratio = (logprobs - torch.from_numpy(sample.old_logprobs[1:]))[mask].exp()
+        advantage = torch.from_numpy(sample.advantages[1:])[mask]
+        total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+    total.backward()
+    theirs = torch.cat([p.grad.flatten().double() for p in plain.parameters()])
+    assert relative(ours, theirs) < 1e-5
+    assert sums["loss_sum"] == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_weights_of_samples_scale_their_loss(tiny_model: Path) -> None:
+    samples = make_samples(groups=1, size=2)
+    double, _ = accumulated(tiny_model, [*samples, *samples], spec=LossSpec())
+    for sample in samples:
+        sample.weight = 2.0
+    weighted, _ = accumulated(tiny_model, samples, spec=LossSpec())
+    assert relative(weighted, double) < 1e-6
+
+
+def test_the_first_kl_to_the_reference_is_zero_and_grows(tiny_model: Path) -> None:
+    of = learner(tiny_model, reference=True)
+    samples = make_samples()
+    spec = LossSpec(kl_coef=0.1)
+    first = of.accumulate(samples, 1.0, spec)
+    of.step(first["tokens"])
+    second = of.accumulate(samples, 1.0, spec)
+    assert first["kl_ref_sum"] == pytest.approx(0.0, abs=1e-6)
+    assert second["kl_ref_sum"] > 1e-3
+
+
+def test_steps_reduce_the_loss_and_report_the_schedule(tiny_model: Path) -> None:
+    of = learner(tiny_model, optim={"lr": 1e-2, "lr_end": 0.0, "schedule": "linear", "warmup_steps": 2})
+    samples = make_samples()
+    spec = LossSpec(kind="sft")
+    losses, rates = [], []
+    for _ in range(6):
+        sums = of.accumulate(samples, 1.0, spec)
+        losses.append(sums["loss_sum"])
+        metrics = of.step(sums["tokens"])
+        rates.append(metrics["lr"])
+        assert metrics["grad_norm"] > 0
+    assert losses == sorted(losses, reverse=True)
+    assert rates[:3] == pytest.approx([0.5e-2, 1e-2, 1e-2])
+
+
+def test_the_gradient_norm_is_clipped(tiny_model: Path) -> None:
+    of = learner(tiny_model, optim={"lr": 0.0, "grad_clip": 0.5})
+    of.accumulate(make_samples(), 1.0, SPEC)
+    norm = of.step(1.0)["grad_norm"]
+    assert norm > 0.5, "the norm before clipping is reported"
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_forgotten(tiny_model: Path) -> None:
+    of = learner(tiny_model)
+    samples = make_samples()
+    samples[0].advantages = np.where(samples[0].loss_mask, np.float32("inf"), np.float32(0.0))
+    of.accumulate(samples, 1.0, LossSpec())
+    with pytest.raises(WorkerError, match="not finite"):
+        of.step(1.0)
+    sums = of.accumulate(make_samples(), 1.0, LossSpec())
+    assert np.isfinite(of.step(sums["tokens"])["grad_norm"])
+
+
+def test_published_weights_are_the_policy(tiny_model: Path, tmp_path: Path) -> None:
+    of = learner(tiny_model)
+    samples = make_samples()
+    of.accumulate(samples, 1.0, SPEC)
+    of.step(10.0)
+    of.publish(tmp_path / "v_1")
+    index, token, ours = of.logprobs(samples, 0.9)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "v_1", dtype=torch.float32)
+    for i, sample in enumerate(samples):
+        ids = torch.from_numpy(sample.token_ids)
+        with torch.no_grad():
+            theirs = torch.log_softmax(plain(input_ids=ids[None]).logits[0, :-1] / 0.9, -1)
+        rows = index == i
+        expected = theirs.gather(1, ids[1:, None])[:, 0].numpy()[token[rows] - 1]
+        assert np.abs(ours[rows] - expected).max() < 1e-5
+    assert sorted(file.name for file in (tmp_path / "v_1").iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
+    assert not list(tmp_path.glob(".*")), "no temporary folder is left"
+
+
+def test_publishing_bfloat16_halves_the_file(tiny_model: Path, tmp_path: Path) -> None:
+    of = learner(tiny_model, dtype="bfloat16")
+    sums = of.accumulate(make_samples(), 1.0, SPEC)
+    assert np.isfinite(of.step(sums["tokens"])["grad_norm"])
+    assert all(p.dtype == torch.float32 for p in of._policy.parameters()), "master weights"
+    of.publish(tmp_path / "v_1")
+    assert {t.dtype for t in load_file(tmp_path / "v_1" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_save_and_load_bring_the_run_back_to_the_bit(tiny_model: Path, tmp_path: Path) -> None:
+    def train(of: Learner, steps: range) -> list[dict[str, float]]:
+        metrics = []
+        for step in steps:
+            sums = of.accumulate(make_samples(seed=step), 1.0, SPEC)
+            del sums["time_s"]
+            metrics.append(sums | of.step(sums["tokens"]))
+        return metrics
+
+    optim = {"lr": 1e-2, "schedule": "cosine", "lr_end": 0.0, "weight_decay": 0.1}
+    straight = learner(tiny_model, optim=optim)
+    train(straight, range(3))
+    straight.save(tmp_path / "step_3", {"step": 3, "version": 3})
+    expected = train(straight, range(3, 6))
+
+    resumed = learner(tiny_model, optim=optim, seed=9)
+    resumed.load(tmp_path / "step_3" / "trainer", optimizer=True)
+    assert train(resumed, range(3, 6)) == expected
+    for a, b in zip(straight._policy.parameters(), resumed._policy.parameters(), strict=True):
+        assert torch.equal(a.to_local(), b.to_local())
+    assert (tmp_path / "step_3" / "state.json").read_text() == '{"step": 3, "version": 3}'
+
+
+def test_a_checkpoint_of_a_run_that_has_not_stepped_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    saved, unsaved = learner(tiny_model), learner(tiny_model)
+    saved.save(tmp_path / "step_0", {})
+    results = []
+    for of in (saved, unsaved):
+        of.accumulate(make_samples(), 1.0, SPEC)
+        of.step(10.0)
+        results.append(torch.cat([p.to_local().flatten() for p in of._policy.parameters()]))
+    assert torch.equal(*results)
+
+
+def test_loading_weights_only_keeps_the_optimizer_fresh(tiny_model: Path, tmp_path: Path) -> None:
+    of = learner(tiny_model)
+    of.accumulate(make_samples(), 1.0, SPEC)
+    of.step(10.0)
+    of.save(tmp_path / "step_1", {})
+    other = learner(tiny_model)
+    other.load(tmp_path / "step_1" / "trainer", optimizer=False)
+    assert torch.equal(next(other._policy.parameters()).to_local(), next(of._policy.parameters()).to_local())
+    assert other._steps == 0
+    assert not other._optimizer.state
+
+
+def test_saving_over_a_checkpoint_replaces_it_whole(tiny_model: Path, tmp_path: Path) -> None:
+    of = learner(tiny_model)
+    of.save(tmp_path / "step_1", {"try": 1})
+    of.save(tmp_path / "step_1", {"try": 2})
+    assert (tmp_path / "step_1" / "state.json").read_text() == '{"try": 2}'
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match="holds no checkpoint"):
+        learner(tiny_model).load(tmp_path, optimizer=True)
+
+
+def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        learner(tmp_path / "nothing")
+
+
+def test_random_weights_depend_on_the_seed_alone(tiny_model: Path) -> None:
+    def first(seed: int) -> torch.Tensor:
+        settings = LearnerSettings(str(tiny_model), TrainerConfig(), "float32", 1, seed, init="random")
+        return next(Learner(settings)._policy.parameters()).to_local().detach().clone()
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))

@@ -1,0 +1,186 @@
+"""The rank processes: what they compute does not depend on their number, and nobody is left when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from agentloop.config import TrainerConfig
+from agentloop.errors import ModelError, WorkerError
+from trainer.channel import arrays_to_samples, samples_to_arrays
+from trainer.types import TrainSample
+from trainer.workers import WorkerGroup
+
+from .conftest import make_samples
+
+# An epsilon far above any gradient makes AdamW's first step plain gradient descent with step size lr / eps = 1: the
+# change of the published weights is the gradient.
+DESCENT = {"lr": 1e6, "eps": 1e6, "grad_clip": 1e9}
+
+
+@asynccontextmanager
+async def started(model: Path, tmp_path: Path, **config: Any) -> AsyncIterator[WorkerGroup]:
+    workers = await WorkerGroup.start(
+        model_path=str(model),
+        config=TrainerConfig.model_validate({"optim": DESCENT} | config),
+        dtype="float32",
+        total_steps=10,
+        seed=0,
+        log_dir=tmp_path / "logs",
+    )
+    try:
+        yield workers
+    finally:
+        await workers.close()
+
+
+def flat(folder: Path) -> np.ndarray:
+    tensors = load_file(folder / "model.safetensors")
+    return np.concatenate([tensors[name].ravel().astype(np.float64) for name in sorted(tensors)])
+
+
+def processes_of(workers: WorkerGroup) -> list[psutil.Process]:
+    return [psutil.Process(rank.process.pid) for rank in workers._ranks]
+
+
+async def test_two_ranks_compute_the_gradient_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    samples = make_samples(groups=3, size=6)
+    uneven = samples[:1]  # the second rank has nothing to do in this call, and must not hang
+    results = {}
+    for ranks in (1, 2):
+        async with started(tiny_model, tmp_path, ranks=ranks, tokens_per_micro_batch=128) as workers:
+            sums = await workers.accumulate(samples, temperature=1.0)
+            extra = await workers.accumulate(uneven, temperature=1.0)
+            await workers.step(1.0)
+            await workers.publish(tmp_path / f"ranks_{ranks}")
+            await workers.save(tmp_path / f"step_{ranks}", state={"ranks": ranks})
+            logprobs = await workers.logprobs(samples, temperature=1.0)
+            results[ranks] = (flat(tmp_path / f"ranks_{ranks}") - flat(tiny_model), sums, extra, logprobs)
+    (one, sums_1, extra_1, logprobs_1), (two, sums_2, extra_2, logprobs_2) = results[1], results[2]
+    assert np.linalg.norm(one) > 1.0
+    assert np.linalg.norm(two - one) < 1e-6 * np.linalg.norm(one)
+    for key in ("loss_sum", "entropy_sum", "logprob_abs_sum", "k3_sum", "tokens", "sequences", "normalizer"):
+        assert sums_2[key] == pytest.approx(sums_1[key], rel=1e-6), key
+        assert extra_2[key] == pytest.approx(extra_1[key], rel=1e-6), key
+    for sample, a, b in zip(samples, logprobs_1, logprobs_2, strict=True):
+        assert np.abs(a - b).max() < 1e-4
+        assert (a[sample.loss_mask] < 0).all()
+        assert not a[~sample.loss_mask].any()
+
+    # A checkpoint of two ranks is read by one.
+    async with started(tiny_model, tmp_path) as workers:
+        await workers.load(tmp_path / "step_2" / "trainer")
+        await workers.publish(tmp_path / "again")
+        assert np.array_equal(flat(tmp_path / "again"), flat(tmp_path / "ranks_2"))
+
+
+async def test_the_same_inputs_give_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
+    samples = make_samples()
+    seen = []
+    for number in range(2):
+        async with started(tiny_model, tmp_path, optim={"lr": 1e-2}) as workers:
+            sums = await workers.accumulate(samples, temperature=1.0)
+            metrics = await workers.step(sums["normalizer"])
+            await workers.publish(tmp_path / f"v_{number}")
+            seen.append((sums | {"time_s": 0.0}, metrics, flat(tmp_path / f"v_{number}").tobytes()))
+            processes = processes_of(workers)
+        assert not any(process.is_running() for process in processes)
+    assert seen[0] == seen[1]
+
+
+async def test_a_dead_rank_is_a_worker_error_with_its_log_and_ends_the_others(tiny_model: Path, tmp_path: Path) -> None:
+    async with started(tiny_model, tmp_path, ranks=2) as workers:
+        processes = processes_of(workers)
+        with (tmp_path / "logs" / "trainer_rank1.log").open("a") as log:
+            log.write("the last words of rank 1\n")
+        processes[1].kill()
+        with pytest.raises(WorkerError, match=r"rank 1 died \(exit code -9\)(.|\n)*the last words of rank 1"):
+            await workers.accumulate(make_samples(), temperature=1.0)
+        with pytest.raises(WorkerError, match="broken since"):
+            await workers.step(1.0)
+    assert not any(process.is_running() for process in processes)
+
+
+async def test_a_model_that_cannot_be_loaded_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        async with started(tmp_path / "empty", tmp_path):
+            pass
+
+
+async def test_bad_samples_are_refused_before_they_reach_a_rank(tiny_model: Path, tmp_path: Path) -> None:
+    workers = WorkerGroup([], TrainerConfig(), 32)
+    samples = make_samples()
+    with pytest.raises(ValueError, match="temperature 0"):
+        await workers.accumulate(samples, temperature=0.0)
+    samples[2].advantages = samples[2].advantages[:-1]
+    with pytest.raises(ValueError, match="sample 2: advantages has"):
+        await workers.accumulate(samples, temperature=1.0)
+    for sample in samples:
+        sample.loss_mask = np.zeros(len(sample), dtype=bool)
+        sample.advantages = sample.old_logprobs
+    assert (await workers.accumulate(samples, temperature=1.0))["normalizer"] == 0.0
+
+
+def test_ranks_die_with_their_parent(tiny_model: Path, tmp_path: Path) -> None:
+    program = f"""
+        import asyncio, os
+        from pathlib import Path
+        from agentloop.config import TrainerConfig
+        from trainer.workers import WorkerGroup
+
+        async def main():
+            workers = await WorkerGroup.start(
+                model_path={str(tiny_model)!r}, config=TrainerConfig(), dtype="float32", total_steps=1, seed=0,
+                log_dir=Path({str(tmp_path)!r}),
+            )
+            print(workers._ranks[0].process.pid, flush=True)
+            os.kill(os.getpid(), 9)
+
+        asyncio.run(main())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the rank outlives its parent"
+        time.sleep(0.05)
+
+
+def test_the_main_process_needs_no_torch() -> None:
+    program = "import sys, trainer.workers, trainer.sft, trainer.advantage; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_samples_survive_the_channel() -> None:
+    samples = make_samples()
+    samples[0].weight = 0.25
+    for before, after in zip(samples, arrays_to_samples(samples_to_arrays(samples)), strict=True):
+        for name in ("token_ids", "loss_mask", "old_logprobs", "advantages"):
+            assert np.array_equal(getattr(before, name), getattr(after, name))
+        assert (before.prompt_length, before.group_key, before.weight) == (
+            after.prompt_length, after.group_key, after.weight,
+        )  # fmt: skip
+    assert arrays_to_samples(samples_to_arrays([])) == []
+
+
+async def test_commands_run_one_after_the_other(tiny_model: Path, tmp_path: Path) -> None:
+    samples = make_samples()
+    async with started(tiny_model, tmp_path, optim={"lr": 0.0}) as workers:
+        halves: list[list[TrainSample]] = [samples[:4], samples[4:]]
+        calls = [workers.accumulate(half, temperature=1.0) for half in halves]
+        sums = await asyncio.gather(*calls, workers.step(1.0))
+        assert sums[2]["grad_norm"] > 0
+        assert sums[0]["tokens"] + sums[1]["tokens"] == sum(sample.trained_tokens for sample in samples)

@@ -1,0 +1,88 @@
+"""A calculator: arithmetic in a small language of its own, never `eval`."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from agentloop.tool import Tool
+from agentloop.types import ToolResult
+
+MAX_CHARACTERS = 500
+MAX_BITS = 4096
+"""Integers beyond it are refused: a model may well write 9**9**9."""
+
+Number = int | float
+
+BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+
+
+def evaluate(expression: str) -> Number:
+    """The value of an arithmetic expression: numbers, + - * / // % **, parentheses.
+
+    Raises:
+        ValueError: it is no such expression, or its value is out of bounds; the text is for the model to read.
+    """
+    if len(expression) > MAX_CHARACTERS:
+        raise ValueError(f"the expression has more than {MAX_CHARACTERS} characters")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+        return _value(tree.body)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError("not an arithmetic expression") from None
+    except ZeroDivisionError:
+        raise ValueError("division by zero") from None
+    except OverflowError:
+        raise ValueError("the result is too large") from None
+
+
+def format_number(value: Number) -> str:
+    """Whole numbers without a fraction, others with up to ten significant digits."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.10g}"
+    return str(value)
+
+
+def _value(node: ast.expr) -> Number:
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return value
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
+            return UNARY[type(op)](_value(operand))  # type: ignore[no-any-return]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
+            return _binary(op, _value(left), _value(right))
+    raise ValueError("only numbers, + - * / // % ** and parentheses can be used")
+
+
+def _binary(op: ast.operator, left: Number, right: Number) -> Number:
+    if isinstance(op, ast.Pow):
+        bits = left.bit_length() if isinstance(left, int) else 64
+        if abs(right) > MAX_BITS or (isinstance(right, int) and bits * abs(right) > MAX_BITS):
+            raise ValueError("the power is too large")
+    result = BINARY[type(op)](left, right)
+    if isinstance(result, complex):
+        raise ValueError("the result is not a real number")
+    if isinstance(result, int) and result.bit_length() > MAX_BITS:
+        raise ValueError("the result is too large")
+    return result  # type: ignore[no-any-return]
+
+
+class Calculator(Tool):
+    """Evaluates the argument `expression`."""
+
+    async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
+        try:
+            return ToolResult(format_number(evaluate(arguments["expression"])))
+        except ValueError as exc:
+            return ToolResult(f"Error: {exc}", error=str(exc))

@@ -1,0 +1,3 @@
+"""The trainer: takes finished trajectories, makes a new policy version, publishes it to the rollout server."""
+
+AGENTLOOP_PACKAGE = "agentloop-rl"

@@ -1,0 +1,57 @@
+"""`agentloop train` and `agentloop sft`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="the recipe, a YAML file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="change keys of the recipe, e.g. run.steps=10 seed=1"),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="go on from the newest checkpoint of this run's directory")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the trainer's commands to the `agentloop` program."""
+    app.command("train")(train)
+    app.command("sft")(sft)
+
+
+def train(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train a policy by reinforcement learning as a recipe says.
+
+    Starts the rollout server and the trainer, runs agent loops against them, writes outputs/<run.name>/ with metrics,
+    traces, checkpoints and report.html.
+
+    Examples:
+
+      agentloop train --config recipes/quickstart/recipe.yaml
+
+      agentloop train --config recipes/quickstart/recipe.yaml seed=1 run.name=seed1
+
+      agentloop train --config recipes/quickstart/recipe.yaml --resume
+
+    `agentloop config` prints every key with its meaning. Ctrl-C stops cleanly and prints how to go on.
+    """
+    from trainer.train_command import train_command
+
+    raise typer.Exit(train_command(config, list(overrides or []), resume=resume, dry_run=dry_run))
+
+
+def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
+    """Fine-tune a model on conversations: loss on assistant turns, in the stages of a recipe.
+
+    Example: agentloop sft --config recipes/quickstart/sft.yaml
+    """
+    from trainer.sft_command import sft_command
+
+    raise typer.Exit(sft_command(config, list(overrides or []), resume=resume, dry_run=dry_run))

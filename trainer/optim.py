@@ -1,0 +1,60 @@
+"""AdamW on sharded parameters and its learning rate, which depends on nothing but the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from agentloop.config import OptimConfig
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
+    """The learning rate of optimizer step `step` (from 0): linear warm-up, then from `lr` to `lr_end`.
+
+    A pure function, so that a resumed run needs no scheduler state beyond the step.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    end = config.lr if config.lr_end is None else config.lr_end
+    if config.schedule == "constant":
+        return config.lr
+    span = max(total_steps - config.warmup_steps - 1, 1)
+    done = min((step - config.warmup_steps) / span, 1.0)
+    if config.schedule == "linear":
+        return config.lr + (end - config.lr) * done
+    return end + (config.lr - end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW; vectors (norms, biases) are not decayed, as is usual."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2]},
+    ]
+    return apply_settings(torch.optim.AdamW(groups, fused=True), config)
+
+
+def apply_settings(optimizer: torch.optim.AdamW, config: OptimConfig) -> torch.optim.AdamW:
+    """Set betas, eps and decay as `config` says; the learning rate is set at each step."""
+    for group, decay in zip(optimizer.param_groups, (config.weight_decay, 0.0), strict=True):
+        group.update(betas=tuple(config.betas), eps=config.eps, weight_decay=decay)
+    return optimizer
+
+
+def scale_and_clip(model: nn.Module, normalizer: float, max_norm: float) -> float:
+    """Divide the summed gradients by `normalizer`, clip their global norm, and return the norm before clipping."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if not parameters:
+        return 0.0
+    torch._foreach_div_([_local(parameter.grad) for parameter in parameters], normalizer)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _local(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

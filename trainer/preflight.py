@@ -1,0 +1,197 @@
+"""Everything that can be wrong is found here, before a process starts: model, template, rows, agents, tools, reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from agentloop.chat import ChatRenderer, load_tokenizer
+from agentloop.client import GenerateClient
+from agentloop.config import Recipe
+from agentloop.data import RowOrder, check_agents, drop_overlong, load_tasks
+from agentloop.errors import ModelError, ServerError
+from agentloop.loop import AgentLoop
+from agentloop.registry import AGENTS, load_agent, registered
+from agentloop.rewards import RewardFunction, load_reward
+from agentloop.runner import EpisodeRunner
+from agentloop.toolset import Toolset, load_toolset
+from agentloop.types import Task, Trajectory
+from trainer.console import Console
+
+
+@dataclass
+class Prepared:
+    """What a run works with. `runner` exists between `connect` and `disconnect`."""
+
+    recipe: Recipe
+    model_path: str
+    renderer: ChatRenderer
+    agents: dict[str, type[AgentLoop]]
+    toolset: Toolset
+    reward: RewardFunction | None
+    train: Sequence[Task]
+    val: Sequence[Task]
+    rows: RowOrder
+    total_steps: int
+    _client: GenerateClient | None = None
+    _runner: EpisodeRunner | None = field(default=None, repr=False)
+
+    @property
+    def runner(self) -> EpisodeRunner:
+        assert self._runner is not None, "connect() comes first"
+        return self._runner
+
+    async def connect(self, url: str, *, max_concurrent: int) -> None:
+        """Make a client of the server at `url` and the runner that uses it.
+
+        Raises:
+            ServerError: the server does not say how long its context is.
+        """
+        rollout = self.recipe.rollout
+        self._client = GenerateClient(
+            url,
+            token=rollout.token,
+            timeout_s=rollout.request_timeout_s,
+            retries=rollout.retries,
+            max_connections=max_concurrent,
+        )
+        self._runner = EpisodeRunner(
+            renderer=self.renderer,
+            generator=self._client,
+            agents=self.agents,
+            recipe=self.recipe,
+            toolset=self.toolset,
+            reward=self.reward,
+            context_length=await _context_length(url, rollout.token),
+        )
+
+    async def disconnect(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def sample(self, trajectory: Trajectory, step: int) -> dict[str, Any]:
+        """A trajectory for the console: what was asked, what was said, what it was worth."""
+        return {
+            "step": step,
+            "task_id": trajectory.task_id,
+            "reward": trajectory.reward,
+            "stop_reason": trajectory.stop_reason.value,
+            "messages": trajectory.messages,
+        }
+
+
+def prepare(recipe: Recipe, console: Console) -> Prepared:
+    """Load and check all that a run needs.
+
+    Raises:
+        UserError: what is wrong, and what to do.
+    """
+    with console.phase("load tokenizer and template"):
+        model_path = resolve_model(recipe.model.path)
+        renderer = ChatRenderer(
+            load_tokenizer(model_path),
+            chat_template=_read_template(recipe.model.chat_template),
+            tool_format=recipe.model.tool_format,
+        )
+    with console.phase("load tools and reward"):
+        toolset = load_toolset(recipe.tools) if recipe.tools else Toolset()
+        reward = load_reward(recipe.reward)
+    with console.phase("load and check rows"):
+        known = registered(AGENTS)
+        splits: dict[str, list[Task]] = {"train": [], "val": []}
+        for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
+            if source is None:
+                continue
+            key = f"data.{split}"
+            tasks, without_agent = load_tasks(source, key, recipe.data.default_agent)
+            check_agents(tasks, known, key)
+            if split == "val" and recipe.eval.max_rows is not None:
+                tasks = tasks[: recipe.eval.max_rows]
+            kept = drop_overlong(
+                tasks,
+                renderer,
+                toolset.schemas or None,
+                recipe.data.max_prompt_tokens,
+                recipe.data.overlong,
+                key,
+            )
+            if without_agent:
+                console.notice(
+                    f"{key}: {without_agent} rows name no agent; they run {recipe.data.default_agent}"
+                )
+            if len(kept) < len(tasks):
+                console.notice(
+                    f"{key}: {len(tasks) - len(kept)} of {len(tasks)} rows left out, their prompts are longer than "
+                    f"data.max_prompt_tokens {recipe.data.max_prompt_tokens}"
+                )
+            splits[split] = kept
+        names = sorted({task.agent_name for tasks in splits.values() for task in tasks})
+        agents = {name: load_agent(name) for name in names}
+    train = splits["train"]
+    return Prepared(
+        recipe=recipe,
+        model_path=model_path,
+        renderer=renderer,
+        agents=agents,
+        toolset=toolset,
+        reward=reward,
+        train=train,
+        val=splits["val"],
+        rows=RowOrder(len(train), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
+        total_steps=recipe.run.steps
+        or max(1, (recipe.run.epochs or 1) * len(train) // recipe.rollout.batch_size),
+    )
+
+
+def resolve_model(path: str) -> str:
+    """The local folder of a model: `path` itself, or the downloaded snapshot of a hub id.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model.path {path} holds no config.json", "give the folder of a Hugging Face model"
+            )
+        return str(folder.resolve())
+    if folder.is_absolute() or path.startswith("."):
+        raise ModelError(
+            f"model.path {path} does not exist", "give the folder of a Hugging Face model, or a hub id"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        return str(snapshot_download(path, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, httpx.HTTPError) as exc:
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise ModelError(
+            f"model.path {path} is no folder and cannot be downloaded from the hub: {reason}",
+            "give the folder of a Hugging Face model, or the id of a model that can be reached",
+        ) from exc
+
+
+def _read_template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ModelError(f"model.chat_template {path} does not exist", "give a Jinja file")
+    return path.read_text(encoding="utf-8")
+
+
+async def _context_length(url: str, token: str | None) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
+        answer = await http.get("/server_info")
+    if answer.status_code != 200 or "context_length" not in answer.json():
+        raise ServerError(
+            f"{url}/server_info answered {answer.status_code} and no context_length: {answer.text[:200]}"
+        )
+    return int(answer.json()["context_length"])

@@ -1,0 +1,528 @@
+"""A training run from its first check to its report: produce, train, publish.
+
+One code path for synchronous and asynchronous training: the producer admits groups as far ahead as `max_staleness`
+allows; the trainer takes them in order, minibatch by minibatch, while later ones still run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from agentloop.config import Recipe
+from agentloop.errors import InfrastructureError, RunError
+from agentloop.types import Trajectory
+from trainer.batch import episode_metrics, eval_metrics, failure_causes, train_samples
+from trainer.console import Console
+from trainer.packing import packed_length
+from trainer.preflight import Prepared
+from trainer.producer import Group, Producer, evaluate
+from trainer.publish import DiskPublisher
+from trainer.rundir import RunDir
+from trainer.server_process import ServerProcess
+from trainer.types import TrainSample
+from trainer.workers import WorkerGroup
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; carries whether a checkpoint of this moment was saved."""
+
+
+@dataclass
+class StepClock:
+    """Where a step's seconds went."""
+
+    begin: float = field(default_factory=time.perf_counter)
+    train_s: float = 0.0
+    train_wait_s: float = 0.0
+    publish_s: float = 0.0
+    rollout_first: float = float("inf")
+    rollout_last: float = 0.0
+
+    def saw(self, group: Group) -> None:
+        self.rollout_first = min(self.rollout_first, group.started_s)
+        self.rollout_last = max(self.rollout_last, group.finished_s)
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    steps: int
+    interrupted: bool
+    first_reward: float | None
+    last_reward: float | None
+    eval_first: float | None
+    eval_last: float | None
+
+
+class TrainRun:
+    """One run of a recipe. Use `await TrainRun(...).run()` once.
+
+    Args:
+        prepared: what preflight has loaded and checked.
+        run_dir: claimed for this run.
+        resume: go on from the newest checkpoint, if there is one.
+    """
+
+    def __init__(
+        self, recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, *, resume: bool
+    ) -> None:
+        self._recipe = recipe
+        self._prepared = prepared
+        self._dir = run_dir
+        self._console = console
+        self._resume = resume
+        self._stop_requested = asyncio.Event()
+        self._optimizer_ran = False
+        self._version = 0
+        self._evals: list[float] = []
+        self._done_in_step = 0
+
+    async def run(self) -> RunResult:
+        """Run to the end, or to Ctrl-C.
+
+        Raises:
+            RunError: too many episodes failed.
+            InfrastructureError: a process died and could not be brought back.
+        """
+        loop = asyncio.get_running_loop()
+        main = asyncio.current_task()
+        assert main is not None
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sig, self._on_signal, main)
+        try:
+            async with self._processes() as (workers, server, publisher):
+                return await self._train(workers, server, publisher)
+        finally:
+            for sig in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(sig)
+
+    # -- life of the processes ---------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _processes(self) -> AsyncIterator[tuple[WorkerGroup, ServerProcess | None, DiskPublisher]]:
+        """Start trainer and server side by side, at the checkpoint's version when resuming; end them in any case."""
+        recipe = self._recipe
+        checkpoints = self._dir.list_checkpoints() if self._resume else []
+        checkpoint = checkpoints[-1] if checkpoints else None
+        server: ServerProcess | None = None
+        async with contextlib.AsyncExitStack() as stack:
+            start_workers = WorkerGroup.start(
+                model_path=self._prepared.model_path,
+                config=recipe.trainer,
+                dtype=recipe.model.dtype,
+                total_steps=self._prepared.total_steps * recipe.trainer.algorithm.minibatches,
+                seed=recipe.seed_for("trainer"),
+                log_dir=self._dir.logs,
+                reference=recipe.trainer.algorithm.kl_coef > 0,
+            )
+            if recipe.rollout.url is None:
+                server = ServerProcess(
+                    model_path=self._prepared.model_path,
+                    model=recipe.model,
+                    rollout=recipe.rollout,
+                    seed=recipe.seed_for("rollout"),
+                    log_file=self._dir.logs / "server.log",
+                    weights_root=self._dir.weights,
+                    on_restart=self._console.warn,
+                )
+                stack.push_async_callback(server.stop)
+            if checkpoint is None and server is not None:
+                with self._console.phase("start trainer and rollout server"):
+                    workers, url = await _both(start_workers, server.start(0, None), stack)
+            else:
+                with self._console.phase("start trainer"):
+                    workers = await start_workers
+                    stack.push_async_callback(workers.close)
+                if checkpoint is not None:
+                    with self._console.phase(f"load checkpoint of step {checkpoint.step}"):
+                        await workers.load(checkpoint.path)
+                        self._version = checkpoint.version
+                        self._dir.rewind(checkpoint.step)
+                with self._console.phase("start rollout server"):
+                    folder = self._dir.weights_of(self._version)
+                    await workers.publish(folder)
+                    url = await server.start(self._version, folder) if server else str(recipe.rollout.url)
+            publisher = DiskPublisher(
+                url,
+                running=recipe.rollout.publish.running,
+                token=recipe.rollout.token,
+                timeout_s=recipe.rollout.start_timeout_s,
+            )
+            stack.push_async_callback(publisher.close)
+            if server is None:
+                await publisher.update(self._version, self._dir.weights_of(self._version))
+            await self._prepared.connect(url, max_concurrent=recipe.rollout.max_concurrent)
+            stack.push_async_callback(self._prepared.disconnect)
+            yield workers, server, publisher
+
+    def _on_signal(self, main: asyncio.Task[Any]) -> None:
+        if self._stop_requested.is_set() or not self._optimizer_ran:
+            self._stop_requested.set()
+            main.cancel()
+            return
+        # Half of this step's optimizer steps are in the weights: stopping here would lose the step or tear it.
+        self._stop_requested.set()
+        self._console.notice("stopping after this step; Ctrl-C again to stop at once (and lose this step)")
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    async def _train(
+        self, workers: WorkerGroup, server: ServerProcess | None, publisher: DiskPublisher
+    ) -> RunResult:
+        recipe = self._recipe
+        total = self._prepared.total_steps
+        first = self._version
+        if first == 0 and (recipe.eval.before_train or recipe.eval.only):
+            await self._guard(self._evaluate_and_log(0), server)
+        if recipe.eval.only:
+            return self._result(first, interrupted=False)
+        producer = Producer(
+            self._prepared.runner,
+            self._prepared.train,
+            self._prepared.rows,
+            recipe.rollout,
+            seed=recipe.seed_for("rollout"),
+            total_steps=total,
+            first_step=first,
+            on_episode=self._count_episode,
+        )
+        step = first
+        try:
+            producer.admit(self._version)
+            for step in range(first + 1, total + 1):
+                metrics = await self._guard(self._step(step, producer, workers, server, publisher), server)
+                if self._eval_due(step):
+                    metrics |= await self._guard(self._evaluate(step), server)
+                self._dir.append_metrics(metrics)
+                self._console.step(metrics, total)
+                if metrics.get("eval/reward_mean") is not None:
+                    self._console.eval(metrics)
+                saved = self._checkpoint_due(step)
+                if saved:
+                    await self._save(workers, step)
+                self._dir.prune(keep_checkpoints=recipe.checkpoint.keep, current_version=self._version)
+                if self._stop_requested.is_set() and step < total:
+                    if not saved:
+                        await self._save(workers, step)
+                    return self._result(step, interrupted=True)
+            return self._result(total, interrupted=False)
+        except asyncio.CancelledError:
+            if not self._stop_requested.is_set():
+                raise
+            asyncio.current_task().uncancel()  # type: ignore[union-attr]
+            await producer.close()
+            if self._version and not self._optimizer_ran:
+                await self._save(workers, self._version)
+            return self._result(self._version, interrupted=True)
+        finally:
+            await producer.close()
+
+    async def _step(
+        self,
+        step: int,
+        producer: Producer,
+        workers: WorkerGroup,
+        server: ServerProcess | None,
+        publisher: DiskPublisher,
+    ) -> dict[str, Any]:
+        """Train on the groups of one step and publish the new version."""
+        algorithm = self._recipe.trainer.algorithm
+        batch = self._recipe.rollout.batch_size
+        clock = StepClock()
+        self._done_in_step = 0
+        groups: list[Group] = []
+        sums = _Sums()
+        per_minibatch = batch // algorithm.minibatches
+        for minibatch in range(algorithm.minibatches):
+            base = (step - 1) * batch + minibatch * per_minibatch
+            totals = await self._minibatch(
+                range(base, base + per_minibatch), producer, workers, clock, groups
+            )
+            sums.add(totals, first=minibatch == 0)
+            if totals.get("normalizer", 0.0) > 0:
+                self._optimizer_ran = True
+                with clock.measure("train_s"):
+                    sums.optimizer(await workers.step(totals["normalizer"]))
+        self._check_failures(groups)
+        with clock.measure("publish_s"):
+            version = self._version + 1
+            folder = self._dir.weights_of(version)
+            await workers.publish(folder)
+            if server:
+                server.serves(version, folder)
+            await publisher.update(version, folder)
+        trained_version = self._version
+        self._version = version
+        self._optimizer_ran = False
+        producer.admit(version)
+        await self._trace(step, groups)
+        return self._metrics(step, groups, trained_version, sums, clock)
+
+    async def _minibatch(
+        self,
+        indices: range,
+        producer: Producer,
+        workers: WorkerGroup,
+        clock: StepClock,
+        groups: list[Group],
+    ) -> dict[str, float]:
+        """Accumulate the gradient of one minibatch, chunk by chunk, while its later groups still run.
+
+        Where a chunk ends depends on the groups' tokens alone, never on timing: floating-point sums, and so a resumed
+        run, come out the same to the bit.
+        """
+        algorithm = self._recipe.trainer.algorithm
+        budget = self._recipe.trainer.tokens_per_micro_batch * self._recipe.trainer.ranks
+        totals: dict[str, float] = {}
+        chunk: list[TrainSample] = []
+        chunk_tokens = 0
+        for index in indices:
+            with clock.measure("train_wait_s"):
+                group = await producer.take(index)
+            clock.saw(group)
+            groups.append(group)
+            samples = train_samples(group, algorithm.advantage)
+            chunk += samples
+            chunk_tokens += packed_length(samples)
+            if chunk and (chunk_tokens >= budget or index == indices[-1]):
+                with clock.measure("train_s"):
+                    # Shielded: Ctrl-C must not cut a command to the ranks in two, they have to save a checkpoint yet.
+                    temperature = self._recipe.rollout.sampling.temperature
+                    part = await asyncio.shield(workers.accumulate(chunk, temperature=temperature))
+                for key, value in part.items():
+                    totals[key] = totals.get(key, 0.0) + value
+                chunk, chunk_tokens = [], 0
+        return totals
+
+    # -- evaluation, checkpoints, traces -----------------------------------------------------------------------------
+
+    async def _evaluate(self, step: int) -> dict[str, Any]:
+        config = self._recipe.eval
+        done = 0
+        total = len(self._prepared.val) * config.n
+
+        def on_episode(_: list[Trajectory]) -> None:
+            nonlocal done
+            done += 1
+            self._console.progress(done, total, "evaluation")
+
+        begin = time.perf_counter()
+        episodes = await evaluate(
+            self._prepared.runner,
+            self._prepared.val,
+            n=config.n,
+            sampling=config.sampling,
+            seed=self._recipe.seed_for("rollout"),
+            max_concurrent=self._recipe.rollout.max_concurrent,
+            on_episode=on_episode,
+        )
+        metrics = eval_metrics(episodes) | {"eval/time_s": time.perf_counter() - begin}
+        flat = [trajectory for episode in episodes for trajectory in episode]
+        if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):
+            raise RunError(
+                "too many episodes of an evaluation failed:\n  - " + "\n  - ".join(failure_causes(flat))
+            )
+        if config.log_generations:
+            kept = flat[: config.log_generations]
+            await asyncio.to_thread(self._dir.write_trace, step, "eval", kept)
+        if metrics["eval/reward_mean"] is not None:
+            self._evals.append(metrics["eval/reward_mean"])
+        return metrics
+
+    async def _evaluate_and_log(self, step: int) -> None:
+        if not self._prepared.val:
+            return
+        metrics = {"step": step, "version": self._version} | await self._evaluate(step)
+        self._dir.append_metrics(metrics)
+        self._console.eval(metrics)
+
+    def _eval_due(self, step: int) -> bool:
+        every = self._recipe.eval.every
+        if every is None or not self._prepared.val:
+            return False
+        return step % every == 0 or step == self._prepared.total_steps
+
+    def _checkpoint_due(self, step: int) -> bool:
+        every = self._recipe.checkpoint.every
+        return step == self._prepared.total_steps or (every is not None and step % every == 0)
+
+    async def _save(self, workers: WorkerGroup, step: int) -> None:
+        await workers.save(self._dir.checkpoint_of(step), state={"step": step, "version": self._version})
+
+    async def _trace(self, step: int, groups: list[Group]) -> None:
+        trace = self._recipe.trace
+        trajectories = [t for group in groups for t in group.trajectories]
+        last = step == self._prepared.total_steps
+        if step == 1 or last or step % trace.train_every == 0:
+            await asyncio.to_thread(
+                self._dir.write_trace, step, "train", trajectories[: trace.max_trajectories]
+            )
+        if trace.print_every and (step % trace.print_every == 0 or step == 1):
+            self._console.samples(
+                [self._prepared.sample(t, step) for t in _varied(trajectories, trace.print_samples)]
+            )
+
+    # -- small things ------------------------------------------------------------------------------------------------
+
+    async def _guard(self, work: Awaitable[T], server: ServerProcess | None) -> T:
+        """Await `work`, but not on a server that has been given up."""
+        task = asyncio.ensure_future(work)
+        if server is None or server.died is None:
+            return await task
+        try:
+            await asyncio.wait([task, server.died], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+        if server.died.done() and not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            server.died.result()
+        return await task
+
+    def _check_failures(self, groups: list[Group]) -> None:
+        last = [episode[-1] for group in groups for episode in group.episodes if episode]
+        failed = [t for t in last if t.status.value != "ok"]
+        if len(failed) > self._recipe.run.max_failed_fraction * len(last):
+            raise RunError(
+                f"{len(failed)} of {len(last)} episodes of this step failed. First causes:\n  - "
+                + "\n  - ".join(failure_causes(failed)),
+                "mend the cause, then continue with --resume; run.max_failed_fraction sets the bound",
+            )
+        if failed:
+            self._console.warn(
+                f"{len(failed)} of {len(last)} episodes failed: " + "; ".join(failure_causes(failed, 1))
+            )
+
+    def _count_episode(self, _: list[Trajectory]) -> None:
+        self._done_in_step += 1
+        self._console.progress(
+            self._done_in_step, self._recipe.rollout.batch_size * self._recipe.rollout.group_size, "episodes"
+        )
+
+    def _metrics(
+        self, step: int, groups: list[Group], trained_version: int, sums: _Sums, clock: StepClock
+    ) -> dict[str, Any]:
+        now = time.perf_counter()
+        episodes = episode_metrics(groups, trained_version)
+        rollout_s = max(1e-9, clock.rollout_last - clock.rollout_first)
+        metrics = {
+            "step": step,
+            "version": self._version,
+            **episodes,
+            "rollout/time_s": rollout_s,
+            "rollout/tokens_per_s": episodes["rollout/tokens"] / rollout_s,
+            "rollout/wait_s": max(0.0, now - max(clock.rollout_last, clock.begin)),
+            "train/time_s": clock.train_s,
+            "train/wait_s": clock.train_wait_s,
+            "publish/time_s": clock.publish_s,
+            "step/time_s": now - clock.begin,
+            **sums.metrics(clock.train_s),
+        }
+        mismatch = metrics.get("mismatch/logprob_abs_mean")
+        if mismatch is not None and mismatch > self._recipe.trainer.mismatch_warn:
+            self._console.warn(
+                f"engine and trainer disagree: mean |logprob difference| {mismatch:.3g}; the clipped ratio no longer "
+                "means what it should. Check dtype, temperature and that the published weights arrived."
+            )
+        return metrics
+
+    def _result(self, step: int, *, interrupted: bool) -> RunResult:
+        rows = [row for row in self._dir.read_metrics() if row.get("reward/mean") is not None]
+        return RunResult(
+            steps=step,
+            interrupted=interrupted,
+            first_reward=rows[0]["reward/mean"] if rows else None,
+            last_reward=rows[-1]["reward/mean"] if rows else None,
+            eval_first=self._evals[0] if self._evals else None,
+            eval_last=self._evals[-1] if self._evals else None,
+        )
+
+
+class _Sums:
+    """Sums over a step's minibatches, and the means a step reports.
+
+    The mismatch of engine and trainer is taken from the first minibatch alone: only there are the trainer's weights the
+    ones that sampled. In later minibatches the difference is what the optimizer did, and shows in `train/clip_frac`.
+    """
+
+    def __init__(self) -> None:
+        self._all: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+        self._optimizer: list[dict[str, float]] = []
+
+    def add(self, totals: dict[str, float], *, first: bool) -> None:
+        if first:
+            self._first = totals
+        for key, value in totals.items():
+            self._all[key] = self._all.get(key, 0.0) + value
+
+    def optimizer(self, metrics: dict[str, float]) -> None:
+        self._optimizer.append(metrics)
+
+    def metrics(self, train_s: float) -> dict[str, Any]:
+        tokens = self._all.get("tokens", 0.0)
+        first_tokens = self._first.get("tokens", 0.0)
+
+        def mean(key: str) -> float | None:
+            return self._all[key] / tokens if tokens else None
+
+        def first_mean(key: str) -> float | None:
+            return self._first[key] / first_tokens if first_tokens else None
+
+        return {
+            "train/tokens": int(self._all.get("packed_tokens", 0)),
+            "train/tokens_per_s": self._all.get("packed_tokens", 0.0) / max(train_s, 1e-9),
+            "train/loss": self._all["loss_sum"] / self._all["normalizer"] if tokens else None,
+            "train/entropy": mean("entropy_sum"),
+            "train/clip_frac": mean("clip_sum"),
+            "train/kl_ref": mean("kl_ref_sum"),
+            "mismatch/logprob_abs_mean": first_mean("logprob_abs_sum"),
+            "mismatch/k3": first_mean("k3_sum"),
+            "train/grad_norm": max((m["grad_norm"] for m in self._optimizer), default=None),
+            "train/lr": self._optimizer[-1]["lr"] if self._optimizer else None,
+        }
+
+
+async def _both(
+    start_workers: Awaitable[WorkerGroup], start_server: Awaitable[str], stack: contextlib.AsyncExitStack
+) -> tuple[WorkerGroup, str]:
+    """Start the two at once; when one fails, the other is still ended by the stack and the first error is raised."""
+    results = await asyncio.gather(start_workers, start_server, return_exceptions=True)
+    workers, url = results
+    if not isinstance(workers, BaseException):
+        stack.push_async_callback(workers.close)
+    for result in results:
+        if isinstance(result, InfrastructureError):
+            raise result
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    assert not isinstance(workers, BaseException) and not isinstance(url, BaseException)
+    return workers, url
+
+
+def _varied(trajectories: list[Trajectory], count: int) -> list[Trajectory]:
+    """A few trajectories that differ in reward where they can: the best and the worst first."""
+    scored = sorted((t for t in trajectories if t.reward is not None), key=lambda t: t.reward or 0.0)
+    if len(scored) <= count:
+        return scored
+    return [scored[-1], scored[0], *scored[1:-1]][:count]

@@ -1,0 +1,340 @@
+"""The main process's side of the trainer's ranks: starts them, talks to them, notices when one dies. No torch.
+
+    group = await WorkerGroup.start(model_path=..., config=..., ...)
+    sums = await group.accumulate(samples, temperature=1.0)      # as often as groups of episodes finish
+    await group.step(sums["normalizer"])                         # one optimizer step over all of them
+    await group.publish(folder)
+    await group.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import agentloop.errors
+from agentloop.config import OptimConfig, TrainerConfig
+from agentloop.errors import AgentloopError, WorkerError
+from trainer.channel import (
+    HEADER_LENGTH_BYTES,
+    array_bytes,
+    decode_header,
+    encode,
+    header_length,
+    samples_to_arrays,
+)
+from trainer.packing import split_over_ranks
+from trainer.types import LossSpec, TrainSample, normalizer
+
+CLOSE_TIMEOUT_S = 10.0
+LOG_LINES = 20
+DEFAULT_HIDDEN_SIZE = 1024
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{setting}" for setting in ("hugetlb=1", f"mmap_threshold={2**25}", f"trim_threshold={2**30}")
+)
+"""glibc keeps what is freed and uses huge pages: a step would else take tens of thousands of page faults (8% of its time)."""
+
+Answer = tuple[dict[str, Any], list[np.ndarray]]
+
+
+class _Rank:
+    """One process and its socket."""
+
+    def __init__(
+        self,
+        number: int,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log: Path,
+    ) -> None:
+        self.number = number
+        self.process = process
+        self.log = log
+        self._reader = reader
+        self._writer = writer
+
+    async def call(self, body: dict[str, Any], arrays: Sequence[np.ndarray]) -> Answer:
+        """Send one message and wait for its answer."""
+        try:
+            self._writer.writelines(encode(body, arrays))
+            await self._writer.drain()
+            length = header_length(await self._reader.readexactly(HEADER_LENGTH_BYTES))
+            answer, described = decode_header(await self._reader.readexactly(length))
+            received = [
+                np.frombuffer(await self._reader.readexactly(array_bytes(dtype, shape)), dtype=dtype).reshape(shape)
+                for dtype, shape in described
+            ]
+        except (asyncio.IncompleteReadError, ConnectionError) as exc:
+            code = await self.process.wait()
+            raise WorkerError(
+                f"trainer rank {self.number} died (exit code {code}). The last lines of {self.log}:\n{self._log_tail()}",
+                "an exit code of -9 is most often memory: lower trainer.tokens_per_micro_batch",
+            ) from exc
+        if "ok" in answer:
+            return answer["ok"], received
+        raise self._error(answer)
+
+    def _error(self, answer: dict[str, Any]) -> AgentloopError:
+        known = getattr(agentloop.errors, answer["error"] or "", None)
+        if known is not None:
+            return known(answer["message"], answer["hint"])
+        return WorkerError(f"trainer rank {self.number} failed: {answer['message']}", f"see {self.log}")
+
+    def _log_tail(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        return "\n".join(f"    {line}" for line in lines[-LOG_LINES:]) or "    (empty)"
+
+    async def end(self) -> None:
+        """Close the socket, which tells the process to end; kill it when it does not."""
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            self.kill()
+            await self.process.wait()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+
+class WorkerGroup:
+    """The trainer's ranks. Commands run one at a time, in the order in which they were called."""
+
+    def __init__(self, ranks: list[_Rank], config: TrainerConfig, hidden_size: int) -> None:
+        self._ranks = ranks
+        self._config = config
+        self._hidden_size = hidden_size
+        self._lock = asyncio.Lock()
+        self._broken: AgentloopError | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        model_path: str,
+        config: TrainerConfig,
+        dtype: str,
+        total_steps: int,
+        seed: int,
+        log_dir: Path,
+        reference: bool = False,
+        init: Literal["weights", "random"] = "weights",
+    ) -> WorkerGroup:
+        """Start the rank processes and load the model in each.
+
+        Args:
+            model_path: folder of a Hugging Face model, or a hub id.
+            total_steps: optimizer steps of the whole run, for the schedule.
+            log_dir: gets `trainer_rank{r}.log`.
+            reference: keep a frozen copy of the initial policy, for `kl_coef`.
+            init: `random` draws the weights with `seed`.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            WorkerError: a process died; its last lines of log are in the message.
+        """
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="agentloop-") as scratch:
+            ranks: list[_Rank] = []
+            group = cls(ranks, config, _hidden_size(model_path))
+            try:
+                for number in range(config.ranks):
+                    ranks.append(await _spawn(number, config, log_dir / f"trainer_rank{number}.log"))
+                start = {
+                    "config": json.loads(config.model_dump_json()),
+                    "store": str(Path(scratch) / "store"),
+                    "ranks": config.ranks,
+                    "model_path": model_path,
+                    "dtype": dtype,
+                    "total_steps": total_steps,
+                    "seed": seed,
+                    "reference": reference,
+                    "init": init,
+                }
+                await group._call([(start | {"rank": rank.number}, ()) for rank in ranks])
+            except BaseException:
+                await group.close()
+                raise
+        return group
+
+    async def accumulate(
+        self, samples: Sequence[TrainSample], *, temperature: float, loss: LossSpec | None = None
+    ) -> dict[str, float]:
+        """Add the gradient of the summed loss of `samples` to what has been accumulated.
+
+        Called any number of times before `step`. Calls of a few thousand tokens are as fast as one large call; smaller
+        ones leave part of a core's speed unused.
+
+        Args:
+            samples: samples with an equal `group_key` share their prompt.
+            temperature: the one they were sampled with.
+            loss: default: what the config's `algorithm` says.
+
+        Returns:
+            sums over the trained tokens: `loss_sum` (weighted as the aggregation says), `entropy_sum`, `clip_sum`,
+            `kl_ref_sum`, `logprob_abs_sum` (|trainer - engine| logprob) and `k3_sum` (KL of engine against trainer);
+            counts: `tokens` (trained), `sequences`, `packed_tokens` (computed, shared prompts once),
+            `micro_batches`, `normalizer` (to be summed over the calls of a step and given to it); `time_s` of the
+            slowest rank. The mismatch sums compare like with like only before the first `step` of a version.
+
+        Raises:
+            ValueError: a sample's columns do not fit together, or the temperature is 0.
+        """
+        spec = loss or LossSpec.from_config(self._config.algorithm)
+        _check(samples, temperature)
+        trained = [sample for sample in samples if sample.loss_mask.any()]
+        if not trained:
+            return {"tokens": 0.0, "sequences": 0.0, "normalizer": 0.0}
+        answers = await self._share(trained, {"op": "accumulate", "temperature": temperature, "loss": spec.to_json()})
+        sums = [body for body, _ in answers[1]]
+        total = {key: sum(body[key] for body in sums) for key in sums[0]}
+        return total | {
+            "time_s": max(body["time_s"] for body in sums),
+            "normalizer": normalizer(trained, spec.aggregation),
+        }
+
+    async def step(self, normalizer: float) -> dict[str, float]:
+        """One optimizer step on the accumulated gradient divided by `normalizer`; returns `lr` and `grad_norm`.
+
+        Raises:
+            WorkerError: the gradient is not finite.
+        """
+        answers = await self._all({"op": "step", "normalizer": normalizer})
+        return answers[0][0]
+
+    async def reset_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
+        """Forget the moments and start a schedule of `total_steps` at its step 0: the next stage of a training."""
+        body = {"op": "reset_optimizer", "optim": json.loads(optim.model_dump_json()), "total_steps": total_steps}
+        await self._all(body)
+
+    async def logprobs(self, samples: Sequence[TrainSample], *, temperature: float) -> list[np.ndarray]:
+        """The policy's own logprobs of the trained tokens: for each sample (L) float32, 0 where the mask is 0."""
+        _check(samples, temperature)
+        result = [np.zeros(len(sample), dtype=np.float32) for sample in samples]
+        shares, answers = await self._share(samples, {"op": "logprobs", "temperature": temperature})
+        for share, (_, (sample_index, token_index, logprobs)) in zip(shares, answers, strict=True):
+            for local in np.unique(sample_index):
+                rows = sample_index == local
+                result[share[local]][token_index[rows]] = logprobs[rows]
+        return result
+
+    async def publish(self, folder: Path) -> None:
+        """Write the whole policy as a Hugging Face folder; it appears under its name when it is complete."""
+        await self._all({"op": "publish", "folder": str(Path(folder).absolute())})
+
+    async def save(self, folder: Path, state: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint: `folder/trainer/` and, with `state`, `folder/state.json`; whole or not at all."""
+        await self._all({"op": "save", "folder": str(Path(folder).absolute()), "state": state or {}})
+
+    async def load(self, folder: Path, *, optimizer: bool = True) -> None:
+        """Read the `trainer/` folder of what `save` wrote.
+
+        Args:
+            optimizer: False reads the weights only; optimizer, schedule and random state stay as they are.
+
+        Raises:
+            RunDirError: it is no checkpoint, or one of another model.
+        """
+        await self._all({"op": "load", "folder": str(Path(folder).absolute()), "optimizer": optimizer})
+
+    async def close(self) -> None:
+        """End the processes. Ranks that are busy or broken are killed."""
+        if self._broken is not None or self._lock.locked():
+            for rank in self._ranks:
+                rank.kill()
+        await asyncio.gather(*(rank.end() for rank in self._ranks))
+
+    # -- talking to the ranks ----------------------------------------------------------------------------------------
+
+    async def _share(
+        self, samples: Sequence[TrainSample], body: dict[str, Any]
+    ) -> tuple[list[list[int]], list[Answer]]:
+        """Send each rank its part of the samples; returns the parts and the answers."""
+        shares = split_over_ranks(
+            samples, len(self._ranks), self._config.tokens_per_micro_batch, self._hidden_size
+        )
+        messages = [(body, samples_to_arrays([samples[index] for index in share])) for share in shares]
+        return shares, await self._call(messages)
+
+    async def _all(self, body: dict[str, Any]) -> list[Answer]:
+        return await self._call([(body, ())] * len(self._ranks))
+
+    async def _call(self, messages: Sequence[tuple[dict[str, Any], Sequence[np.ndarray]]]) -> list[Answer]:
+        """One message to each rank. After an error the group is broken: ranks may be at different places."""
+        async with self._lock:
+            if self._broken is not None:
+                raise WorkerError(f"the trainer is broken since: {self._broken.message}", self._broken.hint)
+            tasks = [
+                asyncio.ensure_future(rank.call(*message))
+                for rank, message in zip(self._ranks, messages, strict=True)
+            ]
+            try:
+                return list(await asyncio.gather(*tasks))
+            except BaseException as exc:
+                self._broken = (
+                    exc if isinstance(exc, AgentloopError) else WorkerError(f"a command was cut off: {exc!r}")
+                )
+                # The other ranks wait for the failed one in a collective, which never comes.
+                for rank in self._ranks:
+                    rank.kill()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
+
+
+def _check(samples: Sequence[TrainSample], temperature: float) -> None:
+    if temperature <= 0:
+        raise ValueError("temperature 0 has no logprobs to train on: set rollout.sampling.temperature above 0")
+    for index, sample in enumerate(samples):
+        try:
+            sample.check()
+        except ValueError as exc:
+            raise ValueError(f"sample {index}: {exc}") from exc
+
+
+async def _spawn(number: int, config: TrainerConfig, log: Path) -> _Rank:
+    ours, theirs = socket.socketpair()
+    environment = dict(os.environ)
+    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.threads)
+    environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # local ranks; a name that resolves to elsewhere would hang
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The rank imports the trainer that started it, whatever the working directory holds under that name (-P).
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    with theirs, log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "trainer.worker",
+            "--fd",
+            str(theirs.fileno()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C reaches the main process only, which ends its ranks in order
+        )
+    reader, writer = await asyncio.open_connection(sock=ours)
+    return _Rank(number, process, reader, writer, log)
+
+
+def _hidden_size(model_path: str) -> int:
+    """`hidden_size` of a model folder; it only balances work, so that a hub id gets a usual value."""
+    file = Path(model_path) / "config.json"
+    if not file.is_file():
+        return DEFAULT_HIDDEN_SIZE
+    return int(json.loads(file.read_text()).get("hidden_size", DEFAULT_HIDDEN_SIZE))
