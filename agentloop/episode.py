@@ -78,10 +78,13 @@ class Episode:
         """The generations so far."""
         return self._ledger.turns
 
-    @property
-    def can_generate(self) -> bool:
-        """Whether turns and tokens are left for another `generate`."""
-        return self._limit_reached(len(self._ledger), self._ledger.response_length) is None
+    def check_budget(self) -> None:
+        """End the episode here when no further turn is allowed.
+
+        Raises:
+            EpisodeEnd: turns, response tokens or context are used up.
+        """
+        self._room(len(self._ledger), self._ledger.response_length)
 
     async def generate(self, **sampling: Any) -> Turn:
         """Let the model speak; returns the turn, which is also appended to `messages`.

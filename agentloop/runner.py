@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -77,10 +78,8 @@ class EpisodeRunner:
         parts: dict[str, float] = {}
         try:
             async with asyncio.timeout(config.episode_timeout_s):
-                try:
+                with contextlib.suppress(EpisodeEnd):  # the episode has noted the reason
                     await self._agents[task.agent_name](config.options).run(episode)
-                except EpisodeEnd:
-                    pass  # the episode has noted the reason
             parts = await session.rewards()
         except TimeoutError:
             episode.stop_reason = StopReason.TIMEOUT

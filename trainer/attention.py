@@ -59,7 +59,7 @@ def packed_attention(
     window = kwargs.get("sliding_window")
     if (window is not None and window < longest) or kwargs.get("softcap") or kwargs.get("s_aux") is not None:
         raise ModelError(
-            f"{type(module).__name__} uses a sliding window shorter than the sequence, logit capping or attention sinks",
+            f"{type(module).__name__} has a sliding window shorter than the sequence, logit capping or attention sinks",
             "the trainer computes full causal attention only: use another model",
         )
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -80,16 +80,12 @@ class _PackedAttention(torch.autograd.Function):
     """The CPU path: torch's flash kernel on views of the row, without padding and without copies of the inputs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: PackedLayout, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: PackedLayout, scale: float) -> Tensor:
         q_THD, k_THD, v_THD = q_THD.contiguous(), k_THD.contiguous(), v_THD.contiguous()
         out_THD = torch.empty_like(q_THD)
         lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32)
         for run in layout.runs:
-            out, lse = _forward(
-                _run(q_THD, run), _run(k_THD, run), _run(v_THD, run), 0.0, is_causal=True, scale=scale
-            )
+            out, lse = _forward(_run(q_THD, run), _run(k_THD, run), _run(v_THD, run), 0.0, is_causal=True, scale=scale)
             _run(out_THD, run).copy_(out)
             _run(lse_TH.unsqueeze(-1), run).copy_(lse.unsqueeze(-1))
         for start, length, prompt_start, prompt_length in layout.prefixes:

@@ -90,10 +90,8 @@ def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
     for key, tensor in model_state.items():
         entry = entries.get(f"model.{key}")
         if entry is None or entry.size != tensor.shape:
-            raise RunDirError(
-                f"{folder} is a checkpoint of another model: {key} is {'missing' if entry is None else 'of another shape'}",
-                "check model.path",
-            )
+            fault = "missing" if entry is None else "of another shape"
+            raise RunDirError(f"{folder} is a checkpoint of another model: {key} is {fault}", "check model.path")
     return set(entries)
 
 

@@ -52,7 +52,7 @@ def policy_gradient(logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
 
 
 def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
-    """`exp(d) - d - 1` with `d = other - logprob`: KL(policy || other) per token sampled from the policy, never negative.
+    """`exp(d) - d - 1`, `d = other - logprob`: KL(policy || other) at a token sampled from the policy; never negative.
 
     Source: J. Schulman, "Approximating KL divergence" (2020), estimator k3.
     """

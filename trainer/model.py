@@ -126,4 +126,3 @@ def decoder_blocks(model: PolicyModel) -> list[nn.Module]:
     """The repeated blocks of the language model, as transformers names them in `_no_split_modules`."""
     names = set(getattr(model.lm, "_no_split_modules", None) or [])
     return [module for module in model.lm.modules() if type(module).__name__ in names]
-

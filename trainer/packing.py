@@ -150,9 +150,7 @@ def micro_batches(units: Sequence[Unit], max_tokens: int) -> list[list[Unit]]:
     return batches
 
 
-def split_over_ranks(
-    samples: Sequence[TrainSample], ranks: int, max_tokens: int, hidden_size: int
-) -> list[list[int]]:
+def split_over_ranks(samples: Sequence[TrainSample], ranks: int, max_tokens: int, hidden_size: int) -> list[list[int]]:
     """Divide samples over ranks so that each has about the same work; groups stay whole where that is fair.
 
     The work of a unit is its tokens plus attention pairs / (6 * hidden size): the ratio of their floating-point
@@ -207,9 +205,7 @@ def pack(samples: Sequence[TrainSample], units: Sequence[Unit], aggregation: Agg
             # Token i is predicted at i - 1; in a shared prompt, or shifted by where this completion lies.
             before = trained - 1
             weight = sample.weight / (len(trained) if aggregation == "seq_mean_token_mean" else 1)
-            columns["predict_from"].append(
-                np.where(before < prompt, prompt_start + before, start + before - prompt)
-            )
+            columns["predict_from"].append(np.where(before < prompt, prompt_start + before, start + before - prompt))
             columns["targets"].append(sample.token_ids[trained])
             columns["old_logprobs"].append(sample.old_logprobs[trained])
             columns["advantages"].append(sample.advantages[trained])

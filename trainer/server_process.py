@@ -126,7 +126,7 @@ class ServerProcess:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("ab") as log:
             # A session of its own: Ctrl-C at the terminal reaches the run, which ends its children in order.
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: ASYNC220  # returns at once; waiting is asynchronous
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -159,7 +159,7 @@ class ServerProcess:
         while True:
             process = self._process
             assert process is not None and self.died is not None
-            while process.poll() is None:
+            while process.poll() is None:  # noqa: ASYNC110  # a process sets no event
                 await asyncio.sleep(0.1)
             if self.restarts >= self._rollout.max_restarts:
                 self._give_up(

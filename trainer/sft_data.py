@@ -6,9 +6,9 @@ starts and stops to speak, and each piece is tokenized by itself (`E` is the end
     piece  ..user question..<|im_start|>assistant\\n | 12 + 3 E | \\n..tool result..<|im_start|>assistant\\n | #### 15 E
     mask   0                                         | 1        | 0                                        | 1
 
-That is what an agent loop does: the prompt is tokenized, the model samples its turn's ids, and what follows is tokenized
-and appended. The ids of a turn are therefore those that the model has to produce in a rollout, never ones that were
-merged across the border of a piece.
+That is what an agent loop does: the prompt is tokenized, the model samples the ids of its turn, what follows is
+tokenized and appended. The ids of a turn are therefore those that the model has to produce in a rollout, never ones
+that were merged across the border of a piece.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class SftTokenizer:
         else:
             raise DataError(f"{where}: a row needs the column 'messages' or 'text', this one has {sorted(row)}")
         ids = np.array([token for tokens, _ in pieces for token in tokens], dtype=np.int64)
-        mask = np.array([trained for tokens, flags in pieces for _, trained in zip(tokens, flags, strict=True)], dtype=bool)
+        mask = np.array([trained for _, flags in pieces for trained in flags], dtype=bool)
         if len(ids) > self._max_tokens:
             raise DataError(
                 f"{where} has {len(ids)} tokens, more than max_tokens {self._max_tokens}", "raise it, or drop the row"
             )
         mask[:1] = False  # nothing comes before the first token to predict it from
         if not mask.any():
-            raise DataError(f"{where} has no token to train", "it needs an assistant message without \"train\": false")
+            raise DataError(f"{where} has no token to train", 'it needs an assistant message without "train": false')
         return SftRow(ids, mask)
 
     def _text(self, text: str, loss_from: int) -> list[tuple[list[int], list[bool]]]:

@@ -1,10 +1,10 @@
 """The main process's side of the trainer's ranks: starts them, talks to them, notices when one dies. No torch.
 
-    group = await WorkerGroup.start(model_path=..., config=..., ...)
-    sums = await group.accumulate(samples, temperature=1.0)      # as often as groups of episodes finish
-    await group.step(sums["normalizer"])                         # one optimizer step over all of them
-    await group.publish(folder)
-    await group.close()
+group = await WorkerGroup.start(model_path=..., config=..., ...)
+sums = await group.accumulate(samples, temperature=1.0)      # as often as groups of episodes finish
+await group.step(sums["normalizer"])                         # one optimizer step over all of them
+await group.publish(folder)
+await group.close()
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEFAULT_HIDDEN_SIZE = 1024
 ALLOCATOR = ":".join(
     f"glibc.malloc.{setting}" for setting in ("hugetlb=1", f"mmap_threshold={2**25}", f"trim_threshold={2**30}")
 )
-"""glibc keeps what is freed and uses huge pages: a step would else take tens of thousands of page faults (8% of its time)."""
+"""glibc keeps what is freed and uses huge pages: else 8% of a step would go into tens of thousands of page faults."""
 
 Answer = tuple[dict[str, Any], list[np.ndarray]]
 
@@ -78,7 +78,7 @@ class _Rank:
         except (asyncio.IncompleteReadError, ConnectionError) as exc:
             code = await self.process.wait()
             raise WorkerError(
-                f"trainer rank {self.number} died (exit code {code}). The last lines of {self.log}:\n{self._log_tail()}",
+                f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{self._log_tail()}",
                 "an exit code of -9 is most often memory: lower trainer.tokens_per_micro_batch",
             ) from exc
         if "ok" in answer:
@@ -262,9 +262,7 @@ class WorkerGroup:
         self, samples: Sequence[TrainSample], body: dict[str, Any]
     ) -> tuple[list[list[int]], list[Answer]]:
         """Send each rank its part of the samples; returns the parts and the answers."""
-        shares = split_over_ranks(
-            samples, len(self._ranks), self._config.tokens_per_micro_batch, self._hidden_size
-        )
+        shares = split_over_ranks(samples, len(self._ranks), self._config.tokens_per_micro_batch, self._hidden_size)
         messages = [(body, samples_to_arrays([samples[index] for index in share])) for share in shares]
         return shares, await self._call(messages)
 
@@ -277,8 +275,7 @@ class WorkerGroup:
             if self._broken is not None:
                 raise WorkerError(f"the trainer is broken since: {self._broken.message}", self._broken.hint)
             tasks = [
-                asyncio.ensure_future(rank.call(*message))
-                for rank, message in zip(self._ranks, messages, strict=True)
+                asyncio.ensure_future(rank.call(*message)) for rank, message in zip(self._ranks, messages, strict=True)
             ]
             try:
                 return list(await asyncio.gather(*tasks))

@@ -19,7 +19,7 @@ PROBE = "PROBE-TEXT"
 MARK = "\ue0a7"
 """Stands around the number of a control token while its content is rendered; a private-use character."""
 
-PROBE_CALL = {"name": "probe_tool", "arguments": {"argument": "value"}}
+PROBE_CALL: dict[str, Any] = {"name": "probe_tool", "arguments": {"argument": "value"}}
 
 
 class ChatRenderer:

@@ -15,9 +15,7 @@ class ToolAgent(AgentLoop):
             turn = await episode.generate()
             if turn.stop_reason is not StopReason.STOP or not (turn.tool_calls or turn.malformed_calls):
                 return
-            if not episode.can_generate:
-                # The answers would never be read; asking again ends the episode with the limit that was reached.
-                await episode.generate()
+            episode.check_budget()  # nobody would read the results of calls that are run now
             if turn.tool_calls:
                 await episode.call_tools(turn.tool_calls)
             episode.answer_malformed(turn)

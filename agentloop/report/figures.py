@@ -145,11 +145,21 @@ def plots(record: RunRecord) -> list[Plot]:
             [series("rollout", "rollout/tokens_per_s", 1), series("training", "train/tokens_per_s", 2)],
             low=0,
         ),
-        Plot("Entropy", "Nats a token, of the policy that is trained.", steps, [series("entropy", "train/entropy", 1)], low=0),
         Plot(
-            "Gradient norm", "Before clipping.", steps, [series("gradient norm", "train/grad_norm", 3)], low=0
+            "Entropy",
+            "Nats a token, of the policy that is trained.",
+            steps,
+            [series("entropy", "train/entropy", 1)],
+            low=0,
         ),
-        Plot("Clip fraction", "Share of tokens whose ratio the loss clips.", steps, [series("clipped", "train/clip_frac", 5)], low=0),
+        Plot("Gradient norm", "Before clipping.", steps, [series("gradient norm", "train/grad_norm", 3)], low=0),
+        Plot(
+            "Clip fraction",
+            "Share of tokens whose ratio the loss clips.",
+            steps,
+            [series("clipped", "train/clip_frac", 5)],
+            low=0,
+        ),
         Plot("Loss", "Policy loss; it need not fall.", steps, [series("loss", "train/loss", 4)]),
         Plot("KL to the initial policy", "k3 estimate, nats a token.", steps, [series("KL", "train/kl_ref", 2)], low=0),
         Plot("Learning rate", "At the step's last update.", steps, [series("learning rate", "train/lr", 1)], low=0),
@@ -204,7 +214,7 @@ def _endings(rows: Sequence[Row], steps: Sequence[int]) -> Plot:
         ],
         low=0.0,
         high=1.0,
-        show=_percentage,
+        unit="%",
     )
 
 
@@ -227,7 +237,7 @@ def _timing(column: Callable[[str], list[Value]], steps: Sequence[int]) -> Plot:
         steps,
         [*stages, Series("rollout", rollout, 4, dashed=True, show=seconds)],
         low=0,
-        show=seconds,
+        unit="s",
     )
 
 

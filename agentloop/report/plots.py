@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from agentloop.report.text import number
 
@@ -18,6 +18,7 @@ MAX_POINTS = 500
 """Longer runs are drawn as means over equal stretches of steps."""
 
 Value = float | None
+Unit = Literal["", "s", "%"]
 
 
 @dataclass(slots=True)
@@ -54,8 +55,7 @@ class Plot:
     low: Value = None
     high: Value = None
     integer: bool = False
-    show: Callable[[Value], str] = number
-    x_domain: tuple[float, float] | None = None
+    unit: Unit = ""
 
     @property
     def empty(self) -> bool:
@@ -65,17 +65,18 @@ class Plot:
         """What the template needs: paths, marks, ticks, legend, and the numbers for the tooltip."""
         series = [s for s in self.series if not s.empty]
         steps, series, stretch = _shorten(self.steps, series)
-        x_low, x_high = self.x_domain or (min(steps), max(steps))
+        x_low, x_high = float(min(steps)), float(max(steps))
         if x_low == x_high:
             x_low, x_high = x_low - 0.5, x_high + 0.5
         scale = self._scale(series)
         x = [(step - x_low) / (x_high - x_low) for step in steps]
         shapes: list[dict[str, str]] = []
         marks: list[dict[str, str]] = []
-        base: list[float] = [0.0] * len(steps)
+        columns = zip(*(s.values for s in series if s.stacked), strict=True)
+        base: list[Value] = [None if all(v is None for v in column) else 0.0 for column in columns]
         for s in series:
             if s.stacked:
-                top = [b + (v or 0.0) for b, v in zip(base, s.values, strict=True)]
+                top = [None if b is None else b + (v or 0.0) for b, v in zip(base, s.values, strict=True)]
                 shapes.append({"class": f"area c{s.colour}", "d": _between(x, base, top, scale)})
                 base = top
         for s in series:
@@ -101,16 +102,18 @@ class Plot:
             "wide": self.wide,
             "shapes": shapes,
             "marks": marks,
-            "y_ticks": [{"top": _percent(1 - scale(v)), "label": label} for v, label in scale.ticks(self.show)],
+            "y_ticks": [{"top": _percent(1 - scale(v)), "label": label} for v, label in scale.ticks(self.unit)],
             "x_ticks": _x_ticks(x_low, x_high),
             "legend": [
-                {"label": s.label, "colour": s.colour, "kind": _kind(s), "last": s.show(_last(s.values))} for s in series
+                {"label": s.label, "colour": s.colour, "kind": _kind(s), "last": s.show(_last(s.values))}
+                for s in series
             ],
             "data": {
                 "at": [round(value, 4) for value in x],
                 "steps": list(steps),
                 "series": [
-                    {"label": s.label, "colour": s.colour, "kind": _kind(s), "text": _texts(s)} for s in _top_down(series)
+                    {"label": s.label, "colour": s.colour, "kind": _kind(s), "text": _texts(s)}
+                    for s in _top_down(series)
                 ],
             },
         }
@@ -119,7 +122,8 @@ class Plot:
         values: list[float] = []
         stacked = [s for s in series if s.stacked]
         if stacked:
-            values += [sum(v or 0.0 for v in column) for column in zip(*(s.values for s in stacked), strict=True)] + [0.0]
+            values.append(0.0)
+            values += [sum(v or 0.0 for v in column) for column in zip(*(s.values for s in stacked), strict=True)]
         for s in series:
             if not s.stacked:
                 spread = s.spread or [None] * len(s.values)
@@ -164,11 +168,19 @@ class LinearScale:
     def __call__(self, value: float) -> float:
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
-    def ticks(self, show: Callable[[Value], str]) -> list[tuple[float, str]]:
+    def ticks(self, unit: Unit) -> list[tuple[float, str]]:
         first = math.ceil(self.low / self.step - 1e-9)
         last = math.floor(self.high / self.step + 1e-9)
-        values = [index * self.step for index in range(first, last + 1)]
-        return [(value, show(float(f"{value:.10g}"))) for value in values]
+        factor = 100.0 if unit == "%" else 1.0
+        step = self.step * factor
+        decimals = next((d for d in range(4) if abs(step * 10**d - round(step * 10**d)) < 1e-6 * step * 10**d), None)
+
+        def label(value: float) -> str:
+            if decimals is None or max(abs(self.low), abs(self.high)) * factor >= 10_000:
+                return number(value) + unit
+            return f"{value * factor:.{decimals}f}{unit}"
+
+        return [(index * self.step, label(index * self.step)) for index in range(first, last + 1)]
 
 
 @dataclass(slots=True)
@@ -191,10 +203,10 @@ class LogScale:
             return 0.0
         return min(1.0, max(0.0, (math.log10(value) - self.low) / (self.high - self.low)))
 
-    def ticks(self, show: Callable[[Value], str]) -> list[tuple[float, str]]:
+    def ticks(self, unit: Unit) -> list[tuple[float, str]]:
         every = max(1, math.ceil((self.high - self.low) / 5))
         exponents = range(self.low, self.high + 1, every)
-        return [(10.0**e, f"1e{e}" if not -3 < e < 3 else show(10.0**e)) for e in exponents]
+        return [(10.0**e, (f"1e{e}" if not -3 < e < 3 else f"{10.0**e:g}") + unit) for e in exponents]
 
 
 Scale = LinearScale | LogScale

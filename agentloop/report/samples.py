@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from agentloop.report.reading import Traced
 from agentloop.report.text import clean
 
-QUANTILES = (5 / 6, 1 / 2, 1 / 6)
-"""Reward ranks that stand for a step: from its upper, middle and lower third. Not the best ones: the typical ones."""
+TYPICAL = 3
+"""Trajectories that stand for a step: from the upper, middle and lower third of its rewards, not the best ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,16 @@ class Failure:
     tasks: int
 
 
-def typical(trajectories: Sequence[Traced], count: int = len(QUANTILES)) -> list[Traced]:
+def typical(trajectories: Sequence[Traced], count: int = TYPICAL) -> list[Traced]:
     """Up to `count` scored trajectories at fixed ranks of the reward, from different tasks where there are enough."""
     ranked = _ranked(trajectories)
+    left = dict(enumerate(ranked))
     chosen: list[Traced] = []
-    for index in range(count):
-        if len(chosen) == len(ranked):
-            break
+    for index in range(min(count, len(ranked))):
         target = (1 - (index + 0.5) / count) * (len(ranked) - 1)
-        order = sorted(
-            range(len(ranked)),
-            key=lambda i: (ranked[i] in chosen, any(ranked[i].task_id == c.task_id for c in chosen), abs(i - target)),
-        )
-        chosen.append(ranked[order[0]])
+        tasks = {traced.task_id for traced in chosen}
+        best = min(left, key=lambda i: (left[i].task_id in tasks, abs(i - target)))
+        chosen.append(left.pop(best))
     return chosen
 
 

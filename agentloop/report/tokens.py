@@ -116,8 +116,6 @@ class Shader:
     def __init__(self, decode: Decode | None, budget: int = 24_000) -> None:
         self._decode = decode or show_ids
         self._left = budget
-        self.shows_ids = False
-        self._has_decoder = decode is not None
 
     def show(self, traced: Traced) -> Shown:
         """Shade one trajectory."""
@@ -126,8 +124,8 @@ class Shader:
         head = n if n <= allowed else allowed // 2
         tail = 0 if n <= allowed else allowed - head
         self._left -= head + tail
-        pieces = self._pieces(traced)
         positions = [*range(head), *range(n - tail, n)]
+        pieces = self._pieces(traced, range(head)) | self._pieces(traced, range(n - tail, n))
         segments = self._segments(traced, positions, pieces, head if tail else None)
         return Shown(
             traced=traced,
@@ -142,18 +140,18 @@ class Shader:
             facts=_facts(traced),
         )
 
-    def _pieces(self, traced: Traced) -> list[str]:
+    def _pieces(self, traced: Traced, positions: range) -> dict[int, str]:
         if traced.pieces is not None:
-            return traced.pieces
-        self.shows_ids = self.shows_ids or not self._has_decoder
+            return {position: traced.pieces[position] for position in positions}
+        ids = [traced.token_ids[position] for position in positions]
         try:
-            return self._decode(traced.token_ids)
-        except (OverflowError, TypeError):  # an id that is none of this tokenizer's
-            self.shows_ids = True
-            return show_ids(traced.token_ids)
+            pieces = self._decode(ids)
+        except (OverflowError, TypeError):  # an id that is none of any tokenizer's
+            pieces = show_ids(ids)
+        return dict(zip(positions, pieces, strict=True))
 
     def _segments(
-        self, traced: Traced, positions: Sequence[int], pieces: Sequence[str], cut_after: int | None
+        self, traced: Traced, positions: Sequence[int], pieces: dict[int, str], cut_after: int | None
     ) -> list[Segment]:
         segments: list[Segment] = []
         turn = 0
@@ -205,7 +203,9 @@ def _token(traced: Traced, position: int, piece: str) -> Markup:
     names = [f"p{shade(traced.logprobs[position])}"] if traced.mask[position] else []
     if _SPECIAL.fullmatch(piece):
         names.append("x")
-    text = text.replace("\n", "↵\n").replace("\t", "⇥\t") if traced.mask[position] else text
+    if not piece:  # the first bytes of a character: a dot to point at
+        names.append("e")
+    text = text.replace("\n", "↵\n").replace("\t", "⇥\t")
     # Unquoted attribute values: the names are ours, and a page of 20,000 tokens is a tenth smaller.
     if not names:
         return Markup("<i>{}</i>").format(text)
@@ -217,7 +217,10 @@ def _token(traced: Traced, position: int, piece: str) -> Markup:
 def _facts(traced: Traced) -> list[str]:
     sampled = sum(traced.mask)
     known = [lp for lp, mask in zip(traced.logprobs, traced.mask, strict=True) if mask and lp is not None]
-    facts = [f"{traced.turns} turn{'s' if traced.turns != 1 else ''}", f"{sampled} of {len(traced.mask)} tokens sampled"]
+    facts = [
+        f"{traced.turns} turn{'s' if traced.turns != 1 else ''}",
+        f"{sampled} of {len(traced.mask)} tokens sampled",
+    ]
     if known:
         facts.append(f"mean logprob {sum(known) / len(known):.3f}")
     if traced.stop_reason:

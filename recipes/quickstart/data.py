@@ -52,6 +52,12 @@ tool conversation and one of about 6 in a direct one, so that the odds are 0.64 
 starts from is just below that rate."""
 
 
+RL_WEIGHTS = [3, 3, 3, 1]
+SFT_WEIGHTS = [3, 1, 1, 3]
+"""How often a question is a product, a sum, a difference, or a sum and a difference. The warm start sees more
+of what is hard to copy: the longest expressions, and the results with the most digits."""
+
+
 def split_of(expression: str) -> Split:
     """The one split that an expression can ever be in: no seed or size leaks a question across splits."""
     bucket = zlib.crc32(expression.encode()) % 10
@@ -60,16 +66,17 @@ def split_of(expression: str) -> Split:
 
 def question(rng: random.Random, split: Split) -> tuple[str, int]:
     """One expression of `split` and its exact value."""
+    weights = SFT_WEIGHTS if split == "sft" else RL_WEIGHTS
     while True:
         a, b, c = (rng.randint(10, 99) if rng.random() < 0.5 else rng.randint(100, 999) for _ in range(3))
-        expression, value = rng.choice(
-            [
-                (f"{a} * {b}", a * b),
-                (f"{a} + {b}", a + b),
-                (f"{a} - {b}", a - b),
-                (f"{a} + {b} - {c}", a + b - c),
-            ]
-        )
+        small = rng.randint(10, 99)  # keeps products at five digits
+        forms = [
+            (f"{a} * {small}", a * small),
+            (f"{a} + {b}", a + b),
+            (f"{a} - {b}", a - b),
+            (f"{a} + {b} - {c}", a + b - c),
+        ]
+        [(expression, value)] = rng.choices(forms, weights)
         if split_of(expression) == split:
             return expression, value
 
@@ -152,7 +159,7 @@ def _with_result(expression: str, result: str, *, train_call: bool) -> Row:
 
 
 def _number(rng: random.Random) -> str:
-    digits = rng.randint(1, 6)
+    digits = rng.randint(2, 6)
     return f"{'-' * (rng.random() < 0.2)}{rng.randint(10 ** (digits - 1), 10**digits - 1)}"
 
 
@@ -176,8 +183,8 @@ STAGES: dict[str, tuple[int, list[tuple[float, Maker]]]] = {
     "mix": (
         48_000,
         [
-            (0.10, copy_drill),
-            (0.10, result_conversation),
+            (0.05, copy_drill),
+            (0.15, result_conversation),
             (0.80 * TOOL_SHARE, tool_conversation),
             (0.80 * (1 - TOOL_SHARE), direct_conversation),
         ],

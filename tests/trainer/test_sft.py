@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agentloop.config import SftStage
 from agentloop.errors import ConfigError, DataError, RunDirError
 from trainer.rundir import RunDir
 from trainer.sft import _Stage
@@ -96,7 +97,8 @@ def test_bad_rows_name_file_and_line(chat_model: Path, tmp_path: Path) -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(chat_model: Path, tmp_path: Path) -> None:
     shutil.copytree(chat_model, tmp_path / "model")
-    rewriting = TEMPLATE.replace("message.content", "(message.content if loop.last else '...')")
+    kept = "(message.content if loop.last or message.role != 'assistant' else '...')"
+    rewriting = TEMPLATE.replace("message.content", kept)
     (tmp_path / "model" / "chat_template.jinja").write_text(rewriting)
     with pytest.raises(DataError, match="renders message 3 differently"):
         SftTokenizer(str(tmp_path / "model"), 1000).row({"messages": CHAT}, "here")
@@ -115,8 +117,6 @@ def test_the_shared_prefix_is_that_of_most_rows() -> None:
 
 
 def test_rows_with_the_shared_prefix_are_packed_as_one_group() -> None:
-    from agentloop.config import SftStage
-
     rows = rows_of([7] * 9 + [1, 2, 3], [7] * 9 + [1, 4, 5], [9] * 12)
     stage = _Stage(SftStage(name="s", data="-", steps=4, batch_size=3), 0, 0, rows, np.array([7] * 9), 0.0)
     samples = stage.batch(0, seed=0)
@@ -128,8 +128,6 @@ def test_rows_with_the_shared_prefix_are_packed_as_one_group() -> None:
 
 
 def test_each_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
-    from agentloop.config import SftStage
-
     rows = rows_of(*[[n] * 12 for n in range(10)])
     stage = _Stage(SftStage(name="s", data="-", steps=4, batch_size=5), 0, 0, rows, np.zeros(0, dtype=np.int64), 0.0)
     seen = [[int(s.token_ids[0]) for s in stage.batch(step, seed=3)] for step in range(4)]
@@ -140,7 +138,7 @@ def test_each_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
 
 def write_recipe(tmp_path: Path, chat_model: Path, **changes: Any) -> Path:
     drills = [{"text": f"{n}{n}\n" * 3, "loss_from": 3} for n in range(10)]
-    chats = [{"messages": CHAT[:1] + [{"role": "assistant", "content": str(n)}]} for n in range(8)]
+    chats = [{"messages": [CHAT[0], {"role": "assistant", "content": str(n)}]} for n in range(8)]
     (tmp_path / "drills.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drills))
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
     recipe = {
@@ -192,21 +190,23 @@ def test_stages_run_and_a_stopped_run_goes_on_to_the_bit(chat_model: Path, tmp_p
     assert again[-1] == {key: value for key, value in rows[-1].items() if key not in timing}
 
 
-def test_a_stage_starts_with_a_fresh_optimizer_also_when_resumed_at_its_border(chat_model: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_between_two_stages_goes_on_with_a_fresh_optimizer(chat_model: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, chat_model, checkpoint_every=4)
+    recipe = json.loads(path.read_text())
+    recipe["stages"][1]["steps"] = 4
+    path.write_text(json.dumps(recipe))
     assert sft_command(path, [], resume=False) == 0
     run_dir = RunDir(tmp_path / "run")
     whole = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
-    for step in (8, 9):
-        shutil.rmtree(run_dir.checkpoint_of(step), ignore_errors=True)
-    assert run_dir.list_checkpoints() == [], "kept are the newest two only"
-
-    stopped = tmp_path / "stopped"
-    assert sft_command(path, [f"run.dir={stopped}", "checkpoint_every=4"], resume=False) == 0
-    assert (stopped / "model" / "model.safetensors").read_bytes() == whole
+    shutil.rmtree(run_dir.checkpoint_of(8))
+    assert [c.step for c in run_dir.list_checkpoints()] == [4]
+    assert sft_command(path, [], resume=True) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == whole
 
 
-def test_prepare_is_called_with_the_data_folder(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_is_called_with_the_data_folder(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_recipe(tmp_path, chat_model, prepare="./prepare.py:make")
     (tmp_path / "prepare.py").write_text("def make(folder):\n    raise SystemExit(str(folder))\n")
     with pytest.raises(SystemExit, match=str(tmp_path)):

@@ -42,62 +42,78 @@ class _Segment:
         self.count = pool.active
         self.high = low + self.count
         shape, capacity = pool.shape, pool.capacity
-        rows = torch.arange(self.count, device=positions.device)
         heads, dims = shape.kv_heads, shape.key_dim
-        k_base = rows * (heads * dims * capacity) + positions
-        v_base = rows * (heads * capacity) + positions
-        self.k_index = (k_base[:, None] + torch.arange(heads * dims, device=rows.device) * capacity).view(-1)
-        v_index = v_base[:, None] + torch.arange(heads, device=rows.device) * capacity
-        self.v_index = v_index.view(-1)
+        here = positions[low : self.high]
+        rows = torch.arange(self.count, device=here.device)
+        # Where each key and value goes, in the flat tensors of a layer.
+        k_base = rows * (heads * dims * capacity) + here
+        v_base = rows * (heads * capacity) + here
+        self.k_index = k_base[:, None] + torch.arange(heads * dims, device=here.device) * capacity
+        self.v_index = v_base[:, None] + torch.arange(heads, device=here.device) * capacity
         self.k_flat = [k.view(-1) for k in pool.k]
         self.v_flat = [v.view(-1, shape.value_dim) for v in pool.v]
-        self.k_HKC = [k.view(-1, dims, capacity)[: self.count * heads] for k in pool.k]
-        self.v_HCD = [v.view(-1, capacity, shape.value_dim)[: self.count * heads] for v in pool.v]
-        self.arange = torch.arange(capacity, device=rows.device)
-        self.look(positions)
+        self.k_BKC = [k.view(-1, dims, capacity)[: self.count * heads] for k in pool.k]
+        self.v_BCD = [v.view(-1, capacity, shape.value_dim)[: self.count * heads] for v in pool.v]
+        self._columns = torch.arange(capacity, device=here.device)
 
-    def look(self, positions: torch.Tensor) -> None:
-        """Set how far this step looks: position p of a row sees tokens `[0, p]`."""
-        self.longest = int(positions.max()) + 1
-        self._set_mask(positions)
-
-    def advance(self, positions: torch.Tensor) -> None:
-        """The same rows, one token further."""
-        self.k_index.add_(1)
-        self.v_index.add_(1)
-        self.longest += 1
-        self._set_mask(positions)
-
-    def _set_mask(self, positions: torch.Tensor) -> None:
-        self.length = min(-(-self.longest // LENGTH_STEP) * LENGTH_STEP, self.pool.capacity)
-        hidden = self.arange[: self.length] > positions[:, None]
-        dtype = self.pool.shape.dtype
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
-        self.mask = mask.view(self.count, 1, 1, self.length)
+    def look(self, seen: torch.Tensor, longest: int) -> None:
+        """Row r sees tokens `[0, seen[r]]`; none sees more than `longest`."""
+        self.length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.pool.capacity)
+        hidden = self._columns[: self.length] > seen[self.low : self.high, None]
+        mask = torch.zeros(hidden.shape, dtype=self.pool.shape.dtype, device=hidden.device)
+        self.mask = mask.masked_fill_(hidden, float("-inf")).view(self.count, 1, 1, self.length)
 
 
 class DecodePass:
     """One token for each active row of every pool, pool after pool.
 
+    The pools' active rows may not change while the pass is used. Rows that are not ready (holes, prompts still being
+    filled) are computed and ignored: their key and value go to the first place behind what they hold, every step anew.
+
     Args:
-        cache: its pools' active rows are the batch, and may not change while the pass is used.
-        positions: [T] position of each row's token; the pass keeps the tensor and `advance` counts it up.
+        cache: its pools' active rows are the batch.
+        positions: position of each row's token.
+        ready: whether the row really decodes.
     """
 
-    def __init__(self, cache: KVCache, positions: torch.Tensor) -> None:
-        self.positions = positions
+    def __init__(self, cache: KVCache, positions: Sequence[int], ready: Sequence[bool], device: torch.device) -> None:
+        self.positions = torch.tensor(positions, device=device)
+        self._seen = torch.tensor([p if r else 0 for p, r in zip(positions, ready, strict=True)], device=device)
+        self._step = None if all(ready) else torch.tensor(ready, dtype=torch.long, device=device)
         self._segments: list[_Segment] = []
+        self._longest: list[int] = []
         low = 0
         for pool in cache.pools:
             if pool.active:
-                self._segments.append(_Segment(pool, low, positions[low : low + pool.active]))
-                low += pool.active
+                segment = _Segment(pool, low, self.positions)
+                self._segments.append(segment)
+                self._longest.append(
+                    1 + max((p for p, r in zip(positions[low:], ready[low : segment.high], strict=False) if r), default=0)
+                )
+                low = segment.high
+        self._look()
 
     def advance(self) -> None:
         """The same rows, one token further."""
-        self.positions.add_(1)
-        for segment in self._segments:
-            segment.advance(self.positions[segment.low : segment.high])
+        if self._step is None:
+            self.positions.add_(1)
+            self._seen.add_(1)
+            for segment in self._segments:
+                segment.k_index.add_(1)
+                segment.v_index.add_(1)
+        else:
+            self.positions.add_(self._step)
+            self._seen.add_(self._step)
+            for segment in self._segments:
+                step = self._step[segment.low : segment.high, None]
+                segment.k_index.add_(step)
+                segment.v_index.add_(step)
+        self._longest = [longest + 1 for longest in self._longest]
+        self._look()
+
+    def _look(self) -> None:
+        for segment, longest in zip(self._segments, self._longest, strict=True):
+            segment.look(self._seen, longest)
 
     def attend(
         self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
@@ -111,13 +127,13 @@ class DecodePass:
         for segment in self._segments:
             low, high, length = segment.low, segment.high, segment.length
             rows = segment.count
-            segment.k_flat[layer].scatter_(0, segment.k_index, k_THK[low:high].reshape(-1))
-            segment.v_flat[layer].index_copy_(0, segment.v_index, v_THD[low:high].reshape(-1, v_THD.shape[2]))
+            segment.k_flat[layer].scatter_(0, segment.k_index.view(-1), k_THK[low:high].reshape(-1))
+            segment.v_flat[layer].index_copy_(0, segment.v_index.view(-1), v_THD[low:high].reshape(-1, v_THD.shape[2]))
             q = q_TAK[low:high].reshape(rows * kv_heads, groups, dim)
-            scores = torch.bmm(q, segment.k_HKC[layer][:, :, :length])
+            scores = torch.bmm(q, segment.k_BKC[layer][:, :, :length])
             scores.view(rows, kv_heads, groups, length).add_(segment.mask)
             weights = torch.softmax(scores, -1)
-            outs.append(torch.bmm(weights, segment.v_HCD[layer][:, :length]).view(rows, heads, -1))
+            outs.append(torch.bmm(weights, segment.v_BCD[layer][:, :length]).view(rows, heads, -1))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 

@@ -91,25 +91,27 @@ class _Batch:
 
     def __init__(self, cache: KVCache, running: dict[int, Running], device: torch.device) -> None:
         rows = [row for pool in cache.pools for row in pool.rows[: pool.active]]
-        self.entries: list[Running | None] = []
-        for row in rows:
-            entry = running.get(id(row)) if row is not None and row.in_use else None
-            self.entries.append(entry if entry is not None and entry.missing == 0 else None)
-        positions = torch.tensor([row.filled if row else 0 for row in rows], device=device)
+        self.entries = [_ready(row, running) for row in rows]
+        ready = [entry is not None for entry in self.entries]
+        self.ready = sum(ready)
+        if not self.ready:
+            return
         self.tokens = torch.tensor([e.ids[-1] if e else 0 for e in self.entries], device=device)
         self.counters = np.array([e.sampled if e else 0 for e in self.entries], dtype=np.uint64)
         self.sampler = Sampler([e.sampling if e else _IDLE for e in self.entries], device)
-        self.ready = sum(e is not None for e in self.entries)
-        self.decoding = DecodePass(cache, positions) if self.ready else None
-        # Idle rows are written at their position too, so that one may not run past the end either.
-        self.steps_left = min((row.pool.capacity - row.filled for row in rows if row), default=0)
+        self.decoding = DecodePass(cache, [row.filled if row else 0 for row in rows], ready, device)
+        self.steps_left = min(e.row.pool.capacity - e.row.filled for e in self.entries if e and e.row)
 
     def advance(self, tokens: torch.Tensor) -> None:
-        assert self.decoding is not None
         self.tokens = tokens
         self.counters += np.uint64(1)
         self.steps_left -= 1
         self.decoding.advance()
+
+
+def _ready(row: Row | None, running: dict[int, Running]) -> Running | None:
+    entry = running.get(id(row)) if row is not None and row.in_use else None
+    return entry if entry is not None and entry.missing == 0 else None
 
 
 class Core:
@@ -251,11 +253,16 @@ class Core:
                 return
             match, shared = self.cache.lookup(running.ids)
             if match is not None and match.filled < shared:
-                # Its group's first sample is being filled right now: wait and copy.
-                if match.in_use:
-                    continue
+                first = self._running.get(id(match))
+                if first is not None and first.missing:
+                    continue  # its group's first sample is being filled right now: wait, then copy
                 shared = match.filled
             row = self.cache.place(running.ids, self._room(running), match, shared)
+            if row is None and not self._running:
+                # Kept prefixes are in the way of the only request: it fits alone, the budget sees to that.
+                self.cache.evict_all()
+                row = self.cache.place(running.ids, self._room(running), None, 0)
+                assert row is not None
             if row is None:
                 return
             self._waiting.remove(running)
@@ -293,12 +300,12 @@ class Core:
         self._batch = None
 
     def _decode(self) -> list[Running]:
-        if self._batch is None or self._batch.steps_left <= 0:
+        if self._batch is None or self._batch.ready and not self._batch.steps_left:
             self._make_room()
             self.cache.compact()
             self._batch = _Batch(self.cache, self._running, self._device)
         batch = self._batch
-        if batch.decoding is None:
+        if not batch.ready:
             return []
         logits = self.runner.decode(batch.tokens, batch.decoding)
         tokens, logprobs = batch.sampler.draw(logits, batch.counters)

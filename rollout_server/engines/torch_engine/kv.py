@@ -250,10 +250,9 @@ class KVCache:
         pool.rows[index] = row
         return True
 
-    def publish(self, row: Row) -> None:
-        """Let other requests share what `row` holds now."""
-        if not row.stale:
-            self._index.add(row, row.filled)
+    def announce(self, row: Row, count: int) -> None:
+        """Let `lookup` find the first `count` tokens of `row`, also those that are still to be filled."""
+        self._index.add(row, count)
 
     def release(self, row: Row, *, keep: bool = True) -> None:
         """The request on `row` is done with it; what it holds stays shareable until its place is needed."""
@@ -274,6 +273,14 @@ class KVCache:
                 row.stale = True
             else:
                 self._drop(row)
+
+    def evict_all(self) -> None:
+        """Give up all that finished requests left, memory included."""
+        for row in list(self._all_rows()):
+            if not row.in_use:
+                self._drop(row)
+        for pool in self.pools:
+            pool.shrink_to_fit()
 
     def reset(self) -> None:
         """Empty everything, memory included. No request may be running."""

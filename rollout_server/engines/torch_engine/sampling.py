@@ -98,7 +98,7 @@ class Sampler:
         return tokens_B1[:, 0], probs_BV.gather(-1, tokens_B1)[:, 0].log_()
 
     def _draw_truncated(self, probs_SV: torch.Tensor, u_S1: torch.Tensor) -> torch.Tensor:
-        sorted_SV, order_SV = probs_SV.sort(-1, descending=True, stable=True)
+        sorted_SV, order_SV = probs_SV.sort(dim=-1, descending=True, stable=True)
         before_SV = sorted_SV.cumsum(-1) - sorted_SV
         rank_V = torch.arange(sorted_SV.shape[1], device=sorted_SV.device)
         # The likeliest token always stays: nothing is before it.

@@ -1,0 +1,244 @@
+"""Putting the page together and writing it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from agentloop.config import Recipe
+from agentloop.report.reading import RunRecord, Traced
+from agentloop.report.text import clean, plain_json
+
+EVALUATED = 4
+"""Evaluation tasks that are shown."""
+
+BETWEEN = 4
+"""Training steps between the first and the last that samples are shown of."""
+
+_SECRET = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?)$", re.IGNORECASE)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` of a run, also of one that was killed or still goes on: one file that needs no other.
+
+    Args:
+        run_dir: holds `metrics.jsonl` and, as far as the run came, `config/resolved.json`, `env.json` and
+            `traces/step_N/{train,eval}.jsonl`. A line of a trace is `Trajectory.to_json()`; with an optional
+            `"pieces"`, the text of each token. Without it, ids are decoded with the tokenizer of `model.path`, and
+            shown as numbers if that is not there.
+
+    Returns:
+        The path of the page, renamed into place when it is whole.
+    """
+    path = run_dir / "report.html"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(render(run_dir), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render(run_dir: Path) -> str:
+    """The page's HTML."""
+    import jinja2  # here: `agentloop.report.text` is imported by every run, a template engine only by its end
+
+    from agentloop.report.figures import plots, verdicts
+    from agentloop.report.samples import failures
+    from agentloop.report.tokens import Shader, load_decoder
+
+    record = RunRecord.read(run_dir)
+    decode = load_decoder(record.setting("model.path"), run_dir)
+    shader = Shader(decode)
+    unhealthy, searched_all = record.unhealthy()
+    steps = [int(row["step"]) for row in record.rows]
+    script = _resource("report.js")
+    drawn = [plot.draw() for plot in plots(record)]
+    sections = _sample_sections(record, shader)
+    trajectories = [shown for section in sections for shown in _shown(section)]
+    for index, shown in enumerate(trajectories):
+        shown["key"] = index
+    data = {
+        "plots": [plot["data"] for plot in drawn],
+        "trajectories": [shown["data"] for shown in trajectories],
+    }
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["clean"] = clean
+    return environment.from_string(_resource("report.html.j2")).render(
+        name=clean(record.setting("run.name") or run_dir.resolve().name, 80),
+        subtitle=_subtitle(record),
+        verdicts=verdicts(record),
+        plots=drawn,
+        steps=steps,
+        sections=sections,
+        shows_ids=decode is None and any(shown["ids_only"] for shown in trajectories),
+        model_path=clean(record.setting("model.path") or "", 200),
+        failures=failures(unhealthy),
+        searched_all=searched_all,
+        config=config_groups(record.config),
+        environment=_environment(record.env),
+        style=_resource("report.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=_json_for_script(data),
+    )
+
+
+def _sample_sections(record: RunRecord, shader: Any) -> list[dict[str, Any]]:
+    """The sections that show trajectories; those without any are left out."""
+    from agentloop.report.samples import pairs, same_tasks, spread, typical
+
+    sections: list[dict[str, Any]] = []
+
+    def column(step: int, traced: Traced | None, what: str) -> dict[str, Any]:
+        return {"step": step, "what": what, "shown": _for_template(shader.show(traced)) if traced is not None else None}
+
+    train = record.trace_steps("train")
+    if len(train) > 1:
+        first, last = train[0], train[-1]
+        matched = pairs(record.trajectories(first, "train"), record.trajectories(last, "train"))
+        rows = [[column(first, a, "first step"), column(last, b, "last step")] for a, b in matched]
+        note = (
+            f"Training steps {first} and {last}: an episode from the upper, middle and lower third of the first "
+            "step's rewards, each beside the last step's episode of the same task, or else of like rank and prompt."
+        )
+        sections.append(_section("first-last", "First step against last", note, rows))
+    evals = record.trace_steps("eval")
+    if evals:
+        first, last = evals[0], evals[-1]
+        later = record.trajectories(last, "eval")
+        if first == last:
+            rows = [[column(last, traced, "evaluation")] for traced in later[:EVALUATED]]
+            note = f"The first tasks of the evaluation at step {last}."
+        else:
+            matched = same_tasks(record.trajectories(first, "eval"), later, EVALUATED)
+            rows = [[column(first, a, "first evaluation"), column(last, b, "last evaluation")] for a, b in matched]
+            note = f"The same tasks at the evaluations of step {first} and step {last}."
+        sections.append(_section("evaluation", "Evaluation", note, rows))
+    between = spread(train, BETWEEN) if len(train) > 1 else train
+    rows = [
+        [column(step, traced, "training step") for traced in typical(record.trajectories(step, "train"), 2)]
+        for step in between
+    ]
+    note = "Two episodes each, from the upper and the lower half of the step's rewards."
+    sections.append(
+        _section("between", "Training samples" if len(train) == 1 else "On the way", note, rows, folded=True)
+    )
+    return [section for section in sections if section["rows"]]
+
+
+def _section(
+    anchor: str, title: str, note: str, rows: Sequence[list[dict[str, Any]]], *, folded: bool = False
+) -> dict[str, Any]:
+    return {"id": anchor, "title": title, "note": note, "rows": [row for row in rows if row], "folded": folded}
+
+
+def _for_template(shown: Any) -> dict[str, Any]:
+    traced: Traced = shown.traced
+    return {
+        "title": shown.title,
+        "segments": shown.segments,
+        "data": shown.data,
+        "facts": shown.facts,
+        "reward": traced.reward,
+        "status": clean(traced.status, 20),
+        "error": clean(traced.error, 400) if traced.error else None,
+        "ids_only": traced.pieces is None,
+    }
+
+
+def _shown(section: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    return (column["shown"] for row in section["rows"] for column in row if column["shown"] is not None)
+
+
+def _subtitle(record: RunRecord) -> list[str]:
+    parts: list[str] = []
+    if model := record.setting("model.path"):
+        parts.append("model " + clean(str(model).rstrip("/").removesuffix("/model").rsplit("/", 1)[-1], 60))
+    algorithm = record.setting("trainer.algorithm.advantage")
+    if algorithm:
+        parts.append(f"{clean(algorithm, 20)} / {clean(record.setting('trainer.algorithm.loss'), 20)}")
+    batch, group = record.setting("rollout.batch_size"), record.setting("rollout.group_size")
+    if batch and group:
+        parts.append(f"{clean(batch, 10)} prompts × {clean(group, 10)} episodes a step")
+    if engine := record.setting("rollout.engine"):
+        parts.append(f"{clean(engine, 30)} engine")
+    if record.setting("seed") is not None:
+        parts.append(f"seed {clean(record.setting('seed'), 20)}")
+    return parts
+
+
+def config_groups(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config by top-level key, flat, secrets hidden, values that are not the default marked."""
+    defaults = dict(_flat(_default_recipe()))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for key, value in _flat(config):
+        section = key.split(".", 1)[0]
+        hidden = value not in (None, "") and _SECRET.search(key) is not None
+        groups.setdefault(section if isinstance(config.get(section), dict) else "recipe", []).append(
+            {
+                "key": clean(key.removeprefix(section + "."), 80),
+                "value": "(hidden)" if hidden else clean(plain_json(value), 300),
+                "changed": key not in defaults or defaults[key] != value,
+            }
+        )
+    return [
+        {"title": clean(title, 40), "entries": entries} for title, entries in sorted(groups.items(), key=_recipe_order)
+    ]
+
+
+def _recipe_order(group: tuple[str, Any]) -> int:
+    names = ["recipe", *Recipe.model_fields]
+    return names.index(group[0]) if group[0] in names else len(names)
+
+
+def _default_recipe() -> dict[str, Any]:
+    minimal: dict[str, dict[str, Any]] = {"run": {"epochs": 1}, "model": {"path": ""}, "data": {"train": ""}}
+    defaults = Recipe.model_validate(minimal).model_dump(mode="json")
+    for section, keys in minimal.items():
+        for key in keys:
+            del defaults[section][key]
+    return defaults
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _environment(env: dict[str, Any]) -> list[dict[str, str]]:
+    entries: list[dict[str, str]] = []
+    for key, value in env.items():
+        if key == "argv" and isinstance(value, list):
+            value = " ".join(_hide_override(str(part)) for part in value)
+        if isinstance(value, dict):
+            entries += [
+                {"key": clean(f"{key} · {name}", 60), "value": clean(plain_json(v), 300)} for name, v in value.items()
+            ]
+        else:
+            entries.append({"key": clean(key, 60), "value": clean(plain_json(value), 300)})
+    return entries
+
+
+def _hide_override(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{name}=(hidden)" if equals and value and _SECRET.search(name) else argument
+
+
+def _json_for_script(data: Any) -> str:
+    """JSON for a `<script>` element: no `<` that could end it, nothing but ASCII."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _resource(name: str) -> str:
+    return resources.files("agentloop.report").joinpath(name).read_text(encoding="utf-8")

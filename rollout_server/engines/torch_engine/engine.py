@@ -1,0 +1,265 @@
+"""The engine's thread: requests come in from the event loop, results go back to it once per step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from agentloop.errors import ModelError
+from rollout_server.engines.base import (
+    EngineError,
+    EngineInfo,
+    EngineStats,
+    Generation,
+    GenerationResult,
+    PauseMode,
+    WeightsError,
+)
+from rollout_server.engines.torch_engine.core import Core, Running, build_cache
+from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
+from rollout_server.engines.torch_engine.models import LoadedModel, Runner, TransformersRunner, load_model
+from rollout_server.engines.torch_engine.weights import apply_weights, read_weights
+from rollout_server.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+MAX_STEP_FAILURES = 3
+"""So many failing steps with no good one between them, and the engine gives up."""
+
+ResultT = TypeVar("ResultT")
+
+
+class TorchEngine:
+    """The embedded engine, an `Engine`. One thread runs all steps; every change happens between two of them."""
+
+    def __init__(self, loaded: LoadedModel, core: Core, info: EngineInfo, *, threads: int = 1) -> None:
+        self._loaded = loaded
+        self._core = core
+        self._info = info
+        self._threads = threads
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
+        self._paused: PauseMode | None = None
+        self._stopping = False
+        self._failure: str | None = None
+        self._failed_steps = 0
+        self._updating = asyncio.Lock()
+        self._thread = threading.Thread(target=self._run, name="torch engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def weight_version(self) -> str:
+        return self._core.version
+
+    @property
+    def failure(self) -> str | None:
+        return self._failure
+
+    def stats(self) -> EngineStats:
+        stats = self._core.snapshot()
+        stats.paused = self._paused is not None
+        return stats
+
+    async def generate(self, generation: Generation) -> GenerationResult:
+        if self._failure:
+            raise EngineError(self._failure)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[GenerationResult] = loop.create_future()
+        self._post(lambda: self._start(generation, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._post(lambda: self._cancel(future))
+            raise
+
+    async def abort(self, rid: str | None) -> int:
+        return await self._between_steps(lambda: self._abort(rid))
+
+    async def pause(self, mode: PauseMode) -> None:
+        await self._between_steps(lambda: self._pause(mode))
+
+    async def resume(self) -> None:
+        def resume() -> None:
+            self._paused = None
+
+        await self._between_steps(resume)
+
+    async def flush_cache(self) -> None:
+        await self._between_steps(self._core.flush)
+
+    async def update_weights(self, folder: Path, version: str, *, flush_cache: bool) -> None:
+        # Kept prefixes were computed by the old weights. An update that keeps them would serve them to new requests;
+        # only requests that run during an `in_place` pause go on with theirs.
+        async with self._updating:
+            begin = time.perf_counter()
+            tensors = await asyncio.to_thread(read_weights, folder, self._loaded.model)
+
+            def apply() -> None:
+                apply_weights(self._loaded.model, tensors)
+                self._core.weights_changed(version, self._paused or "retract")
+
+            await self._between_steps(apply)
+            self._core.stats.weight_updates += 1
+            self._core.stats.weight_update_s += time.perf_counter() - begin
+
+    async def close(self) -> None:
+        def stop() -> None:
+            self._stopping = True
+
+        self._post(stop)
+        await asyncio.to_thread(self._thread.join, 10)
+
+    # Called on the event loop's thread
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.append(action)
+        self._wake.set()
+
+    async def _between_steps(self, action: Callable[[], ResultT]) -> ResultT:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[ResultT] = loop.create_future()
+
+        def act() -> None:
+            try:
+                result = action()
+            except Exception as exc:  # noqa: BLE001  # handed to the caller, who awaits it
+                loop.call_soon_threadsafe(_fail, future, exc)
+            else:
+                loop.call_soon_threadsafe(_resolve, future, result)
+
+        if self._failure:
+            raise EngineError(self._failure)
+        self._post(act)
+        return await future
+
+    # Called on the engine's thread
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while not self._stopping:
+            if not self._inbox and (self._paused is not None or not self._core.busy):
+                self._wake.wait()
+            self._wake.clear()
+            while self._inbox:
+                self._inbox.popleft()()
+            if self._paused is None and self._core.busy and not self._stopping:
+                self._step()
+        self._fail_all(EngineError("the server is stopping"))
+
+    def _step(self) -> None:
+        try:
+            finished = self._core.step()
+        except Exception as exc:
+            log.exception("an engine step failed; its requests are failed, the cache is emptied")
+            self._failed_steps += 1
+            self._core.stats.step_failures += 1
+            self._core.drop_all()
+            self._fail_all(EngineError(f"the engine failed: {exc or type(exc).__name__}"))
+            if self._failed_steps >= MAX_STEP_FAILURES:
+                self._failure = f"{self._failed_steps} engine steps in a row failed, the last with {exc!r}"
+                self._stopping = True
+        else:
+            self._failed_steps = 0
+            if finished:
+                self._deliver(finished)
+
+    def _start(self, generation: Generation, future: asyncio.Future[GenerationResult]) -> None:
+        if not future.cancelled():
+            self._futures[self._core.add(generation)] = future
+
+    def _cancel(self, future: asyncio.Future[GenerationResult]) -> None:
+        running = next((r for r, f in self._futures.items() if f is future), None)
+        if running is not None:
+            self._core.abort(running, "the client went away")
+            del self._futures[running]
+
+    def _abort(self, rid: str | None) -> int:
+        aborted = [r for r in self._core.requests() if rid is None or r.generation.rid == rid]
+        for running in aborted:
+            self._core.abort(running, "aborted on request")
+        self._deliver(aborted)
+        return len(aborted)
+
+    def _pause(self, mode: PauseMode) -> None:
+        self._paused = mode
+        if mode == "retract":
+            self._core.retract_all()
+        elif mode == "abort":
+            self._abort(None)
+
+    def _deliver(self, finished: list[Running]) -> None:
+        pairs = [(self._futures.pop(running), running.result) for running in finished]
+        if pairs:
+            pairs[0][0].get_loop().call_soon_threadsafe(_resolve_all, pairs)
+
+    def _fail_all(self, error: EngineError) -> None:
+        futures = list(self._futures.values())
+        self._futures.clear()
+        for future in futures:
+            self._core.stats.failed += 1
+            future.get_loop().call_soon_threadsafe(_fail, future, error)
+
+
+def _resolve(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _resolve_all(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, result in pairs:
+        _resolve(future, result)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def create_torch_engine(settings: ServerSettings) -> TorchEngine:
+    """Load the model and start the engine's thread.
+
+    Raises:
+        ModelError: the model or the weights to start from cannot be served.
+    """
+    torch.set_num_threads(settings.threads)
+    device = torch.device(settings.device)
+    loaded = load_model(
+        settings.model, dtype=getattr(torch, settings.dtype), device=device, context_length=settings.context_length
+    )
+    if settings.weights is not None:
+        try:
+            apply_weights(loaded.model, read_weights(settings.weights, loaded.model))
+        except WeightsError as exc:
+            raise ModelError(str(exc), "give --weights a folder that this model's trainer published") from exc
+    runner: Runner | None = FastDecoder.build(loaded.model, loaded.context_length) if settings.fast_path else None
+    if runner is None:
+        runner = TransformersRunner(loaded.model)
+    log.info("%s runs through %s", type(loaded.model).__name__, type(runner).__name__)
+    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    core = Core(
+        runner,
+        build_cache(
+            loaded, max_running=settings.max_running, max_kv_tokens=settings.max_kv_tokens, memory_bytes=memory
+        ),
+        eos_ids=loaded.eos_ids,
+        max_running=settings.max_running,
+        device=device,
+        version=settings.weight_version,
+        seed=settings.seed,
+    )
+    info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size)
+    return TorchEngine(loaded, core, info, threads=settings.threads)

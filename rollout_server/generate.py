@@ -1,0 +1,131 @@
+"""`POST /generate`: the path that every token takes, kept short."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from agentloop.wire import SESSION_HEADER, GenerateRequest
+from rollout_server.engines.base import EngineError, Generation, GenerationResult
+from rollout_server.errors import HttpError, bad_request, parse
+from rollout_server.http import read_body, send_error, send_json
+from rollout_server.metrics import Metrics
+from rollout_server.router import Router
+
+DISCONNECT_CHECK_S = 0.25
+"""A request that takes longer than this is watched for its client going away; shorter ones are not worth a task."""
+
+_SESSION_HEADER = SESSION_HEADER.lower().encode()
+
+
+class GenerateEndpoint:
+    """The ASGI endpoint."""
+
+    def __init__(self, router: Router, metrics: Metrics) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._numbers = itertools.count()
+        self._prefix = f"{os.getpid():x}-{time.time_ns():x}-"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = time.perf_counter()
+        try:
+            request = parse(GenerateRequest, await read_body(scope, receive))
+            generation = self.accept(request)
+            session = next((v.decode("latin-1") for n, v in scope["headers"] if n == _SESSION_HEADER), None)
+            result = await self._run(generation, session, receive)
+        except HttpError as exc:
+            self._metrics.count_request(exc.status)
+            await send_error(send, exc)
+            return
+        if result is None:
+            self._metrics.count_request(499)
+            return
+        self._metrics.count_request(200, time.perf_counter() - begin)
+        await send_json(send, encode(generation, result, return_logprob=request.return_logprob))
+
+    def accept(self, request: GenerateRequest) -> Generation:
+        """Check what only the server can: vocabulary and context.
+
+        Raises:
+            HttpError: 400 that names the field.
+        """
+        info, ids = self._router.info, request.input_ids
+        if max(ids) >= info.vocab_size or min(ids) < 0:
+            place, wrong = next((i, t) for i, t in enumerate(ids) if not 0 <= t < info.vocab_size)
+            raise bad_request(
+                f"input_ids[{place}] is {wrong}, outside the vocabulary 0..{info.vocab_size - 1}", f"input_ids.{place}"
+            )
+        if len(ids) + request.sampling_params.max_new_tokens > info.context_length:
+            raise bad_request(
+                f"{len(ids)} prompt tokens and max_new_tokens {request.sampling_params.max_new_tokens} are more than "
+                f"the context of {info.context_length}",
+                "input_ids" if len(ids) >= info.context_length else "sampling_params.max_new_tokens",
+            )
+        if request.image_data:
+            raise bad_request("this engine serves a model without images", "image_data")
+        return Generation(request.rid or self._prefix + str(next(self._numbers)), ids, request.sampling_params)
+
+    async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
+        """The result, or None when the client went away first."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        left = False
+        watcher: asyncio.Task[None] | None = None
+
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left = True
+            task.cancel()
+
+        def start_watching() -> None:
+            nonlocal watcher
+            watcher = loop.create_task(watch())
+
+        timer = loop.call_later(DISCONNECT_CHECK_S, start_watching)
+        try:
+            return await self._router.generate(generation, session)
+        except EngineError as exc:
+            raise HttpError(500, "engine_error", str(exc)) from exc
+        except asyncio.CancelledError:
+            if left:
+                return None
+            raise
+        finally:
+            timer.cancel()
+            if watcher is not None:
+                watcher.cancel()
+
+
+def encode(generation: Generation, result: GenerationResult, *, return_logprob: bool) -> bytes:
+    """The `GenerateResponse` as JSON."""
+    finish: dict[str, Any] = {"type": result.finish}
+    if result.finish == "stop":
+        finish["matched"] = result.matched
+    elif result.finish == "length":
+        finish["length"] = generation.sampling.max_new_tokens
+    else:
+        finish["message"] = result.message
+    meta: dict[str, Any] = {
+        "id": generation.rid,
+        "finish_reason": finish,
+        "prompt_tokens": len(generation.input_ids),
+        "completion_tokens": len(result.output_ids),
+        "cached_tokens": result.cached_tokens,
+        "weight_version": result.weight_version,
+        "weight_versions": [{"version": s.version, "start": s.start, "end": s.end} for s in result.spans],
+    }
+    if return_logprob:
+        meta["output_token_logprobs"] = [
+            (logprob, token, None) for logprob, token in zip(result.logprobs, result.output_ids, strict=True)
+        ]
+    return orjson.dumps({"output_ids": result.output_ids, "meta_info": meta})

@@ -1,0 +1,75 @@
+"""Hermes calls: everything a model may write, read or answered, never raised."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentloop.chat.formats import HermesFormat
+
+PARSER = HermesFormat()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def written(name: str, arguments: Any) -> str:
+    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"
+
+
+@given(
+    name=st.text(min_size=1),
+    arguments=st.dictionaries(st.text(), JSON, max_size=4),
+    count=st.integers(1, 3),
+    before=st.text(st.characters(exclude_characters="<")),
+)
+def test_calls_read_back_whatever_their_arguments(
+    name: str, arguments: dict[str, Any], count: int, before: str
+) -> None:
+    parsed = PARSER.parse(before + "\n".join([written(name, arguments)] * count))
+    assert [(call.name, call.arguments) for call in parsed.tool_calls] == [(name, arguments)] * count
+    assert not parsed.malformed_calls
+    assert parsed.text == before.strip()
+
+
+@given(st.text("<tool_call>/{}\"name:arguments,\n \\", max_size=80))
+def test_nothing_a_model_writes_raises(text: str) -> None:
+    PARSER.parse(text)
+
+
+def test_a_string_may_hold_the_closing_tag() -> None:
+    parsed = PARSER.parse(written("t", {"text": "a </tool_call> b"}) + "after")
+    assert parsed.tool_calls[0].arguments == {"text": "a </tool_call> b"}
+    assert parsed.text == "after"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<tool_call>\n{'name': 'x'}\n</tool_call>", "not valid JSON"),
+        ('<tool_call>\n{"name": "x", "argum', "cut off"),
+        ('<tool_call>\n{"name": "x", "arguments": {}}', "cut off"),
+        ('<tool_call>\n{"name": "x", "arguments": {}} and more\n</tool_call>', "text after"),
+        ("<tool_call>\n[1]\n</tool_call>", "not a JSON object"),
+        ('<tool_call>\n{"name": 3, "arguments": {}}\n</tool_call>', '"name"'),
+        ('<tool_call>\n{"name": "x", "arguments": "y"}\n</tool_call>', '"arguments"'),
+        ("<tool_call>\n</tool_call>", "not valid JSON"),
+    ],
+)
+def test_a_malformed_call_comes_with_its_reason(text: str, reason: str) -> None:
+    parsed = PARSER.parse(text)
+    assert not parsed.tool_calls
+    assert [reason in call.reason for call in parsed.malformed_calls] == [True]
+
+
+def test_good_calls_around_a_malformed_one_are_kept() -> None:
+    parsed = PARSER.parse(written("a", {}) + "<tool_call>{</tool_call>" + written("b", {}))
+    assert [call.name for call in parsed.tool_calls] == ["a", "b"]
+    assert len(parsed.malformed_calls) == 1

@@ -1,0 +1,383 @@
+"""Episodes: the token law, the budgets, and failures that stay their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agentloop.chat import ChatRenderer
+from agentloop.config import SamplingConfig
+from agentloop.episode import Episode
+from agentloop.errors import ServerError, ToolError
+from agentloop.loop import AgentLoop
+from agentloop.loops.single_turn import SingleTurnAgent
+from agentloop.runner import EpisodeRunner
+from agentloop.testing import FakeGenerator
+from agentloop.tool import Tool
+from agentloop.toolset import Toolset
+from agentloop.types import EpisodeStatus, StopReason, Task, ToolResult, Trajectory
+
+CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12 * 34"}}\n</tool_call><|im_end|>'
+ANSWER = "#### 408<|im_end|>"
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "calculator",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    },
+}
+Make = Callable[..., EpisodeRunner]
+Ids = Callable[[str], list[int]]
+
+
+async def run(runner: EpisodeRunner, task: Task, **options: Any) -> Trajectory:
+    options = {"group_id": "g0", "sample_index": 0, "sampling": SamplingConfig(max_new_tokens=200), "seed": 1, **options}
+    return (await runner.run(task, **options))[-1]
+
+
+async def exact_reward(task: Task, text: str, trajectory: Trajectory) -> float:
+    return float(text == f"#### {task.ground_truth}")
+
+
+class RecordingTool(Tool):
+    """Notes what happens to it; `behave` decides what a call does."""
+
+    def __init__(self, behave: Callable[[int], Any]) -> None:
+        super().__init__({}, SCHEMA)
+        self.behave = behave
+        self.events: list[str] = []
+        self.calls = 0
+
+    async def open(self, task: Task, **create_kwargs: Any) -> str:
+        self.events.append(f"open {sorted(create_kwargs.items())}")
+        return "state"
+
+    async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
+        assert state == "state"
+        self.calls += 1
+        result = self.behave(self.calls)
+        if asyncio.iscoroutine(result):
+            result = await result
+        return result if isinstance(result, ToolResult) else ToolResult(str(result))
+
+    async def close(self, state: Any, **release_kwargs: Any) -> None:
+        self.events.append("close")
+
+
+async def test_a_tool_episode_keeps_the_token_law(
+    make_runner: Make, turn: Ids, task: Task, renderer: ChatRenderer
+) -> None:
+    generator = FakeGenerator([turn(CALL), turn(ANSWER)], stop_ids=frozenset({renderer.end_of_turn}), version=3)
+    trajectory = await run(make_runner(generator, reward=exact_reward), task)
+    assert trajectory.status is EpisodeStatus.OK and trajectory.reward == 1.0
+    assert trajectory.stop_reason is StopReason.STOP
+    # rule 2: every prompt is exactly the trajectory so far
+    assert generator.prompts[0] == trajectory.token_ids[: trajectory.prompt_length]
+    assert generator.prompts[1] == trajectory.token_ids[: trajectory.turns[1].start]
+    # rule 1: sampled ids, logprobs and versions are the engine's own
+    sampled = [t for t, m in zip(trajectory.token_ids, trajectory.loss_mask, strict=True) if m]
+    assert sampled == turn(CALL) + turn(ANSWER)
+    assert {v for v in trajectory.versions if v is not None} == {3}
+    # rule 3: the text is what the template means
+    assert "</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n408\n</tool_response>" in renderer.decode(
+        trajectory.token_ids
+    )
+    assert trajectory.metrics["tool_calls"] == 1 and trajectory.metrics["turns"] == 2
+    assert [m["role"] for m in trajectory.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    trajectory.check()
+
+
+async def test_every_sample_and_turn_has_a_seed_of_its_own(make_runner: Make, turn: Ids, task: Task) -> None:
+    seeds = []
+    for sample in range(3):
+        generator = FakeGenerator([turn(CALL), turn(ANSWER)], stop_ids=frozenset(turn("<|im_end|>")))
+        await run(make_runner(generator), task, sample_index=sample)
+        seeds += [sampling.sampling_seed for sampling in generator.sampling]
+    assert len(set(seeds)) == 6
+    again = FakeGenerator([turn(ANSWER)], stop_ids=frozenset(turn("<|im_end|>")))
+    await run(make_runner(again), task, sample_index=0)
+    assert again.sampling[0].sampling_seed == seeds[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "turns", "reason"),
+    [
+        ({"max_assistant_turns": 1}, [CALL], StopReason.MAX_TURNS),
+        ({"max_response_tokens": 10}, [CALL], StopReason.LENGTH),
+        ({"max_response_tokens": 40}, [CALL, ANSWER], StopReason.LENGTH),
+        ({}, [ANSWER], StopReason.STOP),
+    ],
+)
+async def test_each_limit_has_its_stop_reason(
+    make_runner: Make, turn: Ids, task: Task, config: dict[str, Any], turns: list[str], reason: StopReason
+) -> None:
+    trajectory = await run(make_runner([turn(t) for t in turns], config=config), task)
+    assert trajectory.status is EpisodeStatus.OK
+    assert trajectory.stop_reason is reason
+    assert trajectory.response_length <= config.get("max_response_tokens", 256)
+
+
+async def test_a_full_context_ends_the_episode(make_runner: Make, turn: Ids, task: Task) -> None:
+    trajectory = await run(make_runner([turn(CALL), turn(ANSWER)], context_length=62), task)
+    assert trajectory.stop_reason is StopReason.CONTEXT
+
+
+async def test_a_prompt_that_fills_the_context_is_counted_not_trained(make_runner: Make, task: Task) -> None:
+    trajectory = await run(make_runner([], context_length=8), task)
+    assert trajectory.status is EpisodeStatus.REJECTED and trajectory.stop_reason is StopReason.CONTEXT
+
+
+async def test_a_malformed_call_is_answered(make_runner: Make, turn: Ids, task: Task, renderer: ChatRenderer) -> None:
+    broken = turn('<tool_call>\n{"name": "calculator"\n</tool_call><|im_end|>')
+    trajectory = await run(make_runner([broken, turn(ANSWER)]), task)
+    assert trajectory.metrics["malformed_calls"] == 1
+    assert "could not be read: not valid JSON" in renderer.decode(trajectory.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ('{"name": "abacus", "arguments": {}}', "there is no tool 'abacus'; the tools are: calculator"),
+        ('{"name": "calculator", "arguments": {}}', "needs the argument 'expression'"),
+        ('{"name": "calculator", "arguments": {"expression": 3}}', "has to be of type string"),
+        ('{"name": "calculator", "arguments": {"expression": "1", "x": 1}}', "has no argument 'x'"),
+        ('{"name": "calculator", "arguments": {"expression": "1/0"}}', "division by zero"),
+    ],
+)
+async def test_a_wrong_call_is_told_to_the_model(
+    make_runner: Make, turn: Ids, task: Task, renderer: ChatRenderer, call: str, told: str
+) -> None:
+    turns = [turn(f"<tool_call>\n{call}\n</tool_call><|im_end|>"), turn(ANSWER)]
+    trajectory = await run(make_runner(turns), task)
+    assert trajectory.status is EpisodeStatus.OK and trajectory.metrics["tool_errors"] == 1
+    assert told in renderer.decode(trajectory.token_ids)
+
+
+async def test_a_tool_that_raises_is_told_and_closed(make_runner: Make, turn: Ids, task: Task) -> None:
+    tool = RecordingTool(lambda _: 1 / 0)
+    trajectory = await run(make_runner([turn(CALL), turn(ANSWER)], toolset=Toolset([tool])), task)
+    assert trajectory.status is EpisodeStatus.OK
+    assert "ZeroDivisionError" in trajectory.messages[3]["content"]
+    assert tool.events == ["open []", "close"]
+
+
+async def test_a_tool_is_opened_once_with_the_rows_arguments(make_runner: Make, turn: Ids, task: Task) -> None:
+    task.extra_info = {"tools_kwargs": {"calculator": {"create_kwargs": {"ground_truth": "408"}}}}
+    tool = RecordingTool(lambda n: n)
+    await run(make_runner([turn(CALL), turn(CALL), turn(ANSWER)], toolset=Toolset([tool])), task)
+    assert tool.events == ["open [('ground_truth', '408')]", "close"] and tool.calls == 2
+
+
+async def test_broken_machinery_is_retried_then_fails_the_episode(make_runner: Make, turn: Ids, task: Task) -> None:
+    def always(_: int) -> Any:
+        raise ToolError("the search server is gone")
+
+    tool = RecordingTool(always)
+    trajectory = await run(
+        make_runner([turn(CALL), turn(ANSWER)], toolset=Toolset([tool]), reward=exact_reward), task
+    )
+    assert trajectory.status is EpisodeStatus.FAILED and trajectory.reward is None
+    assert "search server is gone" in (trajectory.error or "") and tool.calls == 3
+    assert tool.events == ["open []", "close"]
+
+    def once(calls: int) -> Any:
+        if calls == 1:
+            raise ToolError("a hiccup")
+        return "408"
+
+    trajectory = await run(
+        make_runner([turn(CALL), turn(ANSWER)], toolset=Toolset([RecordingTool(once)]), reward=exact_reward), task
+    )
+    assert trajectory.status is EpisodeStatus.OK and trajectory.reward == 1.0
+
+
+async def test_a_slow_tool_is_stopped_and_the_model_told(make_runner: Make, turn: Ids, task: Task) -> None:
+    tool = RecordingTool(lambda _: asyncio.sleep(30))
+    runner = make_runner([turn(CALL), turn(ANSWER)], toolset=Toolset([tool]), config={"tool_timeout_s": 0.02})
+    trajectory = await run(runner, task)
+    assert "longer than 0.02 s" in trajectory.messages[3]["content"]
+
+
+async def test_a_cancelled_episode_closes_its_tools(make_runner: Make, turn: Ids, task: Task) -> None:
+    tool = RecordingTool(lambda _: asyncio.sleep(30))
+    running = asyncio.create_task(run(make_runner([turn(CALL)], toolset=Toolset([tool])), task))
+    while not tool.calls:
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert tool.events == ["open []", "close"]
+
+
+async def test_an_episode_timeout_is_a_stop_reason(make_runner: Make, turn: Ids, task: Task) -> None:
+    tool = RecordingTool(lambda _: asyncio.sleep(30))
+    runner = make_runner([turn(CALL)], toolset=Toolset([tool]), config={"episode_timeout_s": 0.02})
+    trajectory = await run(runner, task)
+    assert trajectory.stop_reason is StopReason.TIMEOUT and trajectory.status is EpisodeStatus.OK
+
+
+async def test_calls_run_in_parallel_up_to_the_bound_and_answer_in_order(
+    make_runner: Make, turn: Ids, task: Task
+) -> None:
+    at_once = [0, 0]
+
+    async def slow(number: int) -> ToolResult:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        await asyncio.sleep(0.02 / number)  # the last call is the first to end
+        at_once[0] -= 1
+        return ToolResult(f"result {number}")
+
+    tool = RecordingTool(slow)
+    many = CALL.removesuffix("<|im_end|>") * 5 + "<|im_end|>"
+    runner = make_runner(
+        [turn(many), turn(ANSWER)],
+        toolset=Toolset([tool]),
+        config={"max_parallel_calls": 2, "max_calls_per_turn": 4, "max_response_tokens": 1000},
+    )
+    trajectory = await run(runner, task)
+    told = [m["content"] for m in trajectory.messages if m["role"] == "tool"]
+    assert told[:4] == [f"result {n}" for n in (1, 2, 3, 4)]
+    assert "only 4 calls" in told[4] and tool.calls == 4 and at_once[1] == 2
+
+
+async def test_long_tool_output_is_cut_in_tokens_and_marked(
+    make_runner: Make, turn: Ids, task: Task, renderer: ChatRenderer
+) -> None:
+    tool = RecordingTool(lambda _: "7" * 500)
+    runner = make_runner(
+        [turn(CALL), turn(ANSWER)],
+        toolset=Toolset([tool]),
+        config={"max_tool_response_tokens": 16, "max_response_tokens": 1000},
+    )
+    trajectory = await run(runner, task)
+    told = trajectory.messages[3]["content"]
+    assert told == "7" * 16 + "\n[cut: the first 16 of 500 tokens are shown]"
+    assert told in renderer.decode(trajectory.token_ids)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1", {"part": 1.0}])
+async def test_a_reward_that_is_no_number_fails_the_episode(
+    make_runner: Make, turn: Ids, task: Task, value: Any
+) -> None:
+    async def reward(*_: Any) -> Any:
+        return value
+
+    trajectory = await run(make_runner([turn(ANSWER)], reward=reward), task)
+    assert trajectory.status is EpisodeStatus.FAILED and trajectory.reward is None
+    assert "no finite number" in (trajectory.error or "")
+
+
+async def test_a_reward_that_raises_or_hangs_fails_the_episode(make_runner: Make, turn: Ids, task: Task) -> None:
+    async def raising(*_: Any) -> float:
+        raise KeyError("ground_truth")
+
+    async def hanging(*_: Any) -> float:
+        await asyncio.sleep(30)
+        return 1.0
+
+    trajectory = await run(make_runner([turn(ANSWER)], reward=raising), task)
+    assert "KeyError" in (trajectory.error or "") and trajectory.status is EpisodeStatus.FAILED
+    trajectory = await run(make_runner([turn(ANSWER)], reward=hanging), task)
+    assert "longer than 1 s" in (trajectory.error or "")
+
+
+async def test_parts_of_a_reward_are_kept(make_runner: Make, turn: Ids, task: Task) -> None:
+    async def reward(*_: Any) -> dict[str, float]:
+        return {"score": 0.9, "format": 1.0}
+
+    trajectory = await run(make_runner([turn(ANSWER)], reward=reward), task)
+    assert (trajectory.reward, trajectory.reward_parts) == (0.9, {"format": 1.0})
+
+
+async def test_without_a_reward_the_tools_step_rewards_count(make_runner: Make, turn: Ids, task: Task) -> None:
+    tool = RecordingTool(lambda n: ToolResult("x", reward=0.25 * n))
+    trajectory = await run(make_runner([turn(CALL), turn(CALL), turn(ANSWER)], toolset=Toolset([tool])), task)
+    assert trajectory.reward == 0.75
+
+
+class Broken:
+    """A generator whose server is gone, or that breaks the token law."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    async def generate(self, *args: Any, **kwargs: Any) -> Any:
+        if self.how == "gone":
+            raise ServerError("nobody answers")
+        result = await FakeGenerator([[5, 6]]).generate(*args, **kwargs)
+        if self.how == "lengths":
+            result.logprobs.pop()
+        else:
+            result.logprobs[0] = float("nan")
+        return result
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "says"),
+    [
+        ("gone", EpisodeStatus.FAILED, "nobody answers"),
+        ("lengths", EpisodeStatus.FAILED, "2 sampled ids have 1 logprobs"),
+        ("nan", EpisodeStatus.REJECTED, "impossible logprob"),
+    ],
+)
+async def test_an_engine_that_breaks_the_law_is_never_trained_on(
+    make_runner: Make, task: Task, how: str, status: EpisodeStatus, says: str
+) -> None:
+    trajectory = await run(make_runner(Broken(how)), task)
+    assert trajectory.status is status and says in (trajectory.error or "")
+    assert trajectory.reward is None
+
+
+class Forking(AgentLoop):
+    """Starts over in the middle."""
+
+    async def run(self, episode: Episode) -> None:
+        await episode.generate()
+        other = episode.fork()
+        other.observe({"role": "user", "content": "Again, shorter."})
+        await other.generate()
+
+
+async def test_a_fork_trains_no_token_twice(make_runner: Make, turn: Ids, task: Task) -> None:
+    runner = make_runner([turn(ANSWER), turn(ANSWER)], agents={"tool_agent": Forking}, reward=exact_reward)
+    trajectories = await runner.run(
+        task, group_id="g", sample_index=0, sampling=SamplingConfig(max_new_tokens=50), seed=None
+    )
+    assert len(trajectories) == 2
+    assert sum(t.sampled_tokens for t in trajectories) == 2 * len(turn(ANSWER))
+    for trajectory in trajectories:
+        trajectory.check()
+
+
+async def test_an_agent_that_raises_fails_alone(make_runner: Make, task: Task) -> None:
+    class Raises(AgentLoop):
+        async def run(self, episode: Episode) -> None:
+            raise RuntimeError("a bug in the agent")
+
+    trajectory = await run(make_runner([], agents={"tool_agent": Raises}), task)
+    assert trajectory.status is EpisodeStatus.FAILED and "a bug in the agent" in (trajectory.error or "")
+
+
+async def test_generating_twice_without_an_observation_is_a_bug_that_is_named(
+    make_runner: Make, turn: Ids, task: Task
+) -> None:
+    class Twice(AgentLoop):
+        async def run(self, episode: Episode) -> None:
+            await episode.generate()
+            await episode.generate()
+
+    trajectory = await run(make_runner([turn(ANSWER)] * 2, agents={"tool_agent": Twice}), task)
+    assert "observe() something" in (trajectory.error or "")
+
+
+async def test_the_single_turn_agent_offers_no_tools(
+    make_runner: Make, turn: Ids, task: Task, renderer: ChatRenderer
+) -> None:
+    trajectory = await run(make_runner([turn(CALL)], agents={"tool_agent": SingleTurnAgent}), task)
+    assert len(trajectory.turns) == 1
+    assert "calculator" not in renderer.decode(trajectory.token_ids[: trajectory.prompt_length])
