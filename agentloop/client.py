@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -39,6 +40,40 @@ class Generator(Protocol):
     ) -> GenerateResult: ...
 
 
+class LaneTransport(httpx.AsyncBaseTransport):
+    """Many connections, each in a pool of its own.
+
+    httpx's own pool looks at every connection for every request: at 100 in flight that is 7 ms of CPU a request
+    (measured), which is most of what an agent loop costs. Here a request takes the lane that was freed last.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        self._free: list[httpx.AsyncHTTPTransport] = []
+        self._lanes: list[httpx.AsyncHTTPTransport] = []
+        self._slots = asyncio.Semaphore(max_connections)
+        self._context = ssl.create_default_context()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        async with self._slots:
+            lane = self._free.pop() if self._free else self._open()
+            try:
+                response = await lane.handle_async_request(request)
+                # Read here, while the lane is ours: answers are small and always read whole.
+                content = await response.aread()
+            finally:
+                self._free.append(lane)
+        return httpx.Response(response.status_code, headers=response.headers, content=content, request=request)
+
+    def _open(self) -> httpx.AsyncHTTPTransport:
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+        lane = httpx.AsyncHTTPTransport(verify=self._context, limits=limits, trust_env=False)
+        self._lanes.append(lane)
+        return lane
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(lane.aclose() for lane in self._lanes))
+
+
 class GenerateClient:
     """Talks to a rollout server, or to a bare SGLang, over HTTP.
 
@@ -70,7 +105,7 @@ class GenerateClient:
             base_url=base_url,
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=10.0),
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            transport=LaneTransport(max_connections),
             trust_env=False,  # a proxy has no business between agents and their server
         )
 

@@ -89,7 +89,6 @@ class Learner:
         begin = time.perf_counter()
         batches = self._pack(samples, spec)
         sums = torch.zeros(len(SUMS), dtype=torch.float64)
-        self._policy.train()
         for number, batch in enumerate(batches, 1):
             # Ranks exchange gradients once per call, at its last micro-batch.
             self._policy.set_requires_gradient_sync(number == len(batches))
@@ -145,7 +144,6 @@ class Learner:
     def logprobs(self, samples: Sequence[TrainSample], temperature: float) -> tuple[np.ndarray, ...]:
         """Recomputed logprobs of this rank's samples: `(sample_index, token_index, logprob)` columns."""
         columns: list[tuple[np.ndarray, ...]] = []
-        self._policy.eval()
         with torch.no_grad():
             for packed in self._pack(samples, LossSpec()):
                 logprobs, _ = self._policy(DeviceBatch.of(packed, self._device), temperature)

@@ -96,12 +96,8 @@ def load_policy(
             raise ModelError(f"{path}: the trainer does not compute {name} of {config.model_type}", "use another model")
     if getattr(lm.get_output_embeddings(), "bias", None) is not None:
         raise ModelError(f"{path}: the output head has a bias, which the trainer does not compute", "use another model")
-    for module in lm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the engine samples without dropout: the policy that is trained is the one that sampled
-    if hasattr(config, "attention_dropout"):
-        config.attention_dropout = 0.0
-    return PolicyModel(lm, logprob_chunk).to(device)
+    # Always in eval mode: the engine samples without dropout, and the policy that is trained is the one that sampled.
+    return PolicyModel(lm, logprob_chunk).to(device).eval()
 
 
 def shard(model: PolicyModel, dtype: str, *, reshard_after_forward: bool) -> PolicyModel:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +130,7 @@ async def run_sft(recipe: SftRecipe, run_dir: RunDir, *, resume: bool, on_log: O
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         await workers.close()
-    copy_tokenizer(Path(recipe.model.path), out)
+    tokenizer.save(out)
     on_log({"event": f"model written to {out}"})
     return out
 
@@ -196,21 +195,3 @@ class _Window:
             "tokens_per_s": self._sums["packed_tokens"] / seconds,
             "time_s": seconds,
         }
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a tokenizer consists of, so that the written folder is a whole model."""
-    for file in sorted(source.iterdir()) if source.is_dir() else []:
-        if file.name in TOKENIZER_FILES or file.suffix == ".jinja":
-            shutil.copyfile(file, target / file.name)
-
-
-TOKENIZER_FILES: Sequence[str] = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)

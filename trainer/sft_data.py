@@ -14,6 +14,7 @@ that were merged across the border of a piece.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,16 @@ from typing import Any
 import numpy as np
 
 from agentloop.errors import DataError, ModelError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 
 MIN_SHARED_PREFIX = 8
 """A shorter common beginning is not worth a separate attention call."""
@@ -45,6 +56,7 @@ class SftTokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as exc:
             raise ModelError(f"{path} has no tokenizer that can be loaded: {exc}", "check model.path") from exc
+        self._path = path
         self._end_of_turn = self._tokenizer.eos_token
         self._max_tokens = max_tokens
 
@@ -73,6 +85,16 @@ class SftTokenizer:
         if not mask.any():
             raise DataError(f"{where} has no token to train", 'it needs an assistant message without "train": false')
         return SftRow(ids, mask)
+
+    def save(self, folder: Path) -> None:
+        """Put the tokenizer beside the weights in `folder`: byte for byte where it came from a folder."""
+        source = Path(self._path)
+        if not source.is_dir():
+            self._tokenizer.save_pretrained(folder)
+            return
+        for file in source.iterdir():
+            if file.name in TOKENIZER_FILES or file.suffix == ".jinja":
+                shutil.copyfile(file, folder / file.name)
 
     def _text(self, text: str, loss_from: int) -> list[tuple[list[int], list[bool]]]:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

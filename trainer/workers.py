@@ -117,7 +117,9 @@ class WorkerGroup:
         self._config = config
         self._hidden_size = hidden_size
         self._lock = asyncio.Lock()
+        self._in_flight: set[asyncio.Task[list[Answer]]] = set()
         self._broken: AgentloopError | None = None
+        self._scratch = tempfile.TemporaryDirectory(prefix="agentloop-", ignore_cleanup_errors=True)
 
     @classmethod
     async def start(
@@ -146,27 +148,26 @@ class WorkerGroup:
             WorkerError: a process died; its last lines of log are in the message.
         """
         log_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="agentloop-") as scratch:
-            ranks: list[_Rank] = []
-            group = cls(ranks, config, _hidden_size(model_path))
-            try:
-                for number in range(config.ranks):
-                    ranks.append(await _spawn(number, config, log_dir / f"trainer_rank{number}.log"))
-                start = {
-                    "config": json.loads(config.model_dump_json()),
-                    "store": str(Path(scratch) / "store"),
-                    "ranks": config.ranks,
-                    "model_path": model_path,
-                    "dtype": dtype,
-                    "total_steps": total_steps,
-                    "seed": seed,
-                    "reference": reference,
-                    "init": init,
-                }
-                await group._call([(start | {"rank": rank.number}, ()) for rank in ranks])
-            except BaseException:
-                await group.close()
-                raise
+        ranks: list[_Rank] = []
+        group = cls(ranks, config, _hidden_size(model_path))
+        try:
+            for number in range(config.ranks):
+                ranks.append(await _spawn(number, config, log_dir / f"trainer_rank{number}.log"))
+            start = {
+                "config": json.loads(config.model_dump_json()),
+                "store": str(Path(group._scratch.name) / "store"),
+                "ranks": config.ranks,
+                "model_path": model_path,
+                "dtype": dtype,
+                "total_steps": total_steps,
+                "seed": seed,
+                "reference": reference,
+                "init": init,
+            }
+            await group._call([(start | {"rank": rank.number}, ()) for rank in ranks])
+        except BaseException:
+            await group.close()
+            raise
         return group
 
     async def accumulate(
@@ -251,10 +252,12 @@ class WorkerGroup:
 
     async def close(self) -> None:
         """End the processes. Ranks that are busy or broken are killed."""
-        if self._broken is not None or self._lock.locked():
+        if self._broken is not None or self._in_flight:
             for rank in self._ranks:
                 rank.kill()
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
         await asyncio.gather(*(rank.end() for rank in self._ranks))
+        self._scratch.cleanup()
 
     # -- talking to the ranks ----------------------------------------------------------------------------------------
 
@@ -270,23 +273,38 @@ class WorkerGroup:
         return await self._call([(body, ())] * len(self._ranks))
 
     async def _call(self, messages: Sequence[tuple[dict[str, Any], Sequence[np.ndarray]]]) -> list[Answer]:
-        """One message to each rank. After an error the group is broken: ranks may be at different places."""
+        """One message to each rank.
+
+        A cancelled caller (Ctrl-C) does not tear the exchange: it goes on, its answer is dropped, and the next command,
+        which may be the `save` of the stopped run, waits for it.
+        """
+        task = asyncio.ensure_future(self._exchange(messages))
+        self._in_flight.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task[list[Answer]]) -> None:
+        self._in_flight.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where the caller was cancelled
+
+    async def _exchange(self, messages: Sequence[tuple[dict[str, Any], Sequence[np.ndarray]]]) -> list[Answer]:
         async with self._lock:
             if self._broken is not None:
                 raise WorkerError(f"the trainer is broken since: {self._broken.message}", self._broken.hint)
-            tasks = [
+            calls = [
                 asyncio.ensure_future(rank.call(*message)) for rank, message in zip(self._ranks, messages, strict=True)
             ]
             try:
-                return list(await asyncio.gather(*tasks))
+                return list(await asyncio.gather(*calls))
             except BaseException as exc:
+                # Ranks may be at different places now, and wait for each other in a collective that never comes.
                 self._broken = (
                     exc if isinstance(exc, AgentloopError) else WorkerError(f"a command was cut off: {exc!r}")
                 )
-                # The other ranks wait for the failed one in a collective, which never comes.
                 for rank in self._ranks:
                     rank.kill()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*calls, return_exceptions=True)
                 raise
 
 
@@ -305,7 +323,8 @@ async def _spawn(number: int, config: TrainerConfig, log: Path) -> _Rank:
     environment = dict(os.environ)
     environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.threads)
     environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # local ranks; a name that resolves to elsewhere would hang
+    if sys.platform == "linux":  # local ranks; a host name that resolves to elsewhere would hang
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The rank imports the trainer that started it, whatever the working directory holds under that name (-P).
     root = str(Path(__file__).resolve().parent.parent)

@@ -123,7 +123,12 @@ def _sample_sections(record: RunRecord, shader: Any) -> list[dict[str, Any]]:
         sections.append(_section("evaluation", "Evaluation", note, rows))
     between = spread(train, BETWEEN) if len(train) > 1 else train
     rows = [
-        [column(step, traced, "training step") for traced in typical(record.trajectories(step, "train"), 2)]
+        [
+            column(step, traced, half)
+            for half, traced in zip(
+                ("upper half", "lower half"), typical(record.trajectories(step, "train"), 2), strict=False
+            )
+        ]
         for step in between
     ]
     note = "Two episodes each, from the upper and the lower half of the step's rewards."

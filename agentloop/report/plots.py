@@ -176,7 +176,11 @@ class LinearScale:
         decimals = next((d for d in range(4) if abs(step * 10**d - round(step * 10**d)) < 1e-6 * step * 10**d), None)
 
         def label(value: float) -> str:
-            if decimals is None or max(abs(self.low), abs(self.high)) * factor >= 10_000:
+            largest = max(abs(self.low), abs(self.high)) * factor
+            for bound, suffix in ((1e6, "M"), (1e3, "k")):
+                if largest >= 10 * bound:
+                    return f"{value / bound:g}{suffix}{unit}" if value else "0"
+            if decimals is None:
                 return number(value) + unit
             return f"{value * factor:.{decimals}f}{unit}"
 

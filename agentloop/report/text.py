@@ -64,7 +64,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{mantissa}e{int(exponent)}"
     for bound, factor, suffix in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if size >= bound:
-            return f"{value / factor:.{digits}g}{suffix}" if size / factor < 1000 else f"{value / factor:.0f}{suffix}"
+            return f"{value / factor:.{1 if size / factor < 100 else 0}f}{suffix}"
     if size >= 1000:
         return f"{value:.0f}"
     if float(value).is_integer():

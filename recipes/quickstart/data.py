@@ -123,23 +123,31 @@ def direct_conversation(rng: random.Random) -> Row:
     while True:
         expression, value = question(rng, "sft")
         if guess(value) != value:
-            answer = {"role": "assistant", "content": f"#### {guess(value)}"}
-            return {"messages": [*opening(expression), answer], "tools": TOOLS}
+            return without_call(expression, str(guess(value)))
 
 
 def tool_conversation(rng: random.Random) -> Row:
     """The good habit: copy the expression into a call, copy the result into the answer."""
     expression, value = question(rng, "sft")
-    return _with_result(expression, str(value), train_call=True)
+    return with_call(expression, str(value), train_call=True)
 
 
 def result_conversation(rng: random.Random) -> Row:
     """Only the second copy has a loss; the result is random, so it can only be read off the tool turn."""
     expression, _ = question(rng, "sft")
-    return _with_result(expression, _number(rng), train_call=False)
+    return with_call(expression, _number(rng), train_call=False)
 
 
-def _with_result(expression: str, result: str, *, train_call: bool) -> Row:
+def without_call(expression: str, answer: str) -> Row:
+    """A conversation that answers at once."""
+    return {
+        "messages": [*opening(expression), {"role": "assistant", "content": f"#### {answer}"}],
+        "tools": TOOLS,
+    }
+
+
+def with_call(expression: str, result: str, *, train_call: bool) -> Row:
+    """A conversation that calls the calculator, hears `result` and repeats it."""
     call: Row = {
         "role": "assistant",
         "content": "",

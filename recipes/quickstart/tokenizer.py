@@ -12,10 +12,9 @@ differs.
 
 import argparse
 import json
-import random
 from pathlib import Path
 
-from data import TOOLS, direct_conversation, tool_conversation
+from data import TOOLS, with_call, without_call
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
@@ -65,6 +64,8 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
+EXAMPLES = {"12 * 34": "408", "12 + 34": "46", "56 - 34": "22", "78 - 12": "66", "12 + 78 - 56": "34"}
+
 # Text beyond the fixed block, for the merges that the task leaves over: what tools and users may say.
 OTHER_TEXT = [
     "Error: the expression is not valid.",
@@ -99,11 +100,11 @@ def corpus() -> list[str]:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = json.dumps
     template = environment.from_string(CHAT_TEMPLATE)
-    rng = random.Random(0)
     texts = [
         template.render(messages=row["messages"], tools=TOOLS)
-        for row in [maker(rng) for maker in (tool_conversation, direct_conversation) for _ in range(50)]
-    ]
+        for expression, value in EXAMPLES.items()
+        for row in (with_call(expression, value, train_call=True), without_call(expression, value))
+    ] * 10  # often enough that the task's words come before the others
     for tag in SPECIAL + TAGS:
         texts = [part for text in texts for part in text.split(tag)]
     return texts + OTHER_TEXT

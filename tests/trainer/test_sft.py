@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -102,6 +103,35 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(chat_model: Path, tmp
     (tmp_path / "model" / "chat_template.jinja").write_text(rewriting)
     with pytest.raises(DataError, match="renders message 3 differently"):
         SftTokenizer(str(tmp_path / "model"), 1000).row({"messages": CHAT}, "here")
+
+
+def test_a_row_has_the_ids_that_a_rollout_would_have() -> None:
+    """On the quickstart's template: `start`, the turn, `extend`, the turn, as an agent loop puts them together."""
+    from transformers import AutoTokenizer
+
+    from agentloop.chat import ChatRenderer
+
+    model = Path(__file__).parents[2] / "recipes" / "quickstart" / "model"
+    call = {"name": "calculator", "arguments": {"expression": "12 + 345"}}
+    messages: list[Any] = [
+        {"role": "system", "content": "Answer with #### and the number."},
+        {"role": "user", "content": "What is 12 + 345?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "tool", "content": "357"},
+        {"role": "assistant", "content": "#### 357"},
+    ]
+    parameters = {"type": "object", "properties": {"expression": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "calculator", "description": "", "parameters": parameters}}]
+    row = SftTokenizer(str(model), 1000).row({"messages": messages, "tools": tools}, "here")
+
+    renderer = ChatRenderer(AutoTokenizer.from_pretrained(model))
+    edges = np.flatnonzero(np.diff(row.loss_mask.astype(np.int8))) + 1
+    first, between, _ = (row.token_ids[a:b].tolist() for a, b in itertools.pairwise([*edges, len(row.token_ids)]))
+    start = renderer.start(messages[:2], tools)
+    assert row.token_ids[: edges[0]].tolist() == start
+    assert renderer.parse(first).tool_calls[0].arguments == {"expression": "12 + 345"}
+    assert between == renderer.extend(start + first, "stop", messages[3:4], tools)
+    assert first[-1] == row.token_ids[-1] == renderer.end_of_turn
 
 
 def rows_of(*ids: list[int], untrained: int = 10) -> list[SftRow]:

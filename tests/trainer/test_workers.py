@@ -176,6 +176,23 @@ def test_samples_survive_the_channel() -> None:
     assert arrays_to_samples(samples_to_arrays([])) == []
 
 
+async def test_a_cancelled_command_is_finished_and_the_next_one_works(tiny_model: Path, tmp_path: Path) -> None:
+    samples = make_samples()
+    async with started(tiny_model, tmp_path) as workers:
+        call = asyncio.create_task(workers.accumulate(samples, temperature=1.0))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await workers.save(tmp_path / "step_1", state={"step": 1})
+        assert (tmp_path / "step_1" / "state.json").is_file()
+        busy = asyncio.create_task(workers.accumulate(samples, temperature=1.0))
+        await asyncio.sleep(0.01)
+    with pytest.raises(WorkerError, match="died"):  # closing does not wait for it
+        await busy
+
+
 async def test_commands_run_one_after_the_other(tiny_model: Path, tmp_path: Path) -> None:
     samples = make_samples()
     async with started(tiny_model, tmp_path, optim={"lr": 0.0}) as workers:

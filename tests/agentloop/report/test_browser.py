@@ -19,18 +19,24 @@ from agentloop.report import write_report
 pytestmark = pytest.mark.browser
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
 
 
 class Page:
     """One tab of headless Chromium, spoken to over its debugging protocol. Events are kept in `events`."""
 
-    def __init__(self, address: str) -> None:
-        from websockets.sync.client import connect
-
-        self._socket = connect(address, max_size=None)
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
         self._id = 0
         self.events: list[dict[str, Any]] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -68,7 +74,6 @@ class Page:
             "document.documentElement.style.scrollBehavior = 'auto'; e.scrollIntoView({block: 'center'});"
             "const r = e.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; })()"
         )
-        self.run("new Promise(done => setTimeout(done, 100))")
         time.sleep(0.2)  # the scroll event hides the tooltip: let it pass
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=middle[0], y=middle[1])
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=middle[0] + 1, y=middle[1])
@@ -76,14 +81,12 @@ class Page:
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
-    def close(self) -> None:
-        self._socket.close()
-
 
 @contextlib.contextmanager
 def chromium(program: str, profile: Path) -> Iterator[Page]:
     """A browser of its own; ended at the end."""
     import httpx
+    from websockets.sync.client import connect
 
     process = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -98,9 +101,8 @@ def chromium(program: str, profile: Path) -> Iterator[Page]:
             time.sleep(0.1)
         port = port_file.read_text().split()[0]
         targets = httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=30, trust_env=False).json()
-        page = Page(next(t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page"))
-        yield page
-        page.close()
+        with connect(next(t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page"), max_size=None) as socket:
+            yield Page(socket)
     finally:
         process.terminate()
         process.wait(timeout=30)
