@@ -49,12 +49,9 @@ def main() -> None:
         if sys.argv[1:2] != ["env"]:  # `agentloop env` is there to show what is wrong
             check_packages()
         build_app()()
-    except UserError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        raise SystemExit(2) from None
     except AgentloopError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        raise SystemExit(1) from None
+        print(f"error: {exc}", *getattr(exc, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise SystemExit(2 if isinstance(exc, UserError) else 1) from None
 
 
 if __name__ == "__main__":

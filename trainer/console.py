@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,8 +24,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentloop.report.text import clean, finite, number, seconds
-from agentloop.types import Trajectory
+from agentloop.report.text import clean, finite, number, plain_json, seconds
+from agentloop.types import Message
 
 HEADER_EVERY = 20
 """Steps between two header lines."""
@@ -43,7 +43,8 @@ LABEL_WIDTH = 10
 
 LABELS = {
     "question": ("question", "none"),
-    "model": ("model", "cyan"),
+    "assistant": ("model", "cyan"),
+    "calls": ("calls", "bold cyan"),
     "tool": ("tool", "yellow"),
     "user": ("user", "yellow"),
     "expected": ("expected", "dim"),
@@ -203,7 +204,12 @@ class Console:
         self._print(line)
 
     def samples(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Print decoded episodes, as `episode_sample` makes them: the question, then who said what, then nothing."""
+        """Print decoded episodes: the question, who said what, the reward.
+
+        Args:
+            samples: each with `step`, `messages` (`Trajectory.messages`) and `reward`; and, where they are known,
+                `task_id`, `stop_reason`, `error` and `expected`, the right answer.
+        """
         for sample in samples:
             self._print("")
             for line in self._sample_lines(sample):
@@ -248,7 +254,7 @@ class Console:
             rows.append(("report", str(report), ""))
         self._print("")
         for label, value, note in rows:
-            line = Text.assemble((f"{label:<18}", "dim"), (clean(value), "bold"))
+            line = Text.assemble((f"{label:<19}", "dim"), (clean(value), "bold"))
             line.append(f"   {note}" if note else "", style="dim")
             self._print(line)
 
@@ -310,8 +316,7 @@ class Console:
         for key in ("task_id", "stop_reason", "error"):
             title.append(f"   {clean(sample[key], 200)}" if sample.get(key) else "", style="dim")
         yield title
-        parts = [("question", sample.get("question", ""))]
-        parts += [(turn["kind"], turn["text"]) for turn in sample.get("turns", [])]
+        parts = list(_conversation(sample.get("messages") or []))
         if sample.get("expected") is not None:
             parts.append(("expected", sample["expected"]))
         width = max(20, (min(self._rich.width, 120) if self._terminal else PLAIN_WIDTH) - LABEL_WIDTH - 4)
@@ -337,12 +342,10 @@ class Console:
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1, min_width=4)
         grid.add_column(no_wrap=True)
-        counted = (
-            "training" if label == "episodes" and done >= total > 0 else f"{label} {done}/{total}" if total else label
-        )
         if not self._total or label != "episodes":
-            grid.add_row(label if self._total else "", ProgressBar(total=1.0, completed=share), counted)
+            grid.add_row(label, ProgressBar(total=1.0, completed=share), f"{done}/{total}")
             return grid
+        counted = "training" if done >= total > 0 else f"{label} {done}/{total}" if total else label
         left = f"  {self._time_left(share)} left" if self._durations else ""
         grid.add_row(
             f"step {min(self._step + 1, self._total)}/{self._total}",
@@ -392,49 +395,21 @@ class Console:
         )
 
 
-def episode_sample(
-    trajectory: Trajectory, decode: Callable[[list[int]], str], *, step: int, expected: object = None
-) -> dict[str, Any]:
-    """An episode as `Console.samples` prints it.
-
-    What the model said is decoded from its sampled tokens, special tokens and all. What it was told comes from the
-    messages, or is decoded too where the trajectory has none.
-
-    Args:
-        decode: token ids to text, special tokens kept.
-        expected: the right answer, if there is one to show.
-    """
-    messages, turns = trajectory.messages, trajectory.turns
-    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"][-len(turns) :] if turns else []
-    prompt = messages[: spoken[0]] if spoken else messages
-    said = [{"kind": "model", "text": decode(trajectory.token_ids[turn.start : turn.end])} for turn in turns]
-    parts: list[dict[str, str]] = []
-    if len(spoken) == len(turns):
-        remaining = iter(said)
-        for index in range(len(prompt), len(messages)):
-            message = messages[index]
-            parts.append(next(remaining) if index in spoken else {"kind": message["role"], "text": _content(message)})
-    else:
-        for index, part in enumerate(said):
-            parts.append(part)
-            begin, end = turns[index].end, turns[index + 1].start if index + 1 < len(turns) else len(trajectory)
-            if begin < end:
-                parts.append({"kind": "tool", "text": decode(trajectory.token_ids[begin:end])})
-    asked = [message for message in prompt if message["role"] == "user"]
-    question = _content(asked[-1]) if asked else decode(trajectory.token_ids[: trajectory.prompt_length])
-    return {
-        "step": step,
-        "task_id": trajectory.task_id,
-        "question": question,
-        "turns": parts,
-        "reward": trajectory.reward,
-        "stop_reason": str(trajectory.stop_reason),
-        "error": trajectory.error,
-        "expected": expected,
-    }
+def _conversation(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+    """Who said what, from the question on: messages before the last one that precedes the model's first are left out."""
+    first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    for index, message in enumerate(messages[max(0, first - 1) :], start=max(0, first - 1)):
+        role = message["role"]
+        text = _content(message)
+        calls = message.get("tool_calls") or []
+        if text or not calls:
+            yield "question" if index < first else role, text
+        for call in calls:
+            function = call["function"]
+            yield "calls", f"{function['name']}({plain_json(function['arguments'])})"
 
 
-def _content(message: Any) -> str:
+def _content(message: Message) -> str:
     content = message["content"]
     if isinstance(content, str):
         return content

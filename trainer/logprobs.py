@@ -43,7 +43,7 @@ class _SelectedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """With p the softmax: d logprob / d logit_j = [j = target] - p_j, d entropy / d logit_j = -p_j (log p_j + H)."""
+        """p: softmax, H: entropy; d logprob / d logit_j = [j = target] - p_j; d H / d logit_j = -p_j (log p_j + H)."""
         grad_logprobs_N, grad_entropy_N = grads
         hidden_NE, weight_VE, targets_N, entropy_N = ctx.saved_tensors
         grad_hidden_NE = torch.empty_like(hidden_NE)

@@ -93,6 +93,7 @@ class TrainRun:
         self._version = 0
         self._evals: list[float] = []
         self._done_in_step = 0
+        self._samples: list[Trajectory] = []
 
     async def run(self) -> RunResult:
         """Run to the end, or to Ctrl-C.
@@ -212,6 +213,7 @@ class TrainRun:
                     metrics |= await self._guard(self._evaluate(step), server)
                 self._dir.append_metrics(metrics)
                 self._console.step(metrics, total)
+                self._show_samples(step)
                 if metrics.get("eval/reward_mean") is not None:
                     self._console.eval(metrics)
                 saved = self._checkpoint_due(step)

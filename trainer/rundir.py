@@ -55,7 +55,8 @@ class RunDir:
 
     @property
     def holds_run(self) -> bool:
-        return self.config_file.exists() or self.metrics_file.exists()
+        """Whether there is something to lose: a start that failed before its first number may be repeated."""
+        return self.metrics_file.exists() or bool(self.list_checkpoints())
 
     def check_free(self) -> None:
         """Refuse to start a new run over an old one.

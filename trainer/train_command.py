@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -48,11 +47,11 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     resume_line = shlex.join(["agentloop", "train", "--config", str(config), *overrides, "--resume"])
     try:
         result = asyncio.run(TrainRun(recipe, prepared, run_dir, console, resume=resume).run())
-    except AgentloopError:
+    except AgentloopError as exc:
         console.close()
         if run_dir.read_metrics():
             write_report(run_dir.root)
-        print(f"continue with: {resume_line}", file=sys.stderr)
+            exc.add_note(f"continue with: {resume_line}")
         raise
     return _finish(result, run_dir, console, resume_line, time.monotonic() - begin)
 

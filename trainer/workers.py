@@ -15,7 +15,6 @@ import json
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +118,6 @@ class WorkerGroup:
         self._lock = asyncio.Lock()
         self._in_flight: set[asyncio.Task[list[Answer]]] = set()
         self._broken: AgentloopError | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="agentloop-", ignore_cleanup_errors=True)
 
     @classmethod
     async def start(
@@ -149,13 +147,15 @@ class WorkerGroup:
         """
         log_dir.mkdir(parents=True, exist_ok=True)
         ranks: list[_Rank] = []
+        store = log_dir / ".ranks"  # where the ranks find each other; one left by a killed run would confuse them
+        store.unlink(missing_ok=True)
         group = cls(ranks, config, _hidden_size(model_path))
         try:
             for number in range(config.ranks):
                 ranks.append(await _spawn(number, config, log_dir / f"trainer_rank{number}.log"))
             start = {
                 "config": json.loads(config.model_dump_json()),
-                "store": str(Path(group._scratch.name) / "store"),
+                "store": str(store.absolute()),
                 "ranks": config.ranks,
                 "model_path": model_path,
                 "dtype": dtype,
@@ -257,7 +257,6 @@ class WorkerGroup:
                 rank.kill()
         await asyncio.gather(*self._in_flight, return_exceptions=True)
         await asyncio.gather(*(rank.end() for rank in self._ranks))
-        self._scratch.cleanup()
 
     # -- talking to the ranks ----------------------------------------------------------------------------------------
 

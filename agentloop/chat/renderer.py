@@ -15,6 +15,7 @@ from agentloop.chat.tokenizer import SafeEncoder
 from agentloop.errors import ModelError
 from agentloop.types import Message, ParsedTurn, StopReason
 
+REMEMBERED_RENDERINGS = 1024
 PROBE = "PROBE-TEXT"
 MARK = "\ue0a7"
 """Stands around the number of a control token while its content is rendered; a private-use character."""
@@ -43,6 +44,7 @@ class ChatRenderer:
         if not self._template:
             raise ModelError("the tokenizer has no chat template", "set model.chat_template to a Jinja file")
         self._encoder = SafeEncoder(tokenizer)
+        self._rendered: dict[str, str] = {}
         plain = self._render([_user(PROBE), _assistant(PROBE)], None, generate=False)
         tail = plain[plain.rindex(PROBE) + len(PROBE) :]
         first = self._encoder._pattern.search(tail)
@@ -127,6 +129,18 @@ class ChatRenderer:
         return self._separator + after[len(before) :]
 
     def _render(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, generate: bool
+    ) -> str:
+        """The template's text. The samples of a group begin alike, and so do all probes: repeats are remembered."""
+        key = repr((messages, tools, generate))
+        text = self._rendered.get(key)
+        if text is None:
+            if len(self._rendered) >= REMEMBERED_RENDERINGS:
+                del self._rendered[next(iter(self._rendered))]  # the oldest: groups come and go in order
+            text = self._rendered[key] = self._apply_template(messages, tools, generate=generate)
+        return text
+
+    def _apply_template(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, generate: bool
     ) -> str:
         from jinja2 import TemplateError

@@ -213,6 +213,12 @@ def test_save_and_load_bring_the_run_back_to_the_bit(tiny_model: Path, tmp_path:
     assert (tmp_path / "step_3" / "state.json").read_text() == '{"step": 3, "version": 3}'
 
 
+def test_the_same_inputs_give_the_same_bits(tiny_model: Path) -> None:
+    samples = make_samples()
+    first, second = (accumulated(tiny_model, samples, budget=100)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_a_checkpoint_of_a_run_that_has_not_stepped_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
     saved, unsaved = learner(tiny_model), learner(tiny_model)
     saved.save(tmp_path / "step_0", {})

@@ -19,10 +19,15 @@ def make(tmp_path: Path) -> RunDir:
 
 
 def test_a_directory_that_holds_a_run_is_refused_with_the_two_ways_out(tmp_path: Path) -> None:
-    make(tmp_path)
+    make(tmp_path).append_metrics({"step": 1})
     with pytest.raises(RunDirError) as caught:
         RunDir(tmp_path / "run").open({}, {}, resume=False)
     assert "--resume" in str(caught.value) and "run.name" in str(caught.value)
+
+
+def test_a_start_that_failed_before_its_first_number_may_be_repeated(tmp_path: Path) -> None:
+    make(tmp_path)
+    make(tmp_path)
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rollout_server.engines.torch_engine.sampling import RowSampling, Sampler, s
 PREFILL_CHUNK = 1024
 """Prompt tokens of one step at most, so that a long prompt does not hold up the others' decoding."""
 
+ROOM = int(__import__("os").environ.get("ROOM","16"))
 LOOK_AHEAD = 64
 """Waiting requests looked at in one step."""
 
@@ -278,7 +279,7 @@ class Core:
 
     def _room(self, running: Running) -> int:
         """Tokens to make room for at first: not all that may be sampled, for most turns end early."""
-        return min(running.limit, len(running.ids) + max(64, len(running.ids) // 2))
+        return min(running.limit, len(running.ids) + ROOM)
 
     def _prefill(self) -> None:
         budget = self._prefill_chunk

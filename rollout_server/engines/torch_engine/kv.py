@@ -26,7 +26,7 @@ import torch
 
 from rollout_server.engines.torch_engine.prefix import PrefixIndex
 
-SMALLEST_CAPACITY = 128
+SMALLEST_CAPACITY = 96
 MAX_HOLE_SHARE = 0.125
 """Share of a pool's active rows that may be holes before rows are moved to close them."""
 
@@ -182,9 +182,9 @@ class KVCache:
     """
 
     def __init__(self, shape: KVShape, budget_tokens: int, context_length: int) -> None:
-        capacities = [SMALLEST_CAPACITY]
+        capacities = [SMALLEST_CAPACITY, SMALLEST_CAPACITY * 4 // 3]
         while capacities[-1] < context_length:
-            capacities.append(2 * capacities[-1])
+            capacities.append(2 * capacities[-2])
         # The last pool need not hold more than the longest sequence, rounded to whole cache lines.
         capacities[-1] = min(capacities[-1], -(-context_length // 16) * 16)
         self.pools = [Pool(shape, capacity) for capacity in capacities]

@@ -172,7 +172,11 @@ def build_run(root: Path, steps: int = 30, *, hostile: bool = True) -> Path:
             broken = trajectory("q", reward=None, tool=False, version=6, rng=rng, status="rejected",
                                 error="logprobs has 3 entries for 9 token ids")  # fmt: skip
             lines.append(broken | {"logprobs": [-1.0, None, "x"], "versions": None})
-        write_lines(root / f"traces/step_{step}/train.jsonl", lines, torn='{"format": 1, "tok' if step == steps else "")
+        write_lines(
+            root / f"traces/step_{step}/train.jsonl",
+            lines,
+            torn='{"format": 1, "tok' if hostile and step == steps else "",
+        )
     for step in (0, 10, 20, steps):
         good = step > 0
         tasks = [
