@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentloop.report.text import clean, finite, number, plain_json, seconds
+from agentloop.report.text import clean, finite, number, seconds
 from agentloop.types import Message
 
 HEADER_EVERY = 20
@@ -164,8 +165,10 @@ class Console:
         duration = finite(metrics.get("step/time_s"))
         if duration is not None:
             self._durations = [*self._durations[1 - ETA_STEPS :], duration]
-        if self._terminal and self._step < total_steps:
-            self._progress = (0, 0, "episodes")
+        self._progress = (0, 0, "episodes") if self._step < total_steps else None
+        if self._progress is None:
+            self._stop_live()
+        elif self._terminal:
             self._show_live()
         columns, gap = self._columns(total_steps)
         if self._lines_since_header is None or self._lines_since_header >= HEADER_EVERY:
@@ -396,7 +399,7 @@ class Console:
 
 
 def _conversation(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """Who said what, from the question on: messages before the last one that precedes the model's first are left out."""
+    """Who said what, from the question on: the last message before the model's first."""
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     for index, message in enumerate(messages[max(0, first - 1) :], start=max(0, first - 1)):
         role = message["role"]
@@ -406,7 +409,7 @@ def _conversation(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
             yield "question" if index < first else role, text
         for call in calls:
             function = call["function"]
-            yield "calls", f"{function['name']}({plain_json(function['arguments'])})"
+            yield "calls", f"{function['name']}({json.dumps(function['arguments'], ensure_ascii=False, default=str)})"
 
 
 def _content(message: Message) -> str:

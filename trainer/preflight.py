@@ -81,6 +81,7 @@ class Prepared:
             "reward": trajectory.reward,
             "stop_reason": trajectory.stop_reason.value,
             "messages": trajectory.messages,
+            "expected": next((t.ground_truth for t in self.train if t.task_id == trajectory.task_id), None),
         }
 
 

@@ -153,7 +153,7 @@ class TrainRun:
                     stack.push_async_callback(workers.close)
                 if checkpoint is not None:
                     with self._console.phase(f"load checkpoint of step {checkpoint.step}"):
-                        await workers.load(checkpoint.path)
+                        await workers.load(checkpoint.path / "trainer")
                         self._version = checkpoint.version
                         self._dir.rewind(checkpoint.step)
                 with self._console.phase("start rollout server"):
@@ -305,9 +305,9 @@ class TrainRun:
             chunk_tokens += packed_length(samples)
             if chunk and (chunk_tokens >= budget or index == indices[-1]):
                 with clock.measure("train_s"):
-                    # Shielded: Ctrl-C must not cut a command to the ranks in two, they have to save a checkpoint yet.
-                    temperature = self._recipe.rollout.sampling.temperature
-                    part = await asyncio.shield(workers.accumulate(chunk, temperature=temperature))
+                    part = await workers.accumulate(
+                        chunk, temperature=self._recipe.rollout.sampling.temperature
+                    )
                 for key, value in part.items():
                     totals[key] = totals.get(key, 0.0) + value
                 chunk, chunk_tokens = [], 0
@@ -376,10 +376,12 @@ class TrainRun:
             await asyncio.to_thread(
                 self._dir.write_trace, step, "train", trajectories[: trace.max_trajectories]
             )
-        if trace.print_every and (step % trace.print_every == 0 or step == 1):
-            self._console.samples(
-                [self._prepared.sample(t, step) for t in _varied(trajectories, trace.print_samples)]
-            )
+        self._samples = _varied(trajectories, trace.print_samples)
+
+    def _show_samples(self, step: int) -> None:
+        every = self._recipe.trace.print_every
+        if every and (step % every == 0 or step == 1):
+            self._console.samples([self._prepared.sample(t, step) for t in self._samples])
 
     # -- small things ------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from agentloop.types import EpisodeStatus
 SCAN_BYTES = 1 << 30
 """Trace bytes that are searched for failures at most; the page says so when it was not all."""
 
-READ_BYTES = 64 << 20
+READ_BYTES = 32 << 20
 """Bytes of one trace file that samples are chosen from at most."""
 
 

@@ -46,8 +46,8 @@ def trajectory(
     show("\n", question, f" {a}", " *", f" {b}", "?", "<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")
     prompt_length = len(parts)
     if tool:
-        speak("<tool_call>", "\n", '{"name": "', "calculator", '", "arguments": {"expression": "')
-        speak(*str(a), " *", f" {b}", '"}}', "\n", "</tool_call>", "<|im_end|>")
+        opening = ("<tool_call>", "\n", '{"name": "', "calculator", '", "arguments": {"expression": "')
+        speak(*opening, *str(a), " *", f" {b}", '"}}', "\n", "</tool_call>", "<|im_end|>")
         show("\n", "<|im_start|>", "user", "\n", "<tool_response>", "\n", str(a * b), "\n", "</tool_response>")
         show("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")
     speak("####", " ", *(str(a * b) if reward else str(rng.randint(1000, 99999))), "<|im_end|>")
