@@ -18,6 +18,7 @@ from pathlib import Path
 
 from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.errors import ConfigError, ServerStartError
+from trainer.child_env import child_environment
 
 LOG_TAIL_LINES = 20
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
@@ -115,11 +116,7 @@ class ServerProcess:
             command += ["--max-kv-tokens", str(rollout.max_kv_tokens)]
         if rollout.context_length is not None:
             command += ["--context-length", str(rollout.context_length)]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(rollout.threads),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        environment = child_environment(rollout.threads)
         if rollout.token:
             command += ["--token-env", TOKEN_VARIABLE]
             environment[TOKEN_VARIABLE] = rollout.token

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from agentloop.config import Recipe
@@ -46,7 +47,8 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     console.notice(f"run directory {run_dir.root}")
     resume_line = shlex.join(["agentloop", "train", "--config", str(config), *overrides, "--resume"])
     try:
-        result = asyncio.run(TrainRun(recipe, prepared, run_dir, console, resume=resume).run())
+        with asyncio.Runner(loop_factory=_loop_factory()) as loop:
+            result = loop.run(TrainRun(recipe, prepared, run_dir, console, resume=resume).run())
     except AgentloopError as exc:
         console.close()
         if run_dir.read_metrics():
@@ -54,6 +56,15 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
             exc.add_note(f"continue with: {resume_line}")
         raise
     return _finish(result, run_dir, console, resume_line, time.monotonic() - begin)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop where it is installed: agent loops are mostly event-loop work."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop
 
 
 def _finish(result: RunResult, run_dir: RunDir, console: Console, resume_line: str, seconds: float) -> int:

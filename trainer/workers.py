@@ -32,16 +32,13 @@ from trainer.channel import (
     header_length,
     samples_to_arrays,
 )
+from trainer.child_env import child_environment
 from trainer.packing import split_over_ranks
 from trainer.types import LossSpec, TrainSample, normalizer
 
 CLOSE_TIMEOUT_S = 10.0
 LOG_LINES = 20
 DEFAULT_HIDDEN_SIZE = 1024
-ALLOCATOR = ":".join(
-    f"glibc.malloc.{setting}" for setting in ("hugetlb=1", f"mmap_threshold={2**25}", f"trim_threshold={2**30}")
-)
-"""glibc keeps what is freed and uses huge pages: else 8% of a step would go into tens of thousands of page faults."""
 
 Answer = tuple[dict[str, Any], list[np.ndarray]]
 
@@ -319,12 +316,9 @@ def _check(samples: Sequence[TrainSample], temperature: float) -> None:
 
 async def _spawn(number: int, config: TrainerConfig, log: Path) -> _Rank:
     ours, theirs = socket.socketpair()
-    environment = dict(os.environ)
-    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.threads)
-    environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
+    environment = child_environment(config.threads)
     if sys.platform == "linux":  # local ranks; a host name that resolves to elsewhere would hang
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The rank imports the trainer that started it, whatever the working directory holds under that name (-P).
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
