@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import shlex
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agentloop.config import SftRecipe
 from agentloop.config_load import load_config
-from agentloop.errors import AgentloopError, ConfigError
+from agentloop.errors import AgentloopError
+from agentloop.imports import load_from_file
 from agentloop.provenance import environment
 from trainer.rundir import RunDir
 from trainer.sft import run_sft
@@ -49,8 +47,8 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
     except KeyboardInterrupt:
         _say(f"stopped; continue with: {resume_line}")
         return EXIT_INTERRUPTED
-    except AgentloopError:
-        print(f"continue with: {resume_line}", file=sys.stderr)
+    except AgentloopError as exc:
+        exc.add_note(f"continue with: {resume_line}")
         raise
     _say(f"done in {time.monotonic() - begin:.0f} s: {out}")
     return 0
@@ -60,28 +58,7 @@ def _prepare(target: str, folder: Path) -> None:
     """Call `path.py:function` with the folder that holds the stages' data."""
     _say(f"prepare data in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    _load_function(target)(folder)
-
-
-def _load_function(target: str) -> Callable[[Path], Any]:
-    """Import a function by file and name.
-
-    Raises:
-        ConfigError: there is no such file or function.
-    """
-    path, _, name = target.partition(":")
-    hint = "write prepare: ./data.py:function, relative to the recipe's folder"
-    if not name or not Path(path).is_file():
-        raise ConfigError(f"prepare: {target!r} names no function in a file", hint)
-    spec = importlib.util.spec_from_file_location(f"agentloop_prepare_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickling look the module up
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"prepare: {path} has no function {name!r}", hint)
-    return function
+    load_from_file(target, "prepare")(folder)
 
 
 def _print(entry: dict[str, Any]) -> None:
