@@ -1,4 +1,4 @@
-"""`Episode`: what a loop sees. It speaks messages to the loop and ids to the server, and writes the ledger between them."""
+"""`Episode`: what a loop sees. It speaks messages to the loop and ids to the server, and writes the ledger between."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from agentloop.chat import ChatRenderer
 from agentloop.client import Generator
 from agentloop.config import AgentConfig, SamplingConfig
+from agentloop.errors import ServerError
 from agentloop.ledger import TokenLedger
 from agentloop.toolset import ToolSession
 from agentloop.types import Message, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
@@ -33,6 +34,7 @@ class Episode:
         messages: the conversation so far; read it freely, add to it through `observe`.
         tools: schemas offered to the model; None before the first `generate` offers none.
         config: the agent's limits.
+        group_id, sample_index: which sample of which group this is.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Episode:
         self.config = config
         self.stop_reason = StopReason.STOP
         self.metrics: dict[str, float] = dict.fromkeys(
-            ("tool_calls", "tool_errors", "malformed_calls", "generate_s", "tool_s"), 0.0
+            ("tool_calls", "tool_errors", "malformed_calls", "forks", "generate_s", "tool_s"), 0.0
         )
         self.tool_rewards: list[float] = []
         self._renderer = renderer
@@ -65,8 +67,8 @@ class Episode:
         self._sampling = sampling
         self._context_length = context_length
         self._seed = seed
-        self._group_id = group_id
-        self._sample_index = sample_index
+        self.group_id = group_id
+        self.sample_index = sample_index
         self._ledger = TokenLedger()
         self._pending: list[Message] = []
         self._forks: list[Episode] = []
@@ -94,7 +96,8 @@ class Episode:
 
         Raises:
             EpisodeEnd: turns, response tokens or context are used up.
-            ServerError: the server could not be brought to answer.
+            ServerError: the server could not be brought to answer, or cut the turn off.
+            ValueError: the model spoke last, and nothing was observed since.
         """
         self._render_pending()
         room = self._room(len(self._ledger), self._ledger.response_length)
@@ -107,7 +110,7 @@ class Episode:
             **sampling,
         }
         values["max_new_tokens"] = min(values["max_new_tokens"], room)
-        session = f"{self._group_id}/{self._sample_index}"
+        session = f"{self.group_id}/{self.sample_index}"
         begin = time.perf_counter()
         result = await self._generator.generate(
             self._ledger.token_ids,
@@ -133,6 +136,9 @@ class Episode:
         self.metrics["malformed_calls"] += len(parsed.malformed_calls)
         self.stop_reason = result.stop_reason
         self.messages.append(_assistant_message(turn))
+        if turn.stop_reason is StopReason.ABORT:
+            # Half a turn that the model did not end is no mistake of the model: the episode is masked, not scored.
+            raise ServerError("the server aborted a generation")
         return turn
 
     async def call_tools(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
@@ -159,6 +165,8 @@ class Episode:
         finally:
             for task in tasks:
                 task.cancel()
+            # A tool is not closed before its last call has ended, also when another call failed the episode.
+            await asyncio.gather(*tasks, return_exceptions=True)
         self.metrics["tool_s"] += time.perf_counter() - begin
         self.metrics["tool_calls"] += len(results)
         for call, result in zip(calls, results, strict=True):
@@ -171,9 +179,7 @@ class Episode:
     def answer_malformed(self, turn: Turn) -> None:
         """Tell the model why its malformed calls were not run."""
         for call in turn.malformed_calls:
-            self.observe(
-                {"role": "tool", "content": f"Error: the tool call could not be read: {call.reason}"}
-            )
+            self.observe({"role": "tool", "content": f"Error: the tool call could not be read: {call.reason}"})
 
     def observe(self, *messages: Message) -> None:
         """Add messages that the model has not written: tool, user or environment. They are never trained."""
@@ -182,7 +188,7 @@ class Episode:
             self._pending.extend(messages)
 
     def fork(self) -> Episode:
-        """A second trajectory with the same past, for loops that rewrite history; counted in the metrics.
+        """A second trajectory with the same past, for loops that rewrite history; counted in the metrics as `forks`.
 
         Its copy of the past is masked, so that no sampled token trains twice.
         """
@@ -195,6 +201,7 @@ class Episode:
         other.metrics = dict.fromkeys(self.metrics, 0.0)
         other.tool_rewards = []
         self._forks.append(other)
+        self.metrics["forks"] += 1
         return other
 
     # -- what the runner calls ---------------------------------------------------------------------------------------
@@ -245,12 +252,13 @@ class Episode:
         """A seed of this turn's own: the same in a resumed run, another for every sample and turn."""
         if self._seed is None:
             return None
-        key = f"{self._seed}/{self._group_id}/{self._sample_index}/{len(self.turns)}".encode()
+        key = f"{self._seed}/{self.group_id}/{self.sample_index}/{len(self.turns)}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
 
     def _cut(self, text: str) -> str:
         """Cut tool output in tokens and mark the cut, so that the model can tell it from a whole one."""
         limit = self.config.max_tool_response_tokens
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, from a file name perhaps, is no text
         if len(text) * 4 <= limit:  # no character has more than four bytes, and no token less than one
             return text
         ids = self._renderer.encode_text(text)

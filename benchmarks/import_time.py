@@ -1,0 +1,39 @@
+"""CPU seconds of `import agentloop`, beside a bare interpreter; fails when it is over the bound or loads a heavy package.
+
+python benchmarks/import_time.py
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+
+RUNS = 10
+BOUND_S = 0.5
+HEAVY = ("torch", "transformers", "fastapi", "ray", "sglang", "uvicorn")
+
+
+def cpu_seconds(code: str) -> float:
+    """User and system seconds of a fresh interpreter that runs `code`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    bare = statistics.median(cpu_seconds("pass") for _ in range(RUNS))
+    ours = statistics.median(cpu_seconds("import agentloop") for _ in range(RUNS))
+    probe = f"import sys, agentloop; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout.split()
+    print(f"python -c pass               {bare:.3f} s CPU (median of {RUNS})")
+    print(f"python -c 'import agentloop' {ours:.3f} s CPU (bound {BOUND_S} s)")
+    print(f"heavy packages loaded        {', '.join(loaded) or 'none'}")
+    if ours > BOUND_S or loaded:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
