@@ -23,7 +23,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="agentloop",
         help="Reinforcement learning for language-model agents with tools.\n\n"
-        "First steps: `agentloop train --config recipes/quickstart/recipe.yaml`, then open report.html in the run directory.",
+        "First steps: `agentloop train --config recipes/quickstart/recipe.yaml`, then open its report.html.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

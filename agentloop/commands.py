@@ -48,9 +48,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = Fa
 
 
 def config(
-    section: Annotated[
-        str | None, typer.Argument(help="only keys that start with this, e.g. rollout")
-    ] = None,
+    section: Annotated[str | None, typer.Argument(help="only keys that start with this, e.g. rollout")] = None,
     sft: Annotated[bool, typer.Option("--sft", help="keys of an SFT recipe instead")] = False,
 ) -> None:
     """Print every key of a recipe with its default and what it means."""
@@ -70,9 +68,7 @@ def agents_list() -> None:
 
 
 def prepare_gsm8k_command(
-    source: Annotated[
-        str, typer.Option(help="folder with train.jsonl and test.jsonl, or a hub id (openai/gsm8k)")
-    ],
+    source: Annotated[str, typer.Option(help="folder with train.jsonl and test.jsonl, or a hub id (openai/gsm8k)")],
     out: Annotated[Path, typer.Option(help="folder for train.parquet and test.parquet")],
 ) -> None:
     """Write gsm8k as multi-turn tool rows: `calc_gsm8k_reward` offered, answer after `####`."""

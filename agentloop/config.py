@@ -24,9 +24,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[\w.-]+$", description="name of the run; letters, digits, . _ -")
     dir: Path | None = Field(None, description="run directory; null: outputs/<name>")
     steps: int | None = Field(None, ge=1, description="training steps; null: as many as `epochs` gives")
-    epochs: int | None = Field(
-        None, ge=1, description="passes over the training rows; used when `steps` is null"
-    )
+    epochs: int | None = Field(None, ge=1, description="passes over the training rows; used when `steps` is null")
     max_failed_fraction: float = Field(
         0.5, ge=0, le=1, description="end the run when more than this share of a step's episodes failed"
     )
@@ -42,13 +40,9 @@ class ModelConfig(Section):
     """The policy."""
 
     path: str = Field(description="folder with a Hugging Face model and tokenizer, or a hub id")
-    chat_template: Path | None = Field(
-        None, description="Jinja file that replaces the tokenizer's own template"
-    )
+    chat_template: Path | None = Field(None, description="Jinja file that replaces the tokenizer's own template")
     tool_format: str | None = Field(None, description="parser of tool calls; null: found from the template")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="compute dtype of engine and trainer"
-    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of engine and trainer")
 
 
 class DataConfig(Section):
@@ -58,9 +52,7 @@ class DataConfig(Section):
     val: str | list[str] | None = Field(None, description="validation rows; null: no evaluation")
     default_agent: str = Field("tool_agent", description="agent loop for rows without an agent_name")
     max_prompt_tokens: int = Field(1024, ge=1, description="first prompt, tool schemas counted")
-    overlong: Literal["drop", "error"] = Field(
-        "drop", description="what happens to a row over max_prompt_tokens"
-    )
+    overlong: Literal["drop", "error"] = Field("drop", description="what happens to a row over max_prompt_tokens")
     shuffle: bool = Field(True, description="shuffle the training rows anew each epoch")
     seed: int | None = Field(None, description="order of the rows; null: derived from `seed`")
 
@@ -69,20 +61,12 @@ class AgentConfig(Section):
     """Limits of one agent loop. What happens at each limit is a StopReason, counted in the metrics."""
 
     max_assistant_turns: int = Field(4, ge=1, description="generations in one episode")
-    max_response_tokens: int = Field(
-        256, ge=1, description="tokens after the first prompt, tool output included"
-    )
+    max_response_tokens: int = Field(256, ge=1, description="tokens after the first prompt, tool output included")
     max_parallel_calls: int = Field(1, ge=1, description="tool calls of one turn that run at once")
-    max_calls_per_turn: int = Field(
-        8, ge=1, description="calls beyond it are answered with a message, not run"
-    )
-    max_tool_response_tokens: int = Field(
-        512, ge=16, description="longer tool output is cut, and the cut is marked"
-    )
+    max_calls_per_turn: int = Field(8, ge=1, description="calls beyond it are answered with a message, not run")
+    max_tool_response_tokens: int = Field(512, ge=16, description="longer tool output is cut, and the cut is marked")
     tool_timeout_s: float = Field(30.0, gt=0, description="seconds one tool call may take")
-    episode_timeout_s: float | None = Field(
-        None, gt=0, description="seconds one episode may take; null: no limit"
-    )
+    episode_timeout_s: float | None = Field(None, gt=0, description="seconds one episode may take; null: no limit")
     options: dict[str, Any] = Field(default_factory=dict, description="free keys for the loop's own class")
 
 
@@ -90,9 +74,7 @@ class SamplingConfig(Section):
     """How turns are sampled."""
 
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability"
-    )
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
     top_k: int = Field(-1, ge=-1, description="-1: all tokens")
     max_new_tokens: int = Field(64, ge=1, description="tokens of one turn at most")
 
@@ -109,30 +91,22 @@ class PublishConfig(Section):
 class RolloutConfig(Section):
     """The rollout server and what is asked of it."""
 
-    engine: str = Field(
-        "torch", description="torch: embedded engine; or a name registered in agentloop.engines"
-    )
+    engine: str = Field("torch", description="torch: embedded engine; or a name registered in agentloop.engines")
     url: str | None = Field(None, description="use this running server instead of starting one")
     host: str = Field("127.0.0.1", description="address the started server binds")
     port: int = Field(0, ge=0, le=65535, description="0: a free one")
     token: str | None = Field(None, description="bearer token; needed when host is not loopback")
     replicas: int = Field(1, ge=1, description="engines behind the router")
-    python: str | None = Field(
-        None, description="interpreter of the engine's own environment; null: this one"
-    )
+    python: str | None = Field(None, description="interpreter of the engine's own environment; null: this one")
     device: str = Field("cpu", description="device of the torch engine")
     threads: int = Field(1, ge=1, description="intra-op threads of the server process")
     max_running: int = Field(64, ge=1, description="requests that decode at once in one replica")
-    max_kv_tokens: int | None = Field(
-        None, ge=256, description="KV cache slots of a replica; null: from max_running"
-    )
+    max_kv_tokens: int | None = Field(None, ge=256, description="KV cache slots of a replica; null: from max_running")
     context_length: int | None = Field(None, ge=16, description="null: the model's own")
     group_size: int = Field(8, ge=1, description="episodes per prompt")
     batch_size: int = Field(32, ge=1, description="prompts per step")
     max_concurrent: int = Field(256, ge=1, description="episodes in flight")
-    max_staleness: int = Field(
-        0, ge=0, description="versions a trained token may be behind; 0: exact on-policy"
-    )
+    max_staleness: int = Field(0, ge=0, description="versions a trained token may be behind; 0: exact on-policy")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
     request_timeout_s: float = Field(600.0, gt=0, description="one generation, waiting in the queue included")
@@ -154,9 +128,7 @@ class AlgorithmConfig(Section):
     clip_ratio_high: float = Field(0.2, ge=0, description="upper bound: ratio <= 1 + this")
     clip_ratio_c: float | None = Field(None, gt=1, description="dual clip for negative advantages; null: off")
     minibatches: int = Field(1, ge=1, description="optimizer steps per batch")
-    kl_coef: float = Field(
-        0.0, ge=0, description="weight of the k3 KL to the initial policy; 0: no reference"
-    )
+    kl_coef: float = Field(0.0, ge=0, description="weight of the k3 KL to the initial policy; 0: no reference")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
 
 
@@ -176,9 +148,7 @@ class OptimConfig(Section):
 class FsdpConfig(Section):
     """How parameters are sharded."""
 
-    reshard_after_forward: bool = Field(
-        True, description="free gathered parameters between forward and backward"
-    )
+    reshard_after_forward: bool = Field(True, description="free gathered parameters between forward and backward")
 
 
 class TrainerConfig(Section):
@@ -215,9 +185,7 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     """What a stopped run resumes from."""
 
-    every: int | None = Field(
-        20, ge=1, description="save after every so many steps; always at the end and on Ctrl-C"
-    )
+    every: int | None = Field(20, ge=1, description="save after every so many steps; always at the end and on Ctrl-C")
     keep: int = Field(2, ge=1, description="checkpoints kept")
 
 
@@ -226,9 +194,7 @@ class TraceConfig(Section):
 
     train_every: int = Field(1, ge=1, description="write traces/step_N/train.jsonl every so many steps")
     max_trajectories: int | None = Field(None, ge=1, description="trajectories of a step at most; null: all")
-    print_every: int = Field(
-        10, ge=0, description="print decoded sample episodes every so many steps; 0: never"
-    )
+    print_every: int = Field(10, ge=0, description="print decoded sample episodes every so many steps; 0: never")
     print_samples: int = Field(2, ge=1, description="how many of them")
 
 
@@ -249,9 +215,7 @@ class Recipe(Section):
         default_factory=dict, description="limits by agent name; an agent that is not named has the defaults"
     )
     tools: Path | None = Field(None, description="tool YAML")
-    reward: str | None = Field(
-        None, description="path.py:function, or a name registered in agentloop.rewards"
-    )
+    reward: str | None = Field(None, description="path.py:function, or a name registered in agentloop.rewards")
     reward_timeout_s: float = Field(60.0, gt=0, description="seconds one reward may take")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
@@ -289,9 +253,7 @@ class SftStage(Section):
     """One stage of supervised fine-tuning: a file of rows, an optimizer, a number of steps."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="name of the stage, for logs")
-    data: str = Field(
-        description="jsonl rows: {messages, tools?} (loss on assistant turns) or {text} (loss on all)"
-    )
+    data: str = Field(description="jsonl rows: {messages, tools?} (loss on assistant turns) or {text} (loss on all)")
     steps: int = Field(ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="sequences per optimizer step")
     optim: OptimConfig = Field(default_factory=OptimConfig)
@@ -300,9 +262,7 @@ class SftStage(Section):
 class SftModel(Section):
     """The model that SFT starts from: a folder with weights, or one with a config only (`init: random`)."""
 
-    path: str = Field(
-        description="folder with config.json and tokenizer files; weights too unless init is random"
-    )
+    path: str = Field(description="folder with config.json and tokenizer files; weights too unless init is random")
     init: Literal["weights", "random"] = Field("weights", description="random: weights drawn with `seed`")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype")
 
@@ -312,23 +272,17 @@ class SftRecipe(Section):
 
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights and the order of the rows")
     run: RunConfig = Field(default_factory=lambda: RunConfig(name="sft", epochs=1))
-    prepare: str | None = Field(
-        None, description="path.py:function called with the data folder before the first stage"
-    )
+    prepare: str | None = Field(None, description="path.py:function called with the data folder before the first stage")
     model: SftModel
     stages: list[SftStage] = Field(min_length=1)
     loss_aggregation: Literal["seq_mean", "token_mean"] = Field(
         "seq_mean", description="seq_mean: every sequence weighs the same, whatever its length"
     )
-    max_tokens: int = Field(
-        1024, ge=8, description="sequences longer than this are an error that names the row"
-    )
+    max_tokens: int = Field(1024, ge=8, description="sequences longer than this are an error that names the row")
     tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
     logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
     log_every: int = Field(50, ge=1, description="print and record a line every so many steps")
-    checkpoint_every: int | None = Field(
-        500, ge=1, description="save every so many steps; null: only at the end"
-    )
+    checkpoint_every: int | None = Field(500, ge=1, description="save every so many steps; null: only at the end")
     threads: int = Field(1, ge=1, description="intra-op threads of each rank")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
     ranks: int = Field(1, ge=1, description="FSDP2 worker processes")

@@ -49,9 +49,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     except Exception as exc:  # yaml.YAMLError, whose module is omegaconf's dependency and not ours
         if type(exc).__module__.split(".")[0] != "yaml":
             raise
-        raise ConfigError(
-            f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there"
-        ) from exc
+        raise ConfigError(f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there") from exc
     if not isinstance(base, DictConfig):
         raise ConfigError(f"{path} holds no mapping", "start it with keys such as `run:` and `model:`")
     _anchor(base, path.resolve().parent)

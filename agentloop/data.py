@@ -124,9 +124,7 @@ def _rows(source: str, key: str) -> Iterator[Any]:
         return
     path = Path(source)
     if not path.is_file():
-        raise DataError(
-            f"{key}: {path} does not exist", "give a .jsonl or .parquet file, or path.py:function"
-        )
+        raise DataError(f"{key}: {path} does not exist", "give a .jsonl or .parquet file, or path.py:function")
     if path.suffix == ".jsonl":
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
             if line.strip():
@@ -161,13 +159,11 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str) ->
     for column, value in (("reward_model", reward_model), ("extra_info", extra_info)):
         if not isinstance(value, dict):
             raise DataError(f"{where}: column {column!r} is no mapping", f"write {column} as an object")
+    index = extra_info.get("index")
     return Task(
-        task_id=str(extra_info.get("index", position)),
+        task_id=str(position if index is None else index),
         agent_name=row.get("agent_name") or default_agent,
-        prompt=[
-            _message(message, f"{where}, prompt message {i}")
-            for i, message in enumerate(_list(prompt, where), 1)
-        ],
+        prompt=[_message(message, f"{where}, prompt message {i}") for i, message in enumerate(_list(prompt, where), 1)],
         data_source=str(row.get("data_source") or ""),
         images=list(row.get("images") or []),
         ability=str(row.get("ability") or ""),
@@ -179,9 +175,7 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str) ->
 
 def _list(prompt: Any, where: str) -> list[Any]:
     if not isinstance(prompt, list) or not prompt:
-        raise DataError(
-            f"{where}: column 'prompt' is no list of messages", "write prompt: [{role, content}, ...]"
-        )
+        raise DataError(f"{where}: column 'prompt' is no list of messages", "write prompt: [{role, content}, ...]")
     return prompt
 
 
@@ -191,5 +185,11 @@ def _message(message: Any, where: str) -> Message:
         raise DataError(f"{where} has the role {role!r}", f"use one of {', '.join(ROLES)}")
     if not isinstance(message.get("content"), (str, list)):
         raise DataError(f"{where} has no content", "write a string, or a list of parts")
-    # parquet fills the keys that other rows have with null
-    return {key: value for key, value in message.items() if value is not None}  # type: ignore[return-value]
+    return _without_nulls(message)  # type: ignore[no-any-return]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet fills the keys that only other messages or parts have with null; templates ask whether a key is there."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

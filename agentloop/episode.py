@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from agentloop.chat import ChatRenderer
@@ -159,14 +159,10 @@ class Episode:
                 return await self._session.call(call, self.config.tool_timeout_s)
 
         begin = time.perf_counter()
-        tasks = [asyncio.create_task(one(position, call)) for position, call in enumerate(calls)]
-        try:
-            results = list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            # A tool is not closed before its last call has ended, also when another call failed the episode.
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if len(calls) == 1:  # by far the most frequent, and not worth a task
+            results = [await one(0, calls[0])]
+        else:
+            results = await _all_or_none([one(position, call) for position, call in enumerate(calls)])
         self.metrics["tool_s"] += time.perf_counter() - begin
         self.metrics["tool_calls"] += len(results)
         for call, result in zip(calls, results, strict=True):
@@ -266,6 +262,17 @@ class Episode:
             return text
         shown = self._renderer.decode(ids[:limit]).rstrip("\ufffd")
         return f"{shown}\n[cut: the first {limit} of {len(ids)} tokens are shown]"
+
+
+async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, ToolResult]]) -> list[ToolResult]:
+    """Results in order. When one raises, the others are cancelled, and have ended before it is raised further."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _assistant_message(turn: Turn) -> Message:

@@ -28,12 +28,8 @@ def load_from_file(reference: str, key: str) -> Any:
     path_text, _, name = reference.rpartition(":")
     path = Path(path_text)
     if not path.is_file():
-        raise ConfigError(
-            f"{key}: {path} does not exist", "write path.py:name, relative to the recipe's folder"
-        )
-    module_name = (
-        f"_agentloop_user_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
-    )
+        raise ConfigError(f"{key}: {path} does not exist", "write path.py:name, relative to the recipe's folder")
+    module_name = f"_agentloop_user_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)

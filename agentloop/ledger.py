@@ -65,9 +65,7 @@ class TokenLedger:
             raise TokenLawError("an observation needs a prompt before it")
         self._extend(ids, 0)
 
-    def add_sampled(
-        self, turn: Turn, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]
-    ) -> None:
+    def add_sampled(self, turn: Turn, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
         """Append a sampled turn, with the engine's own logprobs and versions; sets the turn's span.
 
         Raises:
@@ -76,9 +74,7 @@ class TokenLedger:
         if not self._token_ids:
             raise TokenLawError("a sampled turn needs a prompt before it")
         if not len(ids) == len(logprobs) == len(versions):
-            raise TokenLawError(
-                f"{len(ids)} sampled ids have {len(logprobs)} logprobs and {len(versions)} versions"
-            )
+            raise TokenLawError(f"{len(ids)} sampled ids have {len(logprobs)} logprobs and {len(versions)} versions")
         turn.start, turn.end = len(self._token_ids), len(self._token_ids) + len(ids)
         self._token_ids.extend(ids)
         self._mask.extend([1] * len(ids))

@@ -12,8 +12,9 @@ import orjson
 from agentloop.errors import DataError
 
 SYSTEM_PROMPT = (
-    "You solve math word problems. Reason step by step. Before you give the final answer, check it at least once with "
-    "the tool `calc_gsm8k_reward` and correct yourself if the check fails. Then give the final answer as `#### <answer>`."
+    "You solve math word problems. Reason step by step. Before you give the final answer, check it at least once "
+    "with the tool `calc_gsm8k_reward` and correct yourself if the check fails. Then give the final answer as "
+    "`#### <answer>`."
 )
 INSTRUCTION = "Think step by step and give the final answer after `####`."
 SPLITS = ("train", "test")
@@ -37,8 +38,7 @@ def prepare_gsm8k(source: str, out: Path) -> dict[str, int]:
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(source) if Path(source).is_dir() else _download(source)
     tables = {
-        split: [gsm8k_row(row, split, index) for index, row in enumerate(_read(folder, split))]
-        for split in SPLITS
+        split: [gsm8k_row(row, split, index) for index, row in enumerate(_read(folder, split))] for split in SPLITS
     }
     for split, rows in tables.items():
         temporary = out / f"{split}.parquet.tmp"
@@ -88,16 +88,12 @@ def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as exc:
-                raise DataError(
-                    f"{jsonl}, row {number} is not valid JSON: {exc}", "mend or remove that line"
-                ) from exc
+                raise DataError(f"{jsonl}, row {number} is not valid JSON: {exc}", "mend or remove that line") from exc
         return
     # the hub's layout: main/train-00000-of-00001.parquet
     files = sorted(folder.glob(f"main/{split}-*.parquet")) or sorted(folder.glob(f"**/{split}*.parquet"))
     if not files:
-        raise DataError(
-            f"{folder} holds no {split}.jsonl and no {split}*.parquet", "give the folder of the data set"
-        )
+        raise DataError(f"{folder} holds no {split}.jsonl and no {split}*.parquet", "give the folder of the data set")
     import pyarrow.parquet as pq
 
     for file in files:

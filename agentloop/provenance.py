@@ -1,4 +1,4 @@
-"""Whose packages are these? `trainer` and `tools` are common names: a folder in the working directory can shadow ours."""
+"""Whose packages are these? `trainer` and `tools` are common names: another folder can shadow ours."""
 
 from __future__ import annotations
 

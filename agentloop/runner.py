@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from agentloop.chat import ChatRenderer
@@ -16,7 +17,7 @@ from agentloop.episode import Episode, EpisodeEnd
 from agentloop.errors import RewardError, TokenLawError
 from agentloop.loop import AgentLoop
 from agentloop.rewards import RewardFunction
-from agentloop.toolset import Toolset
+from agentloop.toolset import ToolSession, Toolset
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
 
 
@@ -77,26 +78,42 @@ class EpisodeRunner:
         error: str | None = None
         parts: dict[str, float] = {}
         try:
-            async with asyncio.timeout(config.episode_timeout_s):
-                with contextlib.suppress(EpisodeEnd):  # the episode has noted the reason
-                    await self._agents[task.agent_name](config.options).run(episode)
-            parts = await session.rewards()
-        except TimeoutError:
-            episode.stop_reason = StopReason.TIMEOUT
+            await self._run_loop(self._agents[task.agent_name](config.options), episode)
+            parts = await self._tool_rewards(session)
         except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
-            episode.stop_reason = StopReason.ERROR
+            if episode.stop_reason is not StopReason.ABORT:
+                episode.stop_reason = StopReason.ERROR
             error = f"{type(exc).__name__}: {exc}"
         finally:
             await asyncio.shield(session.close())
         trajectories = episode.trajectories() or [_empty(episode)]
-        await self._score(task, episode, trajectories, parts, error)
         for trajectory in trajectories:
             trajectory.agent_name = task.agent_name
             trajectory.task_id = task.task_id
             trajectory.data_source = task.data_source
             trajectory.group_id = group_id
             trajectory.sample_index = sample_index
+        await self._score(task, episode, trajectories, parts, error)
         return trajectories
+
+    @staticmethod
+    async def _run_loop(loop: AgentLoop, episode: Episode) -> None:
+        """Drive an episode until its loop returns or a limit is reached; the episode notes which."""
+        try:
+            async with asyncio.timeout(episode.config.episode_timeout_s) as clock:
+                with contextlib.suppress(EpisodeEnd):
+                    await loop.run(episode)
+        except TimeoutError:
+            if not clock.expired():
+                raise  # the loop's own, from something that it called
+            episode.stop_reason = StopReason.TIMEOUT
+
+    async def _tool_rewards(self, session: ToolSession) -> dict[str, float]:
+        try:
+            async with asyncio.timeout(self._recipe.reward_timeout_s):
+                return await session.rewards()
+        except TimeoutError as exc:
+            raise RewardError(f"the tools' rewards took longer than {self._recipe.reward_timeout_s:g} s") from exc
 
     async def _score(
         self,
@@ -123,13 +140,11 @@ class EpisodeRunner:
                 error = str(exc)
         main.metrics["reward_s"] = time.perf_counter() - begin
         for trajectory in trajectories:
-            trajectory.reward, trajectory.reward_parts = reward, parts
+            trajectory.reward, trajectory.reward_parts = reward, dict(parts)
             if error is not None:
                 trajectory.status, trajectory.error = EpisodeStatus.FAILED, error
 
-    async def _call_reward(
-        self, task: Task, episode: Episode, main: Trajectory
-    ) -> tuple[float, dict[str, float]]:
+    async def _call_reward(self, task: Task, episode: Episode, main: Trajectory) -> tuple[float, dict[str, float]]:
         """Score an episode.
 
         Raises:
@@ -138,24 +153,23 @@ class EpisodeRunner:
         if self._reward is None:
             return float(sum(episode.tool_rewards)), {}
         text = main.turns[-1].text if main.turns else ""
+        clock = asyncio.timeout(self._recipe.reward_timeout_s)
         try:
-            async with asyncio.timeout(self._recipe.reward_timeout_s):
+            async with clock:
                 result: Any = await self._reward(task, text, main)
-        except TimeoutError as exc:
-            raise RewardError(f"the reward took longer than {self._recipe.reward_timeout_s:g} s") from exc
         except Exception as exc:
+            if isinstance(exc, TimeoutError) and clock.expired():
+                raise RewardError(f"the reward took longer than {self._recipe.reward_timeout_s:g} s") from exc
             raise RewardError(f"the reward raised {type(exc).__name__}: {exc}") from exc
-        parts = (
-            {key: value for key, value in result.items() if key != "score"}
-            if isinstance(result, dict)
-            else {}
-        )
-        score = result.get("score") if isinstance(result, dict) else result
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise RewardError(
-                f"the reward returned {score!r}, which is no finite number", "return a float from it"
-            )
-        return float(score), {key: float(value) for key, value in parts.items()}
+        numbers = result if isinstance(result, dict) else {"score": result}
+        if "score" not in numbers:
+            raise RewardError(f"the reward returned {result!r}, which has no 'score'", "add the key 'score'")
+        for key, value in numbers.items():
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise RewardError(
+                    f"the reward returned {value!r} as {key}, which is no finite number", "return floats from it"
+                )
+        return float(numbers["score"]), {key: float(value) for key, value in numbers.items() if key != "score"}
 
 
 def _empty(episode: Episode) -> Trajectory:

@@ -9,15 +9,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agentloop.errors import ToolConfigError, ToolError
+from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
+from agentloop.imports import is_file_reference, load_from_file
+from agentloop.registry import TOOLS, load
 from agentloop.tool import FunctionTool, Tool
 from agentloop.types import Task, ToolCall, ToolResult
 
 TOOL_RETRIES = 2
+CLOSE_TIMEOUT_S = 30.0
 JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,), "array": (list,), "object": (dict,),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
     "null": (type(None),),
-}  # fmt: skip
+}
 
 
 class Toolset:
@@ -64,17 +72,18 @@ class ToolSession:
             return _error(fault)
         kwargs = self._task.tool_kwargs(call.name).get("execute_kwargs", {})
         for attempt in range(TOOL_RETRIES + 1):
+            clock = asyncio.timeout(timeout_s)
             try:
-                async with asyncio.timeout(timeout_s):
+                async with clock:
                     state = await self._open(tool)
-                    return await tool.execute(state, call.arguments, **kwargs)
+                    return _checked(tool, await tool.execute(state, call.arguments, **kwargs))
             except ToolError:
                 if attempt == TOOL_RETRIES:
                     raise
                 await asyncio.sleep(0.1 * 2**attempt)
-            except TimeoutError:
-                return _error(f"{call.name} took longer than {timeout_s:g} s and was stopped")
             except Exception as exc:  # noqa: BLE001  # whatever a tool raises, it ends this call and not the episode
+                if isinstance(exc, TimeoutError) and clock.expired():
+                    return _error(f"{call.name} took longer than {timeout_s:g} s and was stopped")
                 return _error(f"{type(exc).__name__}: {exc}")
         raise AssertionError("unreachable")
 
@@ -89,21 +98,36 @@ class ToolSession:
         return parts
 
     async def close(self) -> None:
-        """Close every opened tool; one that fails to close does not keep the others open."""
+        """Close every opened tool; one that fails to close, or hangs, does not keep the others open."""
         states, self._states = self._states, {}
-        await asyncio.gather(
-            *(
-                self._tools[name].close(state, **self._task.tool_kwargs(name).get("release_kwargs", {}))
-                for name, state in states.items()
-            ),
-            return_exceptions=True,
-        )
+        if states:
+            await asyncio.gather(*(self._close(name, state) for name, state in states.items()), return_exceptions=True)
+
+    async def _close(self, name: str, state: Any) -> None:
+        kwargs = self._task.tool_kwargs(name).get("release_kwargs", {})
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await self._tools[name].close(state, **kwargs)
 
     async def _open(self, tool: Tool) -> Any:
+        """The tool's state in this episode.
+
+        Raises:
+            ToolError: it could not be opened; the model cannot help that.
+        """
+        if tool.name in self._states:
+            return self._states[tool.name]
         async with self._locks.setdefault(tool.name, asyncio.Lock()):
             if tool.name not in self._states:
                 kwargs = self._task.tool_kwargs(tool.name).get("create_kwargs", {})
-                self._states[tool.name] = await tool.open(self._task, **kwargs)
+                try:
+                    self._states[tool.name] = await tool.open(self._task, **kwargs)
+                except ToolError:
+                    raise
+                except Exception as exc:
+                    raise ToolError(
+                        f"{tool.name} could not be opened for row {self._task.task_id}: {type(exc).__name__}: {exc}",
+                        f"see extra_info.tools_kwargs.{tool.name}.create_kwargs of that row",
+                    ) from exc
             return self._states[tool.name]
 
 
@@ -117,6 +141,8 @@ def argument_fault(schema: dict[str, Any], arguments: dict[str, Any]) -> str | N
         return f"{name} needs the argument {missing[0]!r}"
     for key, value in arguments.items():
         if key not in properties:
+            if parameters.get("additionalProperties"):
+                continue
             return f"{name} has no argument {key!r}; its arguments are: {', '.join(properties)}"
         wanted = properties[key].get("type")
         names = [wanted] if isinstance(wanted, str) else list(wanted or ())
@@ -131,55 +157,67 @@ def argument_fault(schema: dict[str, Any], arguments: dict[str, Any]) -> str | N
 def load_toolset(path: Path) -> Toolset:
     """Load a tool YAML: `tools: [{class_name, config, tool_schema}]`.
 
+    `class_name` is `module.path.Class`, `path.py:Class` relative to the YAML, or a name that a package registered in
+    the entry-point group `agentloop.tools`; what it names is a subclass of `Tool`, or a plain function.
+
     Raises:
         ToolConfigError: naming file, entry and class.
     """
     import yaml
 
     if not path.is_file():
-        raise ToolConfigError(
-            f"tools: {path} does not exist", "give an existing tool YAML, or set tools to null"
-        )
+        raise ToolConfigError(f"tools: {path} does not exist", "give an existing tool YAML, or set tools to null")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as exc:
-        raise ToolConfigError(
-            f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there"
-        ) from exc
+        raise ToolConfigError(f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there") from exc
     entries = data.get("tools") if isinstance(data, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise ToolConfigError(
-            f"{path} has no list `tools`", "write tools: [{class_name, config, tool_schema}]"
-        )
-    return Toolset([_load_tool(entry, f"{path}, tool {number}") for number, entry in enumerate(entries, 1)])
+        raise ToolConfigError(f"{path} has no list `tools`", "write tools: [{class_name, config, tool_schema}]")
+    return Toolset(
+        [_load_tool(entry, path.parent, f"{path}, tool {number}") for number, entry in enumerate(entries, 1)]
+    )
 
 
-def _load_tool(entry: Any, where: str) -> Tool:
+def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
     if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
-        raise ToolConfigError(
-            f"{where} has no class_name", "name a class, for instance tools.calculator.Calculator"
-        )
+        raise ToolConfigError(f"{where} has no class_name", "name a class, for instance tools.calculator.Calculator")
     class_name = entry["class_name"]
-    module_name, _, attribute = class_name.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as exc:
-        raise ToolConfigError(
-            f"{where}: class_name {class_name} cannot be imported: {exc}",
-            "install the package it is in, or correct the name (module.path.ClassName)",
-        ) from exc
+    kind = _load_class(class_name, folder, where)
     if inspect.isfunction(kind):
         return FunctionTool(kind)
     if not (inspect.isclass(kind) and issubclass(kind, Tool)):
-        raise ToolConfigError(
-            f"{where}: {class_name} is no Tool", "subclass agentloop.Tool, or name a plain function"
-        )
+        raise ToolConfigError(f"{where}: {class_name} is no Tool", "subclass agentloop.Tool, or name a plain function")
     schema = entry.get("tool_schema")
     if not isinstance(schema, dict) or not isinstance((schema.get("function") or {}).get("name"), str):
-        raise ToolConfigError(
-            f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema"
-        )
+        raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")
     return kind(entry.get("config") or {}, schema)
+
+
+def _load_class(class_name: str, folder: Path, where: str) -> Any:
+    """What `class_name` names: `module.path.Class`, `path.py:Class`, or an entry point of `agentloop.tools`."""
+    try:
+        if is_file_reference(class_name):
+            return load_from_file(str(folder / class_name), "class_name")
+        module_name, _, attribute = class_name.rpartition(".")
+        if not module_name:
+            return load(TOOLS, class_name)
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ConfigError, RegistryError) as exc:
+        raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
+    except Exception as exc:
+        raise ToolConfigError(
+            f"{where}: class_name {class_name} cannot be imported: {type(exc).__name__}: {exc}",
+            "install the package it is in, or correct the name (module.path.ClassName)",
+        ) from exc
+
+
+def _checked(tool: Tool, result: Any) -> ToolResult:
+    if not isinstance(result, ToolResult):
+        raise ToolError(
+            f"{tool.name} returned {type(result).__name__}, no ToolResult", "return agentloop.ToolResult(text)"
+        )
+    return result
 
 
 def _error(text: str) -> ToolResult:

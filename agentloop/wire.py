@@ -26,9 +26,7 @@ class SamplingParams(WireModel):
     temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_k: int = Field(-1, ge=-1, description="-1: all tokens")
-    stop_token_ids: list[int] | None = Field(
-        None, description="end the turn after one of these; it is returned"
-    )
+    stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
     ignore_eos: bool = Field(False, description="do not stop at the model's own end tokens")
     sampling_seed: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""CPU seconds of `import agentloop`, beside a bare interpreter; fails when it is over the bound or loads a heavy package.
+"""CPU seconds of `import agentloop` beside a bare interpreter; fails over the bound, or when a heavy package is loaded.
 
 python benchmarks/import_time.py
 """

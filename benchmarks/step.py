@@ -2,12 +2,12 @@
 
     python benchmarks/step.py [--scenario equal longtail tool] [--steps 8] [--record]
 
-Ours is `agentloop train` as users run it: agent loops, HTTP, the rollout server and the FSDP2 worker in processes of
-their own. TRL gets an environment of its own (`.venv-trl`, made here), and the fastest of its settings counts. Both have
-32 prompts x 8 samples, one optimizer step a batch, fp32, no reference model.
+Ours is `agentloop train` as users run it: agent loops, HTTP, the rollout server and the FSDP2 worker, each a process.
+TRL gets an environment of its own (`.venv-trl`, made here); the fastest of its settings counts. Both have 32 prompts
+x 8 samples, one optimizer step a batch, fp32, no reference model.
 
-equal: 64 new tokens in every sample. longtail: lognormal lengths, median 32, at most 512; the same 256 lengths each step.
-tool: a model that calls the calculator in (nearly) every episode, made by a short run of the quickstart.
+equal: 64 new tokens in every sample. longtail: lognormal lengths, median 32, at most 512, the same each step. tool: a
+model that calls the calculator in (nearly) every episode, made by a short run of the quickstart.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ QUICKSTART = REPO / "recipes" / "quickstart"
 TRL = "trl==1.16.0"
 GROUP, BATCH, WARM_UP = 8, 32, 2
 TARGETS = {"equal": 0.8, "longtail": 0.5, "tool": 0.5}
+REWARD = "def score(task, text, trajectory):\n    return float(hash(tuple(trajectory.token_ids)) % 2)\n"
 STAGES = ("rollout/time_s", "train/time_s", "train/wait_s", "rollout/wait_s", "publish/time_s")
 
 
@@ -86,7 +87,7 @@ def measure_ours(scenario: str, model: Path, steps: int, folder: Path) -> dict[s
         row["agent_name"] = "tool_agent" if scenario == "tool" else "forced_length"
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "reward.py").write_text("def score(task, text, trajectory):\n    return float(trajectory.sample_index % 2)\n")
+    (folder / "reward.py").write_text(REWARD)
     shutil.copy(REPO / "benchmarks" / "bench_agents.py", folder)
     info = folder / "agentloop_bench-0.dist-info"
     info.mkdir()

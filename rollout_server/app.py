@@ -74,7 +74,8 @@ def build_app(router: Router, *, weights_roots: tuple[Path, ...] = (), token: st
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, exc: HTTPException) -> Response:
         kind = "not_found" if exc.status_code == 404 else "invalid_request"
-        return _json(HttpError(exc.status_code, kind, f"{request.method} {request.url.path}: {exc.detail}").body, exc.status_code)
+        error = HttpError(exc.status_code, kind, f"{request.method} {request.url.path}: {exc.detail}")
+        return _json(error.body, error.status)
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return BearerToken(app, token) if token else app
@@ -154,14 +155,15 @@ def _add_admin(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
 
     async def update(request: UpdateWeightsFromDiskRequest) -> str:
         """Serve the safetensors of a folder as a new version, from the next step on. A folder that does not hold this
-        model's weights, whole, changes nothing."""
+        model's weights, whole, changes nothing. The prefixes that old weights computed are always forgotten,
+        whatever `flush_cache` says."""
         folder = _allowed_folder(request.model_path, roots)
         if request.load_format not in (None, "auto", "safetensors"):
             raise bad_request("only safetensors are loaded", "load_format")
         if request.abort_all_requests:
             await router.abort(None)
         try:
-            await router.update_weights(folder, request.weight_version, flush_cache=request.flush_cache)
+            await router.update_weights(folder, request.weight_version)
         except WeightsError as exc:
             raise bad_request(str(exc), "model_path") from exc
         return f"serving version {request.weight_version}"

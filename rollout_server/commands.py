@@ -55,7 +55,7 @@ def serve(
     """
     try:
         settings = ServerSettings(
-            model=model, engine=engine, host=host, port=port, device=device, dtype=dtype, max_running=max_running,  # type: ignore[arg-type]
+            model=model, engine=engine, host=host, port=port, device=device, dtype=dtype, max_running=max_running,
             max_kv_tokens=max_kv_tokens, context_length=context_length, threads=threads,
             weights_roots=tuple(weights_root or ()), weight_version=weight_version, weights=weights,
             ready_file=ready_file, token=token_from_environment(token_env), parent_pid=parent_pid, seed=seed,

@@ -98,6 +98,7 @@ class GenerateEndpoint:
             raise HttpError(500, "engine_error", str(exc)) from exc
         except asyncio.CancelledError:
             if left:
+                task.uncancel()
                 return None
             raise
         finally:

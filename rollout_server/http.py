@@ -1,4 +1,4 @@
-"""Reading a body and sending JSON, straight over ASGI: what a framework adds here costs more than a small generation."""
+"""Reading a body and sending JSON, straight over ASGI: a framework's part here can cost more than a generation."""
 
 from __future__ import annotations
 

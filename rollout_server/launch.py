@@ -14,7 +14,7 @@ from rollout_server.engines import engine_factory
 from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
 from rollout_server.replica import LocalReplica
 from rollout_server.router import Router
-from rollout_server.settings import ServerSettings
+from rollout_server.settings import ServerSettings, check_model
 
 log = logging.getLogger("rollout_server")
 
@@ -31,13 +31,15 @@ def serve(settings: ServerSettings) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.parent_pid is not None:
         die_with_parent(settings.parent_pid)
-    factory = engine_factory(settings.engine)
+    # First of all: a taken port and a wrong path are known before seconds go into loading.
+    check_model(settings.model)
     sock = bind(settings.host, settings.port)
-    router = Router([LocalReplica(factory(settings))])
+    router = Router([LocalReplica(engine_factory(settings.engine)(settings))])
     app = build_app(router, weights_roots=settings.weights_roots, token=settings.token)
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
-        backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, date_header=False,
+        backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False,
+        date_header=False,
     )  # fmt: skip
     server = _Server(config, settings, router)
     server.run(sockets=[sock])
@@ -55,7 +57,7 @@ class _Server(uvicorn.Server):
         self._settings = settings
         self._router = router
 
-    async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:  # type: ignore[override]
+    async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
         await super().startup(list(sockets or []))
         if sockets and self.started:
             url = url_of(sockets[0], self._settings.host)
@@ -70,6 +72,6 @@ class _Server(uvicorn.Server):
         await self._router.close()
 
     async def _watch(self) -> None:
-        while not self._router.failure:
+        while not self._router.failure:  # noqa: ASYNC110  # set by another thread, looked at rarely
             await asyncio.sleep(FAILURE_CHECK_S)
         self.should_exit = True

@@ -34,10 +34,11 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except OSError as exc:
         sock.close()
-        taken = exc.errno == errno.EADDRINUSE
-        reason = "is taken" if taken else f"cannot be bound: {exc.strerror or exc}"
-        fix = "stop what listens there, give another --port, or 0 for a free one" if taken else "give another --host or --port"
-        raise ConfigError(f"port {port} on {host} {reason}", fix) from exc
+        if exc.errno == errno.EADDRINUSE:
+            fix = "stop what listens there, give another --port, or 0 for a free one"
+            raise ConfigError(f"port {port} on {host} is taken", fix) from exc
+        reason = f"port {port} on {host} cannot be bound: {exc.strerror or exc}"
+        raise ConfigError(reason, "give another --host or --port") from exc
     return sock
 
 

@@ -72,10 +72,8 @@ class Router:
     async def flush_cache(self) -> None:
         await asyncio.gather(*(replica.flush_cache() for replica in self.replicas))
 
-    async def update_weights(self, folder: Path, version: str, *, flush_cache: bool) -> None:
-        await asyncio.gather(
-            *(replica.update_weights(folder, version, flush_cache=flush_cache) for replica in self.replicas)
-        )
+    async def update_weights(self, folder: Path, version: str) -> None:
+        await asyncio.gather(*(replica.update_weights(folder, version) for replica in self.replicas))
 
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self.replicas))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentloop.errors import ConfigError
+from agentloop.errors import ConfigError, ModelError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -45,6 +45,19 @@ class ServerSettings(BaseModel):
                 "give --token-env NAME with a secret in that variable, or bind 127.0.0.1",
             )
         return self
+
+
+def check_model(path: str) -> None:
+    """Refuse at once what cannot be a model; engines find out the rest when they load it.
+
+    Raises:
+        ModelError: it is neither a model folder nor something like a hub id.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ModelError(f"{path} is no model: it has no config.json", "give a folder with config.json and safetensors")
+    if not folder.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise ModelError(f"there is no model at {path}", "give a folder with config.json and safetensors, or a hub id")
 
 
 def token_from_environment(name: str | None) -> str | None:

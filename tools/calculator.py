@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -37,14 +38,16 @@ def evaluate(expression: str) -> Number:
     if len(expression) > MAX_CHARACTERS:
         raise ValueError(f"the expression has more than {MAX_CHARACTERS} characters")
     try:
-        tree = ast.parse(expression.strip(), mode="eval")
-        return _value(tree.body)
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError):
         raise ValueError("not an arithmetic expression") from None
     except ZeroDivisionError:
         raise ValueError("division by zero") from None
     except OverflowError:
         raise ValueError("the result is too large") from None
+    if not math.isfinite(value):  # 1e999, and what floats make of it
+        raise ValueError("the result is too large")
+    return value
 
 
 def format_number(value: Number) -> str:

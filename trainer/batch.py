@@ -24,13 +24,7 @@ def train_samples(group: Group, estimator: str) -> list[TrainSample]:
     usable = [
         (episode, kept)
         for episode in group.episodes
-        if (
-            kept := [
-                t
-                for t in episode
-                if t.status is EpisodeStatus.OK and t.sampled_tokens and t.reward is not None
-            ]
-        )
+        if (kept := [t for t in episode if t.status is EpisodeStatus.OK and t.sampled_tokens and t.reward is not None])
     ]
     if not usable:
         return []

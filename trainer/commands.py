@@ -12,9 +12,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="change keys of the recipe, e.g. run.steps=10 seed=1"),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="go on from the newest checkpoint of this run's directory")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint of this run's directory")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")]
 
 
@@ -24,9 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("sft")(sft)
 
 
-def train(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
-) -> None:
+def train(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Train a policy by reinforcement learning as a recipe says.
 
     Starts the rollout server and the trainer, runs agent loops against them, writes outputs/<run.name>/ with metrics,

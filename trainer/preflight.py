@@ -121,9 +121,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
                 key,
             )
             if without_agent:
-                console.notice(
-                    f"{key}: {without_agent} rows name no agent; they run {recipe.data.default_agent}"
-                )
+                console.notice(f"{key}: {without_agent} rows name no agent; they run {recipe.data.default_agent}")
             if len(kept) < len(tasks):
                 console.notice(
                     f"{key}: {len(tasks) - len(kept)} of {len(tasks)} rows left out, their prompts are longer than "
@@ -143,8 +141,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         train=train,
         val=splits["val"],
         rows=RowOrder(len(train), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
-        total_steps=recipe.run.steps
-        or max(1, (recipe.run.epochs or 1) * len(train) // recipe.rollout.batch_size),
+        total_steps=recipe.run.steps or max(1, (recipe.run.epochs or 1) * len(train) // recipe.rollout.batch_size),
     )
 
 
@@ -157,14 +154,10 @@ def resolve_model(path: str) -> str:
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"model.path {path} holds no config.json", "give the folder of a Hugging Face model"
-            )
+            raise ModelError(f"model.path {path} holds no config.json", "give the folder of a Hugging Face model")
         return str(folder.resolve())
     if folder.is_absolute() or path.startswith("."):
-        raise ModelError(
-            f"model.path {path} does not exist", "give the folder of a Hugging Face model, or a hub id"
-        )
+        raise ModelError(f"model.path {path} does not exist", "give the folder of a Hugging Face model, or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -192,7 +185,5 @@ async def _context_length(url: str, token: str | None) -> int:
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
         answer = await http.get("/server_info")
     if answer.status_code != 200 or "context_length" not in answer.json():
-        raise ServerError(
-            f"{url}/server_info answered {answer.status_code} and no context_length: {answer.text[:200]}"
-        )
+        raise ServerError(f"{url}/server_info answered {answer.status_code} and no context_length: {answer.text[:200]}")
     return int(answer.json()["context_length"])

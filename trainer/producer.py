@@ -108,9 +108,7 @@ class Producer:
         # Slots are taken in the order of the groups (the semaphore is first come, first served), so that the groups
         # which the trainer wants first also finish first.
         episodes = [
-            asyncio.create_task(
-                self._episode(task, f"g{index}", sample), name=f"group {index} sample {sample}"
-            )
+            asyncio.create_task(self._episode(task, f"g{index}", sample), name=f"group {index} sample {sample}")
             for sample in range(self._config.group_size)
         ]
         try:
@@ -155,9 +153,7 @@ async def evaluate(
         on_episode(trajectories)
         return trajectories
 
-    episodes = [
-        asyncio.create_task(one(position, sample)) for position in range(len(tasks)) for sample in range(n)
-    ]
+    episodes = [asyncio.create_task(one(position, sample)) for position in range(len(tasks)) for sample in range(n)]
     try:
         return list(await asyncio.gather(*episodes))
     finally:

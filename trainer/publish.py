@@ -46,9 +46,7 @@ class DiskPublisher:
             try:
                 await self._post("/pause_generation", PauseRequest(mode=self._running).model_dump())  # type: ignore[arg-type]
                 try:
-                    request = UpdateWeightsFromDiskRequest(
-                        model_path=str(folder), weight_version=str(version)
-                    )
+                    request = UpdateWeightsFromDiskRequest(model_path=str(folder), weight_version=str(version))
                     await self._post("/update_weights_from_disk", request.model_dump())
                 finally:
                     await self._post("/continue_generation", {})
@@ -83,6 +81,4 @@ def _raise_for(answer: httpx.Response) -> None:
     if answer.status_code >= 500:
         raise ServerError(f"{answer.request.url.path} answered {answer.status_code}: {answer.text[:300]}")
     if answer.status_code >= 400:
-        raise RequestRejected(
-            f"{answer.request.url.path} was refused with {answer.status_code}: {answer.text[:300]}"
-        )
+        raise RequestRejected(f"{answer.request.url.path} was refused with {answer.status_code}: {answer.text[:300]}")

@@ -80,9 +80,7 @@ class TrainRun:
         resume: go on from the newest checkpoint, if there is one.
     """
 
-    def __init__(
-        self, recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, *, resume: bool
-    ) -> None:
+    def __init__(self, recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, *, resume: bool) -> None:
         self._recipe = recipe
         self._prepared = prepared
         self._dir = run_dir
@@ -184,9 +182,7 @@ class TrainRun:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    async def _train(
-        self, workers: WorkerGroup, server: ServerProcess | None, publisher: DiskPublisher
-    ) -> RunResult:
+    async def _train(self, workers: WorkerGroup, server: ServerProcess | None, publisher: DiskPublisher) -> RunResult:
         recipe = self._recipe
         total = self._prepared.total_steps
         first = self._version
@@ -254,9 +250,7 @@ class TrainRun:
         per_minibatch = batch // algorithm.minibatches
         for minibatch in range(algorithm.minibatches):
             base = (step - 1) * batch + minibatch * per_minibatch
-            totals = await self._minibatch(
-                range(base, base + per_minibatch), producer, workers, clock, groups
-            )
+            totals = await self._minibatch(range(base, base + per_minibatch), producer, workers, clock, groups)
             sums.add(totals, first=minibatch == 0)
             if totals.get("normalizer", 0.0) > 0:
                 self._optimizer_ran = True
@@ -305,9 +299,7 @@ class TrainRun:
             chunk_tokens += packed_length(samples)
             if chunk and (chunk_tokens >= budget or index == indices[-1]):
                 with clock.measure("train_s"):
-                    part = await workers.accumulate(
-                        chunk, temperature=self._recipe.rollout.sampling.temperature
-                    )
+                    part = await workers.accumulate(chunk, temperature=self._recipe.rollout.sampling.temperature)
                 for key, value in part.items():
                     totals[key] = totals.get(key, 0.0) + value
                 chunk, chunk_tokens = [], 0
@@ -338,9 +330,7 @@ class TrainRun:
         metrics = eval_metrics(episodes) | {"eval/time_s": time.perf_counter() - begin}
         flat = [trajectory for episode in episodes for trajectory in episode]
         if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):
-            raise RunError(
-                "too many episodes of an evaluation failed:\n  - " + "\n  - ".join(failure_causes(flat))
-            )
+            raise RunError("too many episodes of an evaluation failed:\n  - " + "\n  - ".join(failure_causes(flat)))
         if config.log_generations:
             kept = flat[: config.log_generations]
             await asyncio.to_thread(self._dir.write_trace, step, "eval", kept)
@@ -373,9 +363,7 @@ class TrainRun:
         trajectories = [t for group in groups for t in group.trajectories]
         last = step == self._prepared.total_steps
         if step == 1 or last or step % trace.train_every == 0:
-            await asyncio.to_thread(
-                self._dir.write_trace, step, "train", trajectories[: trace.max_trajectories]
-            )
+            await asyncio.to_thread(self._dir.write_trace, step, "train", trajectories[: trace.max_trajectories])
         self._samples = _varied(trajectories, trace.print_samples)
 
     def _show_samples(self, step: int) -> None:
@@ -412,9 +400,7 @@ class TrainRun:
                 "mend the cause, then continue with --resume; run.max_failed_fraction sets the bound",
             )
         if failed:
-            self._console.warn(
-                f"{len(failed)} of {len(last)} episodes failed: " + "; ".join(failure_causes(failed, 1))
-            )
+            self._console.warn(f"{len(failed)} of {len(last)} episodes failed: " + "; ".join(failure_causes(failed, 1)))
 
     def _count_episode(self, _: list[Trajectory]) -> None:
         self._done_in_step += 1

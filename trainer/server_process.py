@@ -159,9 +159,7 @@ class ServerProcess:
             while process.poll() is None:  # noqa: ASYNC110  # a process sets no event
                 await asyncio.sleep(0.1)
             if self.restarts >= self._rollout.max_restarts:
-                self._give_up(
-                    f"the rollout server died {self.restarts + 1} times, last with code {process.returncode}"
-                )
+                self._give_up(f"the rollout server died {self.restarts + 1} times, last with code {process.returncode}")
                 return
             self.restarts += 1
             self._on_restart(
@@ -177,11 +175,7 @@ class ServerProcess:
     def _give_up(self, reason: str) -> None:
         assert self.died is not None
         if not self.died.done():
-            tail = (
-                ""
-                if "The end of" in reason
-                else f". The end of {self._log_file}:\n{log_tail(self._log_file)}"
-            )
+            tail = "" if "The end of" in reason else f". The end of {self._log_file}:\n{log_tail(self._log_file)}"
             self.died.set_exception(
                 ServerStartError(reason + tail, "see the whole log; continue the run with --resume")
             )

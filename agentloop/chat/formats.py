@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Protocol
 
+from agentloop.chat.call_json import CallError, read_json
 from agentloop.errors import ModelError
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
@@ -37,14 +37,13 @@ class HermesFormat:
 
     def _read_call(self, text: str, start: int, turn: ParsedTurn) -> int:
         """Read the call whose body starts at `start`; returns where the text goes on."""
-        body_start = start + len(text[start:]) - len(text[start:].lstrip())
         try:
             # The JSON decides where the call ends: a string in it may hold the closing tag.
-            call, end = json.JSONDecoder().raw_decode(text, body_start)
-        except json.JSONDecodeError as exc:
+            call, end = read_json(text, start)
+        except CallError as exc:
             close = text.find(self.CLOSE, start)
             end = close if close >= 0 else len(text)
-            reason = f"not valid JSON ({exc.msg})" if close >= 0 else f"cut off before {self.CLOSE}"
+            reason = str(exc) if close >= 0 else f"cut off before {self.CLOSE}"
             turn.malformed_calls.append(MalformedCall(text[start:end].strip(), reason))
             return end + len(self.CLOSE) if close >= 0 else end
         close = text.find(self.CLOSE, end)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ from agentloop.errors import ModelError
 def load_tokenizer(path: str) -> Any:
     """Load the Hugging Face tokenizer of a model folder or hub id.
 
+    `tokenizer.json` is read as it is. transformers' `AutoTokenizer` would import torch for it, which costs the process
+    of the agent loops a second of CPU and 200 MB that it has no use for; it serves where there is no such file.
+
     Raises:
         ModelError: the folder holds no tokenizer, or nothing is there.
     """
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -24,7 +27,12 @@ def load_tokenizer(path: str) -> Any:
             f"model.path {path} holds no config.json", "give the folder of a Hugging Face model, or a hub id"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        else:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
     except (OSError, ValueError) as exc:
         reason = str(exc).strip().splitlines()[0]
         raise ModelError(
@@ -39,27 +47,34 @@ def load_tokenizer(path: str) -> Any:
 
 
 class SafeEncoder:
-    """Encodes text in two ways: with control tokens recognized, and with all of them read as plain text."""
+    """Encodes text in two ways: with control tokens recognized, and with all of them read as plain text.
+
+    Control tokens are the added tokens of the tokenizer, special or not, but for those that are only white space.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        from tokenizers import Tokenizer
-
         self._backend = tokenizer.backend_tokenizer
-        self.added: dict[str, int] = {
-            token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.content
-        }
-        self._pattern = re.compile(
-            "|".join(re.escape(t) for t in sorted(self.added, key=len, reverse=True)) or r"(?!)"
-        )
-        # The same model without any added token: there is no text that it encodes to a control id.
-        plain = json.loads(self._backend.to_str())
-        plain["added_tokens"] = []
-        plain["post_processor"] = None
-        self._plain = Tokenizer.from_str(json.dumps(plain))
+        added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+        self.added: dict[str, int] = {token.content: index for index, token in added.items()}
+        self._ids = frozenset(added)
+        self._order = list(self.added)
+        self._number = {token: number for number, token in enumerate(self._order)}
+        spellings = "|".join(re.escape(token) for token in sorted(self.added, key=len, reverse=True))
+        self._pattern = re.compile(spellings or r"(?!)")
+        self._eats_right = {token.content for token in added.values() if token.rstrip}
+        self._eats_left = {token.content for token in added.values() if token.lstrip}
+        # Tokens with this flag are looked for after normalization: "＜end＞" may become "<end>" only then.
+        self._matches_normalized = any(token.normalized for token in added.values()) and bool(self._backend.normalizer)
+
+    def find_control(self, text: str, start: int = 0) -> re.Match[str] | None:
+        """The first spelling of a control token in `text[start:]`."""
+        return self._pattern.search(text, start)
 
     def has_control(self, text: str) -> bool:
-        """Whether `text` holds the spelling of an added token."""
-        return self._pattern.search(text) is not None
+        """Whether the tokenizer would find a control token in `text`."""
+        if self._pattern.search(text):
+            return True
+        return self._matches_normalized and self._pattern.search(self._normalized(text)) is not None
 
     def encode(self, text: str) -> list[int]:
         """Encode text of the template: control tokens become their ids, nothing is added around."""
@@ -68,28 +83,54 @@ class SafeEncoder:
 
     def encode_plain(self, text: str) -> list[int]:
         """Encode text of a user, a tool or a page: no control id can come out."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._without_controls(text) if self.has_control(text) else self.encode(text)
 
     def protect(self, text: str, mark: str) -> str:
         """`text` with every control spelling replaced by `mark` + number + `mark`."""
-        order = list(self.added)
-        return self._pattern.sub(lambda match: f"{mark}{order.index(match.group())}{mark}", text)
+        if self._matches_normalized and not self._pattern.search(text):
+            text = self._normalized(text)
+        return self._pattern.sub(lambda match: f"{mark}{self._number[match.group()]}{mark}", text)
 
     def encode_protected(self, text: str, mark: str) -> list[int]:
         """Encode a rendering whose contents were protected: template tokens become ids, contents stay text.
 
         Added tokens always split the text before anything else happens to it, so encoding piece by piece gives the same
-        ids as encoding the whole.
+        ids as encoding the whole. `mark` + `mark` stands for nothing.
         """
-        order = list(self.added)
-        restore = re.compile(f"{re.escape(mark)}(\\d+){re.escape(mark)}")
+        protected = re.compile(f"{re.escape(mark)}(\\d*){re.escape(mark)}")
+
+        def plain(piece: str) -> list[int]:
+            restored = protected.sub(lambda match: self._order[int(match[1])] if match[1] else "", piece)
+            return self.encode_plain(restored)
+
         ids: list[int] = []
         position = 0
         for match in self._pattern.finditer(text):
-            ids += self.encode_plain(
-                restore.sub(lambda m: order[int(m.group(1))], text[position : match.start()])
-            )
+            if match.start() < position:
+                continue  # a later token inside the white space that an earlier one took
+            piece = text[position : match.start()]
+            ids += plain(piece.rstrip() if match.group() in self._eats_left else piece)
             ids.append(self.added[match.group()])
             position = match.end()
-        return ids + self.encode_plain(restore.sub(lambda m: order[int(m.group(1))], text[position:]))
+            if match.group() in self._eats_right:
+                position += len(text[position:]) - len(text[position:].lstrip())
+        return ids + plain(text[position:])
+
+    def _normalized(self, text: str) -> str:
+        return str(self._backend.normalizer.normalize_str(text)) if self._backend.normalizer else text
+
+    def _without_controls(self, text: str) -> list[int]:
+        """The tokenizer's own steps, without the one that looks for added tokens."""
+        text = self._normalized(text)
+        splitter = self._backend.pre_tokenizer
+        pieces = [piece for piece, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
+        model = self._backend.model
+        return [token for piece in pieces for token in self._piece(model, piece)]
+
+    def _piece(self, model: Any, piece: str) -> Sequence[int]:
+        ids = [token.id for token in model.tokenize(piece)]
+        if len(piece) > 1 and not self._ids.isdisjoint(ids):
+            # A vocabulary may hold the spelling of a control token as a word of its own: halves do not match it.
+            half = len(piece) // 2
+            return [*self._piece(model, piece[:half]), *self._piece(model, piece[half:])]
+        return ids

@@ -27,13 +27,9 @@ def load_reward(reference: str | None) -> RewardFunction | None:
     """
     if reference is None:
         return None
-    function = (
-        load_from_file(reference, "reward") if is_file_reference(reference) else load(REWARDS, reference)
-    )
+    function = load_from_file(reference, "reward") if is_file_reference(reference) else load(REWARDS, reference)
     if not callable(function):
-        raise ConfigError(
-            f"reward: {reference} is no function", "name a function score(task, text, trajectory)"
-        )
+        raise ConfigError(f"reward: {reference} is no function", "name a function score(task, text, trajectory)")
     if inspect.iscoroutinefunction(function):
         return function  # type: ignore[no-any-return]
 

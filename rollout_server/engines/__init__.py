@@ -30,7 +30,7 @@ def engine_factory(name: str) -> EngineFactory:
         raise RegistryError(f"no engine is called {name!r}", f"known engines: {known}")
     try:
         factory: EngineFactory = registered[name].load()
-    except Exception as exc:  # noqa: BLE001  # whatever a foreign module raises at import, it is named here
+    except Exception as exc:  # whatever a foreign module raises at import, it is named here
         raise RegistryError(
             f"the engine {name!r} ({registered[name].value}) cannot be loaded: {exc!r}", "reinstall its package"
         ) from exc

@@ -119,8 +119,9 @@ class Engine(Protocol):
         """Forget the prefixes of finished requests."""
         ...
 
-    async def update_weights(self, folder: Path, version: str, *, flush_cache: bool) -> None:
-        """Serve the safetensors in `folder` as `version` from the next step on.
+    async def update_weights(self, folder: Path, version: str) -> None:
+        """Serve the safetensors in `folder` as `version` from the next step on. Kept prefixes are forgotten; requests
+        that run are recomputed, unless the engine is paused `in_place`.
 
         Raises:
             WeightsError: the folder does not hold this model's weights, whole; the old version goes on serving.

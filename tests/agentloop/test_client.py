@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from agentloop.client import GenerateClient, version_number
-from agentloop.errors import RequestRejected, ServerError
+from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
 from agentloop.wire import SESSION_HEADER, SamplingParams
 
@@ -19,7 +21,7 @@ Answer = tuple[int, Any]
 
 
 @asynccontextmanager
-async def server(answer: Callable[[int, dict[str, str], Any], Answer | None]) -> AsyncIterator[str]:
+async def server(answer: Callable[[int, dict[str, str], Any], Answer | None], port: int = 0) -> AsyncIterator[str]:
     """A real HTTP server of a few lines; `answer(n, headers, body)` gives status and body, None hangs up."""
     count = 0
 
@@ -40,12 +42,33 @@ async def server(answer: Callable[[int, dict[str, str], Any], Answer | None]) ->
                 extra = "retry-after: 0.01\r\n" if reply[0] == 503 else ""
                 writer.write(f"HTTP/1.1 {reply[0]} X\r\ncontent-length: {len(data)}\r\n{extra}\r\n".encode() + data)
                 await writer.drain()
+        except asyncio.CancelledError:
+            pass  # the test is over
         finally:
             writer.close()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    listening = await asyncio.start_server(serve, "127.0.0.1", port)
     async with listening:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def mock_sleep() -> Iterator[list[float]]:
+    """Pauses are noted, not made."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentloop.client.asyncio.sleep", sleep)
+        yield slept
 
 
 def good(**meta: Any) -> Answer:
@@ -64,7 +87,7 @@ def good(**meta: Any) -> Answer:
 
 
 async def ask(url: str, **options: Any) -> Any:
-    async with GenerateClient(url, **{"retries": 3, **options}) as client:
+    async with GenerateClient(url, **{"retries": 3, "outage_s": 0.0, **options}) as client:
         return await client.generate([1, 2], SamplingParams(max_new_tokens=4), session_id="s", rid="r")
 
 
@@ -88,7 +111,7 @@ async def test_ids_logprobs_and_version_spans_come_back_exactly() -> None:
 async def test_a_server_that_hangs_up_or_is_overloaded_is_asked_again() -> None:
     answers: list[Answer | None] = [None, (503, {"error": {"message": "queue full"}}), (500, {}), good()]
     async with server(lambda n, *_: answers[n - 1]) as url:
-        assert (await ask(url)).versions == [3, 3]
+        assert (await ask(url, outage_s=30.0)).versions == [3, 3]
 
 
 async def test_patience_ends() -> None:
@@ -98,8 +121,52 @@ async def test_patience_ends() -> None:
 
 
 async def test_nobody_there_is_a_server_error() -> None:
-    with pytest.raises(ServerError, match="ConnectError"):
-        await ask("http://127.0.0.1:9", retries=0)
+    for options in ({"retries": 0, "outage_s": 60.0}, {"retries": 8, "outage_s": 0.0}):
+        with pytest.raises(ServerError, match="ConnectError"):
+            await ask("http://127.0.0.1:9", **options)
+
+
+async def test_a_server_that_is_killed_and_started_again_costs_no_request() -> None:
+    port = free_port()
+    asking = [asyncio.create_task(ask(f"http://127.0.0.1:{port}", retries=1, outage_s=30.0)) for _ in range(8)]
+    await asyncio.sleep(0.5)  # several attempts later than `retries` would allow
+    assert not any(task.done() for task in asking)
+    async with server(lambda *_: good(), port):
+        assert [result.versions for result in await asyncio.gather(*asking)] == [[3, 3]] * 8
+
+
+async def test_a_server_that_asks_to_wait_is_waited_for_without_counting() -> None:
+    async with server(lambda n, *_: (503, {}) if n < 6 else good()) as url:
+        assert (await ask(url, retries=1, outage_s=30.0)).versions == [3, 3]
+        with pytest.raises(ServerError, match="did not serve"):
+            await ask("http://127.0.0.1:9", retries=1, outage_s=0.1)
+
+
+async def test_each_attempt_has_a_request_id_of_its_own() -> None:
+    seen: list[str] = []
+
+    def answer(n: int, _: Any, body: Any) -> Answer:
+        seen.append(body["rid"])
+        return (500, {}) if n < 3 else good()
+
+    async with server(answer) as url:
+        await ask(url)
+    assert seen == ["r", "r.1", "r.2"]
+
+
+@pytest.mark.parametrize("value", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", "1e9"])
+async def test_a_retry_after_that_is_no_number_of_seconds_is_no_harm(value: str) -> None:
+    answers = iter([httpx.Response(429, headers={"retry-after": value}), httpx.Response(200, json=good()[1])])
+    transport = httpx.MockTransport(lambda _: next(answers))
+    with mock_sleep() as slept:
+        await ask("http://server", transport=transport, outage_s=60.0)
+    assert 0 < slept[0] <= 10.0
+
+
+@pytest.mark.parametrize("url", ["localhost:30000", "ftp://server", "", "http://"])
+def test_an_address_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match="no address of a rollout server"):
+        GenerateClient(url)
 
 
 async def test_a_refused_request_is_not_sent_again() -> None:
@@ -121,7 +188,10 @@ async def test_a_refused_request_is_not_sent_again() -> None:
         ({"output_token_logprobs": None}, "no logprob for each"),
         ({"output_token_logprobs": [[-0.5, 7, None]]}, "no logprob for each"),
         ({"output_token_logprobs": [[-0.5, 9, None], [-0.25, 8, None]]}, "logprob of token 9 for token 7"),
-        ({"weight_versions": [{"version": "1", "start": 0, "end": 5}]}, "beyond"),
+        ({"weight_versions": [{"version": "1", "start": 0, "end": 5}]}, "a version span, 0 to 5, is outside"),
+        ({"weight_versions": [{"version": "1", "start": 2, "end": 1}]}, "a version span"),
+        ({"weight_version": "v3"}, "weight_version is 'v3', which is no policy version"),
+        ({"finish_reason": {"type": "bored"}}, "not one of a rollout server: meta_info.finish_reason.type"),
     ],
 )
 async def test_an_answer_that_cannot_be_trusted_is_an_error(meta: dict[str, Any], says: str) -> None:
@@ -138,3 +208,5 @@ async def test_a_plain_text_error_is_shown() -> None:
 
 def test_versions_are_numbers() -> None:
     assert [version_number(v) for v in ("0", "17", "default")] == [0, 17, 0]
+    with pytest.raises(ServerError, match="no policy version"):
+        version_number("step-17")

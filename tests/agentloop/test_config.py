@@ -27,9 +27,7 @@ def test_a_minimal_recipe_has_the_documented_defaults(tmp_path: Path) -> None:
     assert recipe.agent("anything").max_assistant_turns == 4
 
 
-def test_relative_paths_of_the_file_are_relative_to_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_of_the_file_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe_dir = tmp_path / "recipe"
     recipe_dir.mkdir()
     elsewhere = tmp_path / "elsewhere"
@@ -66,9 +64,7 @@ def test_a_list_of_files_is_anchored_too(tmp_path: Path) -> None:
 
 
 def test_interpolation_works(tmp_path: Path) -> None:
-    recipe = load_config(
-        Recipe, write(tmp_path, MINIMAL + "rollout: {group_size: 4, batch_size: '${.group_size}'}\n")
-    )
+    recipe = load_config(Recipe, write(tmp_path, MINIMAL + "rollout: {group_size: 4, batch_size: '${.group_size}'}\n"))
     assert recipe.rollout.batch_size == 4
 
 
@@ -99,9 +95,7 @@ def test_an_unknown_override_names_the_nearest_key(tmp_path: Path, override: str
 
 
 def test_an_unknown_key_in_the_file_names_the_nearest_key(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"unknown key 'rollout.grup_size'; did you mean 'rollout.group_size'"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown key 'rollout.grup_size'; did you mean 'rollout.group_size'"):
         load_config(Recipe, write(tmp_path, MINIMAL + "rollout: {grup_size: 4}\n"))
 
 

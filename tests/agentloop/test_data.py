@@ -48,6 +48,14 @@ def test_jsonl_and_parquet_give_the_same_tasks(tmp_path: Path) -> None:
     assert from_parquet[0].tool_kwargs("other") == {}
 
 
+def test_nulls_that_parquet_fills_in_are_left_out(tmp_path: Path) -> None:
+    image, text = {"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}
+    row = {"prompt": [{"role": "user", "content": [image, text]}], "extra_info": {"index": None}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    tasks, _ = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    assert tasks[0].prompt == row["prompt"] and tasks[0].task_id == "0"
+
+
 def test_rows_without_an_agent_get_the_default_and_are_counted(tmp_path: Path) -> None:
     row = {key: value for key, value in ROW.items() if key != "agent_name"}
     tasks, without = load_tasks(write(tmp_path / "a.jsonl", row, ROW, row), "data.train", "fallback")
@@ -93,7 +101,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, name: str, content: str, says: st
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data.val: .*none.jsonl does not exist"):
+    with pytest.raises(DataError, match=r"data.val: .*none.jsonl does not exist"):
         load_tasks(str(tmp_path / "none.jsonl"), "data.val", "d")
 
 
@@ -108,7 +116,7 @@ def test_long_prompts_are_dropped_or_refused_tool_schemas_counted(renderer: Chat
     long = Task("1", "a", [{"role": "user", "content": "1" * 50}])
     limit = len(renderer.start(short.prompt, calculator.schemas))
     assert drop_overlong([short, long], renderer, calculator.schemas, limit, "drop", "data.train") == [short]
-    with pytest.raises(DataError, match="row 2 has .* tokens"):
+    with pytest.raises(DataError, match=r"row 2 has .* tokens"):
         drop_overlong([short, long], renderer, calculator.schemas, limit, "error", "data.train")
     with pytest.raises(DataError, match="every prompt is longer"):
         drop_overlong([short], renderer, calculator.schemas, limit - 1, "drop", "data.train")
@@ -141,7 +149,7 @@ def test_gsm8k_is_prepared_whole_or_not_at_all(tmp_path: Path) -> None:
     good = {"question": "q", "answer": "#### 3"}
     write(tmp_path / "train.jsonl", good, good)
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="holds no test.jsonl"):
+    with pytest.raises(DataError, match=r"holds no test\.jsonl"):
         prepare_gsm8k(str(tmp_path), out)
     assert not list(out.glob("*"))
     write(tmp_path / "test.jsonl", good)

@@ -8,11 +8,7 @@ import pytest
 
 from agentloop import errors
 
-ALL = [
-    value
-    for value in vars(errors).values()
-    if isinstance(value, type) and issubclass(value, errors.AgentloopError)
-]
+ALL = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.AgentloopError)]
 
 
 @pytest.mark.parametrize("kind", ALL)

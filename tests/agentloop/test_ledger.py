@@ -20,7 +20,9 @@ def new_turn() -> Turn:
 
 
 @given(prompt=IDS, rounds=st.lists(st.tuples(IDS, IDS), max_size=6))
-def test_a_ledger_always_gives_a_lawful_trajectory(prompt: list[int], rounds: list[tuple[list[int], list[int]]]) -> None:
+def test_a_ledger_always_gives_a_lawful_trajectory(
+    prompt: list[int], rounds: list[tuple[list[int], list[int]]]
+) -> None:
     ledger = TokenLedger()
     ledger.add_prompt(prompt)
     expected = list(prompt)

@@ -8,14 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from agentloop.provenance import environment, package_origins
 
 
 def run_agentloop(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "agentloop.cli", *arguments],
+        [sys.executable, "-P", "-m", "agentloop.cli", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **variables},
@@ -31,18 +29,13 @@ def test_the_four_packages_are_ours() -> None:
     ]
 
 
-@pytest.mark.parametrize("package", [True, False])
-def test_a_foreign_tools_package_stops_any_command(tmp_path: Path, package: bool) -> None:
+def test_a_foreign_tools_package_stops_any_command(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
-    if package:
-        (tmp_path / "tools" / "__init__.py").write_text("raise SystemExit('foreign code ran')")
+    (tmp_path / "tools" / "__init__.py").write_text("raise SystemExit('foreign code ran')")
     result = run_agentloop("agents", "list", PYTHONPATH=str(tmp_path))
-    if package:
-        assert result.returncode == 2
-        assert "'tools' is not agentloop's" in result.stderr and str(tmp_path) in result.stderr
-        assert "foreign code ran" not in result.stderr
-    else:  # a folder without __init__.py does not win over an installed package
-        assert result.returncode == 0
+    assert result.returncode == 2
+    assert "'tools' is not agentloop's" in result.stderr and str(tmp_path) in result.stderr
+    assert "foreign code ran" not in result.stderr
 
 
 def test_env_shows_a_foreign_package_and_fails(tmp_path: Path) -> None:

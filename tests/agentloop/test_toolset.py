@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentloop.errors import ConfigError, RegistryError, ToolConfigError
-from agentloop.registry import AGENTS, list_agents, load, load_agent
+from agentloop import registry
+from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
+from agentloop.registry import AGENTS, TOOLS, list_agents, load, load_agent
 from agentloop.rewards import load_reward
-from agentloop.tool import FunctionTool
+from agentloop.tool import FunctionTool, Tool
 from agentloop.toolset import Toolset, argument_fault, load_toolset
-from agentloop.types import Task, ToolCall, Trajectory
+from agentloop.types import Task, ToolCall, ToolResult, Trajectory
 
-SCHEMA = "tool_schema: {type: function, function: {name: x, description: d, parameters: {type: object, properties: {}}}}"
+FUNCTION = "{name: x, description: d, parameters: {type: object, properties: {}}}"
+SCHEMA = f"tool_schema: {{type: function, function: {FUNCTION}}}"
 
 
 def add(a: int, b: int = 2) -> int:
@@ -37,7 +40,8 @@ def add(a: int, b: int = 2) -> int:
         ("tools: [{config: {}}]", "tool 1 has no class_name"),
         (f"tools: [{{class_name: nowhere.Tool, {SCHEMA}}}]", "nowhere.Tool cannot be imported"),
         (f"tools: [{{class_name: tools.calculator.Nothing, {SCHEMA}}}]", "tools.calculator.Nothing cannot be imported"),
-        (f"tools: [{{class_name: Tool, {SCHEMA}}}]", "cannot be imported"),
+        (f"tools: [{{class_name: Tool, {SCHEMA}}}]", "tool 1: 'Tool' is not registered in agentloop.tools"),
+        (f"tools: [{{class_name: ./none.py:Tool, {SCHEMA}}}]", "tool 1: class_name: .*none.py does not exist"),
         (f"tools: [{{class_name: pathlib.Path, {SCHEMA}}}]", "is no Tool"),
         ("tools: [{class_name: tools.calculator.Calculator}]", "no tool_schema"),
         (
@@ -52,6 +56,41 @@ def test_a_wrong_tool_yaml_is_named(tmp_path: Path, text: str, says: str) -> Non
     path.write_text(text)
     with pytest.raises(ToolConfigError, match=says):
         load_toolset(path)
+
+
+def test_a_tool_may_live_in_a_file_beside_the_yaml(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from agentloop import Tool\n\nclass Mine(Tool):\n    pass\n")
+    (tmp_path / "tools.yaml").write_text(f"tools: [{{class_name: './mine.py:Mine', {SCHEMA}}}]")
+    toolset = load_toolset(tmp_path / "tools.yaml")
+    assert type(toolset.tools["x"]).__name__ == "Mine"
+
+
+def test_a_tool_may_be_a_registered_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("adder", f"{__name__}:add", TOOLS)
+    monkeypatch.setattr(registry, "registered", lambda group: {"adder": entry})
+    monkeypatch.setattr(EntryPoint, "load", lambda self: add)
+    (tmp_path / "tools.yaml").write_text("tools: [{class_name: adder}]")
+    assert load_toolset(tmp_path / "tools.yaml").schemas[0]["function"]["name"] == "add"
+
+
+async def test_a_tool_that_returns_no_result_is_a_fault_of_the_tool() -> None:
+    class Careless(Tool):
+        async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> Any:
+            return "text"
+
+    session = Toolset([Careless({}, {"function": {"name": "t"}})]).session(Task("0", "a", []))
+    with pytest.raises(ToolError, match="t returned str, no ToolResult"):
+        await session.call(ToolCall("t", {}), 5)
+
+
+async def test_a_timeout_of_the_tools_own_is_told_as_it_is() -> None:
+    class Waiting(Tool):
+        async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
+            raise TimeoutError("the page did not load")
+
+    session = Toolset([Waiting({}, {"function": {"name": "t"}})]).session(Task("0", "a", []))
+    result = await session.call(ToolCall("t", {}), 5)
+    assert result.text == "Error: TimeoutError: the page did not load"
 
 
 def test_a_missing_tool_yaml_is_named(tmp_path: Path) -> None:
@@ -86,13 +125,18 @@ def test_arguments_are_checked_against_the_schema(arguments: dict[str, Any], fau
     assert (found is None) if fault is None else (found is not None and fault in found)
 
 
+def test_a_schema_may_allow_more_arguments() -> None:
+    schema = {"function": {"name": "f", "parameters": {"properties": {}, "additionalProperties": True}}}
+    assert argument_fault(schema, {"anything": 1}) is None
+
+
 def test_the_built_in_agents_are_registered() -> None:
     assert {"tool_agent", "single_turn_agent"} <= {name for name, _, _ in list_agents()}
     assert load_agent("tool_agent").__name__ == "ToolAgent"
 
 
 def test_an_unknown_entry_point_lists_the_known() -> None:
-    with pytest.raises(RegistryError, match="known: .*single_turn_agent"):
+    with pytest.raises(RegistryError, match=r"known: .*single_turn_agent"):
         load(AGENTS, "nobody")
 
 

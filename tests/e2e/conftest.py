@@ -53,9 +53,7 @@ def agentloop_command(*arguments: str) -> list[str]:
 def agentloop(tmp_path: Path) -> Callable[..., Run]:
     """Run `agentloop ...` in an empty folder and wait for its end."""
 
-    def run(
-        *arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300
-    ) -> Run:
+    def run(*arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300) -> Run:
         result = subprocess.run(
             agentloop_command(*arguments), capture_output=True, text=True, cwd=tmp_path, timeout=timeout,
             env={**os.environ, **(env or {})},
@@ -105,15 +103,10 @@ class Background:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             file = self.dir / "metrics.jsonl"
-            if (
-                file.exists()
-                and sum("reward/mean" in line for line in file.read_text().splitlines()) >= count
-            ):
+            if file.exists() and sum("reward/mean" in line for line in file.read_text().splitlines()) >= count:
                 return
             if self.process.poll() is not None:
-                raise AssertionError(
-                    f"ended early with {self.process.returncode}:\n{self.process.communicate()[0]}"
-                )
+                raise AssertionError(f"ended early with {self.process.returncode}:\n{self.process.communicate()[0]}")
             time.sleep(0.02)
         raise AssertionError(f"no {count} steps within {timeout} s")
 

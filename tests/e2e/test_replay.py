@@ -65,7 +65,12 @@ async def test_a_mask_shifted_by_one_token_shows_as_mismatch(
         for sample in train_samples(Group(index, Task("0", "a", []), [[trajectory]]), "grpo")
     ]
     workers = await WorkerGroup.start(
-        model_path=str(quickstart_model), config=TrainerConfig(), dtype="float32", total_steps=1, seed=0, log_dir=tmp_path
+        model_path=str(quickstart_model),
+        config=TrainerConfig(),
+        dtype="float32",
+        total_steps=1,
+        seed=0,
+        log_dir=tmp_path,
     )
     try:
         sums = await workers.accumulate(samples, temperature=1.0)

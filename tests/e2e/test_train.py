@@ -19,12 +19,33 @@ def test_a_run_writes_the_whole_run_directory(quickstart: Any) -> None:
     assert [row["step"] for row in run.train_metrics] == [1, 2]
     assert (run.dir / "weights" / "v_2" / "model.safetensors").is_file()
     assert (run.dir / "checkpoints" / "step_2" / "state.json").is_file()
-    wanted = {
-        "step", "version", "reward/mean", "reward/std", "episode/turns_mean", "episode/tool_calls_mean", "episode/failed",
-        "rollout/tokens", "rollout/tokens_per_s", "rollout/time_s", "train/tokens", "train/tokens_per_s", "train/time_s",
-        "train/loss", "train/grad_norm", "train/entropy", "train/kl_ref", "train/clip_frac", "mismatch/logprob_abs_mean",
-        "mismatch/k3", "staleness/max", "publish/time_s", "step/time_s",
-    }  # fmt: skip
+    wanted = set(
+        [
+            "step",
+            "version",
+            "reward/mean",
+            "reward/std",
+            "episode/turns_mean",
+            "episode/tool_calls_mean",
+            "episode/failed",
+            "rollout/tokens",
+            "rollout/tokens_per_s",
+            "rollout/time_s",
+            "train/tokens",
+            "train/tokens_per_s",
+            "train/time_s",
+            "train/loss",
+            "train/grad_norm",
+            "train/entropy",
+            "train/kl_ref",
+            "train/clip_frac",
+            "mismatch/logprob_abs_mean",
+            "mismatch/k3",
+            "staleness/max",
+            "publish/time_s",
+            "step/time_s",
+        ]
+    )
     assert wanted <= run.train_metrics[0].keys()
     assert "eval/reward_mean" in run.metrics[0] and "eval/reward_mean" in run.metrics[-1]
     assert "\x1b" not in run.out, "no control codes when the output is not a terminal"
@@ -83,9 +104,7 @@ def test_ctrl_c_ends_cleanly_and_the_run_resumes(background: Any, quickstart: An
 def test_a_resumed_run_gives_the_same_metrics_as_one_never_stopped(quickstart: Any) -> None:
     whole = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null", name="whole")
     assert whole.code == 0, whole.err
-    part = quickstart(
-        "run.steps=3", "eval.before_train=false", "eval.every=null", "checkpoint.every=null", name="part"
-    )
+    part = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null", "checkpoint.every=null", name="part")
     assert part.code == 0, part.err
     half = quickstart("run.steps=1", "eval.before_train=false", "eval.every=null", name="half")
     assert half.code == 0, half.err
@@ -131,9 +150,7 @@ def test_kill_of_the_run_leaves_no_process_behind(background: Any) -> None:
 
 def test_two_ranks_train_with_the_same_code(quickstart: Any) -> None:
     one = quickstart("run.steps=2", "eval.before_train=false", "eval.every=null", name="one")
-    two = quickstart(
-        "run.steps=2", "eval.before_train=false", "eval.every=null", "trainer.ranks=2", name="two"
-    )
+    two = quickstart("run.steps=2", "eval.before_train=false", "eval.every=null", "trainer.ranks=2", name="two")
     assert one.code == 0 and two.code == 0, two.err
     for a, b in zip(one.train_metrics, two.train_metrics, strict=True):
         assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=1e-3)

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 ROW = {
-    "data_source": "t", "agent_name": "tool_agent", "prompt": [{"role": "user", "content": "What is 1 + 1?"}],
-    "ability": "math", "reward_model": {"style": "rule", "ground_truth": "2"}, "extra_info": {"index": 0, "split": "train"},
-}  # fmt: skip
+    "data_source": "t",
+    "agent_name": "tool_agent",
+    "prompt": [{"role": "user", "content": "What is 1 + 1?"}],
+    "ability": "math",
+    "reward_model": {"style": "rule", "ground_truth": "2"},
+    "extra_info": {"index": 0, "split": "train"},
+}
 
 
 def rows(path: Path, *changed: dict[str, Any]) -> Path:
@@ -57,10 +61,8 @@ def test_unknown_agent_names_row_and_known_names(quickstart: Any, tmp_path: Path
 
 def test_tool_class_that_cannot_be_imported(quickstart: Any, tmp_path: Path) -> None:
     path = tmp_path / "tools.yaml"
-    path.write_text(
-        "tools:\n  - class_name: tools.nothing.Here\n    config: {type: native}\n"
-        "    tool_schema: {type: function, function: {name: x, description: y, parameters: {type: object, properties: {}}}}\n"
-    )
+    schema = "{type: function, function: {name: x, description: y, parameters: {type: object, properties: {}}}}"
+    path.write_text(f"tools:\n  - class_name: tools.nothing.Here\n    config: {{}}\n    tool_schema: {schema}\n")
     refused(quickstart(f"tools={path}"), "tools.yaml", "tools.nothing.Here")
 
 
@@ -85,9 +87,7 @@ def test_reward_file_missing(quickstart: Any, tmp_path: Path) -> None:
     ("body", "says"),
     [("raise ValueError('broken on purpose')", "broken on purpose"), ("return float('nan')", "nan")],
 )
-def test_reward_that_fails_ends_the_run_with_its_cause(
-    quickstart: Any, tmp_path: Path, body: str, says: str
-) -> None:
+def test_reward_that_fails_ends_the_run_with_its_cause(quickstart: Any, tmp_path: Path, body: str, says: str) -> None:
     path = tmp_path / "reward.py"
     path.write_text(f"def score(task, text, trajectory):\n    {body}\n")
     run = quickstart(f"reward={path}:score", "run.steps=1", "eval.before_train=false")

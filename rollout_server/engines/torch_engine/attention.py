@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from rollout_server.engines.torch_engine.kv import KVCache, Pool, Row
+from rollout_server.engines.torch_engine.kv import KVCache
+from rollout_server.engines.torch_engine.rows import Pool, Row
 
 IMPLEMENTATION = "agentloop_rows"
 """Name under which the attention function is registered in transformers."""
@@ -26,7 +27,7 @@ class AttentionPass(Protocol):
     def attend(
         self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Returns [T, A, D]."""
+        """Writes the new keys and values into layer `layer`; returns [T, A, D]."""
         ...
 
 
@@ -47,8 +48,7 @@ class _Segment:
         v_base = rows * (heads * capacity) + here
         self.k_index = k_base[:, None] + torch.arange(heads * dims, device=here.device) * capacity
         self.v_index = v_base[:, None] + torch.arange(heads, device=here.device) * capacity
-        self.k_flat = [k.view(-1) for k in pool.k]
-        self.v_flat = [v.view(-1, shape.value_dim) for v in pool.v]
+        self.k_flat, self.v_flat = pool.k_flat, pool.v_flat
         self.k_BKC = [k.view(-1, dims, capacity)[: self.count * heads] for k in pool.k]
         self.v_BCD = [v.view(-1, capacity, shape.value_dim)[: self.count * heads] for v in pool.v]
         self._columns = torch.arange(capacity, device=here.device)
@@ -59,7 +59,7 @@ class _Segment:
         The products run over whole rows, mask and all: memory that is read without gaps comes three times as fast as
         the useful three quarters of it.
         """
-        hidden = self._columns > seen[self.low : self.high, None]
+        hidden = self._columns >= seen + 2 + 0 * seen[self.low : self.high, None]
         mask = torch.zeros(hidden.shape, dtype=self.pool.shape.dtype, device=hidden.device)
         self.mask = mask.masked_fill_(hidden, float("-inf")).view(self.count, 1, 1, -1)
 
@@ -114,7 +114,7 @@ class DecodePass:
     ) -> torch.Tensor:
         if scaling != 1.0:
             q_TAK = q_TAK * scaling
-        count, heads, dim = q_TAK.shape
+        heads, dim = q_TAK.shape[1:]
         kv_heads = k_THK.shape[1]
         groups = heads // kv_heads
         outs = []
@@ -153,21 +153,20 @@ class PrefillPass:
     def attend(
         self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
+        self.store(layer, k_THK, v_THD)
         out_TAD = q_TAK.new_empty(*q_TAK.shape[:2], v_THD.shape[2])
         groups = q_TAK.shape[1] != k_THK.shape[1]
         low = 0
         for chunk in self._chunks:
             count = chunk.end - chunk.start
             high = low + count
-            k_cache, v_cache = chunk.row.pool.k[layer][chunk.row.row], chunk.row.pool.v[layer][chunk.row.row]
             k_HTK, v_HTD = k_THK[low:high].transpose(0, 1), v_THD[low:high].transpose(0, 1)
-            k_cache[:, :, chunk.start : chunk.end] = k_HTK.transpose(1, 2)
-            v_cache[:, chunk.start : chunk.end] = v_HTD
             mask = None
             if chunk.start:
                 # Earlier tokens of the sequence come from the cache; query i sees `start + i + 1` tokens.
-                k_HTK = k_cache[:, :, : chunk.end].transpose(1, 2).contiguous()
-                v_HTD = v_cache[:, : chunk.end]
+                pool, row = chunk.row.pool, chunk.row.row
+                k_HTK = pool.k[layer][row, :, :, : chunk.end].transpose(1, 2).contiguous()
+                v_HTD = pool.v[layer][row, :, : chunk.end]
                 mask = torch.ones(count, chunk.end, dtype=torch.bool, device=q_TAK.device).tril_(chunk.start)
             out = F.scaled_dot_product_attention(
                 q_TAK[low:high].transpose(0, 1)[None], k_HTK[None], v_HTD[None],
@@ -176,6 +175,16 @@ class PrefillPass:
             out_TAD[low:high] = out[0].transpose(0, 1)
             low = high
         return out_TAD
+
+    def store(self, layer: int, k_THK: torch.Tensor, v_THD: torch.Tensor) -> None:
+        """Write keys and values only: all that the last layer of a prompt is run for."""
+        low = 0
+        for chunk in self._chunks:
+            high = low + chunk.end - chunk.start
+            pool, row = chunk.row.pool, chunk.row.row
+            pool.k[layer][row, :, :, chunk.start : chunk.end] = k_THK[low:high].permute(1, 2, 0)
+            pool.v[layer][row, :, chunk.start : chunk.end] = v_THD[low:high].transpose(0, 1)
+            low = high
 
 
 _current = threading.local()
@@ -210,6 +219,7 @@ def transformers_attention(
     """
     attention: AttentionPass = _current.attention
     batch, _, steps, dim = query.shape
-    packed = (t.transpose(1, 2).reshape(batch * steps, t.shape[1], t.shape[3]) for t in (query, key, value))
-    out = attention.attend(module.layer_idx, *packed, dim**-0.5 if scaling is None else scaling)  # type: ignore[arg-type]
+    q, k, v = (t.transpose(1, 2).reshape(batch * steps, t.shape[1], t.shape[3]) for t in (query, key, value))
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    out = attention.attend(layer, q, k, v, dim**-0.5 if scaling is None else scaling)
     return out.view(batch, steps, *out.shape[1:]), None

@@ -1,118 +1,41 @@
-"""Continuous batching: which requests have rows, whose prompt is filled next, who decodes. No threads, no event loop."""
+"""Continuous batching: who has a row, whose prompt is filled next, who decodes. No threads, no event loop."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
-import numpy as np
 import torch
 
-from agentloop.wire import VersionSpan
-from rollout_server.engines.base import EngineStats, FinishType, Generation, GenerationResult, PauseMode
-from rollout_server.engines.torch_engine.attention import Chunk, DecodePass, PrefillPass
-from rollout_server.engines.torch_engine.kv import KVCache, Row
+from rollout_server.engines.base import EngineStats, Generation, PauseMode
+from rollout_server.engines.torch_engine.attention import Chunk, PrefillPass
+from rollout_server.engines.torch_engine.batch import Batch
+from rollout_server.engines.torch_engine.kv import KVCache
 from rollout_server.engines.torch_engine.models import Runner
-from rollout_server.engines.torch_engine.sampling import RowSampling, Sampler, stream_of
+from rollout_server.engines.torch_engine.running import Running
+from rollout_server.engines.torch_engine.sampling import RowSampling, stream_of
 
 PREFILL_CHUNK = 1024
 """Prompt tokens of one step at most, so that a long prompt does not hold up the others' decoding."""
 
-ROOM = int(__import__("os").environ.get("ROOM","16"))
 LOOK_AHEAD = 64
 """Waiting requests looked at in one step."""
 
-_IDLE = RowSampling(temperature=1.0, top_p=1.0, top_k=-1, stream=0)
+GREEDY_BELOW = 1e-5
+"""Lower temperatures are taken as 0: their scaled logits would overflow."""
+
+ROOM = 16
+"""Tokens that a request's row has space for at first, beyond its prompt: most turns are short, and rows can grow."""
+
+ADMIT_SHARE = 16
+ADMIT_HELD_STEPS = 4
+"""Requests are admitted a sixteenth of the running ones at a time, or after so many steps: filling four prompts in one
+pass costs little more than filling one, and the others lose a few milliseconds."""
 
 
 class NonFiniteError(Exception):
     """The model's logits are not finite: its weights are broken."""
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A request and what it has produced. `ids` is the prompt and then every sampled token."""
-
-    generation: Generation
-    ids: list[int]
-    limit: int
-    stops: frozenset[int]
-    sampling: RowSampling
-    version: str
-    row: Row | None = None
-    logprobs: list[float] = field(default_factory=list)
-    version_starts: list[tuple[str, int]] = field(default_factory=list)
-    cached_tokens: int | None = None
-    result: GenerationResult | None = None
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.generation.input_ids)
-
-    @property
-    def sampled(self) -> int:
-        return len(self.ids) - len(self.generation.input_ids)
-
-    @property
-    def missing(self) -> int:
-        """Tokens to put into the cache before the last one can be decoded."""
-        return len(self.ids) - 1 - (self.row.filled if self.row else 0)
-
-    def now_under(self, version: str) -> None:
-        """From the next token on, `version` samples."""
-        self.version_starts.append((self.version, len(self.logprobs)))
-        self.version = version
-
-    def spans(self) -> list[VersionSpan]:
-        spans, start = [], 0
-        for version, end in [*self.version_starts, (self.version, len(self.logprobs))]:
-            if end > start:
-                spans.append(VersionSpan(version=version, start=start, end=end))
-            start = end
-        return spans
-
-    def finish(self, finish: FinishType, matched: int | None = None, message: str | None = None) -> None:
-        self.result = GenerationResult(
-            output_ids=self.ids[self.prompt_length :],
-            logprobs=self.logprobs,
-            spans=self.spans(),
-            finish=finish,
-            matched=matched,
-            cached_tokens=self.cached_tokens or 0,
-            weight_version=self.version,
-            message=message,
-        )
-
-
-class _Batch:
-    """The decode batch: one entry for each active row of the cache, None for holes and rows still being filled."""
-
-    def __init__(self, cache: KVCache, running: dict[int, Running], device: torch.device) -> None:
-        rows = [row for pool in cache.pools for row in pool.rows[: pool.active]]
-        self.entries = [_ready(row, running) for row in rows]
-        ready = [entry is not None for entry in self.entries]
-        self.ready = sum(ready)
-        if not self.ready:
-            return
-        self.tokens = torch.tensor([e.ids[-1] if e else 0 for e in self.entries], device=device)
-        self.counters = np.array([e.sampled if e else 0 for e in self.entries], dtype=np.uint64)
-        self.sampler = Sampler([e.sampling if e else _IDLE for e in self.entries], device)
-        self.decoding = DecodePass(cache, [row.filled if row else 0 for row in rows], ready, device)
-        self.steps_left = min(e.row.pool.capacity - e.row.filled for e in self.entries if e and e.row)
-
-    def advance(self, tokens: torch.Tensor) -> None:
-        self.tokens = tokens
-        self.counters += np.uint64(1)
-        self.steps_left -= 1
-        self.decoding.advance()
-
-
-def _ready(row: Row | None, running: dict[int, Running]) -> Running | None:
-    entry = running.get(id(row)) if row is not None and row.in_use else None
-    return entry if entry is not None and entry.missing == 0 else None
 
 
 class Core:
@@ -121,7 +44,7 @@ class Core:
     Args:
         runner: runs the model.
         cache: its rows.
-        vocab_stops: the model's own end tokens.
+        eos_ids: the model's own end tokens.
         max_running: requests with a row at most.
         version: what the weights are called.
         seed: of requests that bring none.
@@ -151,7 +74,9 @@ class Core:
         self._unseeded = 0
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}  # by id of the row, in the order of admission
-        self._batch: _Batch | None = None
+        self._filling: list[Running] = []  # those of them whose prompt is not in the cache yet
+        self._held_steps = 0
+        self._batch: Batch | None = None
 
     @property
     def busy(self) -> bool:
@@ -165,13 +90,14 @@ class Core:
             # Odd multiples keep the streams of unseeded requests apart from small seeds that users choose.
             self._unseeded += 1
             seed = stream_of(self._seed) ^ (0x9E3779B97F4A7C15 * self._unseeded)
+        temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
         stops = frozenset(sampling.stop_token_ids or ())
         running = Running(
             generation,
             ids=list(generation.input_ids),
             limit=len(generation.input_ids) + sampling.max_new_tokens,
             stops=stops if sampling.ignore_eos else stops | self._eos_ids,
-            sampling=RowSampling(sampling.temperature, sampling.top_p, sampling.top_k, stream_of(seed)),
+            sampling=RowSampling(temperature, sampling.top_p, sampling.top_k, stream_of(seed)),
             version=self.version,
         )
         self._waiting.append(running)
@@ -182,7 +108,7 @@ class Core:
         """Admit, fill, decode one token for each running request; returns the finished ones.
 
         Raises:
-            NonFiniteError: the weights are broken. The state is consistent: `fail_all` and go on.
+            NonFiniteError: the weights are broken. `drop_all`, then go on.
         """
         with torch.inference_mode():
             self._admit()
@@ -197,6 +123,7 @@ class Core:
             return
         if running.row is not None:
             self._leave(running)
+            self._batch = None
         else:
             self._waiting.remove(running)
         running.finish("abort", message=message)
@@ -222,6 +149,7 @@ class Core:
         if mode != "in_place":
             self.retract_all()
         self.flush()
+        self.cache.make_stale()
         self.runner.weights_changed()
         self.version = version
         for running in self.requests():
@@ -233,6 +161,7 @@ class Core:
         for running in self._running.values():
             running.row = None
         self._running.clear()
+        self._filling.clear()
         self._waiting.clear()
         self._batch = None
         self.cache.reset()
@@ -247,8 +176,18 @@ class Core:
 
     # One step's three parts
 
+    def _holds_admission(self) -> bool:
+        able = min(len(self._waiting), self._max_running - len(self._running))
+        if able * ADMIT_SHARE >= len(self._running) or self._held_steps >= ADMIT_HELD_STEPS:
+            self._held_steps = 0
+            return False
+        self._held_steps += able > 0
+        return True
+
     def _admit(self) -> None:
-        budget = self._prefill_chunk - sum(r.missing for r in self._running.values() if r.missing)
+        if self._holds_admission():
+            return
+        budget = self._prefill_chunk - sum(running.missing for running in self._filling)
         for running in list(islice(self._waiting, LOOK_AHEAD)):
             if budget <= 0 or len(self._running) >= self._max_running:
                 return
@@ -261,7 +200,7 @@ class Core:
             row = self.cache.place(running.ids, self._room(running), match, shared)
             if row is None and not self._running:
                 # Kept prefixes are in the way of the only request: it fits alone, the budget sees to that.
-                self.cache.evict_all()
+                self.cache.flush()
                 row = self.cache.place(running.ids, self._room(running), None, 0)
                 assert row is not None
             if row is None:
@@ -275,6 +214,7 @@ class Core:
                 self.stats.cached_tokens += row.filled
             budget -= running.missing
             if running.missing:
+                self._filling.append(running)
                 self.cache.announce(row, len(running.ids) - 1)
 
     def _room(self, running: Running) -> int:
@@ -282,44 +222,42 @@ class Core:
         return min(running.limit, len(running.ids) + ROOM)
 
     def _prefill(self) -> None:
+        if not self._filling:
+            return
         budget = self._prefill_chunk
         chunks: list[Chunk] = []
-        for running in self._running.values():
-            if budget <= 0:
-                break
+        for running in self._filling:
             count = min(running.missing, budget)
-            if count:
-                assert running.row is not None
-                chunks.append(Chunk(running.row, running.row.filled, running.row.filled + count))
-                budget -= count
-        if not chunks:
-            return
+            assert running.row is not None
+            chunks.append(Chunk(running.row, running.row.filled, running.row.filled + count))
+            budget -= count
+            if not budget:
+                break
         self.runner.prefill(PrefillPass(chunks))
         for chunk in chunks:
             chunk.row.filled = chunk.end
             self.stats.prefilled_tokens += chunk.end - chunk.start
+        self._filling = [running for running in self._filling if running.missing]
         self._batch = None
 
     def _decode(self) -> list[Running]:
-        if self._batch is None or self._batch.ready and not self._batch.steps_left:
+        if self._batch is None or self._batch.worn_out:
             self._make_room()
             self.cache.compact()
-            self._batch = _Batch(self.cache, self._running, self._device)
+            self._batch = Batch(self.cache, self._running, self._device)
         batch = self._batch
         if not batch.ready:
             return []
         logits = self.runner.decode(batch.tokens, batch.decoding)
         tokens, logprobs = batch.sampler.draw(logits, batch.counters)
         finished = self._record(batch, tokens.tolist(), logprobs.tolist())
-        if finished:
-            self._batch = None
-        else:
-            batch.advance(tokens)
+        batch.advance(tokens)
         return finished
 
-    def _record(self, batch: _Batch, tokens: list[int], logprobs: list[float]) -> list[Running]:
+    def _record(self, batch: Batch, tokens: list[int], logprobs: list[float]) -> list[Running]:
         finished: list[Running] = []
-        for running, token, logprob in zip(batch.entries, tokens, logprobs, strict=True):
+        self.stats.sampled_tokens += batch.ready
+        for place, (running, token, logprob) in enumerate(zip(batch.entries, tokens, logprobs, strict=True)):
             if running is None:
                 continue
             if not logprob <= 1e-3:
@@ -334,10 +272,10 @@ class Core:
             else:
                 continue
             finished.append(running)
-        self.stats.sampled_tokens += batch.ready
-        for running in finished:
+            batch.entries[place] = None
+            batch.ready -= 1
             self._leave(running)
-            self.stats.finished += 1
+        self.stats.finished += len(finished)
         return finished
 
     # Rows
@@ -345,13 +283,15 @@ class Core:
     def _leave(self, running: Running, *, keep: bool = True) -> None:
         row = running.row
         assert row is not None
+        if running.missing:
+            self._filling.remove(running)
         del self._running[id(row)]
         running.row = None
         self.cache.release(row, keep=keep)
-        self._batch = None
 
     def _retract(self, running: Running, *, keep: bool) -> None:
         self._leave(running, keep=keep)
+        self._batch = None
         self._waiting.appendleft(running)
 
     def _make_room(self) -> None:
@@ -363,18 +303,3 @@ class Core:
             while running.row is not None and not self.cache.grow(row, self._room(running)):
                 self._retract(next(reversed(self._running.values())), keep=True)
                 self.stats.preempted += 1
-
-
-def build_cache(loaded: Any, *, max_running: int, max_kv_tokens: int | None, memory_bytes: int) -> KVCache:
-    """The KV cache of a model within a budget.
-
-    Args:
-        max_kv_tokens: the budget in tokens; None: twice what `max_running` usual sequences take, so that their
-            prefixes stay when they are done, within a quarter of the memory.
-        memory_bytes: memory of the device.
-    """
-    if max_kv_tokens is None:
-        usual = min(loaded.context_length, 2048)
-        fits = memory_bytes // 4 // loaded.kv.bytes_per_token
-        max_kv_tokens = max(loaded.context_length, min(2 * max_running * usual, fits))
-    return KVCache(loaded.kv, max_kv_tokens, loaded.context_length)

@@ -24,9 +24,11 @@ from rollout_server.engines.base import (
     PauseMode,
     WeightsError,
 )
-from rollout_server.engines.torch_engine.core import Core, Running, build_cache
+from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
+from rollout_server.engines.torch_engine.kv import build_cache
 from rollout_server.engines.torch_engine.models import LoadedModel, Runner, TransformersRunner, load_model
+from rollout_server.engines.torch_engine.running import Running
 from rollout_server.engines.torch_engine.weights import apply_weights, read_weights
 from rollout_server.settings import ServerSettings
 
@@ -48,10 +50,12 @@ class TorchEngine:
         self._threads = threads
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
+        self._sleeping = False
         self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
         self._paused: PauseMode | None = None
         self._stopping = False
         self._failure: str | None = None
+        self._ended: str | None = None
         self._failed_steps = 0
         self._updating = asyncio.Lock()
         self._thread = threading.Thread(target=self._run, name="torch engine", daemon=True)
@@ -75,8 +79,6 @@ class TorchEngine:
         return stats
 
     async def generate(self, generation: Generation) -> GenerationResult:
-        if self._failure:
-            raise EngineError(self._failure)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[GenerationResult] = loop.create_future()
         self._post(lambda: self._start(generation, future))
@@ -101,9 +103,7 @@ class TorchEngine:
     async def flush_cache(self) -> None:
         await self._between_steps(self._core.flush)
 
-    async def update_weights(self, folder: Path, version: str, *, flush_cache: bool) -> None:
-        # Kept prefixes were computed by the old weights. An update that keeps them would serve them to new requests;
-        # only requests that run during an `in_place` pause go on with theirs.
+    async def update_weights(self, folder: Path, version: str) -> None:
         async with self._updating:
             begin = time.perf_counter()
             tensors = await asyncio.to_thread(read_weights, folder, self._loaded.model)
@@ -117,17 +117,20 @@ class TorchEngine:
             self._core.stats.weight_update_s += time.perf_counter() - begin
 
     async def close(self) -> None:
-        def stop() -> None:
-            self._stopping = True
-
-        self._post(stop)
+        self._stopping = True
+        self._wake.set()
         await asyncio.to_thread(self._thread.join, 10)
 
     # Called on the event loop's thread
 
     def _post(self, action: Callable[[], None]) -> None:
+        if self._ended:
+            raise EngineError(self._ended)
         self._inbox.append(action)
-        self._wake.set()
+        # Only a sleeping thread is woken: one that works looks into the inbox after each step, and telling it would
+        # cost a fight for the interpreter lock.
+        if self._sleeping:
+            self._wake.set()
 
     async def _between_steps(self, action: Callable[[], ResultT]) -> ResultT:
         loop = asyncio.get_running_loop()
@@ -141,8 +144,6 @@ class TorchEngine:
             else:
                 loop.call_soon_threadsafe(_resolve, future, result)
 
-        if self._failure:
-            raise EngineError(self._failure)
         self._post(act)
         return await future
 
@@ -150,15 +151,33 @@ class TorchEngine:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        try:
+            self._loop()
+        except Exception as exc:
+            log.exception("the engine's thread failed")
+            self._failure = f"the engine's thread failed with {exc!r}"
+        # In this order: what is posted from now on is refused, what was posted before is answered.
+        self._ended = self._failure or "the server is stopping"
+        while self._inbox:
+            self._inbox.popleft()()
+        self._fail_all(EngineError(self._ended))
+
+    def _loop(self) -> None:
         while not self._stopping:
-            if not self._inbox and (self._paused is not None or not self._core.busy):
-                self._wake.wait()
-            self._wake.clear()
+            if self._paused is not None or not self._core.busy:
+                self._sleep()
             while self._inbox:
                 self._inbox.popleft()()
             if self._paused is None and self._core.busy and not self._stopping:
                 self._step()
-        self._fail_all(EngineError("the server is stopping"))
+
+    def _sleep(self) -> None:
+        """Until something is posted. The flag goes up before the inbox is looked at, so that nothing slips between."""
+        self._sleeping = True
+        if not self._inbox and not self._stopping:
+            self._wake.wait()
+        self._sleeping = False
+        self._wake.clear()
 
     def _step(self) -> None:
         try:
@@ -245,7 +264,7 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
             apply_weights(loaded.model, read_weights(settings.weights, loaded.model))
         except WeightsError as exc:
             raise ModelError(str(exc), "give --weights a folder that this model's trainer published") from exc
-    runner: Runner | None = FastDecoder.build(loaded.model, loaded.context_length) if settings.fast_path else None
+    runner: Runner | None = FastDecoder.build(loaded) if settings.fast_path else None
     if runner is None:
         runner = TransformersRunner(loaded.model)
     log.info("%s runs through %s", type(loaded.model).__name__, type(runner).__name__)
@@ -253,7 +272,11 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
     core = Core(
         runner,
         build_cache(
-            loaded, max_running=settings.max_running, max_kv_tokens=settings.max_kv_tokens, memory_bytes=memory
+            loaded.kv,
+            loaded.context_length,
+            max_running=settings.max_running,
+            max_kv_tokens=settings.max_kv_tokens,
+            memory_bytes=memory,
         ),
         eos_ids=loaded.eos_ids,
         max_running=settings.max_running,

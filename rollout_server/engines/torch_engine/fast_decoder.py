@@ -4,7 +4,7 @@ For small models on a CPU most of a decode step is the cost of calling operators
 queries, keys and values into one product, those of gate and up likewise, turns the rotary embedding into one complex
 multiplication, and packs the matrices for oneDNN, which on many CPUs is twice as fast as torch's default.
 
-It computes what transformers computes, up to rounding. `FastDecoder.build` proves that on the loaded weights and
+It computes what transformers computes, up to rounding. `FastDecoder.build` checks that on the loaded weights and
 declines where it does not hold, so that the engine falls back to transformers' own code.
 
 Sizes: T tokens, A attention heads, H key-value heads, K head dim.
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rollout_server.engines.torch_engine.attention import AttentionPass, DecodePass, PrefillPass
+from rollout_server.engines.torch_engine.attention import AttentionPass, Chunk, DecodePass, PrefillPass
+from rollout_server.engines.torch_engine.kv import KVCache
+from rollout_server.engines.torch_engine.models import LoadedModel, Runner, TransformersRunner
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,10 @@ POSITION_FREE_ROPE = ("default", "linear", "llama3", "yarn")
 
 MAX_PARAMETERS = 300_000_000
 """Above, copies of the weights in a second layout cost more memory than the saved operators are worth."""
+
+MAX_DIFFERENCE = 1e-3
+"""Largest difference of a logprob from transformers' at which the fast path is taken: far above rounding in float32,
+far below a wrong constant."""
 
 PACKED_FROM_ROWS = 24
 """oneDNN's product has the higher fixed cost: it wins from about so many rows."""
@@ -40,7 +46,8 @@ class Linear:
         self._weight = weight.contiguous()
         self._bias = bias
         self._packed: torch.Tensor | None = None
-        if weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        one_dnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        if one_dnn and weight.dtype == torch.float32 and weight.device.type == "cpu":
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, 64)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,11 +69,10 @@ class Layer:
         # Pairs (i, i + K/2) that the rotary embedding turns become neighbours: one complex number each. The scores
         # do not change when the dims of queries and keys are reordered alike.
         weights[:2] = [_interleave(w, head_dim) for w in weights[:2]]
+        bias = None
         if biases[0] is not None:
-            biases[:2] = [_interleave(b, head_dim) for b in biases[:2]]
-            self.qkv = Linear(torch.cat(weights), torch.cat(biases))
-        else:
-            self.qkv = Linear(torch.cat(weights), None)
+            bias = torch.cat([_interleave(b, head_dim) for b in biases[:2]] + biases[2:])
+        self.qkv = Linear(torch.cat(weights), bias)
         self.q_norm = _interleave(q_norm.weight, head_dim) if q_norm is not None else None
         self.k_norm = _interleave(k_norm.weight, head_dim) if k_norm is not None else None
         self.o = Linear(attention.o_proj.weight, attention.o_proj.bias)
@@ -103,9 +109,9 @@ class FastDecoder:
         self.weights_changed()
 
     @classmethod
-    def build(cls, model: Any, context_length: int) -> FastDecoder | None:
-        """A fast decoder for `model`, or None when the model is not one of the known kind."""
-        config = model.config
+    def build(cls, loaded: LoadedModel) -> FastDecoder | None:
+        """A fast decoder for the model, or None when the model is not of the known kind."""
+        model, config = loaded.model, loaded.model.config
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
         if (
             type(model).__name__ not in ARCHITECTURES
@@ -116,7 +122,12 @@ class FastDecoder:
             or sum(p.numel() for p in model.parameters()) > MAX_PARAMETERS
         ):
             return None
-        return cls(model, context_length)
+        fast = cls(model, loaded.context_length)
+        difference = _difference(fast, TransformersRunner(model), loaded)
+        if not difference <= MAX_DIFFERENCE:
+            log.warning("the fast decoder is off by %.1e on this model: running transformers' own code", difference)
+            return None
+        return fast
 
     def weights_changed(self) -> None:
         body = self._model.model
@@ -126,38 +137,59 @@ class FastDecoder:
         self._head = Linear(self._model.lm_head.weight, None)
 
     def prefill(self, chunks: PrefillPass) -> None:
-        self._run(chunks.tokens, chunks.positions, chunks, last_layer_caches_only=True)
+        x = self._embedding[chunks.tokens]
+        rotation = self._rotation[chunks.positions][:, None]
+        for index, layer in enumerate(self._layers[:-1]):
+            x = self._block(index, layer, x, rotation, chunks)
+        # Nobody reads what comes after the last layer's keys and values.
+        _, k, v = self._project(self._layers[-1], x, rotation)
+        chunks.store(len(self._layers) - 1, k, v)
 
     def decode(self, tokens: torch.Tensor, batch: DecodePass) -> torch.Tensor:
-        x = self._run(tokens, batch.positions, batch)
-        return self._head(F.rms_norm(x, x.shape[-1:], self._norm, self._eps))
-
-    def _run(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        attention: AttentionPass,
-        *,
-        last_layer_caches_only: bool = False,
-    ) -> torch.Tensor:
-        heads, kv_heads, dim, eps = self._heads, self._kv_heads, self._head_dim, self._eps
-        rotated = heads + kv_heads
-        count = tokens.shape[0]
         x = self._embedding[tokens]
-        width = x.shape[-1:]
-        rotation = self._rotation[positions][:, None]
+        rotation = self._rotation[batch.positions][:, None]
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(F.rms_norm(x, width, layer.norm_1, eps)).view(count, rotated + kv_heads, dim)
-            qk = qkv[:, :rotated]
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q = F.rms_norm(qk[:, :heads], (dim,), layer.q_norm, eps)
-                k = F.rms_norm(qk[:, heads:], (dim,), layer.k_norm, eps)
-                qk = torch.cat([q, k], dim=1)
-            torch.view_as_complex(qk.unflatten(-1, (dim // 2, 2))).mul_(rotation)
-            out = attention.attend(index, qk[:, :heads], qk[:, heads:], qkv[:, rotated:], self._scaling)
-            if last_layer_caches_only and index == len(self._layers) - 1:
-                break  # nobody reads what comes after the last layer's keys and values
-            x.add_(layer.o(out.reshape(count, heads * dim)))
-            gate, up = layer.gate_up(F.rms_norm(x, width, layer.norm_2, eps)).chunk(2, dim=-1)
-            x.add_(layer.down(F.silu(gate).mul_(up)))
-        return x
+            x = self._block(index, layer, x, rotation, batch)
+        return self._head(self._normalize(x, self._norm))
+
+    def _block(
+        self, index: int, layer: Layer, x: torch.Tensor, rotation: torch.Tensor, attention: AttentionPass
+    ) -> torch.Tensor:
+        out = attention.attend(index, *self._project(layer, x, rotation), self._scaling)
+        x.add_(layer.o(out.reshape(x.shape[0], -1)))
+        gate, up = layer.gate_up(self._normalize(x, layer.norm_2)).chunk(2, dim=-1)
+        return x.add_(layer.down(F.silu(gate).mul_(up)))
+
+    def _project(
+        self, layer: Layer, x: torch.Tensor, rotation: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, rotated."""
+        heads, dim = self._heads, self._head_dim
+        rotated = heads + self._kv_heads
+        qkv = layer.qkv(self._normalize(x, layer.norm_1)).view(x.shape[0], rotated + self._kv_heads, dim)
+        qk = qkv[:, :rotated]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = F.rms_norm(qk[:, :heads], (dim,), layer.q_norm, self._eps)
+            k = F.rms_norm(qk[:, heads:], (dim,), layer.k_norm, self._eps)
+            qk = torch.cat([q, k], dim=1)
+        torch.view_as_complex(qk.view(*qk.shape[:2], dim // 2, 2)).mul_(rotation)
+        return qk[:, :heads], qk[:, heads:], qkv[:, rotated:]
+
+    def _normalize(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, self._eps)
+
+
+@torch.inference_mode()
+def _difference(fast: Runner, reference: Runner, loaded: LoadedModel) -> float:
+    """The largest difference between the two runners' logprobs after a short prompt."""
+    length = min(24, loaded.context_length - 1)
+    ids = [(7 * i * i + 3) % loaded.vocab_size for i in range(length)]
+    logprobs = []
+    for runner in (fast, reference):
+        cache = KVCache(loaded.kv, 0, loaded.context_length)
+        row = cache.place(ids, length + 1, None, 0)
+        assert row is not None
+        runner.prefill(PrefillPass([Chunk(row, 0, length - 1)]))
+        batch = DecodePass(cache, [length - 1], [True], loaded.kv.device)
+        logprobs.append(torch.log_softmax(runner.decode(torch.tensor(ids[-1:], device=loaded.kv.device), batch), -1))
+    return float((logprobs[0] - logprobs[1]).abs().max())

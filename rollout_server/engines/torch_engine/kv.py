@@ -1,175 +1,17 @@
-"""The KV cache: rows in pools of doubling capacity, within one budget of tokens.
+"""The KV cache: pools of rows within one budget of tokens, and the index of what can be shared.
 
-Why rows and not small blocks: on a CPU a decode step is bound by reading keys and values, and a batched matrix product
-over one strided view reads each of them once; gathering blocks first would read and write them all again. A pool holds
-rows of one capacity (128, 256, 512, ... tokens), so a batch with a long tail pays for each row what it holds, within a
-factor of two. A sequence that outgrows its row is copied to the next pool.
-
-Within a pool, rows `[0, active)` are the batch. Rows behind them hold the prefixes of finished requests, or nothing:
-
-    row      0   1   2   3 | 4   5   6   7
-             A   B   -   C | p   q   -   -        A, B, C run; p, q are kept prefixes; row 2 is a hole
-
-A hole costs one row of wasted arithmetic until a new request fills it or `compact` closes it.
-
-Layout, for a head's keys: `[dim, capacity]` (a query's scores are then sums of contiguous rows), and for its values:
-`[capacity, dim]`. Sizes below: N layers, R rows, H key-value heads, K key dim, D value dim, C capacity.
+`rows.py` says how a pool is laid out, and why.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import torch
 
 from rollout_server.engines.torch_engine.prefix import PrefixIndex
+from rollout_server.engines.torch_engine.rows import KVShape, Pool, Row
 
 SMALLEST_CAPACITY = 96
-MAX_HOLE_SHARE = 0.125
-"""Share of a pool's active rows that may be holes before rows are moved to close them."""
-
-
-@dataclass(frozen=True, slots=True)
-class KVShape:
-    """What one token costs in the cache."""
-
-    layers: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def bytes_per_token(self) -> int:
-        return self.layers * self.kv_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
-
-
-class Row:
-    """One sequence's keys and values: tokens `ids[:filled]` are in the cache.
-
-    `in_use` while a request runs on it. `stale` once a weight update made its content unfit for other requests.
-    """
-
-    __slots__ = ("filled", "ids", "in_use", "keys", "pool", "row", "stale", "used_at")
-
-    def __init__(self, pool: Pool, row: int, ids: list[int]) -> None:
-        self.pool = pool
-        self.row = row
-        self.ids = ids
-        self.filled = 0
-        self.in_use = True
-        self.stale = False
-        self.used_at = 0
-        self.keys: list[int] = []
-
-
-class Pool:
-    """Rows of one capacity. `rows[i]` is what row i holds, or None."""
-
-    def __init__(self, shape: KVShape, capacity: int) -> None:
-        self.shape = shape
-        self.capacity = capacity
-        self.rows: list[Row | None] = []
-        self.active = 0
-        self._allocate(0)
-
-    def _allocate(self, rows: int) -> None:
-        s = self.shape
-        # Zeros, not empty: masked scores weigh unused values by 0, and 0 times a NaN left in memory is a NaN.
-        self.k_NRHKC = torch.zeros(
-            s.layers, rows, s.kv_heads, s.key_dim, self.capacity, dtype=s.dtype, device=s.device
-        )
-        self.v_NRHCD = torch.zeros(
-            s.layers, rows, s.kv_heads, self.capacity, s.value_dim, dtype=s.dtype, device=s.device
-        )
-        self.k = list(self.k_NRHKC)
-        self.v = list(self.v_NRHCD)
-
-    @property
-    def tokens(self) -> int:
-        """Cache tokens that this pool takes from the budget."""
-        return len(self.rows) * self.capacity
-
-    def resize(self, rows: int) -> None:
-        """Change the number of rows; all rows in use or kept have to be among the first `rows`."""
-        old_k, old_v, keep = self.k_NRHKC, self.v_NRHCD, min(rows, len(self.rows))
-        assert not any(self.rows[keep:])
-        self._allocate(rows)
-        self.k_NRHKC[:, :keep] = old_k[:, :keep]
-        self.v_NRHCD[:, :keep] = old_v[:, :keep]
-        self.rows = self.rows[:keep] + [None] * (rows - keep)
-
-    def shrink_to_fit(self) -> None:
-        """Give back the rows that hold nothing."""
-        for hole in [i for i, row in enumerate(self.rows) if row is None]:
-            while self.rows and self.rows[-1] is None:
-                self.rows.pop()
-            if hole >= len(self.rows):
-                break
-            self.move(len(self.rows) - 1, hole)
-        while self.rows and self.rows[-1] is None:
-            self.rows.pop()
-        self.active = min(self.active, len(self.rows))
-        self.resize(len(self.rows))
-
-    def move(self, source: int, target: int) -> None:
-        """Move a row's content to an empty row."""
-        row = self.rows[source]
-        assert row is not None and self.rows[target] is None
-        n = max(1, row.filled)
-        self.k_NRHKC[:, target, :, :, :n] = self.k_NRHKC[:, source, :, :, :n]
-        self.v_NRHCD[:, target, :, :n] = self.v_NRHCD[:, source, :, :n]
-        self.rows[target], self.rows[source] = row, None
-        row.row = target
-
-    def swap(self, a: int, b: int) -> None:
-        """Exchange the contents of two rows, either of which may be empty."""
-        row_a, row_b = self.rows[a], self.rows[b]
-        if row_b is None:
-            self.move(a, b)
-        elif row_a is None:
-            self.move(b, a)
-        else:
-            n = max(1, row_a.filled, row_b.filled)
-            pair, reverse = [a, b], [b, a]
-            self.k_NRHKC[:, pair, :, :, :n] = self.k_NRHKC[:, reverse, :, :, :n]
-            self.v_NRHCD[:, pair, :, :n] = self.v_NRHCD[:, reverse, :, :n]
-            self.rows[a], self.rows[b] = row_b, row_a
-            row_a.row, row_b.row = b, a
-
-    def take(self, row: int) -> int:
-        """Make row `row` one of the active ones; returns where it is now."""
-        if row >= self.active:
-            if row != self.active:
-                self.swap(row, self.active)
-                row = self.active
-            self.active += 1
-        return row
-
-    def empty_row(self) -> int | None:
-        """An empty row, a hole among the active ones if there is one."""
-        return next((i for i, row in enumerate(self.rows) if row is None), None)
-
-    def compact(self) -> bool:
-        """Drop holes at the end of the active rows, and close the others if they are many. True if a row moved."""
-        rows = self.rows
-        holes = [i for i in range(self.active) if (row := rows[i]) is None or not row.in_use]
-        while holes and holes[-1] == self.active - 1:
-            holes.pop()
-            self.active -= 1
-        if len(holes) <= self.active * MAX_HOLE_SHARE:
-            return False
-        for hole in holes:
-            if hole >= self.active:
-                break
-            self.swap(self.active - 1, hole)
-            self.active -= 1
-            while self.active and ((last := rows[self.active - 1]) is None or not last.in_use):
-                self.active -= 1
-        return True
 
 
 class KVCache:
@@ -219,8 +61,8 @@ class KVCache:
             The row, or None when rows in use take the whole budget.
         """
         if match is not None and shared and not match.in_use and match.filled == shared:
-            match.in_use = True
             match.pool.take(match.row)
+            match.in_use = True
             match.ids = ids
             if match.pool.capacity < room and not self.grow(match, room):
                 self.release(match)
@@ -266,21 +108,18 @@ class KVCache:
             self._drop(row)
 
     def flush(self) -> None:
-        """Forget what finished requests left; what running ones hold will not be shared or kept."""
-        self._index.clear()
-        for row in list(self._all_rows()):
-            if row.in_use:
-                row.stale = True
-            else:
-                self._drop(row)
-
-    def evict_all(self) -> None:
-        """Give up all that finished requests left, memory included."""
+        """Forget what finished requests left, and give back its memory."""
         for row in list(self._all_rows()):
             if not row.in_use:
                 self._drop(row)
         for pool in self.pools:
             pool.shrink_to_fit()
+
+    def make_stale(self) -> None:
+        """What running requests hold will be neither shared nor kept: other weights computed it."""
+        self._index.clear()
+        for row in self._all_rows():
+            row.stale = True
 
     def reset(self) -> None:
         """Empty everything, memory included. No request may be running."""
@@ -357,3 +196,20 @@ class KVCache:
             if None in other.rows:
                 other.shrink_to_fit()
         return before - self.tokens
+
+
+def build_cache(
+    shape: KVShape, context_length: int, *, max_running: int, max_kv_tokens: int | None, memory_bytes: int
+) -> KVCache:
+    """A KV cache within a budget.
+
+    Args:
+        max_kv_tokens: the budget in tokens; None: what `max_running` long sequences take, so that many
+            prefixes of shorter ones stay when they are done, within a quarter of the memory.
+        memory_bytes: memory of the device.
+    """
+    if max_kv_tokens is None:
+        usual = min(context_length, 1024)
+        fits = memory_bytes // 4 // shape.bytes_per_token
+        max_kv_tokens = max(context_length, min(max_running * usual, fits))
+    return KVCache(shape, max_kv_tokens, context_length)

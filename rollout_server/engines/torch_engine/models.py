@@ -18,7 +18,7 @@ from rollout_server.engines.torch_engine.attention import (
     attending,
     transformers_attention,
 )
-from rollout_server.engines.torch_engine.kv import KVShape
+from rollout_server.engines.torch_engine.rows import KVShape
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
     """Load a causal language model.
 
     Args:
-        path: folder, or a hub id.
+        path: folder that `check_model` has seen, or a hub id.
         context_length: tokens of the longest sequence; None: what the model was made for.
 
     Raises:
@@ -62,13 +62,16 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, transformers_attention)
-    folder = Path(path)
-    if not folder.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise ModelError(f"there is no model at {path}", "give a folder with config.json and safetensors, or a hub id")
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelError(f"{path} is no model: it holds no config.json", "give a folder with config.json and safetensors")
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, transformers_attention)
     try:
         config = AutoConfig.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
@@ -82,14 +85,16 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
     if longest is None:
         raise ModelError(f"{path} does not say how long its context is", "give --context-length")
     if context_length is not None and context_length > longest:
-        raise ModelError(f"--context-length {context_length} is beyond the model's own {longest}", f"give at most {longest}")
+        raise ModelError(
+            f"--context-length {context_length} is beyond the model's {longest}", f"give at most {longest}"
+        )
     context = context_length or longest
     return LoadedModel(
         model=model,
         kv=_probe(model, context, dtype, device),
         context_length=context,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
-        eos_ids=_eos_ids(model, folder),
+        eos_ids=_eos_ids(model, Path(path)),
     )
 
 

@@ -40,7 +40,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int], start: int, limit: int) ->
 RowT = TypeVar("RowT", bound=Indexed)
 
 
-class PrefixIndex(Generic[RowT]):  # noqa: UP046  # Python 3.11 has no other way
+class PrefixIndex(Generic[RowT]):
     """Rows by the blocks that their tokens start with."""
 
     def __init__(self) -> None:

@@ -40,6 +40,15 @@ def uniforms(streams: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) 
     return bits.astype(np.float32) * np.float32(2.0**-23)
 
 
+def invert(weights_BV: torch.Tensor, u_B1: torch.Tensor) -> torch.Tensor:
+    """The index at which the cumulative weights pass the fraction `u` of their total: [B, 1].
+
+    Strictly pass: an index of weight 0 is never returned. NaN weights give an index past the end.
+    """
+    cdf_BV = weights_BV.cumsum(-1)
+    return torch.searchsorted(cdf_BV, u_B1 * cdf_BV[:, -1:], right=True)
+
+
 @dataclass(slots=True, frozen=True)
 class RowSampling:
     """How one row samples. `stream` comes from `stream_of`."""
@@ -77,23 +86,19 @@ class Sampler:
         self._top_p = torch.tensor([[rows[i].top_p] for i in truncated], device=device)
         self._top_k = torch.tensor([[rows[i].top_k if rows[i].top_k > 0 else 2**31] for i in truncated], device=device)
 
-    def draw(
-        self, logits_BV: torch.Tensor, counters: npt.NDArray[np.uint64]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self, logits_BV: torch.Tensor, counters: npt.NDArray[np.uint64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [B] and their logprobs [B]; row i draws uniform number `counters[i]` of its stream."""
         logits_BV = logits_BV.float()
         if self._scale is not None:
             logits_BV = logits_BV * self._scale
         probs_BV = torch.softmax(logits_BV, -1)
         u_B1 = torch.from_numpy(uniforms(self._streams, counters)).to(self._device)[:, None]
-        cdf_BV = probs_BV.cumsum(-1)
-        # Strictly above: a token of probability 0 is never drawn.
-        tokens_B1 = torch.searchsorted(cdf_BV, u_B1 * cdf_BV[:, -1:], right=True)
+        tokens_B1 = invert(probs_BV, u_B1)
         if self._truncated is not None:
             tokens_B1[self._truncated] = self._draw_truncated(probs_BV[self._truncated], u_B1[self._truncated])
         if self._greedy is not None:
             tokens_B1[self._greedy] = logits_BV[self._greedy].argmax(-1, keepdim=True)
-        # NaN logits make searchsorted point past the end; the NaN logprob tells the caller.
+        # Only NaN logits lead past the end; the NaN logprob tells the caller.
         tokens_B1.clamp_(max=logits_BV.shape[1] - 1)
         return tokens_B1[:, 0], probs_BV.gather(-1, tokens_B1)[:, 0].log_()
 
@@ -103,6 +108,4 @@ class Sampler:
         rank_V = torch.arange(sorted_SV.shape[1], device=sorted_SV.device)
         # The likeliest token always stays: nothing is before it.
         kept_SV = sorted_SV * ((rank_V < self._top_k) & ((before_SV < self._top_p) | (rank_V == 0)))
-        cdf_SV = kept_SV.cumsum(-1)
-        place_S1 = torch.searchsorted(cdf_SV, u_S1 * cdf_SV[:, -1:], right=True)
-        return order_SV.gather(-1, place_S1.clamp_(max=order_SV.shape[1] - 1))
+        return order_SV.gather(-1, invert(kept_SV, u_S1).clamp_(max=order_SV.shape[1] - 1))

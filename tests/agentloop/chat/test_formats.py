@@ -13,7 +13,11 @@ from agentloop.chat.formats import HermesFormat
 
 PARSER = HermesFormat()
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -39,7 +43,7 @@ def test_calls_read_back_whatever_their_arguments(
     assert parsed.text == before.strip()
 
 
-@given(st.text("<tool_call>/{}\"name:arguments,\n \\", max_size=80))
+@given(st.text('<tool_call>/{}"name:arguments,\n \\', max_size=80))
 def test_nothing_a_model_writes_raises(text: str) -> None:
     PARSER.parse(text)
 
@@ -61,6 +65,14 @@ def test_a_string_may_hold_the_closing_tag() -> None:
         ('<tool_call>\n{"name": 3, "arguments": {}}\n</tool_call>', '"name"'),
         ('<tool_call>\n{"name": "x", "arguments": "y"}\n</tool_call>', '"arguments"'),
         ("<tool_call>\n</tool_call>", "not valid JSON"),
+        # What would end a run later, in a tool, a tokenizer or the trace, is the call's fault here.
+        ('<tool_call>{"name": "x", "arguments": {"n": NaN}}</tool_call>', "NaN is no number"),
+        ('<tool_call>{"name": "x", "arguments": {"n": 1e999}}</tool_call>', "too large"),
+        ('<tool_call>{"name": "x", "arguments": {"n": 9223372036854775808}}</tool_call>', "64 bits"),
+        ('<tool_call>{"name": "x", "arguments": {"n": ' + "9" * 9000 + "}}</tool_call>", "64 bits"),
+        ('<tool_call>{"name": "x", "arguments": {"n": "\\ud800"}}</tool_call>', "surrogate"),
+        ('<tool_call>{"name": "x", "arguments": {"n": ' + "[" * 90 + "]" * 90 + "}}</tool_call>", "nested"),
+        ("<tool_call>" + "[" * 100_000 + "</tool_call>", "nested"),
     ],
 )
 def test_a_malformed_call_comes_with_its_reason(text: str, reason: str) -> None:

@@ -1,0 +1,56 @@
+"""The requests that decode together, and what stays the same for them from step to step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rollout_server.engines.torch_engine.attention import DecodePass
+from rollout_server.engines.torch_engine.kv import KVCache
+from rollout_server.engines.torch_engine.rows import Row
+from rollout_server.engines.torch_engine.running import Running
+from rollout_server.engines.torch_engine.sampling import RowSampling, Sampler
+
+IDLE_SHARE = 8
+"""A batch is built anew when an eighth of its rows has finished; until then they are computed and ignored."""
+
+_IDLE = RowSampling(temperature=1.0, top_p=1.0, top_k=-1, stream=0)
+
+
+class Batch:
+    """The decode batch: one entry for each active row of the cache, None for holes and rows still being filled.
+
+    A finished request's entry becomes None: its row is computed on, behind what it keeps, until the batch is built
+    anew.
+    """
+
+    def __init__(self, cache: KVCache, running: dict[int, Running], device: torch.device) -> None:
+        rows = [row for pool in cache.pools for row in pool.rows[: pool.active]]
+        self.entries = [_ready(row, running) for row in rows]
+        ready = [entry is not None for entry in self.entries]
+        self.ready = sum(ready)
+        self._fewest = self._steps_left = 1
+        if not self.ready:
+            return
+        self.tokens = torch.tensor([e.ids[-1] if e else 0 for e in self.entries], device=device)
+        self.counters = np.array([e.sampled if e else 0 for e in self.entries], dtype=np.uint64)
+        self.sampler = Sampler([e.sampling if e else _IDLE for e in self.entries], device)
+        self.decoding = DecodePass(cache, [row.filled if row else 0 for row in rows], ready, device)
+        self._steps_left = min(e.row.pool.capacity - e.row.filled for e in self.entries if e and e.row)
+        self._fewest = self.ready - self.ready // IDLE_SHARE
+
+    @property
+    def worn_out(self) -> bool:
+        """A row is full, or too many have finished."""
+        return self.ready < self._fewest or not self._steps_left
+
+    def advance(self, tokens: torch.Tensor) -> None:
+        self.tokens = tokens
+        self.counters += np.uint64(1)
+        self._steps_left -= 1
+        self.decoding.advance()
+
+
+def _ready(row: Row | None, running: dict[int, Running]) -> Running | None:
+    entry = running.get(id(row)) if row is not None and row.in_use else None
+    return entry if entry is not None and entry.missing == 0 else None

@@ -1,0 +1,174 @@
+"""Rows of the KV cache, in pools of one capacity each.
+
+Why rows and not small blocks: on a CPU a decode step is bound by reading keys and values, and a batched matrix product
+over one strided view reads each of them once; gathering blocks first would read and write them all again. A pool holds
+rows of one capacity (128, 256, 512, ... tokens), so a batch with a long tail pays for each row what it holds, within a
+factor of two. A sequence that outgrows its row is copied to the next pool.
+
+Within a pool, rows `[0, active)` are the batch. Rows behind them hold the prefixes of finished requests, or nothing:
+
+    row      0   1   2   3 | 4   5   6   7
+             A   B   -   C | p   q   -   -        A, B, C run; p, q are kept prefixes; row 2 is a hole
+
+A hole costs one row of wasted arithmetic until a new request fills it or `compact` closes it.
+
+Layout, for a head's keys: `[dim, capacity]` (a query's scores are then sums of contiguous rows), and for its values:
+`[capacity, dim]`. Sizes below: N layers, R rows, H key-value heads, K key dim, D value dim, C capacity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MAX_HOLE_SHARE = 0.125
+"""Share of a pool's active rows that may be holes before rows are moved to close them."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token costs in the cache."""
+
+    layers: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.layers * self.kv_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+class Row:
+    """One sequence's keys and values: tokens `ids[:filled]` are in the cache.
+
+    `in_use` while a request runs on it. `stale` once a weight update made its content unfit for other requests.
+    """
+
+    __slots__ = ("filled", "ids", "in_use", "keys", "pool", "row", "stale", "used_at")
+
+    def __init__(self, pool: Pool, row: int, ids: list[int]) -> None:
+        self.pool = pool
+        self.row = row
+        self.ids = ids
+        self.filled = 0
+        self.in_use = True
+        self.stale = False
+        self.used_at = 0
+        self.keys: list[int] = []
+
+
+class Pool:
+    """Rows of one capacity. `rows[i]` is what row i holds, or None."""
+
+    def __init__(self, shape: KVShape, capacity: int) -> None:
+        self.shape = shape
+        self.capacity = capacity
+        self.rows: list[Row | None] = []
+        self.active = 0
+        self._allocate(0)
+
+    def _allocate(self, rows: int) -> None:
+        s = self.shape
+        # Zeros, not empty: masked scores weigh unused values by 0, and 0 times a NaN left in memory is a NaN.
+        self.k_NRHKC = torch.zeros(s.layers, rows, s.kv_heads, s.key_dim, self.capacity, dtype=s.dtype, device=s.device)
+        self.v_NRHCD = torch.zeros(
+            s.layers, rows, s.kv_heads, self.capacity, s.value_dim, dtype=s.dtype, device=s.device
+        )
+        self.k = list(self.k_NRHKC)
+        self.v = list(self.v_NRHCD)
+        self.k_flat = [k.view(-1) for k in self.k]
+        self.v_flat = [v.view(-1, s.value_dim) for v in self.v]
+
+    @property
+    def tokens(self) -> int:
+        """Cache tokens that this pool takes from the budget."""
+        return len(self.rows) * self.capacity
+
+    def resize(self, rows: int) -> None:
+        """Change the number of rows; all rows in use or kept have to be among the first `rows`."""
+        old_k, old_v, keep = self.k_NRHKC, self.v_NRHCD, min(rows, len(self.rows))
+        assert not any(self.rows[keep:])
+        self._allocate(rows)
+        self.k_NRHKC[:, :keep] = old_k[:, :keep]
+        self.v_NRHCD[:, :keep] = old_v[:, :keep]
+        self.rows = self.rows[:keep] + [None] * (rows - keep)
+
+    def shrink_to_fit(self) -> None:
+        """Give back the rows that hold nothing."""
+        for hole in [i for i, row in enumerate(self.rows) if row is None]:
+            while self.rows and self.rows[-1] is None:
+                self.rows.pop()
+            if hole >= len(self.rows):
+                break
+            self.move(len(self.rows) - 1, hole)
+        while self.rows and self.rows[-1] is None:
+            self.rows.pop()
+        self.active = min(self.active, len(self.rows))
+        self.resize(len(self.rows))
+
+    def move(self, source: int, target: int) -> None:
+        """Move a row's content to an empty row."""
+        row = self.rows[source]
+        assert row is not None and self.rows[target] is None
+        n = max(1, row.filled)
+        self.k_NRHKC[:, target, :, :, :n] = self.k_NRHKC[:, source, :, :, :n]
+        self.v_NRHCD[:, target, :, :n] = self.v_NRHCD[:, source, :, :n]
+        self.rows[target], self.rows[source] = row, None
+        row.row = target
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange the contents of two rows, either of which may be empty."""
+        row_a, row_b = self.rows[a], self.rows[b]
+        if row_b is None:
+            self.move(a, b)
+        elif row_a is None:
+            self.move(b, a)
+        else:
+            n = max(1, row_a.filled, row_b.filled)
+            k_a, k_b = self.k_NRHKC[:, a, :, :, :n], self.k_NRHKC[:, b, :, :, :n]
+            v_a, v_b = self.v_NRHCD[:, a, :, :n], self.v_NRHCD[:, b, :, :n]
+            k_kept, v_kept = k_a.clone(), v_a.clone()
+            k_a.copy_(k_b)
+            v_a.copy_(v_b)
+            k_b.copy_(k_kept)
+            v_b.copy_(v_kept)
+            self.rows[a], self.rows[b] = row_b, row_a
+            row_a.row, row_b.row = b, a
+
+    def take(self, row: int) -> int:
+        """Make row `row`, empty or kept, one of the active ones: in a hole if there is one. Returns where it is now."""
+        if row < self.active:
+            return row
+        rows = self.rows
+        place = next((i for i in range(self.active) if (held := rows[i]) is None or not held.in_use), self.active)
+        if place == self.active:
+            self.active += 1
+        if place != row:
+            self.swap(row, place)
+        return place
+
+    def empty_row(self) -> int | None:
+        """An empty row, a hole among the active ones if there is one."""
+        return next((i for i, row in enumerate(self.rows) if row is None), None)
+
+    def compact(self) -> bool:
+        """Drop holes at the end of the active rows, and close the others if they are many. True if a row moved."""
+        rows = self.rows
+        holes = [i for i in range(self.active) if (row := rows[i]) is None or not row.in_use]
+        while holes and holes[-1] == self.active - 1:
+            holes.pop()
+            self.active -= 1
+        if len(holes) <= self.active * MAX_HOLE_SHARE:
+            return False
+        for hole in holes:
+            if hole >= self.active:
+                break
+            self.swap(self.active - 1, hole)
+            self.active -= 1
+            while self.active and ((last := rows[self.active - 1]) is None or not last.in_use):
+                self.active -= 1
+        return True

@@ -1,0 +1,65 @@
+"""A request while the engine works on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agentloop.wire import VersionSpan
+from rollout_server.engines.base import FinishType, Generation, GenerationResult
+from rollout_server.engines.torch_engine.rows import Row
+from rollout_server.engines.torch_engine.sampling import RowSampling
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A request and what it has produced. `ids` is the prompt and then every sampled token."""
+
+    generation: Generation
+    ids: list[int]
+    limit: int
+    stops: frozenset[int]
+    sampling: RowSampling
+    version: str
+    row: Row | None = None
+    logprobs: list[float] = field(default_factory=list)
+    version_starts: list[tuple[str, int]] = field(default_factory=list)
+    cached_tokens: int | None = None
+    result: GenerationResult | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.generation.input_ids)
+
+    @property
+    def sampled(self) -> int:
+        return len(self.ids) - len(self.generation.input_ids)
+
+    @property
+    def missing(self) -> int:
+        """Tokens to put into the cache before the last one can be decoded."""
+        return len(self.ids) - 1 - (self.row.filled if self.row else 0)
+
+    def now_under(self, version: str) -> None:
+        """From the next token on, `version` samples."""
+        self.version_starts.append((self.version, len(self.logprobs)))
+        self.version = version
+
+    def spans(self) -> list[VersionSpan]:
+        spans, start = [], 0
+        for version, end in [*self.version_starts, (self.version, len(self.logprobs))]:
+            if end > start:
+                spans.append(VersionSpan(version=version, start=start, end=end))
+            start = end
+        return spans
+
+    def finish(self, finish: FinishType, matched: int | None = None, message: str | None = None) -> None:
+        self.result = GenerationResult(
+            output_ids=self.ids[self.prompt_length :],
+            logprobs=self.logprobs,
+            spans=self.spans(),
+            finish=finish,
+            matched=matched,
+            cached_tokens=self.cached_tokens or 0,
+            weight_version=self.version,
+            message=message,
+        )

@@ -1,0 +1,54 @@
+"""Tiny random models, the engine's core over them, and the server in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from rollout_server.app import build_app
+from rollout_server.engines.torch_engine.engine import TorchEngine, create_torch_engine
+from rollout_server.replica import LocalReplica
+from rollout_server.router import Router
+from rollout_server.settings import ServerSettings
+from tests.rollout_server.support import save_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 with grouped queries and an end token."""
+    return save_model(tmp_path_factory.mktemp("qwen2"), "qwen2", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with other weights: the next policy version."""
+    return save_model(tmp_path_factory.mktemp("qwen2-v1"), "qwen2", seed=1)
+
+
+@pytest.fixture
+async def engine_factory(model_dir: Path) -> AsyncIterator[Callable[..., TorchEngine]]:
+    """Make engines with settings; they are closed at the end of the test."""
+    engines: list[TorchEngine] = []
+
+    def make(**options: Any) -> TorchEngine:
+        engines.append(create_torch_engine(ServerSettings(**{"model": str(model_dir), **options})))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        await engine.close()
+
+
+@pytest.fixture
+async def client(engine_factory: Callable[..., TorchEngine], other_weights: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """The server over a real engine, without sockets. Weights may be read from the folder of `other_weights` only."""
+    app = build_app(Router([LocalReplica(engine_factory())]), weights_roots=(other_weights,))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+        yield http

@@ -1,0 +1,137 @@
+"""What several test files of the server need."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from agentloop.wire import SamplingParams
+from rollout_server.engines.base import Generation
+from rollout_server.engines.torch_engine.core import Core
+from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
+from rollout_server.engines.torch_engine.kv import build_cache
+from rollout_server.engines.torch_engine.models import LoadedModel, TransformersRunner, load_model
+
+VOCAB = 200
+EOS = 7
+CONTEXT = 512
+TOLERANCE = 5e-6
+"""Largest difference of a logprob from transformers' own forward pass; float32 rounding of these models is a tenth."""
+
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def save_model(folder: Path, kind: str, seed: int, **overrides: Any) -> Path:
+    """A tiny model whose norms and biases are random too, so that a path that drops one of them is found out."""
+    config_class, model_class = CLASSES[kind]
+    options: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "initializer_range": 0.15,
+        "tie_word_embeddings": True, "eos_token_id": EOS, "bos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = model_class(config_class(**{**options, **overrides}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.normal_(1.0, 0.2)
+            elif "bias" in name:
+                parameter.normal_(0.0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, context_length: int | None = None) -> LoadedModel:
+    return load_model(str(folder), dtype=torch.float32, device=torch.device("cpu"), context_length=context_length)
+
+
+def make_core(
+    loaded: LoadedModel, *, fast: bool = True, max_running: int = 16, kv_tokens: int = 16_384, chunk: int = 1024
+) -> Core:
+    runner = FastDecoder.build(loaded) if fast else TransformersRunner(loaded.model)
+    assert runner is not None
+    cache = build_cache(
+        loaded.kv, loaded.context_length, max_running=max_running, max_kv_tokens=kv_tokens, memory_bytes=2**30
+    )
+    return Core(
+        runner, cache, eos_ids=loaded.eos_ids, max_running=max_running, device=torch.device("cpu"), prefill_chunk=chunk
+    )
+
+
+def request(ids: Sequence[int], new: int = 8, rid: str = "r", **sampling: Any) -> Generation:
+    return Generation(rid, list(ids), SamplingParams(max_new_tokens=new, **sampling))
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    """Token ids without the end token."""
+    rnd = random.Random(seed)
+    return [rnd.randrange(EOS + 1, VOCAB) for _ in range(count)]
+
+
+def mixed_requests(count: int, **sampling: Any) -> list[Generation]:
+    """Requests of many lengths, some of which share their prompt's start, with temperatures 0, 1 and 0.7."""
+    rnd = random.Random(5)
+    shared = random_ids(200, seed=99)
+    requests = []
+    for i in range(count):
+        prompt = random_ids(rnd.randint(1, 150), seed=i)
+        if i % 3 == 0:
+            prompt = shared[: rnd.randint(1, 200)] + prompt[:5]
+        options = {"temperature": (0.0, 1.0, 0.7)[i % 3], "sampling_seed": i, "ignore_eos": True, **sampling}
+        requests.append(request(prompt, new=rnd.randint(1, 90), rid=str(i), **options))
+    return requests
+
+
+def run(core: Core, requests: Sequence[Generation]) -> list[Any]:
+    """Run them together; returns them finished, in the order given."""
+    running = [core.add(generation) for generation in requests]
+    while core.busy:
+        core.step()
+    return running
+
+
+class Reference:
+    """transformers' own forward pass, attention and all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+    @torch.no_grad()
+    def logprobs(self, ids: Sequence[int], start: int, temperature: float) -> list[float]:
+        """Of `ids[start:]`, each given all before it; temperature 0 counts as 1."""
+        logits = self._model(torch.tensor([list(ids)])).logits[0, start - 1 : -1]
+        table = torch.log_softmax(logits / (temperature or 1.0), -1)
+        return [float(table[i, token]) for i, token in enumerate(ids[start:])]
+
+    @torch.no_grad()
+    def greedy(self, ids: Sequence[int], new: int) -> list[int]:
+        ids = list(ids)
+        for _ in range(new):
+            ids.append(int(self._model(torch.tensor([ids])).logits[0, -1].argmax()))
+        return ids[-new:]
+
+    def worst(self, finished: Sequence[Any]) -> float:
+        """The largest difference between the engine's logprobs and this model's."""
+        differences = [0.0]
+        for running in finished:
+            temperature = running.generation.sampling.temperature
+            expected = self.logprobs(running.ids, running.prompt_length, temperature)
+            differences += [abs(a - b) for a, b in zip(running.result.logprobs, expected, strict=True)]
+        return max(differences)
