@@ -158,9 +158,12 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
 async def test_what_comes_between_two_requests_answers_neither(extra: str) -> None:
     async def talkative(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = await read_request(reader)
-        writer.write(whole(body) + (whole(b"STALE") if extra == "at once" else b""))
-        await asyncio.sleep(0.01)
-        writer.write(whole(b"STALE"))
+        if extra == "later":
+            writer.write(whole(body))
+            await asyncio.sleep(0.01)
+            writer.write(whole(b"STALE"))
+        else:
+            writer.write(whole(body) + whole(b"STALE"))
         await read_request(reader)
         writer.write(whole(b"too late"))
 

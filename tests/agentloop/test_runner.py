@@ -425,7 +425,7 @@ async def test_no_tool_is_closed_while_one_of_its_calls_runs(make_runner: Make, 
     running = [0]
 
     async def behave(number: int) -> str:
-        if number == 1:
+        if running[0]:
             raise ToolError("the machine is gone")
         running[0] += 1
         try:
@@ -441,8 +441,9 @@ async def test_no_tool_is_closed_while_one_of_its_calls_runs(make_runner: Make, 
 
     tool = Watching(behave)
     two = CALL.removesuffix("<|im_end|>") * 2 + "<|im_end|>"
-    runner = make_runner([turn(two)], toolset=Toolset([tool]), config={"max_parallel_calls": 2, "tool_timeout_s": 0.05})
-    await run(runner, task)
+    runner = make_runner([turn(two)], toolset=Toolset([tool]), config={"max_parallel_calls": 2})
+    trajectory = await run(runner, task)
+    assert trajectory.status is EpisodeStatus.FAILED
     assert tool.events == ["open []", "close with 0 running"]
 
 

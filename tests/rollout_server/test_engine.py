@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agentloop.errors import ModelError
 from rollout_server.engines.torch_engine.core import ADMIT_HELD_STEPS, ADMIT_SHARE, NonFiniteError
 from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
 from tests.rollout_server.support import (
@@ -27,6 +28,7 @@ KINDS = [
     ("qwen2", {"num_key_value_heads": 1, "tie_word_embeddings": False}),
     ("llama", {}),
     ("llama", {"attention_bias": True, "head_dim": 16}),
+    ("mistral", {"sliding_window": None}),
     ("qwen3", {"head_dim": 16}),
 ]
 
@@ -149,6 +151,15 @@ def test_broken_weights_are_an_error_and_leave_nothing_behind(model_dir: Path) -
     core.runner.weights_changed()
     finished = run(core, mixed_requests(4))
     assert Reference(model_dir).worst(finished) < TOLERANCE
+
+
+def test_a_sliding_window_shorter_than_the_context_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "mistral", seed=3, sliding_window=64)
+    with pytest.raises(ModelError, match="--context-length 64"):
+        load(folder)
+    loaded = load(folder, context_length=64)
+    finished = run(make_core(loaded), [request(random_ids(30, seed=1), new=34, ignore_eos=True)])
+    assert Reference(folder).worst(finished) < TOLERANCE
 
 
 def test_a_fast_decoder_that_is_wrong_for_the_model_is_not_used(model_dir: Path) -> None:

@@ -24,11 +24,11 @@ class KVCache:
     """
 
     def __init__(self, shape: KVShape, budget_tokens: int, context_length: int) -> None:
-        capacities = [SMALLEST_CAPACITY, SMALLEST_CAPACITY * 4 // 3]
-        while capacities[-1] < context_length:
-            capacities.append(2 * capacities[-2])
+        steps = [SMALLEST_CAPACITY, SMALLEST_CAPACITY * 4 // 3]
+        while steps[-1] < context_length:
+            steps.append(2 * steps[-2])
         # The last pool need not hold more than the longest sequence, rounded to whole cache lines.
-        capacities[-1] = min(capacities[-1], -(-context_length // 16) * 16)
+        capacities = [step for step in steps if step < context_length] + [-(-context_length // 16) * 16]
         self.pools = [Pool(shape, capacity) for capacity in capacities]
         self.budget_tokens = max(budget_tokens, capacities[-1])
         self._index: PrefixIndex[Row] = PrefixIndex()

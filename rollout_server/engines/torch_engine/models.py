@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,8 @@ from rollout_server.engines.torch_engine.attention import (
 )
 from rollout_server.engines.torch_engine.rows import KVShape
 
-log = logging.getLogger(__name__)
+UNSUPPORTED = ("softcap", "s_aux")
+"""Options of transformers' attention functions that ours does not honour: capped scores, attention sinks."""
 
 
 class Runner(Protocol):
@@ -99,10 +99,12 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
 
 
 class ProbePass:
-    """Attends to nothing and notes what each layer would have cached."""
+    """Attends to nothing and notes what each layer would have cached, and how it would have attended."""
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[int, int, int]] = {}
+        self.windows: set[int] = set()
+        self.others: set[str] = set()
 
     def attend(
         self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
@@ -110,26 +112,34 @@ class ProbePass:
         self.layers[layer] = (k_THK.shape[1], k_THK.shape[2], v_THD.shape[2])
         return q_TAK.new_zeros(*q_TAK.shape[:2], v_THD.shape[2])
 
+    def note(self, options: dict[str, Any]) -> None:
+        """What a layer asks of its attention beyond queries, keys and values."""
+        if options.get("sliding_window") is not None:
+            self.windows.add(options["sliding_window"])
+        self.others |= {name for name in UNSUPPORTED if options.get(name) is not None}
+
 
 def _probe(model: Any, context: int, dtype: torch.dtype, device: torch.device) -> KVShape:
-    """What the cache of `model` looks like, found by running one token."""
+    """What the cache of `model` looks like, found by running one token.
+
+    Raises:
+        ModelError: the model attends in a way that this engine does not know.
+    """
     name = type(model).__name__
-    text = model.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if "sliding_attention" in kinds and window is not None and window < context:
-        raise ModelError(
-            f"{name} attends within a sliding window of {window} tokens, which the torch engine does not do",
-            f"give --context-length {window} or use --engine sglang",
-        )
-    if kinds - {"full_attention", "sliding_attention"} or getattr(text, "attn_logit_softcapping", None):
-        raise ModelError(f"the torch engine cannot run the attention of {name}", "use --engine sglang")
     probe = ProbePass()
     zero = torch.zeros(1, 1, dtype=torch.long, device=device)
     with torch.inference_mode(), attending(probe):
         model(input_ids=zero, position_ids=zero, use_cache=False)
-    if set(probe.layers) != set(range(len(probe.layers))) or len(set(probe.layers.values())) != 1:
-        raise ModelError(f"the torch engine cannot run {name}: its layers do not cache alike", "use --engine sglang")
+    window = min(probe.windows, default=context)
+    if window < context:
+        raise ModelError(
+            f"{name} attends within a sliding window of {window} tokens, which the torch engine does not do",
+            f"give --context-length {window} or use --engine sglang",
+        )
+    alike = set(probe.layers) == set(range(model.config.get_text_config().num_hidden_layers))
+    if probe.others or not alike or len(set(probe.layers.values())) != 1:
+        reason = ", ".join(sorted(probe.others)) or "its layers do not cache alike"
+        raise ModelError(f"the torch engine cannot run {name}: {reason}", "use --engine sglang")
     kv_heads, key_dim, value_dim = probe.layers[0]
     return KVShape(len(probe.layers), kv_heads, key_dim, value_dim, dtype, device)
 

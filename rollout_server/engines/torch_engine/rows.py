@@ -2,8 +2,8 @@
 
 Why rows and not small blocks: on a CPU a decode step is bound by reading keys and values, and a batched matrix product
 over one strided view reads each of them once; gathering blocks first would read and write them all again. A pool holds
-rows of one capacity (128, 256, 512, ... tokens), so a batch with a long tail pays for each row what it holds, within a
-factor of two. A sequence that outgrows its row is copied to the next pool.
+rows of one capacity (96, 128, 192, 256, 384, ... tokens), so a batch with a long tail pays for each row what it holds,
+within a third. A sequence that outgrows its row is copied to the next pool.
 
 Within a pool, rows `[0, active)` are the batch. Rows behind them hold the prefixes of finished requests, or nothing:
 

@@ -126,18 +126,22 @@ def test_no_message_can_speak_in_control_tokens(template: tuple[str, ChatRendere
     assert control_ids(hostile) == expected
 
 
-def test_hostile_arguments_and_reasoning_in_a_prompt_stay_text(template: tuple[str, ChatRenderer]) -> None:
+@pytest.mark.parametrize("place", ["argument", "value", "reasoning", "schema"])
+def test_hostile_text_beside_the_contents_of_a_prompt_stays_text(
+    template: tuple[str, ChatRenderer], place: str
+) -> None:
     _, renderer = template
     controls = set(renderer._encoder.added.values())
 
     def control_ids(text: str) -> list[int]:
-        call = {"type": "function", "function": {"name": "calculator", "arguments": {text: text}}}
+        at = {key: text if key == place else "calm" for key in ("argument", "value", "reasoning", "schema")}
+        call = {"type": "function", "function": {"name": "calculator", "arguments": {at["argument"]: at["value"]}}}
         messages: list[Any] = [
             {"role": "user", "content": "x"},
-            {"role": "assistant", "content": "y", "reasoning_content": text, "tool_calls": [call]},
+            {"role": "assistant", "content": "y", "reasoning_content": at["reasoning"], "tool_calls": [call]},
             {"role": "user", "content": "z"},
         ]
-        schema = {"type": "function", "function": {"name": "t", "description": text, "parameters": {}}}
+        schema = {"type": "function", "function": {"name": "t", "description": at["schema"], "parameters": {}}}
         return [token for token in renderer.start(messages, [schema]) if token in controls]
 
     assert control_ids(HOSTILE) == control_ids("calm")
