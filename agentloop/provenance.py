@@ -87,7 +87,7 @@ def environment() -> dict[str, Any]:
         "memory_gb": round(_memory_bytes() / 2**30, 1),
         "versions": versions,
         "packages": {origin.name: origin.path for origin in package_origins()},
-        "argv": sys.argv[1:],
+        "argv": ["rollout.token=(hidden)" if word.startswith("rollout.token=") else word for word in sys.argv[1:]],
     }
 
 

@@ -195,6 +195,7 @@ def main() -> None:
     arguments.add_argument("--scenario", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     arguments.add_argument("--steps", type=int, default=8, help=f"steps of each run; the first {WARM_UP} do not count")
     arguments.add_argument("--micro", type=int, nargs="+", default=[64, 256], help="micro-batches tried for TRL")
+    arguments.add_argument("--threads", type=int, nargs="+", help="threads tried for TRL; default: 1 and all cores")
     arguments.add_argument("--skip-trl", action="store_true")
     arguments.add_argument("--record", action="store_true", help="append the tables to benchmarks/RESULTS.md")
     options = arguments.parse_args()
@@ -209,7 +210,7 @@ def main() -> None:
             model = caller if scenario == "tool" and caller else QUICKSTART / "model"
             trl = []
             if not options.skip_trl:
-                for threads in sorted({1, cores}):
+                for threads in options.threads or sorted({1, cores}):
                     for micro in options.micro:
                         trl.append(measure_trl(scenario, model, options.steps, folder / "trl", threads, micro))
             ours = measure_ours(scenario, model, options.steps, folder / scenario)

@@ -30,7 +30,10 @@ class DiskPublisher:
         self._running = running
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
-            base_url=url, timeout=timeout_s, headers={"Authorization": f"Bearer {token}"} if token else {}
+            base_url=url,
+            timeout=timeout_s,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            trust_env=False,  # no proxy between a run and its server
         )
 
     async def update(self, version: int, folder: Path) -> float:

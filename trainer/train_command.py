@@ -32,6 +32,9 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     """
     recipe = load_config(Recipe, config, overrides)
     resolved = json.loads(recipe.model_dump_json())
+    if recipe.rollout.token:
+        # It would be written to files and shown in the report.
+        resolved["rollout"]["token"] = "(hidden)"  # noqa: S105
     if dry_run:
         print(json.dumps(resolved, indent=2))
         return 0
@@ -49,6 +52,9 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as loop:
             result = loop.run(TrainRun(recipe, prepared, run_dir, console, resume=resume).run())
+    except asyncio.CancelledError:  # Ctrl-C before the first step: nothing to save
+        console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
+        return EXIT_INTERRUPTED
     except AgentloopError as exc:
         console.close()
         if run_dir.read_metrics():

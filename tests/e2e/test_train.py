@@ -101,6 +101,18 @@ def test_ctrl_c_ends_cleanly_and_the_run_resumes(background: Any, quickstart: An
     assert [row["step"] for row in resumed.train_metrics] == list(range(1, done + 3))
 
 
+def test_ctrl_c_before_the_first_step_leaves_nothing_behind(background: Any) -> None:
+    run = background("run.steps=5")
+    deadline = time.monotonic() + 60
+    while not (children := run.children("rollout_server", "trainer.worker")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.interrupt()
+    code, out = run.finish()
+    assert code == 130, out
+    assert "Traceback" not in out and "agentloop train --config" in out
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_a_resumed_run_gives_the_same_metrics_as_one_never_stopped(quickstart: Any) -> None:
     whole = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null", name="whole")
     assert whole.code == 0, whole.err
