@@ -177,21 +177,24 @@ class KVCache:
         return count > 0
 
     def _take_from_others(self, pool: Pool) -> int:
-        """Evict kept rows of other pools, oldest first, until one row of `pool` fits; returns the tokens given back."""
-        before = self.tokens
-        missing = pool.capacity - (self.budget_tokens - before)
-        others = [other for other in self.pools if other is not pool]
+        """Take rows that hold nothing, then kept ones, oldest first, from other pools; returns the tokens given back.
+
+        A quarter of the pool's size at once if they have it, for every change of size copies a whole pool.
+        """
         if any(row is not None and not row.in_use for row in pool.rows):
             return 0  # evicting one of its own is cheaper than moving memory between pools
+        before = self.tokens
+        free = self.budget_tokens - before
+        others = [other for other in self.pools if other is not pool]
         gain = sum(other.capacity * other.rows.count(None) for other in others)
         kept = [row for other in others for row in other.rows if row is not None and not row.in_use]
+        if free + gain + sum(row.pool.capacity for row in kept) < pool.capacity:
+            return 0
         for row in sorted(kept, key=lambda r: r.used_at):
-            if gain >= missing:
+            if free + gain >= max(pool.capacity, pool.tokens // 4):
                 break
             gain += row.pool.capacity
             self._drop(row)
-        if gain < missing:
-            return 0
         for other in others:
             if None in other.rows:
                 other.shrink_to_fit()
