@@ -57,6 +57,7 @@ class Prepared:
             token=rollout.token,
             timeout_s=rollout.request_timeout_s,
             retries=rollout.retries,
+            outage_s=rollout.start_timeout_s,
             max_connections=max_concurrent,
         )
         self._runner = EpisodeRunner(
@@ -101,6 +102,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     with console.phase("load tools and reward"):
         toolset = load_toolset(recipe.tools) if recipe.tools else Toolset()
         reward = load_reward(recipe.reward)
+        renderer.check(toolset.schemas or None)
     with console.phase("load and check rows"):
         known = registered(AGENTS)
         splits: dict[str, list[Task]] = {"train": [], "val": []}

@@ -43,7 +43,7 @@ def turn(renderer: ChatRenderer) -> Callable[[str], list[int]]:
     return lambda text: renderer.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_runner(renderer: ChatRenderer, calculator: Toolset) -> Callable[..., EpisodeRunner]:
     """A runner over a scripted generator; keywords change its parts."""
 

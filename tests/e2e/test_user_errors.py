@@ -111,4 +111,4 @@ def test_tool_that_raises_is_told_to_the_model_and_the_run_goes_on(quickstart: A
     assert run.code == 0, run.err
     assert run.train_metrics[0]["episode/tool_errors_mean"] > 0
     told = [m["content"] for line in run.trace(1) for m in line["messages"] if m["role"] == "tool"]
-    assert told and all("broken on purpose" in text for text in told)
+    assert any("tool broken on purpose" in text for text in told)

@@ -1,0 +1,53 @@
+"""Entry points that are broken are named with their reason; the listing goes on with the others."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from agentloop import registry
+from agentloop.errors import RegistryError
+
+GROUP = registry.AGENTS
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    """What the test says is installed."""
+    entries: list[EntryPoint] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry for entry in entries if entry.group == group])
+    monkeypatch.setattr(registry, "registered", registry.registered.__wrapped__)
+    return entries
+
+
+def test_two_packages_with_one_name_are_named(installed: list[EntryPoint]) -> None:
+    installed += [EntryPoint("mine", "a:A", GROUP), EntryPoint("mine", "b:B", GROUP)]
+    with pytest.raises(RegistryError, match=r"'mine' is registered twice in agentloop.agents: a:A and b:B"):
+        registry.registered(GROUP)
+
+
+def test_the_same_entry_found_twice_is_one(installed: list[EntryPoint]) -> None:
+    installed += [EntryPoint("mine", "a:A", GROUP)] * 2  # an editable install beside its build folder
+    assert list(registry.registered(GROUP)) == ["mine"]
+
+
+def test_an_entry_point_that_cannot_be_imported_says_why(installed: list[EntryPoint]) -> None:
+    installed.append(EntryPoint("mine", "no_such_package:Agent", GROUP))
+    with pytest.raises(RegistryError, match=r"'mine' \(no_such_package:Agent\) .* ModuleNotFoundError"):
+        registry.load_agent("mine")
+
+
+def test_an_agent_has_to_be_an_agent_loop(installed: list[EntryPoint]) -> None:
+    installed.append(EntryPoint("mine", "pathlib:Path", GROUP))
+    with pytest.raises(RegistryError, match="no subclass of"):
+        registry.load_agent("mine")
+
+
+def test_the_list_shows_a_broken_agent_beside_the_others(installed: list[EntryPoint]) -> None:
+    installed += [
+        EntryPoint("broken", "no_such_package:Agent", GROUP),
+        EntryPoint("good", "agentloop.loops.tool_agent:ToolAgent", GROUP),
+    ]
+    rows = {name: summary for name, _, summary in registry.list_agents()}
+    assert rows["broken"].startswith("BROKEN: ") and rows["good"].startswith("Offers the recipe's tools")
