@@ -1,4 +1,4 @@
-"""The agent of `benchmarks/step.py`: generates as many tokens as its row says for this sample."""
+"""The agent loop of `step.py`'s scenarios with given lengths, registered for the time of a run by `ours.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from agentloop import AgentLoop, Episode
 
 
 class ForcedLengthAgent(AgentLoop):
-    """One turn of a given length, whatever the model wants to end."""
+    """One turn of exactly the length that the row gives this sample, whatever the model wants to end."""
 
     async def run(self, episode: Episode) -> None:
         length = episode.task.extra_info["lengths"][episode.sample_index]

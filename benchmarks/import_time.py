@@ -1,6 +1,8 @@
-"""CPU seconds of `import agentloop` beside a bare interpreter; fails over the bound, or when a heavy package is loaded.
+"""CPU seconds of `import agentloop` beside those of a bare interpreter.
 
-python benchmarks/import_time.py
+    python benchmarks/import_time.py
+
+Ends with exit code 1 when it is over the bound or loads a heavy package: every agent process and every command pays it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,18 @@
-"""Seconds of a training step, beside TRL's GRPOTrainer on the same model, rows, lengths and cores in the same run.
+"""Seconds of a training step beside TRL's GRPOTrainer: same model, rows, batch, lengths and cores, in the same run.
 
-    python benchmarks/step.py [--scenario equal longtail tool] [--steps 8] [--record]
+    python benchmarks/step.py [--scenario equal longtail tool tool-short] [--cores 0,1] [--record]
 
-Ours is `agentloop train` as users run it: agent loops, HTTP, the rollout server and the FSDP2 worker, each a process.
-TRL gets an environment of its own (`.venv-trl`, made here); the fastest of its settings counts. Both have 32 prompts
-x 8 samples, one optimizer step a batch, fp32, no reference model.
+Ours is `agentloop train` as users run it, with the quickstart's settings: agent loops, HTTP, the rollout server and
+the FSDP2 worker in processes of their own. TRL has an environment of its own (`.venv-trl`, made here) and its fastest
+settings: one thread and one a core, then micro-batches of 32 to 256 rows are tried. Then both run in turn, `--rounds`
+times. When other processes take more than a tenth of a core meanwhile, no verdict is given: a ratio would mean nothing.
 
-equal: 64 new tokens in every sample. longtail: lognormal lengths, median 32, at most 512, the same each step. tool: a
-model that calls the calculator in (nearly) every episode, made by a short run of the quickstart.
+Both: 32 prompts x 8 samples, one optimizer step a batch, AdamW, fp32, no reference model, temperature 1.
+
+equal       prompts of 36 tokens, 64 new tokens in every sample
+longtail    prompts of 36 tokens, lognormal lengths: median 32, longest 512; the same 256 lengths in every step
+tool        prompts of 199 tokens (the tool's JSON schema is in them), a calculator call in every episode
+tool-short  the same with the quickstart's own prompts of 36 tokens
 """
 
 from __future__ import annotations
@@ -15,212 +20,217 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shutil
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import date
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ours
+from caller import make_caller
+from quiet import OtherLoad
+from report import NOT_COMPARABLE, all_steps, describe, hardware, record
+from workload import QUICKSTART, SCENARIOS, Workload, uses_tool, workload
 
 REPO = Path(__file__).resolve().parents[1]
-QUICKSTART = REPO / "recipes" / "quickstart"
 TRL = "trl==1.16.0"
-GROUP, BATCH, WARM_UP = 8, 32, 2
-TARGETS = {"equal": 0.8, "longtail": 0.5, "tool": 0.5}
-REWARD = "def score(task, text, trajectory):\n    return float(hash(tuple(trajectory.token_ids)) % 2)\n"
-STAGES = ("rollout/time_s", "train/time_s", "train/wait_s", "rollout/wait_s", "publish/time_s")
+MICRO = (64, 32, 128, 256)
+"""per_device_train_batch_size values that are tried; with the first the number of threads is chosen."""
 
+CLOSE = 1.15
+"""Another number of threads that is at most so much slower when settings are tried runs in the measured rounds too."""
 
-def lengths_of(scenario: str) -> list[int]:
-    """New tokens of the 256 samples of a step."""
-    if scenario == "equal":
-        return [64] * (GROUP * BATCH)
-    drawn = np.random.default_rng(0).lognormal(np.log(32), 1.0, GROUP * BATCH)
-    return [int(n) for n in np.clip(np.round(drawn), 2, 512)]
-
-
-def questions(count: int) -> list[dict[str, Any]]:
-    """Rows of the quickstart."""
-    sys.path.insert(0, str(QUICKSTART))
-    from data import rows
-
-    return list(rows("train", count))
+TOKENS_APART = 0.02
+"""The model ends its turns in the tool scenarios: so far the sampled tokens of a step may differ between the two."""
 
 
 def run(command: list[str], **options: Any) -> str:
     """Run a command to its end; its output is shown when it fails."""
     result = subprocess.run(command, capture_output=True, text=True, **options)
     if result.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+        raise SystemExit(f"{shlex.join(command)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result.stdout
 
 
-def caller_model(folder: Path) -> Path:
-    """A model that calls the tool: a few steps of the quickstart."""
-    out = folder / "caller"
-    run(
-        agentloop("train", "--config", str(QUICKSTART / "recipe.yaml"), f"run.dir={out}", "run.steps=16",
-                  "eval.before_train=false", "eval.every=null")
-    )  # fmt: skip
-    model = folder / "caller_model"
-    shutil.copytree(QUICKSTART / "model", model)
-    shutil.copy(out / "weights" / "v_16" / "model.safetensors", model / "model.safetensors")
-    return model
-
-
-def agentloop(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "agentloop.cli", *arguments]
-
-
-def measure_ours(scenario: str, model: Path, steps: int, folder: Path) -> dict[str, Any]:
-    """Median seconds of our step, and of its stages, from the run's own metrics."""
-    rows = questions(BATCH * steps)
-    lengths = lengths_of(scenario)
-    for position, row in enumerate(rows):
-        group = position % BATCH
-        row["extra_info"]["lengths"] = lengths[group * GROUP : (group + 1) * GROUP]
-        row["agent_name"] = "tool_agent" if scenario == "tool" else "forced_length"
-    folder.mkdir(parents=True)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "reward.py").write_text(REWARD)
-    shutil.copy(REPO / "benchmarks" / "bench_agents.py", folder)
-    info = folder / "agentloop_bench-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: agentloop-bench\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[agentloop.agents]\nforced_length = bench_agents:ForcedLengthAgent\n")
-    run(
-        agentloop(
-            "train", "--config", str(QUICKSTART / "recipe.yaml"), f"model.path={model}", f"run.dir={folder / 'run'}",
-            f"run.steps={steps}", f"data.train={folder / 'rows.jsonl'}", "data.shuffle=false", "data.val=null",
-            f"reward={folder / 'reward.py'}:score", "trainer.algorithm.minibatches=1", "checkpoint.every=null",
-            "trace.print_every=0", "agents.forced_length.max_response_tokens=512",
-        ),
-        env={**os.environ, "PYTHONPATH": str(folder)},
-    )  # fmt: skip
-    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
-
-    def median(key: str) -> float:
-        return statistics.median(row[key] for row in metrics)
-
-    return {
-        "step_s": median("step/time_s"),
-        "rollout_tokens_per_s": median("rollout/tokens_per_s"),
-        "train_tokens_per_s": median("train/tokens_per_s"),
-        "sampled_tokens": median("rollout/tokens"),
-        "tool_calls": median("episode/tool_calls_mean"),
-        "failed": sum(row["episode/failed"] for row in metrics),
-        "stages": {key: median(key) for key in STAGES},
-    }
-
-
-def trl_python() -> str:
-    """The interpreter of TRL's environment, made when it is not there."""
-    python = REPO / ".venv-trl" / "bin" / "python"
-    if not python.exists():
+def trl_python(given: Path | None) -> Path:
+    """The interpreter of TRL's environment, which is made when it is not there."""
+    python = given or REPO / ".venv-trl" / "bin" / "python"
+    if given is None and not python.exists():
         print("making .venv-trl ...", flush=True)
         run([sys.executable, "-m", "venv", str(REPO / ".venv-trl")])
-        run([str(python), "-m", "pip", "install", "-q", "-c", str(REPO / "constraints" / "cpu.txt"), "torch", TRL])
-    return str(python)
+        constraint = str(REPO / "constraints" / "cpu.txt")
+        run([str(python), "-m", "pip", "install", "--quiet", "--constraint", constraint, "torch", TRL])
+    version = run([str(python), "-c", "import importlib.metadata as m; print(m.version('trl'))"]).strip()
+    if f"trl=={version}" != TRL:
+        print(f"note: {python} has TRL {version}, not {TRL}", flush=True)
+    return python
 
 
-def measure_trl(scenario: str, model: Path, steps: int, folder: Path, threads: int, micro: int) -> dict[str, Any]:
-    """Median seconds of TRL's step, generation apart."""
-    from agentloop.chat import ChatRenderer, load_tokenizer
-    from agentloop.toolset import load_toolset
+class Peer:
+    """TRL on one scenario."""
 
-    renderer = ChatRenderer(load_tokenizer(str(model)))
-    schemas = load_toolset(QUICKSTART / "tools.yaml").schemas
-    rows = questions(BATCH * steps)
-    prompts: list[Any] = [row["prompt"] for row in rows]
-    if scenario != "tool":  # the same ids as ours; with tools TRL renders the messages itself
-        prompts = [renderer.decode(renderer.start(prompt, schemas)) for prompt in prompts]
-    spec = {
-        "scenario": scenario, "model": str(model), "prompts": prompts, "group_size": GROUP, "batch_size": BATCH,
-        "steps": steps, "lengths": lengths_of(scenario), "end_ids": [renderer.end_of_turn],
-        "max_new_tokens": 48 if scenario == "tool" else max(lengths_of(scenario)),
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").write_text(json.dumps(spec))
-    script = str(REPO / "benchmarks" / "peers" / "trl_step.py")
-    output = run(
-        [trl_python(), script, "--spec", str(folder / "spec.json"), "--micro", str(micro)],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
-        cwd=folder,
-    )
-    result = json.loads(output.splitlines()[-1])
+    def __init__(self, python: Path, scenario: str, model: Path) -> None:
+        self._python, self._scenario, self._model = python, scenario, model
+
+    def measure(self, threads: int, micro: int, steps: int, warm_up: int) -> list[dict[str, float]]:
+        """A run of TRL; returns its steps after the warm-up."""
+        command = [
+            *(str(self._python), str(REPO / "benchmarks" / "peers" / "trl_step.py"), "--model", str(self._model)),
+            *("--scenario", self._scenario, "--threads", str(threads), "--micro", str(micro)),
+            *("--steps", str(steps)),
+        ]
+        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "GLIBC_TUNABLES")}
+        return json.loads(run(command, env=environment).splitlines()[-1])["steps"][warm_up:]
+
+    def tune(self, threads_tried: Sequence[int], micro: Sequence[int]) -> list[dict[str, Any]]:
+        """Try the settings; returns {threads, micro, step_s} of each, the fastest first.
+
+        The threads are chosen with the first micro-batch, then the micro-batch with those threads.
+        """
+        tried = [self._try(threads, micro[0]) for threads in threads_tried]
+        threads = _fastest(tried)[0]["threads"]
+        tried += [self._try(threads, size) for size in micro[1:]]
+        return _fastest(tried)
+
+    def _try(self, threads: int, micro: int) -> dict[str, Any]:
+        steps = self.measure(threads, micro, steps=3, warm_up=1)
+        found = {"threads": threads, "micro": micro, "step_s": min(step["step_s"] for step in steps)}
+        print(f"  TRL tried: {threads} threads, micro-batch {micro}: {found['step_s']:.2f} s a step", flush=True)
+        return found
+
+
+def _fastest(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(tried, key=lambda one: one["step_s"])
+
+
+def measured_settings(tried: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(threads, micro-batch) of TRL in the measured rounds: the fastest, and the best of other threads when close."""
+    chosen = [tried[0]]
+    others = [one for one in tried if one["threads"] != tried[0]["threads"]]
+    chosen += [one for one in others[:1] if one["step_s"] <= CLOSE * tried[0]["step_s"]]
+    return [(one["threads"], one["micro"]) for one in chosen]
+
+
+def check_same_work(work: Workload, our_steps: list[dict[str, Any]], trl_steps: list[dict[str, float]]) -> list[str]:
+    """Stop when lengths that are given were not kept or a step had no gradient; note what else is not the same."""
+    notes = []
+    our_tokens = statistics.median(step["rollout/tokens"] for step in our_steps)
+    sides = [("agentloop", our_tokens)]
+    if trl_steps:
+        sides.append(("TRL", statistics.median(step["sampled_tokens"] for step in trl_steps)))
+    norms = [("agentloop", step["train/grad_norm"]) for step in our_steps]
+    norms += [("TRL", step["grad_norm"]) for step in trl_steps]
+    idle = sorted({name for name, norm in norms if not norm})
+    if idle:
+        raise SystemExit(f"{work.scenario}: no gradient in a step of {', '.join(idle)}: nothing was trained there")
+    for name, tokens in sides:
+        if work.lengths and tokens != sum(work.lengths):
+            raise SystemExit(f"{work.scenario}: {name} sampled {tokens:.0f} tokens a step, not {sum(work.lengths)}")
+    if trl_steps and abs(sides[0][1] / sides[1][1] - 1) > TOKENS_APART:
+        notes.append(f"{NOT_COMPARABLE} {our_tokens:.0f} sampled tokens a step, TRL {sides[1][1]:.0f}.")
+    lost = sum(step["episode/failed"] + step["episode/rejected"] for step in our_steps)
+    if lost:
+        notes.append(f"{NOT_COMPARABLE} {lost} of our episodes failed or were rejected.")
+    return notes
+
+
+def measure(scenario: str, options: argparse.Namespace, python: Path | None, scratch: Path) -> dict[str, Any]:
+    """All runs of one scenario, in turn."""
+    model = QUICKSTART / "model"
+    if uses_tool(scenario):
+        model = make_caller(scratch / f"model-{scenario}", schema=scenario == "tool")
+    work = workload(scenario, model, options.steps)
+    print(f"{scenario}: {len(work.rows)} rows, {sum(work.lengths) or 'model-ended'} new tokens a step", flush=True)
+    trl: list[dict[str, Any]] = []
+    tried: list[dict[str, Any]] = []
+    if python:
+        peer = Peer(python, scenario, model)
+        settings = [tuple(map(int, one.split("x"))) for one in options.trl_setting]
+        if not settings:
+            tried = peer.tune(options.threads or sorted({1, len(os.sched_getaffinity(0))}), options.micro)
+            settings = measured_settings(tried)
+        trl = [{"threads": threads, "micro": micro, "rounds": []} for threads, micro in settings]
+    rounds: list[dict[str, Any]] = []
+    folder = scratch / f"ours-{scenario}"
+    for _ in range(options.rounds):
+        for one in trl:
+            name = f"TRL, threads {one['threads']}, micro-batch {one['micro']}"
+            run_trl = partial(peer.measure, one["threads"], one["micro"], options.steps, options.warm_up)
+            one["rounds"].append(_watched(name, "step_s", run_trl))
+        run_ours = partial(ours.measure, work, model, options.steps, options.warm_up, folder, options.override)
+        rounds.append(_watched("agentloop", "wall_s", run_ours))
+    trl.sort(key=lambda one: statistics.median(step["step_s"] for step in all_steps(one["rounds"])))
+    command = ours.train_command(model, options.steps, folder, options.override)
     return {
-        "step_s": statistics.median(result["steps"][WARM_UP:]),
-        "generation_s": statistics.median(result["generation"][WARM_UP:]),
-        "tool_calls": statistics.median(result["tool_calls"] or [0]) / (GROUP * BATCH),
-        "threads": threads,
-        "micro": micro,
+        "scenario": scenario,
+        "command": shlex.join(["agentloop", *command[4:]]).replace(str(scratch), "SCRATCH").replace(f"{REPO}/", ""),
+        "tried": tried,
+        "ours": rounds,
+        "trl": trl,
+        "notes": check_same_work(work, all_steps(rounds), all_steps(trl[0]["rounds"]) if trl else []),
     }
 
 
-def describe(scenario: str, ours: dict[str, Any], trl: list[dict[str, Any]]) -> list[str]:
-    """Lines of the table of one scenario."""
-    step = ours["step_s"]
-    lines = [
-        f"### {scenario}",
-        "",
-        "| | s a step | rollout tokens/s | training tokens/s | |",
-        "|---|---|---|---|---|",
-        f"| agentloop | {step:.2f} | {ours['rollout_tokens_per_s']:.0f} | {ours['train_tokens_per_s']:.0f} | "
-        f"{ours['sampled_tokens']:.0f} sampled tokens, {ours['tool_calls']:.2f} tool calls an episode, "
-        f"{ours['failed']} failed |",
-    ]
-    for peer in trl:
-        generation = peer["generation_s"]
-        lines.append(
-            f"| TRL, {peer['threads']} threads, micro-batch {peer['micro']} | {peer['step_s']:.2f} | "
-            f"{ours['sampled_tokens'] / generation:.0f} | | generation {generation:.2f} s, the rest "
-            f"{peer['step_s'] - generation:.2f} s, {peer['tool_calls']:.2f} tool calls an episode |"
-        )
-    shares = ", ".join(f"{key} {value:.2f} s ({value / step:.0%})" for key, value in ours["stages"].items())
-    lines += ["", f"Stages of ours (rollout and training overlap): {shares}."]
-    if trl:
-        best = min(peer["step_s"] for peer in trl)
-        met = "met" if step / best <= TARGETS[scenario] else "MISSED"
-        lines.append(f"Ratio to the fastest TRL: **{step / best:.2f}** (to reach: {TARGETS[scenario]}, {met}).")
-    return [*lines, ""]
+def _watched(name: str, key: str, measured: Callable[[], list[dict[str, Any]]]) -> dict[str, Any]:
+    """The steps of a run, and what other processes took of the cores meanwhile."""
+    with OtherLoad() as others:
+        steps = measured()
+    seconds = statistics.median(step[key] for step in steps)
+    taken = "" if others.cores is None else f"  (other processes took {others.cores:.2f} cores)"
+    print(f"  {name}: {seconds:.2f} s a step{taken}", flush=True)
+    return {"steps": steps, "other_cores": others.cores}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--steps", type=int, default=6, help="steps of each run, the warm-up counted")
+    parser.add_argument("--warm-up", type=int, default=2, help="first steps of each run that do not count")
+    parser.add_argument("--rounds", type=int, default=2, help="how often TRL and ours run in turn")
+    parser.add_argument("--cores", help="for instance 0,1: run on these only; default: all that this process may use")
+    parser.add_argument("--python", type=Path, help="interpreter of TRL's environment; default: .venv-trl's")
+    parser.add_argument("--threads", type=int, nargs="+", help="tried for TRL; default: 1 and all cores")
+    parser.add_argument("--micro", type=int, nargs="+", default=MICRO, help="micro-batches that are tried for TRL")
+    parser.add_argument(
+        "--trl-setting", nargs="+", default=[], metavar="THREADSxMICRO", help="for instance 1x64: try no others"
+    )
+    parser.add_argument("--skip-trl", action="store_true", help="ours alone")
+    parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of our recipe; last one wins")
+    parser.add_argument("--scratch", type=Path, help="keep models and runs in this folder, and use its models again")
+    parser.add_argument("--json", type=Path, help="write every step of every run there")
+    parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    if not 1 <= options.warm_up < options.steps:
+        parser.error("--warm-up has to be at least 1 and smaller than --steps")
+    return options
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--scenario", nargs="+", choices=list(TARGETS), default=list(TARGETS))
-    arguments.add_argument("--steps", type=int, default=8, help=f"steps of each run; the first {WARM_UP} do not count")
-    arguments.add_argument("--micro", type=int, nargs="+", default=[64, 256], help="micro-batches tried for TRL")
-    arguments.add_argument("--threads", type=int, nargs="+", help="threads tried for TRL; default: 1 and all cores")
-    arguments.add_argument("--skip-trl", action="store_true")
-    arguments.add_argument("--record", action="store_true", help="append the tables to benchmarks/RESULTS.md")
-    options = arguments.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    cores = len(os.sched_getaffinity(0))
-    heading = f"## step.py, {date.today()}, {cores} cores ({platform.processor() or platform.machine()}), CPU, fp32"
-    lines = [heading, "", f"`python benchmarks/step.py {' '.join(sys.argv[1:])}`", ""]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        caller = caller_model(folder) if "tool" in options.scenario else None
+    options = _options()
+    if options.cores:
+        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})  # children inherit it
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    command = shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]])
+    python = None if options.skip_trl else trl_python(options.python)
+    print(f"{command}\n{hardware()}\n", flush=True)
+    results, tables = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = (options.scratch or Path(temporary)).resolve()
+        scratch.mkdir(parents=True, exist_ok=True)
         for scenario in options.scenario:
-            model = caller if scenario == "tool" and caller else QUICKSTART / "model"
-            trl = []
-            if not options.skip_trl:
-                for threads in options.threads or sorted({1, cores}):
-                    for micro in options.micro:
-                        trl.append(measure_trl(scenario, model, options.steps, folder / "trl", threads, micro))
-            ours = measure_ours(scenario, model, options.steps, folder / scenario)
-            part = describe(scenario, ours, trl)
-            print("\n".join(part), flush=True)
-            lines += part
+            results.append(measure(scenario, options, python, scratch))
+            tables.append(describe(results[-1]))
+            print(f"\n{tables[-1]}", flush=True)
+    if options.json:
+        document = {"command": command, "hardware": hardware(), "scenarios": results}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.record:
-        results = REPO / "benchmarks" / "RESULTS.md"
-        text = results.read_text() if results.exists() else "# Results\n"
-        results.write_text(text + "\n" + "\n".join(lines))
+        record(REPO / "benchmarks" / "RESULTS.md", command, tables)
 
 
 if __name__ == "__main__":
