@@ -174,7 +174,8 @@ async def test_commands_run_in_order_and_a_cancelled_one_is_finished(tiny_model:
             await call
         await workers.save(tmp_path / "step_1", state={"step": 1})
         assert (tmp_path / "step_1" / "state.json").is_file()
-        busy = asyncio.create_task(workers.accumulate(samples, temperature=1.0))
+        # Long enough to be at it still when the group is closed.
+        busy = asyncio.create_task(workers.accumulate(samples * 300, temperature=1.0))
         await asyncio.sleep(0.01)
     with pytest.raises(WorkerError, match="died"):  # closing does not wait for it
         await busy
