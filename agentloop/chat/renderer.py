@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentloop.chat.formats import FORMATS, ToolFormat, load_format
+from agentloop.chat.sampled import SampledText
 from agentloop.chat.tokenizer import SafeEncoder
 from agentloop.errors import ModelError
 from agentloop.types import Message, ParsedTurn, StopReason
@@ -114,7 +115,7 @@ class ChatRenderer:
         ids = list(sampled_ids)
         while ids and ids[-1] in self._stop_ids:
             ids.pop()
-        return self._format.parse(self.decode(ids))
+        return self._format.parse(SampledText(self.decode(ids)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control tokens shown."""
@@ -238,7 +239,7 @@ class ChatRenderer:
             text = QUESTION  # a template without tool calls
         turn = text[text.rindex(QUESTION) + len(QUESTION) :]
         for candidate in FORMATS.values():
-            parsed = candidate.parse(turn)
+            parsed = candidate.parse(SampledText(turn))
             if [(call.name, call.arguments) for call in parsed.tool_calls] == [(CALL["name"], CALL["arguments"])]:
                 return candidate
         if CALL["name"] in turn:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentloop.chat.formats import HermesFormat
+from agentloop.chat.sampled import SampledText
+from agentloop.types import ParsedTurn
 
-PARSER = HermesFormat()
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -21,6 +22,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+
+
+def read(text: str, *, reasoning_open: bool = False) -> ParsedTurn:
+    return HermesFormat().parse(SampledText(text), reasoning_open=reasoning_open)
 
 
 def written(name: str, arguments: Any) -> str:
@@ -37,7 +42,7 @@ def written(name: str, arguments: Any) -> str:
 def test_calls_read_back_whatever_their_arguments(
     name: str, arguments: dict[str, Any], count: int, before: str
 ) -> None:
-    parsed = PARSER.parse(before + "\n".join([written(name, arguments)] * count))
+    parsed = read(before + "\n".join([written(name, arguments)] * count))
     assert [(call.name, call.arguments) for call in parsed.tool_calls] == [(name, arguments)] * count
     assert not parsed.malformed_calls
     assert parsed.text == before.strip()
@@ -45,11 +50,11 @@ def test_calls_read_back_whatever_their_arguments(
 
 @given(st.text('<tool_call>/{}"name:arguments,\n \\', max_size=80))
 def test_nothing_a_model_writes_raises(text: str) -> None:
-    PARSER.parse(text)
+    read(text)
 
 
 def test_a_string_may_hold_the_closing_tag() -> None:
-    parsed = PARSER.parse(written("t", {"text": "a </tool_call> b"}) + "after")
+    parsed = read(written("t", {"text": "a </tool_call> b"}) + "after")
     assert parsed.tool_calls[0].arguments == {"text": "a </tool_call> b"}
     assert parsed.text == "after"
 
@@ -76,12 +81,47 @@ def test_a_string_may_hold_the_closing_tag() -> None:
     ],
 )
 def test_a_malformed_call_comes_with_its_reason(text: str, reason: str) -> None:
-    parsed = PARSER.parse(text)
+    parsed = read(text)
     assert not parsed.tool_calls
     assert [reason in call.reason for call in parsed.malformed_calls] == [True]
 
 
 def test_good_calls_around_a_malformed_one_are_kept() -> None:
-    parsed = PARSER.parse(written("a", {}) + "<tool_call>{</tool_call>" + written("b", {}))
+    parsed = read(written("a", {}) + "<tool_call>{</tool_call>" + written("b", {}))
     assert [call.name for call in parsed.tool_calls] == ["a", "b"]
     assert len(parsed.malformed_calls) == 1
+
+
+def test_a_forgotten_closing_tag_costs_that_call_alone() -> None:
+    first = written("a", {}).removesuffix("</tool_call>")
+    parsed = read(first + written("b", {}) + "after")
+    assert [call.name for call in parsed.tool_calls] == ["b"]
+    assert ["cut off" in call.reason for call in parsed.malformed_calls] == [True]
+    assert parsed.text == "after"
+
+
+def test_reasoning_is_kept_apart_and_calls_in_it_are_none() -> None:
+    parsed = read(f"\n<think>\nPerhaps {written('a', {})}\n</think>\n\nSo: {written('b', {})}")
+    assert parsed.reasoning == f"Perhaps {written('a', {})}"
+    assert [call.name for call in parsed.tool_calls] == ["b"]
+    assert parsed.text == "So:"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open", "reasoning", "said"),
+    [
+        ("I think.\n</think>\n\nYes.", True, "I think.", "Yes."),
+        ("<think>I think.</think>Yes.", True, "I think.", "Yes."),
+        ("I thi", True, "I thi", ""),
+        ("<think>I thi<tool_call>", False, "I thi<tool_call>", ""),
+        ("<think>\n\n</think>\n\nYes.", False, None, "Yes."),
+        ("Yes.", False, None, "Yes."),
+        ("Well, <think>no</think>", False, None, "Well, <think>no</think>"),
+    ],
+)
+def test_a_block_of_reasoning_is_one_at_the_beginning(
+    text: str, is_open: bool, reasoning: str | None, said: str
+) -> None:
+    parsed = read(text, reasoning_open=is_open)
+    assert (parsed.reasoning, parsed.text) == (reasoning, said)
+    assert not parsed.tool_calls and not parsed.malformed_calls

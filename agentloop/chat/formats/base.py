@@ -1,0 +1,156 @@
+"""What a tool-call format is, and what formats share: reasoning, tags around a call, calls written as JSON."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+from agentloop.chat.call_json import CallError, read_json
+from agentloop.chat.sampled import SampledText
+from agentloop.types import MalformedCall, ParsedTurn, ToolCall
+
+Tools = list[dict[str, Any]]
+"""Tool schemas, `{"type": "function", "function": {"name": .., "parameters": {..}}}`."""
+
+
+class ToolFormat(Protocol):
+    """Reads tool calls from a sampled turn; never raises on what a model may write."""
+
+    @property
+    def name(self) -> str: ...
+
+    def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
+        """Read one turn.
+
+        Args:
+            turn: what was sampled, without the token that ended it.
+            tools: the schemas offered; formats whose arguments are untyped text take the types from them.
+            reasoning_open: the prompt has opened a block of reasoning already; the turn begins inside of it.
+        """
+        ...
+
+
+class BaseFormat(ABC):
+    """A format that looks for calls behind the reasoning. Subclasses write `read`.
+
+    Attributes:
+        name: what `model.tool_format` calls it.
+        reasoning_tags: what opens and closes a block of reasoning at a turn's beginning; None: there is no such block.
+    """
+
+    name: str
+    reasoning_tags: tuple[str, str] | None = ("<think>", "</think>")
+
+    def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
+        """Read one turn. A call that cannot be read is returned as malformed, with the reason."""
+        reasoning, said = self._split(turn, reasoning_open)
+        parsed = ParsedTurn(text="", reasoning=reasoning or None)
+        if said is not None:
+            parsed.text = self.read(said, parsed, tools or []).strip()
+        return parsed
+
+    @abstractmethod
+    def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
+        """Add the turn's calls to `parsed`; returns the text around them."""
+
+    def _split(self, turn: SampledText, is_open: bool) -> tuple[str, SampledText | None]:
+        """The reasoning, and what comes after it; None: the block was never closed, so nothing does."""
+        if self.reasoning_tags is None:
+            return "", turn
+        opening, closing = self.reasoning_tags
+        start = turn.skip_space(0)
+        if turn.at(opening, start):  # also when it is open already: some models open it once more
+            start += len(opening)
+        elif not is_open:
+            return "", turn
+        end = turn.find(closing, start)
+        if end < 0:
+            return turn.text[start:].strip(), None
+        return turn.text[start:end].strip(), turn.cut(end + len(closing))
+
+
+class TaggedFormat(BaseFormat):
+    """A format whose calls stand between two tags. Subclasses write `read_call`."""
+
+    opening: str
+    closing: str
+
+    def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
+        kept: list[str] = []
+        position = 0
+        while (start := turn.find(self.opening, position)) >= 0:
+            kept.append(turn.text[position:start])
+            position = self.read_call(turn, start + len(self.opening), parsed, tools)
+        kept.append(turn.text[position:])
+        return "".join(kept)
+
+    @abstractmethod
+    def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
+        """Add the call whose body begins at `start` to `parsed`; returns where the text goes on."""
+
+    def end_call(self, turn: SampledText, end: int) -> int:
+        """Where the text goes on behind the closing tag that follows a body which ends at `end`.
+
+        Raises:
+            CallError: something else follows.
+        """
+        place = turn.skip_space(end)
+        if turn.at(self.closing, place):
+            return place + len(self.closing)
+        if turn.find(self.closing, end) < 0 or turn.at(self.opening, place):
+            raise CallError(f"cut off before {self.closing}")
+        raise CallError(f"text after the call: {self.closing} has to follow it")
+
+    def refuse(self, turn: SampledText, start: int, end: int, reason: str, parsed: ParsedTurn) -> int:
+        """Note that the call whose body begins at `start`, and is no body from `end` on, is malformed.
+
+        It reaches to the next closing tag. Returns where the text goes on.
+        """
+        close = turn.find(self.closing, end)
+        again = turn.skip_space(end)
+        if turn.at(self.opening, again):  # its closing tag was forgotten; the next call is a good one perhaps
+            stop, on = end, again
+        elif close < 0:
+            stop, on = len(turn), len(turn)
+            reason = f"cut off before {self.closing}"
+        else:
+            stop, on = close, close + len(self.closing)
+        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), reason))
+        return on
+
+
+def json_call(
+    value: Any, *, name: str = "name", arguments: tuple[str, ...] = ("arguments",), call_id: str | None = None
+) -> ToolCall:
+    """The call that a JSON value says.
+
+    Args:
+        value: what was read.
+        name: the key of the tool's name.
+        arguments: the keys under which the arguments may stand; the first is the one that a fault tells the model.
+        call_id: the key of the call's id, which may be missing.
+
+    Raises:
+        CallError: it says none.
+    """
+    if not isinstance(value, dict):
+        raise CallError("the call is not a JSON object")
+    if not isinstance(value.get(name), str):
+        raise CallError(f'the call has no string "{name}"')
+    given = next((value[key] for key in arguments if key in value), None)
+    if not isinstance(given, dict):
+        raise CallError(f'the call has no object "{arguments[0]}"')
+    written = value.get(call_id) if call_id else None
+    return ToolCall(value[name], given, written if isinstance(written, str) else "")
+
+
+def read_object(text: str, start: int) -> tuple[dict[str, Any], int]:
+    """The JSON object that begins at `text[start]`, and where the text goes on after it.
+
+    Raises:
+        CallError: there is no object that can be used.
+    """
+    value, end = read_json(text, start)
+    if not isinstance(value, dict):
+        raise CallError("the arguments are not a JSON object")
+    return value, end

@@ -1,0 +1,80 @@
+"""`SampledText`: what a model said, as text that still knows which of its characters were sampled as control tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping
+
+
+class SampledText:
+    """A sampled turn as text that knows which parts of it are control tokens (added tokens of the tokenizer, by id).
+
+    A tag that the tokenizer has as an added token is found only where its id was sampled; the same characters spelled
+    with ordinary tokens are text. A tag that is no added token is found as text. So a model that quotes a page about
+    tool calls makes none.
+
+    Args:
+        text: the decoded turn, control tokens shown.
+        controls: where in `text` a control token begins, and its spelling.
+        known: the spellings of all added tokens of the tokenizer, sampled here or not.
+    """
+
+    __slots__ = ("_controls", "_known", "_places", "text")
+
+    def __init__(self, text: str, controls: Mapping[int, str] | None = None, known: Collection[str] = ()) -> None:
+        self.text = text
+        self._controls = dict(controls or {})
+        self._known = known if isinstance(known, frozenset) else frozenset(known)
+        self._places: dict[str, list[int]] = {}
+        for position in sorted(self._controls):
+            self._places.setdefault(self._controls[position], []).append(position)
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __repr__(self) -> str:
+        return f"SampledText({self.text!r}, {self._controls!r})"
+
+    def find(self, tag: str, start: int = 0, end: int | None = None) -> int:
+        """Where `tag` first stands wholly inside of `text[start:end]`; -1: nowhere."""
+        end = len(self.text) if end is None else min(end, len(self.text))
+        if tag not in self._known:
+            return self.text.find(tag, start, end)
+        places = self._places.get(tag, [])
+        first = bisect_left(places, start)
+        return places[first] if first < len(places) and places[first] + len(tag) <= end else -1
+
+    def find_first(self, tags: Iterable[str], start: int = 0) -> tuple[int, str] | None:
+        """The tag that comes first from `start` on, with its place; of two at one place the longer. None: none."""
+        found = [(place, -len(tag), tag) for tag in tags if (place := self.find(tag, start)) >= 0]
+        return (min(found)[0], min(found)[2]) if found else None
+
+    def at(self, tag: str, position: int) -> bool:
+        """Whether `tag` stands at `position`."""
+        return self.find(tag, position, position + len(tag)) == position
+
+    def skip_space(self, position: int) -> int:
+        """The first place from `position` on that holds no white space; the text's length: none."""
+        while position < len(self.text) and self.text[position].isspace():
+            position += 1
+        return position
+
+    def cut(self, start: int, end: int | None = None) -> SampledText:
+        """The part from `start` to `end`, with the control tokens that stand wholly inside of it."""
+        start, end, _ = slice(start, end).indices(len(self.text))
+        inside = {
+            place - start: spelling
+            for place, spelling in self._controls.items()
+            if start <= place and place + len(spelling) <= end
+        }
+        return SampledText(self.text[start:end], inside, self._known)
+
+    def __getitem__(self, part: slice) -> SampledText:
+        if part.step not in (None, 1):
+            raise ValueError("a sampled text can be cut, not strided")
+        return self.cut(part.start or 0, part.stop)
+
+    def strip(self) -> SampledText:
+        """Without the white space at both ends."""
+        start = self.skip_space(0)
+        return self.cut(start, max(start, len(self.text.rstrip())))
