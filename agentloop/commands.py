@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command("env")(env)
     app.command("config")(config)
     app.command("report")(report)
+    app.command("template")(template)
     agents = typer.Typer(help="Agent loops that a row's `agent_name` can choose.", no_args_is_help=True)
     agents.command("list")(agents_list)
     app.add_typer(agents, name="agents")
@@ -76,6 +77,54 @@ def prepare_gsm8k_command(
 
     for split, count in prepare_gsm8k(source, out).items():
         typer.echo(f"{split:6} {count:6} rows -> {out / split}.parquet")
+
+
+def template(
+    model: Annotated[str, typer.Argument(help="folder with a tokenizer, or a hub id")],
+    chat_template: Annotated[
+        Path | None, typer.Option("--chat-template", help="Jinja file to try instead of the tokenizer's own")
+    ] = None,
+    tool_format: Annotated[
+        str | None, typer.Option(help="parser of tool calls; found from the template if not given")
+    ] = None,
+    tool_role: Annotated[str, typer.Option(help="tool, or user for templates without tools")] = "tool",
+    variable: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="a variable of the template, e.g. enable_thinking=false"),
+    ] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="tool YAML whose schemas are offered; else two of the battery's")
+    ] = None,
+    conversations: Annotated[int, typer.Option(min=1, help="conversations to try")] = 200,
+    seed: Annotated[int, typer.Option(help="of the battery")] = 0,
+) -> None:
+    """Prove that a chat template can carry multi-turn episodes, and show one, text and ids side by side.
+
+    Says `exact`, `exact with sampled turns kept` (what differs is shown) or `refused` (why, and what to change; exit
+    code 1).
+
+    Examples:
+
+      agentloop template recipes/quickstart/model
+
+      agentloop template Qwen/Qwen3-8B --set enable_thinking=false
+
+      agentloop template google/gemma-3-4b-it --tool-role user
+    """
+    from agentloop.chat.show import template_command
+
+    raise typer.Exit(
+        template_command(
+            model,
+            chat_template=chat_template,
+            tool_format=tool_format,
+            tool_role=tool_role,
+            variables=variable or [],
+            tools=tools,
+            count=conversations,
+            seed=seed,
+        )
+    )
 
 
 def report(run_dir: Annotated[Path, typer.Argument(help="a run directory, e.g. outputs/quickstart")]) -> None:

@@ -41,7 +41,15 @@ class ModelConfig(Section):
 
     path: str = Field(description="folder with a Hugging Face model and tokenizer, or a hub id")
     chat_template: Path | None = Field(None, description="Jinja file that replaces the tokenizer's own template")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further variables of the template, e.g. {enable_thinking: false}"
+    )
     tool_format: str | None = Field(None, description="parser of tool calls; null: found from the template")
+    tool_role: Literal["tool", "user"] = Field(
+        "tool",
+        description="tool: results are the template's tool messages; user: they are users' messages, and the system "
+        "message tells of the tools, for templates without tools",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of engine and trainer")
 
 

@@ -1,4 +1,4 @@
-"""`agentloop train` and `agentloop sft`."""
+"""`agentloop train`, `agentloop check` and `agentloop sft`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved conf
 def register(app: typer.Typer) -> None:
     """Add the trainer's commands to the `agentloop` program."""
     app.command("train")(train)
+    app.command("check")(check)
     app.command("sft")(sft)
 
 
@@ -41,6 +42,24 @@ def train(config: Config, overrides: Overrides = None, resume: Resume = False, d
     from trainer.train_command import train_command
 
     raise typer.Exit(train_command(config, list(overrides or []), resume=resume, dry_run=dry_run))
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(help="the recipe, a YAML file")],
+    overrides: Overrides = None,
+    conversations: Annotated[int, typer.Option(min=1, help="conversations to try the chat template on")] = 200,
+) -> None:
+    """Check all that a run needs without starting one: recipe, model, tools, reward, rows, and the chat template.
+
+    The template is proven on a battery of conversations: what an episode makes of them, token by token, against the
+    template's own rendering. It is `exact`, `exact with sampled turns kept` (what differs is shown), or refused with
+    the reason.
+
+    Example: agentloop check recipes/quickstart/recipe.yaml
+    """
+    from trainer.check_command import check_command
+
+    raise typer.Exit(check_command(recipe, list(overrides or []), conversations=conversations))
 
 
 def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 
 from agentloop.chat import ChatRenderer, load_tokenizer
+from agentloop.chat.images import load_image_tokens
+from agentloop.chat.proof import Proof, Verdict, prove
 from agentloop.client import GenerateClient
 from agentloop.config import Recipe
 from agentloop.data import RowOrder, check_agents, drop_overlong, load_tasks
@@ -30,6 +32,7 @@ class Prepared:
     recipe: Recipe
     model_path: str
     renderer: ChatRenderer
+    proof: Proof
     agents: dict[str, type[AgentLoop]]
     toolset: Toolset
     reward: RewardFunction | None
@@ -86,8 +89,18 @@ class Prepared:
         }
 
 
-def prepare(recipe: Recipe, console: Console) -> Prepared:
+SINGLE_TURN = "single_turn_agent"
+"""The one agent that nothing has to follow a turn for."""
+
+QUICK_PROOF = 40
+"""Conversations of the proof at the start of a run: a third of a second. `agentloop check` tries 200."""
+
+
+def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF) -> Prepared:
     """Load and check all that a run needs.
+
+    Args:
+        conversations: how many the chat template is tried on.
 
     Raises:
         UserError: what is wrong, and what to do.
@@ -98,11 +111,13 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
             load_tokenizer(model_path),
             chat_template=_read_template(recipe.model.chat_template),
             tool_format=recipe.model.tool_format,
+            chat_template_kwargs=recipe.model.chat_template_kwargs,
+            tool_role=recipe.model.tool_role,
+            images=load_image_tokens(model_path),
         )
     with console.phase("load tools and reward"):
         toolset = load_toolset(recipe.tools) if recipe.tools else Toolset()
         reward = load_reward(recipe.reward)
-        renderer.check(toolset.schemas or None)
     with console.phase("load and check rows"):
         known = registered(AGENTS)
         splits: dict[str, list[Task]] = {"train": [], "val": []}
@@ -132,11 +147,20 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
             splits[split] = kept
         names = sorted({task.agent_name for tasks in splits.values() for task in tasks})
         agents = {name: load_agent(name) for name in names}
+    with console.phase("prove chat template"):
+        proof = prove(renderer, toolset.schemas or None, count=conversations)
+        if names != [SINGLE_TURN]:
+            rows = [*splits["train"], *splits["val"]]
+            system = any(task.prompt[0]["role"] == "system" for task in rows)
+            proof.require(tools=bool(toolset.schemas), system=system)
+    for notice in _said_of(proof):
+        console.notice(notice)
     train = splits["train"]
     return Prepared(
         recipe=recipe,
         model_path=model_path,
         renderer=renderer,
+        proof=proof,
         agents=agents,
         toolset=toolset,
         reward=reward,
@@ -145,6 +169,20 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         rows=RowOrder(len(train), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
         total_steps=recipe.run.steps or max(1, (recipe.run.epochs or 1) * len(train) // recipe.rollout.batch_size),
     )
+
+
+def _said_of(proof: Proof) -> list[str]:
+    """What a user should know of a template that is not refused."""
+    said = []
+    if proof.verdict is Verdict.KEPT and proof.differences:
+        first = proof.differences[0]
+        said.append(
+            "the chat template writes earlier turns in another way once a conversation goes on; they stay as they were "
+            f"sampled: {first.sampled!r} would become {first.rewritten!r} (`agentloop template` shows more)"
+        )
+    if "tool schemas" in proof.abilities.missing:
+        said.append(f"tool schemas: {proof.abilities.missing['tool schemas']}")
+    return said
 
 
 def resolve_model(path: str) -> str:

@@ -2,21 +2,39 @@
 
 The prompt of turn k+1 is the trajectory so far plus `extend(...)`. What `extend` appends is found by rendering a short
 dummy conversation, a question and an answer that are known, with the new messages after them: the text behind the
-answer's end-of-turn token is the template's own, whatever the real history is. So its cost does not grow with the
-history. With the ChatML template, for one tool message:
+answer is the template's own, whatever the real history is. So its cost does not grow with the history. With the ChatML
+template, for one tool message:
 
     rendered   <|im_start|>user\\nQUESTION<|im_end|>\\n<|im_start|>assistant\\nANSWER<|im_end|>\\n<|im_start|>user\\n...
     appended                                                                              ^^^^^^^^^^^^^^^^^^^^^^^^^
+
+A template for which that is not true, because it changes earlier turns or counts them, is refused.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from agentloop.chat.formats import FORMATS, ToolFormat, load_format
+from agentloop.chat.continuation import (
+    QUESTION,
+    TOOL,
+    VALUE,
+    Continuation,
+    Continuations,
+    assistant,
+    changes,
+    result,
+    user,
+)
+from agentloop.chat.fold import fold_tools
+from agentloop.chat.formats import ToolFormat, find_format, known_formats, load_format
+from agentloop.chat.images import ImageTokens
+from agentloop.chat.rendering import MARK, Rendering
 from agentloop.chat.sampled import SampledText
+from agentloop.chat.template import Template, Tools
 from agentloop.chat.tokenizer import SafeEncoder
 from agentloop.errors import ModelError
 from agentloop.types import Message, ParsedTurn, StopReason
@@ -25,14 +43,8 @@ REMEMBERED = 1024
 REMEMBERED_CHARACTERS = 32_000
 """The ids of so many renderings are kept, of messages no longer than this."""
 
-QUESTION, ANSWER = "PROBE-QUESTION", "PROBE-ANSWER"
-CALL: dict[str, Any] = {"name": "probe_tool", "arguments": {"argument": "value"}}
-MARK = "\ue0a7"
-"""Stands around the number of a control token while its content is rendered; a private-use character."""
-
-
-Tools = list[dict[str, Any]] | None
-"""Tool schemas that the template shows the model."""
+REASONING_OPENINGS = ("<think>", "[THINK]", "<|START_THINKING|>")
+"""A generation prompt that ends in one of these has the model begin inside of its reasoning."""
 
 
 class ChatRenderer:
@@ -41,35 +53,69 @@ class ChatRenderer:
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         chat_template: Jinja text that replaces the tokenizer's own.
-        tool_format: name of the tool-call format; None: found by rendering a call and reading it back.
+        tool_format: name of the tool-call format; None: found by rendering calls and reading them back.
+        chat_template_kwargs: further variables of the template, such as `{"enable_thinking": False}`.
+        tool_role: how tool results are shown. `tool`: as the template's own tool messages. `user`: for a template that
+            has none, as users' messages; the tools are then described in the system message.
+        images: how the model's images count in tokens; None: messages hold no images.
 
     Attributes:
-        end_of_turn: id of the token that ends an assistant's turn.
+        end_of_turn: id of the token that ends an assistant's turn within a conversation; None where none does (GLM).
+        closing_ids: ids that end a turn, wherever it stands: `<|im_end|>`; gpt-oss' `<|end|>`, `<|return|>`,
+        `<|call|>`. stop_token_ids: ids after which the model has spoken: where an engine should stop. tool_format:
+        reads its calls. unread_call: a call as the template renders it, when no known format reads it back; None: one
+        does.
 
     Raises:
-        ModelError: there is no chat template, its turns have no end token, or its tool calls cannot be read back.
+        ModelError: there is no chat template, or its turns end in no token.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: str | None = None, tool_format: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        tool_format: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tool_role: str = "tool",
+        images: ImageTokens | None = None,
+    ) -> None:
+        if tool_role not in ("tool", "user"):
+            raise ModelError(f"model.tool_role {tool_role!r} is not known", "one of: tool, user")
         self.tokenizer = tokenizer
-        self._template = chat_template or tokenizer.chat_template
-        if not self._template:
-            raise ModelError("the tokenizer has no chat template", "set model.chat_template to a Jinja file")
-        self._encoder = SafeEncoder(tokenizer)
-        self._remembered: dict[str, array[int]] = {}
-        self._can_append: set[tuple[tuple[str, ...], str]] = set()
-        self._end = self._find_end()
-        self.end_of_turn: int = self._encoder.added[self._end]
-        self._format = load_format(tool_format) if tool_format else self._find_format()
-        self._stop_ids = {self.end_of_turn, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        self.template = Template(tokenizer, chat_template, chat_template_kwargs or {})
+        self.encoder = SafeEncoder(tokenizer)
+        self._rendering = Rendering(self.template, self.encoder, images)
+        self._continuations = Continuations(self._rendering)
+        self._folds = tool_role == "user"
+        self._remembered: dict[str, Any] = {}
+        self._system_shown = False
+        answer = self._continuations.answer_end
+        call = None if self._folds else self._continuations.call_end
+        ends = [end for end in (answer, call) if end is not None]
+        added = self.encoder.added
+        self.end_of_turn: int | None = added[answer.closer] if answer.closer else None
+        self.closing_ids = frozenset(added[token] for end in ends for token in (end.closer, end.final) if token)
+        finals = {added[end.final] for end in ends if end.final}
+        self.stop_token_ids: list[int] = sorted(finals | set(self._continuations.openings.values()))
+        special = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        self._stop_ids = frozenset(self.stop_token_ids) | self.closing_ids | special
+        self.opens_reasoning = self._generation_prompt().rstrip().endswith(REASONING_OPENINGS)
+        self.unread_call: str | None = None
+        self.tool_format: ToolFormat = load_format(tool_format) if tool_format else self._find_format()
 
     def start(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids of a conversation's start, up to and including the generation prompt."""
 
-        def render(messages: Sequence[Message], tools: Tools) -> str:
-            return self._render(messages, tools, generate=True)
+        def build(messages: Sequence[Message], tools: Tools) -> array[int]:
+            return array(
+                "i", self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
+            )
 
-        return self._ids(f"start{messages!r}{tools!r}", messages, tools, render)
+        if self._folds:
+            messages, tools = fold_tools(messages, tools), None
+        self._system_shown |= bool(messages) and messages[0]["role"] == "system"
+        ids: array[int] = self._memo(f"start{self._rendering.schemas_key(tools)}{messages!r}", build, messages, tools)
+        return ids.tolist()
 
     def extend(
         self,
@@ -80,23 +126,27 @@ class ChatRenderer:
     ) -> list[int]:
         """The ids to append so that the model can speak after the new `messages`.
 
+        What the turn lacks of its own end comes first: the end-of-turn token after a `length` stop, the separator that
+        the template puts behind that token. What was sampled of it already, be it the token that opens the next turn
+        (GLM) or one that ends the last turn of all (gpt-oss' `<|return|>`), is not repeated.
+
         Args:
             token_ids: the trajectory so far; it ends in a sampled turn.
-            stop_reason: how that turn ended; without its end-of-turn token, that token comes first.
+            stop_reason: how that turn ended. What counts is what `token_ids` end in.
             messages: only the new ones.
+            tools: the schemas that `start` was given. They are known again by identity: do not change them in place.
 
         Raises:
             ModelError: the template cannot render these messages after an assistant turn.
         """
-        # The end-of-turn token is encoded along and then left out: what follows a token can be encoded another way than
-        # what begins a text, and some such tokens take the white space behind them.
-
-        def render(messages: Sequence[Message], _: None) -> str:
-            return self._from_end_of_turn(messages, tools)
-
-        ids = self._ids(f"extend{messages!r}{tools!r}", messages, None, render)
-        assert ids[0] == self.end_of_turn
-        return ids[1:] if token_ids and token_ids[-1] == self.end_of_turn else ids
+        if self._folds:
+            messages, tools = fold_tools(messages, None), None
+        names = self._called_names(token_ids, messages)
+        key = f"extend{self._rendering.schemas_key(tools)}{names}{messages!r}"
+        found: Continuation = self._memo(key, lambda m, t: self._continuations.find(m, t, names), messages, tools)
+        if found.moves_system and self._system_shown:
+            raise changes("the system message", messages)
+        return found.ids[self._already_there(token_ids, found) :].tolist()
 
     def check(self, tools: Tools = None) -> None:
         """Refuse, before a run starts, a template that cannot go on after a turn (DESIGN section 3, rule 6).
@@ -107,192 +157,190 @@ class ChatRenderer:
         Raises:
             ModelError: what the template cannot do.
         """
-        self.start([_user(QUESTION)], tools)
-        self.extend([], StopReason.STOP, [{"role": "tool", "content": "x"} if tools else _user("x")], tools)
+        if tools and self.unread_call is not None:
+            raise ModelError(
+                f"no known format reads the template's tool call back: {self.unread_call!r}",
+                f"set model.tool_format to one of {', '.join(sorted(known_formats()))}, or model.chat_template to a "
+                "matching one",
+            )
+        self.start([user(QUESTION)], tools)
+        self.extend([], StopReason.STOP, [result("x") if tools else user("x")], tools)
 
-    def parse(self, sampled_ids: Sequence[int]) -> ParsedTurn:
-        """Read one sampled turn; its end-of-turn token is left out, bytes that are no UTF-8 become U+FFFD."""
-        ids = list(sampled_ids)
-        while ids and ids[-1] in self._stop_ids:
-            ids.pop()
-        return self._format.parse(SampledText(self.decode(ids)))
+    def parse(self, sampled_ids: Sequence[int], tools: Tools = None) -> ParsedTurn:
+        """Read one sampled turn; the token that ended it is left out, bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            sampled_ids: as the engine gave them.
+            tools: schemas, for formats that write arguments without types.
+        """
+        end = len(sampled_ids)
+        while end and sampled_ids[end - 1] in self._stop_ids:
+            end -= 1
+        turn = self._rendering.text_of(list(sampled_ids[:end]))
+        return self.tool_format.parse(turn, list(tools) if tools else None, reasoning_open=self.opens_reasoning)
+
+    def whole(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
+        """Ids of a whole conversation with the generation prompt, rendered and encoded in one piece.
+
+        It is what episodes are proven against, and never what they are made of: it renders sampled turns again.
+        """
+        if self._folds:
+            messages, tools = fold_tools(messages, tools), None
+        return self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
+
+    def turn_ids(self, message: Message, *, cut: bool = False) -> list[int]:
+        """The ids of an assistant's message as a model would sample it, with the token that ends it unless `cut`.
+
+        It is the answer to a question: behind a longer history a template may write the earlier turns in another way.
+
+        Raises:
+            ModelError: the template cannot render it.
+        """
+        folded = fold_tools([message], None)[0] if self._folds else message
+        text = self._rendering.protected([folded], None, lambda m, _: self._turn_text(m[0]))
+        ids = self.encoder.encode_protected(text, MARK)
+        end = max((i for i, token in enumerate(ids) if token in self.stop_token_ids), default=None)
+        if end is not None:
+            return ids[:end] if cut else ids[: end + 1]
+        if cut or not self.stop_token_ids:
+            return ids
+        # Nothing ends a turn: the model stops by opening the next one.
+        is_call = bool(message.get("tool_calls"))
+        return [*ids, self._continuations.openings[is_call]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control tokens shown."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self.encoder.decode(ids)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of content, as plain text."""
-        return self._encoder.encode_plain(text)
+        return self.encoder.encode_plain(text)
 
-    # -- inside ------------------------------------------------------------------------------------------------------
+    def keeps_system(self, conversation: list[Message], tools: Tools = None) -> bool:
+        """Whether a system message before this conversation stays where the first prompt showed it."""
+        if self._folds:
+            conversation, tools = fold_tools(conversation, None), None
+        return self._continuations.keeps_system(conversation, tools)
 
-    def _ids(self, key: str, messages: Sequence[Message], tools: Tools, render: Callable[..., str]) -> list[int]:
-        """Ids of what `render` makes of the messages. The samples of a group begin alike: repeats are remembered."""
+    def shows_tools(self, tools: Tools) -> bool:
+        """Whether the first prompt tells the model of the tools."""
+        return self._folds or self.template.render([user(QUESTION)], tools, generate=True) != self.template.render(
+            [user(QUESTION)], None, generate=True
+        )
+
+    def _memo(self, key: str, build: Callable[..., Any], messages: Sequence[Message], tools: Tools) -> Any:
+        """What `build` makes of the messages. The samples of a group begin alike: repeats are remembered."""
         known = self._remembered.get(key)
-        if known is not None:
-            return known.tolist()
-        ids = self._encode(messages, tools, render)
-        if len(key) <= REMEMBERED_CHARACTERS:
-            if len(self._remembered) >= REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]  # the oldest: groups come and go in order
-            self._remembered[key] = array("i", ids)
-        return ids
+        if known is None:
+            known = build(messages, tools)
+            if len(key) <= REMEMBERED_CHARACTERS:
+                if len(self._remembered) >= REMEMBERED:
+                    del self._remembered[next(iter(self._remembered))]  # the oldest: groups come and go in order
+                self._remembered[key] = known
+        return known
 
-    def _encode(self, messages: Sequence[Message], tools: Tools, render: Callable[..., str]) -> list[int]:
-        """Encode what `render` makes of the messages; control tokens in them and in the tools stay plain text."""
-        if not any(self._encoder.has_control(text) or MARK in text for text in _texts([*messages, tools])):
-            return self._encoder.encode(render(messages, tools))
-        protected = [_separate_parts(_map_texts(message, self._protect)) for message in messages]
-        return self._encoder.encode_protected(render(protected, _map_texts(tools, self._protect)), MARK)
+    def _called_names(self, token_ids: Sequence[int], messages: Sequence[Message]) -> tuple[str, ...]:
+        """Names of the tools whose results lead the new messages; some templates write them."""
+        names: list[str] = []
+        unknown = False
+        for message in messages:
+            if message["role"] != "tool":
+                break
+            name = message.get("name")
+            unknown |= not name
+            names.append(self._rendering.harmless(str(name or TOOL)))
+        if unknown and self._continuations.names_matter:
+            called = [call.name for call in self.parse(self._last_turn(token_ids)).tool_calls]
+            for i, message in enumerate(messages[: len(names)]):
+                if not message.get("name"):
+                    if not called:
+                        raise ModelError(
+                            "the chat template writes the name of the called tool beside its result, and the turn "
+                            "before holds no call that could be read",
+                            'give the message a name: {"role": "tool", "name": ..., "content": ...}',
+                        )
+                    names[i] = self._rendering.harmless(called[min(i, len(called) - 1)])
+        return tuple(names)
 
-    def _protect(self, text: str) -> str:
-        return self._encoder.protect(text.replace(MARK, "\ufffd"), MARK)
+    def _already_there(self, token_ids: Sequence[int], found: Continuation) -> int:
+        """How much of the continuation the trajectory ends in."""
+        if not token_ids:
+            return 0
+        ids, lead = found.ids, found.lead
+        key = found.closed or lead  # what ends the turn, or the token that opens the next one, is ids[key - 1]
+        for end in range(lead, key, -1):
+            if array("i", token_ids[key - end - 1 :]) == ids[key - 1 : end]:
+                return end  # with a separator behind it
+        if token_ids[-1] == ids[key - 1] or (found.closed and token_ids[-1] in self.closing_ids):
+            return key
+        for end in range(key - 1, 0, -1):
+            if array("i", token_ids[-end:]) == ids[:end]:
+                return end  # a part of what comes before it
+        return 0
 
-    def _from_end_of_turn(self, messages: Sequence[Message], tools: Tools) -> str:
-        """The template's text from an assistant turn's end token on, for these new messages."""
-        roles = tuple(message["role"] for message in messages)
-        history = [_user(QUESTION), _assistant(ANSWER, [CALL] if roles[:1] == ("tool",) else [])]
-        text = self._render([*history, *messages], tools, generate=True)
-        known = (roles, repr(tools))
-        if known not in self._can_append:
-            self._check_appends(history, messages, tools)
-            self._can_append.add(known)
-        return text[self._end_of_answer(text) :]
+    def _last_turn(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The end of the trajectory from its last generation prompt on. Only the last turn is looked through."""
+        opening = self.generation_prompt_ids
+        size = len(opening)
+        for begin in range(len(token_ids) - size, -1, -1):
+            if token_ids[begin] == opening[0] and list(token_ids[begin : begin + size]) == opening:
+                return token_ids[begin + size :]
+        return token_ids
 
-    def _check_appends(self, history: list[Message], messages: Sequence[Message], tools: Tools) -> None:
-        """Refuse a template that changes what came before the answer when it goes on, or that leaves a message out.
+    # -- formats -----------------------------------------------------------------------------------------------------
 
-        What it changes inside of the answer, such as reasoning that it drops, stays as it was sampled.
-        """
-        contents = [f"PROBE-CONTENT-{i}-" for i in range(len(messages))]
-        new: list[Message] = [
-            {**message, "content": content} for message, content in zip(messages, contents, strict=True)
-        ]
-        before = self._render(history, tools, generate=False)
-        after = self._render([*history, *new], tools, generate=True)
-        kept = before.find(QUESTION) + len(QUESTION)
-        if before[:kept] != after[:kept]:
-            raise ModelError(
-                "the chat template changes earlier turns when messages are added: what was sampled cannot stay",
-                "set model.chat_template to one that only appends",
-            )
-        self._end_of_answer(before)
-        end = self._end_of_answer(after)
-        for message, content in zip(messages, contents, strict=True):
-            if content not in after[end:]:
-                raise ModelError(
-                    f"the chat template leaves out a message of role {message['role']} after an assistant turn",
-                    "set model.chat_template to one that renders it",
-                )
-
-    def _end_of_answer(self, text: str) -> int:
-        """Where the end-of-turn token of the probe's answer stands in a rendering."""
-        question = text.find(QUESTION)
-        answer = max(text.find(ANSWER, question), text.find(CALL["name"], question))
-        end = text.find(self._end, answer)
-        if question < 0 or answer < 0 or end < 0:
-            raise ModelError(
-                f"the chat template does not end every assistant turn with {self._end}: {text[max(question, 0) :]!r}",
-                "set model.chat_template to one that does",
-            )
-        return end
-
-    def _find_end(self) -> str:
-        """The token that ends an assistant's turn: the first control token after what it said."""
-        text = self._render([_user(QUESTION), _assistant(ANSWER)], None, generate=False)
-        answer = text.rfind(ANSWER)
-        tail = text[answer + len(ANSWER) :] if answer >= 0 else text
-        end = self._encoder.find_control(tail)
-        if answer < 0 or end is None or tail[: end.start()].strip():
-            raise ModelError(
-                f"the chat template ends an assistant turn with {tail!r}, which holds no end-of-turn token",
-                "use a template whose turns end in an added token such as <|im_end|>",
-            )
-        return end.group()
-
-    def _render(self, messages: Sequence[Message], tools: Tools, *, generate: bool) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=tools or None,
-                    chat_template=self._template,
-                    add_generation_prompt=generate,
-                    tokenize=False,
-                )
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as exc:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ModelError(
-                f"the chat template cannot render the roles [{roles}]: {exc}",
-                "change the rows' prompt, or set model.chat_template to one that can",
-            ) from exc
+    def _generation_prompt(self) -> str:
+        """What the template adds for the model to speak; empty when it adds nothing."""
+        without = self.template.render([user(QUESTION)], None, generate=False)
+        prompted = self.template.render([user(QUESTION)], None, generate=True)
+        if prompted.startswith(without) and len(prompted) > len(without):
+            return prompted[len(without) :]
+        return prompted[self._rendering.common_prefix(without, prompted) :]
 
     def _find_format(self) -> ToolFormat:
-        """The format that reads back a call which the template rendered."""
-        try:
-            text = self._render([_user(QUESTION), _assistant("", [CALL])], None, generate=False)
-        except ModelError:
-            text = QUESTION  # a template without tool calls
-        turn = text[text.rindex(QUESTION) + len(QUESTION) :]
-        for candidate in FORMATS.values():
-            parsed = candidate.parse(SampledText(turn))
-            if [(call.name, call.arguments) for call in parsed.tool_calls] == [(CALL["name"], CALL["arguments"])]:
-                return candidate
-        if CALL["name"] in turn:
-            known = ", ".join(sorted(FORMATS))
-            raise ModelError(
-                f"no known format reads the template's tool call back: {turn!r}",
-                f"set model.tool_format to one of {known}, or model.chat_template to a matching one",
-            )
-        return FORMATS["hermes"]  # it reads turns without calls as they are
+        """The format that reads back calls which the template rendered."""
 
+        def turn_of(calls: Sequence[dict[str, Any]]) -> SampledText | None:
+            message = assistant("")
+            message["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": f"probe{i:04d}",
+                    "function": {"name": one["name"], "arguments": one["arguments"]},
+                }
+                for i, one in enumerate(calls)
+            ]
+            try:
+                return self.rendered_turn(message)
+            except ModelError:
+                return None
 
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
+        turn = turn_of([{"name": TOOL, "arguments": {"argument": VALUE}}])
+        found = None
+        if turn is not None and TOOL in turn.text and not self._folds:
+            found = find_format(turn_of, None)
+            if found is None:
+                self.unread_call = turn.text
+        # hermes reads turns without calls as they are
+        return found or load_format("hermes")
 
+    def _turn_text(self, message: Message) -> str:
+        """An assistant's message as it stands at the end of a conversation, from behind the generation prompt on."""
+        prompt = self.template.render([user(QUESTION)], None, generate=True)
+        text = self.template.render([user(QUESTION), message], None, generate=False)
+        return text[self._rendering.common_prefix(prompt, text) :]
 
-def _assistant(text: str, calls: Sequence[dict[str, Any]] = ()) -> Message:
-    message: Message = {"role": "assistant", "content": text}
-    if calls:
-        message["tool_calls"] = [{"type": "function", "function": call} for call in calls]  # type: ignore[typeddict-item]
-    return message
+    @cached_property
+    def generation_prompt_ids(self) -> list[int]:
+        """What the template adds for the model to speak."""
+        return self.encoder.encode(self._generation_prompt())
 
+    def rendered_turn(self, message: Message) -> SampledText:
+        """An assistant's message as the template writes it when it comes last: what a model would sample.
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every string in a message, however deep: contents, reasoning, names, arguments. Parts also as one text."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-        parts = [item["text"] for item in value if isinstance(item, dict) and isinstance(item.get("text"), str)]
-        if len(parts) > 1:  # a template may write them one behind the other
-            yield "".join(parts)
-
-
-def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a message with every string of it changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(key): _map_texts(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_map_texts(item, change) for item in value]
-    return value
-
-
-def _separate_parts(message: Message) -> Message:
-    """Put a mark that stands for nothing between text parts, so that no two make up a control token."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    parts = [{**part, "text": MARK + MARK + part["text"]} if "text" in part else part for part in content]
-    return {**message, "content": parts}
+        Raises:
+            ModelError: the template cannot render it.
+        """
+        turn = self._turn_text(fold_tools([message], None)[0] if self._folds else message)
+        controls = {match.start(): match.group() for match in self.encoder.pattern.finditer(turn)}
+        return SampledText(turn, controls, self.encoder.spellings)

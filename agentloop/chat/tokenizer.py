@@ -10,8 +10,12 @@ from typing import Any
 from agentloop.errors import ModelError
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, *, model: bool = True) -> Any:
     """Load the Hugging Face tokenizer of a model folder or hub id.
+
+    Args:
+        path: the folder or id.
+        model: the folder has to be a model's; else one with a tokenizer alone will do.
 
     `tokenizer.json` is read as it is. transformers' `AutoTokenizer` would import torch for it, which costs the process
     of the agent loops a second of CPU and 200 MB that it has no use for; it serves where there is no such file.
@@ -22,7 +26,7 @@ def load_tokenizer(path: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if model and folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(
             f"model.path {path} holds no config.json", "give the folder of a Hugging Face model, or a hub id"
         )
@@ -56,11 +60,13 @@ class SafeEncoder:
         self._backend = tokenizer.backend_tokenizer
         added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
         self.added: dict[str, int] = {token.content: index for index, token in added.items()}
-        self._ids = frozenset(added)
+        self.ids = frozenset(added)
+        self.spellings = frozenset(self.added)
+        self.spelling: dict[int, str] = {index: token.content for index, token in added.items()}
         self._order = list(self.added)
         self._number = {token: number for number, token in enumerate(self._order)}
         spellings = "|".join(re.escape(token) for token in sorted(self.added, key=len, reverse=True))
-        self._pattern = re.compile(spellings or r"(?!)")
+        self.pattern = re.compile(spellings or r"(?!)")
         self._eats_right = {token.content for token in added.values() if token.rstrip}
         self._eats_left = {token.content for token in added.values() if token.lstrip}
         # Tokens with this flag are looked for after normalization: "＜end＞" may become "<end>" only then.
@@ -68,18 +74,22 @@ class SafeEncoder:
 
     def find_control(self, text: str, start: int = 0) -> re.Match[str] | None:
         """The first spelling of a control token in `text[start:]`."""
-        return self._pattern.search(text, start)
+        return self.pattern.search(text, start)
 
     def has_control(self, text: str) -> bool:
         """Whether the tokenizer would find a control token in `text`."""
-        if self._pattern.search(text):
+        if self.pattern.search(text):
             return True
-        return self._matches_normalized and self._pattern.search(self._normalized(text)) is not None
+        return self._matches_normalized and self.pattern.search(self._normalized(text)) is not None
 
     def encode(self, text: str) -> list[int]:
         """Encode text of the template: control tokens become their ids, nothing is added around."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, control tokens shown, nothing tidied up; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def encode_plain(self, text: str) -> list[int]:
         """Encode text of a user, a tool or a page: no control id can come out."""
@@ -87,9 +97,9 @@ class SafeEncoder:
 
     def protect(self, text: str, mark: str) -> str:
         """`text` with every control spelling replaced by `mark` + number + `mark`."""
-        if self._matches_normalized and not self._pattern.search(text):
+        if self._matches_normalized and not self.pattern.search(text):
             text = self._normalized(text)
-        return self._pattern.sub(lambda match: f"{mark}{self._number[match.group()]}{mark}", text)
+        return self.pattern.sub(lambda match: f"{mark}{self._number[match.group()]}{mark}", text)
 
     def encode_protected(self, text: str, mark: str) -> list[int]:
         """Encode a rendering whose contents were protected: template tokens become ids, contents stay text.
@@ -105,7 +115,7 @@ class SafeEncoder:
 
         ids: list[int] = []
         position = 0
-        for match in self._pattern.finditer(text):
+        for match in self.pattern.finditer(text):
             if match.start() < position:
                 continue  # a later token inside the white space that an earlier one took
             piece = text[position : match.start()]
@@ -129,7 +139,7 @@ class SafeEncoder:
 
     def _piece(self, model: Any, piece: str) -> Sequence[int]:
         ids = [token.id for token in model.tokenize(piece)]
-        if len(piece) > 1 and not self._ids.isdisjoint(ids):
+        if len(piece) > 1 and not self.ids.isdisjoint(ids):
             # A vocabulary may hold the spelling of a control token as a word of its own: halves do not match it.
             half = len(piece) // 2
             return [*self._piece(model, piece[:half]), *self._piece(model, piece[half:])]

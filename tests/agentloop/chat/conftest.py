@@ -12,7 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from agentloop.chat import ChatRenderer
 
-CONTROL = re.compile(r"<\|[\w▁]+\|>|<(?:bos|eos|start_of_turn|end_of_turn|start_of_image|think|tool_call)>|</\w+_call>")
+CONTROL = re.compile(
+    r"<\|[\w▁]+\|>|<(?:bos|eos|sop|start_of_turn|end_of_turn|start_of_image|think|tool_call|arg_key|arg_value)>|</(?:think|\w+_call|arg_\w+)>"
+    r"|\[gMASK\]"
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +31,5 @@ def renderer_of(shared: Path) -> Callable[..., ChatRenderer]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(shared / "tokenizers" / "qwen"))
     spellings = {token for template in templates.values() for token in CONTROL.findall(template)}
     tokenizer.add_tokens(sorted(spellings - set(tokenizer.get_vocab())), special_tokens=True)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
     return lambda name, **options: ChatRenderer(tokenizer, chat_template=templates[name], **options)

@@ -34,7 +34,7 @@ def template(request: pytest.FixtureRequest, renderer_of: Callable[..., ChatRend
 
 def rendered(renderer: ChatRenderer, messages: list[Message]) -> str:
     text: str = renderer.tokenizer.apply_chat_template(
-        messages, tools=SCHEMAS, chat_template=renderer._template, add_generation_prompt=True, tokenize=False
+        messages, tools=SCHEMAS, chat_template=renderer.template.text, add_generation_prompt=True, tokenize=False
     )
     return text
 
@@ -74,17 +74,17 @@ def test_extend_appends_what_the_template_writes_after_the_turn(
         turn["tool_calls"] = [
             {"type": "function", "function": {"name": "calculator", "arguments": arguments}} for arguments in calls
         ]
-    if any(renderer._encoder.has_control(text) for message in [*before, turn, *new] for text in strings(message)):
+    if any(renderer.encoder.has_control(text) for message in [*before, turn, *new] for text in strings(message)):
         return  # the oracle would make control tokens of them
 
     whole = rendered(renderer, [*before, turn, *new])
     end = renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn)
     after = whole[whole.index(end, whole.index(SAID)) :]
-    tail = renderer._encoder.encode(after)  # begins with the end-of-turn token
+    tail = renderer.encoder.encode(after)  # begins with the end-of-turn token
     sampled = [1, 2, 3] if cut else [1, 2, 3, renderer.end_of_turn]
     added = renderer.extend(sampled, "length" if cut else "stop", new, SCHEMAS)
     assert added == (tail if cut else tail[1:])
-    assert renderer._encoder.encode(whole)[-len(tail) :] == tail
+    assert renderer.encoder.encode(whole)[-len(tail) :] == tail
 
 
 def strings(value: Any) -> list[str]:
@@ -114,7 +114,7 @@ def test_no_message_can_speak_in_control_tokens(template: tuple[str, ChatRendere
         calm = {**hostile, "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     else:
         calm = {"role": hostile["role"], "content": "a"}
-    controls = set(renderer._encoder.added.values())
+    controls = set(renderer.encoder.added.values())
 
     def control_ids(message: Any) -> list[int]:
         return [token for token in renderer.extend([], "length", [message], SCHEMAS) if token in controls]
@@ -131,7 +131,7 @@ def test_hostile_text_beside_the_contents_of_a_prompt_stays_text(
     template: tuple[str, ChatRenderer], place: str
 ) -> None:
     _, renderer = template
-    controls = set(renderer._encoder.added.values())
+    controls = set(renderer.encoder.added.values())
 
     def control_ids(text: str) -> list[int]:
         at = {key: text if key == place else "calm" for key in ("argument", "value", "reasoning", "schema")}
@@ -148,21 +148,6 @@ def test_hostile_text_beside_the_contents_of_a_prompt_stays_text(
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("glm4moe", "no end-of-turn token"),
-        ("gptoss", "no known format reads the template's tool call back"),
-        ("llama3_1", "no known format reads the template's tool call back"),
-    ],
-)
-def test_a_template_that_cannot_keep_the_law_is_refused_before_a_run(
-    renderer_of: Callable[..., ChatRenderer], name: str, says: str
-) -> None:
-    with pytest.raises(ModelError, match=says):
-        renderer_of(name)
-
-
-@pytest.mark.parametrize(
     ("name", "says"), [("gemma3", r"cannot render the roles \[user, assistant, tool\]"), ("phi3_5", "leaves out")]
 )
 def test_a_template_without_tool_messages_is_refused_for_tools_alone(
@@ -172,11 +157,6 @@ def test_a_template_without_tool_messages_is_refused_for_tools_alone(
     renderer.check()
     with pytest.raises(ModelError, match=says):
         renderer.check(SCHEMAS)
-
-
-def test_a_template_that_ends_calls_in_another_way_is_refused(renderer_of: Callable[..., ChatRenderer]) -> None:
-    with pytest.raises(ModelError, match="does not end every assistant turn"):
-        renderer_of("gptoss", tool_format="hermes").check(SCHEMAS)
 
 
 def test_the_template_passes_its_own_check(template: tuple[str, ChatRenderer]) -> None:

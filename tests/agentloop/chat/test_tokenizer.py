@@ -75,7 +75,7 @@ def test_a_protected_text_has_the_templates_control_tokens_and_no_other(
     ids = encoder.encode_protected(text, MARK)
     # what the template wrote, contents being replaced by a letter that joins with nothing
     shell = "".join("\x00" if is_content else text for text, is_content in contents)
-    expected = [encoder.added[match] for match in encoder._pattern.findall(shell)]
+    expected = [encoder.added[match] for match in encoder.pattern.findall(shell)]
     assert [token for token in ids if token in set(encoder.added.values())] == expected
 
 

@@ -1,0 +1,121 @@
+"""A chat template, compiled once and rendered as `apply_chat_template` renders it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agentloop.errors import ModelError
+from agentloop.types import Message
+
+Tools = Sequence[dict[str, Any]] | None
+"""Tool schemas that the template shows the model."""
+
+
+class Template:
+    """Text of a conversation. transformers' own sandboxed environment runs the template; what surrounds it there (deep
+    copies of every message, a new special-tokens map for each call) costs three times the rendering and is done once.
+
+    Args:
+        tokenizer: its special tokens are variables of the template (`bos_token`, `eos_token`).
+        text: Jinja text; None: the tokenizer's own, which may be one for plain chats and another for tools.
+        variables: further variables of the template, such as `enable_thinking`.
+
+    Raises:
+        ModelError: there is no template, or it is no valid Jinja.
+    """
+
+    def __init__(self, tokenizer: Any, text: str | None, variables: Mapping[str, Any]) -> None:
+        own = text or tokenizer.chat_template
+        if not own:
+            raise ModelError("the tokenizer has no chat template", "set model.chat_template to a Jinja file")
+        named: dict[str, str] = own if isinstance(own, dict) else {"default": own}
+        if "default" not in named:
+            raise ModelError(
+                f"the tokenizer has several chat templates and no default: {', '.join(sorted(named))}",
+                "set model.chat_template to the Jinja file of one of them",
+            )
+        self._plain = _compile(named["default"])
+        self._with_tools = _compile(named["tool_use"]) if "tool_use" in named else self._plain
+        self.text = named["default"]
+        self._variables = {"documents": None, **tokenizer.special_tokens_map, **variables}
+
+    def render(self, messages: Sequence[Message], tools: Tools, *, generate: bool) -> str:
+        """The conversation's text, with the generation prompt when `generate`.
+
+        Raises:
+            ModelError: the template refuses these messages; its own words are in the error.
+        """
+        from jinja2 import TemplateError
+
+        compiled = self._with_tools if tools else self._plain
+        try:
+            return str(
+                compiled.render(
+                    messages=[_plain(message) for message in messages],
+                    tools=list(tools) if tools else None,
+                    add_generation_prompt=generate,
+                    **self._variables,
+                )
+            )
+        except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as exc:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ModelError(
+                f"the chat template cannot render the roles [{roles}]: {exc}",
+                "change the rows' prompt, or set model.chat_template to one that can",
+            ) from exc
+
+
+def _compile(text: str) -> Any:
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        return _compile_jinja_template(text)
+    except TemplateSyntaxError as exc:
+        raise ModelError(
+            f"the chat template is no valid Jinja: line {exc.lineno}: {exc.message}", "correct it, or use another"
+        ) from exc
+
+
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """The message as transformers shows it to a template: no None, reasoning under each of its names, no rich object.
+
+    A template is code that came with the model; an image object would give it methods to call.
+    """
+    shown = {key: value for key, value in message.items() if value is not None}
+    for key in REASONING_KEYS:
+        if key in shown:
+            shown = {"thinking": shown[key], **shown, "reasoning_content": shown[key]}
+            break
+    content = shown.get("content")
+    if isinstance(content, list):
+        shown["content"] = [
+            {
+                key: value if isinstance(value, str | int | float) else f"<{type(value).__name__}>"
+                for key, value in part.items()
+            }
+            if isinstance(part, dict)
+            else str(part)
+            for part in content
+        ]
+    return shown
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every string in a message or schema, however deep. The text parts of one content also as one text."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+        parts = [item["text"] for item in value if isinstance(item, dict) and isinstance(item.get("text"), str)]
+        if len(parts) > 1:  # a template may write them one behind the other
+            yield "".join(parts)

@@ -1,0 +1,147 @@
+"""The proof of a template: what it finds of real ones, and that it finds planted faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from agentloop.chat import ChatRenderer
+from agentloop.chat.battery import TOOLS
+from agentloop.chat.proof import Verdict, prove
+from agentloop.errors import ModelError
+from agentloop.types import Message
+
+Renderers = Callable[..., ChatRenderer]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("gemma3", Verdict.EXACT),
+        ("glm4moe", Verdict.KEPT),
+        ("gptoss", Verdict.KEPT),
+        ("llama3_1", Verdict.EXACT),
+        ("phi3_5", Verdict.EXACT),
+        ("qwen2_5", Verdict.EXACT),
+        ("qwen2_5_vl", Verdict.EXACT),
+        ("qwen3", Verdict.KEPT),
+        ("qwen3_instruct_2507", Verdict.EXACT),
+        ("qwen3_vl", Verdict.EXACT),
+    ],
+)
+def test_what_the_proof_finds_of_real_templates(renderer_of: Renderers, name: str, verdict: Verdict) -> None:
+    proof = prove(renderer_of(name), count=60)
+    assert (proof.verdict, proof.reason, proof.conversations) == (verdict, "", 60)
+    assert proof.turns > 100
+    assert bool(proof.differences) == (verdict is Verdict.KEPT)
+    assert {piece.author for piece in proof.example} == {"prompt", "model", "template"}
+
+
+class Broken(ChatRenderer):
+    """A renderer with a planted fault."""
+
+    fault = ""
+
+    def extend(
+        self, token_ids: Sequence[int], stop_reason: Any, messages: Sequence[Message], tools: Any = None
+    ) -> list[int]:
+        ids = super().extend(token_ids, stop_reason, messages, tools)
+        if self.fault == "separator":  # the newline behind <|im_end|> is lost
+            newline = self.encoder.encode("\n")[0]
+            return ids[1:] if ids[0] == newline else ids
+        if self.fault == "content" and len(messages) > 1:  # results are told in another order
+            return super().extend(token_ids, stop_reason, messages[::-1], tools)
+        if self.fault == "controls":  # contents are encoded like the template's own text
+            return self.encoder.encode(self.decode(ids))
+        if self.fault == "repeat":  # a part of the history is appended again
+            return [*super().start([{"role": "user", "content": "x"}]), *ids]
+        return ids
+
+    def start(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
+        return super().start(messages, None if self.fault == "schemas" else tools)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("separator", "what is appended after a turn does not join it"),
+        ("content", "what is appended after a turn is not what the template writes there"),
+        ("controls", "control tokens in a content become control tokens|is not what the template writes"),
+        ("repeat", "what is appended after a turn|written|another way"),
+        ("schemas", "the first prompt is not the template's own"),
+    ],
+)
+def test_planted_faults_are_found(renderer_of: Renderers, fault: str, reason: str) -> None:
+    good = renderer_of("qwen2_5")
+    broken = Broken(good.tokenizer, chat_template=good.template.text)
+    broken.fault = fault
+    proof = prove(broken, count=60)
+    assert proof.verdict is Verdict.REFUSED
+    with pytest.raises(ModelError, match=reason):
+        proof.require()
+
+
+TEMPLATES_THAT_BREAK_THE_LAW = {
+    # the number of messages stands in every turn
+    "counts": CHATML.replace("m.role + '\\n'", "m.role + ' of ' ~ (messages | length) ~ '\\n'"),
+    # the system message is shown with the last message alone
+    "moves the tools": "{% if tools %}{{ tools | length }}{% endif %}"
+    + CHATML.replace(
+        "{{ '<|im_start|>'", "{% if loop.last and m.role == 'user' %}{{ tools | tojson }}{% endif %}{{ '<|im_start|>'"
+    ),
+    # results are numbered through the conversation
+    "numbers results": CHATML.replace(
+        "+ m.content", "+ (m.content if m.role != 'tool' else loop.index ~ m.content) + (loop.index ~ '')"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES_THAT_BREAK_THE_LAW))
+def test_a_template_that_cannot_only_append_is_refused(renderer_of: Renderers, name: str) -> None:
+    tokenizer = renderer_of("qwen2_5").tokenizer
+    proof = prove(ChatRenderer(tokenizer, chat_template=TEMPLATES_THAT_BREAK_THE_LAW[name]), TOOLS, count=30)
+    with pytest.raises(ModelError, match=r"changes earlier turns|depends on the turns before"):
+        proof.require(tools=True, users=True)
+
+
+def test_a_run_is_refused_for_what_it_needs_alone(renderer_of: Renderers) -> None:
+    proof = prove(renderer_of("phi3_5"), count=20)
+    proof.require(users=True, system=True)
+    with pytest.raises(ModelError, match=r"the run needs tool results: .*leaves out a message of role tool") as refused:
+        proof.require(tools=True)
+    assert "model.tool_role" in str(refused.value)
+
+
+def test_a_system_message_that_moves_is_refused_where_there_is_one(renderer_of: Renderers) -> None:
+    template = CHATML.replace(
+        "{% for m in messages %}", "{% set s = messages[0] %}{% for m in messages[first:] %}"
+    ).replace("+ m.content", "+ (s.content if first and loop.last else '') + m.content")
+    template = "{% set first = 1 if messages[0].role == 'system' else 0 %}" + template
+    renderer = ChatRenderer(renderer_of("qwen2_5").tokenizer, chat_template=template)
+    proof = prove(renderer, count=20)
+    assert proof.verdict is Verdict.EXACT
+    with pytest.raises(ModelError, match=r"system messages: .*elsewhere"):
+        proof.require(system=True)
+    user: Message = {"role": "user", "content": "x"}
+    ids = renderer.start([user])
+    renderer.extend(ids, "length", [user])
+    ids = renderer.start([{"role": "system", "content": "Obey."}, user])
+    with pytest.raises(ModelError, match="changes the system message"):
+        renderer.extend(ids, "length", [user])
+
+
+def test_the_proof_says_what_is_left_out(renderer_of: Renderers) -> None:
+    missing = prove(renderer_of("qwen2_5_vl"), count=10).abilities.missing
+    assert "describe the tools" in missing["tool schemas"] and "tool calls" in missing
+
+
+def test_variables_of_the_template_reach_it(renderer_of: Renderers) -> None:
+    renderer = renderer_of("qwen3", chat_template_kwargs={"enable_thinking": False})
+    assert renderer.decode(renderer.start([{"role": "user", "content": "x"}])).endswith("<think>\n\n</think>\n\n")
+    assert prove(renderer, count=20).verdict is Verdict.KEPT
