@@ -151,7 +151,6 @@ def test_hostile_text_beside_the_contents_of_a_prompt_stays_text(
     ("name", "says"),
     [
         ("glm4moe", "no end-of-turn token"),
-        ("gptoss", "no known format reads the template's tool call back"),
         ("llama3_1", "no known format reads the template's tool call back"),
     ],
 )
