@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
+
+_SPACE = re.compile(r"\s*")
+
+
+def skip_space(text: str, position: int) -> int:
+    """The first place in `text` from `position` on that holds no white space; the text's length: none."""
+    space = _SPACE.match(text, position)
+    assert space is not None  # it matches the empty text too
+    return space.end()
 
 
 class SampledText:
@@ -55,9 +65,7 @@ class SampledText:
 
     def skip_space(self, position: int) -> int:
         """The first place from `position` on that holds no white space; the text's length: none."""
-        while position < len(self.text) and self.text[position].isspace():
-            position += 1
-        return position
+        return skip_space(self.text, position)
 
     def cut(self, start: int, end: int | None = None) -> SampledText:
         """The part from `start` to `end`, with the control tokens that stand wholly inside of it."""

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentloop.chat.formats.base import BaseFormat, TaggedFormat, ToolFormat, Tools
+from agentloop.chat.formats.cohere import CohereFormat
+from agentloop.chat.formats.deepseek_v3 import DeepSeekV3Format
+from agentloop.chat.formats.glm45 import Glm45Format
+from agentloop.chat.formats.harmony import HarmonyFormat
 from agentloop.chat.formats.hermes import HermesFormat
+from agentloop.chat.formats.lfm2 import Lfm2Format
+from agentloop.chat.formats.llama3_json import Llama3JsonFormat
+from agentloop.chat.formats.mistral import MistralFormat
+from agentloop.chat.formats.qwen3_coder import Qwen3CoderFormat
 from agentloop.chat.sampled import SampledText
 from agentloop.errors import ModelError
 
@@ -28,10 +36,35 @@ __all__ = [
 TOOL_FORMATS = "agentloop.tool_formats"
 """The entry-point group in which other packages register formats: a class without arguments, or an instance."""
 
-FORMATS: dict[str, ToolFormat] = {form.name: form for form in (HermesFormat(),)}
+FORMATS: dict[str, ToolFormat] = {
+    form.name: form
+    for form in (
+        HermesFormat(),
+        Qwen3CoderFormat(),
+        Glm45Format(),
+        Llama3JsonFormat(),
+        MistralFormat(),
+        HarmonyFormat(),
+        DeepSeekV3Format(),
+        Lfm2Format(),
+        CohereFormat(),
+    )
+}
 """The built-in formats, in the order in which they are tried on a template."""
 
-ALIASES = {"qwen2_5": "hermes", "qwen3": "hermes"}
+ALIASES = {
+    "qwen2_5": "hermes",
+    "qwen3": "hermes",
+    "qwen3_5": "qwen3_coder",
+    "glm4_5": "glm45",
+    "llama3": "llama3_json",
+    "gpt_oss": "harmony",
+    "gptoss": "harmony",
+    "deepseek_r1": "deepseek_v3",
+    "pythonic": "lfm2",
+    "command": "cohere",
+}
+"""Other names of formats, those of the models that write them."""
 
 Call = dict[str, Any]
 """`{"name": .., "arguments": {..}}`."""

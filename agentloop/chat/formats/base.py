@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from agentloop.chat.call_json import CallError, read_json
-from agentloop.chat.sampled import SampledText
+from agentloop.chat.sampled import SampledText, skip_space
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
 Tools = list[dict[str, Any]]
@@ -70,23 +72,38 @@ class BaseFormat(ABC):
 
 
 class TaggedFormat(BaseFormat):
-    """A format whose calls stand between two tags. Subclasses write `read_call`."""
+    """A format whose calls stand between two tags. Subclasses write `read_call`.
+
+    Attributes:
+        opening: the tag before a call, or before the list of them.
+        closing: the tag behind it.
+        dropped: tags that are left out of the text around the calls.
+    """
 
     opening: str
     closing: str
+    dropped: tuple[str, ...] = ()
 
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
         kept: list[str] = []
         position = 0
         while (start := turn.find(self.opening, position)) >= 0:
-            kept.append(turn.text[position:start])
+            kept.append(self._around(turn, position, start))
             position = self.read_call(turn, start + len(self.opening), parsed, tools)
-        kept.append(turn.text[position:])
+        kept.append(self._around(turn, position, len(turn)))
         return "".join(kept)
 
     @abstractmethod
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
         """Add the call whose body begins at `start` to `parsed`; returns where the text goes on."""
+
+    def _around(self, turn: SampledText, start: int, end: int) -> str:
+        """The text between two calls, without the tags that are dropped."""
+        kept: list[str] = []
+        while (found := turn.find_first(self.dropped, start)) and found[0] < end:
+            kept.append(turn.text[start : found[0]])
+            start = found[0] + len(found[1])
+        return "".join([*kept, turn.text[start:end]])
 
     def end_call(self, turn: SampledText, end: int) -> int:
         """Where the text goes on behind the closing tag that follows a body which ends at `end`.
@@ -154,3 +171,43 @@ def read_object(text: str, start: int) -> tuple[dict[str, Any], int]:
     if not isinstance(value, dict):
         raise CallError("the arguments are not a JSON object")
     return value, end
+
+
+def read_calls(text: str, start: int, parsed: ParsedTurn, call_of: Callable[[Any], ToolCall]) -> tuple[int, str | None]:
+    """Read a JSON array of calls one by one: a bad one, or a cut, does not cost those before it.
+
+    Args:
+        call_of: makes the call of a value; what it raises makes that one malformed.
+
+    Returns:
+        Where the text goes on behind the array, and None; or where it is at fault, and the fault.
+    """
+    position = skip_space(text, start)
+    if not text.startswith("[", position):
+        return position, "the calls are not a JSON array"
+    position = skip_space(text, position + 1)
+    while not text.startswith("]", position):
+        try:
+            value, end = read_json(text, position)
+        except CallError as exc:
+            return position, why(exc, text)
+        try:
+            parsed.tool_calls.append(call_of(value))
+        except CallError as exc:
+            parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
+        position = skip_space(text, end)
+        if text.startswith(",", position):
+            position = skip_space(text, position + 1)
+        elif not text.startswith("]", position):
+            cut = position == len(text)
+            return position, f"{'cut off: ' * cut}calls are separated by commas, and ] ends their array"
+    return position + 1, None
+
+
+def why(fault: CallError, text: str) -> str:
+    """What to tell the model of JSON that cannot be read: that it does not end, where the text ends before it."""
+    cause = fault.__cause__
+    if isinstance(cause, json.JSONDecodeError):
+        at_end = cause.pos >= len(text.rstrip()) or cause.msg.startswith("Unterminated string")
+        return "cut off before the JSON ends" if at_end else str(fault)
+    return str(fault)

@@ -1,0 +1,61 @@
+"""`<tool_call>NAME\\n<arg_key>KEY</arg_key>\\n<arg_value>VALUE</arg_value>\\n</tool_call>`: GLM 4.5 and later."""
+
+from __future__ import annotations
+
+import re
+
+from agentloop.chat.call_json import CallError
+from agentloop.chat.formats.base import TaggedFormat, Tools
+from agentloop.chat.formats.typed import read_typed, schemas_of
+from agentloop.chat.sampled import SampledText
+from agentloop.types import ParsedTurn, ToolCall
+
+KEY, END_KEY = "<arg_key>", "</arg_key>"
+VALUE, END_VALUE = "<arg_value>", "</arg_value>"
+_NAME = re.compile(r"[^\s<>{}\"]+")
+
+
+class Glm45Format(TaggedFormat):
+    """Calls whose arguments are text between tags, typed by the tool's schema."""
+
+    name = "glm45"
+    opening, closing = "<tool_call>", "</tool_call>"
+
+    def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
+        call = ToolCall("", {})
+        end = start
+        try:
+            found = turn.find_first((KEY, self.closing), start)
+            if found is None:
+                raise CallError(f"cut off before {self.closing}")
+            call.name = turn.text[start : found[0]].strip()
+            if not _NAME.fullmatch(call.name):
+                raise CallError(f"{self.opening} has to be followed by the tool's name alone, then {KEY}")
+            schemas = schemas_of(tools, call.name)
+            end = found[0]
+            while turn.at(KEY, end):
+                key, value_at = _key(turn, end)
+                try:
+                    value, end = read_typed(
+                        turn, value_at, END_VALUE, (KEY, self.closing), schemas.get(key), own_lines=False
+                    )
+                except CallError as exc:
+                    raise CallError(f"argument {key!r}: {exc}") from exc
+                call.arguments[key] = value
+                end = turn.skip_space(end)
+            on = self.end_call(turn, end)
+        except CallError as exc:
+            return self.refuse(turn, start, end, str(exc), parsed)
+        parsed.tool_calls.append(call)
+        return on
+
+
+def _key(turn: SampledText, start: int) -> tuple[str, int]:
+    """The key at `start`, and where its value begins."""
+    close = turn.find(END_KEY, start)
+    if close < 0:
+        raise CallError(f"{KEY} without {END_KEY}")
+    place = turn.skip_space(close + len(END_KEY))
+    if not turn.at(VALUE, place):
+        raise CallError(f"{END_KEY} has to be followed by {VALUE}")
+    return turn.text[start + len(KEY) : close], place + len(VALUE)

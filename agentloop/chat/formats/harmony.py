@@ -1,0 +1,113 @@
+"""`<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{..}<|call|>`: gpt-oss.
+
+A turn is one or more messages: a header, `<|message|>`, the content and a token that ends it. The `<|start|>assistant`
+of the first one belongs to the prompt. A header names a channel, and a recipient when its message is a call; the
+recipient may stand before the channel or behind it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from agentloop.chat.call_json import CallError
+from agentloop.chat.formats.base import Tools, read_object, why
+from agentloop.chat.sampled import SampledText
+from agentloop.types import MalformedCall, ParsedTurn, ToolCall
+
+START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
+ENDS = ("<|end|>", "<|call|>", "<|return|>")
+ANALYSIS = "analysis"
+FUNCTIONS = "functions."
+CODE = "python"
+"""The recipient whose messages are program text, not JSON: a call with the one argument `code`."""
+NO_TOOL = ("", "all", "assistant", "user")
+
+_RECIPIENT = re.compile(r"(?:^|\s)to=(\S*)")
+
+
+class HarmonyFormat:
+    """Messages in channels: analysis is reasoning, what has a recipient is a call, the rest is text."""
+
+    name = "harmony"
+
+    def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
+        """Read one turn. A call that cannot be read is returned as malformed, with the reason."""
+        parsed = ParsedTurn(text="")
+        texts: list[str] = []
+        reasoning: list[str] = []
+        position = 0
+        if reasoning_open:
+            position = _stop(turn, 0)
+            reasoning.append(turn.text[:position])
+            position = _behind_ends(turn, position)
+        while position < len(turn):
+            message = turn.find(MESSAGE, position)
+            channel, recipient = _header(turn, position, message if message >= 0 else len(turn))
+            if message < 0:
+                # A header that was cut off says nothing yet, unless it is a call's; text without one is an answer.
+                if recipient:
+                    reason = f"cut off before {MESSAGE}"
+                    parsed.malformed_calls.append(MalformedCall(turn.text[position:].strip(), reason))
+                elif channel is None:
+                    texts.append(turn.text[position:])
+                break
+            content = message + len(MESSAGE)
+            if recipient:
+                stop = _read_call(turn, content, recipient, parsed)
+            else:
+                stop = _stop(turn, content)
+                (reasoning if channel == ANALYSIS else texts).append(turn.text[content:stop])
+            position = _behind_ends(turn, stop)
+        parsed.text = "\n".join(filter(None, map(str.strip, texts)))
+        parsed.reasoning = "\n".join(filter(None, map(str.strip, reasoning))) or None
+        return parsed
+
+
+def _header(turn: SampledText, start: int, end: int) -> tuple[str | None, str | None]:
+    """Channel and recipient of the header between `start` and `end`; None: it names none."""
+    typed = turn.find(CONSTRAIN, start, end)
+    end = typed if typed >= 0 else end
+    at = turn.find(CHANNEL, start, end)
+    places = [turn.text[start : at if at >= 0 else end], turn.text[at + len(CHANNEL) : end] if at >= 0 else ""]
+    found = [match[1] for match in map(_RECIPIENT.search, places) if match]
+    recipient = found[0] if found and found[0] not in NO_TOOL else None
+    words = places[1].split()
+    channel = None if at < 0 else words[0] if words else ""
+    return channel, recipient
+
+
+def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn) -> int:
+    """Read the call whose arguments begin at `start`; returns where its message stops."""
+    name = recipient.removeprefix(FUNCTIONS)
+    end = start
+    try:
+        arguments, end = read_object(turn.text, start)
+        stop = _stop(turn, end)
+        if turn.text[end:stop].strip():
+            raise CallError("text after the JSON object")
+        if not name:
+            raise CallError(f"to={FUNCTIONS} has to be followed by the tool's name")
+    except CallError as exc:
+        stop = _stop(turn, end)
+        body = turn.text[start:stop].strip()
+        if recipient != CODE or not body:
+            parsed.malformed_calls.append(MalformedCall(body, why(exc, turn.text[:stop])))
+            return stop
+        arguments = {"code": body}
+    parsed.tool_calls.append(ToolCall(name, arguments))
+    return stop
+
+
+def _stop(turn: SampledText, start: int) -> int:
+    """Where the content that begins at or before `start` ends."""
+    found = turn.find_first((*ENDS, START), start)
+    return found[0] if found else len(turn)
+
+
+def _behind_ends(turn: SampledText, position: int) -> int:
+    """Behind the token that ends a message, and the start of the next."""
+    for tag in ENDS:
+        if turn.at(tag, position):
+            position += len(tag)
+            break
+    return turn.skip_space(position)

@@ -1,0 +1,63 @@
+"""`[TOOL_CALLS] [{"name": .., "arguments": {..}, "id": ..}]`, and `[TOOL_CALLS]NAME[ARGS]{..}`: Mistral's models.
+
+The second form, of the newer tokenizers, is repeated for each call, and may hold the id: `NAME[CALL_ID]ID[ARGS]{..}`.
+"""
+
+from __future__ import annotations
+
+from agentloop.chat.call_json import CallError, read_json
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object, why
+from agentloop.chat.sampled import SampledText
+from agentloop.types import MalformedCall, ParsedTurn, ToolCall
+
+CALLS, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+
+
+class MistralFormat(BaseFormat):
+    """Calls behind a tag that nothing closes: the JSON ends them."""
+
+    name = "mistral"
+    reasoning_tags = ("[THINK]", "[/THINK]")
+
+    def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
+        kept: list[str] = []
+        position = 0
+        while (start := turn.find(CALLS, position)) >= 0:
+            kept.append(turn.text[position:start])
+            body = turn.skip_space(start + len(CALLS))
+            fault = None
+            if turn.text.startswith("[", body) and not turn.at(ARGUMENTS, body) and not turn.at(CALL_ID, body):
+                position, fault = read_calls(turn.text, body, parsed, _call)
+            else:
+                try:
+                    call, position = self._read_call(turn, body)
+                    parsed.tool_calls.append(call)
+                except CallError as exc:
+                    position, fault = body, why(exc, turn.text)
+            if fault:
+                following = turn.find(CALLS, position)
+                stop = following if following >= 0 else len(turn)
+                parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), fault))
+                position = stop
+        kept.append(turn.text[position:])
+        return "".join(kept)
+
+    def _read_call(self, turn: SampledText, start: int) -> tuple[ToolCall, int]:
+        """The one call that a tag is followed by, and where the text goes on."""
+        if turn.text.startswith("{", start):
+            value, end = read_json(turn.text, start)
+            return _call(value), end
+        found = turn.find_first((ARGUMENTS, CALLS), start)
+        if found is None or found[1] != ARGUMENTS:
+            raise CallError(f"no {ARGUMENTS} between the name and the arguments")
+        cut = turn.find(CALL_ID, start, found[0])
+        name = turn.text[start : cut if cut >= 0 else found[0]].strip()
+        if not name:
+            raise CallError("the call names no tool")
+        call_id = turn.text[cut + len(CALL_ID) : found[0]].strip() if cut >= 0 else ""
+        arguments, end = read_object(turn.text, found[0] + len(ARGUMENTS))
+        return ToolCall(name, arguments, call_id), end
+
+
+def _call(value: object) -> ToolCall:
+    return json_call(value, call_id="id")

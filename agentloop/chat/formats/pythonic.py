@@ -1,0 +1,148 @@
+"""Calls that a model writes as Python does, `f(a="x", n=1)`: read character by character, never evaluated.
+
+Python's own parser is not used: it refuses names such as `get-weather` and arguments such as `from`, needs to be told
+where the text ends, warns about the backslashes of regular expressions and fails on deep nesting in several ways.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from agentloop.chat.call_json import DEEPEST, CallError, read_json
+from agentloop.chat.sampled import skip_space
+from agentloop.types import ToolCall
+
+_NAME = re.compile(r"[^\s()\[\]{}=,:;'\"<>|`]+")
+_STRING = re.compile(
+    r"""(?P<raw>[rR]?)(?:'''(?P<a>(?:[^\\]|\\.)*?)'''|\"\"\"(?P<b>(?:[^\\]|\\.)*?)\"\"\"|"""
+    r"""'(?P<c>(?:[^'\\\n]|\\.)*)'|"(?P<d>(?:[^"\\\n]|\\.)*)")""",
+    re.DOTALL,
+)
+_NUMBER = re.compile(r"([+-]?)(\d*)(\.\d*)?([eE][+-]?\d+)?(?![\w.])")
+_WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
+_ESCAPE = re.compile(r"\\(\n|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+_ESCAPES = {
+    "\n": "",
+    "\\": "\\",
+    "'": "'",
+    '"': '"',
+    "a": "\a",
+    "b": "\b",
+    "f": "\f",
+    "n": "\n",
+    "r": "\r",
+    "t": "\t",
+    "v": "\v",
+}
+
+
+def read_python_call(text: str, start: int) -> tuple[ToolCall, int]:
+    """The call that begins at `text[start]`, and where the text goes on after it.
+
+    Raises:
+        CallError: no call with keyword arguments that are literals stands there.
+    """
+    name = _NAME.match(text, start)
+    if name is None:
+        raise CallError("a call is written as name(key=value)")
+    end = skip_space(text, name.end())
+    if not text.startswith("(", end):
+        raise CallError(f"{name[0]!r} has to be followed by its arguments in parentheses")
+    call = ToolCall(name[0], {})
+    end = skip_space(text, end + 1)
+    while not text.startswith(")", end):
+        key = _NAME.match(text, end)
+        after = skip_space(text, key.end()) if key else end
+        if key is None or not text.startswith("=", after):
+            raise CallError(f"the arguments of {name[0]} have to be written as key=value")
+        if key[0] in call.arguments:
+            raise CallError(f"the argument {key[0]!r} is given twice")
+        call.arguments[key[0]], end = _read(text, skip_space(text, after + 1), DEEPEST - 1)
+        end = _next(text, end, ")")
+    return call, end + 1
+
+
+def _next(text: str, position: int, close: str) -> int:
+    """Behind the comma after an item, or at the bracket that closes the list of them."""
+    position = skip_space(text, position)
+    if text.startswith(",", position):
+        return skip_space(text, position + 1)
+    if not text.startswith(close, position):
+        raise CallError(f"a comma or {close} has to follow each value")
+    return position
+
+
+def _read(text: str, start: int, levels: int) -> tuple[Any, int]:
+    """The literal at `start`, and where the text goes on; `levels` of nesting are left."""
+    opening = text[start : start + 1]
+    if opening in ("[", "{"):
+        if not levels:
+            raise CallError(f"nested in more than {DEEPEST} levels")
+        return _read_list(text, start, levels - 1) if opening == "[" else _read_dict(text, start, levels - 1)
+    string = _STRING.match(text, start)
+    if string:
+        return _string(text, start, string), string.end()
+    word = _NAME.match(text, start)
+    if word and word[0] in _WORDS:
+        return _WORDS[word[0]], word.end()
+    number = _NUMBER.match(text, start)
+    if number and (number[2] or (number[3] or "") > "."):
+        sign, whole, fraction, exponent = (part or "" for part in number.groups())
+        fraction = f"{fraction}0" if fraction == "." else fraction
+        spelled = f"{sign.removeprefix('+')}{whole or '0'}{fraction}{exponent}"
+        value, end = read_json(spelled, 0)
+        if end == len(spelled):
+            return value, number.end()
+    raise CallError(f"{text[start : start + 20]!r} is no string, number, True, False, None, list or dict")
+
+
+def _read_list(text: str, start: int, levels: int) -> tuple[list[Any], int]:
+    items: list[Any] = []
+    end = skip_space(text, start + 1)
+    while not text.startswith("]", end):
+        item, end = _read(text, end, levels)
+        items.append(item)
+        end = _next(text, end, "]")
+    return items, end + 1
+
+
+def _read_dict(text: str, start: int, levels: int) -> tuple[dict[str, Any], int]:
+    items: dict[str, Any] = {}
+    end = skip_space(text, start + 1)
+    while not text.startswith("}", end):
+        key, end = _read(text, end, 0)
+        end = skip_space(text, end)
+        if not isinstance(key, str) or not text.startswith(":", end):
+            raise CallError("a dict is written as {'key': value}, its keys strings")
+        items[key], end = _read(text, skip_space(text, end + 1), levels)
+        end = _next(text, end, "}")
+    return items, end + 1
+
+
+def _string(text: str, start: int, match: re.Match[str]) -> str:
+    body = next(match[name] for name in "abcd" if match[name] is not None)
+    if match["raw"] or "\\" not in body:
+        return body
+    if match["d"] is not None:
+        try:
+            # Templates write strings as JSON does, where \/ and pairs of surrogates have a meaning.
+            value, end = read_json(text, start)
+            if end == match.end():
+                return str(value)
+        except CallError:
+            pass
+    result = _ESCAPE.sub(_unescape, body)
+    try:
+        result.encode()
+    except UnicodeEncodeError as exc:
+        raise CallError("half of a surrogate pair, which is no character") from exc
+    return result
+
+
+def _unescape(match: re.Match[str]) -> str:
+    code = match[1]
+    if len(code) > 1 or code in "01234567":
+        number = int(code, 8) if code[0] in "01234567" else int(code[1:], 16)
+        return chr(number) if number <= 0x10FFFF else match[0]
+    return _ESCAPES.get(code, match[0])  # Python, too, keeps the backslash of what is no escape
