@@ -242,6 +242,7 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
     set_up = time.process_time()
     asyncio.run(bench.run(bench.tasks(WARM_UP)))
     batches = [bench.tasks(options.at_once) for _ in range(options.rounds)]
+    bench.client.most_in_flight = 0
     ballast = fill_free_blocks()
     gc.collect()
     reset_peak()
