@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import ctypes
 import gc
+import itertools
 import json
 import resource
 import statistics
@@ -42,6 +43,9 @@ TOKENS = 64
 """Sampled tokens of a generation."""
 
 WARM_UP = 16
+BANDS = 8
+"""Lengths of history that are told apart; the episode has to have more turns."""
+
 SCHEMA: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -284,33 +288,40 @@ def measure_history(options: argparse.Namespace) -> dict[str, Any]:
     """CPU of each turn of one long episode, between one request and the next, and of its rendering and tokenizing."""
     import orjson
 
-    observed = 40  # about; the sampled tokens make up the rest of a turn
-    bench = Bench(options, options.turns, options.tokens // options.turns - observed, TimedRenderer)
+    observed = 29  # by a turn, template included; the sampled tokens make up the rest
+    bench = Bench(options, options.turns, -(-options.tokens // options.turns) - observed, TimedRenderer)
     assert isinstance(bench.renderer, TimedRenderer)
     asyncio.run(bench.run(bench.tasks(1)))
-    runs, totals, rendering = [], [], []
-    for _ in range(options.rounds):
-        bench.client.seen, bench.renderer.seconds = [], 0.0
-        gc.collect()
-        begin = time.process_time()
-        [trajectory] = asyncio.run(bench.run(bench.tasks(1)))
-        totals.append(time.process_time() - begin)
-        rendering.append(bench.renderer.seconds)
-        runs.append(bench.client.seen)
+    runs: list[list[tuple[float, int]]] = []
+    totals, rendering = [], []
+    done: list[Trajectory] = []
+
+    async def rounds() -> None:  # returns nothing: asyncio.run forms the repr of a result, which is long here
+        for _ in range(options.rounds):
+            bench.client.seen, bench.renderer.seconds = [], 0.0
+            tasks = bench.tasks(1)
+            gc.collect()
+            begin = time.process_time()
+            done[:] = await bench.run(tasks)
+            totals.append(time.process_time() - begin)
+            rendering.append(bench.renderer.seconds)
+            runs.append(bench.client.seen)
+
+    asyncio.run(rounds())
+    [trajectory] = done
     lengths = [length for _, length in runs[0]]
     costs = [statistics.median(run[turn + 1][0] - run[turn][0] for run in runs) for turn in range(len(lengths) - 1)]
-    parts = 8
-    size = max(1, len(costs) // parts)
+    edges = [round(part * len(costs) / BANDS) for part in range(BANDS + 1)]
     bands = []
-    for begin in range(0, size * parts, size):
-        ids = trajectory.token_ids[: lengths[min(begin + size, len(lengths)) - 1]]
+    for begin, end in itertools.pairwise(edges):
+        ids = trajectory.token_ids[: lengths[end]]
         clock = time.process_time()
         for _ in range(20):
             orjson.dumps({"input_ids": ids})
         bands.append(
             {
                 "to_tokens": len(ids),
-                "us_turn": 1e6 * statistics.median(costs[begin : begin + size] or [0.0]),
+                "us_turn": 1e6 * statistics.median(costs[begin:end]),
                 "us_json": 1e6 * (time.process_time() - clock) / 20,
             }
         )
@@ -320,7 +331,7 @@ def measure_history(options: argparse.Namespace) -> dict[str, Any]:
         "tokens": len(trajectory),
         "sampled": trajectory.sampled_tokens,
         "bands": bands,
-        "last_over_first": bands[-1]["us_turn"] / bands[0]["us_turn"] if bands[0]["us_turn"] else 0.0,
+        "last_over_first": bands[-1]["us_turn"] / bands[0]["us_turn"],
         "cpu_s": statistics.median(totals),
         "turns_cpu_s": sum(costs),
         "rendering_s": statistics.median(rendering),
