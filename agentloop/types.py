@@ -192,6 +192,8 @@ class Trajectory:
                 raise TokenLawError(f"{name} has {len(getattr(self, name))} entries for {n} token ids")
         if not 0 < self.prompt_length <= n:
             raise TokenLawError(f"prompt_length {self.prompt_length} is outside 1..{n}")
+        if self._is_lawful():
+            return
         columns = zip(self.token_ids, self.loss_mask, self.logprobs, self.versions, strict=True)
         for i, (token, mask, logprob, version) in enumerate(columns):
             if token < 0:
@@ -211,6 +213,38 @@ class Trajectory:
         covered = [i for turn in self.turns for i in range(turn.start, turn.end)]
         if covered != [i for i, mask in enumerate(self.loss_mask) if mask]:
             raise TokenLawError("the turns' token spans are not exactly the positions with loss mask 1")
+
+    def _is_lawful(self) -> bool:
+        """What `check` looks for, in whole slices: two fifths of its time. False only says: look at each token."""
+        if min(self.token_ids) < 0:
+            return False
+        mask: list[int] = []
+        end = 0
+        for turn in self.turns:
+            if not end <= turn.start <= turn.end or not self._unsampled(end, turn.start):
+                return False
+            mask += [0] * (turn.start - end)
+            mask += [1] * (turn.end - turn.start)
+            end = turn.end
+            if turn.end > turn.start and not self._sampled(turn.start, turn.end):
+                return False
+        mask += [0] * (len(self.token_ids) - end)
+        first = self.turns[0].start if self.turns else self.prompt_length
+        return first >= self.prompt_length and self.loss_mask == mask and self._unsampled(end, len(self.token_ids))
+
+    def _sampled(self, begin: int, end: int) -> bool:
+        """Every position has a version and a possible logprob. A sum is finite only if every term is."""
+        logprobs: list[Any] = self.logprobs[begin:end]
+        versions: list[Any] = self.versions[begin:end]
+        try:
+            sum(versions)
+            return math.isfinite(sum(logprobs)) and max(logprobs) <= 1e-4
+        except TypeError:  # None is no term
+            return False
+
+    def _unsampled(self, begin: int, end: int) -> bool:
+        nothing = [None] * (end - begin)
+        return self.logprobs[begin:end] == nothing and self.versions[begin:end] == nothing
 
     def to_json(self) -> dict[str, Any]:
         """The versioned JSON form, as traces and checkpoints hold it. Images are left out."""

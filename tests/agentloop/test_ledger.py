@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agentloop.errors import TokenLawError
@@ -79,6 +79,7 @@ def lawful() -> Trajectory:
         ("logprobs", [None, None, float("nan"), -0.2, None], "impossible logprob"),
         ("logprobs", [None, None, -0.1, -0.2, -0.3], "loss mask 0 and yet"),
         ("loss_mask", [0, 1, 1, 1, 0], "in the prompt"),
+        ("prompt_length", 3, "in the prompt"),
         ("loss_mask", [0, 0, 2, 1, 0], "not 0 or 1"),
         ("prompt_length", 0, "outside 1..5"),
         ("token_ids", [1, 2, -3, 4, 5], "negative"),
@@ -91,6 +92,55 @@ def test_a_planted_violation_is_caught(field: str, value: Any, says: str) -> Non
     trajectory.check()
     setattr(trajectory, field, value)
     with pytest.raises(TokenLawError, match=says):
+        trajectory.check()
+
+
+def breaks(trajectory: Trajectory) -> bool:
+    """The law, token by token; `check` looks at whole slices first."""
+    spans = [i for turn in trajectory.turns for i in range(turn.start, turn.end)]
+    columns = zip(trajectory.token_ids, trajectory.loss_mask, trajectory.logprobs, trajectory.versions, strict=True)
+    for i, (token, mask, logprob, version) in enumerate(columns):
+        if (
+            token < 0
+            or mask not in (0, 1)
+            or (mask == 1) != (logprob is not None)
+            or (mask == 1) != (version is not None)
+        ):
+            return True
+        if logprob is not None and (i < trajectory.prompt_length or not -float("inf") < logprob <= 1e-4):
+            return True
+    return spans != [i for i, mask in enumerate(trajectory.loss_mask) if mask]
+
+
+@settings(max_examples=400)
+@given(
+    turns=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=4),
+    column=st.sampled_from(["token_ids", "loss_mask", "logprobs", "versions", "start", "end"]),
+    place=st.integers(0, 30),
+    value=st.sampled_from([None, -1, 0, 1, 2, 0.5, -0.5, float("nan"), float("inf"), -float("inf")]),
+)
+def test_one_changed_value_is_caught_exactly_if_it_breaks_the_law(
+    turns: list[tuple[int, int]], column: str, place: int, value: Any
+) -> None:
+    ledger = TokenLedger()
+    ledger.add_prompt([1, 2])
+    for observed, sampled in turns:
+        ledger.add_observed([3] * observed)
+        ledger.add_sampled(new_turn(), [4] * sampled, [-0.5] * sampled, [7] * sampled)
+    ledger.add_observed([5])
+    trajectory = ledger.trajectory()
+    trajectory.check()
+    if column in ("start", "end"):
+        assume(trajectory.turns and isinstance(value, int))
+        setattr(trajectory.turns[place % len(turns)], column, value)
+    else:
+        assume(value is not None or column in ("logprobs", "versions"))
+        entries = getattr(trajectory, column)
+        entries[place % len(entries)] = value
+    if breaks(trajectory):
+        with pytest.raises(TokenLawError):
+            trajectory.check()
+    else:
         trajectory.check()
 
 

@@ -1,0 +1,162 @@
+"""What the agent loops cost beside the engine: CPU a generation, episodes a second, memory, on one core.
+
+    python benchmarks/loop_overhead.py [--json FILE]
+
+Real: `EpisodeRunner`, `ToolAgent`, `Episode`, `ChatRenderer`, `TokenLedger`, `ToolSession`, the Qwen tokenizer and
+template, a reward function. Fake: the client, which answers at once with 64 canned ids, and a tool that returns at
+once. All episodes of a round are in flight together, and their trajectories are kept to its end. Each measurement
+runs in a process of its own, on one core, after a warm-up. Seconds are CPU time (`time.process_time`).
+
+Memory: how much the process grows, at most, in the first round, by episode. Tokens: the four columns of a trajectory,
+that is the lists, and each number in them once (`sys.getsizeof`; canned numbers are shared, those of a server are not).
+
+`distinct` is what counts: another tool result at every call and another prompt for every group of 8 episodes. `same`
+repeats one prompt and one result, which the renderer remembers.
+
+Exit code 1: a bound is not met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from material import REPO, SHARED, add_tokenizer_option, existing
+from quiet import OtherLoad
+
+GENERATIONS = (2, 8)
+AT_ONCE = (64, 512, 4096)
+EPISODES = 4096
+"""At least so many in a measurement, in rounds."""
+
+BOUNDS_MS = {2: 0.5, 8: 1.2}
+"""CPU of an episode: a tenth of what verl 0.9.1's agent-loop worker took, by generations."""
+
+BOUND_KB = 20.0
+BOUND_FLAT = 1.2
+"""CPU of a turn behind the longest history over that behind the shortest: more is no longer flat."""
+
+BOUND_SHARE = 0.02
+VERL = """verl 0.9.1's agent-loop worker, measured the same way on one such core (figures of the issue that asked for
+this benchmark; verl is not run here): 5.2 ms of CPU an episode of 2 generations at 4,096 at once, 190 episodes a
+second, 130 KB an episode; 12.1 ms an episode of 8 generations at 512; 16 s of set-up."""
+
+
+def measure(kind: str, options: argparse.Namespace, *arguments: Any) -> dict[str, Any]:
+    """One measurement, in a fresh process."""
+    folders = ["--tokenizer", options.tokenizer, "--template", options.template]
+    command = [sys.executable, REPO / "benchmarks" / "loop_worker.py", kind, *arguments, *folders]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}")
+    return dict(json.loads(result.stdout))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One line a measurement."""
+    lines = [
+        "| generations | at once | observed | CPU ms an episode | CPU µs a generation | episodes/s "
+        "| KB an episode | of it tokens | beyond tokens | peak MB |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in results:
+        memory = f"| {one['kb_episode']:.1f} | {one['kb_tokens']:.1f} | {one['kb_beyond_tokens']:.1f} "
+        lines.append(
+            f"| {one['generations']} | {one['at_once']:,} | {one['observed']} | {one['cpu_ms_episode']:.3f} "
+            f"| {one['cpu_us_generation']:.0f} | {one['episodes_per_s']:,.0f} {memory}| {one['peak_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def history_text(result: dict[str, Any]) -> str:
+    """The cost of a turn by history, and the share of rendering."""
+    lines = ["| history, tokens up to | CPU µs a turn | JSON of the request, µs |", "|---:|---:|---:|"]
+    lines += [f"| {band['to_tokens']:,} | {band['us_turn']:.0f} | {band['us_json']:.0f} |" for band in result["bands"]]
+    cpu, turns, rendering = (1e3 * result[key] for key in ("cpu_s", "turns_cpu_s", "rendering_s"))
+    lines += [
+        "",
+        f"One episode of {result['turns']} turns and {result['tokens']:,} tokens: {cpu:.0f} ms of CPU, of which "
+        f"{turns:.0f} ms in its turns and the rest after the last. Rendering and tokenizing {rendering:.0f} ms: "
+        f"{100 * result['share']:.4f}% of the {result['generation_s']:,.0f} s in which {result['sampled']:,} tokens "
+        f"are sampled at {result['rate']:g} tokens/s.",
+    ]
+    return "\n".join(lines)
+
+
+def verdicts(results: list[dict[str, Any]], history: dict[str, Any] | None) -> list[tuple[bool, str]]:
+    """Every bound that was measured: whether it is met, in words."""
+    found = []
+    for one in results:
+        if one["observed"] != "distinct" or (one["generations"], one["at_once"]) not in ((2, 4096), (8, 512)):
+            continue
+        what = f"{one['generations']} generations, {one['at_once']:,} at once"
+        bound, cost, memory = BOUNDS_MS[one["generations"]], one["cpu_ms_episode"], one["kb_beyond_tokens"]
+        found.append((cost <= bound, f"{what}: {cost:.2f} ms of CPU an episode, bound {bound} ms"))
+        found.append(
+            (memory <= BOUND_KB, f"{what}: {memory:.1f} KB an episode beyond its tokens, bound {BOUND_KB:g} KB")
+        )
+    if history is not None:
+        flat, share = history["last_over_first"], history["share"]
+        tokens = history["tokens"]
+        found.append((flat <= BOUND_FLAT, f"a turn behind {tokens:,} tokens costs {flat:.2f} of one behind few"))
+        found.append(
+            (share <= BOUND_SHARE, f"rendering and tokenizing: {100 * share:.4f}% of generation time, bound 2%")
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generations", type=int, nargs="*", default=GENERATIONS, help="of an episode")
+    parser.add_argument("--at-once", type=int, nargs="*", default=AT_ONCE, help="episodes in flight")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="of a measurement, at least")
+    parser.add_argument("--observed", nargs="*", choices=["same", "distinct"], default=["same", "distinct"])
+    parser.add_argument("--history", action="store_true", help="only the cost of a turn by the length of its history")
+    parser.add_argument("--turns", type=int, default=128, help="of the episode with the long history")
+    parser.add_argument("--tokens", type=int, default=64_000, help="of that episode, about")
+    parser.add_argument("--core", type=int, help="run on this one; else on the last that is allowed")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--template", type=Path, default=SHARED / "chat_templates" / "qwen2_5.jinja")
+    add_tokenizer_option(parser)
+    options = parser.parse_args()
+    existing(options.template, "--template")
+    existing(options.tokenizer / "tokenizer.json", "--tokenizer")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if options.core is None else options.core})
+
+    results: list[dict[str, Any]] = []
+    with OtherLoad() as others:
+        for generations in options.generations if not options.history else ():
+            for at_once in options.at_once:
+                for observed in options.observed:
+                    rounds = max(1, round(options.episodes / at_once))
+                    shape = ["--generations", generations, "--at-once", at_once, "--rounds", rounds]
+                    results.append(measure("episodes", options, *shape, "--observed", observed))
+        history = measure("history", options, "--turns", options.turns, "--tokens", options.tokens, "--rounds", 5)
+    if results:
+        print(table(results))
+        print(
+            "Set-up (imports, tokenizer, renderer): " + f"{max(one['set_up_cpu_s'] for one in results):.1f} s of CPU.\n"
+        )
+    print(history_text(history) + "\n")
+    if results:
+        print(VERL + "\n")
+    found = verdicts(results, history)
+    for met, text in found:
+        print(f"{'met    ' if met else 'NOT MET'}  {text}")
+    if others.cores is not None:
+        print(f"Other processes took {others.cores:.2f} of this core meanwhile.")
+    if options.json:
+        figures = {"episodes": results, "history": history, "others_cores": others.cores}
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    if not all(met for met, _ in found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

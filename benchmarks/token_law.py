@@ -1,0 +1,317 @@
+"""The token law (DESIGN section 3, rules 1 to 5) over random episodes; exit code 1 and the reason at a violation.
+
+    python benchmarks/token_law.py --turns 1_000_000
+
+Real: `EpisodeRunner`, `Episode`, `TokenLedger`, `ChatRenderer`, `ToolSession`, the Qwen tokenizer, chat templates.
+Fake: the engine, which says random ids of the whole vocabulary (control tokens in the middle, ids that no token has),
+stops for random reasons, changes its policy version in the middle of a turn, and breaks in some episodes. Observed are
+random tool results, users' messages, any script, spelled control tokens. The checks are in `law_oracle.py`.
+
+`--plant` breaks one thing on purpose: the program then has to find it, and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from law_material import BREAKS, LIMITS, SCHEMA, Chance, Engine, Follower, LookUp, Plan, Scripted
+from law_oracle import TemplateOracle, Violation, check_episode
+from material import SHARED, add_tokenizer_option, existing, load_with_controls
+
+from agentloop.chat import ChatRenderer
+from agentloop.client import GenerateResult
+from agentloop.config import Recipe, SamplingConfig
+from agentloop.errors import ModelError
+from agentloop.runner import EpisodeRunner
+from agentloop.toolset import Toolset
+from agentloop.types import Message, StopReason, Task, Trajectory
+from agentloop.wire import SamplingParams
+
+AT_ONCE = 64
+ROWS_BEYOND = 267
+"""A Qwen2.5 model has rows for 151,936 ids; its tokenizer has tokens for 151,669 of them."""
+
+CONTEXT = 12_000
+ONE_IN = 40
+"""Turns of which one is rendered again in a whole conversation."""
+
+
+class Planted:
+    """An engine's answers and prompts on their way, with one fault in them."""
+
+    def __init__(self, engine: Engine, tokenizer: Any, fault: str) -> None:
+        self._engine = engine
+        self._backend = tokenizer.backend_tokenizer
+        self._fault = fault
+
+    async def generate(
+        self, input_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, rid: str
+    ) -> GenerateResult:
+        ids = list(input_ids)[:-1] if self._fault == "prompt" else input_ids
+        result = await self._engine.generate(ids, sampling, session_id=session_id, rid=rid)
+        if self._fault == "retokenized":
+            text = self._backend.decode(result.token_ids, skip_special_tokens=False)
+            count = len(result.token_ids)
+            encoded = [*self._backend.encode(text, add_special_tokens=False).ids, *[0] * count]
+            result = replace(result, token_ids=encoded[:count])
+        elif self._fault == "version" and result.versions:
+            result = replace(result, versions=[result.versions[-1]] * len(result.versions))
+        return result
+
+
+class PlantedRenderer(ChatRenderer):
+    """A renderer with one fault in what it appends."""
+
+    fault = ""
+
+    def extend(self, token_ids: Any, stop_reason: Any, messages: Any, tools: Any = None) -> list[int]:
+        ids = super().extend(token_ids, stop_reason, messages, tools)
+        if self.fault == "separator":  # the newline that most templates write after an end token
+            return ids[:1] + ids[2:] if ids[0] == self.end_of_turn else ids[1:]
+        text = self.decode(ids)
+        return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids  # "control"
+
+
+class PlantedRunner(EpisodeRunner):
+    """A runner that changes trajectories on their way out."""
+
+    fault = ""
+
+    async def run(self, *args: Any, **kwargs: Any) -> list[Trajectory]:
+        trajectories = await super().run(*args, **kwargs)
+        main = trajectories[-1]
+        if self.fault == "fork" and len(trajectories) > 1:
+            past = main.turns[0]  # the fork trains what it copied
+            fork = trajectories[0]
+            for column in ("loss_mask", "logprobs", "versions"):
+                getattr(fork, column)[past.start : past.end] = getattr(main, column)[past.start : past.end]
+        elif self.fault == "length":
+            main.versions.append(None)
+        elif self.fault == "silent" and main.error:
+            main.error = None
+        return trajectories
+
+
+PLANTS = {
+    "retokenized": 1,
+    "version": 1,
+    "prompt": 2,
+    "separator": 3,
+    "control": 3,
+    "fork": 4,
+    "length": 5,
+    "silent": 5,
+}
+"""Faults that can be planted, and the rule that each breaks."""
+
+
+class Bench:
+    """One chat template: random episodes through a real runner, and their checks."""
+
+    def __init__(self, name: str, template: str, tokenizer: Any, chance: Chance, plant: str | None) -> None:
+        kind = PlantedRenderer if plant in ("separator", "control") else ChatRenderer
+        self.renderer = kind(tokenizer, chat_template=template)
+        self.renderer.fault = plant or ""  # type: ignore[union-attr]
+        self.oracle = TemplateOracle(name, tokenizer, template, self.renderer.end_of_turn)
+        self.chance = chance
+        self.engine = Engine()
+        self.turns = self.episodes = 0
+        self.statuses: Counter[str] = Counter()
+        self._name = name
+        self._tokenizer = tokenizer
+        self._calls = self._spoken_calls() if self.oracle.call_text else []
+        self._runners = {tools: self._runner(tools, plant) for tools in (True, False)}
+        self._shapes = {
+            True: self.oracle.shapes,
+            False: [shape for shape in self.oracle.shapes if "tool" not in shape],
+        }
+
+    @property
+    def tools(self) -> bool:
+        return bool(self._calls) and ("tool",) in self.oracle.shapes
+
+    def _runner(self, tools: bool, plant: str | None) -> EpisodeRunner:
+        recipe = Recipe.model_validate(
+            {"run": {"name": "law", "steps": 1}, "model": {"path": "-"}, "data": {"train": "-"}, "agents": LIMITS}
+        )
+        kind = PlantedRunner if plant in ("fork", "length", "silent") else EpisodeRunner
+        runner = kind(
+            renderer=self.renderer,
+            generator=Planted(self.engine, self._tokenizer, plant) if plant else self.engine,
+            agents=dict.fromkeys(LIMITS, Follower),
+            recipe=recipe,
+            toolset=Toolset([LookUp(self.chance)] if tools else []),
+            reward=None,
+            context_length=CONTEXT,
+        )
+        runner.fault = plant or ""  # type: ignore[union-attr]
+        return runner
+
+    def _spoken_calls(self) -> list[list[int]]:
+        """Calls as a model may spell them: cut into pieces at random and encoded piece by piece."""
+        assert self.oracle.call_text is not None
+        encode, random = self.oracle.encode, self.chance.random
+        calls = []
+        for number in range(200):
+            text = self.oracle.call_text.replace("ORACLE-KEY", f"key {number}")
+            pieces = self.renderer.parse(encode(text)).tool_calls
+            if [call.arguments for call in pieces] != [{"key": f"key {number}"}]:
+                return []
+            head, middle, tail = text.partition(f"key {number}")
+            cut = random.randrange(len(middle))
+            calls.append([*encode(head), *encode(middle[:cut]), *encode(middle[cut:]), *encode(tail)])
+        return calls
+
+    def plan(self, group: str, tools: bool) -> Plan:
+        """A random episode of 1 to 32 turns."""
+        chance, random = self.chance, self.chance.random
+        shapes = self._shapes[tools]
+        version = int(random.random() * 1000)
+        turns = []
+        for _ in range(1 + int(random.random() * 32)):
+            ids, logprobs = chance.sampled(chance.length())
+            draw = random.random()
+            stop = StopReason.STOP
+            if tools and draw < 0.3:
+                call = random.choice(self._calls)
+                ids, logprobs = ids + call, [*logprobs, *chance.sampled(len(call))[1]]
+            elif draw < 0.75:
+                ids, logprobs = [*ids, self.renderer.end_of_turn], [*logprobs, -0.25]
+            elif draw < 0.95 or not ids:
+                stop = StopReason.LENGTH
+            versions = [version] * len(ids)
+            if ids and random.random() < 0.2:  # an update in the middle of the turn
+                cut = int(random.random() * len(ids))
+                version += 1
+                versions[cut:] = [version] * (len(ids) - cut)
+            observed: list[Message] = [
+                {"role": role, "content": chance.text()} for role in shapes[int(random.random() * len(shapes))]
+            ]
+            turns.append(Scripted(ids, logprobs, versions, stop, observed))
+        if random.random() < 0.03:
+            turns[int(random.random() * len(turns))].breaks = random.choice(BREAKS)
+        fork_after = 1 + int(random.random() * (len(turns) - 1)) if len(turns) > 1 and random.random() < 0.1 else None
+        plan = Plan(self._name, turns, fork_after)
+        self.engine.plans[f"{group}/0"] = plan
+        return plan
+
+    async def batch(self) -> None:
+        """Run `AT_ONCE` episodes side by side and check each.
+
+        Raises:
+            Violation: the first that is found.
+        """
+        random, chance = self.chance.random, self.chance
+        self.engine.plans.clear()
+        jobs = []
+        for number in range(AT_ONCE):
+            group = f"{self._name}{self.episodes + number}"
+            tools = self.tools and random.random() < 0.7
+            plan = self.plan(group, tools)
+            prompt: list[Message] = [{"role": "user", "content": chance.text()}]
+            if random.random() < 0.5:
+                prompt.insert(0, {"role": "system", "content": chance.text() or "Answer."})
+            agent = random.choice(("roomy", "roomy", "few_turns", "few_tokens"))
+            task = Task(group, agent, prompt, extra_info={"plan": plan})
+            jobs.append((plan, task, group, tools))
+        sampling = SamplingConfig(max_new_tokens=512)
+        results = await asyncio.gather(
+            *(
+                self._runners[tools].run(task, group_id=group, sample_index=0, sampling=sampling, seed=1)
+                for _, task, group, tools in jobs
+            )
+        )
+        for (plan, task, group, tools), trajectories in zip(jobs, results, strict=True):
+            sample = [random.random() * ONE_IN < 1 for _ in range(len(plan.turns) + 1)]
+            try:
+                self.turns += check_episode(
+                    plan, trajectories, self.oracle, task.prompt, [SCHEMA] if tools else None, sample
+                )
+            except Violation as exc:
+                raise Violation(exc.rule, f"{exc.text} (template {self._name}, episode {group})") from exc
+            self.statuses[f"{trajectories[-1].status.value}/{trajectories[-1].stop_reason.value}"] += 1
+        self.episodes += AT_ONCE
+
+
+def benches(options: argparse.Namespace) -> list[Bench]:
+    """One bench for each template that the renderer accepts; the others are named, with the reason."""
+    folder = existing(options.templates, "--templates")
+    templates = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jinja"))}
+    tokenizer = load_with_controls(options.tokenizer, templates)
+    controls = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}
+    chance = Chance(options.seed, len(tokenizer) + ROWS_BEYOND, controls)
+    made = []
+    for name, template in templates.items():
+        if options.template and name not in options.template:
+            continue
+        try:
+            bench = Bench(name, template, tokenizer, chance, options.plant)
+        except ModelError as exc:
+            print(f"{name:22} refused by the renderer: {str(exc).splitlines()[0][:90]}")
+            continue
+        shapes = ", ".join("+".join(shape) for shape in bench.oracle.shapes)
+        print(f"{name:22} {'tool calls' if bench.tools else 'no tool calls'}; observed: {shapes}")
+        made.append(bench)
+    if not made:
+        raise SystemExit(f"no template in {folder} is accepted: see --templates and --template")
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=1_000_000, help="random turns in all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--templates", type=Path, default=SHARED / "chat_templates", help="folder of *.jinja")
+    parser.add_argument("--template", nargs="+", help="only these, by the name of the file")
+    parser.add_argument("--plant", choices=sorted(PLANTS), help="break this on purpose: exit code 1 is right then")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    add_tokenizer_option(parser)
+    options = parser.parse_args()
+
+    running = benches(options)
+    wall, cpu, said = time.perf_counter(), time.process_time(), 0.0
+    done = 0
+    try:
+        while done < options.turns:
+            for bench in running:
+                asyncio.run(bench.batch())
+            done = sum(bench.turns for bench in running)
+            if time.perf_counter() - said > 10:
+                said = time.perf_counter()
+                print(f"{done:>10,} turns, {done / (time.process_time() - cpu):,.0f} a second of CPU", flush=True)
+    except Violation as exc:
+        print(f"VIOLATION of {exc}; after {sum(bench.turns for bench in running):,} turns")
+        sys.exit(1)
+    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    episodes = sum(bench.episodes for bench in running)
+    checked = sum(bench.oracle.checked for bench in running)
+    print(f"{done:,} random turns in {episodes:,} episodes over {len(running)} templates: 0 violations")
+    print(f"{done / cpu_seconds:,.0f} turns a second of CPU, {done / seconds:,.0f} a second, checks included")
+    print(f"{checked:,} places compared in text with whole renderings, control tokens at every place")
+    print(
+        "ended as: "
+        + ", ".join(f"{n:,} {how}" for how, n in sum((b.statuses for b in running), Counter()).most_common())
+    )
+    if options.json:
+        figures = {"turns": done, "episodes": episodes, "seconds": seconds, "cpu_s": cpu_seconds, "violations": 0}
+        options.json.write_text(json.dumps(figures), encoding="utf-8")
+    if options.plant:
+        print(f"{options.plant} was planted and not found")
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""`benchmarks/loop_overhead.py` at tiny sizes: it runs to its end, prints its tables and writes its figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(repo / "benchmarks" / "loop_overhead.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def folders(shared: Path) -> list[str]:
+    template = shared / "chat_templates" / "qwen2_5.jinja"
+    return ["--tokenizer", str(shared / "tokenizers" / "qwen"), "--template", str(template)]
+
+
+def test_every_measurement_is_in_the_table_and_in_the_figures(repo: Path, shared: Path, tmp_path: Path) -> None:
+    sizes = ["--generations", "3", "--at-once", "8", "16", "--episodes", "16", "--turns", "16", "--tokens", "2000"]
+    result = run(repo, *folders(shared), *sizes, "--json", str(tmp_path / "out.json"))
+    assert result.returncode in (0, 1), result.stdout + result.stderr  # 1: too few turns to say how flat they are
+    assert result.stderr == ""
+    rows = [line.split("|")[1:4] for line in result.stdout.splitlines() if line.startswith("| 3 ")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["3", "8", "same"],
+        ["3", "8", "distinct"],
+        ["3", "16", "same"],
+        ["3", "16", "distinct"],
+    ]
+    assert "of generation time, bound 2%" in result.stdout and "verl is not run here" in result.stdout
+    figures = json.loads((tmp_path / "out.json").read_text())
+    same, distinct = figures["episodes"][2:]
+    assert same["episodes"] == 16 and same["cpu_ms_episode"] > 0
+    assert same["tokens_episode"] > 3 * 64 and distinct["kb_tokens"] > 0
+    assert figures["history"]["turns"] == 16 and 1000 < figures["history"]["tokens"] < 3000
+
+
+def test_a_missing_template_is_said_clearly(repo: Path, shared: Path, tmp_path: Path) -> None:
+    result = run(repo, *folders(shared)[:2], "--template", str(tmp_path / "none.jinja"))
+    assert result.returncode == 1
+    assert "none.jinja" in result.stderr and "--template" in result.stderr and "Traceback" not in result.stderr
