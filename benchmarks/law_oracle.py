@@ -7,7 +7,7 @@ conversations with it, and comparing text and ids with what stands in the trajec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from law_material import SCHEMA, Plan
 
@@ -36,10 +36,10 @@ class TemplateOracle:
     Attributes:
         shapes: roles of observed messages that the template takes after an assistant's turn.
         call_text: how the template writes a tool call, its end included; None when it has none.
-        closing: ids that end a turn.
+        closing: ids that end a turn; none where the next turn's opening token is what the model stops at (GLM).
     """
 
-    def __init__(self, name: str, tokenizer: Any, template: str, end_of_turn: int) -> None:
+    def __init__(self, name: str, tokenizer: Any, template: str, end_of_turn: int | None) -> None:
         self.name = name
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
@@ -49,14 +49,14 @@ class TemplateOracle:
         }
         self._controls = set(self._spelling.values())
         self._skeletons: dict[Any, list[int]] = {}
-        self._ends = {"said": end_of_turn, "called": end_of_turn}
+        self._ends: dict[str, int | None] = {"said": end_of_turn, "called": end_of_turn}
         self.call_text = self._find_call()
         self.shapes = tuple(shape for shape in SHAPES if self._takes(shape))
         self.checked = 0
 
     @property
     def closing(self) -> set[int]:
-        return set(self._ends.values())
+        return {end for end in self._ends.values() if end is not None}
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -80,10 +80,12 @@ class TemplateOracle:
         end = self._ends["called" if roles[0] == "tool" else "said"]
         skeleton = self._skeletons.get(roles)
         if skeleton is None:
-            neutral: list[Message] = [{"role": role, "content": "neutral"} for role in roles]
+            neutral: list[Message] = [observed(role, "neutral") for role in roles]
             skeleton = self._skeletons[roles] = self.controls_in(self.encode(self._tail(neutral)))
-        if last == end:
-            between = [last, *between]
+        if end is not None and last in self.closing:
+            between = [end, *between]  # whichever of them was sampled, it stands for the template's own
+        elif end is None and last == skeleton[0]:
+            between = [last, *between]  # the turn was ended by opening the one that follows
         need(3, self.controls_in(between) == skeleton, f"{self.name}: control tokens after a turn, for {roles}")
         if thorough:
             self._compare(between, self._tail(new), new)
@@ -110,8 +112,16 @@ class TemplateOracle:
         """The template's text from the end of an answer on, in a whole conversation with `new` after it."""
         called = new[0]["role"] == "tool"
         text = self._render([_user(QUESTION), self._answer(called), *new])
-        end = self._tokenizer.convert_ids_to_tokens(self._ends["called" if called else "said"])
-        return text[text.index(end, text.index(KEY if called and self.call_text else SAID)) :]
+        words = KEY if called and self.call_text else SAID
+        place = text.index(words) + len(words)
+        end = self._ends["called" if called else "said"]
+        if end is not None:
+            return text[text.index(self._tokenizer.convert_ids_to_tokens(end), place) :]
+        if called and self.call_text:  # behind the call's own last words
+            rest = self.call_text[self.call_text.index(KEY) + len(KEY) :]
+            assert text.startswith(rest, place)
+            place += len(rest)
+        return text[place:]
 
     def _answer(self, called: bool) -> Message:
         message: Message = {"role": "assistant", "content": SAID}
@@ -138,6 +148,8 @@ class TemplateOracle:
         text = whole[common:].rstrip()
         if common != len(before) or KEY not in text:
             return None
+        if self._ends["said"] is None:
+            return text
         ends = [spelling for spelling in self._spelling if text.endswith(spelling)]
         if not ends:
             return None
@@ -146,7 +158,7 @@ class TemplateOracle:
 
     def _takes(self, shape: tuple[str, ...]) -> bool:
         try:
-            tail = self._tail([{"role": role, "content": f"CONTENT-{i}-"} for i, role in enumerate(shape)])
+            tail = self._tail([observed(role, f"CONTENT-{i}-") for i, role in enumerate(shape)])
         except (Refused, ValueError):
             return False
         return all(f"CONTENT-{i}-" in tail for i in range(len(shape)))
@@ -168,6 +180,14 @@ class TemplateOracle:
 
 class Refused(Exception):
     """The template raised."""
+
+
+def observed(role: str, content: str) -> Message:
+    """A message that follows a turn without a call; a tool's tells its name, which some templates write."""
+    message: dict[str, Any] = {"role": role, "content": content}
+    if role == "tool":
+        message |= {"name": "look_up", "made_up": True}
+    return cast("Message", message)
 
 
 def _user(text: str) -> Message:
@@ -276,7 +296,7 @@ def _check_text(
         oracle.check_between(last, trajectory.token_ids[earlier.end : later.start], new, sample[number])
     tools = iter(plan.tool_texts)
     for message in trajectory.messages if plan.forks == 0 else ():
-        if message.get("name") == "look_up":
+        if message.get("name") == "look_up" and "made_up" not in message:
             returned, told = next(tools), str(message["content"])
             kept, cut, _ = told.partition("\n[cut: the first ")
             whole = told == returned

@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from law_material import BREAKS, LIMITS, SCHEMA, Chance, Engine, Follower, LookUp, Plan, Scripted
-from law_oracle import TemplateOracle, Violation, check_episode
+from law_oracle import TemplateOracle, Violation, check_episode, observed
 from material import SHARED, add_tokenizer_option, existing, load_with_controls
 
 from agentloop.chat import ChatRenderer
@@ -126,6 +126,7 @@ class Bench:
         self.renderer = kind(tokenizer, chat_template=template)
         self.renderer.fault = plant or ""  # type: ignore[union-attr]
         self.oracle = TemplateOracle(name, tokenizer, template, self.renderer.end_of_turn)
+        self._ends = sorted(self.oracle.closing) or self.renderer.stop_token_ids
         self.chance = chance
         self.engine = Engine()
         self.turns = self.episodes = 0
@@ -189,7 +190,7 @@ class Bench:
                 call = random.choice(self._calls)
                 ids, logprobs = ids + call, [*logprobs, *chance.sampled(len(call))[1]]
             elif draw < 0.75:
-                ids, logprobs = [*ids, self.renderer.end_of_turn], [*logprobs, -0.25]
+                ids, logprobs = [*ids, random.choice(self._ends)], [*logprobs, -0.25]
             elif draw < 0.95 or not ids:
                 stop = StopReason.LENGTH
             versions = [version] * len(ids)
@@ -197,10 +198,8 @@ class Bench:
                 cut = int(random.random() * len(ids))
                 version += 1
                 versions[cut:] = [version] * (len(ids) - cut)
-            observed: list[Message] = [
-                {"role": role, "content": chance.text()} for role in shapes[int(random.random() * len(shapes))]
-            ]
-            turns.append(Scripted(ids, logprobs, versions, stop, observed))
+            new = [observed(role, chance.text()) for role in shapes[int(random.random() * len(shapes))]]
+            turns.append(Scripted(ids, logprobs, versions, stop, new))
         if random.random() < 0.03:
             turns[int(random.random() * len(turns))].breaks = random.choice(BREAKS)
         fork_after = 1 + int(random.random() * (len(turns) - 1)) if len(turns) > 1 and random.random() < 0.1 else None
