@@ -66,12 +66,26 @@ class DataConfig(Section):
 
 
 class AgentConfig(Section):
-    """Limits of one agent loop. What happens at each limit is a StopReason, counted in the metrics."""
+    """Limits of one agent loop. What happens at each is a StopReason, counted in the metrics (docs/agents.md)."""
 
-    max_assistant_turns: int = Field(4, ge=1, description="generations in one episode")
+    max_assistant_turns: int = Field(4, ge=1, description="generations in one episode, forks included")
+    max_user_turns: int | None = Field(
+        None, ge=0, description="turns of a user or an environment after the first prompt; null: no limit"
+    )
+    max_turn_tokens: int | None = Field(
+        None, ge=1, description="sampled tokens of one turn; null: sampling.max_new_tokens alone says it"
+    )
     max_response_tokens: int = Field(256, ge=1, description="tokens after the first prompt, tool output included")
+    max_episode_tokens: int | None = Field(
+        None, ge=1, description="sampled tokens of one episode, forks included; null: no limit"
+    )
     max_parallel_calls: int = Field(1, ge=1, description="tool calls of one turn that run at once")
     max_calls_per_turn: int = Field(8, ge=1, description="calls beyond it are answered with a message, not run")
+    max_calls_per_episode: int | None = Field(
+        None,
+        ge=1,
+        description="calls beyond it are answered with a message; a call after that ends the episode; null: no limit",
+    )
     max_tool_response_tokens: int = Field(512, ge=16, description="longer tool output is cut, and the cut is marked")
     tool_timeout_s: float = Field(30.0, gt=0, description="seconds one tool call may take")
     episode_timeout_s: float | None = Field(None, gt=0, description="seconds one episode may take; null: no limit")

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from agentloop.budget import Budget, EpisodeEnd
 from agentloop.chat import ChatRenderer
 from agentloop.client import Generator
 from agentloop.config import AgentConfig, SamplingConfig
-from agentloop.errors import ServerError
+from agentloop.errors import RewardError, ServerError
 from agentloop.ledger import TokenLedger
 from agentloop.toolset import ToolSession
-from agentloop.types import Message, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from agentloop.types import Message, StepReward, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 from agentloop.wire import SamplingParams
 
-
-class EpisodeEnd(Exception):
-    """A budget has run out; the runner ends the episode with this reason. Not an error."""
-
-    def __init__(self, reason: StopReason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
+METRICS = ("tool_calls", "tool_errors", "malformed_calls", "user_turns", "forks", "generate_s", "tool_s")
 
 
 class Episode:
@@ -56,21 +52,23 @@ class Episode:
         self.messages: list[Message] = list(task.prompt)
         self.tools: list[dict[str, Any]] | None = tool_schemas or None
         self.config = config
+        self.group_id = group_id
+        self.sample_index = sample_index
         self.stop_reason = StopReason.STOP
-        self.metrics: dict[str, float] = dict.fromkeys(
-            ("tool_calls", "tool_errors", "malformed_calls", "forks", "generate_s", "tool_s"), 0.0
-        )
-        self.tool_rewards: list[float] = []
+        self.metrics: dict[str, float] = dict.fromkeys(METRICS, 0.0)
+        self.step_rewards: list[StepReward] = []
         self._renderer = renderer
         self._generator = generator
         self._session = tools
         self._sampling = sampling
-        self._context_length = context_length
+        self._budget = Budget(config, context_length)
         self._seed = seed
-        self.group_id = group_id
-        self.sample_index = sample_index
         self._ledger = TokenLedger()
         self._pending: list[Message] = []
+        self._turn_stop = StopReason.STOP
+        self._user_spoke = False
+        self._path = ""
+        self._before: Episode | None = None
         self._forks: list[Episode] = []
 
     # -- what a loop calls -------------------------------------------------------------------------------------------
@@ -81,10 +79,10 @@ class Episode:
         return self._ledger.turns
 
     def check_budget(self) -> None:
-        """End the episode here when no further turn is allowed.
+        """End the episode here when no further generation is allowed.
 
         Raises:
-            EpisodeEnd: turns, response tokens or context are used up.
+            EpisodeEnd: assistant turns, response tokens, episode tokens or context are used up.
         """
         self._room(len(self._ledger), self._ledger.response_length)
 
@@ -95,12 +93,13 @@ class Episode:
             sampling: changes to the recipe's sampling for this turn: any field of `agentloop.wire.SamplingParams`.
 
         Raises:
-            EpisodeEnd: turns, response tokens or context are used up.
+            EpisodeEnd: assistant turns, response tokens, episode tokens or context are used up.
             ServerError: the server could not be brought to answer, or cut the turn off.
             ValueError: the model spoke last, and nothing was observed since.
         """
         self._render_pending()
-        room = self._room(len(self._ledger), self._ledger.response_length)
+        ledger, budget = self._ledger, self._budget
+        room, out_of_room = self._room(len(ledger), ledger.response_length)
         values = {
             "temperature": self._sampling.temperature,
             "top_p": self._sampling.top_p,
@@ -109,15 +108,21 @@ class Episode:
             "sampling_seed": self._turn_seed(),
             **sampling,
         }
-        values["max_new_tokens"] = min(values["max_new_tokens"], room)
+        most = min(values["max_new_tokens"], self.config.max_turn_tokens or room, room)
+        values["max_new_tokens"] = most
+        params = SamplingParams(**values)
         session = f"{self.group_id}/{self.sample_index}"
+        order, digest = budget.generations, ledger.digest
+        rid = f"{session}/{order}-{time.monotonic_ns():x}"
+        budget.generations += 1
+        budget.tokens += most  # forks may generate at the same time
+        sampled = 0
         begin = time.perf_counter()
-        result = await self._generator.generate(
-            self._ledger.token_ids,
-            SamplingParams(**values),
-            session_id=session,
-            rid=f"{session}/{len(self.turns)}-{time.monotonic_ns():x}",
-        )
+        try:
+            result = await self._generator.generate(ledger.token_ids, params, session_id=session, rid=rid)
+            sampled = len(result.token_ids)
+        finally:
+            budget.tokens += sampled - most
         seconds = time.perf_counter() - begin
         self.metrics["generate_s"] += seconds
         parsed = self._renderer.parse(result.token_ids)
@@ -131,10 +136,15 @@ class Episode:
             reasoning=parsed.reasoning,
             cached_tokens=result.cached_tokens,
             latency_s=seconds,
+            request_id=rid,
+            order=order,
+            prompt_digest=digest,
         )
-        self._ledger.add_sampled(turn, result.token_ids, result.logprobs, result.versions)
+        ledger.add_sampled(turn, result.token_ids, result.logprobs, result.versions)
         self.metrics["malformed_calls"] += len(parsed.malformed_calls)
-        self.stop_reason = result.stop_reason
+        self._user_spoke, self._turn_stop = False, turn.stop_reason
+        cut = turn.stop_reason is StopReason.LENGTH and most == room
+        self.stop_reason = out_of_room if cut else turn.stop_reason
         self.messages.append(_assistant_message(turn))
         if turn.stop_reason is StopReason.ABORT:
             # Half a turn that the model did not end is no mistake of the model: the episode is masked, not scored.
@@ -144,31 +154,32 @@ class Episode:
     async def call_tools(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run a turn's calls and observe their results, in the order of the calls.
 
-        At most `max_parallel_calls` run at once. Calls beyond `max_calls_per_turn` are answered with a message.
+        At most `max_parallel_calls` run at once. Calls beyond `max_calls_per_turn` or `max_calls_per_episode` are
+        answered with a message. A result's reward becomes a step reward of the turn that made the call.
 
         Raises:
+            EpisodeEnd: the model called a tool after it was told that the episode's calls are used up.
             ToolError: a tool's machinery failed.
+            RewardError: a tool gave a reward that is no finite number.
         """
-        slots = asyncio.Semaphore(self.config.max_parallel_calls)
-
-        async def one(position: int, call: ToolCall) -> ToolResult:
-            if position >= self.config.max_calls_per_turn:
-                text = f"only {self.config.max_calls_per_turn} calls are run in one turn; this one was not"
-                return ToolResult(f"Error: {text}", error=text)
-            async with slots:
-                return await self._session.call(call, self.config.tool_timeout_s)
-
+        try:
+            admitted, refusals = self._budget.admit_calls(len(calls))
+        except EpisodeEnd as end:
+            self.stop_reason = end.reason
+            raise
         begin = time.perf_counter()
-        if len(calls) == 1:  # by far the most frequent, and not worth a task
-            results = [await one(0, calls[0])]
-        else:
-            results = await _all_or_none([one(position, call) for position, call in enumerate(calls)])
+        results: list[ToolResult] = []
+        if admitted == 1:  # by far the most frequent, and not worth a task
+            results = [await self._session.call(calls[0], self.config.tool_timeout_s)]
+        elif admitted:
+            results = await self._run_calls(calls[:admitted])
+        results += [ToolResult(f"Error: {refusal}", error=refusal) for refusal in refusals]
         self.metrics["tool_s"] += time.perf_counter() - begin
         self.metrics["tool_calls"] += len(results)
         for call, result in zip(calls, results, strict=True):
             self.metrics["tool_errors"] += result.error is not None
             if result.reward is not None:
-                self.tool_rewards.append(result.reward)
+                self.add_reward(call.name, result.reward)
             self.observe({"role": "tool", "name": call.name, "content": self._cut(result.text)})
         return results
 
@@ -178,27 +189,90 @@ class Episode:
             self.observe({"role": "tool", "content": f"Error: the tool call could not be read: {call.reason}"})
 
     def observe(self, *messages: Message) -> None:
-        """Add messages that the model has not written: tool, user or environment. They are never trained."""
-        self.messages.extend(messages)
+        """Add messages that the model has not written: tool, user or environment. They are never trained.
+
+        What is observed between two generations is one turn of the user when a message of it is no tool's.
+
+        Raises:
+            EpisodeEnd: it would be one turn of the user more than `max_user_turns`; nothing is added then.
+        """
         if self._ledger:
+            if not self._user_spoke and any(message["role"] != "tool" for message in messages):
+                try:
+                    self._budget.add_user_turn()
+                except EpisodeEnd as end:
+                    self.stop_reason = end.reason
+                    raise
+                self._user_spoke = True
+                self.metrics["user_turns"] += 1
             self._pending.extend(messages)
+        self.messages.extend(messages)
 
-    def fork(self) -> Episode:
-        """A second trajectory with the same past, for loops that rewrite history; counted in the metrics as `forks`.
+    def add_reward(self, name: str, value: float, turn: Turn | None = None) -> None:
+        """Note a step reward: it reaches the trajectory with its turn's token span, and its sum in `reward_parts`.
 
-        Its copy of the past is masked, so that no sampled token trains twice.
+        Args:
+            name: what it is for.
+            value: finite.
+            turn: one of this episode's own turns; None: the last one. In a fork that has not generated yet, that is
+                the last one before the fork.
+
+        Raises:
+            RewardError: it is no finite number.
+            ValueError: there is no such turn.
+        """
+        if not math.isfinite(value):
+            raise RewardError(f"the step reward {name!r} is {value}, which is no finite number", "give finite rewards")
+        if turn is None:
+            owner = self
+            while not owner.turns and owner._before is not None:
+                owner = owner._before
+            if not owner.turns:
+                raise ValueError(f"the step reward {name!r} comes before the model spoke: generate() first")
+            turn = owner.turns[-1]
+        elif any(turn is own for own in self.turns):
+            owner = self
+        else:
+            raise ValueError(f"the step reward {name!r} is for a turn of another trajectory")
+        owner.step_rewards.append(StepReward(name, float(value), turn.start, turn.end))
+
+    def fork(self, messages: Sequence[Message] | None = None) -> Episode:
+        """A further trajectory beside this one, for sub-agents and branches; counted in the metrics as `forks`.
+
+        It shares this episode's budgets and tools. `max_response_tokens` and the context count for each alone.
+
+        Args:
+            messages: what the new trajectory begins with; None: the whole past of this one. Its copy of the past is
+                masked, so that no sampled token trains twice.
         """
         other = Episode.__new__(Episode)
         other.__dict__.update(self.__dict__)
-        other.messages = list(self.messages)
-        other._pending = list(self._pending)
-        other._ledger = self._ledger.copy()
+        if messages is None:
+            other.messages = list(self.messages)
+            other._pending = list(self._pending)
+            other._ledger = self._ledger.copy()
+        else:
+            other.messages, other._pending, other._ledger = list(messages), [], TokenLedger()
+        other._path = f"{self._path}/{len(self._forks)}"
+        other._before = self
         other._forks = []
-        other.metrics = dict.fromkeys(self.metrics, 0.0)
-        other.tool_rewards = []
+        other.metrics = dict.fromkeys(METRICS, 0.0)
+        other.step_rewards = []
         self._forks.append(other)
         self.metrics["forks"] += 1
         return other
+
+    def rewrite(self, messages: Sequence[Message]) -> None:
+        """Go on from other messages, for loops that shorten or change their history; counted as a fork.
+
+        What was sampled so far stays a trajectory of its own. The next generation renders `messages` from their start.
+        """
+        closed = self.fork([])
+        closed.messages, closed._ledger, closed.step_rewards = self.messages, self._ledger, self.step_rewards
+        closed._before = self._before
+        self.messages, self._pending, self._ledger, self.step_rewards = list(messages), [], TokenLedger(), []
+        self._before = closed
+        self._path = f"{self._path}/{len(self._forks)}"
 
     # -- what the runner calls ---------------------------------------------------------------------------------------
 
@@ -208,6 +282,7 @@ class Episode:
         if self._ledger.turns:
             own = self._ledger.trajectory()
             own.messages, own.stop_reason = self.messages, self.stop_reason
+            own.step_rewards = self.step_rewards
             own.metrics = {**self.metrics, "turns": float(len(self.turns))}
             found.append(own)
         return found
@@ -224,31 +299,32 @@ class Episode:
             return
         if not self._pending:
             raise ValueError("the model spoke last: observe() something before generate() again")
-        ids = self._renderer.extend(ledger.token_ids, self.stop_reason, self._pending, self.tools)
+        ids = self._renderer.extend(ledger.token_ids, self._turn_stop, self._pending, self.tools)
         self._room(len(ledger) + len(ids), ledger.response_length + len(ids))
         ledger.add_observed(ids)
         self._pending.clear()
 
-    def _room(self, length: int, response_length: int) -> int:
-        """Tokens that the next turn may have."""
-        reason = self._limit_reached(length, response_length)
-        if reason is not None:
-            self.stop_reason = reason
-            raise EpisodeEnd(reason)
-        return min(self.config.max_response_tokens - response_length, self._context_length - length)
+    def _room(self, length: int, response_length: int) -> tuple[int, StopReason]:
+        try:
+            return self._budget.room(length, response_length)
+        except EpisodeEnd as end:
+            self.stop_reason = end.reason
+            raise
 
-    def _limit_reached(self, length: int, response_length: int) -> StopReason | None:
-        if len(self.turns) >= self.config.max_assistant_turns:
-            return StopReason.MAX_TURNS
-        if response_length >= self.config.max_response_tokens:
-            return StopReason.LENGTH
-        return StopReason.CONTEXT if length >= self._context_length else None
+    async def _run_calls(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
+        slots = asyncio.Semaphore(self.config.max_parallel_calls)
+
+        async def one(call: ToolCall) -> ToolResult:
+            async with slots:
+                return await self._session.call(call, self.config.tool_timeout_s)
+
+        return await _all_or_none([one(call) for call in calls])
 
     def _turn_seed(self) -> int | None:
-        """A seed of this turn's own: the same in a resumed run, another for every sample and turn."""
+        """A seed of this turn's own: the same in a resumed run, another for every sample, fork and turn."""
         if self._seed is None:
             return None
-        key = f"{self._seed}/{self.group_id}/{self.sample_index}/{len(self.turns)}".encode()
+        key = f"{self._seed}/{self.group_id}/{self.sample_index}{self._path}/{len(self.turns)}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
 
     def _cut(self, text: str) -> str:

@@ -12,6 +12,7 @@ AgentloopError
 │   ├── ServerError           the rollout server cannot be reached or answered 5xx
 │   │   └── ServerStartError  it never came up: carries the last lines of its log
 │   ├── ToolError             a tool's machinery failed (not: the model called it wrongly)
+│   ├── InteractionError      a simulated user or environment raised or hung
 │   ├── RewardError           a reward raised or gave no finite number
 │   └── WorkerError           a trainer worker died or answered with an error
 ├── RequestRejected           the server refused the request as wrong (4xx): a bug or a config fault, never retried
@@ -21,6 +22,7 @@ AgentloopError
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 
@@ -89,6 +91,10 @@ class ToolError(InfrastructureError):
     """A tool's machinery failed. A wrong call by the model is a `ToolResult` with `error` set instead."""
 
 
+class InteractionError(InfrastructureError):
+    """An interaction failed. Raised by one on purpose it says that trying again may help; anything else is final."""
+
+
 class RewardError(InfrastructureError):
     """A reward function raised, timed out or returned something that is no finite number."""
 
@@ -101,8 +107,34 @@ class RequestRejected(AgentloopError):
     """The server answered 4xx: sending the same request again cannot help."""
 
 
+class LawRule(StrEnum):
+    """What a rejected trajectory breaks; metrics count each as `rejected/<value>`. Closed.
+
+    The numbers are those of the token law (DESIGN section 3).
+    """
+
+    SAMPLED = "sampled"  # 1: mask 1 exactly where an engine sampled, with its own logprob and version
+    PROMPT = "prompt"  # 2: a turn was sampled behind exactly the ids that stand before it
+    TRAINED_TWICE = "trained_twice"  # 4: a sampled turn has mask 1 in one trajectory of its episode only
+    COLUMNS = "columns"  # 5: ids, mask, logprobs and versions have one length
+    EMPTY = "empty"  # there is no prompt, or nothing was sampled behind it
+    STEP_REWARD = "step_reward"  # a step reward belongs to a sampled turn and is a finite number
+    FORM = "form"  # what was read is no trajectory
+
+
 class TokenLawError(AgentloopError):
-    """A trajectory breaks one of the rules that make every trained token a sampled one."""
+    """A trajectory breaks one of the rules that make every trained token a sampled one.
+
+    Args:
+        rule: which.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, rule: LawRule = LawRule.FORM) -> None:
+        super().__init__(message, hint)
+        self.rule = rule
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.message, self.hint, self.rule))
 
 
 class RunError(AgentloopError):

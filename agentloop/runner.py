@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+from agentloop.budget import EpisodeEnd
 from agentloop.chat import ChatRenderer
 from agentloop.client import Generator
 from agentloop.config import Recipe, SamplingConfig
-from agentloop.episode import Episode, EpisodeEnd
+from agentloop.episode import Episode
 from agentloop.errors import RewardError, TokenLawError
+from agentloop.law import check_episode
 from agentloop.loop import AgentLoop
 from agentloop.rewards import RewardFunction
 from agentloop.toolset import ToolSession, Toolset
@@ -27,7 +28,7 @@ class EpisodeRunner:
     Args:
         agents: loop class by `agent_name`.
         recipe: limits by agent, reward timeout.
-        reward: scores an episode; None: the sum of the tools' step rewards.
+        reward: scores an episode; None: the sum of its step rewards.
         context_length: of the server's model.
     """
 
@@ -75,15 +76,15 @@ class EpisodeRunner:
             group_id=group_id,
             sample_index=sample_index,
         )
-        error: str | None = None
-        parts: dict[str, float] = {}
+        error: Exception | None = None
+        verdicts: dict[str, float] = {}
         try:
             await self._run_loop(self._agents[task.agent_name](config.options), episode)
-            parts = await self._tool_rewards(session)
+            verdicts = await self._tool_rewards(session)
         except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
             if episode.stop_reason is not StopReason.ABORT:
                 episode.stop_reason = StopReason.ERROR
-            error = f"{type(exc).__name__}: {exc}"
+            error = exc
         finally:
             await asyncio.shield(session.close())
         trajectories = episode.trajectories() or [_empty(episode)]
@@ -93,7 +94,21 @@ class EpisodeRunner:
             trajectory.data_source = task.data_source
             trajectory.group_id = group_id
             trajectory.sample_index = sample_index
-        await self._score(task, episode, trajectories, parts, error)
+        begin = time.perf_counter()
+        try:
+            if error is not None:
+                raise error
+            check_episode(trajectories)
+            await self._score(task, trajectories, verdicts)
+        except TokenLawError as exc:
+            for trajectory in trajectories:
+                trajectory.status, trajectory.error = EpisodeStatus.REJECTED, str(exc)
+                trajectory.broken_rule = exc.rule.value
+        except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
+            text = str(exc) if isinstance(exc, RewardError) else f"{type(exc).__name__}: {exc}"
+            for trajectory in trajectories:
+                trajectory.status, trajectory.error = EpisodeStatus.FAILED, text
+        trajectories[-1].metrics["reward_s"] = time.perf_counter() - begin
         return trajectories
 
     @staticmethod
@@ -101,8 +116,9 @@ class EpisodeRunner:
         """Drive an episode until its loop returns or a limit is reached; the episode notes which."""
         try:
             async with asyncio.timeout(episode.config.episode_timeout_s) as clock:
-                with contextlib.suppress(EpisodeEnd):
-                    await loop.run(episode)
+                await loop.run(episode)
+        except EpisodeEnd as end:
+            episode.stop_reason = end.reason  # also when it was a fork that ran out
         except TimeoutError:
             if not clock.expired():
                 raise  # the loop's own, from something that it called
@@ -111,52 +127,46 @@ class EpisodeRunner:
     async def _tool_rewards(self, session: ToolSession) -> dict[str, float]:
         try:
             async with asyncio.timeout(self._recipe.reward_timeout_s):
-                return await session.rewards()
+                verdicts = await session.rewards()
         except TimeoutError as exc:
             raise RewardError(f"the tools' rewards took longer than {self._recipe.reward_timeout_s:g} s") from exc
+        for name, value in verdicts.items():
+            if not math.isfinite(value):
+                raise RewardError(f"the tool {name} gave the reward {value}, which is no finite number")
+        return verdicts
 
-    async def _score(
-        self,
-        task: Task,
-        episode: Episode,
-        trajectories: list[Trajectory],
-        parts: dict[str, float],
-        error: str | None,
-    ) -> None:
-        main = trajectories[-1]
-        reward: float | None = None
-        begin = time.perf_counter()
-        if error is None:
-            try:
-                for trajectory in trajectories:
-                    trajectory.check()
-                reward, own_parts = await self._call_reward(task, episode, main)
-                parts = {**parts, **own_parts}
-            except TokenLawError as exc:
-                for trajectory in trajectories:
-                    trajectory.status, trajectory.error = EpisodeStatus.REJECTED, str(exc)
-                return
-            except RewardError as exc:
-                error = str(exc)
-        main.metrics["reward_s"] = time.perf_counter() - begin
+    async def _score(self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float]) -> None:
+        """Write reward and parts into an episode's trajectories.
+
+        Raises:
+            RewardError: as `_call_reward`.
+        """
+        parts = dict(verdicts)
+        steps = [step for trajectory in trajectories for step in trajectory.step_rewards]
+        for step in steps:
+            parts[step.name] = parts.get(step.name, 0.0) + step.value
+        outcome: float | None = None
+        reward = math.fsum(step.value for step in steps)
+        if self._reward is not None:
+            outcome, own_parts = await self._call_reward(self._reward, task, trajectories[-1])
+            reward = outcome
+            parts |= own_parts
         for trajectory in trajectories:
-            trajectory.reward, trajectory.reward_parts = reward, dict(parts)
-            if error is not None:
-                trajectory.status, trajectory.error = EpisodeStatus.FAILED, error
+            trajectory.reward, trajectory.outcome, trajectory.reward_parts = reward, outcome, dict(parts)
 
-    async def _call_reward(self, task: Task, episode: Episode, main: Trajectory) -> tuple[float, dict[str, float]]:
-        """Score an episode.
+    async def _call_reward(
+        self, function: RewardFunction, task: Task, main: Trajectory
+    ) -> tuple[float, dict[str, float]]:
+        """The number and the parts that a reward function gives an episode.
 
         Raises:
             RewardError: the function raised, took too long or gave no finite number.
         """
-        if self._reward is None:
-            return float(sum(episode.tool_rewards)), {}
         text = main.turns[-1].text if main.turns else ""
         clock = asyncio.timeout(self._recipe.reward_timeout_s)
         try:
             async with clock:
-                result: Any = await self._reward(task, text, main)
+                result: Any = await function(task, text, main)
         except Exception as exc:
             if isinstance(exc, TimeoutError) and clock.expired():
                 raise RewardError(f"the reward took longer than {self._recipe.reward_timeout_s:g} s") from exc

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NotRequired, TypedDict
 
 from agentloop.errors import TokenLawError
+from agentloop.law import check_trajectory
 
 TRAJECTORY_FORMAT = 1
 """Version of the JSON form of a `Trajectory`; raised by one with each incompatible change."""
@@ -17,9 +17,12 @@ class StopReason(StrEnum):
     """Why a generation, or a whole episode, ended. Closed: metrics count every member by name."""
 
     STOP = "stop"  # the model ended its turn
-    LENGTH = "length"  # max_new_tokens of the turn, or the response budget, ran out
+    LENGTH = "length"  # the tokens of the turn (max_new_tokens, max_turn_tokens) or of the response ran out
     ABORT = "abort"  # cut off by the server or the run
-    MAX_TURNS = "max_turns"  # the loop's limit of assistant turns
+    MAX_TURNS = "max_turns"  # max_assistant_turns
+    MAX_USER_TURNS = "max_user_turns"  # max_user_turns
+    MAX_TOOL_CALLS = "max_tool_calls"  # max_calls_per_episode, and the model called again after it was told
+    EPISODE_TOKENS = "episode_tokens"  # max_episode_tokens, over all trajectories of the episode
     CONTEXT = "context"  # the model's context is full
     TIMEOUT = "timeout"  # the episode's wall time ran out
     ERROR = "error"  # infrastructure failed; the episode is masked
@@ -86,7 +89,12 @@ class ParsedTurn:
 
 @dataclass(slots=True)
 class Turn:
-    """One generation. `start` and `end` bound the sampled tokens in the trajectory: `token_ids[start:end]`."""
+    """One generation. `start` and `end` bound the sampled tokens in the trajectory: `token_ids[start:end]`.
+
+    `request_id` is the request that sampled it, `order` its place among the generations of the episode, forks included.
+    `prompt_digest` is `law.extend_digest` of the ids that were sent for it, `sampled_digest` that of those and the ids
+    that came back; None: not known (older traces).
+    """
 
     start: int
     end: int
@@ -97,6 +105,23 @@ class Turn:
     reasoning: str | None = None
     cached_tokens: int = 0
     latency_s: float = 0.0
+    request_id: str = ""
+    order: int = 0
+    prompt_digest: int | None = None
+    sampled_digest: int | None = None
+
+
+@dataclass(slots=True)
+class StepReward:
+    """A reward inside of an episode: of a tool call, of an interaction's answer, or a loop's own.
+
+    `token_ids[start:end]` is the sampled turn that it belongs to: for a tool's reward the one that made the call.
+    """
+
+    name: str
+    value: float
+    start: int
+    end: int
 
 
 @dataclass(slots=True)
@@ -141,6 +166,10 @@ class Trajectory:
     `token_ids`, `loss_mask`, `logprobs` and `versions` have one length L. Position i has mask 1 exactly if an engine
     sampled `token_ids[i]`; then `logprobs[i]` (natural log, of the distribution sampled from) and `versions[i]`
     (policy version) are the engine's own, else both are None. `prompt_length` is the length of the first prompt.
+
+    `reward` is the episode's, the same in all of its trajectories; `reward_parts` holds what it was made of and the sum
+    of the episode's step rewards by name. `outcome` is the reward function's own number, None where there is none and
+    the reward is the sum of the step rewards. `broken_rule` says what a rejected trajectory breaks (`errors.LawRule`).
     """
 
     token_ids: list[int]
@@ -152,9 +181,12 @@ class Trajectory:
     images: list[Any] = field(default_factory=list)
     reward: float | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
+    outcome: float | None = None
+    step_rewards: list[StepReward] = field(default_factory=list)
     stop_reason: StopReason = StopReason.STOP
     status: EpisodeStatus = EpisodeStatus.OK
     error: str | None = None
+    broken_rule: str | None = None
     agent_name: str = ""
     task_id: str = ""
     group_id: str = ""
@@ -181,80 +213,25 @@ class Trajectory:
         return min((v for v in self.versions if v is not None), default=None)
 
     def check(self) -> None:
-        """Check the token law at ingest (DESIGN section 3, rules 1 and 5).
+        """Check the token law at ingest (DESIGN section 3, rules 1, 2 and 5); `law.check_episode` does rule 4.
 
         Raises:
-            TokenLawError: naming the rule and the first position that breaks it.
+            TokenLawError: with the rule and the first position that breaks it.
         """
-        n = len(self.token_ids)
-        for name in ("loss_mask", "logprobs", "versions"):
-            if len(getattr(self, name)) != n:
-                raise TokenLawError(f"{name} has {len(getattr(self, name))} entries for {n} token ids")
-        if not 0 < self.prompt_length <= n:
-            raise TokenLawError(f"prompt_length {self.prompt_length} is outside 1..{n}")
-        if self._is_lawful():
-            return
-        columns = zip(self.token_ids, self.loss_mask, self.logprobs, self.versions, strict=True)
-        for i, (token, mask, logprob, version) in enumerate(columns):
-            if token < 0:
-                raise TokenLawError(f"token id {token} at position {i} is negative")
-            if mask == 1:
-                if i < self.prompt_length:
-                    raise TokenLawError(f"position {i} is in the prompt and has loss mask 1")
-                if logprob is None or version is None:
-                    raise TokenLawError(f"position {i} has loss mask 1 and no logprob or version")
-                if not math.isfinite(logprob) or logprob > 1e-4:
-                    raise TokenLawError(f"position {i} has the impossible logprob {logprob}")
-            elif mask == 0:
-                if logprob is not None or version is not None:
-                    raise TokenLawError(f"position {i} has loss mask 0 and yet a logprob or version")
-            else:
-                raise TokenLawError(f"loss mask at position {i} is {mask}, not 0 or 1")
-        covered = [i for turn in self.turns for i in range(turn.start, turn.end)]
-        if covered != [i for i, mask in enumerate(self.loss_mask) if mask]:
-            raise TokenLawError("the turns' token spans are not exactly the positions with loss mask 1")
-
-    def _is_lawful(self) -> bool:
-        """What `check` looks for, in whole slices: two fifths of its time. False only says: look at each token."""
-        if min(self.token_ids) < 0:
-            return False
-        mask: list[int] = []
-        end = 0
-        for turn in self.turns:
-            if not end <= turn.start <= turn.end or not self._unsampled(end, turn.start):
-                return False
-            mask += [0] * (turn.start - end)
-            mask += [1] * (turn.end - turn.start)
-            end = turn.end
-            if turn.end > turn.start and not self._sampled(turn.start, turn.end):
-                return False
-        mask += [0] * (len(self.token_ids) - end)
-        first = self.turns[0].start if self.turns else self.prompt_length
-        return first >= self.prompt_length and self.loss_mask == mask and self._unsampled(end, len(self.token_ids))
-
-    def _sampled(self, begin: int, end: int) -> bool:
-        """Every position has a version and a possible logprob. A sum is finite only if every term is."""
-        logprobs: list[Any] = self.logprobs[begin:end]
-        versions: list[Any] = self.versions[begin:end]
-        try:
-            sum(versions)
-            return math.isfinite(sum(logprobs)) and max(logprobs) <= 1e-4
-        except TypeError:  # None is no term
-            return False
-
-    def _unsampled(self, begin: int, end: int) -> bool:
-        nothing = [None] * (end - begin)
-        return self.logprobs[begin:end] == nothing and self.versions[begin:end] == nothing
+        check_trajectory(self)
 
     def to_json(self) -> dict[str, Any]:
         """The versioned JSON form, as traces and checkpoints hold it. Images are left out."""
-        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("turns", "images")}
+        data = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("turns", "step_rewards", "images")
+        }
         data["turns"] = [asdict(turn) for turn in self.turns]
+        data["step_rewards"] = [asdict(reward) for reward in self.step_rewards]
         return {"format": TRAJECTORY_FORMAT, **data}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trajectory:
-        """Read the JSON form.
+        """Read the JSON form; a field that older traces lack has its default.
 
         Raises:
             TokenLawError: the format version is unknown or a field is missing.
@@ -275,6 +252,7 @@ class Trajectory:
                 )
                 for turn in data["turns"]
             ]
+            data["step_rewards"] = [StepReward(**reward) for reward in data.get("step_rewards", ())]
             data["stop_reason"] = StopReason(data["stop_reason"])
             data["status"] = EpisodeStatus(data["status"])
             return cls(**data)

@@ -22,3 +22,8 @@ def test_every_error_is_in_the_tree_at_the_top_of_the_module() -> None:
     assert errors.__doc__ is not None
     for kind in ALL:
         assert kind.__name__ in errors.__doc__
+
+
+def test_a_broken_rule_crosses_processes() -> None:
+    again = pickle.loads(pickle.dumps(errors.TokenLawError("what", "do", errors.LawRule.TRAINED_TWICE)))
+    assert (again.rule, again.hint) == (errors.LawRule.TRAINED_TWICE, "do")

@@ -343,7 +343,7 @@ class Broken:
     ("how", "status", "says"),
     [
         ("gone", EpisodeStatus.FAILED, "nobody answers"),
-        ("lengths", EpisodeStatus.FAILED, "2 sampled ids have 1 logprobs"),
+        ("lengths", EpisodeStatus.REJECTED, "2 sampled ids have 1 logprobs"),
         ("abort", EpisodeStatus.FAILED, "aborted"),
         ("nan", EpisodeStatus.REJECTED, "impossible logprob"),
     ],
@@ -357,6 +357,7 @@ async def test_an_engine_that_breaks_the_law_is_never_trained_on(
     assert trajectory.stop_reason is {"gone": StopReason.ERROR, "abort": StopReason.ABORT}.get(
         how, trajectory.stop_reason
     )
+    assert trajectory.broken_rule == {"lengths": "columns", "nan": "sampled"}.get(how)
 
 
 class Forking(AgentLoop):
