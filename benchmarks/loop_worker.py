@@ -22,9 +22,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from material import SHARED, add_tokenizer_option, existing, load_qwen
 
@@ -38,6 +38,7 @@ from agentloop.toolset import Toolset
 from agentloop.types import EpisodeStatus, Message, StopReason, Task, ToolResult, Trajectory
 from agentloop.wire import SamplingParams
 
+T = TypeVar("T")
 GROUP = 8
 TOKENS = 64
 """Sampled tokens of a generation."""
@@ -201,6 +202,16 @@ class Bench:
         return trajectories
 
 
+def run_loops(main: Coroutine[Any, Any, T]) -> T:
+    """Run on the event loop that `agentloop train` takes: uvloop's, where it is installed."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        new_event_loop = None
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
 def fill_free_blocks() -> list[bytes]:
     """Leave no free memory inside this process, so that whatever is allocated next is seen to grow.
 
@@ -244,7 +255,7 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
     """CPU, rate and memory of `rounds` times `at_once` episodes, all of a round in flight together."""
     bench = Bench(options, options.generations, TOKENS, ChatRenderer)
     set_up = time.process_time()
-    asyncio.run(bench.run(bench.tasks(WARM_UP)))
+    run_loops(bench.run(bench.tasks(WARM_UP)))
     batches = [bench.tasks(options.at_once) for _ in range(options.rounds)]
     bench.client.most_in_flight = 0
     ballast = fill_free_blocks()
@@ -261,7 +272,7 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
                 peak, first = memory(peak=True), done
         return time.perf_counter() - wall, time.process_time() - cpu, peak, first
 
-    wall, cpu, peak, first = asyncio.run(rounds())
+    wall, cpu, peak, first = run_loops(rounds())
     if bench.client.most_in_flight != options.at_once:
         raise SystemExit(f"{bench.client.most_in_flight} episodes were in flight, not {options.at_once}")
     episodes = options.at_once * options.rounds
@@ -291,12 +302,12 @@ def measure_history(options: argparse.Namespace) -> dict[str, Any]:
     observed = 29  # by a turn, template included; the sampled tokens make up the rest
     bench = Bench(options, options.turns, -(-options.tokens // options.turns) - observed, TimedRenderer)
     assert isinstance(bench.renderer, TimedRenderer)
-    asyncio.run(bench.run(bench.tasks(1)))
+    run_loops(bench.run(bench.tasks(1)))
     runs: list[list[tuple[float, int]]] = []
     totals, rendering = [], []
     done: list[Trajectory] = []
 
-    async def rounds() -> None:  # returns nothing: asyncio.run forms the repr of a result, which is long here
+    async def rounds() -> None:  # returns nothing: a runner forms the repr of a result, which is long here
         for _ in range(options.rounds):
             bench.client.seen, bench.renderer.seconds = [], 0.0
             tasks = bench.tasks(1)
@@ -307,7 +318,7 @@ def measure_history(options: argparse.Namespace) -> dict[str, Any]:
             rendering.append(bench.renderer.seconds)
             runs.append(bench.client.seen)
 
-    asyncio.run(rounds())
+    run_loops(rounds())
     [trajectory] = done
     lengths = [length for _, length in runs[0]]
     costs = [statistics.median(run[turn + 1][0] - run[turn][0] for run in runs) for turn in range(len(lengths) - 1)]
@@ -347,11 +358,11 @@ def profile(options: argparse.Namespace) -> None:
     import pstats
 
     bench = Bench(options, options.generations, TOKENS, ChatRenderer)
-    asyncio.run(bench.run(bench.tasks(WARM_UP)))
+    run_loops(bench.run(bench.tasks(WARM_UP)))
     tasks = bench.tasks(options.at_once)
     profiler = cProfile.Profile()
     profiler.enable()
-    asyncio.run(bench.run(tasks))
+    run_loops(bench.run(tasks))
     profiler.disable()
     pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
 

@@ -19,7 +19,21 @@ def folders(shared: Path) -> list[str]:
 
 
 def test_every_measurement_is_in_the_table_and_in_the_figures(repo: Path, shared: Path, tmp_path: Path) -> None:
-    sizes = ["--generations", "3", "--at-once", "8", "16", "--episodes", "16", "--turns", "16", "--tokens", "2000"]
+    sizes = [
+        "--generations",
+        "3",
+        "--at-once",
+        "8",
+        "16",
+        "--episodes",
+        "16",
+        "--turns",
+        "16",
+        "--tokens",
+        "2000",
+        "--repeats",
+        "1",
+    ]
     result = run(repo, *folders(shared), *sizes, "--json", str(tmp_path / "out.json"))
     assert result.returncode in (0, 1), result.stdout + result.stderr  # 1: too few turns to say how flat they are
     assert result.stderr == ""
