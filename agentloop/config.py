@@ -141,7 +141,9 @@ class RolloutConfig(Section):
 class AlgorithmConfig(Section):
     """The estimator and the loss."""
 
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = Field("grpo", description="group baseline of the reward")
+    advantage: Literal["grpo", "dr_grpo", "rloo", "grpo_process"] = Field(
+        "grpo", description="group baseline of the reward; grpo_process: of each step reward"
+    )
     loss: Literal["ppo_clip", "pg"] = Field("ppo_clip", description="policy loss")
     aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"] = Field(
         "token_mean", description="how token losses become one number"

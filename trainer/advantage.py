@@ -1,15 +1,18 @@
-"""Group-relative advantages: rewards of one group in, one number per episode out. No torch.
+"""Group-relative advantages: rewards of one group in; one number per episode out, or one per step. No torch.
 
-Shapes: G episodes of a group. Failed and rejected episodes are taken out of the group before: they have no reward.
+Shapes: G episodes of a group, K_i steps of episode i. Failed and rejected episodes are taken out of the group before:
+they have no reward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
+"""Estimators of the outcome. `grpo_process` is the one of steps."""
 
 STD_EPSILON = 1e-6
 """Added to the standard deviation, so that a group of equal rewards has advantage 0 and not NaN."""
@@ -44,6 +47,29 @@ def rloo(rewards_G: np.ndarray) -> np.ndarray:
     if len(rewards_G) < 2:
         return np.zeros_like(rewards_G)
     return (rewards_G - rewards_G.mean()) * (len(rewards_G) / (len(rewards_G) - 1))
+
+
+def grpo_process(rewards: Sequence[Sequence[float]]) -> list[np.ndarray]:
+    """Step k of episode i has the advantage `sum over j >= k of (r_ij - mean(R)) / (std(R) + eps)`.
+
+    R holds all step rewards of the group together; std with n - 1, as in `grpo`; a group with one step reward in all
+    has advantage 0. Source: DeepSeekMath (arXiv 2402.03300), section 4.1.3, where a token has the advantage of the
+    first step that ends at or after it.
+
+    Args:
+        rewards: for each episode the rewards of its steps, in the order of their ends; finite.
+
+    Returns:
+        for each episode (K_i), float64.
+
+    Raises:
+        ValueError: a reward is not finite.
+    """
+    flat = np.array([reward for steps in rewards for reward in steps], dtype=np.float64)
+    if not np.isfinite(flat).all():
+        raise ValueError(f"a step reward is not finite: {flat.tolist()}")
+    ends = np.cumsum([len(steps) for steps in rewards])[:-1]
+    return [np.cumsum(steps[::-1])[::-1] for steps in np.split(grpo(flat), ends)]
 
 
 _KINDS = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}

@@ -24,7 +24,7 @@ class TrainSample:
         advantages: float32; 0 where the mask is 0.
         prompt_length: the prompt is `token_ids[:prompt_length]`.
         group_key: samples of one call with an equal key have an identical prompt, which is computed once for all.
-        weight: factor on this sample's loss.
+        weight: factor on this sample's loss, and on what it counts in the normalizer.
     """
 
     token_ids: np.ndarray
@@ -92,13 +92,14 @@ class LossSpec:
 
 
 def normalizer(samples: Sequence[TrainSample], aggregation: Aggregation) -> float:
-    """The number that `WorkerGroup.step` divides the summed gradient by.
+    """The number that `WorkerGroup.step` divides the summed gradient by: what the samples weigh together.
 
-    `token_mean`: trained tokens. Both `seq_mean_*`: sequences with a trained token. At least 1, so that a batch in
-    which nothing was trained divides a zero gradient by one.
+    `token_mean`: trained tokens. Both `seq_mean_*`: sequences with a trained token. Each counts with its sample's
+    weight, as its loss does: k samples of weight 1/k with the same tokens are one sample. 1 when nothing was trained,
+    so that a zero gradient is divided by one.
     """
     if aggregation == "token_mean":
-        count = sum(sample.trained_tokens for sample in samples)
+        count = sum(sample.weight * sample.trained_tokens for sample in samples)
     else:
-        count = sum(1 for sample in samples if sample.loss_mask.any())
-    return float(max(count, 1))
+        count = sum(sample.weight for sample in samples if sample.loss_mask.any())
+    return float(count) or 1.0

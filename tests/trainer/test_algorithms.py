@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentloop.config import AlgorithmConfig, OptimConfig
-from trainer.advantage import advantages
+from trainer.advantage import advantages, grpo_process
 from trainer.loss import k3, policy_gradient, ppo_clip, token_losses
 from trainer.optim import learning_rate
 from trainer.types import LossSpec
@@ -45,6 +47,43 @@ def test_bad_rewards_and_unknown_kinds_are_refused() -> None:
         advantages(np.array([1.0, float("nan")]), "grpo")
     with pytest.raises(ValueError, match="known: dr_grpo, grpo, rloo"):
         advantages(np.array([1.0]), "ppo")  # type: ignore[arg-type]
+
+
+def test_process_supervision_sums_the_normalized_rewards_ahead() -> None:
+    # R = {1, 0, 1, 0, 0, 1}: mean 1/2, std sqrt(6 / 4 / 5); normalized +-0.9129
+    one = 0.5 / (math.sqrt(0.3) + 1e-6)
+    a, b, c = grpo_process([[1.0, 0.0, 1.0], [0.0], [0.0, 1.0]])
+    assert a == pytest.approx([one, 0.0, one], abs=1e-12)
+    assert b == pytest.approx([-one], abs=1e-12)
+    assert c == pytest.approx([0.0, one], abs=1e-12)
+
+
+def test_process_supervision_of_outcomes_alone_is_grpo() -> None:
+    assert (
+        np.concatenate(grpo_process([[r] for r in REWARDS])).tolist() == advantages(np.array(REWARDS), "grpo").tolist()
+    )
+
+
+STEPS = st.lists(st.lists(st.floats(-10, 10).map(lambda x: round(x, 2)), max_size=4), min_size=1, max_size=5)
+
+
+@given(steps=STEPS, shift=st.integers(-100, 100))
+def test_process_supervision_does_not_see_a_shift_of_all_rewards(steps: list[list[float]], shift: int) -> None:
+    plain, shifted = grpo_process(steps), grpo_process([[r + shift for r in row] for row in steps])
+    for a, b in zip(plain, shifted, strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+
+
+@given(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=5), reward=st.integers(-3, 3))
+def test_equal_step_rewards_teach_nothing(sizes: list[int], reward: int) -> None:
+    found = grpo_process([[float(reward)] * size for size in sizes])
+    assert [len(steps) for steps in found] == sizes
+    assert all(value == 0.0 for steps in found for value in steps)
+
+
+def test_a_step_reward_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        grpo_process([[1.0], [float("inf")]])
 
 
 def ppo_by_hand(lp: float, old: float, adv: float, low: float, high: float, dual: float | None) -> float:
