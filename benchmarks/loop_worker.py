@@ -22,9 +22,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from material import SHARED, add_tokenizer_option, existing, load_qwen
 
@@ -32,13 +32,13 @@ from agentloop.chat import ChatRenderer
 from agentloop.client import GenerateResult
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.loops.tool_agent import ToolAgent
+from agentloop.process import run_loops
 from agentloop.runner import EpisodeRunner
 from agentloop.tool import Tool
 from agentloop.toolset import Toolset
 from agentloop.types import EpisodeStatus, Message, StopReason, Task, ToolResult, Trajectory
 from agentloop.wire import SamplingParams
 
-T = TypeVar("T")
 GROUP = 8
 TOKENS = 64
 """Sampled tokens of a generation."""
@@ -200,16 +200,6 @@ class Bench:
                     f"an episode ended {trajectory.status} in turn {len(trajectory.turns)}: {trajectory.error}"
                 )
         return trajectories
-
-
-def run_loops(main: Coroutine[Any, Any, T]) -> T:
-    """Run on the event loop that `agentloop train` takes: uvloop's, where it is installed."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        new_event_loop = None
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main)
 
 
 def fill_free_blocks() -> list[bytes]:

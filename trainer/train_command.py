@@ -6,12 +6,12 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from agentloop.config import Recipe
 from agentloop.config_load import load_config
 from agentloop.errors import AgentloopError
+from agentloop.process import run_loops
 from agentloop.provenance import environment
 from agentloop.report import write_report
 from trainer.console import Console
@@ -50,8 +50,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     console.notice(f"run directory {run_dir.root}")
     resume_line = shlex.join(["agentloop", "train", "--config", str(config), *overrides, "--resume"])
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as loop:
-            result = loop.run(TrainRun(recipe, prepared, run_dir, console, resume=resume).run())
+        result = run_loops(TrainRun(recipe, prepared, run_dir, console, resume=resume).run())
     except asyncio.CancelledError:  # Ctrl-C before the first step: nothing to save
         console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
         return EXIT_INTERRUPTED
@@ -62,15 +61,6 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
             exc.add_note(f"continue with: {resume_line}")
         raise
     return _finish(result, run_dir, console, resume_line, time.monotonic() - begin)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop where it is installed: agent loops are mostly event-loop work."""
-    try:
-        import uvloop
-    except ImportError:  # Windows
-        return None
-    return uvloop.new_event_loop
 
 
 def _finish(result: RunResult, run_dir: RunDir, console: Console, resume_line: str, seconds: float) -> int:
