@@ -29,12 +29,13 @@ class SampledText:
         known: the spellings of all added tokens of the tokenizer, sampled here or not.
     """
 
-    __slots__ = ("_controls", "_known", "_places", "text")
+    __slots__ = ("_controls", "_found", "_known", "_places", "text")
 
     def __init__(self, text: str, controls: Mapping[int, str] | None = None, known: Collection[str] = ()) -> None:
         self.text = text
         self._controls = dict(controls or {})
         self._known = known if isinstance(known, frozenset) else frozenset(known)
+        self._found: dict[str, tuple[int, int]] = {}
         self._places: dict[str, list[int]] = {}
         for position in sorted(self._controls):
             self._places.setdefault(self._controls[position], []).append(position)
@@ -47,12 +48,22 @@ class SampledText:
 
     def find(self, tag: str, start: int = 0, end: int | None = None) -> int:
         """Where `tag` first stands wholly inside of `text[start:end]`; -1: nowhere."""
-        end = len(self.text) if end is None else min(end, len(self.text))
         if tag not in self._known:
-            return self.text.find(tag, start, end)
+            return self._find_text(tag, start) if end is None else self.text.find(tag, start, end)
+        end = len(self.text) if end is None else min(end, len(self.text))
         places = self._places.get(tag, [])
         first = bisect_left(places, start)
         return places[first] if first < len(places) and places[first] + len(tag) <= end else -1
+
+    def _find_text(self, tag: str, start: int) -> int:
+        # The last answer holds up to the place it names. A turn that repeats one tag ten thousand times, and never the
+        # one that closes it, would be read from there to its end as many times.
+        since, place = self._found.get(tag, (start + 1, 0))
+        if since <= start and (start <= place or place < 0):
+            return place
+        place = self.text.find(tag, start)
+        self._found[tag] = start, place
+        return place
 
     def find_first(self, tags: Iterable[str], start: int = 0) -> tuple[int, str] | None:
         """The tag that comes first from `start` on, with its place; of two at one place the longer. None: none."""

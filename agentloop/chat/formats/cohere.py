@@ -27,7 +27,7 @@ class CohereFormat(TaggedFormat):
 
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
         fenced = _FENCED.search(turn.text)
-        if fenced is None or turn.find(self.opening) >= 0:
+        if fenced is None or 0 <= turn.find(self.opening) < fenced.start():
             return super().read(turn, parsed, tools)
         end, fault = read_calls(turn.text, fenced.end(), parsed, _call)
         parsed.tool_calls[:] = [call for call in parsed.tool_calls if call.name not in NO_CALL]

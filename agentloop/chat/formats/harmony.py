@@ -22,7 +22,9 @@ CODE = "python"
 """The recipient whose messages are program text, not JSON: a call with the one argument `code`."""
 NO_TOOL = ("", "all", "assistant", "user")
 
-_RECIPIENT = re.compile(r"(?:^|\s)to=(\S*)")
+_TO = r"to=([^\s<|]*)"
+_BEFORE_CHANNEL = re.compile(rf"(?:assistant\b)?\s*{_TO}")
+_IN_CHANNEL = re.compile(rf"(?:^|\s){_TO}")
 
 
 class HarmonyFormat:
@@ -67,13 +69,14 @@ def _header(turn: SampledText, start: int, end: int) -> tuple[str | None, str | 
     """Channel and recipient of the header between `start` and `end`; None: it names none."""
     typed = turn.find(CONSTRAIN, start, end)
     end = typed if typed >= 0 else end
+    if turn.at(START, start):
+        start += len(START)
     at = turn.find(CHANNEL, start, end)
-    places = [turn.text[start : at if at >= 0 else end], turn.text[at + len(CHANNEL) : end] if at >= 0 else ""]
-    found = [match[1] for match in map(_RECIPIENT.search, places) if match]
-    recipient = found[0] if found and found[0] not in NO_TOOL else None
-    words = places[1].split()
-    channel = None if at < 0 else words[0] if words else ""
-    return channel, recipient
+    role, named = (turn.text[start:at], turn.text[at + len(CHANNEL) : end]) if at >= 0 else (turn.text[start:end], "")
+    found = _BEFORE_CHANNEL.fullmatch(role.strip()) or _IN_CHANNEL.search(named)
+    recipient = found[1] if found and found[1] not in NO_TOOL else None
+    words = named.split()
+    return (None if at < 0 else words[0] if words else ""), recipient
 
 
 def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn) -> int:

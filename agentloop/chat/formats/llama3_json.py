@@ -22,28 +22,39 @@ class Llama3JsonFormat(BaseFormat):
     name = "llama3_json"
 
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
+        start = turn.skip_space(0)
+        end = self._read_calls(turn, start, parsed, announced=False)
+        if end > start:
+            return turn.text[end:]
         tag = turn.find(TAG)
-        before = turn.text[:tag] if tag >= 0 else ""
-        text = turn.text
-        position = start = turn.skip_space(tag + len(TAG) if tag >= 0 else 0)
-        try:
-            while text.startswith("{", position):
-                value, end = read_json(text, position)
-                if not isinstance(value, dict) or "name" not in value:
-                    break
-                try:
-                    parsed.tool_calls.append(json_call(value, arguments=("parameters", "arguments")))
-                except CallError as exc:
-                    parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
-                position = turn.skip_space(end)
-                while turn.text.startswith((";", TAG), position):
-                    position = turn.skip_space(position + (1 if text[position] == ";" else len(TAG)))
-        except CallError as exc:
-            if tag >= 0 or _NAMED.match(text, position):
-                parsed.malformed_calls.append(MalformedCall(text[position:].strip(), why(exc, text)))
-                position = len(text)
-        if tag >= 0 and position == start:
+        if tag < 0:
+            return turn.text
+        start = turn.skip_space(tag + len(TAG))
+        end = self._read_calls(turn, start, parsed, announced=True)
+        if end == start:
             reason = f'{TAG} has to be followed by a call as JSON: {{"name": .., "parameters": {{..}}}}'
-            parsed.malformed_calls.append(MalformedCall(text[start:].strip(), reason))
-            position = len(text)
-        return before + text[position:]
+            parsed.malformed_calls.append(MalformedCall(turn.text[start:].strip(), reason))
+            end = len(turn)
+        return turn.text[:tag] + turn.text[end:]
+
+    def _read_calls(self, turn: SampledText, start: int, parsed: ParsedTurn, *, announced: bool) -> int:
+        """Read the calls from `start` on; returns where the text goes on: `start`, when there is none."""
+        text, position = turn.text, start
+        while text.startswith("{", position):
+            try:
+                value, end = read_json(text, position)
+            except CallError as exc:
+                if not announced and not _NAMED.match(text, position):
+                    return position
+                parsed.malformed_calls.append(MalformedCall(text[position:].strip(), why(exc, text)))
+                return len(text)
+            if not isinstance(value, dict) or "name" not in value:
+                return position
+            try:
+                parsed.tool_calls.append(json_call(value, arguments=("parameters", "arguments")))
+            except CallError as exc:
+                parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
+            position = turn.skip_space(end)
+            while text.startswith(";", position) or turn.at(TAG, position):
+                position = turn.skip_space(position + (len(TAG) if turn.at(TAG, position) else 1))
+        return position

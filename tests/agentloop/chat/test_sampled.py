@@ -74,3 +74,12 @@ def test_strip_takes_the_white_space_at_both_ends(text: SampledText) -> None:
 def test_a_sampled_text_has_no_strides() -> None:
     with pytest.raises(ValueError, match="strided"):
         SampledText("abc")[::2]
+
+
+@given(
+    text=sampled(), starts=st.lists(st.integers(0, 12), min_size=1, max_size=6), tag=st.sampled_from(["<c>", "x", " "])
+)
+def test_what_is_found_does_not_depend_on_what_was_looked_for_before(
+    text: SampledText, starts: list[int], tag: str
+) -> None:
+    assert [text.find(tag, start) for start in starts] == [text.text.find(tag, start) for start in starts]
