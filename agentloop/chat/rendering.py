@@ -87,11 +87,11 @@ class Rendering:
 
     def harmless(self, text: str) -> str:
         """A name that the model made up, for the probe's turn, which is the template's part of a rendering."""
-        return self._protect(text) if self.encoder.has_control(text) or MARK in text else text
+        return text if self.encoder.is_plain(text) and MARK not in text else self._protect(text)
 
     def _has_marks(self, contents: Any) -> bool:
-        """Whether a control token is spelled anywhere in them."""
-        return any(self.encoder.has_control(text) or MARK in text for text in texts(contents))
+        """Whether a control token is spelled anywhere in them, or could be together with what stands around."""
+        return any(not self.encoder.is_plain(text) or MARK in text for text in texts(contents))
 
     def _tools_have_marks(self, tools: Tools) -> bool:
         if not tools:

@@ -67,6 +67,11 @@ class SafeEncoder:
         self._number = {token: number for number, token in enumerate(self._order)}
         spellings = "|".join(re.escape(token) for token in sorted(self.added, key=len, reverse=True))
         self.pattern = re.compile(spellings or r"(?!)")
+        self._longest = max(map(len, self.added), default=0)
+        self._ends = frozenset(token[cut:] for token in self.added for cut in range(1, len(token)))
+        self._starts = frozenset(token[:cut] for token in self.added for cut in range(1, len(token)))
+        self._last = re.compile("|".join(sorted({re.escape(token[-1]) for token in self.added})) or r"(?!)")
+        self._first = re.compile("|".join(sorted({re.escape(token[0]) for token in self.added})) or r"(?!)")
         self._eats_right = {token.content for token in added.values() if token.rstrip}
         self._eats_left = {token.content for token in added.values() if token.lstrip}
         # Tokens with this flag are looked for after normalization: "＜end＞" may become "<end>" only then.
@@ -82,6 +87,10 @@ class SafeEncoder:
             return True
         return self._matches_normalized and self.pattern.search(self._normalized(text)) is not None
 
+    def is_plain(self, text: str) -> bool:
+        """Whether `text` spells no control token, and cannot become a part of one beside other text."""
+        return not (self.has_control(text) or self._may_join(text))
+
     def encode(self, text: str) -> list[int]:
         """Encode text of the template: control tokens become their ids, nothing is added around."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -96,10 +105,20 @@ class SafeEncoder:
         return self._without_controls(text) if self.has_control(text) else self.encode(text)
 
     def protect(self, text: str, mark: str) -> str:
-        """`text` with every control spelling replaced by `mark` + number + `mark`."""
+        """`text` with every control spelling replaced by `mark` + number + `mark`.
+
+        Where it begins with the end of a spelling, or ends with the beginning of one, `mark` + `mark` keeps it apart
+        from its neighbour; white space at its ends stays outside, for a template to strip.
+        """
         if self._matches_normalized and not self.pattern.search(text):
             text = self._normalized(text)
-        return self.pattern.sub(lambda match: f"{mark}{self._number[match.group()]}{mark}", text)
+        apart = mark + mark if self._may_join(text) else ""
+        text = self.pattern.sub(lambda match: f"{mark}{self._number[match.group()]}{mark}", text)
+        if not apart:
+            return text
+        core = text.strip()
+        begin = text.index(core)
+        return f"{text[:begin]}{apart}{core}{apart}{text[begin + len(core) :]}"
 
     def encode_protected(self, text: str, mark: str) -> list[int]:
         """Encode a rendering whose contents were protected: template tokens become ids, contents stay text.
@@ -125,6 +144,16 @@ class SafeEncoder:
             if match.group() in self._eats_right:
                 position += len(text[position:]) - len(text[position:].lstrip())
         return ids + plain(text[position:])
+
+    def _may_join(self, text: str) -> bool:
+        """Whether it begins with the end of a control token's spelling, or ends with the beginning of one."""
+        if self._matches_normalized:
+            text = self._normalized(text)
+        head = text.lstrip()[: self._longest]
+        if any(head[: match.end()] in self._ends for match in self._last.finditer(head)):
+            return True
+        tail = text.rstrip()[-self._longest :]
+        return any(tail[match.start() :] in self._starts for match in self._first.finditer(tail))
 
     def _normalized(self, text: str) -> str:
         return str(self._backend.normalizer.normalize_str(text)) if self._backend.normalizer else text
