@@ -41,7 +41,13 @@ class Generator(Protocol):
     """All that an episode needs of a policy."""
 
     async def generate(
-        self, input_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, rid: str
+        self,
+        input_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        session_id: str,
+        rid: str,
+        image_data: Sequence[str] = (),
     ) -> GenerateResult: ...
 
 
@@ -87,9 +93,21 @@ class GenerateClient:
         self._transport = transport or Lanes(max_connections)
 
     async def generate(
-        self, input_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, rid: str
+        self,
+        input_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        session_id: str,
+        rid: str,
+        image_data: Sequence[str] = (),
     ) -> GenerateResult:
         """Sample one turn.
+
+        Args:
+            input_ids: the whole prompt.
+            session_id: generations of one session go to one replica, where their prefix is cached.
+            rid: id of the request; it can be aborted by it.
+            image_data: the prompt's images in their order, in base64.
 
         Raises:
             ServerError: the server failed more often than `retries` allows, was gone for longer than `outage_s`, or
@@ -101,6 +119,8 @@ class GenerateClient:
             "sampling_params": sampling.model_dump(exclude_none=True),
             "return_logprob": True,
         }
+        if image_data:
+            request["image_data"] = list(image_data)
         patience = _Patience(self._retries, self._outage_s)
         for attempt in itertools.count():
             # A server may still work on an attempt that timed out: the next one has a name of its own.

@@ -11,6 +11,7 @@ from typing import Any
 
 from agentloop.budget import Budget, EpisodeEnd
 from agentloop.chat import ChatRenderer
+from agentloop.chat.images import image_data, images_of
 from agentloop.client import Generator
 from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.errors import RewardError, ServerError
@@ -18,6 +19,9 @@ from agentloop.ledger import TokenLedger
 from agentloop.toolset import ToolSession
 from agentloop.types import Message, StepReward, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 from agentloop.wire import SamplingParams
+
+UNREADABLE = "unreadable_call"
+"""The name under which malformed calls are answered: some templates write a name beside every result."""
 
 METRICS = ("tool_calls", "tool_errors", "malformed_calls", "user_turns", "forks", "generate_s", "tool_s")
 
@@ -65,6 +69,7 @@ class Episode:
         self._seed = seed
         self._ledger = TokenLedger()
         self._pending: list[Message] = []
+        self._images: list[Any] = list(images_of(task.prompt))
         self._turn_stop = StopReason.STOP
         self._user_spoke = False
         self._path = ""
@@ -106,6 +111,7 @@ class Episode:
             "top_k": self._sampling.top_k,
             "max_new_tokens": self._sampling.max_new_tokens,
             "sampling_seed": self._turn_seed(),
+            "stop_token_ids": self._renderer.stop_token_ids or None,
             **sampling,
         }
         most = min(values["max_new_tokens"], self.config.max_turn_tokens or room, room)
@@ -119,13 +125,16 @@ class Episode:
         sampled = 0
         begin = time.perf_counter()
         try:
-            result = await self._generator.generate(ledger.token_ids, params, session_id=session, rid=rid)
+            images = {"image_data": [image_data(image) for image in self._images]} if self._images else {}
+            result = await self._generator.generate(ledger.token_ids, params, session_id=session, rid=rid, **images)
             sampled = len(result.token_ids)
         finally:
             budget.tokens += sampled - most
         seconds = time.perf_counter() - begin
         self.metrics["generate_s"] += seconds
-        parsed = self._renderer.parse(result.token_ids)
+        parsed = self._renderer.parse(result.token_ids, self.tools)
+        for number, call in enumerate(parsed.tool_calls):
+            call.id = self._renderer.call_id(call.id, order, number)
         turn = Turn(
             start=0,
             end=0,
@@ -180,13 +189,26 @@ class Episode:
             self.metrics["tool_errors"] += result.error is not None
             if result.reward is not None:
                 self.add_reward(call.name, result.reward)
-            self.observe({"role": "tool", "name": call.name, "content": self._cut(result.text)})
+            message: Message = {"role": "tool", "name": call.name, "content": self._cut(result.text)}
+            if call.id:
+                message["tool_call_id"] = call.id
+            if result.images:
+                pictures = [{"type": "image", "image": image} for image in result.images]
+                message["content"] = [*pictures, {"type": "text", "text": message["content"]}]
+            self.observe(message)
         return results
 
     def answer_malformed(self, turn: Turn) -> None:
         """Tell the model why its malformed calls were not run."""
-        for call in turn.malformed_calls:
-            self.observe({"role": "tool", "content": f"Error: the tool call could not be read: {call.reason}"})
+        for number, call in enumerate(turn.malformed_calls, len(turn.tool_calls)):
+            self.observe(
+                {
+                    "role": "tool",
+                    "name": UNREADABLE,
+                    "tool_call_id": self._renderer.call_id("", turn.order, number),
+                    "content": f"Error: the tool call could not be read: {call.reason}",
+                }
+            )
 
     def observe(self, *messages: Message) -> None:
         """Add messages that the model has not written: tool, user or environment. They are never trained.
@@ -207,6 +229,7 @@ class Episode:
                 self.metrics["user_turns"] += 1
             self._pending.extend(messages)
         self.messages.extend(messages)
+        self._images.extend(images_of(messages))
 
     def add_reward(self, name: str, value: float, turn: Turn | None = None) -> None:
         """Note a step reward: it reaches the trajectory with its turn's token span, and its sum in `reward_parts`.
@@ -250,9 +273,11 @@ class Episode:
         if messages is None:
             other.messages = list(self.messages)
             other._pending = list(self._pending)
+            other._images = list(self._images)
             other._ledger = self._ledger.copy()
         else:
             other.messages, other._pending, other._ledger = list(messages), [], TokenLedger()
+            other._images = list(images_of(messages))
         other._path = f"{self._path}/{len(self._forks)}"
         other._before = self
         other._forks = []
@@ -269,7 +294,8 @@ class Episode:
         """
         closed = self.fork([])
         closed.messages, closed._ledger, closed.step_rewards = self.messages, self._ledger, self.step_rewards
-        closed._before = self._before
+        closed._before, closed._images = self._before, self._images
+        self._images = list(images_of(messages))
         self.messages, self._pending, self._ledger, self.step_rewards = list(messages), [], TokenLedger(), []
         self._before = closed
         self._path = f"{self._path}/{len(self._forks)}"
@@ -282,7 +308,7 @@ class Episode:
         if self._ledger.turns:
             own = self._ledger.trajectory()
             own.messages, own.stop_reason = self.messages, self.stop_reason
-            own.step_rewards = self.step_rewards
+            own.step_rewards, own.images = self.step_rewards, self._images
             own.metrics = {**self.metrics, "turns": float(len(self.turns))}
             found.append(own)
         return found
@@ -355,7 +381,9 @@ def _assistant_message(turn: Turn) -> Message:
     message: Message = {"role": "assistant", "content": turn.text}
     if turn.tool_calls:
         message["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
             for call in turn.tool_calls
         ]
+    if turn.reasoning is not None:
+        message["reasoning_content"] = turn.reasoning
     return message

@@ -65,6 +65,10 @@ def _check_columns(trajectory: Trajectory) -> None:
         entries = len(getattr(trajectory, name))
         if entries != n:
             raise TokenLawError(f"{name} has {entries} entries for {n} token ids", rule=LawRule.COLUMNS)
+    try:
+        array("q", trajectory.token_ids)
+    except (TypeError, OverflowError) as exc:
+        raise TokenLawError(f"a token id is no integer: {exc}", rule=LawRule.COLUMNS) from exc
     if not 0 < trajectory.prompt_length <= n:
         raise TokenLawError(f"prompt_length {trajectory.prompt_length} is outside 1..{n}", rule=LawRule.EMPTY)
 
@@ -90,6 +94,14 @@ def _check_sampled(trajectory: Trajectory) -> None:
             fault = f"position {i} has loss mask 0 and yet a logprob or version"
         if fault is not None:
             raise TokenLawError(fault, rule=LawRule.SAMPLED)
+    end = 0
+    for number, turn in enumerate(trajectory.turns, 1):
+        if not end <= turn.start <= turn.end <= len(trajectory.token_ids):
+            raise TokenLawError(
+                f"turn {number} has the tokens {turn.start} to {turn.end}, and the turn before it ends at {end}",
+                rule=LawRule.SAMPLED,
+            )
+        end = turn.end
     covered = [i for turn in trajectory.turns for i in range(turn.start, turn.end)]
     if covered != [i for i, mask in enumerate(trajectory.loss_mask) if mask]:
         raise TokenLawError(

@@ -25,12 +25,20 @@ class FakeGenerator:
     version: int = 0
     prompts: list[list[int]] = field(default_factory=list)
     sampling: list[SamplingParams] = field(default_factory=list)
+    images: list[list[str]] = field(default_factory=list)
 
     async def generate(
-        self, input_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, rid: str
+        self,
+        input_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        session_id: str,
+        rid: str,
+        image_data: Sequence[str] = (),
     ) -> GenerateResult:
         self.prompts.append(list(input_ids))
         self.sampling.append(sampling)
+        self.images.append(list(image_data))
         turn = self.turns(input_ids) if callable(self.turns) else self.turns[len(self.prompts) - 1]
         ids = list(turn)[: sampling.max_new_tokens]
         stopped = bool(ids) and ids[-1] in self.stop_ids

@@ -212,7 +212,8 @@ def check_episode(
     """
     need(4, len(trajectories) >= 1, "an episode came back without a trajectory")
     status, error = trajectories[-1].status, trajectories[-1].error or ""
-    wanted = {None: EpisodeStatus.OK, "nan": EpisodeStatus.REJECTED}.get(plan.broke, EpisodeStatus.FAILED)
+    wanted = EpisodeStatus.REJECTED if plan.broke in ("nan", "lengths") else EpisodeStatus.FAILED
+    wanted = wanted if plan.broke else EpisodeStatus.OK
     need(5, status is wanted, f"after {plan.broke or 'a sound engine'} the episode is {status.value}: {error}")
     need(5, (status is EpisodeStatus.OK) == (not error), "a bad episode has a reason and a good one has none")
     need(5, (trajectories[-1].reward is None) == (status is not EpisodeStatus.OK), "only a good episode has a reward")

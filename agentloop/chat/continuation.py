@@ -131,6 +131,12 @@ class Continuations:
             self._shown_calls[count] = all(f"{VALUE}-{i:04d}" in text for i in range(count))
         return self._shown_calls[count]
 
+    def takes_call_id(self, call_id: str) -> bool:
+        """Whether the template renders a call and its result with this id; some raise, for one of another length."""
+        shown = self._rendering.harmless(call_id)
+        result: Message = {"role": "tool", "name": TOOL, "tool_call_id": shown, "content": "x"}
+        return self._rendering.renders([user(QUESTION), calling([TOOL], [shown]), result])
+
     @cached_property
     def names_matter(self) -> bool:
         """Whether the template writes the called tool's name behind the turn."""

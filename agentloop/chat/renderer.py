@@ -179,6 +179,17 @@ class ChatRenderer:
         turn = self._rendering.text_of(list(sampled_ids[:end]))
         return self.tool_format.parse(turn, list(tools) if tools else None, reasoning_open=self.opens_reasoning)
 
+    def call_id(self, sampled: str, turn: int, number: int) -> str:
+        """The id of a call: the model's own where it wrote one that the template takes, else nine letters and digits.
+
+        Args:
+            sampled: as `parse` gave it; empty: the model wrote none.
+            turn, number: of the call; ids of an episode differ.
+        """
+        if sampled and self._continuations.takes_call_id(sampled):
+            return sampled
+        return f"c{turn % 10_000:04d}{number % 10_000:04d}"
+
     def whole(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids of a whole conversation with the generation prompt, rendered and encoded in one piece.
 
