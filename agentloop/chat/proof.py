@@ -5,10 +5,9 @@ template gives it, as if sampled, and what `extend` appends. And once as the tem
 conversation, encoded in one piece. Three things have to hold after every turn:
 
 1. What `extend` returned is exactly the end of the whole rendering's ids, and there it stands behind the end of the
-turn.
+   turn.
 2. What was not sampled stands in the whole rendering, in order, beginning at its start: nothing that the model was
-shown is
-   written in another way later.
+   shown is written in another way later.
 3. Control tokens that are spelled in contents are text: replaced by a harmless word, they change no control id.
 
 Where both ways give the same ids throughout, the template is exact. Where they differ inside of sampled turns alone,
@@ -24,7 +23,7 @@ from enum import StrEnum
 from typing import Any
 
 from agentloop.chat.battery import TOOLS, Abilities, Conversation, conversations, find_abilities, showcase
-from agentloop.chat.renderer import ChatRenderer
+from agentloop.chat.renderer import REASONING_OPENINGS, ChatRenderer
 from agentloop.errors import ModelError
 from agentloop.types import Message
 
@@ -218,8 +217,9 @@ def _check_join(renderer: ChatRenderer, sampled: list[int], rest: list[int], *, 
     if cut:
         prompt = renderer.generation_prompt_ids  # all of the turn may be reasoning that the template drops
         joined = (
-            rest[-1] == (sampled or prompt)[-1]
-            or rest[-len(prompt) :] == prompt
+            not (sampled or prompt)
+            or rest[-1] == (sampled or prompt)[-1]
+            or renderer.decode(rest).endswith(_header(renderer))
             or _same_end(renderer.decode(rest), renderer.decode(sampled))
         )
     else:
@@ -230,6 +230,13 @@ def _check_join(renderer: ChatRenderer, sampled: list[int], rest: list[int], *, 
             "what is appended after a turn does not join it: the template writes "
             f"{renderer.decode(rest[-8:])!r} where the turn ends in {renderer.decode(sampled[-8:])!r}"
         )
+
+
+def _header(renderer: ChatRenderer) -> str:
+    """What opens the model's turn, without the reasoning that the generation prompt may open inside of it."""
+    text = renderer.decode(renderer.generation_prompt_ids)
+    opening = next((tag for tag in REASONING_OPENINGS if text.rstrip().endswith(tag)), None)
+    return text[: text.rindex(opening)] if opening else text
 
 
 def _same_end(one: str, two: str) -> bool:

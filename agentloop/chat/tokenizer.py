@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ModelError
+
+_ONE = "\ue0a8"
+"""A control token of our own, a private-use character."""
 
 
 def load_tokenizer(path: str, *, model: bool = True) -> Any:
@@ -130,7 +135,7 @@ class SafeEncoder:
 
         def plain(piece: str) -> list[int]:
             restored = protected.sub(lambda match: self._order[int(match[1])] if match[1] else "", piece)
-            return self.encode_plain(restored)
+            return self._plain_behind(restored) if ids else self.encode_plain(restored)
 
         ids: list[int] = []
         position = 0
@@ -144,6 +149,30 @@ class SafeEncoder:
             if match.group() in self._eats_right:
                 position += len(text[position:]) - len(text[position:].lstrip())
         return ids + plain(text[position:])
+
+    def _plain_behind(self, text: str) -> list[int]:
+        """Encode plain text that stands behind a control token: some tokenizers write a space before a text's start."""
+        if not text or not self._start_matters:
+            return self.encode_plain(text)
+        backend = self._one_control
+        ids: list[int] = backend.encode(_ONE + text.replace(_ONE, ""), add_special_tokens=False).ids[1:]
+        return ids if self.ids.isdisjoint(ids) else self.encode_plain(text)
+
+    @cached_property
+    def _start_matters(self) -> bool:
+        """Whether text is encoded in another way at the very start than behind a control token."""
+        return any(self.encode(token + "a b")[1:] != self.encode("a b") for token in self._order[:1])
+
+    @cached_property
+    def _one_control(self) -> Any:
+        """The tokenizer with one control token that no text holds, and no other."""
+        from tokenizers import AddedToken, Tokenizer
+
+        data = json.loads(self._backend.to_str())
+        data["added_tokens"] = []
+        backend = Tokenizer.from_str(json.dumps(data))
+        backend.add_special_tokens([AddedToken(_ONE, normalized=False)])
+        return backend
 
     def _may_join(self, text: str) -> bool:
         """Whether it begins with the end of a control token's spelling, or ends with the beginning of one."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentloop.chat import ChatRenderer
+from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.battery import TOOLS
 from agentloop.chat.proof import Verdict, prove
 from agentloop.errors import ModelError
@@ -41,6 +43,39 @@ def test_what_the_proof_finds_of_real_templates(renderer_of: Renderers, name: st
     assert proof.turns > 100
     assert bool(proof.differences) == (verdict is Verdict.KEPT)
     assert {piece.author for piece in proof.example} == {"prompt", "model", "template"}
+
+
+OWN = Path(__file__).parent / "templates"
+OWN_VERDICTS = {
+    "alternation": Verdict.EXACT,
+    "chatml_no_newline": Verdict.EXACT,
+    "cohere_command": Verdict.REFUSED,
+    "deepseek_r1": Verdict.KEPT,
+    "deepseek_v3": Verdict.EXACT,
+    "lfm2": Verdict.EXACT,
+    "llama2": Verdict.EXACT,
+    "magistral": Verdict.EXACT,
+    "mistral_v11": Verdict.EXACT,
+    "mistral_v3": Verdict.EXACT,
+    "no_tool_role": Verdict.EXACT,
+    "other_generation_prompt": Verdict.KEPT,
+    "qwen3_coder": Verdict.EXACT,
+    "qwen3_thinking": Verdict.KEPT,
+}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(OWN.glob("*.jinja"))])
+def test_what_the_proof_finds_of_the_structures_of_other_families(quickstart_model: Path, name: str) -> None:
+    template = (OWN / f"{name}.jinja").read_text(encoding="utf-8")
+    listed = re.match(r"\{#- control tokens: (.*?) #\}", template)
+    assert listed is not None
+    tokenizer = load_tokenizer(str(quickstart_model))
+    tokenizer.add_tokens(listed[1].split(), special_tokens=True)
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    proof = prove(ChatRenderer(tokenizer, chat_template=template), count=60)
+    assert (proof.verdict, proof.conversations) == (OWN_VERDICTS[name], 60 * (proof.verdict is not Verdict.REFUSED))
+    # Its results are numbered over the whole conversation, which is gone when only what is new is rendered.
+    assert ("a count of calls" in proof.reason) == (name == "cohere_command")
 
 
 class Broken(ChatRenderer):
