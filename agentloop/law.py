@@ -31,9 +31,9 @@ def check_trajectory(trajectory: Trajectory) -> None:
     Raises:
         TokenLawError: with the rule, and the first position that breaks it.
     """
-    _check_columns(trajectory)
+    ids = _check_columns(trajectory)
     _check_sampled(trajectory)
-    _check_digests(trajectory)
+    _check_digests(trajectory, memoryview(ids))
     _check_step_rewards(trajectory)
 
 
@@ -59,18 +59,20 @@ def check_episode(trajectories: Sequence[Trajectory]) -> None:
             trained[turn.request_id] = number
 
 
-def _check_columns(trajectory: Trajectory) -> None:
+def _check_columns(trajectory: Trajectory) -> array[int]:
+    """The token ids, as the integers that they all are."""
     n = len(trajectory.token_ids)
     for name in ("loss_mask", "logprobs", "versions"):
         entries = len(getattr(trajectory, name))
         if entries != n:
             raise TokenLawError(f"{name} has {entries} entries for {n} token ids", rule=LawRule.COLUMNS)
     try:
-        array("q", trajectory.token_ids)
+        ids = array("q", trajectory.token_ids)
     except (TypeError, OverflowError) as exc:
         raise TokenLawError(f"a token id is no integer: {exc}", rule=LawRule.COLUMNS) from exc
     if not 0 < trajectory.prompt_length <= n:
         raise TokenLawError(f"prompt_length {trajectory.prompt_length} is outside 1..{n}", rule=LawRule.EMPTY)
+    return ids
 
 
 def _check_sampled(trajectory: Trajectory) -> None:
@@ -145,9 +147,8 @@ def _unsampled(trajectory: Trajectory, begin: int, end: int) -> bool:
     return trajectory.logprobs[begin:end] == nothing and trajectory.versions[begin:end] == nothing
 
 
-def _check_digests(trajectory: Trajectory) -> None:
+def _check_digests(trajectory: Trajectory, ids: memoryview) -> None:
     """What stands before each turn is what was sent for it, and what stands in it is what came back."""
-    ids = memoryview(array("q", trajectory.token_ids))
     digest = position = 0
     for number, turn in enumerate(trajectory.turns, 1):
         digest = zlib.crc32(ids[position : turn.start], digest)

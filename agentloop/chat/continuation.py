@@ -22,6 +22,9 @@ from agentloop.types import Message
 QUESTION, ANSWER, VALUE = "PROBE-QUESTION", "PROBE-ANSWER", "PROBE-VALUE"
 TOOL, CALL_ID = "probe_tool", "probe0000"
 
+MOST_HISTORIES = 1024
+"""Turns with calls, by the names and ids in them, that are kept to be rendered again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
@@ -51,6 +54,8 @@ class Continuations:
         self._ends: dict[tuple[int, int], TurnEnd] = {}
         self._can_append: dict[tuple[Any, ...], tuple[bool, bool]] = {}
         self._shown_calls: dict[int, bool] = {}
+        self._histories: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Message]] = {}
+        self._separators: set[tuple[int, ...]] = set()
 
     @cached_property
     def answer_end(self) -> TurnEnd:
@@ -102,8 +107,17 @@ class Continuations:
             return Continuation(array("i", ids), 0, position + 1, moves_system)
         closed = position + 1
         following = next((i for i in range(closed, len(ids)) if ids[i] in controls), closed)
-        is_separator = not self._encoder.decode(ids[closed:following]).strip()
-        return Continuation(array("i", ids), closed, following if is_separator else closed, moves_system)
+        lead = following if self._is_separator(tuple(ids[closed:following])) else closed
+        return Continuation(array("i", ids), closed, lead, moves_system)
+
+    def _is_separator(self, ids: tuple[int, ...]) -> bool:
+        """Whether they are white space. One or two separators are all that a template has."""
+        if ids in self._separators:
+            return True
+        if self._encoder.decode(ids).strip():
+            return False
+        self._separators.add(ids)
+        return True
 
     def _history(self, messages: Sequence[Message], names: tuple[str, ...]) -> list[Message]:
         """A question and the turn before the new messages: one with calls when results come first, else an answer.
@@ -112,13 +126,15 @@ class Continuations:
         """
         if not names or not self._shows_calls(1):
             return [user(QUESTION), assistant(ANSWER)]
-        ids = [
-            self._rendering.harmless(str(message.get("tool_call_id") or f"probe{i:04d}"))
-            for i, message in enumerate(messages[: len(names)])
-        ]
-        if len(names) > 1 and not self._shows_calls(len(names)):
-            names = names[:1]  # a template of one call a turn
-        return [user(QUESTION), calling(names, ids)]
+        ids = tuple(str(message.get("tool_call_id") or f"probe{i:04d}") for i, message in enumerate(messages[: len(names)]))
+        known = self._histories.get((names, ids))
+        if known is None:
+            if len(self._histories) >= MOST_HISTORIES:  # ids that the models made up
+                self._histories.clear()
+            shown = names if self._shows_calls(len(names)) else names[:1]  # a template of one call a turn
+            known = [user(QUESTION), calling(shown, [self._rendering.harmless(call_id) for call_id in ids])]
+            self._histories[names, ids] = known
+        return known
 
     def _shows_calls(self, count: int) -> bool:
         """Whether the template writes a turn with so many calls."""
@@ -207,8 +223,7 @@ class Continuations:
         assert opening is not None  # find_turn_end has seen it
         return self._encoder.added[opening.group()]
 
-    # -- what is refused
-    # -------------------------------------------------------------------------------------------------
+    # -- what is refused ---------------------------------------------------------------------------------------------
 
     def _check_appends(
         self, history: list[Message], messages: Sequence[Message], tools: Tools, end: TurnEnd

@@ -117,30 +117,26 @@ class Rendering:
 
     def text_of(self, ids: list[int]) -> SampledText:
         """The text of sampled ids, with the places of their control tokens."""
-        known = self.encoder.spellings
-        if self.encoder.ids.isdisjoint(ids):
-            return SampledText(self.encoder.decode(ids), {}, known)
+        controls = self.encoder.ids
+        places = [i for i, token in enumerate(ids) if token in controls]
         pieces: list[str] = []
-        controls: dict[int, str] = {}
+        found: dict[int, str] = {}
         position = begin = 0
         before: list[int] = []
-        for i, token in enumerate(ids):
-            if token not in self.encoder.ids:
-                continue
-            pieces.append(self._decode_after(before, ids[begin:i]))
-            position += len(pieces[-1])
-            spelling = self.encoder.spelling[token]
-            controls[position] = spelling
+        for i in places:
+            if i > begin:
+                pieces.append(self._decode_after(before, ids[begin:i]))
+                position += len(pieces[-1])
+            found[position] = spelling = self.encoder.spelling[ids[i]]
             pieces.append(spelling)
             position += len(spelling)
-            before, begin = [token], i + 1
-        pieces.append(self._decode_after(before, ids[begin:]))
-        return SampledText("".join(pieces), controls, known)
+            before, begin = [ids[i]], i + 1
+        if begin < len(ids):
+            pieces.append(self._decode_after(before, ids[begin:]))
+        return SampledText("".join(pieces), found, self.encoder.spellings)
 
     def _decode_after(self, before: list[int], ids: list[int]) -> str:
         """Text of ids that stand behind a control token: alone, some tokenizers would drop their leading space."""
-        if not ids:
-            return ""
         if not before:
             return self.encoder.decode(ids)
         return self.encoder.decode(before + ids)[len(self.encoder.spelling[before[0]]) :]

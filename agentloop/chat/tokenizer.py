@@ -11,6 +11,9 @@ from typing import Any
 
 from agentloop.errors import ModelError
 
+SHORT, REMEMBERED = 24, 8192
+"""Characters of the texts of which it is remembered whether they are plain, and how many: keys, roles, names, ids."""
+
 _ONE = "\ue0a8"
 """A control token of our own, a private-use character."""
 
@@ -72,6 +75,7 @@ class SafeEncoder:
         self._number = {token: number for number, token in enumerate(self._order)}
         spellings = "|".join(re.escape(token) for token in sorted(self.added, key=len, reverse=True))
         self.pattern = re.compile(spellings or r"(?!)")
+        self._plain: dict[str, bool] = {}
         self._longest = max(map(len, self.added), default=0)
         self._ends = frozenset(token[cut:] for token in self.added for cut in range(1, len(token)))
         self._starts = frozenset(token[:cut] for token in self.added for cut in range(1, len(token)))
@@ -94,7 +98,14 @@ class SafeEncoder:
 
     def is_plain(self, text: str) -> bool:
         """Whether `text` spells no control token, and cannot become a part of one beside other text."""
-        return not (self.has_control(text) or self._may_join(text))
+        if len(text) > SHORT:
+            return not (self.has_control(text) or self._may_join(text))
+        known = self._plain.get(text)
+        if known is None:
+            if len(self._plain) >= REMEMBERED:
+                self._plain.clear()
+            known = self._plain[text] = not (self.has_control(text) or self._may_join(text))
+        return known
 
     def encode(self, text: str) -> list[int]:
         """Encode text of the template: control tokens become their ids, nothing is added around."""
@@ -178,11 +189,12 @@ class SafeEncoder:
         """Whether it begins with the end of a control token's spelling, or ends with the beginning of one."""
         if self._matches_normalized:
             text = self._normalized(text)
-        head = text.lstrip()[: self._longest]
-        if any(head[: match.end()] in self._ends for match in self._last.finditer(head)):
+        head, tail = text.lstrip()[: self._longest], text.rstrip()[-self._longest :]
+        if self._last.search(head) and any(head[: m.end()] in self._ends for m in self._last.finditer(head)):
             return True
-        tail = text.rstrip()[-self._longest :]
-        return any(tail[match.start() :] in self._starts for match in self._first.finditer(tail))
+        if not self._first.search(tail):
+            return False
+        return any(tail[m.start() :] in self._starts for m in self._first.finditer(tail))
 
     def _normalized(self, text: str) -> str:
         return str(self._backend.normalizer.normalize_str(text)) if self._backend.normalizer else text
