@@ -126,7 +126,9 @@ class Continuations:
         """
         if not names or not self._shows_calls(1):
             return [user(QUESTION), assistant(ANSWER)]
-        ids = tuple(str(message.get("tool_call_id") or f"probe{i:04d}") for i, message in enumerate(messages[: len(names)]))
+        ids = tuple(
+            str(message.get("tool_call_id") or f"probe{i:04d}") for i, message in enumerate(messages[: len(names)])
+        )
         known = self._histories.get((names, ids))
         if known is None:
             if len(self._histories) >= MOST_HISTORIES:  # ids that the models made up

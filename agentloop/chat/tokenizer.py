@@ -207,9 +207,7 @@ class SafeEncoder:
     @cached_property
     def _start_matters(self) -> bool:
         """Whether text is encoded in another way at the very start than behind a control token."""
-        return any(
-            self._encode_whole(token + "a b")[1:] != self._encode_whole("a b") for token in self._order[:1]
-        )
+        return any(self._encode_whole(token + "a b")[1:] != self._encode_whole("a b") for token in self._order[:1])
 
     @cached_property
     def _one_control(self) -> Any:

@@ -117,5 +117,7 @@ async def test_without_images_a_generator_is_asked_as_ever(make_runner: Make, tu
         async def generate(self, input_ids: Any, sampling: Any, *, session_id: str, rid: str) -> Any:  # type: ignore[override]
             return await super().generate(input_ids, sampling, session_id=session_id, rid=rid)
 
-    trajectory = await run(make_runner(Plain([turn("#### 408<|im_end|>")], stop_ids=frozenset(turn("<|im_end|>")))), task)
+    trajectory = await run(
+        make_runner(Plain([turn("#### 408<|im_end|>")], stop_ids=frozenset(turn("<|im_end|>")))), task
+    )
     assert trajectory.status is EpisodeStatus.OK

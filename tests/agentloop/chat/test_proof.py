@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.battery import TOOLS
@@ -180,3 +182,36 @@ def test_variables_of_the_template_reach_it(renderer_of: Renderers) -> None:
     renderer = renderer_of("qwen3", chat_template_kwargs={"enable_thinking": False})
     assert renderer.decode(renderer.start([{"role": "user", "content": "x"}])).endswith("<think>\n\n</think>\n\n")
     assert prove(renderer, count=20).verdict is Verdict.KEPT
+
+
+WORDS = st.text("ab:#[] \n", max_size=4)
+# What a template may do that cannot be appended; `{}` stands for the place in the message's wrapping.
+UNLAWFUL = (
+    "{{ messages | length }}",
+    "{{ loop.index0 }}",
+    "{{ 'last' if loop.last }}{{ 'more' if not loop.last }}",
+    "{{ messages | selectattr('role', 'equalto', 'assistant') | list | length }}",
+)
+
+
+@given(
+    head=WORDS,
+    before=st.fixed_dictionaries({role: WORDS for role in ("system", "user", "assistant", "tool")}),
+    behind=WORDS,
+    prompt=WORDS,
+    unlawful=st.sampled_from(["", *UNLAWFUL]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_template_is_accepted_exactly_if_it_only_appends(
+    renderer_of: Renderers, head: str, before: dict[str, str], behind: str, prompt: str, unlawful: str
+) -> None:
+    """Rule 6, over random templates: turns in random wrappings, with or without a part that looks at the others."""
+    opening = "<|im_start|>" + before["assistant"] + prompt
+    wrapping = {role: f"<|im_start|>{text}" for role, text in before.items()} | {"assistant": opening}
+    template = (
+        f"{head}{{% set wrapping = {wrapping!r} %}}{{% for m in messages %}}{{{{ wrapping[m.role] }}}}{unlawful}"
+        f"{{{{ m.content }}}}<|im_end|>{{{{ {behind!r} }}}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {opening!r} }}}}{{% endif %}}"
+    )
+    proof = prove(ChatRenderer(renderer_of("qwen2_5").tokenizer, chat_template=template), count=8)
+    assert (proof.verdict is Verdict.REFUSED) == bool(unlawful), (proof.verdict, proof.reason)
