@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.images import ImageTokens, image_data
 from agentloop.config import SamplingConfig
-from agentloop.loops.tool_agent import ToolAgent
 from agentloop.runner import EpisodeRunner
 from agentloop.testing import FakeGenerator
 from agentloop.tool import Tool

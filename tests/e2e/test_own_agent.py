@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_it_is_listed(agentloop: Any, installed: dict[str, str]) -> None:
     assert run.code == 0, run.err
     assert "second_thought_agent" in run.out and "second_thought:SecondThoughtAgent" in run.out
     assert "tool_agent" in run.out
+
+
+def test_its_tool_format_is_known(installed: dict[str, str]) -> None:
+    code = "from agentloop.chat.formats import known_formats; print(known_formats()['brackets'])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **installed}, capture_output=True, text=True, check=False
+    )
+    assert "BracketFormat" in run.stdout, run.stderr
 
 
 def test_it_is_trained_with(
