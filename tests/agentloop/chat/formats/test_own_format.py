@@ -1,4 +1,4 @@
-"""The format of the example package, which docs/tool_formats.md shows: it reads calls and says what is wrong with others."""
+"""The format of the example package, shown in docs/tool_formats.md: it reads calls and says what is wrong with others."""
 
 from __future__ import annotations
 
