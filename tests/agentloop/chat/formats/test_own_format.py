@@ -1,4 +1,4 @@
-"""The format of the example package, shown in docs/tool_formats.md: it reads calls and says what is wrong with others."""
+"""The format of the example package, as docs/tool_formats.md shows it: it reads calls and says what is wrong."""
 
 from __future__ import annotations
 
