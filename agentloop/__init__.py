@@ -18,7 +18,9 @@ _HOME = {
     "Episode": "agentloop.episode",
     "EpisodeStatus": "agentloop.types",
     "GenerateClient": "agentloop.client",
+    "Interaction": "agentloop.interaction",
     "Message": "agentloop.types",
+    "Response": "agentloop.interaction",
     "StopReason": "agentloop.types",
     "Task": "agentloop.types",
     "TokenLedger": "agentloop.ledger",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from agentloop.client import GenerateClient as GenerateClient
     from agentloop.episode import Episode as Episode
     from agentloop.errors import AgentloopError as AgentloopError
+    from agentloop.interaction import Interaction as Interaction
+    from agentloop.interaction import Response as Response
     from agentloop.ledger import TokenLedger as TokenLedger
     from agentloop.loop import AgentLoop as AgentLoop
     from agentloop.tool import Tool as Tool

@@ -88,6 +88,7 @@ class AgentConfig(Section):
     )
     max_tool_response_tokens: int = Field(512, ge=16, description="longer tool output is cut, and the cut is marked")
     tool_timeout_s: float = Field(30.0, gt=0, description="seconds one tool call may take")
+    interaction_timeout_s: float = Field(30.0, gt=0, description="seconds one answer of an interaction may take")
     episode_timeout_s: float | None = Field(None, gt=0, description="seconds one episode may take; null: no limit")
     options: dict[str, Any] = Field(default_factory=dict, description="free keys for the loop's own class")
 
@@ -239,6 +240,9 @@ class Recipe(Section):
         default_factory=dict, description="limits by agent name; an agent that is not named has the defaults"
     )
     tools: Path | None = Field(None, description="tool YAML")
+    interactions: Path | None = Field(
+        None, description="interactions YAML: simulated users that rows name; registered ones need none"
+    )
     reward: str | None = Field(None, description="path.py:function, or a name registered in agentloop.rewards")
     reward_timeout_s: float = Field(60.0, gt=0, description="seconds one reward may take")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)

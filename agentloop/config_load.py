@@ -21,7 +21,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 PATH_KEYS = frozenset(
     {
-        "model.path", "model.chat_template", "data.train", "data.val", "tools", "reward", "run.dir", "rollout.python",
+        "model.path", "model.chat_template", "data.train", "data.val", "tools", "interactions", "reward", "run.dir", "rollout.python",
         "prepare", "out",
     }
 )  # fmt: skip

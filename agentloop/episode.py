@@ -15,6 +15,7 @@ from agentloop.chat.images import image_data, images_of
 from agentloop.client import Generator
 from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.errors import RewardError, ServerError
+from agentloop.interaction import InteractionSession
 from agentloop.ledger import TokenLedger
 from agentloop.toolset import ToolSession
 from agentloop.types import Message, StepReward, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
@@ -51,6 +52,7 @@ class Episode:
         seed: int | None = None,
         group_id: str = "",
         sample_index: int = 0,
+        interaction: InteractionSession | None = None,
     ) -> None:
         self.task = task
         self.messages: list[Message] = list(task.prompt)
@@ -64,6 +66,7 @@ class Episode:
         self._renderer = renderer
         self._generator = generator
         self._session = tools
+        self._interaction = interaction
         self._sampling = sampling
         self._budget = Budget(config, context_length)
         self._seed = seed
@@ -209,6 +212,31 @@ class Episode:
                     "content": f"Error: the tool call could not be read: {call.reason}",
                 }
             )
+
+    async def respond(self) -> bool:
+        """Let the row's interaction answer the model's last turn, and observe what it says.
+
+        Its reward becomes a step reward of that turn.
+
+        Returns:
+            Whether the model is to speak again: False when the interaction is done, or the row has none.
+
+        Raises:
+            EpisodeEnd: it would be one turn of the user more than `max_user_turns`.
+            InteractionError: it raised, took too long, or answered in no usable form.
+        """
+        if self._interaction is None:
+            return False
+        begin = time.perf_counter()
+        response = await self._interaction.respond(self.messages, self.config.interaction_timeout_s)
+        self.metrics["interaction_s"] = self.metrics.get("interaction_s", 0.0) + time.perf_counter() - begin
+        if response.reward is not None:
+            self.add_reward(self._interaction.name, float(response.reward))
+        if response.done:
+            self.messages.extend(response.messages)  # the model will not read it: it is in the trace alone
+            return False
+        self.observe(*response.messages)
+        return True
 
     def observe(self, *messages: Message) -> None:
         """Add messages that the model has not written: tool, user or environment. They are never trained.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from agentloop.errors import RegistryError
+from agentloop.imports import is_file_reference, load_from_file
 from agentloop.loop import AgentLoop
 
 AGENTS, TOOLS, REWARDS = "agentloop.agents", "agentloop.tools", "agentloop.rewards"
+INTERACTIONS = "agentloop.interactions"
 
 
 @lru_cache
@@ -50,6 +54,30 @@ def load(group: str, name: str) -> Any:
         raise RegistryError(
             f"{name!r} ({entry.value}) of {group} cannot be loaded: {type(exc).__name__}: {exc}",
             "reinstall or mend the package that registers it",
+        ) from exc
+
+
+def load_reference(reference: str, folder: Path, group: str) -> Any:
+    """What a YAML's `class_name` names: `module.path.Class`, `path.py:Class`, or an entry point of `group`.
+
+    Args:
+        folder: a file is relative to it.
+
+    Raises:
+        ConfigError: the file or what it should define is not there.
+        RegistryError: no such entry point, or what is named cannot be imported.
+    """
+    if is_file_reference(reference):
+        return load_from_file(str(folder / reference), "class_name")
+    module_name, _, attribute = reference.rpartition(".")
+    if not module_name:
+        return load(group, reference)
+    try:
+        return getattr(import_module(module_name), attribute)
+    except Exception as exc:
+        raise RegistryError(
+            f"class_name {reference} cannot be imported: {type(exc).__name__}: {exc}",
+            "install the package it is in, or correct the name (module.path.ClassName)",
         ) from exc
 
 

@@ -15,6 +15,7 @@ from agentloop.client import Generator
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.episode import Episode
 from agentloop.errors import RewardError, TokenLawError
+from agentloop.interaction import Interactions, InteractionSession
 from agentloop.law import check_episode
 from agentloop.loop import AgentLoop
 from agentloop.rewards import RewardFunction
@@ -30,6 +31,7 @@ class EpisodeRunner:
         recipe: limits by agent, reward timeout.
         reward: scores an episode; None: the sum of its step rewards.
         context_length: of the server's model.
+        interactions: what rows may name; None: no row names one.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class EpisodeRunner:
         toolset: Toolset,
         reward: RewardFunction | None,
         context_length: int,
+        interactions: Interactions | None = None,
     ) -> None:
         self._renderer = renderer
         self._generator = generator
@@ -50,6 +53,7 @@ class EpisodeRunner:
         self._toolset = toolset
         self._reward = reward
         self._context_length = context_length
+        self._interactions = interactions or Interactions()
 
     async def run(
         self,
@@ -63,6 +67,7 @@ class EpisodeRunner:
         """Run one episode; its trajectories, the main one last. A failure is a status, never an exception."""
         config = self._recipe.agent(task.agent_name)
         session = self._toolset.session(task)
+        interaction = self._interactions.session(task)
         episode = Episode(
             task,
             renderer=self._renderer,
@@ -75,6 +80,7 @@ class EpisodeRunner:
             seed=seed,
             group_id=group_id,
             sample_index=sample_index,
+            interaction=interaction,
         )
         error: Exception | None = None
         verdicts: dict[str, float] = {}
@@ -86,7 +92,7 @@ class EpisodeRunner:
                 episode.stop_reason = StopReason.ERROR
             error = exc
         finally:
-            await asyncio.shield(session.close())
+            await asyncio.shield(_close(session, interaction))
         trajectories = episode.trajectories() or [_empty(episode)]
         for trajectory in trajectories:
             trajectory.agent_name = task.agent_name
@@ -180,6 +186,12 @@ class EpisodeRunner:
                     f"the reward returned {value!r} as {key}, which is no finite number", "return floats from it"
                 )
         return float(numbers["score"]), {key: float(value) for key, value in numbers.items() if key != "score"}
+
+
+async def _close(session: ToolSession, interaction: InteractionSession | None) -> None:
+    await session.close()
+    if interaction is not None:
+        await interaction.close()
 
 
 def _empty(episode: Episode) -> Trajectory:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
-from agentloop.imports import is_file_reference, load_from_file
-from agentloop.registry import TOOLS, load
+from agentloop.registry import TOOLS, load_reference
 from agentloop.tool import FunctionTool, Tool
 from agentloop.types import Task, ToolCall, ToolResult
 
@@ -183,7 +181,10 @@ def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
     if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
         raise ToolConfigError(f"{where} has no class_name", "name a class, for instance tools.calculator.Calculator")
     class_name = entry["class_name"]
-    kind = _load_class(class_name, folder, where)
+    try:
+        kind = load_reference(class_name, folder, TOOLS)
+    except (ConfigError, RegistryError) as exc:
+        raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
     if inspect.isfunction(kind):
         return FunctionTool(kind)
     if not (inspect.isclass(kind) and issubclass(kind, Tool)):
@@ -192,24 +193,6 @@ def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
     if not isinstance(schema, dict) or not isinstance((schema.get("function") or {}).get("name"), str):
         raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")
     return kind(entry.get("config") or {}, schema)
-
-
-def _load_class(class_name: str, folder: Path, where: str) -> Any:
-    """What `class_name` names: `module.path.Class`, `path.py:Class`, or an entry point of `agentloop.tools`."""
-    try:
-        if is_file_reference(class_name):
-            return load_from_file(str(folder / class_name), "class_name")
-        module_name, _, attribute = class_name.rpartition(".")
-        if not module_name:
-            return load(TOOLS, class_name)
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ConfigError, RegistryError) as exc:
-        raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
-    except Exception as exc:
-        raise ToolConfigError(
-            f"{where}: class_name {class_name} cannot be imported: {type(exc).__name__}: {exc}",
-            "install the package it is in, or correct the name (module.path.ClassName)",
-        ) from exc
 
 
 def _checked(tool: Tool, result: Any) -> ToolResult:

@@ -158,6 +158,13 @@ class Task:
         kwargs = (self.extra_info.get("tools_kwargs") or {}).get(tool) or {}
         return {key: dict(value or {}) for key, value in kwargs.items()}
 
+    @property
+    def interaction_kwargs(self) -> dict[str, Any] | None:
+        """`extra_info.interaction_kwargs` of this row: the interaction's `name` and what it is started with."""
+        kwargs = self.extra_info.get("interaction_kwargs") or {}
+        # Parquet fills the keys that only other rows have with null.
+        return {key: value for key, value in kwargs.items() if value is not None} or None
+
 
 @dataclass(slots=True)
 class Trajectory:

@@ -33,6 +33,7 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
                 console.notice(f"{split:12} {_rows(prepared, tasks)}")
         console.notice(f"{'agents':12} {', '.join(prepared.agents)}")
         console.notice(f"{'tools':12} {', '.join(prepared.toolset.tools) or 'none'}")
+        console.notice(f"{'interactions':12} {', '.join(sorted(prepared.interactions.named)) or 'none'}")
         console.notice(f"{'steps':12} {prepared.total_steps}")
         console.notice("nothing was found that would stop a run")
     return 0

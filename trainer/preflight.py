@@ -16,6 +16,7 @@ from agentloop.client import GenerateClient
 from agentloop.config import Recipe
 from agentloop.data import RowOrder, check_agents, drop_overlong, load_tasks
 from agentloop.errors import ModelError, ServerError
+from agentloop.interaction import Interactions, load_interactions
 from agentloop.loop import AgentLoop
 from agentloop.registry import AGENTS, load_agent, registered
 from agentloop.rewards import RewardFunction, load_reward
@@ -35,6 +36,7 @@ class Prepared:
     proof: Proof
     agents: dict[str, type[AgentLoop]]
     toolset: Toolset
+    interactions: Interactions
     reward: RewardFunction | None
     train: Sequence[Task]
     val: Sequence[Task]
@@ -69,6 +71,7 @@ class Prepared:
             agents=self.agents,
             recipe=self.recipe,
             toolset=self.toolset,
+            interactions=self.interactions,
             reward=self.reward,
             context_length=await _context_length(url, rollout.token),
         )
@@ -118,6 +121,8 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
     with console.phase("load tools and reward"):
         toolset = load_toolset(recipe.tools) if recipe.tools else Toolset()
         reward = load_reward(recipe.reward)
+        interactions = load_interactions(recipe.interactions) if recipe.interactions else Interactions()
+        answered: set[str] = set()
     with console.phase("load and check rows"):
         known = registered(AGENTS)
         splits: dict[str, list[Task]] = {"train": [], "val": []}
@@ -127,6 +132,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
             key = f"data.{split}"
             tasks, without_agent = load_tasks(source, key, recipe.data.default_agent)
             check_agents(tasks, known, key)
+            answered |= interactions.check(tasks, key)
             if split == "val" and recipe.eval.max_rows is not None:
                 tasks = tasks[: recipe.eval.max_rows]
             kept = drop_overlong(
@@ -152,7 +158,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         if names != [SINGLE_TURN]:
             rows = [*splits["train"], *splits["val"]]
             system = any(task.prompt[0]["role"] == "system" for task in rows)
-            proof.require(tools=bool(toolset.schemas), system=system)
+            proof.require(tools=bool(toolset.schemas), users=bool(answered), system=system)
     for notice in _said_of(proof):
         console.notice(notice)
     train = splits["train"]
@@ -163,6 +169,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         proof=proof,
         agents=agents,
         toolset=toolset,
+        interactions=interactions,
         reward=reward,
         train=train,
         val=splits["val"],
