@@ -21,8 +21,8 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 PATH_KEYS = frozenset(
     {
-        "model.path", "model.chat_template", "data.train", "data.val", "tools", "interactions", "reward", "run.dir", "rollout.python",
-        "prepare", "out",
+        "model.path", "model.chat_template", "data.train", "data.val", "tools", "interactions", "reward",
+        "run.dir", "rollout.python", "prepare", "out",
     }
 )  # fmt: skip
 """Keys whose value names a file or folder. `stages[*].data` of an SFT recipe is handled beside them."""

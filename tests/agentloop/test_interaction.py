@@ -31,6 +31,7 @@ class Scripted(Interaction):
         self.script = list(script)
         self.events: list[str] = []
         self.seen: list[list[Message]] = []
+        self.asked = asyncio.Event()
 
     async def start(self, task: Task, **kwargs: Any) -> dict[str, Any]:
         self.events.append("start")
@@ -39,6 +40,7 @@ class Scripted(Interaction):
     async def respond(self, state: Any, messages: Sequence[Message]) -> Any:
         self.events.append("respond")
         self.seen.append(list(messages))
+        self.asked.set()
         answer = self.script.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -159,8 +161,7 @@ async def test_one_that_hangs_is_stopped_and_closed(make_runner: Make, turn: Ids
 async def test_a_cancelled_episode_closes_its_interaction(make_runner: Make, turn: Ids, task: Task) -> None:
     user = Scripted(asyncio.sleep(60))
     job = asyncio.create_task(run(make_runner([turn("A<|im_end|>")], interactions=interactions(user)), row(task)))
-    while not user.seen:
-        await asyncio.sleep(0.001)
+    await user.asked.wait()
     job.cancel()
     with pytest.raises(asyncio.CancelledError):
         await job
@@ -214,7 +215,8 @@ def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
         "class Other: pass\n"
     )
     path = tmp_path / "interactions.yaml"
-    path.write_text("interaction: [{name: user, class_name: user.py:User, config: {worth: 0.5}}, {class_name: gsm8k}]\n")
+    user = "{name: user, class_name: user.py:User, config: {worth: 0.5}}"
+    path.write_text(f"interaction: [{user}, {{class_name: gsm8k}}]\n")
     found = load_interactions(path)
     assert sorted(found.named) == ["gsm8k", "user"] and found.check([row(task)], "k") == {"user"}
     session = found.session(row(task))
