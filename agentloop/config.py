@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -129,6 +129,9 @@ class RolloutConfig(Section):
     group_size: int = Field(8, ge=1, description="episodes per prompt")
     batch_size: int = Field(32, ge=1, description="prompts per step")
     max_concurrent: int = Field(256, ge=1, description="episodes in flight")
+    max_loop_lag_s: float = Field(
+        0.05, gt=0, description="when the agent loops' event loop is held up for longer, what did it is named"
+    )
     max_staleness: int = Field(0, ge=0, description="versions a trained token may be behind; 0: exact on-policy")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
@@ -223,6 +226,19 @@ class TraceConfig(Section):
     print_samples: int = Field(2, ge=1, description="how many of them")
 
 
+class RewardConfig(Section):
+    """The reward function, and where it runs. A string instead of this section is its `function`."""
+
+    function: str = Field(description="path.py:function, or a name registered in agentloop.rewards")
+    run_in: Literal["thread", "process", "inline"] = Field(
+        "thread",
+        description="thread; process: killed when it takes too long, and it may crash; inline: on the event loop, for "
+        "what returns at once. An async function runs on the event loop unless in a process",
+    )
+    workers: int | None = Field(None, ge=1, description="calls at once; null: 32 threads, or 2 processes")
+    memory_mb: int | None = Field(None, ge=64, description="address space of a process; null: no limit")
+
+
 class ClusterConfig(Section):
     """Where the processes run."""
 
@@ -243,7 +259,9 @@ class Recipe(Section):
     interactions: Path | None = Field(
         None, description="interactions YAML: simulated users that rows name; registered ones need none"
     )
-    reward: str | None = Field(None, description="path.py:function, or a name registered in agentloop.rewards")
+    reward: RewardConfig | None = Field(
+        None, description="scores an episode; null: the sum of its step rewards. A string is `reward.function`"
+    )
     reward_timeout_s: float = Field(60.0, gt=0, description="seconds one reward may take")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
@@ -251,6 +269,11 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     trace: TraceConfig = Field(default_factory=TraceConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _named_reward(cls, value: Any) -> Any:
+        return {"function": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

@@ -21,7 +21,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 PATH_KEYS = frozenset(
     {
-        "model.path", "model.chat_template", "data.train", "data.val", "tools", "interactions", "reward",
+        "model.path", "model.chat_template", "data.train", "data.val", "tools", "interactions", "reward.function",
         "run.dir", "rollout.python", "prepare", "out",
     }
 )  # fmt: skip
@@ -128,6 +128,8 @@ def _anchor(config: Any, folder: Path) -> None:
     """Make the recipe's own relative paths absolute, before overrides are merged in."""
     from omegaconf import ListConfig, OmegaConf
 
+    if isinstance(config.get("reward"), str):  # so that an override can say where it runs
+        config["reward"] = {"function": config["reward"]}
     for key in PATH_KEYS:
         if key == "run.dir":  # outputs go where the user stands, as run.dir null does
             continue
@@ -155,6 +157,8 @@ def _apply_override(config: Any, override: str, model: type[BaseModel]) -> None:
     try:
         parsed = OmegaConf.from_dotlist([f"{key}={raw}"])
         value = OmegaConf.select(parsed, key)
+        if key == "reward" and isinstance(value, str):
+            key = "reward.function"
         if key in PATH_KEYS:
             if isinstance(value, str):
                 value = resolve_override_path(value, Path.cwd())

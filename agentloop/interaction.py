@@ -182,8 +182,8 @@ class InteractionSession:
             raise _Unusable(
                 f"the interaction {self.name} answered nothing and is not done", "give messages, or set done"
             )
-        reward = answer.reward
-        if reward is not None and (not isinstance(reward, Real) or not math.isfinite(reward)):
+        reward: Any = answer.reward
+        if reward is not None and not (isinstance(reward, Real) and math.isfinite(reward)):
             raise _Unusable(f"the interaction {self.name} gave the reward {reward!r}", "give finite numbers, or None")
         return answer
 

@@ -16,6 +16,7 @@ from agentloop.config import Recipe, SamplingConfig
 from agentloop.episode import Episode
 from agentloop.errors import RewardError, TokenLawError
 from agentloop.interaction import Interactions, InteractionSession
+from agentloop.isolation import describe
 from agentloop.law import check_episode
 from agentloop.loop import AgentLoop
 from agentloop.rewards import RewardFunction
@@ -176,7 +177,7 @@ class EpisodeRunner:
         except Exception as exc:
             if isinstance(exc, TimeoutError) and clock.expired():
                 raise RewardError(f"the reward took longer than {self._recipe.reward_timeout_s:g} s") from exc
-            raise RewardError(f"the reward raised {type(exc).__name__}: {exc}") from exc
+            raise RewardError(f"the reward raised {describe(exc)}") from exc
         numbers = result if isinstance(result, dict) else {"score": result}
         if "score" not in numbers:
             raise RewardError(f"the reward returned {result!r}, which has no 'score'", "add the key 'score'")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from agentloop.errors import ToolConfigError
+from agentloop.isolation import Caller, ProcessWorkers, close, isolate
+from agentloop.registry import TOOLS
 from agentloop.types import Task, ToolResult
+
+ISOLATION_KEYS = ("run_in", "workers", "memory_mb")
 
 
 class Tool:
@@ -41,19 +46,68 @@ class Tool:
     async def close(self, state: Any, **release_kwargs: Any) -> None:
         """End an episode, whatever its outcome."""
 
+    def shut_down(self) -> None:
+        """End what the tool keeps for the whole run; called once, when no episode uses it any more."""
+
 
 class FunctionTool(Tool):
-    """A plain typed function with a docstring as a tool; blocking ones run in a thread."""
+    """A plain typed function with a docstring as a tool.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    `config` says where it runs. `run_in`: `thread` (what a plain function does by itself), `process` (killed when a
+    call takes too long, and nothing that it does can harm the run) or `inline` (on the event loop: only for what
+    returns at once). `workers`: calls at once. `memory_mb`: address space of a process.
+
+    Args:
+        function: plain or async; arguments and result are JSON where it runs in a process.
+        config: of the tool YAML.
+        reference: what names the function, for a process; relative to `folder`.
+
+    Raises:
+        ToolConfigError: the config is wrong.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        config: dict[str, Any] | None = None,
+        reference: str | None = None,
+        folder: Path = Path(),
+    ) -> None:
         from transformers.utils import get_json_schema
 
-        super().__init__({}, get_json_schema(function))
-        self._function = function
+        super().__init__(dict(config or {}), get_json_schema(function))
+        unknown = [key for key in self.config if key not in (*ISOLATION_KEYS, "type")]
+        if unknown:
+            raise ToolConfigError(f"{self.name}: config has the unknown key {unknown[0]!r}", _known())
+        run_in = self.config.get("run_in", "thread")
+        workers, memory = self.config.get("workers"), self.config.get("memory_mb")
+        if run_in not in ("thread", "process", "inline"):
+            raise ToolConfigError(f"{self.name}: config.run_in is {run_in!r}", "one of: thread, process, inline")
+        for key, value in (("workers", workers), ("memory_mb", memory)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ToolConfigError(f"{self.name}: config.{key} is {value!r}", "give a positive integer")
+        if run_in == "inline" and inspect.iscoroutinefunction(function):
+            run_in = "thread"  # an async function is on the event loop already
+        self._in_process = run_in == "process"
+
+        def process(count: int) -> Caller:
+            if reference is None:
+                raise ToolConfigError(f"{self.name} has no name by which a process could load it", "name it in a YAML")
+            return ProcessWorkers(
+                reference, folder, TOOLS, form="tool", workers=count, memory_mb=memory, name=self.name
+            )
+
+        self._call = isolate(function, run_in, workers=workers, name=self.name, process=process)
 
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
-        if inspect.iscoroutinefunction(self._function):
-            result = await self._function(**arguments, **execute_kwargs)
-        else:
-            result = await asyncio.to_thread(self._function, **arguments, **execute_kwargs)
+        if self._in_process:
+            return ToolResult(**await self._call({"arguments": {**arguments, **execute_kwargs}}))
+        result = await self._call(**arguments, **execute_kwargs)
         return result if isinstance(result, ToolResult) else ToolResult(str(result))
+
+    def shut_down(self) -> None:
+        close(self._call)
+
+
+def _known() -> str:
+    return f"known keys: {', '.join(ISOLATION_KEYS)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
+from agentloop.isolation import describe
 from agentloop.registry import TOOLS, load_reference
 from agentloop.tool import FunctionTool, Tool
 from agentloop.types import Task, ToolCall, ToolResult
@@ -44,6 +45,11 @@ class Toolset:
     def session(self, task: Task) -> ToolSession:
         """The tools of one episode."""
         return ToolSession(self.tools, task)
+
+    def close(self) -> None:
+        """End what the tools keep for the whole run: their threads and processes."""
+        for tool in self.tools.values():
+            tool.shut_down()
 
 
 class ToolSession:
@@ -82,7 +88,7 @@ class ToolSession:
             except Exception as exc:  # noqa: BLE001  # whatever a tool raises, it ends this call and not the episode
                 if isinstance(exc, TimeoutError) and clock.expired():
                     return _error(f"{call.name} took longer than {timeout_s:g} s and was stopped")
-                return _error(f"{type(exc).__name__}: {exc}")
+                return _error(describe(exc))
         raise AssertionError("unreachable")
 
     async def rewards(self) -> dict[str, float]:
@@ -186,7 +192,13 @@ def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
     except (ConfigError, RegistryError) as exc:
         raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
     if inspect.isfunction(kind):
-        return FunctionTool(kind)
+        return FunctionTool(kind, entry.get("config"), class_name, folder)
+    if inspect.isclass(kind) and issubclass(kind, Tool) and not inspect.iscoroutinefunction(kind.execute):
+        raise ToolConfigError(
+            f"{where}: {class_name}.execute() is no `async def`",
+            "make it one, and run what blocks in asyncio.to_thread; a plain function with `config: {run_in: process}` "
+            "runs in a process",
+        )
     if not (inspect.isclass(kind) and issubclass(kind, Tool)):
         raise ToolConfigError(f"{where}: {class_name} is no Tool", "subclass agentloop.Tool, or name a plain function")
     schema = entry.get("tool_schema")

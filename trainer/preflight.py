@@ -19,7 +19,7 @@ from agentloop.errors import ModelError, ServerError
 from agentloop.interaction import Interactions, load_interactions
 from agentloop.loop import AgentLoop
 from agentloop.registry import AGENTS, load_agent, registered
-from agentloop.rewards import RewardFunction, load_reward
+from agentloop.rewards import RewardFunction, close_reward, load_reward
 from agentloop.runner import EpisodeRunner
 from agentloop.toolset import Toolset, load_toolset
 from agentloop.types import Task, Trajectory
@@ -77,6 +77,8 @@ class Prepared:
         )
 
     async def disconnect(self) -> None:
+        self.toolset.close()
+        close_reward(self.reward)
         if self._client is not None:
             await self._client.close()
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from agentloop.config import Recipe
 from agentloop.errors import InfrastructureError, RunError
+from agentloop.lag import LoopLagMonitor
 from agentloop.types import Trajectory
 from trainer.batch import episode_metrics, eval_metrics, failure_causes, train_samples
 from trainer.console import Console
@@ -92,6 +93,7 @@ class TrainRun:
         self._evals: list[float] = []
         self._done_in_step = 0
         self._samples: list[Trajectory] = []
+        self._lag = LoopLagMonitor(recipe.rollout.max_loop_lag_s)
 
     async def run(self) -> RunResult:
         """Run to the end, or to Ctrl-C.
@@ -107,7 +109,8 @@ class TrainRun:
             loop.add_signal_handler(sig, self._on_signal, main)
         try:
             async with self._processes() as (workers, server, publisher):
-                return await self._train(workers, server, publisher)
+                with self._lag:
+                    return await self._train(workers, server, publisher)
         finally:
             for sig in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(sig)
@@ -209,6 +212,8 @@ class TrainRun:
                     metrics |= await self._guard(self._evaluate(step), server)
                 self._dir.append_metrics(metrics)
                 self._console.step(metrics, total)
+                for culprit in self._lag.new_culprits():
+                    self._console.warn(f"{culprit}; every episode waits for it: docs/agents.md says how to isolate it")
                 self._show_samples(step)
                 if metrics.get("eval/reward_mean") is not None:
                     self._console.eval(metrics)
@@ -418,6 +423,7 @@ class TrainRun:
             "step": step,
             "version": self._version,
             **episodes,
+            **self._lag.take(),
             "rollout/time_s": rollout_s,
             "rollout/tokens_per_s": episodes["rollout/tokens"] / rollout_s,
             "rollout/wait_s": max(0.0, now - max(clock.rollout_last, clock.begin)),

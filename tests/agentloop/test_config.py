@@ -36,7 +36,7 @@ def test_relative_paths_of_the_file_are_relative_to_the_file(tmp_path: Path, mon
     recipe = load_config(Recipe, write(recipe_dir, MINIMAL + "reward: ./reward.py:score\n"))
     assert recipe.model.path == str(recipe_dir / "model") or recipe.model.path == "./model"
     assert recipe.data.train == str(recipe_dir / "rows.jsonl")
-    assert recipe.reward == str(recipe_dir / "reward.py") + ":score"
+    assert recipe.reward is not None and recipe.reward.function == str(recipe_dir / "reward.py") + ":score"
 
 
 def test_relative_paths_of_an_override_are_relative_to_the_working_directory(

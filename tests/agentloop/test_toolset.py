@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentloop import registry
+from agentloop.config import RewardConfig
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
 from agentloop.registry import AGENTS, TOOLS, list_agents, load, load_agent
 from agentloop.rewards import load_reward
@@ -144,9 +145,9 @@ async def test_a_reward_is_a_file_or_a_registered_name(tmp_path: Path) -> None:
     trajectory = Trajectory([1], [0], [None], [None], 1)
     path = tmp_path / "r.py"
     path.write_text("def score(task, text, trajectory):\n    return len(text)\n\nnumber = 3\n")
-    reward = load_reward(f"{path}:score")
+    reward = load_reward(RewardConfig(function=f"{path}:score"))
     assert reward is not None and await reward(Task("0", "a", []), "abc", trajectory) == 3
-    gsm8k = load_reward("gsm8k")
+    gsm8k = load_reward(RewardConfig(function="gsm8k"))
     assert gsm8k is not None and await gsm8k(Task("0", "a", [], ground_truth="7"), "#### 7", trajectory) == 1.0
     assert load_reward(None) is None
 
@@ -168,4 +169,4 @@ def test_a_wrong_reward_reference_is_named(
     (tmp_path / "r.py").write_text("number = 3\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(kind, match=says):
-        load_reward(reference)
+        load_reward(RewardConfig(function=reference))

@@ -1,0 +1,105 @@
+"""The other end of `isolation.ProcessWorkers`: loads one function and calls it for each message on stdin.
+
+What the function prints goes to stderr: stdout carries the answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import json
+import numbers
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+SIZE_BYTES = 4
+
+
+def main() -> None:
+    """Serve calls until the parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not outlive the parent, in a loop or not
+    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    call: Callable[[dict[str, Any]], Any] | None = None
+    while (message := _read(inbox)) is not None:
+        try:
+            if call is None:
+                call = _load(message)
+                answer: dict[str, Any] = {"value": None}
+            else:
+                answer = {"value": call(message)}
+            text = json.dumps(answer, default=_number)
+        except BaseException as exc:  # noqa: BLE001  # SystemExit and KeyboardInterrupt too are the call's
+            text = json.dumps({"error": f"{type(exc).__name__}: {exc}"})
+        outbox.write(len(text.encode()).to_bytes(SIZE_BYTES) + text.encode())
+        outbox.flush()
+
+
+def _read(inbox: BinaryIO) -> dict[str, Any] | None:
+    size = inbox.read(SIZE_BYTES)
+    if len(size) < SIZE_BYTES:
+        return None
+    message: dict[str, Any] = json.loads(inbox.read(int.from_bytes(size)))
+    return message
+
+
+def _load(hello: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    from agentloop.registry import load_reference
+
+    sys.path.extend(entry for entry in hello["path"] if entry not in sys.path)
+    if hello["memory_mb"] is not None:
+        import resource
+
+        limit = int(hello["memory_mb"]) << 20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    function = load_reference(hello["reference"], Path(hello["folder"]), hello["group"])
+    if inspect.iscoroutinefunction(function):
+        plain = function
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return asyncio.run(plain(*args, **kwargs))
+
+    return {"tool": _tool, "reward": _reward}[hello["form"]](function)
+
+
+def _tool(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    from agentloop.types import ToolResult
+
+    def call(message: dict[str, Any]) -> Any:
+        result = function(**message["arguments"])
+        if not isinstance(result, ToolResult):
+            return {"text": str(result)}
+        if result.images:
+            raise TypeError("a tool in a process cannot return images: use run_in: thread")
+        return {"text": result.text, "reward": result.reward, "error": result.error, "metrics": result.metrics}
+
+    return call
+
+
+def _reward(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    from agentloop.types import Task, Trajectory
+
+    def call(message: dict[str, Any]) -> Any:
+        return function(Task(**message["task"]), message["text"], Trajectory.from_json(message["trajectory"]))
+
+    return call
+
+
+def _number(value: Any) -> Any:
+    """Numbers that are none of JSON's: numpy's and fractions. Anything else is no result."""
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if hasattr(value, "item") and getattr(value, "size", 2) == 1:
+        return value.item()
+    raise TypeError(f"the result holds {type(value).__name__}, which is not JSON")
+
+
+if __name__ == "__main__":
+    main()

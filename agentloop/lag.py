@@ -1,0 +1,144 @@
+"""How late the event loop is, and what holds it up.
+
+One loop carries every episode: a tool that blocks it for 200 ms adds 200 ms to all of them, and shows nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import sysconfig
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+TICK_S = 0.02
+"""Between two looks. A callback every 20 ms costs less than a thousandth of a core."""
+
+_STDLIB = sysconfig.get_paths()["stdlib"]
+_LOOP_FILES = tuple(str(Path(asyncio.__file__).parent / name) for name in ("runners.py", "base_events.py", "events.py"))
+MACHINE = "no Python code: the process was not running, or the collector was"
+
+
+@dataclass(slots=True)
+class Culprit:
+    """What held the event loop up.
+
+    Attributes:
+        place: `file:line function`, where the loop's thread stood.
+        task: name of the asyncio task that ran.
+        count: how often it was seen.
+        worst_s: the longest lag that it was seen in.
+    """
+
+    place: str
+    task: str
+    count: int = 0
+    worst_s: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place} (in {self.task}) held the event loop up {self.count} times, for {self.worst_s:.2f} s at most"
+        )
+
+
+class LoopLagMonitor:
+    """Measures the lag of the running event loop; a context manager.
+
+    Lag is by how much a callback comes later than it was due. When it is more than `bound_s`, a thread has looked
+    meanwhile at what the loop's thread was doing: the innermost function that is not Python's own library.
+
+    Args:
+        bound_s: above it, a culprit is looked for.
+    """
+
+    def __init__(self, bound_s: float = 0.05) -> None:
+        self._bound_s = bound_s
+        self._lags: list[float] = []
+        self._culprits: dict[str, Culprit] = {}
+        self._said: set[str] = set()
+        self._suspect: tuple[str, str] | None = None
+        self._due = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread_id = 0
+        self._stopped = threading.Event()
+        self._watchdog: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
+        self._schedule()
+        self._watchdog = threading.Thread(target=self._watch, name="agentloop lag", daemon=True)
+        self._watchdog.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def take(self) -> dict[str, float]:
+        """`loop/lag_max_s` and `loop/lag_p99_s` since the last call."""
+        lags, self._lags = sorted(self._lags), []
+        if not lags:
+            return {"loop/lag_max_s": 0.0, "loop/lag_p99_s": 0.0}
+        return {"loop/lag_max_s": lags[-1], "loop/lag_p99_s": lags[min(len(lags) - 1, int(0.99 * len(lags)))]}
+
+    @property
+    def culprits(self) -> list[Culprit]:
+        """All that held the loop up for longer than the bound, the worst first."""
+        return sorted(self._culprits.values(), key=lambda culprit: -culprit.worst_s)
+
+    def new_culprits(self) -> list[Culprit]:
+        """Those that were not returned before."""
+        found = [culprit for culprit in self.culprits if culprit.place not in self._said]
+        self._said.update(culprit.place for culprit in found)
+        return found
+
+    def _schedule(self) -> None:
+        assert self._loop is not None
+        self._due = time.monotonic() + TICK_S
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        lag = max(0.0, time.monotonic() - self._due)
+        self._lags.append(lag)
+        if lag > self._bound_s:
+            place, task = self._suspect or (MACHINE, "no task")
+            culprit = self._culprits.setdefault(place, Culprit(place, task))
+            culprit.count += 1
+            culprit.worst_s = max(culprit.worst_s, lag)
+        self._suspect = None
+        self._schedule()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._bound_s / 2):
+            due = self._due
+            if time.monotonic() - due > self._bound_s / 2:
+                seen = self._look()
+                if seen is not None and due == self._due:  # it is still the same callback that is late
+                    self._suspect = seen
+
+    def _look(self) -> tuple[str, str] | None:
+        """Where the loop's thread stands, and in which task; None: in no code of a callback."""
+        frame: FrameType | None = sys._current_frames().get(self._thread_id)
+        inner: FrameType | None = None
+        found: FrameType | None = None
+        while frame is not None and not frame.f_code.co_filename.startswith(_LOOP_FILES):
+            inner = inner or frame
+            if found is None and not frame.f_code.co_filename.startswith((_STDLIB, "<frozen")):
+                found = frame
+            frame = frame.f_back
+        culprit = found or inner
+        if culprit is None or Path(culprit.f_code.co_filename).name == "selectors.py":  # it waits for something to do
+            return None
+        assert self._loop is not None
+        task = asyncio.current_task(self._loop)
+        code = culprit.f_code
+        return f"{code.co_filename}:{culprit.f_lineno} {code.co_qualname}", task.get_name() if task else "a callback"
