@@ -6,6 +6,9 @@ One loop carries every episode: a tool that blocks it for 200 ms adds 200 ms to 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import os
 import sys
 import sysconfig
 import threading
@@ -20,7 +23,9 @@ TICK_S = 0.02
 
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _LOOP_FILES = tuple(str(Path(asyncio.__file__).parent / name) for name in ("runners.py", "base_events.py", "events.py"))
-MACHINE = "no Python code: the process was not running, or the collector was"
+MACHINE = "another process, which had the core,"
+COLLECTOR = "Python's garbage collector"
+UNKNOWN = "something that was not seen"
 
 
 @dataclass(slots=True)
@@ -40,9 +45,8 @@ class Culprit:
     worst_s: float = 0.0
 
     def __str__(self) -> str:
-        return (
-            f"{self.place} (in {self.task}) held the event loop up {self.count} times, for {self.worst_s:.2f} s at most"
-        )
+        times = "once" if self.count == 1 else f"{self.count} times"
+        return f"{self.place} (in {self.task}) held the event loop up {times}, for {self.worst_s:.2f} s at most"
 
 
 class LoopLagMonitor:
@@ -67,10 +71,15 @@ class LoopLagMonitor:
         self._thread_id = 0
         self._stopped = threading.Event()
         self._watchdog: threading.Thread | None = None
+        self._scheduler = _Scheduler()
+        self._collecting_s = 0.0
+        self._collection_began = 0.0
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
+        gc.callbacks.append(self._on_collection)
+        self._scheduler.open()
         self._schedule()
         self._watchdog = threading.Thread(target=self._watch, name="agentloop lag", daemon=True)
         self._watchdog.start()
@@ -82,6 +91,8 @@ class LoopLagMonitor:
         self._stopped.set()
         if self._timer is not None:
             self._timer.cancel()
+        gc.callbacks.remove(self._on_collection)
+        self._scheduler.close()
 
     def take(self) -> dict[str, float]:
         """`loop/lag_max_s` and `loop/lag_p99_s` since the last call."""
@@ -109,13 +120,27 @@ class LoopLagMonitor:
     def _tick(self) -> None:
         lag = max(0.0, time.monotonic() - self._due)
         self._lags.append(lag)
+        waited = self._scheduler.waited_s()
         if lag > self._bound_s:
-            place, task = self._suspect or (MACHINE, "no task")
+            if waited > lag / 2:
+                place, task = MACHINE, "no task"
+            elif self._collecting_s > lag / 2:
+                place, task = COLLECTOR, "no task"
+            else:
+                place, task = self._suspect or (UNKNOWN, "no task")
             culprit = self._culprits.setdefault(place, Culprit(place, task))
             culprit.count += 1
             culprit.worst_s = max(culprit.worst_s, lag)
         self._suspect = None
+        self._collecting_s = 0.0
         self._schedule()
+
+    def _on_collection(self, phase: str, info: dict[str, int]) -> None:
+        now = time.perf_counter()
+        if phase == "start":
+            self._collection_began = now
+        else:
+            self._collecting_s += now - self._collection_began
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._bound_s / 2):
@@ -142,3 +167,30 @@ class LoopLagMonitor:
         task = asyncio.current_task(self._loop)
         code = culprit.f_code
         return f"{code.co_filename}:{culprit.f_lineno} {code.co_qualname}", task.get_name() if task else "a callback"
+
+
+class _Scheduler:
+    """How long a thread was ready to run and had no core: Linux counts it. Elsewhere it is 0."""
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+        self._before = 0
+
+    def open(self) -> None:
+        """Begin with the calling thread."""
+        with contextlib.suppress(OSError):
+            self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
+        self.waited_s()
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def waited_s(self) -> float:
+        """Seconds since the last call."""
+        if self._file is None:
+            return 0.0
+        total = int(os.pread(self._file, 128, 0).split()[1])
+        waited, self._before = total - self._before, total
+        return waited * 1e-9

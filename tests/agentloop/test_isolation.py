@@ -89,7 +89,7 @@ def functions(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def in_process(functions: Path) -> Any:
+async def in_process(functions: Path) -> Any:
     pools = []
 
     def make(**options: Any) -> ProcessWorkers:
@@ -100,6 +100,7 @@ def in_process(functions: Path) -> Any:
     yield make
     for pool in pools:
         pool.close()
+    await asyncio.sleep(0.05)  # their pipes close
 
 
 async def ask(pool: ProcessWorkers, what: str, n: int = 0) -> Any:
@@ -332,6 +333,7 @@ async def reward(functions: Path, name: str, **options: Any) -> Any:
         return await function(Task("0", "a", [], ground_truth="ß", images=[b"x"]), "text", trajectory())
     finally:
         close_reward(function)
+        await asyncio.sleep(0.05)  # its pipes close
 
 
 async def test_a_reward_in_a_process_has_the_main_thread_for_itself(functions: Path) -> None:
