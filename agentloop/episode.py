@@ -17,6 +17,7 @@ from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.errors import RewardError, ServerError
 from agentloop.interaction import InteractionSession
 from agentloop.ledger import TokenLedger
+from agentloop.pacing import Pacer
 from agentloop.toolset import ToolSession
 from agentloop.types import Message, StepReward, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 from agentloop.wire import SamplingParams
@@ -53,6 +54,7 @@ class Episode:
         group_id: str = "",
         sample_index: int = 0,
         interaction: InteractionSession | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
         self.task = task
         self.messages: list[Message] = list(task.prompt)
@@ -67,6 +69,7 @@ class Episode:
         self._generator = generator
         self._session = tools
         self._interaction = interaction
+        self._pacer = pacer or Pacer()
         self._sampling = sampling
         self._budget = Budget(config, context_length)
         self._seed = seed
@@ -134,6 +137,7 @@ class Episode:
         finally:
             budget.tokens += sampled - most
         seconds = time.perf_counter() - begin
+        await self._pacer.turn()
         self.metrics["generate_s"] += seconds
         parsed = self._renderer.parse(result.token_ids, self.tools)
         for number, call in enumerate(parsed.tool_calls):

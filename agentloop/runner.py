@@ -19,6 +19,7 @@ from agentloop.interaction import Interactions, InteractionSession
 from agentloop.isolation import describe
 from agentloop.law import check_episode
 from agentloop.loop import AgentLoop
+from agentloop.pacing import Pacer
 from agentloop.rewards import RewardFunction
 from agentloop.toolset import ToolSession, Toolset
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
@@ -55,6 +56,7 @@ class EpisodeRunner:
         self._reward = reward
         self._context_length = context_length
         self._interactions = interactions or Interactions()
+        self._pacer = Pacer()
 
     async def run(
         self,
@@ -66,6 +68,7 @@ class EpisodeRunner:
         seed: int | None = None,
     ) -> list[Trajectory]:
         """Run one episode; its trajectories, the main one last. A failure is a status, never an exception."""
+        await self._pacer.turn()
         config = self._recipe.agent(task.agent_name)
         session = self._toolset.session(task)
         interaction = self._interactions.session(task)
@@ -82,6 +85,7 @@ class EpisodeRunner:
             group_id=group_id,
             sample_index=sample_index,
             interaction=interaction,
+            pacer=self._pacer,
         )
         error: Exception | None = None
         verdicts: dict[str, float] = {}

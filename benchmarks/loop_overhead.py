@@ -14,6 +14,8 @@ that is the lists, and each number in them once (`sys.getsizeof`; canned numbers
 `distinct` is what counts: another tool result at every call and another prompt for every group of 8 episodes. `same`
 repeats one prompt and one result, which the renderer remembers.
 
+Lag: by how much a callback of the event loop came later than it was due, at most (`LoopLagMonitor`).
+
 Exit code 1: a bound is not met.
 """
 
@@ -44,6 +46,9 @@ HEADLINES = ((2, 4096), (8, 512), (8, 4096))
 BOUND_KB, MEMORY_GENERATIONS = 20.0, 2
 """Memory of an episode beyond its tokens, for as many generations as verl's 130 KB are of."""
 
+BOUND_LAG_S, LAG_AT_ONCE = 0.05, 4096
+"""By how much a callback of the event loop comes late at most, with so many episodes at once."""
+
 BOUND_FLAT = 1.2
 """CPU of a turn behind the longest history over that behind the shortest: more is no longer flat."""
 
@@ -67,14 +72,15 @@ def table(results: list[dict[str, Any]]) -> str:
     """One line a measurement."""
     lines = [
         "| generations | at once | observed | CPU ms an episode | CPU µs a generation | episodes/s "
-        "| KB an episode | of it tokens | beyond tokens | peak MB |",
-        "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| KB an episode | of it tokens | beyond tokens | peak MB | lag ms, longest |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in results:
         memory = f"| {one['kb_episode']:.1f} | {one['kb_tokens']:.1f} | {one['kb_beyond_tokens']:.1f} "
         lines.append(
             f"| {one['generations']} | {one['at_once']:,} | {one['observed']} | {one['cpu_ms_episode']:.3f} "
-            f"| {one['cpu_us_generation']:.0f} | {one['episodes_per_s']:,.0f} {memory}| {one['peak_mb']:.0f} |"
+            f"| {one['cpu_us_generation']:.0f} | {one['episodes_per_s']:,.0f} {memory}| {one['peak_mb']:.0f} "
+            f"| {1e3 * one['lag_max_s']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -106,6 +112,9 @@ def verdicts(results: list[dict[str, Any]], history: dict[str, Any]) -> list[tup
         if one["generations"] == MEMORY_GENERATIONS:
             beyond = f"{what}: {memory:.1f} KB an episode beyond its tokens, bound {BOUND_KB:g} KB"
             found.append((memory <= BOUND_KB, beyond))
+        if one["at_once"] == LAG_AT_ONCE:
+            lag = f"{what}: the event loop is late by {1e3 * one['lag_max_s']:.0f} ms at most, bound 50 ms"
+            found.append((one["lag_max_s"] <= BOUND_LAG_S, lag))
     flat, share, tokens = history["last_over_first"], history["share"], history["tokens"]
     found.append((flat <= BOUND_FLAT, f"a turn behind {tokens:,} tokens costs {flat:.2f} of one behind few"))
     found.append((share <= BOUND_SHARE, f"rendering and tokenizing: {100 * share:.4f}% of generation time, bound 2%"))

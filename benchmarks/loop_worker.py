@@ -31,6 +31,7 @@ from material import SHARED, add_tokenizer_option, existing, load_qwen
 from agentloop.chat import ChatRenderer
 from agentloop.client import GenerateResult
 from agentloop.config import Recipe, SamplingConfig
+from agentloop.lag import LoopLagMonitor
 from agentloop.loops.tool_agent import ToolAgent
 from agentloop.process import run_loops
 from agentloop.runner import EpisodeRunner
@@ -253,13 +254,16 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
     reset_peak()
     before = memory(peak=False)
 
+    lag = LoopLagMonitor()
+
     async def rounds() -> tuple[float, float, int, list[Trajectory]]:
         wall, cpu, peak = time.perf_counter(), time.process_time(), 0
         first: list[Trajectory] = []
-        for number, tasks in enumerate(batches):
-            done = await bench.run(tasks)
-            if number == 0:
-                peak, first = memory(peak=True), done
+        with lag:
+            for number, tasks in enumerate(batches):
+                done = await bench.run(tasks)
+                if number == 0:
+                    peak, first = memory(peak=True), done
         return time.perf_counter() - wall, time.process_time() - cpu, peak, first
 
     wall, cpu, peak, first = run_loops(rounds())
@@ -282,6 +286,7 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
         "peak_mb": peak / 1e6,
         "tokens_episode": sum(map(len, first)) / len(first),
         "set_up_cpu_s": set_up,
+        "lag_max_s": lag.take()["loop/lag_max_s"],
     }
 
 

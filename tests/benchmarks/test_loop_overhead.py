@@ -48,6 +48,7 @@ def test_every_measurement_is_in_the_table_and_in_the_figures(repo: Path, shared
     figures = json.loads((tmp_path / "out.json").read_text())
     same, distinct = figures["episodes"][2:]
     assert same["episodes"] == 16 and same["cpu_ms_episode"] > 0
+    assert 0 <= same["lag_max_s"] < 60
     assert same["tokens_episode"] > 3 * 64 and distinct["kb_tokens"] > 0
     assert figures["history"]["turns"] == 16 and 1000 < figures["history"]["tokens"] < 3000
 
