@@ -9,9 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from agentloop.errors import DataError, RegistryError
+from agentloop.errors import DataError, ModelError, RegistryError
 from agentloop.imports import is_file_reference, load_from_file
 from agentloop.types import Message, Task
+
+IMAGE_MARK = "<image>"
+"""Where an image of the column `images` belongs in a prompt's text."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -43,7 +46,8 @@ def load_tasks(source: str | Sequence[str], key: str, default_agent: str) -> tup
             if not isinstance(row, dict):
                 raise DataError(f"{where} is no mapping", "write one JSON object per line")
             without_agent += not row.get("agent_name")
-            tasks.append(_task(row, where, len(tasks), default_agent))
+            folder = Path() if is_file_reference(name) else Path(name).parent
+            tasks.append(_task(row, where, len(tasks), default_agent, folder))
     if not tasks:
         raise DataError(f"{key}: {source} holds no rows", "give a file with at least one row")
     return tasks, without_agent
@@ -75,12 +79,16 @@ def drop_overlong(
     """The tasks whose first prompt, tool schemas counted, has at most `limit` tokens.
 
     Raises:
-        DataError: `overlong` is error and a prompt is longer, or none is left.
+        DataError: `overlong` is error and a prompt is longer, or none is left; or an image cannot be read.
+        ModelError: the chat template cannot render a prompt. Both name the row.
     """
     kept = []
     longest = 0
     for number, task in enumerate(tasks, 1):
-        length = len(renderer.start(task.prompt, schemas))
+        try:
+            length = len(renderer.start(task.prompt, schemas))
+        except (DataError, ModelError) as exc:
+            raise type(exc)(f"{key}: row {number}: {exc.message}", exc.hint) from exc
         longest = max(longest, length)
         if length <= limit:
             kept.append(task)
@@ -147,7 +155,7 @@ def _rows(source: str, key: str) -> Iterator[Any]:
         raise DataError(f"{key}: {path} is neither .jsonl nor .parquet", "convert it to one of them")
 
 
-def _task(row: dict[str, Any], where: str, position: int, default_agent: str) -> Task:
+def _task(row: dict[str, Any], where: str, position: int, default_agent: str, folder: Path) -> Task:
     prompt = row.get("prompt")
     if prompt is None:
         raise DataError(
@@ -160,12 +168,14 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str) ->
         if not isinstance(value, dict):
             raise DataError(f"{where}: column {column!r} is no mapping", f"write {column} as an object")
     index = extra_info.get("index")
+    messages = [_message(message, f"{where}, prompt message {i}") for i, message in enumerate(_list(prompt, where), 1)]
+    images = [_located(image, folder) for image in row.get("images") or []]
     return Task(
         task_id=str(position if index is None else index),
         agent_name=row.get("agent_name") or default_agent,
-        prompt=[_message(message, f"{where}, prompt message {i}") for i, message in enumerate(_list(prompt, where), 1)],
+        prompt=_with_images(messages, images, where) if images else messages,
         data_source=str(row.get("data_source") or ""),
-        images=list(row.get("images") or []),
+        images=images,
         ability=str(row.get("ability") or ""),
         ground_truth=reward_model.get("ground_truth"),
         reward_style=str(reward_model.get("style") or "rule"),
@@ -186,6 +196,56 @@ def _message(message: Any, where: str) -> Message:
     if not isinstance(message.get("content"), (str, list)):
         raise DataError(f"{where} has no content", "write a string, or a list of parts")
     return _without_nulls(message)  # type: ignore[no-any-return]
+
+
+def _located(image: Any, folder: Path) -> Any:
+    """An image of a row; a relative path is relative to the file that the row is in."""
+    path = image.get("path") if isinstance(image, dict) and not image.get("bytes") else image
+    if isinstance(path, str) and "://" not in path and not path.startswith("data:"):
+        return str(folder / path)
+    return image
+
+
+def _with_images(messages: list[Message], images: list[Any], where: str) -> list[Message]:
+    """The messages with each `<image>` in their texts, or part `{"type": "image"}` without one, replaced by an image.
+
+    Raises:
+        DataError: there are more or fewer places than images.
+    """
+    remaining = iter(images)
+    places = 0
+
+    def place() -> dict[str, Any]:
+        nonlocal places
+        places += 1
+        return {"type": "image", "image": next(remaining, None)}
+
+    def parts_of(content: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part.get("type") == "image" and not {"image", "image_url"} & part.keys():
+                yield place()
+            elif isinstance(part.get("text"), str):
+                for number, text in enumerate(part["text"].split(IMAGE_MARK)):
+                    if number:
+                        yield place()
+                    if text:
+                        yield {**part, "text": text}
+            else:
+                yield part
+
+    shown: list[Message] = []
+    for message in messages:
+        parts = list(parts_of(message["content"]))
+        if all(part.get("type") == "text" for part in parts):
+            shown.append(message)
+        else:
+            shown.append({**message, "content": parts})
+    if places != len(images):
+        raise DataError(
+            f"{where} has {len(images)} images and {places} places for them in its prompt",
+            f"write {IMAGE_MARK} in the text where each image belongs",
+        )
+    return shown
 
 
 def _without_nulls(value: Any) -> Any:

@@ -232,6 +232,7 @@ class Trajectory:
         data = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("turns", "step_rewards", "images")
         }
+        data["messages"] = [_without_images(message) for message in self.messages]
         data["turns"] = [asdict(turn) for turn in self.turns]
         data["step_rewards"] = [asdict(reward) for reward in self.step_rewards]
         return {"format": TRAJECTORY_FORMAT, **data}
@@ -265,3 +266,12 @@ class Trajectory:
             return cls(**data)
         except (KeyError, TypeError, ValueError) as exc:
             raise TokenLawError(f"not a trajectory: {exc!r}") from exc
+
+
+def _without_images(message: Message) -> Message:
+    """The message as a trace shows it: its images by their kind alone."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    parts = [{"type": "image"} if "image" in part or "image_url" in part else part for part in content]
+    return {**message, "content": parts}

@@ -50,13 +50,14 @@ class TemplateOracle:
         self._controls = set(self._spelling.values())
         self._skeletons: dict[Any, list[int]] = {}
         self._ends: dict[str, int | None] = {"said": end_of_turn, "called": end_of_turn}
+        self._final = self._find_final() if end_of_turn is not None else None
         self.call_text = self._find_call()
         self.shapes = tuple(shape for shape in SHAPES if self._takes(shape))
         self.checked = 0
 
     @property
     def closing(self) -> set[int]:
-        return {end for end in self._ends.values() if end is not None}
+        return {end for end in (*self._ends.values(), self._final) if end is not None}
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -133,6 +134,13 @@ class TemplateOracle:
             }
             message["tool_calls"] = [call]
         return message
+
+    def _find_final(self) -> int | None:
+        """What ends the answer when nothing follows it; gpt-oss has a token of its own for that (`<|return|>`)."""
+        text = self._render([_user(QUESTION), self._answer(False)], generate=False)
+        rest = text[text.index(SAID) + len(SAID) :].lstrip()
+        found = [spelling for spelling in self._spelling if rest.startswith(spelling)]
+        return self._spelling[max(found, key=len)] if found else None
 
     def _find_call(self) -> str | None:
         """How the template writes a call, up to the control token that ends it; found by rendering one."""

@@ -12,10 +12,10 @@ import pytest
 
 from agentloop.chat import ChatRenderer
 from agentloop.data import RowOrder, check_agents, drop_overlong, load_tasks
-from agentloop.errors import ConfigError, DataError, RegistryError
+from agentloop.errors import ConfigError, DataError, ModelError, RegistryError
 from agentloop.prepare import gsm8k_row, prepare_gsm8k
 from agentloop.rewards.gsm8k import compute_score, extract_answer
-from agentloop.types import Task
+from agentloop.types import Task, Trajectory
 
 ROW: dict[str, Any] = {
     "data_source": "t",
@@ -192,3 +192,52 @@ def test_gsm8k_scores() -> None:
     assert compute_score("#### 2", "1") == 0.0
     assert compute_score("#### 2", "1", format_score=0.1) == 0.1
     assert compute_score("2", "1", format_score=0.1) == 0.0
+
+
+def image_row(content: Any, *images: Any) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": content}], "images": list(images)}
+
+
+def test_images_stand_where_their_marks_are(tmp_path: Path) -> None:
+    row = image_row("<image>Which is larger, it or <image>?", "a.png", {"bytes": None, "path": "b.png"})
+    tasks, _ = load_tasks(write(tmp_path / "a.jsonl", row), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == [
+        {"type": "image", "image": str(tmp_path / "a.png")},
+        {"type": "text", "text": "Which is larger, it or "},
+        {"type": "image", "image": str(tmp_path / "b.png")},
+        {"type": "text", "text": "?"},
+    ]
+    parts = [{"type": "text", "text": "Look:"}, {"type": "image"}]
+    tasks, _ = load_tasks(write(tmp_path / "b.jsonl", image_row(parts, "/c.png")), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == [parts[0], {"type": "image", "image": "/c.png"}]
+
+
+def test_image_data_in_parquet_is_kept(tmp_path: Path) -> None:
+    row = image_row("<image>", {"bytes": b"png", "path": "a.png"})
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    tasks, _ = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == [{"type": "image", "image": {"bytes": b"png", "path": "a.png"}}]
+
+
+@pytest.mark.parametrize(("content", "places"), [("no place", 0), ("<image><image>", 2)])
+def test_a_row_with_more_or_fewer_images_than_places_is_named(tmp_path: Path, content: str, places: int) -> None:
+    source = write(tmp_path / "a.jsonl", ROW, image_row(content, "a.png"))
+    with pytest.raises(DataError, match=f"row 2 has 1 images and {places} places"):
+        load_tasks(source, "data.train", "d")
+
+
+def test_a_mark_in_a_row_without_images_is_text(tmp_path: Path) -> None:
+    tasks, _ = load_tasks(write(tmp_path / "a.jsonl", image_row("an <image> tag")), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == "an <image> tag"
+
+
+def test_a_prompt_that_cannot_be_rendered_is_named(tmp_path: Path, renderer: ChatRenderer) -> None:
+    tasks, _ = load_tasks(write(tmp_path / "a.jsonl", ROW, image_row("<image>", "a.png")), "data.train", "d")
+    with pytest.raises(ModelError, match=r"data\.train: row 2: the chat template cannot render"):
+        drop_overlong(tasks, renderer, None, 100, "drop", "data.train")
+
+
+def test_a_trace_shows_images_by_their_kind() -> None:
+    content = [{"type": "image", "image": b"png"}, {"type": "text", "text": "x"}]
+    trajectory = Trajectory([1], [0], [None], [None], 1, messages=[{"role": "user", "content": content}])
+    assert trajectory.to_json()["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "x"}]
