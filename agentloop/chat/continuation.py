@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from agentloop.chat.rendering import Rendering
-from agentloop.chat.template import Tools
+from agentloop.chat.template import Fixed, Tools
 from agentloop.chat.turn_end import TurnEnd, find_turn_end, without_generation_prompt
 from agentloop.errors import ModelError
 from agentloop.types import Message
@@ -328,7 +328,7 @@ def calling(names: Sequence[str], ids: Sequence[str], value: str = VALUE) -> Mes
         {
             "type": "function",
             "id": call_id,
-            "function": {"name": name, "arguments": {"argument": f"{value}-{i:04d}"}},
+            "function": {"name": name, "arguments": Fixed(argument=f"{value}-{i:04d}")},
         }
         for i, (name, call_id) in enumerate(zip(names, ids, strict=False))
     ]

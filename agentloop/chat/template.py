@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -82,7 +83,28 @@ def _compile(text: str) -> Any:
     compiled.globals = dict(compiled.globals)
     if not isinstance(compiled.environment.getattr, partial):  # compiled templates are remembered, by their text
         compiled.environment.getattr = partial(_getattr, compiled.environment.getattr)
+        compiled.environment.filters["tojson"] = partial(_tojson, compiled.environment.filters["tojson"])
     return compiled
+
+
+class Fixed(dict[str, Any]):
+    """A mapping that nobody changes: its JSON is written once."""
+
+    _text: str | None = None
+
+
+_write_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _tojson(slow: Callable[..., str], value: Any, *args: Any, **options: Any) -> str:
+    """transformers' `tojson`: the same text, without a new encoder for each."""
+    if args or options:
+        return slow(value, *args, **options)
+    if type(value) is not Fixed:
+        return _write_json(value)
+    if value._text is None:
+        value._text = _write_json(value)
+    return value._text
 
 
 def _getattr(slow: Callable[[Any, str], Any], value: Any, name: str) -> Any:
