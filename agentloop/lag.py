@@ -44,6 +44,11 @@ class Culprit:
     count: int = 0
     worst_s: float = 0.0
 
+    @property
+    def is_code(self) -> bool:
+        """Whether it is a function that can be mended, and neither the machine nor the collector."""
+        return self.place not in (MACHINE, COLLECTOR, UNKNOWN)
+
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count} times"
         return f"{self.place} (in {self.task}) held the event loop up {times}, for {self.worst_s:.2f} s at most"

@@ -213,7 +213,8 @@ class TrainRun:
                 self._dir.append_metrics(metrics)
                 self._console.step(metrics, total)
                 for culprit in self._lag.new_culprits():
-                    self._console.warn(f"{culprit}; every episode waits for it: docs/agents.md says how to isolate it")
+                    if culprit.is_code:
+                        self._console.warn(f"{culprit}; every episode waits for it (docs/agents.md: isolation)")
                 self._show_samples(step)
                 if metrics.get("eval/reward_mean") is not None:
                     self._console.eval(metrics)

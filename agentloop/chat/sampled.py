@@ -37,8 +37,8 @@ class SampledText:
         self._known = known if isinstance(known, frozenset) else frozenset(known)
         self._found: dict[str, tuple[int, int]] = {}
         self._places: dict[str, list[int]] = {}
-        for position in sorted(self._controls):
-            self._places.setdefault(self._controls[position], []).append(position)
+        for position, spelling in sorted(self._controls.items()):
+            self._places.setdefault(spelling, []).append(position)
 
     def __len__(self) -> int:
         return len(self.text)

@@ -99,6 +99,8 @@ class TaggedFormat(BaseFormat):
 
     def _around(self, turn: SampledText, start: int, end: int) -> str:
         """The text between two calls, without the tags that are dropped."""
+        if not self.dropped:
+            return turn.text[start:end]
         kept: list[str] = []
         while (found := turn.find_first(self.dropped, start)) and found[0] < end:
             kept.append(turn.text[start : found[0]])
@@ -154,7 +156,11 @@ def json_call(
         raise CallError("the call is not a JSON object")
     if not isinstance(value.get(name), str):
         raise CallError(f'the call has no string "{name}"')
-    given = next((value[key] for key in arguments if key in value), None)
+    given = None
+    for key in arguments:
+        if key in value:
+            given = value[key]
+            break
     if not isinstance(given, dict):
         raise CallError(f'the call has no object "{arguments[0]}"')
     written = value.get(call_id) if call_id else None
