@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from agentloop.chat.rendering import Rendering
+from agentloop.chat.rendering import Render, Rendering
+from agentloop.chat.slots import Slots
 from agentloop.chat.template import Fixed, Tools
 from agentloop.chat.turn_end import TurnEnd, find_turn_end, without_generation_prompt
 from agentloop.errors import ModelError
@@ -55,6 +56,7 @@ class Continuations:
         self._can_append: dict[tuple[Any, ...], tuple[bool, bool]] = {}
         self._shown_calls: dict[int, bool] = {}
         self._histories: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Message]] = {}
+        self._slots = Slots(self._template.strings())
         self._separators: set[tuple[int, ...]] = set()
 
     @cached_property
@@ -97,7 +99,8 @@ class Continuations:
             text = self._template.render([*history, *messages], tools, generate=True)
             return text[self._start_of_continuation(text, history, end) :]
 
-        ids = self._rendering.encode(messages, tools, render)
+        text = self._filled(messages, tools, names, render)
+        ids = self._encoder.encode(text) if text is not None else self._rendering.encode(messages, tools, render)
         controls = self._encoder.ids
         count = 1 if end.closer is None or is_call(history) else end.nth
         position = -1
@@ -109,6 +112,19 @@ class Continuations:
         following = next((i for i in range(closed, len(ids)) if ids[i] in controls), closed)
         lead = following if self._is_separator(tuple(ids[closed:following])) else closed
         return Continuation(array("i", ids), closed, lead, moves_system)
+
+    def _filled(self, messages: Sequence[Message], tools: Tools, names: tuple[str, ...], render: Render) -> str | None:
+        """The text of `render`, where it is one message whose content the template only copies; else None."""
+        if len(messages) != 1 or type(messages[0]["content"]) is not str:
+            return None
+        [message] = messages
+        if self._rendering.has_marks(messages, tools):
+            return None
+        others = tuple([(key, value) for key, value in message.items() if key != "content"])
+        if not all(type(value) is str for _, value in others):
+            return None
+        shape = (names, others, self._rendering.schemas_key(tools))
+        return self._slots.fill(shape, message, lambda changed: render([changed], tools))
 
     def _is_separator(self, ids: tuple[int, ...]) -> bool:
         """Whether they are white space. One or two separators are all that a template has."""

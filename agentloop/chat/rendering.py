@@ -80,10 +80,14 @@ class Rendering:
 
     def protected(self, messages: Sequence[Message], tools: Tools, render: Render) -> str:
         """The rendering, in which control tokens are the template's alone: those in contents are under marks."""
-        if not (self._has_marks(list(messages)) or self._tools_have_marks(tools)):
+        if not self.has_marks(messages, tools):
             return render(messages, tools)
         protected = [_separate_parts(_map_texts(message, self._protect)) for message in messages]
         return render(protected, _map_texts(list(tools), self._protect) if tools else None)
+
+    def has_marks(self, messages: Sequence[Message], tools: Tools) -> bool:
+        """Whether `protected` puts anything under marks."""
+        return self._has_marks(list(messages)) or self._tools_have_marks(tools)
 
     def harmless(self, text: str) -> str:
         """A name that the model made up, for the probe's turn, which is the template's part of a rendering."""

@@ -41,6 +41,29 @@ class Template:
         self._with_tools = _compile(named["tool_use"]) if "tool_use" in named else self._plain
         self.text = named["default"]
         self._variables = {"documents": None, **tokenizer.special_tokens_map, **variables}
+        self._texts = [named[name] for name in ("default", "tool_use") if name in named]
+
+    def strings(self) -> frozenset[str]:
+        """Every string that the template could look for in a content: those written in its expressions, and variables.
+
+        Not those that name a key, and not those that a role is compared with.
+        """
+        from jinja2 import nodes
+
+        found: set[str] = {value for value in self._variables.values() if isinstance(value, str)}
+        for text in self._texts:
+            tree = self._plain.environment.parse(text)
+            keys = {id(item.arg) for item in tree.find_all(nodes.Getitem)}
+            for compared in tree.find_all(nodes.Compare):
+                if _is_role(compared.expr):
+                    for operand in compared.ops:
+                        keys |= {id(const) for const in (operand.expr, *operand.expr.find_all(nodes.Const))}
+            found |= {
+                const.value
+                for const in tree.find_all(nodes.Const)
+                if isinstance(const.value, str) and id(const) not in keys
+            }
+        return frozenset(found)
 
     def render(self, messages: Sequence[Message], tools: Tools, *, generate: bool) -> str:
         """The conversation's text, with the generation prompt when `generate`.
@@ -85,6 +108,11 @@ def _compile(text: str) -> Any:
         compiled.environment.getattr = partial(_getattr, compiled.environment.getattr)
         compiled.environment.filters["tojson"] = partial(_tojson, compiled.environment.filters["tojson"])
     return compiled
+
+
+def _is_role(node: Any) -> bool:
+    """Whether it is `message.role` or `message['role']`."""
+    return getattr(node, "attr", None) == "role" or getattr(getattr(node, "arg", None), "value", None) == "role"
 
 
 class Fixed(dict[str, Any]):
