@@ -8,12 +8,12 @@ out is refused.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from agentloop.chat.rendering import Render, Rendering
+from agentloop.chat.rendering import Rendering
 from agentloop.chat.slots import Slots
 from agentloop.chat.template import Fixed, Tools
 from agentloop.chat.turn_end import TurnEnd, find_turn_end, without_generation_prompt
@@ -56,6 +56,7 @@ class Continuations:
         self._can_append: dict[tuple[Any, ...], tuple[bool, bool]] = {}
         self._shown_calls: dict[int, bool] = {}
         self._histories: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Message]] = {}
+        self._places: dict[Hashable, tuple[int, int, bool]] = {}
         self._slots = Slots(self._template.strings())
         self._separators: set[tuple[int, ...]] = set()
 
@@ -89,42 +90,61 @@ class Continuations:
 
     def find(self, messages: Sequence[Message], tools: Tools, names: tuple[str, ...]) -> Continuation:
         """Render the messages behind a probe and cut off what comes before the probe's end."""
-        history = self._history(messages, names)
-        end = self._turn_end(history, tools)
-        moves_system, tools_matter = self._check_appends(history, messages, tools, end)
-        if not tools_matter:
-            tools = None  # the schemas stand before the turn alone: not rendered again
-
-        def render(messages: Sequence[Message], tools: Tools) -> str:
-            text = self._template.render([*history, *messages], tools, generate=True)
-            return text[self._start_of_continuation(text, history, end) :]
-
-        text = self._filled(messages, tools, names, render)
-        ids = self._encoder.encode(text) if text is not None else self._rendering.encode(messages, tools, render)
+        shape = self._shape(messages, tools, names)
+        text = None
+        if shape is not None:
+            text = self._slots.fill(shape, messages[0], lambda changed: self._render([changed], tools, names))
+            if text is not None and shape in self._places:
+                return Continuation(array("i", self._encoder.encode(text)), *self._places[shape])
+        history, end, moves_system, _ = self._context(messages, tools, names)
+        ids = (
+            self._encoder.encode(text)
+            if text is not None
+            else self._rendering.encode(messages, tools, lambda m, t: self._render(m, t, names))
+        )
         controls = self._encoder.ids
         count = 1 if end.closer is None or is_call(history) else end.nth
         position = -1
         for _ in range(count):
             position = next(i for i in range(position + 1, len(ids)) if ids[i] in controls)
         if end.closer is None:
-            return Continuation(array("i", ids), 0, position + 1, moves_system)
-        closed = position + 1
-        following = next((i for i in range(closed, len(ids)) if ids[i] in controls), closed)
-        lead = following if self._is_separator(tuple(ids[closed:following])) else closed
+            closed, following, lead = 0, position, position + 1
+        else:
+            closed = position + 1
+            following = next((i for i in range(closed, len(ids)) if ids[i] in controls), closed)
+            lead = following if self._is_separator(tuple(ids[closed:following])) else closed
+        if text is not None and following < len(self._encoder.encode(self._slots.before(shape))):
+            if len(self._places) >= MOST_HISTORIES:
+                self._places.clear()
+            self._places[shape] = closed, lead, moves_system  # all of it stands before the content
         return Continuation(array("i", ids), closed, lead, moves_system)
 
-    def _filled(self, messages: Sequence[Message], tools: Tools, names: tuple[str, ...], render: Render) -> str | None:
-        """The text of `render`, where it is one message whose content the template only copies; else None."""
-        if len(messages) != 1 or type(messages[0]["content"]) is not str:
+    def _context(
+        self, messages: Sequence[Message], tools: Tools, names: tuple[str, ...]
+    ) -> tuple[list[Message], TurnEnd, bool, Tools]:
+        """What is rendered before the messages, how its turn ends, whether the template moves a system message, and the
+        tools, where they matter behind the turn.
+        """
+        history = self._history(messages, names)
+        end = self._turn_end(history, tools)
+        moves_system, tools_matter = self._check_appends(history, messages, tools, end)
+        # The schemas stand before the turn alone, most often: they are not rendered again then.
+        return history, end, moves_system, tools if tools_matter else None
+
+    def _render(self, messages: Sequence[Message], tools: Tools, names: tuple[str, ...]) -> str:
+        history, end, _, tools = self._context(messages, tools, names)
+        text = self._template.render([*history, *messages], tools, generate=True)
+        return text[self._start_of_continuation(text, history, end) :]
+
+    def _shape(self, messages: Sequence[Message], tools: Tools, names: tuple[str, ...]) -> Hashable | None:
+        """All that a rendering depends on but for the content of a single message; None: it may not be filled in."""
+        if len(messages) != 1 or type(messages[0]["content"]) is not str or self._rendering.has_marks(messages, tools):
             return None
-        [message] = messages
-        if self._rendering.has_marks(messages, tools):
-            return None
-        others = tuple([(key, value) for key, value in message.items() if key != "content"])
-        if not all(type(value) is str for _, value in others):
-            return None
-        shape = (names, others, self._rendering.schemas_key(tools))
-        return self._slots.fill(shape, message, lambda changed: render([changed], tools))
+        others = tuple([(key, value) for key, value in messages[0].items() if key != "content"])
+        for _, value in others:
+            if type(value) is not str:
+                return None
+        return names, others, self._rendering.schemas_key(tools)
 
     def _is_separator(self, ids: tuple[int, ...]) -> bool:
         """Whether they are white space. One or two separators are all that a template has."""

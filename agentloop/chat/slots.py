@@ -1,9 +1,9 @@
 """Contents that a template only copies: its text around them is remembered, and not rendered again.
 
 Rendering is a fifth of what a turn costs, and most of what is rendered is a tool's result that the template writes as
-it is, between words of its own. That it does is found, not assumed: the template is tried on contents of every kind, and
-a content is filled in only when nothing that the template knows could tell it from those. A template can look into a
-content with the strings that are written in it (`'</think>' in content`), at its ends (`trim`), or at its kind
+it is, between words of its own. That it does is found, not assumed: the template is tried on contents of every kind,
+and a content is filled in only when nothing that the template knows could tell it from those. A template can look into
+a content with the strings that are written in it (`'</think>' in content`), at its ends (`trim`), or at its kind
 (numbers, nothing at all): contents with one of those strings, with white space at an end, or empty are always rendered.
 One in so many of the others is rendered too, and compared.
 """
@@ -70,11 +70,9 @@ class Slots:
         """
         content = message["content"]
         assert isinstance(content, str)
-        if shape not in self._around:
-            if not self._is_due(shape):
-                return None
-            self._around[shape] = self._find(message, render)
-        around = self._around[shape]
+        around = self._around.get(shape)
+        if around is None and shape not in self._around and self._is_due(shape):
+            around = self._around[shape] = self._find(message, render)
         if around is None or not content or content != content.strip() or self._strings.search(content):
             return None
         text = f"{around[0]}{content}{around[1]}"
@@ -87,6 +85,11 @@ class Slots:
             self._around[shape] = None
             return rendered
         return text
+
+    def before(self, shape: Hashable) -> str:
+        """The text before the content, of a shape that is filled in; else nothing."""
+        around = self._around.get(shape)
+        return around[0] if around else ""
 
     def _is_due(self, shape: Hashable) -> bool:
         sightings = self._seen.pop(shape, 0) + 1
