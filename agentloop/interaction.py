@@ -125,13 +125,18 @@ class InteractionSession:
         self._kwargs = kwargs
         self._state: Any = None
         self._started = False
+        self._turns = asyncio.Lock()
 
     async def respond(self, messages: Sequence[Message], timeout_s: float) -> Response:
-        """The answer to the model's last turn.
+        """The answer to the model's last turn. Forks share one interaction, which answers them one after the other.
 
         Raises:
             InteractionError: it raised, took too long, or answered in no usable form.
         """
+        async with self._turns:
+            return await self._respond(messages, timeout_s)
+
+    async def _respond(self, messages: Sequence[Message], timeout_s: float) -> Response:
         for attempt in range(RETRIES + 1):
             clock = asyncio.timeout(timeout_s)
             try:

@@ -17,6 +17,8 @@ class ToolAgent(AgentLoop):
         while True:
             turn = await episode.generate()
             if turn.stop_reason is not StopReason.STOP:
+                # A turn that was cut is judged too: running out of tokens is no way around a bad reward.
+                await episode.respond()
                 return
             if not (turn.tool_calls or turn.malformed_calls):
                 if not await episode.respond():

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from agentloop.config import SamplingConfig
+from agentloop.episode import Episode
 from agentloop.errors import ConfigError, InteractionError
 from agentloop.interaction import Interaction, Interactions, Response, load_interactions
 from agentloop.interactions.gsm8k import MISSING, WRONG
 from agentloop.law import check_episode
+from agentloop.loop import AgentLoop
 from agentloop.runner import EpisodeRunner
 from agentloop.testing import FakeGenerator
 from agentloop.types import EpisodeStatus, Message, StopReason, Task, Trajectory
@@ -116,6 +118,44 @@ async def test_a_limit_on_turns_of_the_user_is_a_stop_reason(make_runner: Make, 
     trajectory = await run(runner, row(task))
     assert trajectory.stop_reason is StopReason.MAX_USER_TURNS
     assert (trajectory.reward, len(trajectory.turns)) == (1.0, 2)
+
+
+async def test_a_turn_that_was_cut_is_judged_too(make_runner: Make, turn: Ids, task: Task) -> None:
+    user = Scripted(Response(says("Go on."), -1.0))
+    trajectory = await run(make_runner([turn("A B C D E")], interactions=interactions(user)), row(task))
+    assert (trajectory.stop_reason, trajectory.reward) == (StopReason.LENGTH, -1.0)
+
+
+async def test_forks_are_answered_one_after_the_other(make_runner: Make, turn: Ids, task: Task) -> None:
+    class Slow(Interaction):
+        answering = most = 0
+
+        async def respond(self, state: Any, messages: Sequence[Message]) -> Response:
+            self.answering += 1
+            self.most = max(self.most, self.answering)
+            await asyncio.sleep(0.01)
+            self.answering -= 1
+            return Response(reward=0.5, done=True)
+
+    class Branching(AgentLoop):
+        async def run(self, episode: Episode) -> None:
+            await episode.generate()
+            forks = [episode.fork(says(f"branch {number}")) for number in range(3)]
+            for fork in forks:
+                await fork.generate()
+            await asyncio.gather(*(branch.respond() for branch in (episode, *forks)))
+
+    user = Slow()
+    runner = make_runner(
+        [turn("A<|im_end|>")] * 4,
+        config={"max_assistant_turns": 9},
+        agents={"tool_agent": Branching},
+        interactions=interactions(user),
+    )
+    found = await runner.run(
+        row(task), group_id="g", sample_index=0, sampling=SamplingConfig(max_new_tokens=50), seed=1
+    )
+    assert (user.most, len(found), found[-1].reward) == (1, 4, 2.0)
 
 
 async def test_trying_again_helps_where_the_interaction_says_so(make_runner: Make, turn: Ids, task: Task) -> None:
