@@ -235,7 +235,7 @@ class RewardConfig(Section):
         description="thread; process: killed when it takes too long, and it may crash; inline: on the event loop, for "
         "what returns at once. An async function runs on the event loop unless in a process",
     )
-    workers: int | None = Field(None, ge=1, description="calls at once; null: 32 threads, or 2 processes")
+    workers: int | None = Field(None, ge=1, description="calls at once; null: 8 threads, or 2 processes")
     memory_mb: int | None = Field(None, ge=64, description="address space of a process; null: no limit")
 
 

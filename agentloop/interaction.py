@@ -171,7 +171,8 @@ class InteractionSession:
 
     def _checked(self, answer: Any) -> Response:
         if isinstance(answer, tuple) and len(answer) == 3:
-            answer = Response(*answer)
+            messages, reward, done = answer
+            answer = Response(messages or (), reward, bool(done))
         if not isinstance(answer, Response):
             raise _Unusable(
                 f"the interaction {self.name} answered with {type(answer).__name__}",

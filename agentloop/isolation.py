@@ -28,7 +28,9 @@ from typing import Any, Literal
 from agentloop.errors import AgentloopError
 
 RunIn = Literal["inline", "thread", "process"]
-DEFAULT_WORKERS = {"thread": 32, "process": 2}
+DEFAULT_WORKERS = {"thread": 8, "process": 2}
+"""Calls at once. Threads that compute keep Python's lock for 5 ms each before the event loop gets it again."""
+
 MOST_ABANDONED = 64
 """Threads that hang, in all, before a function is given up."""
 
