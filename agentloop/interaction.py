@@ -171,8 +171,7 @@ class InteractionSession:
 
     def _checked(self, answer: Any) -> Response:
         if isinstance(answer, tuple) and len(answer) == 3:
-            messages, reward, done = answer
-            answer = Response(messages or (), reward, bool(done))
+            answer = Response(answer[0] or (), answer[1], bool(answer[2]))
         if not isinstance(answer, Response):
             raise _Unusable(
                 f"the interaction {self.name} answered with {type(answer).__name__}",
