@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -62,9 +63,10 @@ class LoopLagMonitor:
 
     Args:
         bound_s: above it, a culprit is looked for.
+        waited_s: how long the loop's thread was ready and had no core, since it was asked last; None: Linux is asked.
     """
 
-    def __init__(self, bound_s: float = 0.05) -> None:
+    def __init__(self, bound_s: float = 0.05, waited_s: Callable[[], float] | None = None) -> None:
         self._bound_s = bound_s
         self._lags: list[float] = []
         self._culprits: dict[str, Culprit] = {}
@@ -77,6 +79,7 @@ class LoopLagMonitor:
         self._stopped = threading.Event()
         self._watchdog: threading.Thread | None = None
         self._scheduler = _Scheduler()
+        self._waited_s = waited_s or self._scheduler.waited_s
         self._collecting_s = 0.0
         self._collection_began = 0.0
 
@@ -125,7 +128,7 @@ class LoopLagMonitor:
     def _tick(self) -> None:
         lag = max(0.0, time.monotonic() - self._due)
         self._lags.append(lag)
-        waited = self._scheduler.waited_s()
+        waited = self._waited_s()
         if lag > self._bound_s:
             if waited > lag / 2:
                 place, task = MACHINE, "no task"
