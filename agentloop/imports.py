@@ -1,4 +1,4 @@
-"""Loading user code named as `path.py:name`."""
+"""Loading what a recipe names: user code as `path.py:name`, and YAML files that list such code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agentloop.errors import ConfigError
+from agentloop.errors import ConfigError, UserError
 
 
 def is_file_reference(reference: str) -> bool:
@@ -49,3 +49,29 @@ def load_from_file(reference: str, key: str) -> Any:
     if not hasattr(module, name):
         raise ConfigError(f"{key}: {path} has no {name!r}", "correct the name after the colon")
     return getattr(module, name)
+
+
+def read_entries(path: Path, key: str, example: str, error: type[UserError]) -> list[Any]:
+    """The list that a YAML file holds under `key`.
+
+    Args:
+        key: `tools` for instance; the recipe's key has the same name, with or without an s at its end.
+        example: how an entry is written, for the message.
+        error: raised.
+
+    Raises:
+        UserError: of the kind `error`: there is no such file, it is no YAML, or it holds no such list.
+    """
+    import yaml
+
+    setting = key.rstrip("s") + "s"
+    if not path.is_file():
+        raise error(f"{setting}: {path} does not exist", f"give an existing YAML, or set {setting} to null")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as exc:
+        raise error(f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there") from exc
+    entries = data.get(key, data.get(setting)) if isinstance(data, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise error(f"{path} has no list `{key}`", f"write {key}: [{example}]")
+    return entries

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ConfigError, InteractionError, RegistryError
+from agentloop.imports import read_entries
 from agentloop.registry import INTERACTIONS, load, load_reference, registered
 from agentloop.types import Message, Task
 
@@ -206,19 +207,7 @@ def load_interactions(path: Path) -> Interactions:
     Raises:
         ConfigError: naming file, entry and class.
     """
-    import yaml
-
-    if not path.is_file():
-        raise ConfigError(f"interactions: {path} does not exist", "give an existing YAML, or set interactions to null")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there") from exc
-    entries = data.get("interaction", data.get("interactions")) if isinstance(data, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(
-            f"{path} has no list `interaction`", "write interaction: [{name: .., class_name: .., config: {..}}]"
-        )
+    entries = read_entries(path, "interaction", "{name: .., class_name: .., config: {..}}", ConfigError)
     named: dict[str, Interaction] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{path}, interaction {number}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
+from agentloop.imports import read_entries
 from agentloop.isolation import describe
 from agentloop.registry import TOOLS, load_reference
 from agentloop.tool import FunctionTool, Tool
@@ -167,17 +168,7 @@ def load_toolset(path: Path) -> Toolset:
     Raises:
         ToolConfigError: naming file, entry and class.
     """
-    import yaml
-
-    if not path.is_file():
-        raise ToolConfigError(f"tools: {path} does not exist", "give an existing tool YAML, or set tools to null")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as exc:
-        raise ToolConfigError(f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there") from exc
-    entries = data.get("tools") if isinstance(data, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise ToolConfigError(f"{path} has no list `tools`", "write tools: [{class_name, config, tool_schema}]")
+    entries = read_entries(path, "tools", "{class_name, config, tool_schema}", ToolConfigError)
     return Toolset(
         [_load_tool(entry, path.parent, f"{path}, tool {number}") for number, entry in enumerate(entries, 1)]
     )
