@@ -40,7 +40,14 @@ CLOSE_TIMEOUT_S = 10.0
 LOG_LINES = 20
 DEFAULT_HIDDEN_SIZE = 1024
 
+DEATH_IS_SEEN_S = 5.0
+"""How long after one rank's failure another one's death is waited for."""
+
 Answer = tuple[dict[str, Any], list[np.ndarray]]
+
+
+class RankDied(WorkerError):
+    """A process of the trainer ended: what other ranks say then follows from it."""
 
 
 class _Rank:
@@ -73,7 +80,7 @@ class _Rank:
             ]
         except (asyncio.IncompleteReadError, ConnectionError) as exc:
             code = await self.process.wait()
-            raise WorkerError(
+            raise RankDied(
                 f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{self._log_tail()}",
                 "an exit code of -9 is most often memory: lower trainer.tokens_per_micro_batch",
             ) from exc
@@ -293,7 +300,8 @@ class WorkerGroup:
             ]
             try:
                 return list(await asyncio.gather(*calls))
-            except BaseException as exc:
+            except BaseException as first:
+                exc = await _cause(first, calls)
                 # Ranks may be at different places now, and wait for each other in a collective that never comes.
                 self._broken = (
                     exc if isinstance(exc, AgentloopError) else WorkerError(f"a command was cut off: {exc!r}")
@@ -301,7 +309,18 @@ class WorkerGroup:
                 for rank in self._ranks:
                     rank.kill()
                 await asyncio.gather(*calls, return_exceptions=True)
-                raise
+                if exc is first:
+                    raise
+                raise exc from first
+
+
+async def _cause(first: BaseException, calls: Sequence[asyncio.Future[Answer]]) -> BaseException:
+    """The death of a rank rather than the failure of another one, which lost its connection to it and said so first."""
+    if not isinstance(first, WorkerError) or isinstance(first, RankDied):
+        return first
+    await asyncio.wait(calls, timeout=DEATH_IS_SEEN_S)
+    failures = [call.exception() for call in calls if call.done() and not call.cancelled()]
+    return next((failure for failure in failures if isinstance(failure, RankDied)), first)
 
 
 def _check(samples: Sequence[TrainSample], temperature: float) -> None:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from agentloop.config import TrainerConfig
 from agentloop.errors import ModelError, WorkerError
 from trainer.channel import arrays_to_samples, samples_to_arrays
-from trainer.workers import WorkerGroup
+from trainer.workers import RankDied, WorkerGroup, _cause
 
 from .conftest import make_samples
 
@@ -94,6 +94,24 @@ async def test_a_dead_rank_is_a_worker_error_with_its_log_and_ends_the_others(ti
         with pytest.raises(WorkerError, match="broken since"):
             await workers.step(1.0)
     assert not any(process.is_running() for process in processes)
+
+
+async def test_the_death_of_a_rank_is_told_and_not_what_another_one_says_of_it() -> None:
+    async def lost() -> Any:
+        raise WorkerError("rank 0 failed: connection reset by peer")
+
+    async def died() -> Any:
+        await asyncio.sleep(0.05)
+        raise RankDied("rank 1 died")
+
+    async def works() -> Any:
+        return {}, []
+
+    for others, told in ((died, "rank 1 died"), (works, "rank 0 failed")):
+        calls = [asyncio.ensure_future(lost()), asyncio.ensure_future(others())]
+        with pytest.raises(WorkerError) as first:
+            await asyncio.gather(*calls)
+        assert told in str(await _cause(first.value, calls))
 
 
 async def test_a_model_that_cannot_be_loaded_is_the_users_error(tmp_path: Path) -> None:
