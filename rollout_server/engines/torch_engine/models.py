@@ -65,12 +65,6 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-
-    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, transformers_attention)
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, transformers_attention)
     try:
         config = AutoConfig.from_pretrained(path)
