@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Any, cast
 
 import h11
@@ -21,7 +22,8 @@ LARGEST_HEAD = 64 * 1024
 class Lanes(httpx.AsyncBaseTransport):
     """An httpx transport over plain asyncio connections.
 
-    Timeouts are httpx's own: `connect` bounds opening a connection, `read` the whole answer.
+    Timeouts are httpx's own: `connect` bounds opening a connection, `read` the whole answer. A request's extension
+    `on_data`, a function of bytes, is given the body of a 200 as it comes in; the answer's body is then empty.
 
     Args:
         max_connections: requests in flight at most; more wait for a free connection.
@@ -95,6 +97,8 @@ class _Lane(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[int, Any, bytes]] | None = None
         self._head: h11.Response | None = None
         self._body: list[bytes] = []
+        self._take: Callable[[bytes], None] = self._body.append
+        self._on_data: Callable[[bytes], None] | None = None
 
     @property
     def reusable(self) -> bool:
@@ -112,6 +116,8 @@ class _Lane(asyncio.Protocol):
         assert transport is not None
         body = await request.aread()
         self._head, self._body = None, []
+        self._take = self._body.append
+        self._on_data = request.extensions.get("on_data")
         answer = self._answer = asyncio.get_running_loop().create_future()
         head = parser.send(h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw))
         assert head is not None
@@ -155,8 +161,10 @@ class _Lane(asyncio.Protocol):
                 event = self._parser.next_event()
                 if isinstance(event, h11.Response):
                     self._head = event
+                    if self._on_data is not None and event.status_code == 200:
+                        self._take = self._on_data
                 elif isinstance(event, h11.Data):
-                    self._body.append(bytes(event.data))
+                    self._take(bytes(event.data))
                 elif isinstance(event, h11.EndOfMessage):
                     assert self._head is not None
                     self._answer.set_result((self._head.status_code, list(self._head.headers), b"".join(self._body)))

@@ -28,6 +28,7 @@ class SamplingParams(WireModel):
     top_k: int = Field(-1, ge=-1, description="-1: all tokens")
     stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
     ignore_eos: bool = Field(False, description="do not stop at the model's own end tokens")
+    stream_interval: int | None = Field(None, ge=1, description="tokens between two events of a stream; null: 1")
     sampling_seed: int | None = Field(
         None,
         ge=0,
@@ -44,7 +45,7 @@ class GenerateRequest(WireModel):
     return_logprob: bool = True
     rid: str | None = Field(None, max_length=256, description="request id, to abort it by")
     image_data: list[str] | None = Field(None, description="images as base64 data, in the prompt's order")
-    stream: Literal[False] = False
+    stream: bool = Field(False, description="answer in server-sent events while it is sampled")
 
 
 class VersionSpan(WireModel):
@@ -110,16 +111,24 @@ class AdminResponse(BaseModel):
 
 
 class PauseRequest(WireModel):
-    """`retract`: drop the KV cache of running requests and recompute it later; `in_place`: keep it."""
+    """`retract`: drop the KV cache of running requests and recompute it later; `in_place`: keep it; `wait`: let them
+    end first; `abort`: end them now."""
 
-    mode: Literal["retract", "in_place", "abort"] = "retract"
+    mode: Literal["retract", "in_place", "wait", "abort"] = "retract"
 
 
 class AbortRequest(WireModel):
-    """Abort one request by id, or all."""
+    """Abort one request by id, those of a session, or all."""
 
-    rid: str = ""
+    rid: str = Field("", max_length=256)
+    session_id: str | None = Field(None, max_length=256, description="value of X-Session-Id that the requests carried")
     abort_all: bool = False
+
+
+class MemoryRequest(WireModel):
+    """Which memory to release or to take again."""
+
+    tags: list[Literal["weights", "kv_cache"]] | None = Field(None, description="null: both")
 
 
 class ServerInfo(BaseModel):
@@ -135,6 +144,7 @@ class ServerInfo(BaseModel):
     vocab_size: int
     replicas: int
     pid: int
+    incremental_streaming_output: bool = False
 
 
 class ErrorBody(BaseModel):

@@ -24,52 +24,63 @@ from agentloop.wire import (
     ErrorBody,
     GenerateRequest,
     GenerateResponse,
+    MemoryRequest,
     PauseRequest,
-    SamplingParams,
     ServerInfo,
     UpdateWeightsFromDiskRequest,
 )
 from rollout_server import AGENTLOOP_PACKAGE
 from rollout_server.auth import BearerToken
-from rollout_server.engines.base import EngineError, Generation, WeightsError
+from rollout_server.engines.base import EngineError, WeightsError
 from rollout_server.errors import HttpError, bad_request, parse
 from rollout_server.generate import GenerateEndpoint
-from rollout_server.http import MAX_BODY_BYTES
+from rollout_server.http import read_body
 from rollout_server.metrics import Metrics
 from rollout_server.router import Router
+from rollout_server.settings import ServerSettings
 
 HEALTH_GENERATE_TIMEOUT_S = 20.0
+
+ADMIN_PATHS = frozenset(
+    {
+        "/abort_request", "/pause_generation", "/continue_generation", "/flush_cache", "/update_weights_from_disk",
+        "/update_weights_from_tensor", "/init_weights_update_group", "/destroy_weights_update_group",
+        "/update_weights_from_distributed", "/release_memory_occupation", "/resume_memory_occupation",
+    }
+)  # fmt: skip
+"""What changes the server for everybody: an admin token of its own can be set for these."""
 
 NOT_BUILT = (
     "/update_weights_from_tensor",
     "/init_weights_update_group",
     "/update_weights_from_distributed",
-    "/release_memory_occupation",
-    "/resume_memory_occupation",
 )
 """SGLang's names that this version answers with 501."""
 
 
-def build_app(router: Router, *, weights_roots: tuple[Path, ...] = (), token: str | None = None) -> ASGIApp:
+def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
     """The whole ASGI application.
 
     Args:
         router: the replicas.
-        weights_roots: folders under which `/update_weights_from_disk` may read.
-        token: bearer token that every request but `/health` has to carry.
+        settings: `weights_roots`, the folders under which `/update_weights_from_disk` may read, and the tokens.
     """
     app = FastAPI(title="agentloop rollout server", version=package_version(), docs_url=None, redoc_url=None)
     metrics = Metrics(router)
-    endpoint = GenerateEndpoint(router, metrics)
+    endpoint = GenerateEndpoint(router, metrics, incremental=settings.incremental_streaming_output)
     app.router.routes.append(Route("/generate", endpoint, methods=["POST"]))
-    _add_reads(app, router, metrics)
-    _add_admin(app, router, tuple(root.resolve() for root in weights_roots))
+    _add_reads(app, router, metrics, settings)
+    _add_admin(app, router, tuple(root.resolve() for root in settings.weights_roots))
     for path in NOT_BUILT:
         app.add_api_route(path, _not_built, methods=["POST"], response_model=ErrorBody, status_code=501)
 
     @app.exception_handler(HttpError)
     async def refuse(_: Request, exc: HttpError) -> Response:
         return _json(exc.body, exc.status)
+
+    @app.exception_handler(EngineError)
+    async def fail(_: Request, exc: EngineError) -> Response:
+        return _json(HttpError(500, "engine_error", str(exc)).body, 500)
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, exc: HTTPException) -> Response:
@@ -78,7 +89,9 @@ def build_app(router: Router, *, weights_roots: tuple[Path, ...] = (), token: st
         return _json(error.body, error.status)
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    return BearerToken(app, token) if token else app
+    if not settings.token and not settings.admin_token:
+        return app
+    return BearerToken(app, settings.token, settings.admin_token, ADMIN_PATHS)
 
 
 def package_version() -> str:
@@ -89,7 +102,7 @@ def package_version() -> str:
         return "0"
 
 
-def _add_reads(app: FastAPI, router: Router, metrics: Metrics) -> None:
+def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerSettings) -> None:
     @app.get("/health", response_model=AdminResponse)
     async def health() -> Response:
         """200 while the process serves."""
@@ -99,11 +112,12 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics) -> None:
 
     @app.get("/health_generate", response_model=AdminResponse)
     async def health_generate() -> Response:
-        """200 if every replica samples a token in time."""
-        probe = Generation("health", [0], SamplingParams(max_new_tokens=1, temperature=0.0))
+        """200 if every replica that serves samples a token in time, and one serves."""
+        if not router.serving:
+            raise HttpError(503, "engine_error", "no replica serves")
         try:
             async with asyncio.timeout(HEALTH_GENERATE_TIMEOUT_S):
-                await asyncio.gather(*(replica.generate(probe) for replica in router.replicas))
+                await asyncio.gather(*(member.replica.probe() for member in router.serving))
         except (EngineError, TimeoutError) as exc:
             raise HttpError(503, "engine_error", f"no token was sampled: {exc or 'timed out'}") from exc
         return _done("")
@@ -119,27 +133,53 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics) -> None:
             weight_version=router.weight_version,
             context_length=info.context_length,
             vocab_size=info.vocab_size,
-            replicas=len(router.replicas),
+            replicas=len(router.members),
             pid=os.getpid(),
+            incremental_streaming_output=settings.incremental_streaming_output,
         )
-        states = [{"name": replica.name, **asdict(replica.stats())} for replica in router.replicas]
+        await router.refresh()
+        states = [
+            {
+                "name": member.replica.name,
+                "state": member.state,
+                "reason": member.reason,
+                "weight_version": member.replica.weight_version,
+                "in_flight": len(member.in_flight),
+                "in_flight_tokens": member.in_flight_tokens,
+                "fenced": member.fenced,
+                **asdict(member.replica.stats()),
+            }
+            for member in router.members
+        ]
         return _json(orjson.dumps({**body.model_dump(), "states": states}))
+
+    @app.get("/model_info", response_model=dict[str, Any])
+    @app.get("/get_model_info", response_model=dict[str, Any], include_in_schema=False)
+    async def model_info() -> Response:
+        """The facts that SGLang gives under this name."""
+        facts = {"model_path": router.info.model_path, "is_generation": True, "weight_version": router.weight_version}
+        return _json(orjson.dumps(facts))
 
     @app.get("/metrics", response_class=Response)
     async def read_metrics() -> Response:
         """Prometheus' text format."""
+        await router.refresh()
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
 
 def _add_admin(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
     async def abort(request: AbortRequest) -> str:
-        """Abort one request, or all; each is answered with what it has and finish reason `abort`."""
-        if not request.rid and not request.abort_all:
-            raise bad_request("give the rid of a request, or abort_all", "rid")
-        return f"{await router.abort(None if request.abort_all else request.rid)} aborted"
+        """Abort one request, those of a session, or all; each is answered with what it has and finish reason
+        `abort`."""
+        if not request.rid and not request.session_id and not request.abort_all:
+            raise bad_request("give the rid of a request, a session_id, or abort_all", "rid")
+        if request.abort_all:
+            return f"{await router.abort()} aborted"
+        return f"{await router.abort(request.rid or None, request.session_id)} aborted"
 
     async def pause(request: PauseRequest) -> str:
-        """Return when no step runs. Requests that run or come in wait; none is answered early, but for mode `abort`."""
+        """Return when no step runs. Requests that run or come in wait; none is answered early, but for mode `abort`.
+        Mode `wait` lets those that run end first."""
         await router.pause(request.mode)
         return "paused"
 
@@ -161,18 +201,30 @@ def _add_admin(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
         if request.load_format not in (None, "auto", "safetensors"):
             raise bad_request("only safetensors are loaded", "load_format")
         if request.abort_all_requests:
-            await router.abort(None)
+            await router.abort()
         try:
             await router.update_weights(folder, request.weight_version)
         except WeightsError as exc:
             raise bad_request(str(exc), "model_path") from exc
         return f"serving version {request.weight_version}"
 
+    async def release(request: MemoryRequest) -> str:
+        """Give the device's memory back: `weights`, `kv_cache`, or both. 409 where the engine cannot."""
+        await router.memory("release", request.tags)
+        return "released"
+
+    async def occupy(request: MemoryRequest) -> str:
+        """Take the memory again; weights come back with the next update."""
+        await router.memory("resume", request.tags)
+        return "resumed"
+
     _admin(app, "/abort_request", AbortRequest, abort)
     _admin(app, "/pause_generation", PauseRequest, pause)
     _admin(app, "/continue_generation", _Nothing, resume)
     _admin(app, "/flush_cache", _Nothing, flush)
     _admin(app, "/update_weights_from_disk", UpdateWeightsFromDiskRequest, update)
+    _admin(app, "/release_memory_occupation", MemoryRequest, release)
+    _admin(app, "/resume_memory_occupation", MemoryRequest, occupy)
 
 
 class _Nothing(BaseModel):
@@ -181,17 +233,12 @@ class _Nothing(BaseModel):
 
 def _admin(app: FastAPI, path: str, model: type[Any], act: Callable[[Any], Awaitable[str]]) -> None:
     async def route(request: Request) -> Response:
-        if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
-            raise HttpError(413, "too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
-        try:
-            return _done(await act(parse(model, await request.body())))
-        except EngineError as exc:
-            raise HttpError(500, "engine_error", str(exc)) from exc
+        return _done(await act(parse(model, await read_body(request.scope, request.receive))))
 
     schema = {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
     app.add_api_route(
         path, route, methods=["POST"], response_model=AdminResponse, description=act.__doc__, openapi_extra=schema,
-        name=path.strip("/"), responses={400: {"model": ErrorBody}, 500: {"model": ErrorBody}},
+        name=path.strip("/"), responses={status: {"model": ErrorBody} for status in (400, 401, 403, 409, 413, 500)},
     )  # fmt: skip
 
 
@@ -232,7 +279,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                     "200": {"description": GenerateResponse.__doc__, **_content(GenerateResponse, "serialization")},
                     **{
                         status: {"description": text, **_content(ErrorBody, "serialization")}
-                        for status, text in (("400", "bad request"), ("413", "too large"), ("500", "engine failed"))
+                        for status, text in (
+                            ("400", "bad request"),
+                            ("401", "no token"),
+                            ("413", "too large"),
+                            ("500", "engine failed"),
+                            ("503", "queue full"),
+                        )
                     },
                 },
             }

@@ -22,7 +22,11 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model: Annotated[str, typer.Option(help="folder with config.json and safetensors, or a hub id")],
-    engine: Annotated[str, typer.Option(help="torch: embedded, for laptops and tests; or a registered name")] = "torch",
+    engine: Annotated[str, typer.Option(help="torch: embedded; sglang; or a registered name")] = "torch",
+    replicas: Annotated[int, typer.Option(help="engines; more than one run as child processes")] = 1,
+    replica_url: Annotated[
+        list[str] | None, typer.Option(help="route to a server that runs already; repeat for more")
+    ] = None,
     host: Annotated[str, typer.Option(help="address to bind; any but loopback needs --token-env")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: a free one; it is logged and in --ready-file")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
@@ -30,7 +34,18 @@ def serve(
     max_running: Annotated[int, typer.Option(help="requests that decode at once; others wait")] = 64,
     max_kv_tokens: Annotated[int | None, typer.Option(help="KV cache in tokens; default: from --max-running")] = None,
     context_length: Annotated[int | None, typer.Option(help="longest sequence; default: the model's own")] = None,
-    threads: Annotated[int, typer.Option(help="intra-op threads; leave cores to the other processes")] = 1,
+    threads: Annotated[int, typer.Option(help="intra-op threads of a replica; leave cores to the others")] = 1,
+    python: Annotated[str | None, typer.Option(help="interpreter of the engine's own environment, for sglang")] = None,
+    engine_arg: Annotated[
+        list[str] | None, typer.Option(help="passed on to SGLang, as --engine-arg=--mem-fraction-static=0.7")
+    ] = None,
+    gpus_per_replica: Annotated[int, typer.Option(help="tensor parallelism of one SGLang replica")] = 1,
+    max_queue: Annotated[
+        int | None, typer.Option(help="requests that may wait; beyond, 503 with Retry-After. Default: no limit")
+    ] = None,
+    stream_tokens: Annotated[
+        int, typer.Option(help="tokens of an answer that are lost at most when its replica dies; 0: all")
+    ] = 64,
     weights_root: Annotated[
         list[Path] | None, typer.Option(help="folder that /update_weights_from_disk may read; repeat for more")
     ] = None,
@@ -38,6 +53,18 @@ def serve(
     weights: Annotated[Path | None, typer.Option(help="published weights to start from, not the model's own")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="written when it serves: {url, pid}")] = None,
     token_env: Annotated[str | None, typer.Option(help="environment variable that holds the bearer token")] = None,
+    admin_token_env: Annotated[
+        str | None, typer.Option(help="variable with a token of its own for pause, update, abort and the like")
+    ] = None,
+    log_dir: Annotated[Path | None, typer.Option(help="replicas' logs; default: a temporary folder")] = None,
+    probe_timeout: Annotated[
+        float, typer.Option(help="seconds without a sampled token after which a replica is taken for hung")
+    ] = 20.0,
+    start_timeout: Annotated[float, typer.Option(help="seconds that a replica may take to start")] = 300.0,
+    drain: Annotated[float, typer.Option(help="seconds that requests may take to end after SIGTERM")] = 10.0,
+    incremental_streaming_output: Annotated[
+        bool, typer.Option(help="events of a stream hold new tokens only, as with SGLang's flag of this name")
+    ] = False,
     parent_pid: Annotated[int | None, typer.Option(help="end when this process is gone")] = None,
     seed: Annotated[int, typer.Option(help="of requests that bring no sampling_seed")] = 0,
 ) -> None:
@@ -58,7 +85,12 @@ def serve(
             model=model, engine=engine, host=host, port=port, device=device, dtype=dtype, max_running=max_running,
             max_kv_tokens=max_kv_tokens, context_length=context_length, threads=threads,
             weights_roots=tuple(weights_root or ()), weight_version=weight_version, weights=weights,
-            ready_file=ready_file, token=token_from_environment(token_env), parent_pid=parent_pid, seed=seed,
+            ready_file=ready_file, token=token_from_environment("token-env", token_env), parent_pid=parent_pid,
+            seed=seed, replicas=replicas, replica_urls=tuple(replica_url or ()), python=python,
+            engine_args=tuple(engine_arg or ()), gpus_per_replica=gpus_per_replica, max_queue=max_queue,
+            piece_tokens=stream_tokens, admin_token=token_from_environment("admin-token-env", admin_token_env),
+            log_dir=log_dir, probe_timeout_s=probe_timeout, start_timeout_s=start_timeout, drain_s=drain,
+            incremental_streaming_output=incremental_streaming_output,
         )  # fmt: skip
     except ValidationError as exc:
         first = exc.errors()[0]

@@ -21,12 +21,15 @@ TEXT_REFUSED = (
 class HttpError(Exception):
     """An answer other than 200."""
 
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, field: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.message = message
         self.field = field
+        self.retry_after_s = retry_after_s
 
     @property
     def body(self) -> bytes:

@@ -6,9 +6,7 @@ import asyncio
 import itertools
 import os
 import time
-from typing import Any
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from agentloop.wire import SESSION_HEADER, GenerateRequest
@@ -16,7 +14,8 @@ from rollout_server.engines.base import EngineError, Generation, GenerationResul
 from rollout_server.errors import HttpError, bad_request, parse
 from rollout_server.http import read_body, send_error, send_json
 from rollout_server.metrics import Metrics
-from rollout_server.router import Router
+from rollout_server.router import Overloaded, Router
+from rollout_server.stream import EventStream, encode
 
 DISCONNECT_CHECK_S = 0.25
 """A request that takes longer than this is watched for its client going away; shorter ones are not worth a task."""
@@ -27,9 +26,10 @@ _SESSION_HEADER = SESSION_HEADER.lower().encode()
 class GenerateEndpoint:
     """The ASGI endpoint."""
 
-    def __init__(self, router: Router, metrics: Metrics) -> None:
+    def __init__(self, router: Router, metrics: Metrics, *, incremental: bool = False) -> None:
         self._router = router
         self._metrics = metrics
+        self._incremental = incremental
         self._numbers = itertools.count()
         self._prefix = f"{os.getpid():x}-{time.time_ns():x}-"
 
@@ -39,7 +39,11 @@ class GenerateEndpoint:
             request = parse(GenerateRequest, await read_body(scope, receive))
             generation = self.accept(request)
             session = next((v.decode("latin-1") for n, v in scope["headers"] if n == _SESSION_HEADER), None)
-            result = await self._run(generation, session, receive)
+            if request.stream:
+                stream = EventStream(send, generation, incremental=self._incremental, logprobs=request.return_logprob)
+                result = await stream.follow(self._run(generation, session, receive))
+            else:
+                result = await self._run(generation, session, receive)
         except HttpError as exc:
             self._metrics.count_request(exc.status)
             await send_error(send, exc)
@@ -48,6 +52,8 @@ class GenerateEndpoint:
             self._metrics.count_request(499)
             return
         self._metrics.count_request(200, time.perf_counter() - begin)
+        if request.stream:
+            return
         await send_json(send, encode(generation, result, return_logprob=request.return_logprob))
 
     def accept(self, request: GenerateRequest) -> Generation:
@@ -96,6 +102,8 @@ class GenerateEndpoint:
             return await self._router.generate(generation, session)
         except EngineError as exc:
             raise HttpError(500, "engine_error", str(exc)) from exc
+        except Overloaded as exc:
+            raise HttpError(503, "overloaded", str(exc), retry_after_s=exc.retry_after_s) from exc
         except asyncio.CancelledError:
             if left:
                 task.uncancel()
@@ -105,28 +113,3 @@ class GenerateEndpoint:
             timer.cancel()
             if watcher is not None:
                 watcher.cancel()
-
-
-def encode(generation: Generation, result: GenerationResult, *, return_logprob: bool) -> bytes:
-    """The `GenerateResponse` as JSON."""
-    finish: dict[str, Any] = {"type": result.finish}
-    if result.finish == "stop":
-        finish["matched"] = result.matched
-    elif result.finish == "length":
-        finish["length"] = generation.sampling.max_new_tokens
-    else:
-        finish["message"] = result.message
-    meta: dict[str, Any] = {
-        "id": generation.rid,
-        "finish_reason": finish,
-        "prompt_tokens": len(generation.input_ids),
-        "completion_tokens": len(result.output_ids),
-        "cached_tokens": result.cached_tokens,
-        "weight_version": result.weight_version,
-        "weight_versions": [{"version": s.version, "start": s.start, "end": s.end} for s in result.spans],
-    }
-    if return_logprob:
-        meta["output_token_logprobs"] = [
-            (logprob, token, None) for logprob, token in zip(result.logprobs, result.output_ids, strict=True)
-        ]
-    return orjson.dumps({"output_ids": result.output_ids, "meta_info": meta})

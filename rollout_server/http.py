@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.types import Receive, Scope, Send
 
 from rollout_server.errors import HttpError
 
 MAX_BODY_BYTES = 64 * 2**20
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
@@ -34,12 +38,14 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def send_json(send: Send, body: bytes, status: int = 200) -> None:
+async def send_json(send: Send, body: bytes, status: int = 200, headers: Headers = ()) -> None:
     """Send a whole JSON answer."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def send_error(send: Send, error: HttpError) -> None:
-    await send_json(send, error.body, error.status)
+    retry = error.retry_after_s
+    headers = [] if retry is None else [(b"retry-after", b"%d" % max(1, round(retry)))]
+    await send_json(send, error.body, error.status, headers)

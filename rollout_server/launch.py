@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import secrets
 import socket
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import uvicorn
 
 from rollout_server.app import build_app
 from rollout_server.engines import engine_factory
+from rollout_server.fleet import Fleet, Source
+from rollout_server.model_facts import model_facts
 from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
 from rollout_server.replica import LocalReplica
 from rollout_server.router import Router
 from rollout_server.settings import ServerSettings, check_model
+from rollout_server.sources import SglangSource, TorchSource, UrlSource
 
 log = logging.getLogger("rollout_server")
 
 FAILURE_CHECK_S = 0.25
-SHUTDOWN_S = 3
 
 
 def serve(settings: ServerSettings) -> int:
@@ -27,6 +33,7 @@ def serve(settings: ServerSettings) -> int:
 
     Raises:
         UserError: the port, the model or the engine's name is wrong.
+        ServerStartError: a replica does not start.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.parent_pid is not None:
@@ -34,30 +41,67 @@ def serve(settings: ServerSettings) -> int:
     # First of all: a taken port and a wrong path are known before seconds go into loading.
     check_model(settings.model)
     sock = bind(settings.host, settings.port)
-    router = Router([LocalReplica(engine_factory(settings.engine)(settings))])
-    app = build_app(router, weights_roots=settings.weights_roots, token=settings.token)
+    router, fleet = build_router(settings)
+    app = build_app(router, settings=settings)
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
-        backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False,
-        date_header=False,
+        backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        server_header=False, date_header=False,
     )  # fmt: skip
-    server = _Server(config, settings, router)
+    server = _Server(config, settings, router, fleet)
     server.run(sockets=[sock])
+    if server.start_error is not None:
+        raise server.start_error
     if router.failure:
         log.error("ended because the engine failed: %s", router.failure)
         return 1
     return 0
 
 
+def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
+    """One embedded engine in this process, or a fleet of others behind the same router."""
+    in_process = settings.replicas == 1 and settings.engine != "sglang" and not settings.replica_urls
+    replicas = len(settings.replica_urls) or settings.replicas
+    limit = None if settings.max_queue is None else settings.max_running * replicas + settings.max_queue
+    if in_process:
+        engine = engine_factory(settings.engine)(settings)
+        return Router([LocalReplica(engine)], max_in_flight=limit), None
+    if settings.engine != "sglang":
+        engine_factory(settings.engine)  # an unknown name is an error here, not in a log
+    info = model_facts(settings.engine, settings.model, settings.context_length)
+    router = Router(
+        info=info, version=settings.weight_version, max_in_flight=limit, start_timeout_s=settings.start_timeout_s
+    )
+    log_dir = settings.log_dir or Path(tempfile.mkdtemp(prefix="agentloop-serve-"))
+    sources: list[Source]
+    if settings.replica_urls:
+        sources = [UrlSource(settings, url, info) for url in settings.replica_urls]
+    elif settings.engine == "sglang":
+        sources = [SglangSource(settings, i, info, log_dir) for i in range(replicas)]
+    else:
+        token = secrets.token_urlsafe(32)
+        sources = [TorchSource(settings, i, info, token, log_dir) for i in range(replicas)]
+    log.info("starting %d replicas; their logs are in %s", len(sources), log_dir)
+    return router, Fleet(
+        router, sources, probe_every_s=settings.probe_every_s, probe_timeout_s=settings.probe_timeout_s
+    )
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it serves and ends when the engine has failed for good."""
 
-    def __init__(self, config: uvicorn.Config, settings: ServerSettings, router: Router) -> None:
+    def __init__(self, config: uvicorn.Config, settings: ServerSettings, router: Router, fleet: Fleet | None) -> None:
         super().__init__(config)
+        self.start_error: Exception | None = None
         self._settings = settings
         self._router = router
+        self._fleet = fleet
+        self._watcher: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        if self._fleet is not None and not await self._start_fleet(self._fleet):
+            self.should_exit = True
+            return
         await super().startup(list(sockets or []))
         if sockets and self.started:
             url = url_of(sockets[0], self._settings.host)
@@ -67,11 +111,31 @@ class _Server(uvicorn.Server):
             self._watcher = asyncio.create_task(self._watch(), name="engine watch")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._watcher.cancel()
-        await super().shutdown(sockets)
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await super().shutdown(sockets)
+        if self._fleet is not None:
+            await self._fleet.close()
         await self._router.close()
 
+    async def _start_fleet(self, fleet: Fleet) -> bool:
+        """Start the replicas, unless somebody asks to stop meanwhile."""
+        starting = asyncio.create_task(fleet.start())
+        while not starting.done():
+            await asyncio.wait([starting], timeout=FAILURE_CHECK_S)
+            if self.should_exit:
+                starting.cancel()
+        try:
+            await starting
+        except asyncio.CancelledError:
+            return False
+        except Exception as exc:  # noqa: BLE001  # raised again where the process ends
+            self.start_error = exc
+            return False
+        return True
+
     async def _watch(self) -> None:
-        while not self._router.failure:  # noqa: ASYNC110  # set by another thread, looked at rarely
-            await asyncio.sleep(FAILURE_CHECK_S)
-        self.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            while not self._router.failure:  # noqa: ASYNC110  # set by another thread, looked at rarely
+                await asyncio.sleep(FAILURE_CHECK_S)
+            self.should_exit = True

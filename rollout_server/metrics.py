@@ -58,7 +58,19 @@ class Metrics(Collector):
             requests.add_metric([str(status)], count)
         yield requests
         yield CounterMetricFamily("rollout_request_seconds", "wall time of good answers", value=self._seconds)
-        replicas = [(replica, replica.stats()) for replica in self._router.replicas]
+        router = self._router
+        for name, text, value in (
+            ("resent", "requests sent to another replica because theirs died", router.resent),
+            ("resent_kept_tokens", "sampled tokens that these requests kept", router.resent_kept_tokens),
+            ("sessions_moved", "sessions that left their replica", router.moved),
+        ):
+            yield CounterMetricFamily(f"rollout_{name}", text, value=value)
+        yield GaugeMetricFamily("rollout_under_way", "requests taken in and not answered", value=router.under_way)
+        fenced = CounterMetricFamily("rollout_fenced", "times that a replica was fenced", labels=["replica"])
+        for member in router.members:
+            fenced.add_metric([member.replica.name], member.fenced)
+        yield fenced
+        replicas = [(member.replica, member.replica.stats()) for member in router.members]
         for kind, names in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
             for name, text in names.items():
                 family = kind(f"rollout_{name}", text, labels=["replica"])
@@ -66,7 +78,9 @@ class Metrics(Collector):
                     family.add_metric([replica.name], getattr(stats, name))
                 yield family
         state = GaugeMetricFamily("rollout_replica", "replicas by state", labels=["replica", "state", "version"])
-        for replica, stats in replicas:
-            name = "failed" if replica.failure else "paused" if stats.paused else "serving"
+        for member in router.members:
+            replica = member.replica
+            paused = member.serves and replica.stats().paused
+            name = "failed" if replica.failure else "paused" if paused else member.state
             state.add_metric([replica.name, name, replica.weight_version], 1)
         yield state

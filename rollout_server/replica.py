@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from rollout_server.engines.base import Engine, EngineInfo, EngineStats, Generation, GenerationResult, PauseMode
+from agentloop.wire import SamplingParams
+from rollout_server.engines.base import (
+    Engine,
+    EngineError,
+    EngineInfo,
+    EngineStats,
+    Generation,
+    GenerationResult,
+    PauseMode,
+)
+from rollout_server.errors import HttpError
+
+
+class ReplicaGone(EngineError):
+    """The replica does not answer any more; the request is right and can be sent to another one."""
 
 
 class Replica(Protocol):
-    """One engine, wherever it runs. An engine behind HTTP implements the same calls."""
+    """One engine, wherever it runs."""
 
     @property
     def name(self) -> str: ...
@@ -26,11 +42,18 @@ class Replica(Protocol):
         ...
 
     @property
-    def in_flight_tokens(self) -> int:
-        """Prompt and possible new tokens of the requests it works on now: what the router balances."""
+    def piece_tokens(self) -> int:
+        """How many tokens of an answer are lost at most when it dies; 0: all of them."""
         ...
 
-    async def generate(self, generation: Generation) -> GenerationResult: ...
+    async def generate(self, generation: Generation) -> GenerationResult:
+        """Generate.
+
+        Raises:
+            ReplicaGone: it does not answer; its other requests are lost as well.
+            EngineError: it failed this request.
+        """
+        ...
 
     async def abort(self, rid: str | None) -> int: ...
 
@@ -42,19 +65,43 @@ class Replica(Protocol):
 
     async def update_weights(self, folder: Path, version: str) -> None: ...
 
+    async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
+        """Give device memory back, or take it again.
+
+        Raises:
+            HttpError: 409: it cannot.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """Return once it has sampled a token.
+
+        Raises:
+            EngineError: it says that it cannot.
+        """
+        ...
+
+    async def refresh(self) -> None:
+        """Bring `stats` up to date."""
+        ...
+
     def stats(self) -> EngineStats: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Let go of it; requests that it works on raise `ReplicaGone`."""
+        ...
 
 
 class LocalReplica:
     """The embedded engine of this process."""
 
+    piece_tokens = 0
+
     def __init__(self, engine: Engine, name: str = "local") -> None:
         self._engine = engine
         self._name = name
-        self._in_flight_tokens = 0
         # Calls that add nothing here.
+        self.generate = engine.generate
         self.abort = engine.abort
         self.pause = engine.pause
         self.resume = engine.resume
@@ -79,14 +126,25 @@ class LocalReplica:
     def failure(self) -> str | None:
         return self._engine.failure
 
-    @property
-    def in_flight_tokens(self) -> int:
-        return self._in_flight_tokens
+    async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
+        raise HttpError(409, "conflict", f"the {self.info.name} engine cannot {what} its memory; SGLang on a GPU can")
 
-    async def generate(self, generation: Generation) -> GenerationResult:
-        tokens = len(generation.input_ids) + generation.sampling.max_new_tokens
-        self._in_flight_tokens += tokens
+    async def probe(self) -> None:
+        # A full engine samples for others first: that will do.
+        before = self.stats().sampled_tokens
+        probe = asyncio.create_task(self._engine.generate(probe_generation()))
         try:
-            return await self._engine.generate(generation)
+            while not probe.done() and self.stats().sampled_tokens == before:
+                await asyncio.wait([probe], timeout=0.05)
+            if probe.done():
+                await probe
         finally:
-            self._in_flight_tokens -= tokens
+            probe.cancel()
+
+    async def refresh(self) -> None:
+        """Nothing to do: the engine's counters are in this process."""
+
+
+def probe_generation() -> Generation:
+    """The smallest request there is."""
+    return Generation("health", [0], SamplingParams(max_new_tokens=1, temperature=0.0))

@@ -3,77 +3,331 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from rollout_server.engines.base import EngineInfo, Generation, GenerationResult, PauseMode
-from rollout_server.replica import Replica
+from rollout_server.engines.base import EngineError, EngineInfo, Generation, GenerationResult, PauseMode, WeightsError
+from rollout_server.replica import Replica, ReplicaGone
+from rollout_server.resume import Kept, can_go_on
+
+log = logging.getLogger(__name__)
 
 MAX_SESSIONS = 100_000
 """Sessions remembered; the ones unused for longest are forgotten first."""
 
+OVERLOAD_FACTOR = 1.5
+OVERLOAD_TOKENS = 2048
+"""A session leaves its replica when that has so many times the average of tokens under way, and so many more."""
 
-class Router:
-    """Routes generations, and sends what administrates to all replicas at once.
+MAX_ATTEMPTS = 8
+"""Replicas that may die under one request."""
 
-    All replicas serve the same model at the same version.
-    """
+RouterPause = Literal["retract", "in_place", "abort", "wait"]
+MemberState = Literal["serving", "starting", "fenced", "failed"]
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        assert replicas
-        self.replicas = list(replicas)
-        self._sessions: OrderedDict[str, Replica] = OrderedDict()
+
+class Overloaded(Exception):
+    """The queue is full; come back in `retry_after_s` seconds."""
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} requests are under way, which is the limit")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(eq=False)
+class Member:
+    """A replica, and what the router knows of it."""
+
+    replica: Replica
+    state: MemberState = "serving"
+    reason: str = ""
+    in_flight: dict[int, tuple[str, str | None]] = field(default_factory=dict)  # (rid, session) by number of the call
+    in_flight_tokens: int = 0
+    fenced: int = 0
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # set when it is fenced
 
     @property
-    def info(self) -> EngineInfo:
-        return self.replicas[0].info
+    def serves(self) -> bool:
+        return self.state == "serving"
+
+
+class Router:
+    """Routes generations, and sends what administrates to all serving replicas at once.
+
+    All serving replicas serve the same model at the same version: one that cannot follow is fenced, which means that
+    nothing is sent to it any more and that its requests go to the others.
+
+    Args:
+        replicas: those that serve from the start.
+        info: facts about the engine, when there are no replicas yet.
+        version: of the weights that all of them serve at the start.
+        max_in_flight: requests that may be under way, queued ones included; None: no limit.
+        start_timeout_s: how long a request waits for a replica when none serves.
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica] = (),
+        *,
+        info: EngineInfo | None = None,
+        version: str | None = None,
+        max_in_flight: int | None = None,
+        start_timeout_s: float = 300.0,
+    ) -> None:
+        self.members = [Member(replica) for replica in replicas]
+        assert self.members or info is not None
+        self.info = info or self.members[0].replica.info
+        self.changing = asyncio.Lock()
+        self.moved = 0
+        self.resent = 0
+        self.resent_kept_tokens = 0
+        self._version = version
+        self._folder: Path | None = None
+        self._paused: PauseMode | None = None
+        self._held = False
+        self._max_in_flight = max_in_flight
+        self._start_timeout_s = start_timeout_s
+        self._sessions: OrderedDict[str, Member] = OrderedDict()
+        self._calls = 0
+        self._under_way = 0
+        self._changed = asyncio.Condition()
+
+    # What is true now
+
+    @property
+    def serving(self) -> list[Member]:
+        return [member for member in self.members if member.serves]
 
     @property
     def weight_version(self) -> str:
-        return self.replicas[0].weight_version
+        """The version that every serving replica has confirmed."""
+        return self.members[0].replica.weight_version if self._version is None else self._version
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the current version was loaded from; None: it is the model's own."""
+        return self._folder
+
+    @property
+    def paused(self) -> PauseMode | None:
+        return self._paused
+
+    @property
+    def under_way(self) -> int:
+        """Requests taken in and not answered."""
+        return self._under_way
 
     @property
     def failure(self) -> str | None:
         """Why nothing can be generated any more, or None."""
-        failures = [replica.failure for replica in self.replicas]
-        return None if None in failures else failures[0]
+        reasons = []
+        for member in self.members:
+            reason = member.reason if member.state == "failed" else member.replica.failure
+            if not reason:
+                return None
+            reasons.append(reason)
+        return reasons[0] if reasons else None
+
+    # Generating
 
     async def generate(self, generation: Generation, session: str | None = None) -> GenerationResult:
-        """Generate on the session's replica.
+        """Generate on the session's replica; on another one when that dies.
 
         Raises:
-            EngineError: the replica failed.
+            Overloaded: too many requests are under way.
+            EngineError: the replica failed the request, or none serves.
         """
-        return await self.pick(session).generate(generation)
+        if self._max_in_flight is not None and self._under_way >= self._max_in_flight:
+            raise Overloaded(self._under_way, retry_after_s=1.0)
+        self._under_way += 1
+        try:
+            return await self._generate(generation, session)
+        finally:
+            self._under_way -= 1
 
-    def pick(self, session: str | None) -> Replica:
-        """The replica for a request of `session`."""
-        if len(self.replicas) == 1:
-            return self.replicas[0]
+    async def _generate(self, generation: Generation, session: str | None) -> GenerationResult:
+        kept: Kept | None = None
+        for _ in range(MAX_ATTEMPTS):
+            member = self.pick(session) if not self._held else None
+            if member is None:
+                member = await self._wait_for_member(session)
+            piece_tokens = member.replica.piece_tokens
+            if kept is None and piece_tokens and can_go_on(generation):
+                kept = Kept(generation, piece_tokens)
+            try:
+                result = await self._run(member, generation if kept is None else kept.rest(), session)
+            except ReplicaGone as exc:
+                log.warning("a request of %s goes to another replica: %s", member.replica.name, exc)
+                self.resent += 1
+                await self._suspect(member, str(exc))
+                if kept is not None:
+                    self.resent_kept_tokens += kept.tokens
+                    if (finished := kept.finished()) is not None:
+                        return finished
+            else:
+                return result if kept is None else kept.whole(result)
+        raise EngineError(f"{MAX_ATTEMPTS} replicas died under this request")
+
+    async def _run(self, member: Member, generation: Generation, session: str | None) -> GenerationResult:
+        tokens = len(generation.input_ids) + generation.sampling.max_new_tokens
+        self._calls += 1
+        number = self._calls
+        member.in_flight[number] = (generation.rid, session)
+        member.in_flight_tokens += tokens
+        try:
+            return await member.replica.generate(generation)
+        finally:
+            del member.in_flight[number]
+            member.in_flight_tokens -= tokens
+            if self._held and not member.in_flight:
+                await self._tell()
+
+    def pick(self, session: str | None) -> Member | None:
+        """The replica for a request of `session`, or None when none serves."""
+        serving = self.members if len(self.members) == 1 else self.serving
+        if not serving or not serving[0].serves:
+            return None
         known = self._sessions.get(session) if session is not None else None
-        replica = known or min(self.replicas, key=lambda r: r.in_flight_tokens)
-        if session is not None:
-            self._sessions[session] = replica
-            self._sessions.move_to_end(session)
+        if len(serving) == 1:
+            member = serving[0]
+        else:
+            member = min(serving, key=lambda m: m.in_flight_tokens)
+            if known is not None and known.serves and not _overloaded(known, serving):
+                member = known
+        if session is not None and known is not member:
+            self.moved += known is not None
+            self._sessions[session] = member
             if len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
-        return replica
+        elif session is not None:
+            self._sessions.move_to_end(session)
+        return member
 
-    async def abort(self, rid: str | None) -> int:
-        return sum(await asyncio.gather(*(replica.abort(rid) for replica in self.replicas)))
+    async def _wait_for_member(self, session: str | None) -> Member:
+        try:
+            async with asyncio.timeout(self._start_timeout_s), self._changed:
+                while True:
+                    if (failure := self.failure) is not None:
+                        raise EngineError(failure)
+                    if not self._held and (member := self.pick(session)) is not None:
+                        return member
+                    await self._changed.wait()
+        except TimeoutError:
+            raise EngineError(f"no replica served for {self._start_timeout_s:.0f} s") from None
 
-    async def pause(self, mode: PauseMode) -> None:
-        await asyncio.gather(*(replica.pause(mode) for replica in self.replicas))
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    # Who serves
+
+    async def admit(self, member: Member) -> None:
+        """Let a replica that serves the current version take requests."""
+        member.state, member.reason = "serving", ""
+        member.left.clear()
+        await self._tell()
+
+    async def fence(self, member: Member, reason: str, state: MemberState = "fenced") -> None:
+        """Send nothing to it any more, and its requests to the others."""
+        if member.state == "serving":
+            member.fenced += 1
+            log.error("replica %s is fenced: %s", member.replica.name, reason)
+        member.state, member.reason = state, reason
+        await member.replica.close()
+        member.left.set()
+        await self._tell()
+
+    async def _suspect(self, member: Member, reason: str) -> None:
+        """A request was lost on it: nobody else shall be sent there before it is known to be well."""
+        if member.serves:
+            await self.fence(member, reason)
+
+    # Administration
+
+    async def abort(self, rid: str | None = None, session: str | None = None) -> int:
+        """Abort a request, all of a session, or (neither given) all; returns how many were aborted."""
+        if session is None:
+            counts = await self._each(lambda replica: replica.abort(rid))
+            return sum(count for count in counts if isinstance(count, int))
+        of_session = [(m, r) for m in self.serving for r, s in m.in_flight.values() if s == session]
+        counts = await asyncio.gather(*(member.replica.abort(r) for member, r in of_session), return_exceptions=True)
+        return sum(count for count in counts if isinstance(count, int))
+
+    async def pause(self, mode: RouterPause) -> None:
+        """Return when nothing is sampled. `wait` first lets the requests that are under way end, and holds new ones."""
+        if mode == "wait":
+            self._held = True
+            async with self._changed:
+                await self._changed.wait_for(lambda: not any(member.in_flight for member in self.members))
+        self._paused = "in_place" if mode == "wait" else mode
+        await self._each(lambda replica: replica.pause(self._paused or "in_place"))
 
     async def resume(self) -> None:
-        await asyncio.gather(*(replica.resume() for replica in self.replicas))
+        self._paused = None
+        self._held = False
+        await self._each(lambda replica: replica.resume())
+        await self._tell()
 
     async def flush_cache(self) -> None:
-        await asyncio.gather(*(replica.flush_cache() for replica in self.replicas))
+        await self._each(lambda replica: replica.flush_cache())
 
     async def update_weights(self, folder: Path, version: str) -> None:
-        await asyncio.gather(*(replica.update_weights(folder, version) for replica in self.replicas))
+        """Make every serving replica serve `folder`; the version is current when all that go on serving confirmed it.
+
+        Raises:
+            WeightsError: none of them can serve it; the old version goes on.
+            EngineError: there is none that serves.
+        """
+        async with self.changing:
+            members = self.serving
+            results = await asyncio.gather(
+                *(member.replica.update_weights(folder, version) for member in members), return_exceptions=True
+            )
+            followed = [m for m, result in zip(members, results, strict=True) if not isinstance(result, Exception)]
+            failed = [(m, e) for m, e in zip(members, results, strict=True) if isinstance(e, Exception)]
+            refusals = [error for _, error in failed if isinstance(error, WeightsError)]
+            for member, error in failed:
+                # Where all refuse the folder, the folder is wrong; where one does, that one is.
+                if followed or not isinstance(error, WeightsError):
+                    await self.fence(member, f"it did not take version {version}: {error}")
+            if not followed:
+                raise refusals[0] if refusals else EngineError(f"no replica serves that could take version {version}")
+            self._version, self._folder = version, folder
+
+    async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
+        """Release or take again the device memory of all replicas.
+
+        Raises:
+            HttpError: 409 where an engine cannot.
+        """
+        await self._each(lambda replica: replica.memory(what, tags))
+
+    async def refresh(self) -> None:
+        """Bring the replicas' counters up to date."""
+        await asyncio.gather(*(member.replica.refresh() for member in self.serving), return_exceptions=True)
 
     async def close(self) -> None:
-        await asyncio.gather(*(replica.close() for replica in self.replicas))
+        await asyncio.gather(*(member.replica.close() for member in self.members))
+
+    async def _each(self, call: Callable[[Replica], Awaitable[Any]]) -> list[Any]:
+        """Call all serving replicas at once. One that does not answer is fenced; what another raises is raised."""
+        members = self.serving
+        results = await asyncio.gather(*(call(member.replica) for member in members), return_exceptions=True)
+        errors = []
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, ReplicaGone):
+                await self.fence(member, str(result))
+            elif isinstance(result, BaseException):
+                errors.append(result)
+        if errors:
+            raise errors[0]
+        return results
+
+
+def _overloaded(member: Member, serving: Sequence[Member]) -> bool:
+    average = sum(other.in_flight_tokens for other in serving) / len(serving)
+    return member.in_flight_tokens > OVERLOAD_FACTOR * average + OVERLOAD_TOKENS

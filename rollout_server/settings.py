@@ -35,6 +35,21 @@ class ServerSettings(BaseModel):
     token: str | None = Field(None, repr=False)
     parent_pid: int | None = None
     seed: int = Field(0, ge=0, lt=2**63)
+    replicas: int = Field(1, ge=1, le=1024, description="engines behind the router")
+    replica_urls: tuple[str, ...] = Field((), description="servers that run already, instead of starting replicas")
+    python: str | None = Field(None, description="interpreter of the engine's own environment")
+    engine_args: tuple[str, ...] = Field((), description="passed on to SGLang's command line")
+    gpus_per_replica: int = Field(1, ge=1, description="tensor parallelism of one SGLang replica")
+    log_dir: Path | None = Field(None, description="replicas' logs; None: a temporary folder")
+    max_queue: int | None = Field(None, ge=0, description="requests that may wait beyond those that run")
+    piece_tokens: int = Field(64, ge=0, description="tokens of an answer lost at most with its replica; 0: all")
+    incremental_streaming_output: bool = False
+    probe_every_s: float = Field(2.0, gt=0)
+    probe_timeout_s: float = Field(20.0, gt=0)
+    start_timeout_s: float = Field(300.0, gt=0)
+    update_timeout_s: float = Field(600.0, gt=0)
+    drain_s: float = Field(10.0, ge=0, description="requests under way may end so long after SIGTERM")
+    admin_token: str | None = Field(None, repr=False)
     fast_path: bool = Field(True, description="the engine's own decoder for architectures it knows")
 
     @model_validator(mode="after")
@@ -60,8 +75,8 @@ def check_model(path: str) -> None:
         raise ModelError(f"there is no model at {path}", "give a folder with config.json and safetensors, or a hub id")
 
 
-def token_from_environment(name: str | None) -> str | None:
-    """The bearer token in environment variable `name`.
+def token_from_environment(option: str, name: str | None) -> str | None:
+    """The bearer token in environment variable `name`, which was given as `--<option>`.
 
     Raises:
         ConfigError: the variable is named and empty.
@@ -70,5 +85,5 @@ def token_from_environment(name: str | None) -> str | None:
         return None
     token = os.environ.get(name, "")
     if not token:
-        raise ConfigError(f"--token-env {name}: that variable is not set", f"export {name}=<a long random string>")
+        raise ConfigError(f"--{option} {name}: that variable is not set", f"export {name}=<a long random string>")
     return token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,13 +21,28 @@ class WeightsError(Exception):
     """A weights folder cannot be served: the old version goes on serving."""
 
 
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """What has been sampled of an answer since the piece before it. The spans cover the whole answer so far."""
+
+    output_ids: list[int]
+    logprobs: list[float]
+    spans: list[VersionSpan]
+
+
 @dataclass(slots=True)
 class Generation:
-    """One request, validated: every id is in the vocabulary and prompt plus new tokens fit the context."""
+    """One request, validated: every id is in the vocabulary and prompt plus new tokens fit the context.
+
+    With `on_piece` an engine tells of the answer while it grows, at least `piece_tokens` tokens at a time, on the
+    event loop's thread. What comes after the last piece is in the result alone, which always holds everything.
+    """
 
     rid: str
     input_ids: list[int]
     sampling: SamplingParams
+    on_piece: Callable[[Piece], None] | None = None
+    piece_tokens: int = 1
 
 
 @dataclass(slots=True)

@@ -49,6 +49,7 @@ async def engine_factory(model_dir: Path) -> AsyncIterator[Callable[..., TorchEn
 @pytest.fixture
 async def client(engine_factory: Callable[..., TorchEngine], other_weights: Path) -> AsyncIterator[httpx.AsyncClient]:
     """The server over a real engine, without sockets. Weights may be read from the folder of `other_weights` only."""
-    app = build_app(Router([LocalReplica(engine_factory())]), weights_roots=(other_weights,))
+    settings = ServerSettings(model="in this process", weights_roots=(other_weights,))
+    app = build_app(Router([LocalReplica(engine_factory())]), settings=settings)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
         yield http

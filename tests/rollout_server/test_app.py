@@ -15,6 +15,7 @@ from rollout_server.app import NOT_BUILT, build_app
 from rollout_server.engines.torch_engine.engine import TorchEngine
 from rollout_server.replica import LocalReplica
 from rollout_server.router import Router
+from rollout_server.settings import ServerSettings
 from tests.rollout_server.support import CONTEXT, TOLERANCE, VOCAB, Reference, random_ids
 
 
@@ -60,7 +61,7 @@ BAD = [
     (body(sampling={"top_k": 1.5}), "sampling_params.top_k", "integer"),
     (body(sampling={"temprature": 1.0}), "sampling_params.temprature", "'temperature'"),
     (body(retrun_logprob=True), "retrun_logprob", "'return_logprob'"),
-    (body(stream=True), "stream", "False"),
+    (body(stream=1), "stream", "boolean"),
     (body(image_data=["aGk="]), "image_data", "images"),
     ({"input_ids": [1]}, "sampling_params", "required"),
     ([], None, ""),
@@ -176,7 +177,7 @@ async def test_what_it_says_of_itself(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_token_is_asked_for_everywhere_but_at_health(engine_factory: Callable[..., TorchEngine]) -> None:
-    app = build_app(Router([LocalReplica(engine_factory())]), token="secret")
+    app = build_app(Router([LocalReplica(engine_factory())]), settings=ServerSettings(model="", token="secret"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
         assert (await http.get("/health")).status_code == 200
         for headers in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
@@ -189,7 +190,7 @@ async def test_the_token_is_asked_for_everywhere_but_at_health(engine_factory: C
 
 async def test_a_failed_engine_is_a_503_at_health(engine_factory: Callable[..., TorchEngine]) -> None:
     engine = engine_factory()
-    app = build_app(Router([LocalReplica(engine)]))
+    app = build_app(Router([LocalReplica(engine)]), settings=ServerSettings(model=""))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
         await engine.close()
         answer = await http.post("/generate", json=body())

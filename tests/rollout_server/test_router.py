@@ -75,7 +75,7 @@ async def test_new_work_goes_where_the_fewest_tokens_are_under_way() -> None:
     for engine in engines:
         engine.go_on.set()
     await asyncio.gather(*tasks)
-    assert [replica.in_flight_tokens for replica in router.replicas] == [0, 0, 0]
+    assert [member.in_flight_tokens for member in router.members] == [0, 0, 0]
 
 
 async def test_a_session_stays_on_its_replica() -> None:
@@ -100,7 +100,7 @@ async def test_a_failed_request_gives_its_tokens_back() -> None:
     router = Router([LocalReplica(engine)])
     with pytest.raises(EngineError):
         await router.generate(generation("a"))
-    assert router.replicas[0].in_flight_tokens == 0
+    assert router.members[0].in_flight_tokens == 0
 
 
 async def test_administration_reaches_all_replicas(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rollout_server.engines.base import (
     Generation,
     GenerationResult,
     PauseMode,
+    Piece,
     WeightsError,
 )
 from rollout_server.engines.torch_engine.core import Core
@@ -52,6 +53,7 @@ class TorchEngine:
         self._wake = threading.Event()
         self._sleeping = False
         self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
+        self._listened: list[Running] = []
         self._paused: PauseMode | None = None
         self._stopping = False
         self._failure: str | None = None
@@ -193,12 +195,17 @@ class TorchEngine:
                 self._stopping = True
         else:
             self._failed_steps = 0
+            if self._listened:
+                self._tell()
             if finished:
                 self._deliver(finished)
 
     def _start(self, generation: Generation, future: asyncio.Future[GenerationResult]) -> None:
         if not future.cancelled():
-            self._futures[self._core.add(generation)] = future
+            running = self._core.add(generation)
+            self._futures[running] = future
+            if generation.on_piece is not None:
+                self._listened.append(running)
 
     def _cancel(self, future: asyncio.Future[GenerationResult]) -> None:
         running = next((r for r, f in self._futures.items() if f is future), None)
@@ -220,6 +227,14 @@ class TorchEngine:
         elif mode == "abort":
             self._abort(None)
 
+    def _tell(self) -> None:
+        """Hand out what was sampled of the answers that somebody follows."""
+        self._listened = [running for running in self._listened if running in self._futures and not running.result]
+        pieces = [(running, piece) for running in self._listened if (piece := running.next_piece()) is not None]
+        if pieces:
+            loop = self._futures[pieces[0][0]].get_loop()
+            loop.call_soon_threadsafe(_hand_out, [(r.generation.on_piece, piece) for r, piece in pieces])
+
     def _deliver(self, finished: list[Running]) -> None:
         pairs = [(self._futures.pop(running), running.result) for running in finished]
         if pairs:
@@ -231,6 +246,11 @@ class TorchEngine:
         for future in futures:
             self._core.stats.failed += 1
             future.get_loop().call_soon_threadsafe(_fail, future, error)
+
+
+def _hand_out(pieces: list[tuple[Any, Piece]]) -> None:
+    for listener, piece in pieces:
+        listener(piece)
 
 
 def _resolve(future: asyncio.Future[Any], result: Any) -> None:

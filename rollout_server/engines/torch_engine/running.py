@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agentloop.wire import VersionSpan
-from rollout_server.engines.base import FinishType, Generation, GenerationResult
+from rollout_server.engines.base import FinishType, Generation, GenerationResult, Piece
 from rollout_server.engines.torch_engine.rows import Row
 from rollout_server.engines.torch_engine.sampling import RowSampling
 
@@ -25,6 +25,7 @@ class Running:
     version_starts: list[tuple[str, int]] = field(default_factory=list)
     cached_tokens: int | None = None
     result: GenerationResult | None = None
+    told: int = 0
 
     @property
     def prompt_length(self) -> int:
@@ -63,3 +64,11 @@ class Running:
             weight_version=self.version,
             message=message,
         )
+
+    def next_piece(self) -> Piece | None:
+        """What was sampled since the piece before, when it is enough for one."""
+        count = len(self.logprobs)
+        if count - self.told < self.generation.piece_tokens:
+            return None
+        start, self.told = self.told, count
+        return Piece(self.ids[self.prompt_length + start :], self.logprobs[start:], self.spans())

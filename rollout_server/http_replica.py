@@ -1,0 +1,305 @@
+"""A replica behind HTTP: a rollout server of one engine, started by this one or running elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import orjson
+
+from agentloop.lanes import Lanes
+from agentloop.wire import VersionSpan
+from rollout_server.engines.base import (
+    EngineError,
+    EngineInfo,
+    EngineStats,
+    Generation,
+    GenerationResult,
+    PauseMode,
+    Piece,
+    WeightsError,
+)
+from rollout_server.errors import HttpError
+from rollout_server.replica import ReplicaGone
+
+MAX_CONNECTIONS = 65_536
+CONNECT_TIMEOUT_S = 5.0
+
+_STATS = set(EngineStats.__dataclass_fields__)
+
+
+class HttpReplica:
+    """Speaks the dialect of `agentloop.wire` to a server.
+
+    Args:
+        url: its base URL.
+        info: facts about its engine.
+        version: of the weights that it serves.
+        token: bearer token.
+        piece_tokens: answers are streamed so many tokens at a time, so that they are not lost with the replica.
+        admin_timeout_s: for pause, resume, flush and abort.
+        update_timeout_s: for a weight update.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        info: EngineInfo,
+        *,
+        version: str = "0",
+        token: str | None = None,
+        piece_tokens: int = 0,
+        admin_timeout_s: float = 20.0,
+        update_timeout_s: float = 600.0,
+    ) -> None:
+        self._name = name
+        self._url = httpx.URL(url)
+        self._info = info
+        self._version = version
+        self._piece_tokens = piece_tokens
+        self._admin_timeout_s = admin_timeout_s
+        self._update_timeout_s = update_timeout_s
+        self._headers = [("host", self._url.netloc.decode()), ("content-type", "application/json")]
+        if token:
+            self._headers.append(("authorization", f"Bearer {token}"))
+        self._generate_url = self._url.copy_with(raw_path=b"/generate")
+        self._lanes = Lanes(MAX_CONNECTIONS)
+        self._stats = EngineStats()
+        self._closed = False
+        self.in_flight = 0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def url(self) -> str:
+        return str(self._url)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def weight_version(self) -> str:
+        return self._version
+
+    @property
+    def failure(self) -> str | None:
+        return None
+
+    @property
+    def piece_tokens(self) -> int:
+        return self._piece_tokens
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def generate(self, generation: Generation) -> GenerationResult:
+        request: dict[str, Any] = {
+            "rid": generation.rid,
+            "input_ids": generation.input_ids,
+            "sampling_params": generation.sampling.model_dump(exclude_none=True, exclude_defaults=True),
+            "return_logprob": True,
+        }
+        answer = _Answer(generation, self._version_of)
+        if generation.on_piece is not None:
+            request["stream"] = True
+            request["sampling_params"]["stream_interval"] = generation.piece_tokens
+        self.in_flight += 1
+        try:
+            on_data = None if generation.on_piece is None else answer.feed
+            response = await self._send(self._generate_url, orjson.dumps(request), None, on_data)
+        finally:
+            self.in_flight -= 1
+        if response.status_code != 200:
+            raise _refusal(response)
+        if generation.on_piece is None:
+            answer.take(response.content)
+        return answer.result()
+
+    async def abort(self, rid: str | None) -> int:
+        body = await self.post("/abort_request", {"abort_all": True} if rid is None else {"rid": rid})
+        count = str(body.get("message", "")).split(" ")[0]
+        return int(count) if count.isdecimal() else 0
+
+    async def pause(self, mode: PauseMode) -> None:
+        await self.post("/pause_generation", {"mode": mode})
+
+    async def resume(self) -> None:
+        await self.post("/continue_generation", {})
+
+    async def flush_cache(self) -> None:
+        await self.post("/flush_cache", {})
+
+    async def update_weights(self, folder: Path, version: str) -> None:
+        request = {"model_path": str(folder), "weight_version": version}
+        try:
+            await self.post("/update_weights_from_disk", request, self._update_timeout_s)
+        except HttpError as exc:
+            raise WeightsError(exc.message) from exc
+        self._version = version
+
+    async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
+        await self.post(
+            f"/{what}_memory_occupation", {} if tags is None else {"tags": list(tags)}, self._update_timeout_s
+        )
+
+    async def probe(self) -> None:
+        await self.get("/health_generate")
+
+    async def refresh(self) -> None:
+        facts = await self.get("/server_info")
+        states = facts.get("states") or [{}]
+        self._stats = EngineStats(**{name: value for name, value in states[0].items() if name in _STATS})
+
+    async def read_version(self) -> None:
+        """Ask which version it serves."""
+        self._version = str((await self.get("/server_info")).get("weight_version", "0"))
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._lanes.aclose()
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """GET; the JSON of the answer, {} when it has none.
+
+        Raises:
+            ReplicaGone: no answer in time.
+            EngineError: an answer other than 200.
+        """
+        return _json_of(await self._send(self._url.copy_with(raw_path=path.encode()), None, self._admin_timeout_s))
+
+    async def post(self, path: str, body: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+        """POST; the JSON of the answer.
+
+        Raises:
+            ReplicaGone: no answer in time.
+            EngineError: the replica failed.
+            HttpError: it refused the request.
+        """
+        url = self._url.copy_with(raw_path=path.encode())
+        return _json_of(await self._send(url, orjson.dumps(body), timeout_s or self._admin_timeout_s))
+
+    def _version_of(self, version: str) -> str:
+        """What a version that the replica names is called here."""
+        return version
+
+    async def _send(
+        self,
+        url: httpx.URL,
+        body: bytes | None,
+        timeout_s: float | None,
+        on_data: Callable[[bytes], None] | None = None,
+    ) -> httpx.Response:
+        if self._closed:
+            raise ReplicaGone(f"{self._name} is gone")
+        extensions: dict[str, Any] = {"timeout": {"connect": CONNECT_TIMEOUT_S, "read": timeout_s}}
+        if on_data is not None:
+            extensions["on_data"] = on_data
+        method = "GET" if body is None else "POST"
+        request = httpx.Request(method, url, headers=self._headers, content=body or b"", extensions=extensions)
+        try:
+            response = await self._lanes.handle_async_request(request)
+            await response.aread()
+        except httpx.TransportError as exc:
+            raise ReplicaGone(f"{self._name} does not answer: {exc or type(exc).__name__}") from exc
+        return response
+
+
+class _Answer:
+    """One answer of `/generate`, whole or in events, checked: an id, a logprob and a version for each token."""
+
+    def __init__(self, generation: Generation, version_of: Callable[[str], str]) -> None:
+        self._generation = generation
+        self._version_of = version_of
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._meta: dict[str, Any] | None = None
+        self._buffer = b""
+        self._error: EngineError | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Server-sent events, cut anywhere."""
+        *events, self._buffer = (self._buffer + data).split(b"\n\n")
+        for event in events:
+            payload = event.removeprefix(b"data: ")
+            if payload and payload != b"[DONE]" and self._error is None:
+                try:
+                    self.take(payload)
+                except EngineError as exc:
+                    self._error = exc  # raised where the answer is awaited, not in the connection's callback
+
+    def take(self, payload: bytes) -> None:
+        """The JSON of one event, or of the whole answer."""
+        try:
+            message = orjson.loads(payload)
+            if "error" in message:
+                raise EngineError(str(message["error"].get("message", message["error"])))
+            ids, meta = message["output_ids"], message["meta_info"]
+            pairs = meta["output_token_logprobs"]
+            if [pair[1] for pair in pairs] != ids:
+                raise EngineError(f"the replica gives {len(pairs)} logprobs for {len(ids)} other tokens")
+            logprobs = [float(pair[0]) for pair in pairs]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+            raise EngineError(f"the replica's answer is none of a rollout server: {exc!r}") from exc
+        self._ids += ids
+        self._logprobs += logprobs
+        if meta.get("finish_reason"):
+            self._meta = meta
+        elif self._generation.on_piece is not None:
+            self._generation.on_piece(Piece(ids, logprobs, self._spans(meta)))
+
+    def result(self) -> GenerationResult:
+        if self._error is not None:
+            raise self._error
+        meta = self._meta
+        if meta is None:
+            raise ReplicaGone("the answer broke off")
+        finish = meta["finish_reason"]
+        version = self._version_of(str(meta.get("weight_version", "0")))
+        spans = self._spans(meta)
+        if not spans and self._ids:
+            spans = [VersionSpan(version=version, start=0, end=len(self._ids))]
+        return GenerationResult(
+            output_ids=self._ids,
+            logprobs=self._logprobs,
+            spans=spans,
+            finish=finish["type"],
+            matched=finish.get("matched"),
+            cached_tokens=int(meta.get("cached_tokens") or 0),
+            weight_version=version,
+            message=finish.get("message"),
+        )
+
+    def _spans(self, meta: dict[str, Any]) -> list[VersionSpan]:
+        return [
+            VersionSpan(version=self._version_of(str(span["version"])), start=span["start"], end=span["end"])
+            for span in meta.get("weight_versions") or ()
+        ]
+
+
+def _refusal(response: httpx.Response) -> Exception:
+    """An answer other than 200 as what it means here."""
+    try:
+        error = response.json()["error"]
+        message = str(error["message"]) if isinstance(error, dict) else str(error)
+        field = error.get("field") if isinstance(error, dict) else None
+    except (ValueError, KeyError, TypeError):
+        message, field = response.text[:300] or f"status {response.status_code}", None
+    if response.status_code < 500:
+        return HttpError(response.status_code, "invalid_request", message, field)
+    return EngineError(message)
+
+
+def _json_of(response: httpx.Response) -> dict[str, Any]:
+    if response.status_code != 200:
+        raise _refusal(response)
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}

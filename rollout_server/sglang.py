@@ -1,0 +1,129 @@
+"""SGLang as an engine: how it is started, and where its dialect differs from ours.
+
+It runs in an environment of its own, because its pins of torch and transformers are not the trainer's. Nothing of it
+is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rollout_server.engines.base import EngineError, EngineStats, Generation, GenerationResult, PauseMode, WeightsError
+from rollout_server.errors import HttpError, bad_request
+from rollout_server.http_replica import HttpReplica
+from rollout_server.settings import ServerSettings
+
+CPU_TOTAL_TOKENS = 200_000
+"""KV cache on a CPU, in tokens: what SGLang would take by itself is a share of all memory."""
+
+UNNAMED_VERSION = "default"
+"""What SGLang calls weights that nobody named."""
+
+
+def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]:
+    """The command line of one replica."""
+    command = [
+        settings.python or sys.executable, "-m", "sglang.launch_server",
+        "--model-path", settings.model, "--host", "127.0.0.1", "--port", str(port),
+        "--dtype", settings.dtype, "--random-seed", str(settings.seed + index),
+        "--max-running-requests", str(settings.max_running), "--weight-version", settings.weight_version,
+        "--skip-tokenizer-init", "--incremental-streaming-output", "--log-level", "warning",
+    ]  # fmt: skip
+    device = settings.device.partition(":")[0]
+    if device == "cpu":
+        # Its own kernels need AMX and a build of their own; this path runs on any CPU.
+        command += ["--device", "cpu", "--model-impl", "transformers", "--attention-backend", "torch_native"]
+        command += ["--max-total-tokens", str(settings.max_kv_tokens or CPU_TOTAL_TOKENS)]
+    else:
+        command += ["--device", device, "--base-gpu-id", str(index * settings.gpus_per_replica)]
+        command += ["--tp-size", str(settings.gpus_per_replica)]
+        if settings.max_kv_tokens is not None:
+            command += ["--max-total-tokens", str(settings.max_kv_tokens)]
+    if settings.context_length is not None:
+        command += ["--context-length", str(settings.context_length)]
+    return [*command, *settings.engine_args]
+
+
+def sglang_environment(settings: ServerSettings, index: int) -> dict[str, str]:
+    """The environment of one replica: ours without what belongs to our interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment[name] = str(settings.threads)
+    if settings.python and "/" in settings.python:
+        # Tools that it starts (ninja, triton's compiler) are beside its interpreter.
+        environment["PATH"] = f"{Path(settings.python).absolute().parent}:{environment.get('PATH', '')}"
+    return environment
+
+
+class SglangReplica(HttpReplica):
+    """A bare SGLang server."""
+
+    _paused: PauseMode | None = None
+    _updates = 0
+    on_gpu = False
+
+    async def is_up(self) -> bool:
+        """Whether it has started; a generation is part of its own start."""
+        try:
+            await self.get("/model_info")
+            await self.get("/health")
+        except EngineError:
+            return False
+        return True
+
+    async def generate(self, generation: Generation) -> GenerationResult:
+        if getattr(generation.sampling, "min_new_tokens", 0):
+            raise bad_request(
+                "SGLang without a tokenizer does not know min_new_tokens", "sampling_params.min_new_tokens"
+            )
+        return await super().generate(generation)
+
+    async def abort(self, rid: str | None) -> int:
+        running = self.in_flight
+        await super().abort(rid)
+        return running if rid is None else int(running > 0)
+
+    async def pause(self, mode: PauseMode) -> None:
+        await super().pause(mode)
+        self._paused = mode
+
+    async def resume(self) -> None:
+        await super().resume()
+        self._paused = None
+
+    async def update_weights(self, folder: Path, version: str) -> None:
+        paused = self._paused
+        if paused is None:
+            # Unpaused it would wait until every request has ended.
+            await super().pause("retract")
+        # Kept: requests that run go on with the keys and values that they have.
+        request = {"model_path": str(folder), "weight_version": version, "flush_cache": paused != "in_place"}
+        try:
+            await self.post("/update_weights_from_disk", request, self._update_timeout_s)
+        except HttpError as exc:
+            raise WeightsError(exc.message) from exc
+        finally:
+            if paused is None:
+                await super().resume()
+        self._version = version
+        self._updates += 1
+
+    async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
+        # Sent to SGLang on a CPU it ends the server.
+        if not self.on_gpu:
+            raise HttpError(409, "conflict", f"SGLang cannot {what} memory here: it runs on a CPU")
+        await super().memory(what, tags)
+
+    async def refresh(self) -> None:
+        """It counts in a text format of its own, behind a flag; what the router counts has to do."""
+        self._stats = EngineStats(running=self.in_flight, paused=self._paused is not None, weight_updates=self._updates)
+
+    async def read_version(self) -> None:
+        self._version = self._version_of(str((await self.get("/model_info")).get("weight_version", UNNAMED_VERSION)))
+
+    def _version_of(self, version: str) -> str:
+        return "0" if version == UNNAMED_VERSION else version
