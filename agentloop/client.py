@@ -116,7 +116,7 @@ class GenerateClient:
         """
         request = {
             "input_ids": input_ids,
-            "sampling_params": sampling.model_dump(exclude_none=True),
+            "sampling_params": sampling.model_dump(mode="json", exclude_none=True),
             "return_logprob": True,
         }
         if image_data:

@@ -7,9 +7,9 @@ documented that does not exist, and no key exists undocumented.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -94,12 +94,36 @@ class AgentConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How turns are sampled."""
+    """How turns are sampled. Penalties count the tokens of the present turn."""
 
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
     top_k: int = Field(-1, ge=-1, description="-1: all tokens")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="leave out tokens less likely than this share of the likeliest one's probability"
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=2, description="divides positive logits of tokens sampled before, multiplies negative ones"
+    )
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="subtracted from logits of tokens sampled before")
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="subtracted from a token's logit once for each time it was sampled"
+    )
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, description="added to the logits of these token ids, e.g. {151643: -100}; null: none"
+    )
     max_new_tokens: int = Field(64, ge=1, description="tokens of one turn at most")
+    min_new_tokens: int = Field(
+        0, ge=0, description="no turn ends by itself before so many tokens; fewer where limits leave less room"
+    )
+
+    @field_validator("min_new_tokens")
+    @classmethod
+    def _can_be_reached(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("max_new_tokens", value)
+        if value > most:
+            raise ValueError(f"{value} is more than max_new_tokens {most}")
+        return value
 
 
 class PublishConfig(Section):

@@ -112,16 +112,14 @@ class Episode:
         ledger, budget = self._ledger, self._budget
         room, out_of_room = self._room(len(ledger), ledger.response_length)
         values = {
-            "temperature": self._sampling.temperature,
-            "top_p": self._sampling.top_p,
-            "top_k": self._sampling.top_k,
-            "max_new_tokens": self._sampling.max_new_tokens,
+            **self._sampling.model_dump(),
             "sampling_seed": self._turn_seed(),
             "stop_token_ids": self._renderer.stop_token_ids or None,
             **sampling,
         }
         most = min(values["max_new_tokens"], self.config.max_turn_tokens or room, room)
         values["max_new_tokens"] = most
+        values["min_new_tokens"] = min(values["min_new_tokens"], most)
         params = SamplingParams(**values)
         session = f"{self.group_id}/{self.sample_index}"
         order, digest = budget.generations, ledger.digest

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 SESSION_HEADER = "X-Session-Id"
 """Requests that carry the same value go to the same replica, where their prefix is cached."""
@@ -19,6 +19,9 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
+
+
 class SamplingParams(WireModel):
     """How to sample. Names and defaults are SGLang's, but for `max_new_tokens`, which has to be said."""
 
@@ -26,6 +29,25 @@ class SamplingParams(WireModel):
     temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_k: int = Field(-1, ge=-1, description="-1: all tokens")
+    min_p: float = Field(
+        0.0, ge=0.0, le=1.0, description="leave out tokens less likely than this share of the likeliest"
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0.0,
+        le=2.0,
+        description="positive logits of tokens sampled before are divided by it, negative ones multiplied",
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2.0, le=2.0, description="subtracted from the logits of tokens sampled before"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2.0, le=2.0, description="subtracted from a token's logit once for each time it was sampled"
+    )
+    logit_bias: dict[int, LogitBias] | None = Field(None, description="added to the logits of these token ids")
+    min_new_tokens: int = Field(
+        0, ge=0, description="no end token and no stop token before so many tokens were sampled"
+    )
     stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
     ignore_eos: bool = Field(False, description="do not stop at the model's own end tokens")
     stream_interval: int | None = Field(None, ge=1, description="tokens between two events of a stream; null: 1")
@@ -35,6 +57,14 @@ class SamplingParams(WireModel):
         lt=2**63,
         description="same seed, same weights, same prompt: same tokens, whatever else runs",
     )
+
+    @field_validator("min_new_tokens")
+    @classmethod
+    def _can_be_reached(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("max_new_tokens", value)
+        if value > most:
+            raise ValueError(f"{value} is more than max_new_tokens {most}")
+        return value
 
 
 class GenerateRequest(WireModel):

@@ -62,21 +62,33 @@ class GenerateEndpoint:
         Raises:
             HttpError: 400 that names the field.
         """
-        info, ids = self._router.info, request.input_ids
+        info, ids, sampling = self._router.info, request.input_ids, request.sampling_params
         if max(ids) >= info.vocab_size or min(ids) < 0:
             place, wrong = next((i, t) for i, t in enumerate(ids) if not 0 <= t < info.vocab_size)
             raise bad_request(
                 f"input_ids[{place}] is {wrong}, outside the vocabulary 0..{info.vocab_size - 1}", f"input_ids.{place}"
             )
-        if len(ids) + request.sampling_params.max_new_tokens > info.context_length:
+        for place, token in enumerate(sampling.stop_token_ids or ()):
+            if not 0 <= token < info.vocab_size:
+                raise bad_request(
+                    f"stop_token_ids[{place}] is {token}, outside the vocabulary 0..{info.vocab_size - 1}",
+                    f"sampling_params.stop_token_ids.{place}",
+                )
+        for token in sampling.logit_bias or ():
+            if not 0 <= token < info.vocab_size:
+                raise bad_request(
+                    f"logit_bias names token {token}, outside the vocabulary 0..{info.vocab_size - 1}",
+                    f"sampling_params.logit_bias.{token}",
+                )
+        if len(ids) + sampling.max_new_tokens > info.context_length:
             raise bad_request(
-                f"{len(ids)} prompt tokens and max_new_tokens {request.sampling_params.max_new_tokens} are more than "
+                f"{len(ids)} prompt tokens and max_new_tokens {sampling.max_new_tokens} are more than "
                 f"the context of {info.context_length}",
                 "input_ids" if len(ids) >= info.context_length else "sampling_params.max_new_tokens",
             )
         if request.image_data:
             raise bad_request("this engine serves a model without images", "image_data")
-        return Generation(request.rid or self._prefix + str(next(self._numbers)), ids, request.sampling_params)
+        return Generation(request.rid or self._prefix + str(next(self._numbers)), ids, sampling)
 
     async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
         """The result, or None when the client went away first."""

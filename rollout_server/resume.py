@@ -91,9 +91,9 @@ def can_go_on(generation: Generation) -> bool:
     """Whether a cut answer can be continued with the same distribution for every token still to come."""
     sampling = generation.sampling
     looks_back = (
-        getattr(sampling, "presence_penalty", 0.0)
-        or getattr(sampling, "frequency_penalty", 0.0)
-        or getattr(sampling, "repetition_penalty", 1.0) != 1.0
-        or getattr(sampling, "min_new_tokens", 0)
+        sampling.presence_penalty
+        or sampling.frequency_penalty
+        or sampling.repetition_penalty != 1.0
+        or sampling.min_new_tokens
     )
     return not looks_back

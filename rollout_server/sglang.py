@@ -76,7 +76,7 @@ class SglangReplica(HttpReplica):
         return True
 
     async def generate(self, generation: Generation) -> GenerationResult:
-        if getattr(generation.sampling, "min_new_tokens", 0):
+        if generation.sampling.min_new_tokens:
             raise bad_request(
                 "SGLang without a tokenizer does not know min_new_tokens", "sampling_params.min_new_tokens"
             )

@@ -124,6 +124,12 @@ class Reference:
         return [float(table[i, token]) for i, token in enumerate(ids[start:])]
 
     @torch.no_grad()
+    def logits(self, ids: Sequence[int], start: int) -> list[list[float]]:
+        """From which each of `ids[start:]` was drawn."""
+        table: list[list[float]] = self._model(torch.tensor([list(ids)])).logits[0, start - 1 : -1].tolist()
+        return table
+
+    @torch.no_grad()
     def greedy(self, ids: Sequence[int], new: int) -> list[int]:
         ids = list(ids)
         for _ in range(new):

@@ -33,8 +33,10 @@ class Batch:
         if not self.ready:
             return
         self.tokens = torch.tensor([e.ids[-1] if e else 0 for e in self.entries], device=device)
-        self.counters = np.array([e.sampled if e else 0 for e in self.entries], dtype=np.uint64)
-        self.sampler = Sampler([e.sampling if e else _IDLE for e in self.entries], device)
+        self.positions = np.array([len(e.ids) if e else 0 for e in self.entries], dtype=np.uint64)
+        self.sampler = Sampler(
+            [e.sampling if e else _IDLE for e in self.entries], device, [e.counted if e else () for e in self.entries]
+        )
         self.decoding = DecodePass(cache, [row.filled if row else 0 for row in rows], ready, device)
         self._steps_left = min(e.row.pool.capacity - e.row.filled for e in self.entries if e and e.row)
         self._fewest = self.ready - self.ready // IDLE_SHARE
@@ -46,7 +48,8 @@ class Batch:
 
     def advance(self, tokens: torch.Tensor) -> None:
         self.tokens = tokens
-        self.counters += np.uint64(1)
+        self.sampler.advance(tokens)
+        self.positions += np.uint64(1)
         self._steps_left -= 1
         self.decoding.advance()
 

@@ -11,6 +11,7 @@ import torch
 from rollout_server.engines.base import EngineStats, Generation, PauseMode
 from rollout_server.engines.torch_engine.attention import Chunk, PrefillPass
 from rollout_server.engines.torch_engine.batch import Batch
+from rollout_server.engines.torch_engine.edits import LogitEdits
 from rollout_server.engines.torch_engine.kv import KVCache
 from rollout_server.engines.torch_engine.models import Runner
 from rollout_server.engines.torch_engine.running import Running
@@ -92,12 +93,20 @@ class Core:
             seed = stream_of(self._seed) ^ (0x9E3779B97F4A7C15 * self._unseeded)
         temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
         stops = frozenset(sampling.stop_token_ids or ())
+        ends = stops | self._eos_ids
         running = Running(
             generation,
             ids=list(generation.input_ids),
             limit=len(generation.input_ids) + sampling.max_new_tokens,
-            stops=stops if sampling.ignore_eos else stops | self._eos_ids,
-            sampling=RowSampling(temperature, sampling.top_p, sampling.top_k, stream_of(seed)),
+            stops=stops if sampling.ignore_eos else ends,
+            sampling=RowSampling(
+                temperature,
+                sampling.top_p,
+                sampling.top_k,
+                stream_of(seed),
+                min_p=sampling.min_p,
+                edits=LogitEdits.of(sampling, ends),
+            ),
             version=self.version,
         )
         self._waiting.append(running)
@@ -249,7 +258,7 @@ class Core:
         if not batch.ready:
             return []
         logits = self.runner.decode(batch.tokens, batch.decoding)
-        tokens, logprobs = batch.sampler.draw(logits, batch.counters)
+        tokens, logprobs = batch.sampler.draw(logits, batch.positions)
         finished = self._record(batch, tokens.tolist(), logprobs.tolist())
         batch.advance(tokens)
         return finished

@@ -32,8 +32,9 @@ class Running:
         return len(self.generation.input_ids)
 
     @property
-    def sampled(self) -> int:
-        return len(self.ids) - len(self.generation.input_ids)
+    def counted(self) -> list[int]:
+        """The sampled tokens, for edits that count them; a preemption and a new policy version do not change them."""
+        return self.ids[self.prompt_length :] if self.sampling.edits else []
 
     @property
     def missing(self) -> int:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rollout_server.engines.torch_engine.edits import LogitEditor, LogitEdits
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -57,20 +59,31 @@ class RowSampling:
     top_p: float
     top_k: int
     stream: int
+    min_p: float = 0.0
+    edits: LogitEdits | None = None
 
     @property
     def truncates(self) -> bool:
-        return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0)
+        return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0)
 
 
 class Sampler:
     """Draws for a batch whose rows stay the same; built anew when they change.
 
-    The logprob of a token is that of the distribution after temperature and before truncation; a greedy row's is at
-    temperature 1. That is what a trainer can recompute from logits and temperature alone.
+    The logprob of a token is that of the distribution after edits and temperature and before truncation; a greedy
+    row's is at temperature 1. Without edits, that is what a trainer can recompute from logits and temperature alone.
+
+    Args:
+        rows: how each row samples.
+        sampled: what each row has sampled so far; rows without edits may have anything here. None: nothing.
     """
 
-    def __init__(self, rows: SequenceOf[RowSampling], device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: SequenceOf[RowSampling],
+        device: torch.device,
+        sampled: SequenceOf[SequenceOf[int]] | None = None,
+    ) -> None:
         self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
         self._device = device
         temperatures = [row.temperature or 1.0 for row in rows]
@@ -85,10 +98,20 @@ class Sampler:
         self._truncated = torch.tensor(truncated, device=device) if truncated else None
         self._top_p = torch.tensor([[rows[i].top_p] for i in truncated], device=device)
         self._top_k = torch.tensor([[rows[i].top_k if rows[i].top_k > 0 else 2**31] for i in truncated], device=device)
+        min_ps = [rows[i].min_p for i in truncated]
+        self._min_p = torch.tensor(min_ps, device=device)[:, None] if any(min_ps) else None
+        edits = [row.edits for row in rows]
+        self._edits = edits if any(edits) else None
+        self._sampled = sampled if sampled is not None else [()] * len(rows)
+        self._editor: LogitEditor | None = None
 
     def draw(self, logits_BV: torch.Tensor, counters: npt.NDArray[np.uint64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [B] and their logprobs [B]; row i draws uniform number `counters[i]` of its stream."""
         logits_BV = logits_BV.float()
+        if self._edits is not None:
+            if self._editor is None:
+                self._editor = LogitEditor(self._edits, self._sampled, logits_BV.shape[1], self._device)
+            logits_BV = self._editor(logits_BV)
         if self._scale is not None:
             logits_BV = logits_BV * self._scale
         probs_BV = torch.softmax(logits_BV, -1)
@@ -102,10 +125,17 @@ class Sampler:
         tokens_B1.clamp_(max=logits_BV.shape[1] - 1)
         return tokens_B1[:, 0], probs_BV.gather(-1, tokens_B1)[:, 0].log_()
 
+    def advance(self, tokens: torch.Tensor) -> None:
+        """The rows go on with `tokens` [B]: the next draw counts them as sampled."""
+        if self._editor is not None:
+            self._editor.advance(tokens)
+
     def _draw_truncated(self, probs_SV: torch.Tensor, u_S1: torch.Tensor) -> torch.Tensor:
         sorted_SV, order_SV = probs_SV.sort(dim=-1, descending=True, stable=True)
         before_SV = sorted_SV.cumsum(-1) - sorted_SV
         rank_V = torch.arange(sorted_SV.shape[1], device=sorted_SV.device)
         # The likeliest token always stays: nothing is before it.
         kept_SV = sorted_SV * ((rank_V < self._top_k) & ((before_SV < self._top_p) | (rank_V == 0)))
+        if self._min_p is not None:
+            kept_SV *= sorted_SV >= self._min_p * sorted_SV[:, :1]
         return order_SV.gather(-1, invert(kept_SV, u_S1).clamp_(max=order_SV.shape[1] - 1))

@@ -1,0 +1,131 @@
+"""What a request does to its logits before the temperature: penalties, a bias, end tokens out of reach.
+
+The meaning and the order are SGLang's: frequency and presence are subtracted, end tokens are masked, repetition scales
+what is left, the bias is added. All three penalties count the sampled tokens only, never the prompt.
+
+Sizes: B rows of the batch, S rows that edit, V vocabulary, M masked pairs of a row and a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+
+from agentloop.wire import SamplingParams
+
+_LEAST_REPETITION = 1e-6
+"""Smaller repetition penalties would make logits overflow, and that would look like broken weights."""
+
+
+@dataclass(slots=True, frozen=True)
+class LogitEdits:
+    """The edits of one row. `ends` cannot be sampled as one of the first `min_new_tokens` tokens."""
+
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_new_tokens: int = 0
+    ends: frozenset[int] = frozenset()
+
+    @property
+    def counts(self) -> bool:
+        """They depend on what was sampled before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @classmethod
+    def of(cls, sampling: SamplingParams, ends: frozenset[int]) -> LogitEdits | None:
+        """Those a request asks for, or None if it asks for none. `ends` are all tokens that could end a turn."""
+        edits = cls(
+            sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            tuple((token, bias) for token, bias in (sampling.logit_bias or {}).items() if bias),
+            sampling.min_new_tokens,
+            ends if sampling.min_new_tokens else frozenset(),
+        )
+        return edits if edits.counts or edits.logit_bias or edits.ends else None
+
+
+class LogitEditor:
+    """The edits of a batch whose rows stay the same, and the counts they need: on the device, a step at a time.
+
+    Args:
+        edits: of each row of the batch, None for most.
+        sampled: what each row has sampled so far, since whenever: before a preemption or a new policy version too.
+        vocab: width of the logits.
+    """
+
+    def __init__(
+        self,
+        edits: SequenceOf[LogitEdits | None],
+        sampled: SequenceOf[SequenceOf[int]],
+        vocab: int,
+        device: torch.device,
+    ) -> None:
+        places = [place for place, edit in enumerate(edits) if edit is not None]
+        rows = [edit for edit in edits if edit is not None]
+        past = [sampled[place] for place in places]
+        self._rows = torch.tensor(places, device=device)
+        self._counts_SV: torch.Tensor | None = None
+        if any(row.counts for row in rows):
+            self._counts_SV = torch.stack(
+                [
+                    torch.bincount(torch.tensor(ids, dtype=torch.long, device=device), minlength=vocab).float()
+                    for ids in past
+                ]
+            )
+
+            def column(values: list[float]) -> torch.Tensor:
+                return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+            self._frequency_S1 = column([row.frequency_penalty for row in rows])
+            self._presence_S1 = column([row.presence_penalty for row in rows])
+            self._repetition_S1 = column([max(row.repetition_penalty, _LEAST_REPETITION) for row in rows])
+        biases = [(i, token, bias) for i, row in enumerate(rows) for token, bias in row.logit_bias]
+        self._biased = _pairs([(i, token) for i, token, _ in biases], device)
+        self._bias = torch.tensor([bias for _, _, bias in biases], dtype=torch.float32, device=device)
+        # A row whose every token is an end has to sample one of them.
+        masks = [
+            (i, token, row.min_new_tokens - len(ids))
+            for i, (row, ids) in enumerate(zip(rows, past, strict=True))
+            if row.min_new_tokens > len(ids) and len(row.ends) < vocab
+            for token in row.ends
+            if 0 <= token < vocab
+        ]
+        self._masked = _pairs([(i, token) for i, token, _ in masks], device)
+        self._left_M = torch.tensor([left for _, _, left in masks], device=device)
+        self._longest = max((left for _, _, left in masks), default=0)
+
+    def __call__(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """The logits with the rows that edit replaced; the others' are the same numbers."""
+        logits_SV = logits_BV[self._rows]
+        seen_SV = None
+        if self._counts_SV is not None:
+            seen_SV = self._counts_SV > 0
+            logits_SV -= self._frequency_S1 * self._counts_SV
+            logits_SV -= self._presence_S1 * seen_SV
+        if self._longest > 0:
+            logits_SV[self._masked] = torch.where(self._left_M > 0, -torch.inf, logits_SV[self._masked])
+        if seen_SV is not None:
+            scaled_SV = torch.where(logits_SV < 0, logits_SV * self._repetition_S1, logits_SV / self._repetition_S1)
+            logits_SV = torch.where(seen_SV, scaled_SV, logits_SV)
+        if len(self._bias):
+            logits_SV[self._biased] += self._bias
+        return logits_BV.index_copy(0, self._rows, logits_SV)
+
+    def advance(self, tokens_B: torch.Tensor) -> None:
+        """Each row has sampled one token more."""
+        if self._counts_SV is not None:
+            tokens_S1 = tokens_B[self._rows][:, None]
+            self._counts_SV.scatter_add_(1, tokens_S1, torch.ones_like(tokens_S1, dtype=torch.float32))
+        self._left_M -= 1
+        self._longest -= 1
+
+
+def _pairs(pairs: list[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """An index of (row, token) pairs."""
+    index = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2)
+    return index[:, 0], index[:, 1]
