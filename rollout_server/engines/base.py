@@ -16,17 +16,35 @@ class EngineError(Exception):
     """The engine failed a request that was right: the caller may send it again."""
 
 
+class RequestError(Exception):
+    """A request is wrong in a way that only the engine sees, such as an image that is none: it is never sent again.
+
+    Args:
+        message: what is wrong.
+        field: which field of the request.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class WeightsError(Exception):
     """A weights folder cannot be served: the old version goes on serving."""
 
 
 @dataclass(slots=True)
 class Generation:
-    """One request, validated: every id is in the vocabulary and prompt plus new tokens fit the context."""
+    """One request, validated: every id is in the vocabulary and prompt plus new tokens fit the context.
+
+    `image_data` holds the prompt's images in base64, in their order; `input_ids` hold one pad token for each token that
+    an image becomes.
+    """
 
     rid: str
     input_ids: list[int]
     sampling: SamplingParams
+    image_data: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -102,6 +120,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the engine failed; sending the same again may succeed.
+            RequestError: the request is wrong.
         """
         ...
 
