@@ -10,7 +10,7 @@ import time
 from starlette.types import Receive, Scope, Send
 
 from agentloop.wire import SESSION_HEADER, GenerateRequest
-from rollout_server.engines.base import EngineError, Generation, GenerationResult
+from rollout_server.engines.base import EngineError, Generation, GenerationResult, RequestError
 from rollout_server.errors import HttpError, bad_request, parse
 from rollout_server.http import read_body, send_error, send_json
 from rollout_server.metrics import Metrics
@@ -86,9 +86,8 @@ class GenerateEndpoint:
                 f"the context of {info.context_length}",
                 "input_ids" if len(ids) >= info.context_length else "sampling_params.max_new_tokens",
             )
-        if request.image_data:
-            raise bad_request("this engine serves a model without images", "image_data")
-        return Generation(request.rid or self._prefix + str(next(self._numbers)), ids, sampling)
+        rid = request.rid or self._prefix + str(next(self._numbers))
+        return Generation(rid, ids, sampling, image_data=request.image_data or [])
 
     async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
         """The result, or None when the client went away first."""
@@ -116,6 +115,8 @@ class GenerateEndpoint:
             raise HttpError(500, "engine_error", str(exc)) from exc
         except Overloaded as exc:
             raise HttpError(503, "overloaded", str(exc), retry_after_s=exc.retry_after_s) from exc
+        except RequestError as exc:
+            raise bad_request(str(exc), exc.field) from exc
         except asyncio.CancelledError:
             if left:
                 task.uncancel()

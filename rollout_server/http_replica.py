@@ -102,9 +102,11 @@ class HttpReplica:
         request: dict[str, Any] = {
             "rid": generation.rid,
             "input_ids": generation.input_ids,
-            "sampling_params": generation.sampling.model_dump(exclude_none=True, exclude_defaults=True),
+            "sampling_params": generation.sampling.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
             "return_logprob": True,
         }
+        if generation.image_data:
+            request["image_data"] = generation.image_data
         answer = _Answer(generation, self._version_of)
         if generation.on_piece is not None:
             request["stream"] = True

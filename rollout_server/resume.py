@@ -13,7 +13,7 @@ class Kept:
 
     Sampling goes on exactly where it stopped: the kept tokens become prompt, and the uniform numbers of a seeded
     request depend on a token's position alone. Penalties look back at sampled tokens only, so requests that have them
-    start again.
+    start again; so do those with images, whose kept tokens may not be taken for more of them.
     """
 
     def __init__(self, generation: Generation, piece_tokens: int) -> None:
@@ -96,4 +96,4 @@ def can_go_on(generation: Generation) -> bool:
         or sampling.repetition_penalty != 1.0
         or sampling.min_new_tokens
     )
-    return not looks_back
+    return not looks_back and not generation.image_data

@@ -17,6 +17,19 @@ class EngineError(Exception):
     """The engine failed a request that was right: the caller may send it again."""
 
 
+class RequestError(Exception):
+    """A request is wrong in a way that only the engine sees, such as an image that is none: it is never sent again.
+
+    Args:
+        message: what is wrong.
+        field: which field of the request.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class WeightsError(Exception):
     """A weights folder cannot be served: the old version goes on serving."""
 
@@ -36,6 +49,9 @@ class Generation:
 
     With `on_piece` an engine tells of the answer while it grows, at least `piece_tokens` tokens at a time, on the
     event loop's thread. What comes after the last piece is in the result alone, which always holds everything.
+
+    `image_data` holds the prompt's images in base64, in their order; `input_ids` hold one pad token for each token that
+    an image becomes.
     """
 
     rid: str
@@ -43,6 +59,7 @@ class Generation:
     sampling: SamplingParams
     on_piece: Callable[[Piece], None] | None = None
     piece_tokens: int = 1
+    image_data: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -118,6 +135,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the engine failed; sending the same again may succeed.
+            RequestError: the request is wrong.
         """
         ...
 

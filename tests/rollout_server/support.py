@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from agentloop.wire import SamplingParams
@@ -25,7 +35,7 @@ from rollout_server.engines.base import Generation
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
 from rollout_server.engines.torch_engine.kv import build_cache
-from rollout_server.engines.torch_engine.models import LoadedModel, TransformersRunner, load_model
+from rollout_server.engines.torch_engine.models import LoadedModel, load_model, slow_runner
 
 VOCAB = 200
 EOS = 7
@@ -50,7 +60,10 @@ def save_model(folder: Path, kind: str, seed: int, **overrides: Any) -> Path:
         "tie_word_embeddings": True, "eos_token_id": EOS, "bos_token_id": None, "pad_token_id": None,
     }  # fmt: skip
     torch.manual_seed(seed)
-    model = model_class(config_class(**{**options, **overrides}))
+    return _save(model_class(config_class(**{**options, **overrides})), folder)
+
+
+def _save(model: Any, folder: Path) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -61,6 +74,56 @@ def save_model(folder: Path, kind: str, seed: int, **overrides: Any) -> Path:
     return folder
 
 
+PAD, VISION_START, VISION_END = 190, 192, 193
+
+VISION_CLASSES: dict[str, tuple[Any, Any, int, dict[str, Any]]] = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, 14, {"embed_dim": 32, "hidden_size": 32}),
+    "qwen2_5_vl": (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        14,
+        {"window_size": 56, "fullatt_block_indexes": [1], "out_hidden_size": 32},
+    ),
+    "qwen3_vl": (
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        16,
+        {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1], "out_hidden_size": 32},
+    ),
+}
+"""Config, model, pixels of a patch's side, and what each family's vision tower has of its own."""
+
+
+def save_vision_model(folder: Path, kind: str, seed: int) -> Path:
+    """A tiny vision-language model, its image processor beside it. A merged patch is 28 or 32 pixels a side."""
+    config_class, model_class, patch, own = VISION_CLASSES[kind]
+    text = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.15, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": patch,
+        "spatial_merge_size": 2, "initializer_range": 0.15, **own,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    config = config_class(
+        text_config=text, vision_config=vision, image_token_id=PAD, video_token_id=191,
+        vision_start_token_id=VISION_START, vision_end_token_id=VISION_END, tie_word_embeddings=True,
+    )  # fmt: skip
+    size = {"shortest_edge": patch * patch, "longest_edge": patch * patch * 400}
+    Qwen2VLImageProcessorPil(patch_size=patch, size=size).save_pretrained(folder)
+    return _save(model_class(config), folder)
+
+
+def picture(width: int, height: int, seed: int = 0) -> str:
+    """A picture of random colours, as base64 of a PNG file."""
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def load(folder: Path, context_length: int | None = None) -> LoadedModel:
     return load_model(str(folder), dtype=torch.float32, device=torch.device("cpu"), context_length=context_length)
 
@@ -68,7 +131,7 @@ def load(folder: Path, context_length: int | None = None) -> LoadedModel:
 def make_core(
     loaded: LoadedModel, *, fast: bool = True, max_running: int = 16, kv_tokens: int = 16_384, chunk: int = 1024
 ) -> Core:
-    runner = FastDecoder.build(loaded) if fast else TransformersRunner(loaded.model)
+    runner = FastDecoder.build(loaded) if fast else slow_runner(loaded)
     assert runner is not None
     cache = build_cache(
         loaded.kv, loaded.context_length, max_running=max_running, max_kv_tokens=kv_tokens, memory_bytes=2**30
@@ -82,10 +145,10 @@ def request(ids: Sequence[int], new: int = 8, rid: str = "r", **sampling: Any) -
     return Generation(rid, list(ids), SamplingParams(max_new_tokens=new, **sampling))
 
 
-def random_ids(count: int, seed: int) -> list[int]:
+def random_ids(count: int, seed: int, below: int = VOCAB) -> list[int]:
     """Token ids without the end token."""
     rnd = random.Random(seed)
-    return [rnd.randrange(EOS + 1, VOCAB) for _ in range(count)]
+    return [rnd.randrange(EOS + 1, below) for _ in range(count)]
 
 
 def mixed_requests(count: int, **sampling: Any) -> list[Generation]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from rollout_server.engines.torch_engine.images import ImagePrompt
 from rollout_server.engines.torch_engine.kv import KVCache
 from rollout_server.engines.torch_engine.rows import Pool, Row
 
@@ -74,7 +75,13 @@ class DecodePass:
         cache: its pools' active rows are the batch.
         positions: position of each row's token.
         ready: whether the row really decodes.
+
+    Attributes:
+        positions: [B], where each row's token goes in the cache; its rotary position too, but for `offsets`.
+        offsets: [B], what rows whose prompts hold images have to add for the rotary position; None: nobody has.
     """
+
+    offsets: torch.Tensor | None = None
 
     def __init__(self, cache: KVCache, positions: Sequence[int], ready: Sequence[bool], device: torch.device) -> None:
         self.positions = torch.tensor(positions, device=device)
@@ -133,20 +140,26 @@ class DecodePass:
 
 @dataclass(slots=True)
 class Chunk:
-    """Tokens `[start, end)` of a row's sequence, to be put into the cache."""
+    """Tokens `[start, end)` of a row's sequence, to be put into the cache; `images` when its prompt holds some."""
 
     row: Row
     start: int
     end: int
+    images: ImagePrompt | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        ids = self.row.ids[self.start : self.end]
+        return self.images.real(ids) if self.images else ids
 
 
 class PrefillPass:
     """Chunks of several sequences, one after the other without padding: T is the sum of their lengths."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
-        self._chunks = chunks
+        self.chunks = chunks
         device = chunks[0].row.pool.k_NRHKC.device
-        ids = [token for chunk in chunks for token in chunk.row.ids[chunk.start : chunk.end]]
+        ids = [token for chunk in chunks for token in chunk.ids]
         self.tokens = torch.tensor(ids, device=device)
         self.positions = torch.cat([torch.arange(chunk.start, chunk.end, device=device) for chunk in chunks])
 
@@ -157,7 +170,7 @@ class PrefillPass:
         out_TAD = q_TAK.new_empty(*q_TAK.shape[:2], v_THD.shape[2])
         groups = q_TAK.shape[1] != k_THK.shape[1]
         low = 0
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             count = chunk.end - chunk.start
             high = low + count
             k_HTK, v_HTD = k_THK[low:high].transpose(0, 1), v_THD[low:high].transpose(0, 1)
@@ -179,7 +192,7 @@ class PrefillPass:
     def store(self, layer: int, k_THK: torch.Tensor, v_THD: torch.Tensor) -> None:
         """Write keys and values only: all that the last layer of a prompt is run for."""
         low = 0
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             high = low + chunk.end - chunk.start
             pool, row = chunk.row.pool, chunk.row.row
             pool.k[layer][row, :, :, chunk.start : chunk.end] = k_THK[low:high].permute(1, 2, 0)

@@ -12,6 +12,7 @@ from rollout_server.engines.base import EngineStats, Generation, PauseMode
 from rollout_server.engines.torch_engine.attention import Chunk, PrefillPass
 from rollout_server.engines.torch_engine.batch import Batch
 from rollout_server.engines.torch_engine.edits import LogitEdits
+from rollout_server.engines.torch_engine.images import ImagePrompt
 from rollout_server.engines.torch_engine.kv import KVCache
 from rollout_server.engines.torch_engine.models import Runner
 from rollout_server.engines.torch_engine.running import Running
@@ -83,8 +84,8 @@ class Core:
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def add(self, generation: Generation) -> Running:
-        """Queue a request."""
+    def add(self, generation: Generation, images: ImagePrompt | None = None) -> Running:
+        """Queue a request, with the images of its prompt."""
         sampling = generation.sampling
         seed = sampling.sampling_seed
         if seed is None:
@@ -96,7 +97,7 @@ class Core:
         ends = stops | self._eos_ids
         running = Running(
             generation,
-            ids=list(generation.input_ids),
+            ids=list(images.lookup_ids if images else generation.input_ids),
             limit=len(generation.input_ids) + sampling.max_new_tokens,
             stops=stops if sampling.ignore_eos else ends,
             sampling=RowSampling(
@@ -108,6 +109,7 @@ class Core:
                 edits=LogitEdits.of(sampling, ends),
             ),
             version=self.version,
+            images=images,
         )
         self._waiting.append(running)
         self.stats.prompt_tokens += running.prompt_length
@@ -238,7 +240,7 @@ class Core:
         for running in self._filling:
             count = min(running.missing, budget)
             assert running.row is not None
-            chunks.append(Chunk(running.row, running.row.filled, running.row.filled + count))
+            chunks.append(Chunk(running.row, running.row.filled, running.row.filled + count, running.images))
             budget -= count
             if not budget:
                 break

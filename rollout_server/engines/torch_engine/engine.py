@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +24,14 @@ from rollout_server.engines.base import (
     GenerationResult,
     PauseMode,
     Piece,
+    RequestError,
     WeightsError,
 )
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
+from rollout_server.engines.torch_engine.images import ImagePrompt
 from rollout_server.engines.torch_engine.kv import build_cache
-from rollout_server.engines.torch_engine.models import LoadedModel, Runner, TransformersRunner, load_model
+from rollout_server.engines.torch_engine.models import LoadedModel, Runner, load_model, slow_runner
 from rollout_server.engines.torch_engine.running import Running
 from rollout_server.engines.torch_engine.weights import apply_weights, read_weights
 from rollout_server.settings import ServerSettings
@@ -39,6 +42,14 @@ MAX_STEP_FAILURES = 3
 """So many failing steps with no good one between them, and the engine gives up."""
 
 ResultT = TypeVar("ResultT")
+
+
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """A request whose images are being read: the core does not know it yet."""
+
+    rid: str
+    aborted: bool = False
 
 
 class TorchEngine:
@@ -54,6 +65,7 @@ class TorchEngine:
         self._sleeping = False
         self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
         self._listened: list[Running] = []
+        self._reading: set[_Reading] = set()
         self._paused: PauseMode | None = None
         self._stopping = False
         self._failure: str | None = None
@@ -81,9 +93,15 @@ class TorchEngine:
         return stats
 
     async def generate(self, generation: Generation) -> GenerationResult:
+        images = None
+        if generation.image_data or self._loaded.images is not None:
+            reading = _Reading(generation.rid)
+            images = await self._read(generation, reading)
+            if reading.aborted:
+                return GenerationResult([], [], [], "abort", None, 0, self.weight_version, "aborted on request")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[GenerationResult] = loop.create_future()
-        self._post(lambda: self._start(generation, future))
+        self._post(lambda: self._start(generation, images, future))
         try:
             return await future
         except asyncio.CancelledError:
@@ -91,9 +109,11 @@ class TorchEngine:
             raise
 
     async def abort(self, rid: str | None) -> int:
-        return await self._between_steps(lambda: self._abort(rid))
+        return self._abort_reading(rid) + await self._between_steps(lambda: self._abort(rid))
 
     async def pause(self, mode: PauseMode) -> None:
+        if mode == "abort":
+            self._abort_reading(None)
         await self._between_steps(lambda: self._pause(mode))
 
     async def resume(self) -> None:
@@ -122,8 +142,34 @@ class TorchEngine:
         self._stopping = True
         self._wake.set()
         await asyncio.to_thread(self._thread.join, 10)
+        if self._loaded.images is not None:
+            self._loaded.images.close()
 
     # Called on the event loop's thread
+
+    async def _read(self, generation: Generation, reading: _Reading) -> ImagePrompt | None:
+        """The images of a request, ready for the core.
+
+        Raises:
+            RequestError: they cannot be taken.
+        """
+        reader = self._loaded.images
+        if reader is None:
+            raise RequestError("this engine serves a model without images", "image_data")
+        if self._ended or self._stopping:
+            raise EngineError(self._ended or "the server is stopping")
+        self._reading.add(reading)
+        try:
+            return await reader.prepare(generation.input_ids, generation.image_data)
+        finally:
+            self._reading.remove(reading)
+
+    def _abort_reading(self, rid: str | None) -> int:
+        aborted = [reading for reading in self._reading if not reading.aborted and rid in (None, reading.rid)]
+        for reading in aborted:
+            reading.aborted = True
+        self._core.stats.aborted += len(aborted)
+        return len(aborted)
 
     def _post(self, action: Callable[[], None]) -> None:
         if self._ended:
@@ -200,9 +246,11 @@ class TorchEngine:
             if finished:
                 self._deliver(finished)
 
-    def _start(self, generation: Generation, future: asyncio.Future[GenerationResult]) -> None:
+    def _start(
+        self, generation: Generation, images: ImagePrompt | None, future: asyncio.Future[GenerationResult]
+    ) -> None:
         if not future.cancelled():
-            running = self._core.add(generation)
+            running = self._core.add(generation, images)
             self._futures[running] = future
             if generation.on_piece is not None:
                 self._listened.append(running)
@@ -286,7 +334,7 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
             raise ModelError(str(exc), "give --weights a folder that this model's trainer published") from exc
     runner: Runner | None = FastDecoder.build(loaded) if settings.fast_path else None
     if runner is None:
-        runner = TransformersRunner(loaded.model)
+        runner = slow_runner(loaded)
     log.info("%s runs through %s", type(loaded.model).__name__, type(runner).__name__)
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     core = Core(

@@ -17,7 +17,9 @@ from rollout_server.engines.torch_engine.attention import (
     attending,
     transformers_attention,
 )
+from rollout_server.engines.torch_engine.images import ImageReader
 from rollout_server.engines.torch_engine.rows import KVShape
+from rollout_server.engines.torch_engine.vision import VISION_TYPES, VisionRunner, load_image_reader
 
 UNSUPPORTED = ("softcap", "s_aux")
 """Options of transformers' attention functions that ours does not honour: capped scores, attention sinks."""
@@ -48,10 +50,12 @@ class LoadedModel:
     context_length: int
     vocab_size: int
     eos_ids: frozenset[int]
+    images: ImageReader | None = None
+    """Reads the images of requests; None for a model of text alone."""
 
 
 def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_length: int | None) -> LoadedModel:
-    """Load a causal language model.
+    """Load a causal language model, or a vision-language one of a family in `VISION_TYPES`.
 
     Args:
         path: folder that `check_model` has seen, or a hub id.
@@ -60,7 +64,7 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
     Raises:
         ModelError: there is no such model, or this engine cannot run it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.utils.logging import disable_progress_bar
 
@@ -68,8 +72,11 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, transformers_attention)
     try:
         config = AutoConfig.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=IMPLEMENTATION, use_safetensors=True
+        vision = config.model_type in VISION_TYPES
+        # The vision tower looks at whole images and has no cache: it keeps torch's own attention.
+        attention = {"": "sdpa", "text_config": IMPLEMENTATION} if vision else IMPLEMENTATION
+        model = (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as exc:
         reason = str(exc).strip().splitlines() or [type(exc).__name__]
@@ -89,6 +96,7 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
         context_length=context,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         eos_ids=_eos_ids(model, Path(path)),
+        images=load_image_reader(model, path) if vision else None,
     )
 
 
@@ -159,6 +167,11 @@ def _eos_ids(model: Any, folder: Path) -> frozenset[int]:
         if text in added:
             found.add(added[text])
     return frozenset(found)
+
+
+def slow_runner(loaded: LoadedModel) -> Runner:
+    """What runs any model, through transformers' own code."""
+    return VisionRunner(loaded.model) if loaded.images else TransformersRunner(loaded.model)
 
 
 class TransformersRunner:

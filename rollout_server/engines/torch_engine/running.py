@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import FinishType, Generation, GenerationResult, Piece
+from rollout_server.engines.torch_engine.images import ImagePrompt
 from rollout_server.engines.torch_engine.rows import Row
 from rollout_server.engines.torch_engine.sampling import RowSampling
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request and what it has produced. `ids` is the prompt and then every sampled token."""
+    """A request and what it has produced.
+
+    `ids` is the prompt and then every sampled token; where the prompt holds images, their lookup ids.
+    """
 
     generation: Generation
     ids: list[int]
@@ -20,6 +24,7 @@ class Running:
     stops: frozenset[int]
     sampling: RowSampling
     version: str
+    images: ImagePrompt | None = None
     row: Row | None = None
     logprobs: list[float] = field(default_factory=list)
     version_starts: list[tuple[str, int]] = field(default_factory=list)

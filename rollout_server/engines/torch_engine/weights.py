@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rollout_server.engines.base import WeightsError
+
+OLD_PREFIXES = (("visual.", "model.visual."), ("model.", "model.language_model."))
+"""Prefixes in checkpoints of Qwen2-VL and Qwen2.5-VL, and what transformers calls them in the model."""
 
 INDEX = "model.safetensors.index.json"
 
@@ -52,9 +55,10 @@ def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     for name, tensor in wanted.items():
         owners.setdefault(tensor.data_ptr(), []).append(name)
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in _tensors(folder):
-        if name not in wanted:
-            raise WeightsError(f"{folder}: the model has no parameter {name!r}")
+    for written, tensor in _tensors(folder):
+        name = _name_in(wanted, written)
+        if not name:
+            raise WeightsError(f"{folder}: the model has no parameter {written!r}")
         if tensor.shape != wanted[name].shape:
             shapes = f"{list(tensor.shape)}, the model's {list(wanted[name].shape)}"
             raise WeightsError(f"{folder}: {name} has shape {shapes}")
@@ -66,6 +70,12 @@ def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
         if not any(name in found for name in names):
             raise WeightsError(f"{folder} lacks {names[0]!r}")
     return found
+
+
+def _name_in(wanted: Container[str], written: str) -> str:
+    """The model's name of a tensor; empty when it has none."""
+    names = (written, *(new + written[len(old) :] for old, new in OLD_PREFIXES if written.startswith(old)))
+    return next((name for name in names if name in wanted), "")
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
