@@ -23,9 +23,9 @@ LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 
 
 class SamplingParams(WireModel):
-    """How to sample. Names and defaults are SGLang's, but for `max_new_tokens`, which has to be said."""
+    """How to sample. Names and defaults are SGLang's."""
 
-    max_new_tokens: int = Field(ge=1, description="sampled tokens at most")
+    max_new_tokens: int = Field(128, ge=1, description="sampled tokens at most")
     temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_k: int = Field(-1, ge=-1, description="-1: all tokens")
@@ -74,7 +74,8 @@ class GenerateRequest(WireModel):
     sampling_params: SamplingParams
     return_logprob: bool = True
     rid: str | None = Field(None, max_length=256, description="request id, to abort it by")
-    image_data: list[str] | None = Field(None, description="images as base64 data, in the prompt's order")
+    session_id: str | None = Field(None, max_length=256, description="as the header X-Session-Id, which comes first")
+    image_data: list[str] | str | None = Field(None, description="images as base64 data, in the prompt's order")
     stream: bool = Field(False, description="answer in server-sent events while it is sampled")
 
 
@@ -125,7 +126,7 @@ class UpdateWeightsFromDiskRequest(WireModel):
     """Load safetensors from `model_path` and serve them as `weight_version`."""
 
     model_path: str
-    weight_version: str
+    weight_version: str | None = Field(None, max_length=256, description="null: the folder's name")
     flush_cache: bool = True
     abort_all_requests: bool = False
     load_format: str | None = None

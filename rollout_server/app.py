@@ -202,11 +202,12 @@ def _add_admin(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
             raise bad_request("only safetensors are loaded", "load_format")
         if request.abort_all_requests:
             await router.abort()
+        name = request.weight_version or folder.name
         try:
-            await router.update_weights(folder, request.weight_version)
+            await router.update_weights(folder, name)
         except WeightsError as exc:
             raise bad_request(str(exc), "model_path") from exc
-        return f"serving version {request.weight_version}"
+        return f"serving version {name}"
 
     async def release(request: MemoryRequest) -> str:
         """Give the device's memory back: `weights`, `kv_cache`, or both. 409 where the engine cannot."""
@@ -244,7 +245,10 @@ def _admin(app: FastAPI, path: str, model: type[Any], act: Callable[[Any], Await
 
 def _allowed_folder(path: str, roots: tuple[Path, ...]) -> Path:
     """The folder, if it is under a root; links are followed before it is judged."""
-    folder = Path(path).resolve()
+    try:
+        folder = Path(path).resolve()
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise bad_request(f"model_path is no path: {exc}", "model_path") from exc
     if not any(folder.is_relative_to(root) for root in roots):
         raise HttpError(403, "forbidden", f"{path} is not under a --weights-root of this server", "model_path")
     if not folder.is_dir():

@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
+from agentloop.wire import GenerateRequest
+from rollout_server.sglang_fields import drop_without_effect
 
-TEXT_REFUSED = (
-    "this server takes token ids and knows no tokenizer: text that is encoded again is not the text that was sampled. "
-    "Send `input_ids`."
-)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class HttpError(Exception):
@@ -49,6 +47,21 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     try:
         return model.model_validate_json(body or b"{}", strict=True)
     except ValidationError as exc:
+        error = explain(model, exc)
+        if not any(e["type"] == "extra_forbidden" or e["input"] is None for e in exc.errors(include_url=False)):
+            raise error from None
+    # What SGLang's clients send beyond our own fields is looked at only here: most requests have none of it.
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise error from None  # NaN, for one, is known to pydantic alone
+    if not isinstance(request, dict):
+        raise error
+    if (refused := drop_without_effect(request, generate=model is GenerateRequest)) is not None:
+        raise bad_request(f"{refused[0]} is not served: {refused[1]}", refused[0])
+    try:
+        return model.model_validate_json(orjson.dumps(request), strict=True)
+    except ValidationError as exc:
         raise explain(model, exc) from None
 
 
@@ -60,8 +73,6 @@ def explain(model: type[BaseModel], error: ValidationError) -> HttpError:
     field = ".".join(path) or None
     if details["type"] != "extra_forbidden":
         return bad_request(f"{field or 'body'}: {details['msg']}", field)
-    if path == ["text"]:
-        return bad_request(TEXT_REFUSED, field)
     known = list(_model_at(model, path[:-1]).model_fields)
     close = difflib.get_close_matches(path[-1], known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"

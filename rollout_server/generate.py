@@ -38,7 +38,9 @@ class GenerateEndpoint:
         try:
             request = parse(GenerateRequest, await read_body(scope, receive))
             generation = self.accept(request)
-            session = next((v.decode("latin-1") for n, v in scope["headers"] if n == _SESSION_HEADER), None)
+            session = next(
+                (v.decode("latin-1") for n, v in scope["headers"] if n == _SESSION_HEADER), request.session_id
+            )
             if request.stream:
                 stream = EventStream(send, generation, incremental=self._incremental, logprobs=request.return_logprob)
                 result = await stream.follow(self._run(generation, session, receive))
@@ -87,7 +89,10 @@ class GenerateEndpoint:
                 "input_ids" if len(ids) >= info.context_length else "sampling_params.max_new_tokens",
             )
         rid = request.rid or self._prefix + str(next(self._numbers))
-        return Generation(rid, ids, sampling, image_data=request.image_data or [])
+        images = [request.image_data] if isinstance(request.image_data, str) else request.image_data or []
+        if images and not info.images:
+            raise bad_request("this engine serves a model without images", "image_data")
+        return Generation(rid, ids, sampling, image_data=images)
 
     async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
         """The result, or None when the client went away first."""

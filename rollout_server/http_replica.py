@@ -39,6 +39,7 @@ class HttpReplica:
         version: of the weights that it serves.
         token: bearer token.
         piece_tokens: answers are streamed so many tokens at a time, so that they are not lost with the replica.
+        incremental: events of its streams hold new tokens only, not all so far.
         admin_timeout_s: for pause, resume, flush and abort.
         update_timeout_s: for a weight update.
     """
@@ -52,6 +53,7 @@ class HttpReplica:
         version: str = "0",
         token: str | None = None,
         piece_tokens: int = 0,
+        incremental: bool = True,
         admin_timeout_s: float = 20.0,
         update_timeout_s: float = 600.0,
     ) -> None:
@@ -60,6 +62,7 @@ class HttpReplica:
         self._info = info
         self._version = version
         self._piece_tokens = piece_tokens
+        self._incremental = incremental
         self._admin_timeout_s = admin_timeout_s
         self._update_timeout_s = update_timeout_s
         self._headers = [("host", self._url.netloc.decode()), ("content-type", "application/json")]
@@ -107,7 +110,7 @@ class HttpReplica:
         }
         if generation.image_data:
             request["image_data"] = generation.image_data
-        answer = _Answer(generation, self._version_of)
+        answer = _Answer(generation, self._version_of, self._sampling_version(), incremental=self._incremental)
         if generation.on_piece is not None:
             request["stream"] = True
             request["sampling_params"]["stream_interval"] = generation.piece_tokens
@@ -190,6 +193,10 @@ class HttpReplica:
         """What a version that the replica names is called here."""
         return version
 
+    def _sampling_version(self) -> Callable[[], str | None]:
+        """For one answer: tells the version that sampled all of it so far, or None where that is not sure."""
+        return lambda: None
+
     async def _send(
         self,
         url: httpx.URL,
@@ -215,9 +222,19 @@ class HttpReplica:
 class _Answer:
     """One answer of `/generate`, whole or in events, checked: an id, a logprob and a version for each token."""
 
-    def __init__(self, generation: Generation, version_of: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        version_of: Callable[[str], str],
+        sampling_version: Callable[[], str | None],
+        *,
+        incremental: bool,
+    ) -> None:
         self._generation = generation
         self._version_of = version_of
+        self._sampling_version = sampling_version
+        self._incremental = incremental
+        self._sure = True
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._meta: dict[str, Any] | None = None
@@ -248,12 +265,20 @@ class _Answer:
             logprobs = [float(pair[0]) for pair in pairs]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise EngineError(f"the replica's answer is none of a rollout server: {exc!r}") from exc
+        if not self._incremental:
+            ids, logprobs = ids[len(self._ids) :], logprobs[len(self._ids) :]
         self._ids += ids
         self._logprobs += logprobs
         if meta.get("finish_reason"):
             self._meta = meta
-        elif self._generation.on_piece is not None:
-            self._generation.on_piece(Piece(ids, logprobs, self._spans(meta)))
+        elif self._generation.on_piece is not None and self._sure:
+            spans = self._spans(meta)
+            if not spans and (version := self._sampling_version()) is not None:
+                spans = [VersionSpan(version=version, start=0, end=len(self._ids))]
+            # Tokens of a version that nobody knows wait for the end of the answer, which names it.
+            self._sure = bool(spans)
+            if spans:
+                self._generation.on_piece(Piece(ids, logprobs, spans))
 
     def result(self) -> GenerationResult:
         if self._error is not None:

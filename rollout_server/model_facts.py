@@ -10,7 +10,7 @@ from rollout_server.engines.base import EngineInfo
 
 
 def model_facts(engine: str, model: str, context_length: int | None) -> EngineInfo:
-    """Vocabulary and context from the model's config.json.
+    """Vocabulary, context and whether there is a vision tower, from the model's config.json.
 
     Args:
         model: folder, or hub id.
@@ -41,4 +41,4 @@ def model_facts(engine: str, model: str, context_length: int | None) -> EngineIn
         raise ModelError(
             f"--context-length {context_length} is beyond the model's {longest}", f"give at most {longest}"
         )
-    return EngineInfo(engine, model, int(context_length or longest), int(vocab))
+    return EngineInfo(engine, model, int(context_length or longest), int(vocab), images="vision_config" in config)

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rollout_server.engines.base import EngineError, EngineInfo, Generation, GenerationResult, PauseMode, WeightsError
+from rollout_server.engines.base import (
+    EngineError,
+    EngineInfo,
+    Generation,
+    GenerationResult,
+    PauseMode,
+    Piece,
+    WeightsError,
+)
 from rollout_server.replica import Replica, ReplicaGone
 from rollout_server.resume import Kept, can_go_on
 
@@ -151,6 +159,7 @@ class Router:
 
     async def _generate(self, generation: Generation, session: str | None) -> GenerationResult:
         kept: Kept | None = None
+        told = _Told.of(generation)
         for _ in range(MAX_ATTEMPTS):
             member = self.pick(session) if not self._held else None
             if member is None:
@@ -161,13 +170,16 @@ class Router:
             try:
                 result = await self._run(member, generation if kept is None else kept.rest(), session)
             except ReplicaGone as exc:
-                log.warning("a request of %s goes to another replica: %s", member.replica.name, exc)
                 self.resent += 1
                 await self._suspect(member, str(exc))
                 if kept is not None:
                     self.resent_kept_tokens += kept.tokens
                     if (finished := kept.finished()) is not None:
                         return finished
+                elif told is not None and told.any:
+                    raise EngineError(
+                        "its replica died, and what was streamed of the answer cannot be gone on with"
+                    ) from exc
             else:
                 return result if kept is None else kept.whole(result)
         raise EngineError(f"{MAX_ATTEMPTS} replicas died under this request")
@@ -235,7 +247,10 @@ class Router:
         """Send nothing to it any more, and its requests to the others."""
         if member.state == "serving":
             member.fenced += 1
-            log.error("replica %s is fenced: %s", member.replica.name, reason)
+            log.error(
+                "replica %s is fenced, its %d requests go to others: %s",
+                member.replica.name, len(member.in_flight), reason,
+            )  # fmt: skip
         member.state, member.reason = state, reason
         await member.replica.close()
         member.left.set()
@@ -326,6 +341,27 @@ class Router:
         if errors:
             raise errors[0]
         return results
+
+
+class _Told:
+    """Whether the listener of a request has heard anything."""
+
+    def __init__(self, listener: Callable[[Piece], None]) -> None:
+        self._listener = listener
+        self.any = False
+
+    @classmethod
+    def of(cls, generation: Generation) -> _Told | None:
+        """Listens in between, if anybody listens."""
+        if generation.on_piece is None:
+            return None
+        told = cls(generation.on_piece)
+        generation.on_piece = told
+        return told
+
+    def __call__(self, piece: Piece) -> None:
+        self.any = True
+        self._listener(piece)
 
 
 def _overloaded(member: Member, serving: Sequence[Member]) -> bool:

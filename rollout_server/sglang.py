@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,7 @@ class SglangReplica(HttpReplica):
 
     _paused: PauseMode | None = None
     _updates = 0
+    _changes = 0  # beginnings and ends of updates
     on_gpu = False
 
     async def is_up(self) -> bool:
@@ -97,6 +98,7 @@ class SglangReplica(HttpReplica):
 
     async def update_weights(self, folder: Path, version: str) -> None:
         paused = self._paused
+        self._changes += 1
         if paused is None:
             # Unpaused it would wait until every request has ended.
             await super().pause("retract")
@@ -110,6 +112,7 @@ class SglangReplica(HttpReplica):
             if paused is None:
                 await super().resume()
         self._version = version
+        self._changes += 1
         self._updates += 1
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
@@ -124,6 +127,11 @@ class SglangReplica(HttpReplica):
 
     async def read_version(self) -> None:
         self._version = self._version_of(str((await self.get("/model_info")).get("weight_version", UNNAMED_VERSION)))
+
+    def _sampling_version(self) -> Callable[[], str | None]:
+        # Only the last event of its streams names versions.
+        changes, version = self._changes, self._version
+        return lambda: version if changes == self._changes and changes % 2 == 0 else None
 
     def _version_of(self, version: str) -> str:
         return "0" if version == UNNAMED_VERSION else version

@@ -165,7 +165,8 @@ class UrlSource:
         finally:
             await ours.close()
         # Answers in growing pieces cost a square of their length: only pieces that add up are asked for.
-        pieces = settings.piece_tokens if facts.get("incremental_streaming_output") else 0
+        incremental = bool(facts.get("incremental_streaming_output"))
+        pieces = settings.piece_tokens if incremental else 0
         kind = HttpReplica if "engine" in facts else SglangReplica
         replica = kind(
             self.name,
@@ -173,6 +174,7 @@ class UrlSource:
             self._info,
             token=self._token,
             piece_tokens=pieces,
+            incremental=incremental,
             admin_timeout_s=settings.probe_timeout_s,
             update_timeout_s=settings.update_timeout_s,
         )

@@ -88,6 +88,7 @@ class EngineInfo:
     model_path: str
     context_length: int
     vocab_size: int
+    images: bool = False
 
 
 @dataclass(slots=True)

@@ -352,5 +352,5 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
         version=settings.weight_version,
         seed=settings.seed,
     )
-    info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size)
+    info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size, loaded.images is not None)
     return TorchEngine(loaded, core, info, threads=settings.threads)
