@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint coverage smoke-gsm8k bench gpu-check docs clean
+.PHONY: help install quickstart test sglang test-sglang lint coverage smoke-gsm8k bench gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -27,6 +27,20 @@ quickstart: $(STAMP) ## teach a small model to use a calculator, on two cores, i
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not gpu and not sglang" $(ARGS)
+
+SGLANG_VENV ?= .venv-sglang
+SGLANG_STAMP := $(SGLANG_VENV)/.installed
+
+$(SGLANG_STAMP): constraints/sglang.txt
+	$(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip install --quiet uv
+	$(SGLANG_VENV)/bin/uv pip install --quiet --python $(SGLANG_VENV)/bin/python --requirement constraints/sglang.txt
+	@touch $@
+
+sglang: $(SGLANG_STAMP) ## create .venv-sglang, the environment of rollout.python (10 GB)
+
+test-sglang: $(STAMP) $(SGLANG_STAMP) ## run the suite marked sglang against a real SGLang, on the CPU
+	AGENTLOOP_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest -m sglang $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/ruff check .

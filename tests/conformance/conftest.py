@@ -205,7 +205,7 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
                 sglang_python(), "-m", "sglang.launch_server", "--model-path", str(MODEL), "--host", "127.0.0.1",
                 "--port", str(port), "--device", "cpu", "--dtype", dtype, "--model-impl", "transformers",
                 "--attention-backend", "torch_native", "--max-total-tokens", "100000", "--skip-tokenizer-init",
-                "--random-seed", "0",
+                "--random-seed", "0", "--enable-fp32-lm-head",
             ]  # fmt: skip
         else:
             command = [

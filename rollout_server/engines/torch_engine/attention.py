@@ -61,7 +61,7 @@ class _Segment:
         the useful three quarters of it.
         """
         hidden = self._columns > seen[self.low : self.high, None]
-        mask = torch.zeros(hidden.shape, dtype=self.pool.shape.dtype, device=hidden.device)
+        mask = torch.zeros(hidden.shape, device=hidden.device)
         self.mask = mask.masked_fill_(hidden, float("-inf")).view(self.count, 1, 1, -1)
 
 
@@ -119,8 +119,9 @@ class DecodePass:
     def attend(
         self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        if scaling != 1.0:
-            q_TAK = q_TAK * scaling
+        dtype = q_TAK.dtype
+        # Scores in full precision whatever the model's: rounded ones cost more than all other roundings of a layer.
+        q_TAK = q_TAK.float() * scaling if scaling != 1.0 else q_TAK.float()
         heads, dim = q_TAK.shape[1:]
         kv_heads = k_THK.shape[1]
         groups = heads // kv_heads
@@ -131,10 +132,10 @@ class DecodePass:
             segment.k_flat[layer].scatter_(0, segment.k_index.view(-1), k_THK[low:high].reshape(-1))
             segment.v_flat[layer].index_copy_(0, segment.v_index.view(-1), v_THD[low:high].reshape(-1, v_THD.shape[2]))
             q = q_TAK[low:high].reshape(rows * kv_heads, groups, dim)
-            scores = torch.bmm(q, segment.k_BKC[layer])
+            scores = torch.bmm(q, segment.k_BKC[layer].float())
             scores.view(rows, kv_heads, groups, -1).add_(segment.mask)
-            weights = torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
-            outs.append(torch.bmm(weights, segment.v_BCD[layer]).view(rows, heads, -1))
+            weights = torch.softmax(scores, -1)
+            outs.append(torch.bmm(weights, segment.v_BCD[layer].float()).to(dtype).view(rows, heads, -1))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 

@@ -17,6 +17,7 @@ from rollout_server.engines.torch_engine.attention import (
     attending,
     transformers_attention,
 )
+from rollout_server.engines.torch_engine.head import FullPrecisionHead
 from rollout_server.engines.torch_engine.images import ImageReader
 from rollout_server.engines.torch_engine.rows import KVShape
 from rollout_server.engines.torch_engine.vision import VISION_TYPES, VisionRunner, load_image_reader
@@ -180,6 +181,7 @@ class TransformersRunner:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._body = model.base_model
+        self._head = FullPrecisionHead(model)
 
     def prefill(self, chunks: PrefillPass) -> None:
         with attending(chunks):
@@ -192,4 +194,4 @@ class TransformersRunner:
         return logits
 
     def weights_changed(self) -> None:
-        """Nothing to do: the parameters themselves are run."""
+        self._head.weights_changed()

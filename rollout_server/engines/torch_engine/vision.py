@@ -19,6 +19,7 @@ import torch
 
 from agentloop.errors import ModelError
 from rollout_server.engines.torch_engine.attention import DecodePass, PrefillPass, attending
+from rollout_server.engines.torch_engine.head import FullPrecisionHead
 from rollout_server.engines.torch_engine.images import ImageReader, Kept, Patches
 
 VISION_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -82,6 +83,7 @@ class VisionRunner:
         self._decoder = self._body.language_model
         self._embed = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
+        self._full_head = FullPrecisionHead(model)
         self._features: Kept[Features] = Kept(FEATURE_CACHE_BYTES, lambda features: features.nbytes)
 
     def prefill(self, chunks: PrefillPass) -> None:
@@ -105,6 +107,7 @@ class VisionRunner:
 
     def weights_changed(self) -> None:
         self._features.clear()
+        self._full_head.weights_changed()
 
     def _positions(self, chunks: PrefillPass) -> torch.Tensor:
         parts, low = [], 0
