@@ -39,7 +39,6 @@ async def test_greedy_answers_agree_in_bfloat16(running: Callable[..., Target]) 
         async with httpx.AsyncClient(base_url=target.url, timeout=300, trust_env=False) as target.http:
             options: dict[str, Any] = {"temperature": 0, "ignore_eos": False}
             answers[kind] = await asyncio.gather(*(target.generate(ids, NEW, **options) for ids in prompts))
-            )
     pairs = list(zip(answers["torch"], answers["sglang"], strict=True))
     same = [(a, b) for a, b in pairs if a.ids == b.ids]
     worst = max(abs(x - y) for a, b in same for x, y in zip(a.logprobs, b.logprobs, strict=True))
