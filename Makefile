@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test sglang test-sglang lint coverage smoke-gsm8k bench gpu-check docs clean
+.PHONY: help install quickstart test sglang test-sglang chaos lint coverage smoke-gsm8k bench gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ sglang: $(SGLANG_STAMP) ## create .venv-sglang, the environment of rollout.pytho
 
 test-sglang: $(STAMP) $(SGLANG_STAMP) ## run the suite marked sglang against a real SGLang, on the CPU
 	AGENTLOOP_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest -m sglang $(ARGS)
+
+chaos: $(STAMP) ## replicas are killed and stopped for two minutes while the weights change: nothing may be lost
+	CHAOS_SECONDS=120 $(BIN)/python -m pytest tests/chaos -s $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/ruff check .

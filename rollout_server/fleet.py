@@ -119,8 +119,11 @@ class Fleet:
                 if loop.time() - since > WELL_AFTER_S:
                     backoff = FIRST_BACKOFF_S
                 await self._router.fence(member, reason)
-            except (ServerStartError, EngineError, WeightsError, HttpError) as exc:
+            except Exception as exc:
+                if not isinstance(exc, ServerStartError | EngineError | WeightsError | HttpError):
+                    log.exception("the keeper of %s stumbled", source.name)
                 failures += 1
+                log.error("replica %s did not start: %s", source.name, exc)
                 await self._router.fence(member, str(exc), "failed" if failures >= self._max_starts else "fenced")
             await source.stop(gently=False)
             if member.state == "failed":
@@ -167,15 +170,19 @@ class Fleet:
     async def _probe(self, member: Member) -> str:
         while True:
             await asyncio.sleep(self._probe_every_s)
-            if self._router.paused is not None or self._router.changing.locked():
-                continue
+            held = self._held
             try:
                 async with asyncio.timeout(self._probe_timeout_s):
-                    await member.replica.probe()
+                    # A pause or an update holds generations up, but no answer to whether it is there.
+                    await (member.replica.alive() if held else member.replica.probe())
             except (EngineError, HttpError, TimeoutError) as exc:
-                # A probe that a pause held up says nothing.
-                if self._router.paused is None and not self._router.changing.locked():
-                    return f"it samples nothing: {str(exc) or f'no token in {self._probe_timeout_s:g} s'}"
+                if held or not self._held:
+                    doing = "answers nothing" if held else "samples nothing"
+                    return f"it {doing}: {str(exc) or f'not in {self._probe_timeout_s:g} s'}"
+
+    @property
+    def _held(self) -> bool:
+        return self._router.paused is not None or self._router.changing.locked()
 
 
 async def _fenced(member: Member) -> str:
@@ -211,6 +218,8 @@ class _NotStarted:
     async def memory(self, what: object, tags: object) -> None: ...
 
     async def probe(self) -> None: ...
+
+    async def alive(self) -> None: ...
 
     async def refresh(self) -> None: ...
 

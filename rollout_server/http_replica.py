@@ -156,6 +156,9 @@ class HttpReplica:
     async def probe(self) -> None:
         await self.get("/health_generate")
 
+    async def alive(self) -> None:
+        await self.get("/health")
+
     async def refresh(self) -> None:
         facts = await self.get("/server_info")
         states = facts.get("states") or [{}]

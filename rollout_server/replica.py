@@ -81,6 +81,14 @@ class Replica(Protocol):
         """
         ...
 
+    async def alive(self) -> None:
+        """Return if it answers at all, paused or not.
+
+        Raises:
+            EngineError: it does not.
+        """
+        ...
+
     async def refresh(self) -> None:
         """Bring `stats` up to date."""
         ...
@@ -140,6 +148,9 @@ class LocalReplica:
                 await probe
         finally:
             probe.cancel()
+
+    async def alive(self) -> None:
+        """It is in this process."""
 
     async def refresh(self) -> None:
         """Nothing to do: the engine's counters are in this process."""

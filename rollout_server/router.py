@@ -165,7 +165,8 @@ class Router:
             if member is None:
                 member = await self._wait_for_member(session)
             piece_tokens = member.replica.piece_tokens
-            if kept is None and piece_tokens and can_go_on(generation):
+            # An answer of one piece has nothing to be kept of.
+            if kept is None and 0 < piece_tokens < generation.sampling.max_new_tokens and can_go_on(generation):
                 kept = Kept(generation, piece_tokens)
             try:
                 result = await self._run(member, generation if kept is None else kept.rest(), session)

@@ -122,6 +122,9 @@ class SglangReplica(HttpReplica):
             raise HttpError(409, "conflict", f"SGLang cannot {what} memory here: it runs on a CPU")
         await super().memory(what, tags)
 
+    async def alive(self) -> None:
+        await self.get("/model_info")  # its /health generates, which a pause holds up
+
     async def refresh(self) -> None:
         """It counts in a text format of its own, behind a flag; what the router counts has to do."""
         self._stats = EngineStats(running=self.in_flight, paused=self._paused is not None, weight_updates=self._updates)

@@ -36,6 +36,7 @@ class FakeReplica:
         """Tokens of a request after which it dies."""
         self.refuses: WeightsError | None = None
         self.hangs = False
+        self.stopped = False
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.gone = asyncio.Event()
@@ -76,6 +77,9 @@ class FakeReplica:
         self.calls.append("flush")
 
     async def update_weights(self, folder: Path, version: str) -> None:
+        if self.stopped:
+            await self.gone.wait()
+            raise ReplicaGone(f"{self.name} is gone")
         if self.refuses is not None:
             raise self.refuses
         self.calls.append(f"update {version}")
@@ -86,6 +90,10 @@ class FakeReplica:
 
     async def probe(self) -> None:
         if self.hangs:
+            await asyncio.Event().wait()
+
+    async def alive(self) -> None:
+        if self.stopped:
             await asyncio.Event().wait()
 
     async def refresh(self) -> None: ...

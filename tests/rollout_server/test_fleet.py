@@ -67,6 +67,20 @@ async def test_a_pause_is_no_hang(fleet_of: Callable[..., tuple[Router, Fleet]])
     assert len(source.replicas) == 1 and router.members[0].serves
 
 
+async def test_a_replica_that_hangs_in_an_update_does_not_hold_it_up(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    a, b = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    a.replicas[0].stopped = True
+    async with asyncio.timeout(10):
+        await router.update_weights(tmp_path, "1")
+    assert router.weight_version == "1" and router.members[0].fenced == 1
+    await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
+    assert a.replicas[1].weight_version == "1"
+
+
 async def test_a_restarted_replica_serves_the_current_version_and_pauses_as_the_others(
     fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
 ) -> None:
