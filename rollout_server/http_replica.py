@@ -9,7 +9,7 @@ from typing import Any, Literal
 import httpx
 import orjson
 
-from agentloop.lanes import Lanes
+from agentloop.lanes import Lanes, OnData, Origin, request_head
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import (
     EngineError,
@@ -65,10 +65,11 @@ class HttpReplica:
         self._incremental = incremental
         self._admin_timeout_s = admin_timeout_s
         self._update_timeout_s = update_timeout_s
-        self._headers = [("host", self._url.netloc.decode()), ("content-type", "application/json")]
+        self._origin = Origin.of(self._url)
+        self._headers = [(b"host", self._url.netloc), (b"content-type", b"application/json")]
         if token:
-            self._headers.append(("authorization", f"Bearer {token}"))
-        self._generate_url = self._url.copy_with(raw_path=b"/generate")
+            self._headers.append((b"authorization", f"Bearer {token}".encode()))
+        self._generate_head = self._head(b"POST", "/generate")
         self._lanes = Lanes(MAX_CONNECTIONS)
         self._stats = EngineStats()
         self._closed = False
@@ -117,13 +118,13 @@ class HttpReplica:
         self.in_flight += 1
         try:
             on_data = None if generation.on_piece is None else answer.feed
-            response = await self._send(self._generate_url, orjson.dumps(request), None, on_data)
+            status, content = await self._send(self._generate_head, orjson.dumps(request), None, on_data)
         finally:
             self.in_flight -= 1
-        if response.status_code != 200:
-            raise _refusal(response)
+        if status != 200:
+            raise _refusal(status, content)
         if generation.on_piece is None:
-            answer.take(response.content)
+            answer.take(content)
         return answer.result()
 
     async def abort(self, rid: str | None) -> int:
@@ -179,7 +180,7 @@ class HttpReplica:
             ReplicaGone: no answer in time.
             EngineError: an answer other than 200.
         """
-        return _json_of(await self._send(self._url.copy_with(raw_path=path.encode()), None, self._admin_timeout_s))
+        return _json_of(*await self._send(self._head(b"GET", path), b"", self._admin_timeout_s))
 
     async def post(self, path: str, body: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
         """POST; the JSON of the answer.
@@ -189,8 +190,8 @@ class HttpReplica:
             EngineError: the replica failed.
             HttpError: it refused the request.
         """
-        url = self._url.copy_with(raw_path=path.encode())
-        return _json_of(await self._send(url, orjson.dumps(body), timeout_s or self._admin_timeout_s))
+        head = self._head(b"POST", path)
+        return _json_of(*await self._send(head, orjson.dumps(body), timeout_s or self._admin_timeout_s))
 
     def _version_of(self, version: str) -> str:
         """What a version that the replica names is called here."""
@@ -200,26 +201,22 @@ class HttpReplica:
         """For one answer: tells the version that sampled all of it so far, or None where that is not sure."""
         return lambda: None
 
+    def _head(self, method: bytes, path: str) -> bytes:
+        return request_head(method, self._url.raw_path.rstrip(b"/") + path.encode(), self._headers)
+
     async def _send(
-        self,
-        url: httpx.URL,
-        body: bytes | None,
-        timeout_s: float | None,
-        on_data: Callable[[bytes], None] | None = None,
-    ) -> httpx.Response:
+        self, head: bytes, body: bytes, timeout_s: float | None, on_data: OnData | None = None
+    ) -> tuple[int, bytes]:
+        """Status and body of the answer."""
         if self._closed:
             raise ReplicaGone(f"{self._name} is gone")
-        extensions: dict[str, Any] = {"timeout": {"connect": CONNECT_TIMEOUT_S, "read": timeout_s}}
-        if on_data is not None:
-            extensions["on_data"] = on_data
-        method = "GET" if body is None else "POST"
-        request = httpx.Request(method, url, headers=self._headers, content=body or b"", extensions=extensions)
         try:
-            response = await self._lanes.handle_async_request(request)
-            await response.aread()
+            status, _, content = await self._lanes.send(
+                self._origin, head, body, connect_s=CONNECT_TIMEOUT_S, read_s=timeout_s, on_data=on_data
+            )
         except httpx.TransportError as exc:
             raise ReplicaGone(f"{self._name} does not answer: {exc or type(exc).__name__}") from exc
-        return response
+        return status, content
 
 
 class _Answer:
@@ -312,24 +309,24 @@ class _Answer:
         ]
 
 
-def _refusal(response: httpx.Response) -> Exception:
+def _refusal(status: int, content: bytes) -> Exception:
     """An answer other than 200 as what it means here."""
     try:
-        error = response.json()["error"]
+        error = orjson.loads(content)["error"]
         message = str(error["message"]) if isinstance(error, dict) else str(error)
         field = error.get("field") if isinstance(error, dict) else None
     except (ValueError, KeyError, TypeError):
-        message, field = response.text[:300] or f"status {response.status_code}", None
-    if response.status_code < 500:
-        return HttpError(response.status_code, "invalid_request", message, field)
+        message, field = content[:300].decode(errors="replace") or f"status {status}", None
+    if status < 500:
+        return HttpError(status, "invalid_request", message, field)
     return EngineError(message)
 
 
-def _json_of(response: httpx.Response) -> dict[str, Any]:
-    if response.status_code != 200:
-        raise _refusal(response)
+def _json_of(status: int, content: bytes) -> dict[str, Any]:
+    if status != 200:
+        raise _refusal(status, content)
     try:
-        body = response.json()
+        body = orjson.loads(content)
     except ValueError:
         return {}
     return body if isinstance(body, dict) else {}

@@ -46,7 +46,7 @@ def serve(settings: ServerSettings) -> int:
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
         backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        server_header=False, date_header=False,
+        server_header=False, date_header=False, proxy_headers=False,
     )  # fmt: skip
     server = _Server(config, settings, router, fleet)
     server.run(sockets=[sock])
