@@ -20,6 +20,13 @@ STEP_S, ROW_S, PREFILL_S = 4e-3, 1e-4, 2e-5
 MAX_RUNNING = 16
 VERSION = "0"
 
+FACTS = {
+    "success": True, "is_generation": True, "weight_version": VERSION, "model_path": "stub", "version": "0",
+    "incremental_streaming_output": True, "tokenizer_path": "stub", "served_model_name": "stub",
+    "model_type": "qwen2", "architectures": [], "dp_size": 1,
+}  # fmt: skip
+"""What it says to every other path."""
+
 
 class Engine:
     """The time model of one replica."""
@@ -87,9 +94,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._url != b"/generate":
-            self._answer({"success": True, "is_generation": True, "weight_version": VERSION, "model_path": "stub",
-                          "incremental_streaming_output": True, "version": "0", "tokenizer_path": "stub",
-                          "served_model_name": "stub", "model_type": "qwen2", "architectures": [], "dp_size": 1})  # fmt: skip
+            self._answer(FACTS)
             return
         request = json.loads(self._body)
         if self._engine is None:
