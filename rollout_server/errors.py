@@ -17,6 +17,14 @@ TEXT_REFUSED = (
     "Send `input_ids`."
 )
 
+PICKLES_REFUSED = (
+    "pickled tensors are not taken, because unpickling runs whatever code the sender likes. Write the tensors to "
+    "model.safetensors in a folder in shared memory, under a --weights-root, and send `shm_path` and `weight_version`."
+)
+
+REFUSED_FIELDS = {"text": TEXT_REFUSED, "serialized_named_tensors": PICKLES_REFUSED}
+"""Fields that SGLang knows and this server does not take, whatever else a request holds."""
+
 
 class HttpError(Exception):
     """An answer other than 200."""
@@ -54,18 +62,24 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
 
 def explain(model: type[BaseModel], error: ValidationError) -> HttpError:
     """The first wrong field; an unknown one with the name that was probably meant."""
+    errors = error.errors(include_url=False)
+    for one in errors:
+        if len(one["loc"]) == 1 and (reason := REFUSED_FIELDS.get(str(one["loc"][0]))) and _is_unknown(one):
+            return bad_request(reason, str(one["loc"][0]))
     # An unknown field explains a missing one next to it, so it comes first.
-    details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
+    details = sorted(errors, key=lambda e: not _is_unknown(e))[0]
     path = [str(part) for part in details["loc"]]
     field = ".".join(path) or None
-    if details["type"] != "extra_forbidden":
+    if not _is_unknown(details):
         return bad_request(f"{field or 'body'}: {details['msg']}", field)
-    if path == ["text"]:
-        return bad_request(TEXT_REFUSED, field)
     known = list(_model_at(model, path[:-1]).model_fields)
     close = difflib.get_close_matches(path[-1], known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
     return bad_request(f"unknown field {field!r}; {hint}", field)
+
+
+def _is_unknown(details: Any) -> bool:
+    return bool(details["type"] == "extra_forbidden")
 
 
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:

@@ -12,9 +12,14 @@ from rollout_server.engines.base import (
     EngineError,
     EngineInfo,
     EngineStats,
+    FolderWeights,
     Generation,
     GenerationResult,
     PauseMode,
+    RunningMode,
+    WeightsGroup,
+    WeightsReceipt,
+    WeightsSource,
 )
 from rollout_server.replica import LocalReplica
 from rollout_server.router import Router
@@ -30,6 +35,7 @@ class FakeEngine:
         self.asked: list[str] = []
         self.go_on = asyncio.Event()
         self.error: EngineError | None = None
+        self.receives: str | Exception = "xxh3:aa"
 
     async def generate(self, generation: Generation) -> GenerationResult:
         self.asked.append(generation.rid)
@@ -50,8 +56,19 @@ class FakeEngine:
     async def flush_cache(self) -> None:
         self.asked.append("flush")
 
-    async def update_weights(self, folder: Path, version: str) -> None:
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
+        if isinstance(self.receives, Exception):
+            raise self.receives
         self.weight_version = version
+        return WeightsReceipt(version, self.receives)
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        self.asked.append(f"join as {group.rank} of {group.world_size}")
+
+    async def leave_weights_group(self, name: str) -> bool:
+        return False
 
     def stats(self) -> EngineStats:
         return EngineStats()
@@ -107,7 +124,7 @@ async def test_administration_reaches_all_replicas(tmp_path: Path) -> None:
     engines = [FakeEngine() for _ in range(2)]
     router = Router([LocalReplica(engine) for engine in engines])
     await router.pause("in_place")
-    await router.update_weights(tmp_path, "3")
+    await router.update_weights(FolderWeights(tmp_path), "3")
     await router.flush_cache()
     await router.resume()
     assert await router.abort(None) == 6
