@@ -6,6 +6,7 @@ name as a prefix of its keys, and torch's own way of making a group from a store
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from typing import Any
 
@@ -46,6 +47,8 @@ def join_group(store: Any, *, rank: int, world_size: int, name: str, backend: st
         group_name=name,  # type: ignore[arg-type]
         timeout=timedelta(seconds=timeout_s),
     )
+    # Else torch does not know who is in it when it is closed.
+    _world.pg_group_ranks[group] = {member: member for member in range(world_size)}
     return group
 
 
@@ -64,7 +67,8 @@ def broadcast(group: Any, tensor: Any) -> None:
 
 
 def leave_group(group: Any) -> None:
-    """Close its connections: members that wait in it fail at once."""
+    """Close its connections: members that wait in it fail at once. Others may be gone already."""
     import torch.distributed as dist
 
-    dist.destroy_process_group(group)
+    with contextlib.suppress(RuntimeError):
+        dist.destroy_process_group(group)

@@ -137,6 +137,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
                 "state": member.state,
                 "reason": member.reason,
                 "weight_version": member.replica.weight_version,
+                "ranks": member.replica.ranks,
                 "in_flight": len(member.in_flight),
                 "in_flight_tokens": member.in_flight_tokens,
                 "fenced": member.fenced,

@@ -40,7 +40,7 @@ class Handout:
         self._dtype = dtype
         self._writers: dict[Path, SharedWriter] = {}
         self._store: Any = None
-        self._groups: dict[str, Any] = {}
+        self._groups: dict[str, tuple[Any, str]] = {}
         state = lm.state_dict().keys()
         # Tied weights appear once, under their first name.
         self._tensors: dict[str, Tensor] = dict(lm.named_parameters())
@@ -111,17 +111,18 @@ class Handout:
         if not _first():
             return ""
         try:
-            self._groups[name] = join_group(
+            group = join_group(
                 self._store, rank=0, world_size=world_size, name=name, backend=backend, timeout_s=GROUP_TIMEOUT_S
             )
         except (RuntimeError, ValueError) as exc:
             return str(exc) or type(exc).__name__
+        self._groups[name] = group, "cuda" if backend == "nccl" else "cpu"
         return ""
 
     def leave_group(self, name: str) -> None:
         group = self._groups.pop(name, None)
         if group is not None:
-            leave_group(group)
+            leave_group(group[0])
         self._store = None
 
     def _dtype_of(self, name: str) -> str:
@@ -235,9 +236,9 @@ class _Shards:
 class _Sender:
     """Broadcasts tensors in buckets. After a failure it goes on without sending: the other ranks still gather."""
 
-    def __init__(self, group: Any, specs: list[TensorSpec], bucket_bytes: int) -> None:
+    def __init__(self, group: tuple[Any, str] | None, specs: list[TensorSpec], bucket_bytes: int) -> None:
         sizes = [spec.end - spec.begin for spec in specs]
-        self._group = group
+        self._group, self._device = group or (None, "cpu")
         self._ends = {specs[bucket[-1]].name for bucket in buckets(sizes, bucket_bytes)}
         self._bucket: list[Tensor] = []
         self.digests: dict[str, int] = {}
@@ -253,7 +254,7 @@ class _Sender:
         if spec.name in self._ends:
             if not self.error:
                 try:
-                    broadcast(self._group, torch.cat(self._bucket))
+                    broadcast(self._group, torch.cat(self._bucket).to(self._device))
                 except RuntimeError as exc:
                     self.error = str(exc) or type(exc).__name__
             self._bucket = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,8 +50,7 @@ class Groups:
         """False: there is none of this name."""
         group = self._groups.pop(name, None)
         if group is not None:
-            with contextlib.suppress(RuntimeError):  # the others may be gone
-                leave_group(group[0])
+            leave_group(group[0])
         return group is not None
 
     def close(self) -> None:
