@@ -35,7 +35,7 @@ def join_group(store: Any, *, rank: int, world_size: int, name: str, backend: st
     Raises:
         RuntimeError: somebody did not come in time, or the backend is not there.
     """
-    from torch.distributed.distributed_c10d import Backend, PrefixStore, _new_process_group_helper
+    from torch.distributed.distributed_c10d import Backend, PrefixStore, _new_process_group_helper, _world
 
     # Torch's public calls make groups of processes that share a default group. The trainer has one, of its ranks alone.
     group, _ = _new_process_group_helper(
