@@ -103,8 +103,8 @@ def read_layout(path: Path) -> list[TensorSpec]:
     at = 8 + length
     specs.sort(key=lambda spec: (spec.begin, spec.end))
     for spec in specs:
-        if spec.begin != at or spec.end - spec.begin != tensor_bytes(spec.dtype, spec.shape):
-            raise LayoutError(f"{path} cannot be read: the place of {spec.name!r} does not fit its shape")
+        if spec.begin != at:
+            raise LayoutError(f"{path} cannot be read: {spec.name!r} does not begin where the tensor before it ends")
         at = spec.end
     if at != size:
         raise LayoutError(f"{path} cannot be read: it holds {size} bytes, its header says {at}")
@@ -114,7 +114,10 @@ def read_layout(path: Path) -> list[TensorSpec]:
 def _spec(name: str, entry: dict[str, Any], start: int) -> TensorSpec:
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(length) for length in entry["shape"])
-    return TensorSpec(name, _NAMES[entry["dtype"]], shape, start + begin, start + end)
+    spec = TensorSpec(name, _NAMES[entry["dtype"]], shape, start + begin, start + end)
+    if end - begin != tensor_bytes(spec.dtype, shape):
+        raise ValueError(f"the place of {name!r} does not fit its shape {list(shape)}")
+    return spec
 
 
 _BEYOND_FINITE = {
