@@ -10,26 +10,25 @@ import contextlib
 from datetime import timedelta
 from typing import Any
 
+TIMEOUT_S = 60.0
+"""How long members wait for each other: at the store, and in a broadcast."""
 
-def open_store(address: str, world_size: int, timeout_s: float) -> Any:
+
+def open_store(address: str) -> Any:
     """The trainer's store, at a free port of `address` (its `.port`); it does not wait for anybody."""
     from torch._C._distributed_c10d import TCPStore
 
-    return TCPStore(
-        address, 0, world_size, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
-    )
+    return TCPStore(address, 0, None, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=TIMEOUT_S))
 
 
-def connect_store(address: str, port: int, world_size: int, timeout_s: float) -> Any:
+def connect_store(address: str, port: int) -> Any:
     """An engine's connection to the trainer's store."""
     from torch._C._distributed_c10d import TCPStore
 
-    return TCPStore(
-        address, port, world_size, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
-    )
+    return TCPStore(address, port, None, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=TIMEOUT_S))
 
 
-def join_group(store: Any, *, rank: int, world_size: int, name: str, backend: str, timeout_s: float) -> Any:
+def join_group(store: Any, *, rank: int, world_size: int, name: str, backend: str) -> Any:
     """Meet the others at the store; returns the group when all have come.
 
     Raises:
@@ -45,7 +44,7 @@ def join_group(store: Any, *, rank: int, world_size: int, name: str, backend: st
         Backend(backend),
         PrefixStore(name, store),
         group_name=name,  # type: ignore[arg-type]
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timedelta(seconds=TIMEOUT_S),
     )
     # Else torch does not know who is in it when it is closed.
     _world.pg_group_ranks[group] = {member: member for member in range(world_size)}

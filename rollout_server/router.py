@@ -347,7 +347,7 @@ class Router:
         """Let all serving replicas join: the first one as rank `group.rank`.
 
         Raises:
-            HttpError: 409, when the group is made for another number of ranks than the serving replicas have.
+            HttpError: 409, when the group is made for fewer ranks than the serving replicas have.
             WeightsError: it did not come about.
         """
         async with self.changing:
@@ -356,7 +356,7 @@ class Router:
             for member in members:
                 ranked.append((member, replace(group, rank=rank)))
                 rank += member.replica.ranks
-            if rank != group.world_size:
+            if rank > group.world_size:  # it may hold others too: replicas of this one are servers as well
                 raise HttpError(
                     409,
                     "conflict",

@@ -83,8 +83,8 @@ def add_weights(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
         return await take(request, source, "names")
 
     async def join(request: InitWeightsUpdateGroupRequest) -> str:
-        """Meet a trainer in a group for `/update_weights_from_distributed`. 409: the group is made for another number
-        of ranks than there are serving replicas."""
+        """Meet a trainer in a group for `/update_weights_from_distributed`. 409: the group is made for fewer ranks than
+        the serving replicas have."""
         group = WeightsGroup(
             request.group_name,
             request.master_address,

@@ -26,7 +26,6 @@ from agentloop.weights_group import broadcast, join_group, leave_group, open_sto
 from trainer.model import DTYPES
 
 MAX_SHARD_BYTES = 4 * 2**30
-GROUP_TIMEOUT_S = 120.0
 
 Take = Callable[[TensorSpec, Tensor], None]
 """What is done on rank 0 with a whole tensor of the published dtype, or one that is still to be cast to it."""
@@ -103,7 +102,7 @@ class Handout:
         """Open the store where a group meets; returns its port, on rank 0."""
         if not _first():
             return 0
-        self._store = open_store(address, 2, GROUP_TIMEOUT_S)
+        self._store = open_store(address)
         return int(self._store.port)
 
     def join_group(self, name: str, world_size: int, backend: str) -> str:
@@ -111,9 +110,7 @@ class Handout:
         if not _first():
             return ""
         try:
-            group = join_group(
-                self._store, rank=0, world_size=world_size, name=name, backend=backend, timeout_s=GROUP_TIMEOUT_S
-            )
+            group = join_group(self._store, rank=0, world_size=world_size, name=name, backend=backend)
         except (RuntimeError, ValueError) as exc:
             return str(exc) or type(exc).__name__
         self._groups[name] = group, "cuda" if backend == "nccl" else "cpu"

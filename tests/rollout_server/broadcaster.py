@@ -26,9 +26,9 @@ def layout(file: str) -> tuple[list[str], dict[str, torch.Tensor]]:
 def main() -> None:
     world_size = int(sys.argv[1])
     name = sys.argv[2] if len(sys.argv) > 2 else "weight_update_group"
-    store = open_store("127.0.0.1", 2, 60)
+    store = open_store("127.0.0.1")
     print(json.dumps({"port": store.port, "torch": torch.__version__}), flush=True)
-    group = join_group(store, rank=0, world_size=world_size, name=name, backend="gloo", timeout_s=60)
+    group = join_group(store, rank=0, world_size=world_size, name=name, backend="gloo")
     print("joined", flush=True)
     for line in sys.stdin:
         file, bucket_bytes = line.split()

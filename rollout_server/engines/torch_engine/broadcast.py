@@ -11,9 +11,6 @@ from agentloop.tensors import TensorSpec, buckets
 from agentloop.weights_group import broadcast, connect_store, join_group, leave_group
 from rollout_server.engines.base import BroadcastWeights, WeightsError, WeightsGroup
 
-GROUP_TIMEOUT_S = 120.0
-"""For joining, and for one broadcast."""
-
 
 class Groups:
     """By name. Called on any thread but the engine's, one call at a time."""
@@ -31,14 +28,13 @@ class Groups:
         if group.backend == "nccl" and device.type != "cuda":
             raise WeightsError(f"this engine runs on {device}: it can join groups of backend gloo only")
         try:
-            store = connect_store(group.address, group.port, group.world_size, GROUP_TIMEOUT_S)
+            store = connect_store(group.address, group.port)
             joined = join_group(
                 store,
                 rank=group.rank,
                 world_size=group.world_size,
                 name=group.name,
                 backend=group.backend,
-                timeout_s=GROUP_TIMEOUT_S,
             )
         except (RuntimeError, ValueError) as exc:
             raise WeightsError(
