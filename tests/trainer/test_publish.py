@@ -39,7 +39,7 @@ class Started:
                 "--weights-root", str(root), "--parent-pid", str(os.getpid()), "--log-dir", str(folder), *options,
             ]
         )  # fmt: skip
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not ready.exists():
             assert self.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
