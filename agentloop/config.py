@@ -129,9 +129,23 @@ class SamplingConfig(Section):
 class PublishConfig(Section):
     """How a new policy version reaches the server."""
 
-    transport: Literal["disk"] = Field("disk", description="safetensors in weights/v_N, loaded by the server")
-    running: Literal["retract", "in_place"] = Field(
-        "retract", description="requests that run during an update: recompute their KV cache, or keep it"
+    transport: Literal["disk", "shm", "distributed"] = Field(
+        "disk",
+        description="disk: a folder of safetensors for each version; shm: shared memory, served where it lies; "
+        "distributed: broadcast in a process group",
+    )
+    running: Literal["retract", "in_place", "wait"] = Field(
+        "retract",
+        description="requests that run during an update: recompute their KV cache, keep it, or let them end first",
+    )
+    folder: Path | None = Field(
+        None,
+        description="where published weights lie for disk and shm, and the copies of distributed; null: in memory "
+        "(/dev/shm) if the run starts its server and they fit there, else the run's weights/",
+    )
+    bucket_mb: int = Field(256, ge=1, description="distributed: size at which one broadcast ends")
+    address: str | None = Field(
+        None, description="distributed: this machine as the server reaches it; null: loopback, or its host name"
     )
 
 

@@ -122,14 +122,73 @@ class GenerateResponse(BaseModel):
     meta_info: MetaInfo
 
 
-class UpdateWeightsFromDiskRequest(WireModel):
+WeightsVersion = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class UpdateRequest(WireModel):
+    """What all weight updates have in common."""
+
+    weight_version: WeightsVersion | None = Field(None, description="null: the folder's name")
+    flush_cache: bool = True
+    abort_all_requests: bool = False
+    checksum: str | None = Field(
+        None, description="of the published tensors, as `agentloop.tensors` makes it; replicas that read others refuse"
+    )
+    running: Literal["retract", "in_place"] = Field(
+        "retract", description="what becomes of requests that run, unless the server is paused: recomputed, or not"
+    )
+
+
+class UpdateWeightsFromDiskRequest(UpdateRequest):
     """Load safetensors from `model_path` and serve them as `weight_version`."""
 
     model_path: str
-    weight_version: str | None = Field(None, max_length=256, description="null: the folder's name")
-    flush_cache: bool = True
-    abort_all_requests: bool = False
     load_format: str | None = None
+
+
+class UpdateWeightsFromTensorRequest(UpdateRequest):
+    """Serve `model.safetensors` of a folder in shared memory where it lies, while or after it is written.
+
+    SGLang's fields for pickled tensors are not taken: unpickling runs whatever code the sender likes.
+    """
+
+    shm_path: str
+
+
+class UpdateWeightsFromDistributedRequest(UpdateRequest):
+    """Receive broadcasts of rank 0 in a group; the answer comes when they have arrived and are served."""
+
+    names: list[str] = Field(min_length=1)
+    dtypes: list[str] = Field(description="torch's names, as float32")
+    shapes: list[list[Annotated[int, Field(ge=0)]]]
+    group_name: str = "weight_update_group"
+    load_format: Literal["flattened_bucket"] | None = Field(
+        None, description="flattened_bucket: tensors travel together, as bytes in a row; null: one broadcast of each"
+    )
+    bucket_bytes: int | None = Field(
+        None, ge=1, description="size at which a flattened bucket ends; null: all tensors are in one"
+    )
+    copy_path: str | None = Field(
+        None, description="folder with the same tensors, for replicas that have to be started again later"
+    )
+
+
+class InitWeightsUpdateGroupRequest(WireModel):
+    """Join a group whose rank 0 keeps a store at `master_address:master_port`; the serving replicas take the ranks from
+    `rank_offset` on, in their order."""
+
+    master_address: str
+    master_port: int = Field(ge=1, le=65535)
+    rank_offset: int = Field(ge=1)
+    world_size: int = Field(ge=2)
+    group_name: str = Field("weight_update_group", min_length=1, max_length=256)
+    backend: Literal["nccl", "gloo"] = "nccl"
+
+
+class DestroyWeightsUpdateGroupRequest(WireModel):
+    """Leave a group."""
+
+    group_name: str = "weight_update_group"
 
 
 class AdminResponse(BaseModel):
@@ -139,6 +198,8 @@ class AdminResponse(BaseModel):
 
     success: bool
     message: str = ""
+    weight_version: str | None = Field(None, description="after an update: what every serving replica confirmed")
+    checksum: str | None = Field(None, description="after an update: of what they serve")
 
 
 class PauseRequest(WireModel):
@@ -175,6 +236,7 @@ class ServerInfo(BaseModel):
     vocab_size: int
     replicas: int
     pid: int
+    checksum: str | None = Field(None, description="of the weights that are served; null: the model's own")
     incremental_streaming_output: bool = False
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -27,17 +25,19 @@ from agentloop.wire import (
     MemoryRequest,
     PauseRequest,
     ServerInfo,
-    UpdateWeightsFromDiskRequest,
 )
 from rollout_server import AGENTLOOP_PACKAGE
+from rollout_server.admin import add_admin, done, to_json
 from rollout_server.auth import BearerToken
-from rollout_server.engines.base import EngineError, WeightsError
-from rollout_server.errors import HttpError, bad_request, parse
+from rollout_server.engines.base import (
+    EngineError,
+)
+from rollout_server.errors import HttpError, bad_request
 from rollout_server.generate import GenerateEndpoint
-from rollout_server.http import read_body
 from rollout_server.metrics import Metrics
 from rollout_server.router import Router
 from rollout_server.settings import ServerSettings
+from rollout_server.weights_routes import add_weights
 
 HEALTH_GENERATE_TIMEOUT_S = 20.0
 
@@ -49,13 +49,6 @@ ADMIN_PATHS = frozenset(
     }
 )  # fmt: skip
 """What changes the server for everybody: an admin token of its own can be set for these."""
-
-NOT_BUILT = (
-    "/update_weights_from_tensor",
-    "/init_weights_update_group",
-    "/update_weights_from_distributed",
-)
-"""SGLang's names that this version answers with 501."""
 
 
 def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
@@ -70,23 +63,22 @@ def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
     endpoint = GenerateEndpoint(router, metrics, incremental=settings.incremental_streaming_output)
     app.router.routes.append(Route("/generate", endpoint, methods=["POST"]))  # for other methods, and the 405
     _add_reads(app, router, metrics, settings)
-    _add_admin(app, router, tuple(root.resolve() for root in settings.weights_roots))
-    for path in NOT_BUILT:
-        app.add_api_route(path, _not_built, methods=["POST"], response_model=ErrorBody, status_code=501)
+    _add_admin(app, router)
+    add_weights(app, router, tuple(root.resolve() for root in settings.weights_roots))
 
     @app.exception_handler(HttpError)
     async def refuse(_: Request, exc: HttpError) -> Response:
-        return _json(exc.body, exc.status)
+        return to_json(exc.body, exc.status)
 
     @app.exception_handler(EngineError)
     async def fail(_: Request, exc: EngineError) -> Response:
-        return _json(HttpError(500, "engine_error", str(exc)).body, 500)
+        return to_json(HttpError(500, "engine_error", str(exc)).body, 500)
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, exc: HTTPException) -> Response:
         kind = "not_found" if exc.status_code == 404 else "invalid_request"
         error = HttpError(exc.status_code, kind, f"{request.method} {request.url.path}: {exc.detail}")
-        return _json(error.body, error.status)
+        return to_json(error.body, error.status)
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     served = _Shortcut(app, endpoint)
@@ -123,7 +115,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
         """200 while the process serves."""
         if router.failure:
             raise HttpError(503, "engine_error", router.failure)
-        return _done("")
+        return done("")
 
     @app.get("/health_generate", response_model=AdminResponse)
     async def health_generate() -> Response:
@@ -135,7 +127,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
                 await asyncio.gather(*(member.replica.probe() for member in router.serving))
         except (EngineError, TimeoutError) as exc:
             raise HttpError(503, "engine_error", f"no token was sampled: {exc or 'timed out'}") from exc
-        return _done("")
+        return done("")
 
     @app.get("/server_info", response_model=ServerInfo)
     async def server_info() -> Response:
@@ -150,6 +142,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
             vocab_size=info.vocab_size,
             replicas=len(router.members),
             pid=os.getpid(),
+            checksum=router.checksum,
             incremental_streaming_output=settings.incremental_streaming_output,
         )
         await router.refresh()
@@ -159,6 +152,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
                 "state": member.state,
                 "reason": member.reason,
                 "weight_version": member.replica.weight_version,
+                "ranks": member.replica.ranks,
                 "in_flight": len(member.in_flight),
                 "in_flight_tokens": member.in_flight_tokens,
                 "fenced": member.fenced,
@@ -166,14 +160,14 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
             }
             for member in router.members
         ]
-        return _json(orjson.dumps({**body.model_dump(), "states": states}))
+        return to_json(orjson.dumps({**body.model_dump(), "states": states}))
 
     @app.get("/model_info", response_model=dict[str, Any])
     @app.get("/get_model_info", response_model=dict[str, Any], include_in_schema=False)
     async def model_info() -> Response:
         """The facts that SGLang gives under this name."""
         facts = {"model_path": router.info.model_path, "is_generation": True, "weight_version": router.weight_version}
-        return _json(orjson.dumps(facts))
+        return to_json(orjson.dumps(facts))
 
     @app.get("/metrics", response_class=Response)
     async def read_metrics() -> Response:
@@ -182,7 +176,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
 
-def _add_admin(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
+def _add_admin(app: FastAPI, router: Router) -> None:
     async def abort(request: AbortRequest) -> str:
         """Abort one request, those of a session, or all; each is answered with what it has and finish reason
         `abort`."""
@@ -208,22 +202,6 @@ def _add_admin(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
         await router.flush_cache()
         return "flushed"
 
-    async def update(request: UpdateWeightsFromDiskRequest) -> str:
-        """Serve the safetensors of a folder as a new version, from the next step on. A folder that does not hold this
-        model's weights, whole, changes nothing. The prefixes that old weights computed are always forgotten,
-        whatever `flush_cache` says."""
-        folder = _allowed_folder(request.model_path, roots)
-        if request.load_format not in (None, "auto", "safetensors"):
-            raise bad_request("only safetensors are loaded", "load_format")
-        if request.abort_all_requests:
-            await router.abort()
-        name = request.weight_version or folder.name
-        try:
-            await router.update_weights(folder, name)
-        except WeightsError as exc:
-            raise bad_request(str(exc), "model_path") from exc
-        return f"serving version {name}"
-
     async def release(request: MemoryRequest) -> str:
         """Give the device's memory back: `weights`, `kv_cache`, or both. 409 where the engine cannot."""
         await router.memory("release", request.tags)
@@ -234,54 +212,16 @@ def _add_admin(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
         await router.memory("resume", request.tags)
         return "resumed"
 
-    _admin(app, "/abort_request", AbortRequest, abort)
-    _admin(app, "/pause_generation", PauseRequest, pause)
-    _admin(app, "/continue_generation", _Nothing, resume)
-    _admin(app, "/flush_cache", _Nothing, flush)
-    _admin(app, "/update_weights_from_disk", UpdateWeightsFromDiskRequest, update)
-    _admin(app, "/release_memory_occupation", MemoryRequest, release)
-    _admin(app, "/resume_memory_occupation", MemoryRequest, occupy)
+    add_admin(app, "/abort_request", AbortRequest, abort)
+    add_admin(app, "/pause_generation", PauseRequest, pause)
+    add_admin(app, "/continue_generation", _Nothing, resume)
+    add_admin(app, "/flush_cache", _Nothing, flush)
+    add_admin(app, "/release_memory_occupation", MemoryRequest, release)
+    add_admin(app, "/resume_memory_occupation", MemoryRequest, occupy)
 
 
 class _Nothing(BaseModel):
     """A request without fields; those that SGLang knows are ignored."""
-
-
-def _admin(app: FastAPI, path: str, model: type[Any], act: Callable[[Any], Awaitable[str]]) -> None:
-    async def route(request: Request) -> Response:
-        return _done(await act(parse(model, await read_body(request.scope, request.receive))))
-
-    schema = {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
-    app.add_api_route(
-        path, route, methods=["POST"], response_model=AdminResponse, description=act.__doc__, openapi_extra=schema,
-        name=path.strip("/"), responses={status: {"model": ErrorBody} for status in (400, 401, 403, 409, 413, 500)},
-    )  # fmt: skip
-
-
-def _allowed_folder(path: str, roots: tuple[Path, ...]) -> Path:
-    """The folder, if it is under a root; links are followed before it is judged."""
-    try:
-        folder = Path(path).resolve()
-    except (OSError, ValueError, RuntimeError) as exc:
-        raise bad_request(f"model_path is no path: {exc}", "model_path") from exc
-    if not any(folder.is_relative_to(root) for root in roots):
-        raise HttpError(403, "forbidden", f"{path} is not under a --weights-root of this server", "model_path")
-    if not folder.is_dir():
-        raise bad_request(f"there is no folder {path}", "model_path")
-    return folder
-
-
-async def _not_built(request: Request) -> Response:
-    """Not built in this version."""
-    raise HttpError(501, "not_implemented", f"{request.url.path} is not built yet; use /update_weights_from_disk")
-
-
-def _done(message: str) -> Response:
-    return _json(orjson.dumps({"success": True, "message": message}))
-
-
-def _json(body: bytes, status: int = 200) -> Response:
-    return Response(body, status, media_type="application/json")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

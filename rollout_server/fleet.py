@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from agentloop.errors import ServerStartError
-from rollout_server.engines.base import EngineError, EngineInfo, EngineStats, Generation, GenerationResult, WeightsError
+from rollout_server.engines.base import (
+    EngineError,
+    EngineInfo,
+    EngineStats,
+    Generation,
+    GenerationResult,
+    WeightsError,
+    WeightsReceipt,
+)
 from rollout_server.errors import HttpError
 from rollout_server.replica import Replica, ReplicaGone
 from rollout_server.router import Member, Router
@@ -140,10 +148,13 @@ class Fleet:
         """
         router, replica = self._router, member.replica
         while True:
-            if router.folder is not None and replica.weight_version != router.weight_version:
-                await replica.update_weights(router.folder, router.weight_version)
+            source, version = router.source, router.weight_version
+            if source is not None and replica.weight_version != version:
+                receipt = await replica.update_weights(source, version)
+                if version == router.weight_version:
+                    router.check_receipt(receipt)
             async with router.changing:
-                if router.folder is None or replica.weight_version == router.weight_version:
+                if router.source is None or replica.weight_version == router.weight_version:
                     paused = None
                     while paused != router.paused:
                         paused = router.paused
@@ -196,6 +207,7 @@ class _NotStarted:
     failure = None
     weight_version = ""
     piece_tokens = 0
+    ranks = 1
 
     def __init__(self, name: str, info: EngineInfo) -> None:
         self.name = name
@@ -213,7 +225,13 @@ class _NotStarted:
 
     async def flush_cache(self) -> None: ...
 
-    async def update_weights(self, folder: object, version: str) -> None: ...
+    async def update_weights(self, source: object, version: str, running: object = None) -> WeightsReceipt:
+        raise ReplicaGone(f"{self.name} is not started")
+
+    async def join_weights_group(self, group: object) -> None: ...
+
+    async def leave_weights_group(self, name: str) -> bool:
+        return False
 
     async def memory(self, what: object, tags: object) -> None: ...
 

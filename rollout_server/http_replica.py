@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -12,14 +11,21 @@ import orjson
 from agentloop.lanes import Lanes, OnData, Origin, request_head
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import (
+    BroadcastWeights,
     EngineError,
     EngineInfo,
     EngineStats,
+    FolderWeights,
     Generation,
     GenerationResult,
     PauseMode,
     Piece,
+    RunningMode,
+    SharedWeights,
     WeightsError,
+    WeightsGroup,
+    WeightsReceipt,
+    WeightsSource,
 )
 from rollout_server.errors import HttpError
 from rollout_server.replica import ReplicaGone
@@ -74,6 +80,10 @@ class HttpReplica:
         self._stats = EngineStats()
         self._closed = False
         self.in_flight = 0
+
+    @property
+    def ranks(self) -> int:
+        return 1
 
     @property
     def name(self) -> str:
@@ -141,13 +151,46 @@ class HttpReplica:
     async def flush_cache(self) -> None:
         await self.post("/flush_cache", {})
 
-    async def update_weights(self, folder: Path, version: str) -> None:
-        request = {"model_path": str(folder), "weight_version": version}
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
+        common = {"weight_version": version, "checksum": source.checksum, "running": running}
+        match source:
+            case FolderWeights():
+                path, request = "/update_weights_from_disk", {"model_path": str(source.folder)}
+            case SharedWeights():
+                path, request = "/update_weights_from_tensor", {"shm_path": str(source.folder)}
+            case BroadcastWeights():
+                path, request = "/update_weights_from_distributed", broadcast_request(source)
         try:
-            await self.post("/update_weights_from_disk", request, self._update_timeout_s)
+            answer = await self.post(path, {**common, **request}, self._update_timeout_s)
         except HttpError as exc:
             raise WeightsError(exc.message) from exc
+        if not isinstance(checksum := answer.get("checksum"), str):
+            raise WeightsError(f"{self._name} confirms no checksum")
         self._version = version
+        return WeightsReceipt(version, checksum)
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        request = {
+            "master_address": group.address,
+            "master_port": group.port,
+            "rank_offset": group.rank,
+            "world_size": group.world_size,
+            "group_name": group.name,
+            "backend": group.backend,
+        }
+        try:
+            await self.post("/init_weights_update_group", request, self._update_timeout_s)
+        except HttpError as exc:
+            raise WeightsError(exc.message) from exc
+
+    async def leave_weights_group(self, name: str) -> bool:
+        try:
+            await self.post("/destroy_weights_update_group", {"group_name": name})
+        except HttpError:
+            return False  # it was in none
+        return True
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
         await self.post(
@@ -217,6 +260,19 @@ class HttpReplica:
         except httpx.TransportError as exc:
             raise ReplicaGone(f"{self._name} does not answer: {exc or type(exc).__name__}") from exc
         return status, content
+
+
+def broadcast_request(source: BroadcastWeights) -> dict[str, Any]:
+    """The fields of `/update_weights_from_distributed` that say what comes. The copy is the router's business."""
+    request: dict[str, Any] = {
+        "names": source.names,
+        "dtypes": source.dtypes,
+        "shapes": source.shapes,
+        "group_name": source.group,
+    }
+    if source.bucket_bytes is not None:
+        request |= {"load_format": "flattened_bucket", "bucket_bytes": source.bucket_bytes}
+    return request
 
 
 class _Answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, Protocol
 
 from agentloop.wire import SamplingParams
@@ -16,6 +15,10 @@ from rollout_server.engines.base import (
     Generation,
     GenerationResult,
     PauseMode,
+    RunningMode,
+    WeightsGroup,
+    WeightsReceipt,
+    WeightsSource,
 )
 from rollout_server.errors import HttpError
 
@@ -63,7 +66,20 @@ class Replica(Protocol):
 
     async def flush_cache(self) -> None: ...
 
-    async def update_weights(self, folder: Path, version: str) -> None: ...
+    @property
+    def ranks(self) -> int:
+        """How many ranks of a weights group it takes."""
+        ...
+
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
+        """As `Engine.update_weights`."""
+        ...
+
+    async def join_weights_group(self, group: WeightsGroup) -> None: ...
+
+    async def leave_weights_group(self, name: str) -> bool: ...
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
         """Give device memory back, or take it again.
@@ -104,6 +120,7 @@ class LocalReplica:
     """The embedded engine of this process."""
 
     piece_tokens = 0
+    ranks = 1
 
     def __init__(self, engine: Engine, name: str = "local") -> None:
         self._engine = engine
@@ -115,6 +132,8 @@ class LocalReplica:
         self.resume = engine.resume
         self.flush_cache = engine.flush_cache
         self.update_weights = engine.update_weights
+        self.join_weights_group = engine.join_weights_group
+        self.leave_weights_group = engine.leave_weights_group
         self.stats = engine.stats
         self.close = engine.close
 

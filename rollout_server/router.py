@@ -6,19 +6,25 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rollout_server.engines.base import (
+    BroadcastWeights,
     EngineError,
     EngineInfo,
     Generation,
     GenerationResult,
     PauseMode,
     Piece,
+    RunningMode,
     WeightsError,
+    WeightsGroup,
+    WeightsReceipt,
+    WeightsSource,
 )
+from rollout_server.errors import HttpError
+from rollout_server.receipts import agreed, check, lasting
 from rollout_server.replica import Replica, ReplicaGone
 from rollout_server.resume import Kept, can_go_on
 
@@ -94,7 +100,9 @@ class Router:
         self.resent = 0
         self.resent_kept_tokens = 0
         self._version = version
-        self._folder: Path | None = None
+        self._source: WeightsSource | None = None
+        self._checksums: dict[str, str] = {}
+        self._groups: dict[str, list[Replica]] = {}
         self._paused: PauseMode | None = None
         self._held = False
         self._max_in_flight = max_in_flight
@@ -116,9 +124,14 @@ class Router:
         return self.members[0].replica.weight_version if self._version is None else self._version
 
     @property
-    def folder(self) -> Path | None:
-        """Where the current version was loaded from; None: it is the model's own."""
-        return self._folder
+    def source(self) -> WeightsSource | None:
+        """Where a replica that comes later gets the current version; None: it is the model's own."""
+        return self._source
+
+    @property
+    def checksum(self) -> str | None:
+        """Of the current version, as the replicas confirmed it; None: it is the model's own."""
+        return next(iter(self._checksums.values()), None)
 
     @property
     def paused(self) -> PauseMode | None:
@@ -291,28 +304,98 @@ class Router:
     async def flush_cache(self) -> None:
         await self._each(lambda replica: replica.flush_cache())
 
-    async def update_weights(self, folder: Path, version: str) -> None:
-        """Make every serving replica serve `folder`; the version is current when all that go on serving confirmed it.
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
+        """Make every serving replica serve `source`; the version is current when all that go on serving confirmed it by
+        the same checksum. The others are fenced.
 
         Raises:
             WeightsError: none of them can serve it; the old version goes on.
             EngineError: there is none that serves.
+            HttpError: 409, when a serving replica is not in the group of a broadcast.
         """
         async with self.changing:
             members = self.serving
+            if isinstance(source, BroadcastWeights):
+                self._check_group(source.group, members)
             results = await asyncio.gather(
-                *(member.replica.update_weights(folder, version) for member in members), return_exceptions=True
+                *(member.replica.update_weights(source, version, running) for member in members), return_exceptions=True
             )
-            followed = [m for m, result in zip(members, results, strict=True) if not isinstance(result, Exception)]
-            failed = [(m, e) for m, e in zip(members, results, strict=True) if isinstance(e, Exception)]
-            refusals = [error for _, error in failed if isinstance(error, WeightsError)]
-            for member, error in failed:
-                # Where all refuse the folder, the folder is wrong; where one does, that one is.
-                if followed or not isinstance(error, WeightsError):
+            receipts = {m: r for m, r in zip(members, results, strict=True) if isinstance(r, WeightsReceipt)}
+            failed = {m: r for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)}
+            if failed and isinstance(source, BroadcastWeights):
+                self._groups.pop(source.group, None)
+            for member, error in failed.items():
+                # Where all refuse the weights, the weights are wrong; where one does, that one is.
+                if receipts or not isinstance(error, WeightsError):
                     await self.fence(member, f"it did not take version {version}: {error}")
-            if not followed:
+            checksums = agreed(source.checksum, [receipt.checksum for receipt in receipts.values()])
+            confirmed = 0
+            for member, receipt in receipts.items():
+                try:
+                    check(receipt, checksums)
+                    confirmed += 1
+                except WeightsError as exc:
+                    await self.fence(member, str(exc))
+            if not confirmed:
+                refusals = [error for error in failed.values() if isinstance(error, WeightsError)]
                 raise refusals[0] if refusals else EngineError(f"no replica serves that could take version {version}")
-            self._version, self._folder = version, folder
+            self._version, self._source, self._checksums = version, lasting(source), checksums
+            return WeightsReceipt(version, next(iter(checksums.values())))
+
+    def check_receipt(self, receipt: WeightsReceipt) -> None:
+        """Compare what a replica has loaded now with what the others serve.
+
+        Raises:
+            WeightsError: it is something else.
+        """
+        check(receipt, self._checksums)
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        """Let all serving replicas join: the first one as rank `group.rank`.
+
+        Raises:
+            HttpError: 409, when the group is made for fewer ranks than the serving replicas have.
+            WeightsError: it did not come about.
+        """
+        async with self.changing:
+            members = self.serving
+            ranked, rank = [], group.rank
+            for member in members:
+                ranked.append((member, replace(group, rank=rank)))
+                rank += member.replica.ranks
+            if rank > group.world_size:  # it may hold others too: replicas of this one are servers as well
+                raise HttpError(
+                    409,
+                    "conflict",
+                    f"the serving replicas make {rank} ranks of it, counted from rank_offset {group.rank}",
+                    "world_size",
+                )
+            self._groups.pop(group.name, None)
+            await self._each(lambda replica: replica.leave_weights_group(group.name))
+            results = await asyncio.gather(
+                *(member.replica.join_weights_group(own) for member, own in ranked), return_exceptions=True
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    await self._each(lambda replica: replica.leave_weights_group(group.name))
+                    raise result
+            self._groups[group.name] = [member.replica for member in members]
+
+    async def leave_weights_group(self, name: str) -> bool:
+        """Close a group everywhere; False: nobody was in one of this name."""
+        async with self.changing:
+            self._groups.pop(name, None)
+            return any(await self._each(lambda replica: replica.leave_weights_group(name)))
+
+    def _check_group(self, name: str, members: Sequence[Member]) -> None:
+        # A replica that was started again is another one, and in no group.
+        joined = self._groups.get(name, [])
+        if len(joined) != len(members) or any(member.replica not in joined for member in members):
+            raise HttpError(
+                409, "conflict", f"group {name!r} is not one of all serving replicas: initialize it again", "group_name"
+            )
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
         """Release or take again the device memory of all replicas.

@@ -6,13 +6,29 @@ is imported here.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from rollout_server.engines.base import EngineError, EngineStats, Generation, GenerationResult, PauseMode, WeightsError
+from agentloop.shared_file import STALLED_S, StalledError, await_shared
+from agentloop.tensors import buckets, tensor_bytes
+from rollout_server.engines.base import (
+    BroadcastWeights,
+    EngineError,
+    EngineStats,
+    Generation,
+    GenerationResult,
+    PauseMode,
+    RunningMode,
+    SharedWeights,
+    WeightsError,
+    WeightsReceipt,
+    WeightsSource,
+)
 from rollout_server.errors import HttpError, bad_request
 from rollout_server.http_replica import HttpReplica
 from rollout_server.settings import ServerSettings
@@ -67,6 +83,7 @@ class SglangReplica(HttpReplica):
     _updates = 0
     _changes = 0  # beginnings and ends of updates
     on_gpu = False
+    tensor_parallel = 1
 
     async def is_up(self) -> bool:
         """Whether it has started; a generation is part of its own start."""
@@ -97,24 +114,79 @@ class SglangReplica(HttpReplica):
         await super().resume()
         self._paused = None
 
-    async def update_weights(self, folder: Path, version: str) -> None:
-        paused = self._paused
+    @property
+    def ranks(self) -> int:
+        return self.tensor_parallel
+
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
+        mode: PauseMode = self._paused or running
+        if isinstance(source, SharedWeights):
+            # It knows no shared memory; the same folder can be loaded from disk as soon as it is complete.
+            try:
+                await asyncio.to_thread(await_shared, source.folder, version, STALLED_S)
+            except (StalledError, OSError) as exc:
+                raise WeightsError(str(exc)) from exc
         self._changes += 1
-        if paused is None:
-            # Unpaused it would wait until every request has ended.
-            await super().pause("retract")
-        # Kept: requests that run go on with the keys and values that they have.
-        request = {"model_path": str(folder), "weight_version": version, "flush_cache": paused != "in_place"}
         try:
-            await self.post("/update_weights_from_disk", request, self._update_timeout_s)
+            checksum = await self._change(source, version, mode)
+            self._version = version
+        finally:
+            self._changes += 1
+        self._updates += 1
+        return WeightsReceipt(version, checksum)
+
+    async def _change(self, source: WeightsSource, version: str, mode: PauseMode) -> str:
+        if self._paused is None:
+            # Unpaused it would wait until every request has ended.
+            await super().pause(mode)
+        try:
+            # Kept: requests that run go on with the keys and values that they have.
+            await self._load(source, {"weight_version": version, "flush_cache": mode != "in_place"})
+            return await self._checksum()
         except HttpError as exc:
             raise WeightsError(exc.message) from exc
         finally:
-            if paused is None:
+            if self._paused is None:
                 await super().resume()
-        self._version = version
-        self._changes += 1
-        self._updates += 1
+
+    async def _load(self, source: WeightsSource, common: dict[str, Any]) -> None:
+        if not isinstance(source, BroadcastWeights):
+            request = {"model_path": str(source.folder), **common}
+            await self.post("/update_weights_from_disk", request, self._update_timeout_s)
+            return
+        # One request for each bucket: it receives in one broadcast what one request names.
+        sizes = [tensor_bytes(dtype, shape) for dtype, shape in zip(source.dtypes, source.shapes, strict=True)]
+        together = source.bucket_bytes is not None
+        parts = buckets(sizes, source.bucket_bytes) if source.bucket_bytes else [range(len(sizes))]
+        await self.post("/begin_weight_update", {}, self._update_timeout_s)
+        for part in parts:
+            request = {
+                "names": [source.names[i] for i in part],
+                "dtypes": [source.dtypes[i] for i in part],
+                "shapes": [source.shapes[i] for i in part],
+                "group_name": source.group,
+                **({"load_format": "flattened_bucket"} if together else {}),
+                **common,
+            }
+            await self.post("/update_weights_from_distributed", request, self._update_timeout_s)
+        await self.post("/end_weight_update", {}, self._update_timeout_s)
+
+    async def _checksum(self) -> str:
+        """One checksum of SGLang's own tensors, whose names and layout are not the published ones: it can be compared
+        with that of other SGLang servers only."""
+        answer = await self.post("/weights_checker", {"action": "checksum"}, self._update_timeout_s)
+        try:
+            sums = {
+                f"{index}.{name}": str(value)
+                for index, rank in enumerate(answer["ranks"])
+                for name, value in rank["checksums"].items()
+            }
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise WeightsError(f"{self.name} confirms no checksum: {exc!r}") from exc
+        text = "\n".join(f"{name} {sums[name]}" for name in sorted(sums))
+        return f"sglang:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
         # Sent to SGLang on a CPU it ends the server.

@@ -111,6 +111,11 @@ ADMIN_IGNORED: dict[str, str] = {
     "finished_reason": "internal to SGLang",
 }
 
+ADMIN_REFUSED: dict[str, str] = {
+    "serialized_named_tensors": "pickled tensors are not taken, because unpickling runs whatever code the sender "
+    "likes. Write them to `model.safetensors` in a folder in shared memory under a --weights-root and send `shm_path`",
+}
+
 _NEUTRAL: dict[str, Any] = {"n": 1, "logprob_start_len": -1}
 """Values that ask for nothing, beside null, false, 0 and empty ones."""
 
@@ -122,8 +127,7 @@ def drop_without_effect(request: dict[str, Any], *, generate: bool) -> tuple[str
         The first refused field and the reason; None: nothing is refused.
     """
     if not generate:
-        _drop(request, ADMIN_IGNORED, {}, "")
-        return None
+        return _drop(request, ADMIN_IGNORED, ADMIN_REFUSED, "")
     refused = _drop(request, GENERATE_IGNORED, GENERATE_REFUSED, "")
     sampling = request.get("sampling_params")
     if refused is None and isinstance(sampling, dict):

@@ -127,6 +127,7 @@ class SglangSource:
             await replica.close()
             raise
         replica.on_gpu = settings.device != "cpu"
+        replica.tensor_parallel = settings.gpus_per_replica if replica.on_gpu else 1
         return replica
 
     async def ended(self) -> str:
@@ -181,6 +182,7 @@ class UrlSource:
         await replica.read_version()
         if isinstance(replica, SglangReplica):
             replica.on_gpu = facts.get("device") == "cuda"
+            replica.tensor_parallel = int(facts.get("tp_size") or 1)
         return replica
 
     async def ended(self) -> str:

@@ -1,10 +1,8 @@
-"""Checkpoints and published weights: written whole under a temporary name, then renamed."""
+"""Checkpoints: written whole under a temporary name, then renamed."""
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import save_file
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.tensor import DTensor
 
 from agentloop.errors import RunDirError
-from trainer.model import DTYPES, PolicyModel
+from trainer.handout import rename_folder
+from trainer.model import PolicyModel
 
-MAX_SHARD_BYTES = 4 * 2**30
 STATE_FILE = "state.json"
 """What the run adds to a checkpoint; written last, so that a folder with it is whole."""
 
@@ -45,7 +40,7 @@ def save_checkpoint(
     dcp.save(_state_dict(model, optimizer, steps), checkpoint_id=partial / TENSORS)
     if dist.get_rank() == 0:
         (partial / STATE_FILE).write_text(json.dumps(state))
-        _rename(partial, folder)
+        rename_folder(partial, folder)
     dist.barrier()
 
 
@@ -107,69 +102,3 @@ def _state_dict(model: PolicyModel, optimizer: torch.optim.Optimizer, steps: int
         "steps": torch.tensor(steps),
         f"rng.{dist.get_rank()}": torch.get_rng_state(),
     }
-
-
-def publish_weights(folder: Path, model: PolicyModel, dtype: str) -> None:
-    """Write a Hugging Face folder: safetensors in `dtype`, config.json, generation_config.json. All ranks call it."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.lm.named_parameters():  # tied weights appear once, under their first name
-        full = parameter.detach()
-        if isinstance(full, DTensor):
-            full = full.full_tensor()
-        if dist.get_rank() == 0:
-            tensors[name] = full.to(device="cpu", dtype=DTYPES[dtype]).contiguous()
-    if dist.get_rank() == 0:
-        for name, buffer in model.lm.named_buffers():
-            if name in model.lm.state_dict():
-                tensors[name] = buffer.detach().cpu().contiguous()
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_safetensors(partial, tensors)
-        config = copy.deepcopy(model.lm.config)
-        config.dtype = DTYPES[dtype]
-        config.architectures = [type(model.lm).__name__]
-        config.save_pretrained(partial)
-        for file in partial.glob("*.safetensors"):  # which safetensors makes readable for the owner only
-            shutil.copymode(partial / "config.json", file)
-        if model.lm.can_generate():
-            model.lm.generation_config.to_json_file(partial / "generation_config.json")
-        _rename(partial, folder)
-    dist.barrier()
-
-
-def _write_safetensors(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """One file, or several with an index where the model is larger than one shard."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    metadata = {"format": "pt"}
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata)
-        return
-    index = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata)
-        index |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
-    )
-
-
-def _rename(partial: Path, folder: Path) -> None:
-    """Move a finished folder to its name; one that stands there is replaced."""
-    if folder.exists():
-        stale = folder.with_name(f".{folder.name}.stale")
-        shutil.rmtree(stale, ignore_errors=True)
-        os.rename(folder, stale)  # noqa: PTH104
-        os.rename(partial, folder)  # noqa: PTH104
-        shutil.rmtree(stale)
-    else:
-        os.rename(partial, folder)  # noqa: PTH104

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import WorkerError
-from trainer.checkpoint import load_checkpoint, load_model, publish_weights, save_checkpoint
+from trainer.checkpoint import load_checkpoint, load_model, save_checkpoint
+from trainer.handout import Handout
 from trainer.loss import k3, token_losses
 from trainer.model import DeviceBatch, PolicyModel, load_policy, shard
 from trainer.optim import apply_settings, learning_rate, make_optimizer, scale_and_clip
@@ -61,6 +62,7 @@ class Learner:
         self._settings = settings
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
         self._policy = self._load()
+        self.handout = Handout(self._policy.lm, settings.dtype)
         self._reference = self._load().requires_grad_(False) if settings.reference else None
         self.reset_optimizer(config.optim, settings.total_steps)
 
@@ -153,8 +155,9 @@ class Learner:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
         return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
 
-    def publish(self, folder: Path) -> None:
-        publish_weights(folder, self._policy, self._settings.dtype)
+    def publish(self, folder: Path) -> str:
+        """Write the policy as a Hugging Face folder; returns the checksum, on rank 0."""
+        return self.handout.to_folder(folder)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         save_checkpoint(folder, self._policy, self._optimizer, self._steps, state)

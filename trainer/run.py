@@ -10,23 +10,27 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from agentloop.config import Recipe
 from agentloop.errors import InfrastructureError, RunError
 from agentloop.lag import LoopLagMonitor
+from agentloop.tensors import tensor_bytes
 from agentloop.types import Trajectory
 from trainer.batch import episode_metrics, eval_metrics, failure_causes, train_samples
 from trainer.console import Console
 from trainer.packing import packed_length
 from trainer.preflight import Prepared
 from trainer.producer import Group, Producer, evaluate
-from trainer.publish import DiskPublisher
+from trainer.publish import Publisher, make_publisher
 from trainer.rundir import RunDir
+from trainer.server_link import ServerLink
 from trainer.server_process import ServerProcess
 from trainer.types import TrainSample
+from trainer.weights_folder import WeightsFolder
 from trainer.workers import WorkerGroup
 
 T = TypeVar("T")
@@ -90,6 +94,7 @@ class TrainRun:
         self._stop_requested = asyncio.Event()
         self._optimizer_ran = False
         self._version = 0
+        self._served: tuple[int, Path | None] = (0, None)
         self._evals: list[float] = []
         self._done_in_step = 0
         self._samples: list[Trajectory] = []
@@ -118,13 +123,16 @@ class TrainRun:
     # -- life of the processes ---------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _processes(self) -> AsyncIterator[tuple[WorkerGroup, ServerProcess | None, DiskPublisher]]:
+    async def _processes(self) -> AsyncIterator[tuple[WorkerGroup, ServerProcess | None, Publisher]]:
         """Start trainer and server side by side, at the checkpoint's version when resuming; end them in any case."""
         recipe = self._recipe
         checkpoints = self._dir.list_checkpoints() if self._resume else []
         checkpoint = checkpoints[-1] if checkpoints else None
         server: ServerProcess | None = None
+        weights = WeightsFolder(self._dir.weights, recipe.rollout.publish.folder, local=recipe.rollout.url is None)
+        weights.open()
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._keep_weights, weights)
             start_workers = WorkerGroup.start(
                 model_path=self._prepared.model_path,
                 config=recipe.trainer,
@@ -141,10 +149,11 @@ class TrainRun:
                     rollout=recipe.rollout,
                     seed=recipe.seed_for("rollout"),
                     log_file=self._dir.logs / "server.log",
-                    weights_root=self._dir.weights,
+                    weights_roots=[self._dir.weights, weights.path],
                     on_restart=self._console.warn,
                 )
                 stack.push_async_callback(server.stop)
+            url: str | None = None
             if checkpoint is None and server is not None:
                 with self._console.phase("start trainer and rollout server"):
                     workers, url = await _both(start_workers, server.start(0, None), stack)
@@ -157,22 +166,43 @@ class TrainRun:
                         await workers.load(checkpoint.path / "trainer")
                         self._version = checkpoint.version
                         self._dir.rewind(checkpoint.step)
-                with self._console.phase("start rollout server"):
-                    folder = self._dir.weights_of(self._version)
-                    await workers.publish(folder)
-                    url = await server.start(self._version, folder) if server else str(recipe.rollout.url)
-            publisher = DiskPublisher(
-                url,
+            await self._choose_folder(weights, workers)
+            link = ServerLink(
                 running=recipe.rollout.publish.running,
                 token=recipe.rollout.token,
                 timeout_s=recipe.rollout.start_timeout_s,
             )
+            stack.push_async_callback(link.close)
+            publisher = make_publisher(recipe, workers, link, weights.path, self._on_folder(server))
             stack.push_async_callback(publisher.close)
+            if url is None:
+                with self._console.phase("start rollout server"):
+                    url = await server.start(self._version, await publisher.write(self._version)) if server else None
+            link.connect(url or str(recipe.rollout.url))
             if server is None:
-                await publisher.update(self._version, self._dir.weights_of(self._version))
-            await self._prepared.connect(url, max_concurrent=recipe.rollout.max_concurrent)
+                await publisher.publish(self._version)
+            await self._prepared.connect(url or str(recipe.rollout.url), max_concurrent=recipe.rollout.max_concurrent)
             stack.push_async_callback(self._prepared.disconnect)
             yield workers, server, publisher
+
+    async def _choose_folder(self, weights: WeightsFolder, workers: WorkerGroup) -> None:
+        layout = await workers.layout()
+        size = sum(tensor_bytes(dtype, shape) for _, dtype, shape in layout)
+        if weights.passes and not weights.fits(size):
+            self._console.warn(f"{weights.path} has no room for the weights: they are published in {self._dir.weights}")
+            weights.fall_back()
+
+    def _on_folder(self, server: ServerProcess | None) -> Callable[[int, Path], None]:
+        def note(version: int, folder: Path) -> None:
+            self._served = version, folder
+            if server is not None:
+                server.serves(version, folder)
+
+        return note
+
+    def _keep_weights(self, weights: WeightsFolder) -> None:
+        version, folder = self._served
+        weights.close(folder, f"v_{version}")
 
     def _on_signal(self, main: asyncio.Task[Any]) -> None:
         if self._stop_requested.is_set() or not self._optimizer_ran:
@@ -185,7 +215,7 @@ class TrainRun:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    async def _train(self, workers: WorkerGroup, server: ServerProcess | None, publisher: DiskPublisher) -> RunResult:
+    async def _train(self, workers: WorkerGroup, server: ServerProcess | None, publisher: Publisher) -> RunResult:
         recipe = self._recipe
         total = self._prepared.total_steps
         first = self._version
@@ -244,7 +274,7 @@ class TrainRun:
         producer: Producer,
         workers: WorkerGroup,
         server: ServerProcess | None,
-        publisher: DiskPublisher,
+        publisher: Publisher,
     ) -> dict[str, Any]:
         """Train on the groups of one step and publish the new version."""
         algorithm = self._recipe.trainer.algorithm
@@ -265,11 +295,7 @@ class TrainRun:
         self._check_failures(groups)
         with clock.measure("publish_s"):
             version = self._version + 1
-            folder = self._dir.weights_of(version)
-            await workers.publish(folder)
-            if server:
-                server.serves(version, folder)
-            await publisher.update(version, folder)
+            await publisher.publish(version)
         trained_version = self._version
         self._version = version
         self._optimizer_ran = False

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentloop.config import ModelConfig, RolloutConfig
@@ -38,7 +38,7 @@ class ServerProcess:
         rollout: RolloutConfig,
         seed: int,
         log_file: Path,
-        weights_root: Path,
+        weights_roots: Sequence[Path],
         on_restart: Callable[[str], None],
     ) -> None:
         self._model_path = model_path
@@ -46,7 +46,7 @@ class ServerProcess:
         self._rollout = rollout
         self._seed = seed
         self._log_file = log_file
-        self._weights_root = weights_root
+        self._weights_roots = list(weights_roots)
         self._on_restart = on_restart
         self._ready_file = log_file.with_name("server.ready.json")
         self._port = rollout.port
@@ -106,10 +106,12 @@ class ServerProcess:
             rollout.python or sys.executable, "-P", "-m", "rollout_server",
             "--model", self._model_path, "--engine", rollout.engine, "--host", rollout.host, "--port", str(self._port),
             "--device", rollout.device, "--dtype", self._model.dtype, "--max-running", str(rollout.max_running),
-            "--threads", str(rollout.threads), "--weights-root", str(self._weights_root),
+            "--threads", str(rollout.threads),
             "--weight-version", str(version), "--seed", str(self._seed), "--ready-file", str(self._ready_file),
             "--parent-pid", str(os.getpid()),
         ]  # fmt: skip
+        for root in self._weights_roots:
+            command += ["--weights-root", str(root)]
         if weights is not None:
             command += ["--weights", str(weights)]
         if rollout.max_kv_tokens is not None:

@@ -98,7 +98,21 @@ def _answer(learner: Any, message: Message) -> tuple[dict[str, Any], list[np.nda
         case "reset_optimizer":
             learner.reset_optimizer(OptimConfig.model_validate(body["optim"]), body["total_steps"])
         case "publish":
-            learner.publish(Path(body["folder"]))
+            return {"checksum": learner.publish(Path(body["folder"]))}, []
+        case "publish_shared":
+            return {"checksum": learner.handout.to_shared(Path(body["folder"]))}, []
+        case "publish_broadcast":
+            folder = Path(body["folder"]) if body["folder"] else None
+            checksum, error = learner.handout.to_group(body["group"], body["bucket_bytes"], folder)
+            return {"checksum": checksum, "error": error}, []
+        case "layout":
+            return {"tensors": learner.handout.layout}, []
+        case "open_group":
+            return {"port": learner.handout.open_group(body["address"])}, []
+        case "join_group":
+            return {"error": learner.handout.join_group(body["group"], body["world_size"], body["backend"])}, []
+        case "leave_group":
+            learner.handout.leave_group(body["group"])
         case "save":
             learner.save(Path(body["folder"]), body["state"])
         case "load":

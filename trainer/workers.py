@@ -235,9 +235,42 @@ class WorkerGroup:
                 result[share[local]][token_index[rows]] = logprobs[rows]
         return result
 
-    async def publish(self, folder: Path) -> None:
-        """Write the whole policy as a Hugging Face folder; it appears under its name when it is complete."""
-        await self._all({"op": "publish", "folder": str(Path(folder).absolute())})
+    async def publish(self, folder: Path) -> str:
+        """Write the whole policy as a Hugging Face folder, which appears under its name when it is complete; returns
+        the checksum (`agentloop.tensors`)."""
+        return str((await self._first({"op": "publish", "folder": str(Path(folder).absolute())}))["checksum"])
+
+    async def publish_shared(self, folder: Path) -> str:
+        """Write the policy over what is in a folder of `agentloop.shared_file`; returns the checksum."""
+        return str((await self._first({"op": "publish_shared", "folder": str(folder.absolute())}))["checksum"])
+
+    async def publish_broadcast(self, group: str, bucket_bytes: int, folder: Path | None) -> tuple[str, str]:
+        """Broadcast the policy and, with `folder`, write a copy as `publish_shared` does.
+
+        Returns:
+            the checksum, and why the broadcast broke off; empty when it did not.
+        """
+        path = str(folder.absolute()) if folder is not None else None
+        body = {"op": "publish_broadcast", "group": group, "bucket_bytes": bucket_bytes, "folder": path}
+        answer = await self._first(body)
+        return str(answer["checksum"]), str(answer["error"])
+
+    async def layout(self) -> list[tuple[str, str, list[int]]]:
+        """Name, dtype and shape of each published tensor, in the order in which they are broadcast."""
+        return [tuple(tensor) for tensor in (await self._first({"op": "layout"}))["tensors"]]
+
+    async def open_group(self, address: str) -> int:
+        """Open a store for a weights group at `address`; returns its port."""
+        return int((await self._first({"op": "open_group", "address": address}))["port"])
+
+    async def join_group(self, group: str, world_size: int, backend: str) -> str:
+        """Meet the engines as rank 0; returns why they did not come, or an empty text."""
+        body = {"op": "join_group", "group": group, "world_size": world_size, "backend": backend}
+        return str((await self._first(body))["error"])
+
+    async def leave_group(self, group: str) -> None:
+        """Close a group, if there is one."""
+        await self._all({"op": "leave_group", "group": group})
 
     async def save(self, folder: Path, state: dict[str, Any] | None = None) -> None:
         """Write a checkpoint: `folder/trainer/` and, with `state`, `folder/state.json`; whole or not at all."""
@@ -271,6 +304,10 @@ class WorkerGroup:
         shares = split_over_ranks(samples, len(self._ranks), self._config.tokens_per_micro_batch, self._hidden_size)
         messages = [(body, samples_to_arrays([samples[index] for index in share])) for share in shares]
         return shares, await self._call(messages)
+
+    async def _first(self, body: dict[str, Any]) -> dict[str, Any]:
+        """All ranks do it; what rank 0 answers."""
+        return (await self._all(body))[0][0]
 
     async def _all(self, body: dict[str, Any]) -> list[Answer]:
         return await self._call([(body, ())] * len(self._ranks))

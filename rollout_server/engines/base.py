@@ -11,6 +11,7 @@ from agentloop.wire import SamplingParams, VersionSpan
 
 FinishType = Literal["stop", "length", "abort"]
 PauseMode = Literal["retract", "in_place", "abort"]
+RunningMode = Literal["retract", "in_place"]
 
 
 class EngineError(Exception):
@@ -31,7 +32,67 @@ class RequestError(Exception):
 
 
 class WeightsError(Exception):
-    """A weights folder cannot be served: the old version goes on serving."""
+    """Weights cannot be served: the old version goes on serving."""
+
+
+@dataclass(slots=True, frozen=True)
+class FolderWeights:
+    """Safetensors in a folder, read into memory of the engine's own.
+
+    `checksum` is what the trainer says of them (`agentloop.tensors.checksum`); None: it says nothing.
+    """
+
+    folder: Path
+    checksum: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class SharedWeights:
+    """One safetensors file in shared memory, used where it lies if dtype and device allow, and read while it is being
+    written (`agentloop.shared_file`). Nobody may change it before the version after it is served."""
+
+    folder: Path
+    checksum: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class BroadcastWeights:
+    """Tensors that rank 0 of a weights group is about to broadcast.
+
+    `bucket_bytes` None: one broadcast of each tensor. Else tensors travel together, as the bytes of all in a row
+    (`agentloop.tensors.buckets`). `copy` is a folder with the same tensors, for a replica that was not there.
+    """
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    group: str
+    bucket_bytes: int | None = None
+    copy: Path | None = None
+    checksum: str | None = None
+
+
+WeightsSource = FolderWeights | SharedWeights | BroadcastWeights
+
+
+@dataclass(slots=True, frozen=True)
+class WeightsGroup:
+    """A group to receive broadcasts in, whose rank 0 keeps a TCP store at `address:port`."""
+
+    name: str
+    address: str
+    port: int
+    rank: int
+    world_size: int
+    backend: Literal["nccl", "gloo"]
+
+
+@dataclass(slots=True, frozen=True)
+class WeightsReceipt:
+    """What is served now: the version, and the checksum of the tensors as they came, its algorithm before a colon."""
+
+    version: str
+    checksum: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,13 +215,30 @@ class Engine(Protocol):
         """Forget the prefixes of finished requests."""
         ...
 
-    async def update_weights(self, folder: Path, version: str) -> None:
-        """Serve the safetensors in `folder` as `version` from the next step on. Kept prefixes are forgotten; requests
-        that run are recomputed, unless the engine is paused `in_place`.
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
+        """Serve the weights of `source` as `version` from the next step on. All of them are read and verified while the
+        old version goes on, before anything live changes. Kept prefixes are forgotten.
+
+        Args:
+            running: whether requests that run are recomputed or keep their cache; a pause decides by its own mode.
 
         Raises:
-            WeightsError: the folder does not hold this model's weights, whole; the old version goes on serving.
+            WeightsError: these are not this model's weights, whole and finite; the old version goes on serving.
         """
+        ...
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        """Meet the trainer in a group for `BroadcastWeights`; one of the same name is left first.
+
+        Raises:
+            WeightsError: the group did not come about.
+        """
+        ...
+
+    async def leave_weights_group(self, name: str) -> bool:
+        """Close a group; False: there was none of this name."""
         ...
 
     def stats(self) -> EngineStats: ...

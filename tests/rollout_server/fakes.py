@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from agentloop.errors import ServerStartError
 from agentloop.wire import VersionSpan
-from rollout_server.engines.base import EngineInfo, EngineStats, Generation, GenerationResult, Piece, WeightsError
+from rollout_server.engines.base import (
+    EngineInfo,
+    EngineStats,
+    Generation,
+    GenerationResult,
+    Piece,
+    RunningMode,
+    WeightsError,
+    WeightsGroup,
+    WeightsReceipt,
+    WeightsSource,
+)
 from rollout_server.replica import ReplicaGone
 
 INFO = EngineInfo("fake", "nowhere", 1000, 500)
@@ -24,6 +34,7 @@ class FakeReplica:
     """Samples `token_at` its place; dies, hangs or refuses when told to."""
 
     failure: str | None = None
+    ranks = 1
     info = INFO
 
     def __init__(self, name: str = "fake", *, version: str = "0", piece_tokens: int = 4) -> None:
@@ -37,6 +48,8 @@ class FakeReplica:
         self.refuses: WeightsError | None = None
         self.hangs = False
         self.stopped = False
+        self.serves = ""
+        """What it loads whatever it is told to."""
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.gone = asyncio.Event()
@@ -76,7 +89,9 @@ class FakeReplica:
     async def flush_cache(self) -> None:
         self.calls.append("flush")
 
-    async def update_weights(self, folder: Path, version: str) -> None:
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
         if self.stopped:
             await self.gone.wait()
             raise ReplicaGone(f"{self.name} is gone")
@@ -84,6 +99,12 @@ class FakeReplica:
             raise self.refuses
         self.calls.append(f"update {version}")
         self.weight_version = version
+        return WeightsReceipt(version, f"fake:{self.serves or version}")
+
+    async def join_weights_group(self, group: WeightsGroup) -> None: ...
+
+    async def leave_weights_group(self, name: str) -> bool:
+        return False
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
         self.calls.append(f"{what} {tags}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rollout_server.engines.base import EngineError, WeightsError
+from rollout_server.engines.base import EngineError, FolderWeights, WeightsError
 from rollout_server.engines.torch_engine.attention import DecodePass, PrefillPass
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.engine import MAX_STEP_FAILURES, TorchEngine
@@ -122,7 +122,7 @@ async def test_an_update_in_a_pause_is_finished_inside(
     await engine.pause(mode)  # type: ignore[arg-type]
     sampled = engine.stats().sampled_tokens
     late = asyncio.create_task(engine.generate(request(prompt, new=4, ignore_eos=True)))
-    await engine.update_weights(other_weights, "1")
+    await engine.update_weights(FolderWeights(other_weights), "1")
     assert engine.stats().sampled_tokens == sampled
     assert not call.done()
     await engine.resume()
@@ -141,7 +141,7 @@ async def test_an_update_without_a_pause_happens_between_two_steps(
     prompt = random_ids(30, seed=3)
     call = asyncio.create_task(engine.generate(request(prompt, new=300, ignore_eos=True)))
     await until(lambda: engine.stats().sampled_tokens > 5)
-    await engine.update_weights(other_weights, "1")
+    await engine.update_weights(FolderWeights(other_weights), "1")
     result = await call
     first, second = result.spans
     assert (first.version, first.start, second.version, second.end) == ("0", 0, "1", 300)
@@ -156,7 +156,7 @@ async def test_refused_weights_leave_the_old_version_serving(engine_factory: Eng
     engine = engine_factory()
     before = await engine.generate(request([9, 10, 11], temperature=0.0, ignore_eos=True))
     with pytest.raises(WeightsError):
-        await engine.update_weights(tmp_path, "1")
+        await engine.update_weights(FolderWeights(tmp_path), "1")
     after = await engine.generate(request([9, 10, 11], temperature=0.0, ignore_eos=True))
     assert after.output_ids == before.output_ids
     assert (after.weight_version, engine.weight_version) == ("0", "0")

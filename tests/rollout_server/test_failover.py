@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentloop.wire import SamplingParams
-from rollout_server.engines.base import EngineError, Generation, Piece, WeightsError
+from rollout_server.engines.base import EngineError, FolderWeights, Generation, Piece, WeightsError
 from rollout_server.router import OVERLOAD_TOKENS, Overloaded, Router
 from tests.rollout_server.fakes import FakeReplica, token_at
 
@@ -164,9 +164,9 @@ async def test_a_full_queue_refuses() -> None:
 async def test_one_replica_that_refuses_a_version_is_fenced(tmp_path: Path) -> None:
     first, _, router = pair()
     first.refuses = WeightsError("a tensor is missing")
-    await router.update_weights(tmp_path, "1")
+    await router.update_weights(FolderWeights(tmp_path), "1")
     assert [member.state for member in router.members] == ["fenced", "serving"]
-    assert router.weight_version == "1" and router.folder == tmp_path
+    assert router.weight_version == "1" and router.source == FolderWeights(tmp_path)
     assert "version 1" in router.members[0].reason
 
 
@@ -174,9 +174,9 @@ async def test_a_version_that_all_refuse_changes_nothing(tmp_path: Path) -> None
     first, second, router = pair()
     first.refuses = second.refuses = WeightsError("a tensor is missing")
     with pytest.raises(WeightsError, match="missing"):
-        await router.update_weights(tmp_path, "1")
+        await router.update_weights(FolderWeights(tmp_path), "1")
     assert [member.state for member in router.members] == ["serving", "serving"]
-    assert router.weight_version == "0" and router.folder is None
+    assert router.weight_version == "0" and router.source is None
 
 
 async def test_pause_wait_lets_requests_end_and_holds_new_ones() -> None:

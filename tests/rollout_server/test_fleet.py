@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentloop.errors import ServerStartError
+from rollout_server.engines.base import FolderWeights, WeightsReceipt
 from rollout_server.fleet import Fleet
 from rollout_server.router import Router
 from tests.rollout_server.fakes import INFO, FakeReplica, FakeSource
@@ -75,7 +77,7 @@ async def test_a_replica_that_hangs_in_an_update_does_not_hold_it_up(
     await fleet.start()
     a.replicas[0].stopped = True
     async with asyncio.timeout(10):
-        await router.update_weights(tmp_path, "1")
+        await router.update_weights(FolderWeights(tmp_path), "1")
     assert router.weight_version == "1" and router.members[0].fenced == 1
     await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
     assert a.replicas[1].weight_version == "1"
@@ -87,7 +89,7 @@ async def test_a_restarted_replica_serves_the_current_version_and_pauses_as_the_
     a, b = FakeSource("a"), FakeSource("b")
     router, fleet = fleet_of(a, b)
     await fleet.start()
-    await router.update_weights(tmp_path, "7")
+    await router.update_weights(FolderWeights(tmp_path), "7")
     await router.pause("retract")
     a.die()
     await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
@@ -99,17 +101,17 @@ async def test_a_version_that_comes_while_a_replica_catches_up_is_not_missed(
     fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
 ) -> None:
     class Slow(FakeReplica):
-        async def update_weights(self, folder: Path, version: str) -> None:
+        async def update_weights(self, *arguments: Any) -> WeightsReceipt:
             await asyncio.sleep(0.1)
-            await super().update_weights(folder, version)
+            return await super().update_weights(*arguments)
 
     a, b = FakeSource("a", Slow), FakeSource("b")
     router, fleet = fleet_of(a, b)
     await fleet.start()
-    await router.update_weights(tmp_path, "1")
+    await router.update_weights(FolderWeights(tmp_path), "1")
     a.die()
     await until(lambda: len(a.replicas) == 2)
-    await router.update_weights(tmp_path, "2")
+    await router.update_weights(FolderWeights(tmp_path), "2")
     await until(lambda: router.members[0].serves)
     assert a.replicas[1].weight_version == "2"
 
@@ -134,3 +136,20 @@ async def test_a_fleet_that_does_not_start_leaves_nothing(fleet_of: Callable[...
     with pytest.raises(ServerStartError, match="b does not start"):
         await fleet.start()
     assert a.stops == 1 and b.stops == 1
+
+
+async def test_a_restarted_replica_that_loads_something_else_does_not_serve(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    def wrong() -> FakeReplica:
+        replica = FakeReplica()
+        replica.serves = "" if len(a.replicas) != 1 else "other weights"
+        return replica
+
+    a, b = FakeSource("a", wrong), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    await router.update_weights(FolderWeights(tmp_path), "1")
+    a.die()
+    await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
+    assert a.replicas[1].asked == [] and a.replicas[2].weight_version == "1"

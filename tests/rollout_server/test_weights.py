@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rollout_server.engines.base import WeightsError
+from rollout_server.engines.base import FolderWeights, WeightsError
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights import apply_weights, read_weights
+from rollout_server.engines.torch_engine.weights import Intake
 from tests.rollout_server.support import TOLERANCE, Reference, load, make_core, random_ids, request, run
 
 
+def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
+    return Intake(model).take(FolderWeights(folder)).tensors
+
+
 def update(core: Core, loaded: LoadedModel, folder: Path, version: str, mode: str = "retract") -> None:
-    apply_weights(loaded.model, read_weights(folder, loaded.model))
+    intake = Intake(loaded.model)
+    intake.put(intake.take(FolderWeights(folder)))
     core.weights_changed(version, mode)  # type: ignore[arg-type]
 
 

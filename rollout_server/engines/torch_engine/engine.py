@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -20,12 +19,17 @@ from rollout_server.engines.base import (
     EngineError,
     EngineInfo,
     EngineStats,
+    FolderWeights,
     Generation,
     GenerationResult,
     PauseMode,
     Piece,
     RequestError,
+    RunningMode,
     WeightsError,
+    WeightsGroup,
+    WeightsReceipt,
+    WeightsSource,
 )
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
@@ -33,7 +37,7 @@ from rollout_server.engines.torch_engine.images import ImagePrompt
 from rollout_server.engines.torch_engine.kv import build_cache
 from rollout_server.engines.torch_engine.models import LoadedModel, Runner, load_model, slow_runner
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights import apply_weights, read_weights
+from rollout_server.engines.torch_engine.weights import Intake
 from rollout_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -55,8 +59,11 @@ class _Reading:
 class TorchEngine:
     """The embedded engine, an `Engine`. One thread runs all steps; every change happens between two of them."""
 
-    def __init__(self, loaded: LoadedModel, core: Core, info: EngineInfo, *, threads: int = 1) -> None:
+    def __init__(
+        self, loaded: LoadedModel, core: Core, info: EngineInfo, *, threads: int = 1, intake: Intake | None = None
+    ) -> None:
         self._loaded = loaded
+        self._intake = intake or Intake(loaded.model)
         self._core = core
         self._info = info
         self._threads = threads
@@ -125,23 +132,37 @@ class TorchEngine:
     async def flush_cache(self) -> None:
         await self._between_steps(self._core.flush)
 
-    async def update_weights(self, folder: Path, version: str) -> None:
+    async def update_weights(
+        self, source: WeightsSource, version: str, running: RunningMode = "retract"
+    ) -> WeightsReceipt:
         async with self._updating:
             begin = time.perf_counter()
-            tensors = await asyncio.to_thread(read_weights, folder, self._loaded.model)
+            taken = await asyncio.to_thread(self._intake.take, source, version)
 
-            def apply() -> None:
-                apply_weights(self._loaded.model, tensors)
-                self._core.weights_changed(version, self._paused or "retract")
+            def apply() -> list[torch.Tensor]:
+                before = self._intake.put(taken)
+                self._core.weights_changed(version, self._paused or running)
+                return before
 
-            await self._between_steps(apply)
+            before = await self._between_steps(apply)
+            await asyncio.to_thread(before.clear)
             self._core.stats.weight_updates += 1
             self._core.stats.weight_update_s += time.perf_counter() - begin
+            return WeightsReceipt(version, taken.checksum)
+
+    async def join_weights_group(self, group: WeightsGroup) -> None:
+        async with self._updating:
+            await asyncio.to_thread(self._intake.groups.join, group, self._loaded.kv.device)
+
+    async def leave_weights_group(self, name: str) -> bool:
+        async with self._updating:
+            return await asyncio.to_thread(self._intake.groups.leave, name)
 
     async def close(self) -> None:
         self._stopping = True
         self._wake.set()
         await asyncio.to_thread(self._thread.join, 10)
+        await asyncio.to_thread(self._intake.groups.close)
         if self._loaded.images is not None:
             self._loaded.images.close()
 
@@ -327,9 +348,10 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
     loaded = load_model(
         settings.model, dtype=getattr(torch, settings.dtype), device=device, context_length=settings.context_length
     )
+    intake = Intake(loaded.model)
     if settings.weights is not None:
         try:
-            apply_weights(loaded.model, read_weights(settings.weights, loaded.model))
+            intake.put(intake.take(FolderWeights(settings.weights)))
         except WeightsError as exc:
             raise ModelError(str(exc), "give --weights a folder that this model's trainer published") from exc
     runner: Runner | None = FastDecoder.build(loaded) if settings.fast_path else None
@@ -353,4 +375,4 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
         seed=settings.seed,
     )
     info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size, loaded.images is not None)
-    return TorchEngine(loaded, core, info, threads=settings.threads)
+    return TorchEngine(loaded, core, info, threads=settings.threads, intake=intake)

@@ -1,21 +1,199 @@
-"""Published weights: read and checked whole before a live parameter is touched."""
+"""New weights are taken in beside the live ones, checked whole, and only then put in their place."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from rollout_server.engines.base import WeightsError
+from agentloop.shared_file import STALLED_S, SharedReader, StalledError
+from agentloop.tensors import CHUNK, Digest, LayoutError, TensorSpec, checksum, digest_of, read_layout, tensor_bytes
+from rollout_server.engines.base import BroadcastWeights, FolderWeights, SharedWeights, WeightsError, WeightsSource
+from rollout_server.engines.torch_engine.broadcast import Groups
 
 OLD_PREFIXES = (("visual.", "model.visual."), ("model.", "model.language_model."))
 """Prefixes in checkpoints of Qwen2-VL and Qwen2.5-VL, and what transformers calls them in the model."""
 
 INDEX = "model.safetensors.index.json"
+
+_ALIGNMENT = 64
+
+
+@dataclass(slots=True)
+class Taken:
+    """A version that is ready to be served: tensors by the name of the parameter or buffer that they belong to."""
+
+    tensors: dict[str, torch.Tensor]
+    checksum: str
+    memory: np.ndarray | None = None
+    """Of the intake's own, when tensors lie in it."""
+
+
+class Intake:
+    """Reads versions for one model. One at a time, on any thread but the engine's."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._readers: dict[Path, SharedReader] = {}
+        self._live: np.ndarray | None = None
+        self._spare: np.ndarray | None = None
+        self.groups = Groups()
+
+    def take(self, source: WeightsSource, version: str = "") -> Taken:
+        """All tensors that the model needs, verified: names, shapes, finite values, checksum. Nothing live is changed.
+
+        Raises:
+            WeightsError: naming the first thing that does not fit.
+        """
+        try:
+            match source:
+                case FolderWeights():
+                    taken = self._from_folder(source)
+                case SharedWeights():
+                    taken = self._from_shared(source, version)
+                case BroadcastWeights():
+                    taken = self._from_group(source)
+        except (LayoutError, StalledError, OSError) as exc:
+            raise WeightsError(str(exc)) from exc
+        if source.checksum is not None and taken.checksum != source.checksum:
+            raise WeightsError(f"the weights arrived as {taken.checksum}, they were published as {source.checksum}")
+        return taken
+
+    def put(self, taken: Taken) -> list[torch.Tensor]:
+        """Serve what was taken; between two steps. Returns what was served before, to be let go of elsewhere: giving
+        gigabytes back takes long."""
+        before = _adopt(self._model, taken.tensors)
+        if taken.memory is not self._live:
+            # The memory of the version before is written next: pages that exist already are many times faster.
+            self._spare, self._live = self._live, taken.memory
+        return before
+
+    def _from_folder(self, source: FolderWeights) -> Taken:
+        folder = source.folder
+        files = [(file, read_layout(file)) for file in safetensors_files(folder)]
+        check = _Check(self._model, str(folder), [spec for _, specs in files for spec in specs])
+        # The file's own alignment is anybody's: here every tensor begins where it can be used.
+        begins = np.cumsum([0, *(_padded(spec.end - spec.begin) for spec in check.specs)])
+        memory = self._memory(int(begins[-1]))
+        places = iter(begins.tolist())
+        tensors = []
+        for path, specs in files:
+            with path.open("rb", buffering=0) as file:
+                for spec in specs:
+                    begin = next(places)
+                    place = memory[begin : begin + spec.end - spec.begin]
+                    digest = Digest(spec.dtype)
+                    file.seek(spec.begin)
+                    for at in range(0, len(place), CHUNK):
+                        _fill(file, place[at : at + CHUNK])
+                        digest.add(place[at : at + CHUNK])
+                    check.digest(spec, digest)
+                    tensors.append((spec, place))
+        return check.taken(tensors, memory)
+
+    def _from_shared(self, source: SharedWeights, version: str) -> Taken:
+        reader = self._readers.pop(source.folder, None) or SharedReader(source.folder)
+        self._readers[source.folder] = reader
+        while len(self._readers) > 2:
+            del self._readers[next(iter(self._readers))]
+        check: _Check | None = None
+        digest, current = Digest(""), None
+        for spec, piece in reader.follow(version, STALLED_S):
+            if check is None:
+                check = _Check(self._model, str(source.folder), reader.specs)
+            if spec is not current:
+                digest, current = Digest(spec.dtype), spec
+            for at in range(0, len(piece), CHUNK):
+                digest.add(piece[at : at + CHUNK])
+            check.digest(spec, digest)
+        if check is None:
+            raise WeightsError(f"{source.folder} holds no tensors")
+        taken = check.taken([(spec, reader.data[spec.begin : spec.end]) for spec in reader.specs])
+        written = reader.checksum()
+        if written and taken.checksum != written:
+            raise WeightsError(f"the weights arrived as {taken.checksum}, they were written as {written}")
+        return taken
+
+    def _from_group(self, source: BroadcastWeights) -> Taken:
+        specs = _specs_of(source)
+        check = _Check(self._model, "the broadcast", specs)
+        device = self.groups.device(source.group)
+        size = specs[-1].end if specs else 0
+        memory = self._memory(size) if device.type == "cpu" else None
+        whole = torch.empty(size, dtype=torch.uint8, device=device) if memory is None else torch.from_numpy(memory)
+        self.groups.receive(source, specs, whole)
+        tensors = []
+        for spec in specs:
+            place = whole[spec.begin : spec.end]
+            check.digest(spec, digest_of(place.cpu().numpy(), spec.dtype))
+            tensors.append((spec, place))
+        return check.taken(tensors, memory)
+
+    def _memory(self, size: int) -> np.ndarray:
+        if self._spare is None or len(self._spare) != size:
+            self._spare = np.empty(size, np.uint8)
+        return self._spare
+
+
+class _Check:
+    """Whether a set of tensors is the model's, whole.
+
+    Raises:
+        WeightsError: naming the first that is missing, too many or of another shape.
+    """
+
+    def __init__(self, model: Any, where: str, specs: Iterable[TensorSpec]) -> None:
+        self.specs = list(specs)
+        self._where = where
+        self._wanted: dict[str, torch.Tensor] = model.state_dict()
+        self._names: dict[str, str] = {}
+        self._digests: dict[str, int] = {}
+        for spec in self.specs:
+            name = self._name_of(spec.name)
+            if not name:
+                raise WeightsError(f"{where}: the model has no parameter {spec.name!r}")
+            if name in self._names.values():
+                raise WeightsError(f"{where} holds {spec.name!r} twice")
+            if spec.shape != tuple(self._wanted[name].shape):
+                shapes = f"{list(spec.shape)}, the model's {list(self._wanted[name].shape)}"
+                raise WeightsError(f"{where}: {name} has shape {shapes}")
+            self._names[spec.name] = name
+        given = set(self._names.values())
+        for names in _owners(self._wanted).values():
+            # Tied parameters are one tensor under several names: any of them will do.
+            if not given.intersection(names):
+                raise WeightsError(f"{where} lacks {names[0]!r}")
+
+    def digest(self, spec: TensorSpec, digest: Digest) -> None:
+        if not digest.finite:
+            raise WeightsError(f"{self._where}: {self._names[spec.name]} holds NaN or infinite values")
+        self._digests[spec.name] = digest.value
+
+    def taken(
+        self, places: Iterable[tuple[TensorSpec, np.ndarray | torch.Tensor]], memory: np.ndarray | None = None
+    ) -> Taken:
+        """The tensors where they lie, in the dtype of the live ones."""
+        tensors, lies_there = {}, False
+        for spec, place in places:
+            name = self._names[spec.name]
+            live = self._wanted[name]
+            flat = place if isinstance(place, torch.Tensor) else torch.from_numpy(place)
+            if flat.data_ptr() % live.element_size():
+                flat = flat.clone()
+            tensor = flat.view(getattr(torch, spec.dtype)).view(spec.shape)
+            lies_there |= tensor.dtype == live.dtype
+            tensors[name] = tensor.to(live.dtype)
+        return Taken(tensors, checksum(self._digests), memory if lies_there else None)
+
+    def _name_of(self, written: str) -> str:
+        """The model's name of a tensor; empty when it has none."""
+        names = (written, *(new + written[len(old) :] for old, new in OLD_PREFIXES if written.startswith(old)))
+        return next((name for name in names if name in self._wanted), "")
 
 
 def safetensors_files(folder: Path) -> list[Path]:
@@ -41,56 +219,52 @@ def safetensors_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
-    """All tensors that `model` needs from `folder`, verified: names, shapes, finite values. Nothing live is changed.
-
-    Returns:
-        Tensors by the name of the parameter or buffer they belong to.
-
-    Raises:
-        WeightsError: naming the first thing that does not fit.
-    """
-    wanted: dict[str, torch.Tensor] = model.state_dict()
+def _owners(tensors: dict[str, torch.Tensor]) -> dict[int, list[str]]:
+    """Names by where their tensor lies."""
     owners: dict[int, list[str]] = {}
-    for name, tensor in wanted.items():
-        owners.setdefault(tensor.data_ptr(), []).append(name)
-    found: dict[str, torch.Tensor] = {}
-    for written, tensor in _tensors(folder):
-        name = _name_in(wanted, written)
-        if not name:
-            raise WeightsError(f"{folder}: the model has no parameter {written!r}")
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)}, the model's {list(wanted[name].shape)}"
-            raise WeightsError(f"{folder}: {name} has shape {shapes}")
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{folder}: {name} holds NaN or infinite values")
-        found[name] = tensor
-    for names in owners.values():
-        # Tied parameters are one tensor under several names: any of them will do.
-        if not any(name in found for name in names):
-            raise WeightsError(f"{folder} lacks {names[0]!r}")
-    return found
-
-
-def _name_in(wanted: Container[str], written: str) -> str:
-    """The model's name of a tensor; empty when it has none."""
-    names = (written, *(new + written[len(old) :] for old, new in OLD_PREFIXES if written.startswith(old)))
-    return next((name for name in names if name in wanted), "")
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in safetensors_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  # not a dict
-                    yield name, opened.get_tensor(name)
-        except (SafetensorError, OSError) as exc:
-            raise WeightsError(f"{file} cannot be read: {exc}") from exc
-
-
-@torch.inference_mode()
-def apply_weights(model: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy verified tensors into the live parameters."""
-    live = model.state_dict()
     for name, tensor in tensors.items():
-        live[name].copy_(tensor)
+        owners.setdefault(tensor.data_ptr(), []).append(name)
+    return owners
+
+
+@torch.no_grad()
+def _adopt(model: Any, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Make parameters of the tensors without a copy where device and dtype allow; returns the tensors before."""
+    live: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    tied = _owners(live)
+    before = []
+    for names in tied.values():
+        for name in names:
+            if name not in tensors:
+                continue
+            new, old = tensors[name], live[name]
+            if not isinstance(old, torch.nn.Parameter) or (old.device, old.dtype) != (new.device, new.dtype):
+                old.copy_(new)
+                continue
+            before.append(old.data)
+            for other in names:
+                live[other].data = new
+    return before
+
+
+def _specs_of(source: BroadcastWeights) -> list[TensorSpec]:
+    """Tensors in a row, in the order of the broadcasts."""
+    specs, at = [], 0
+    for name, dtype, shape in zip(source.names, source.dtypes, source.shapes, strict=True):
+        size = tensor_bytes(dtype, shape)
+        specs.append(TensorSpec(name, dtype, tuple(shape), at, at + size))
+        at += size
+    return specs
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _fill(file: Any, place: np.ndarray) -> None:
+    view = place.data
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise LayoutError(f"{file.name} cannot be read: it became shorter meanwhile")
+        view = view[count:]

@@ -1,0 +1,300 @@
+"""What it costs to make a server serve a new policy version: a model of half a billion parameters in bfloat16, 1 GB.
+
+    python benchmarks/publish.py [--json FILE]
+
+Real: the trainer's publishers and what a rank does for them (`Handout`), HTTP, the rollout server in a process of its
+own with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with random weights.
+
+`shm` beside a plain copy of the same bytes in memory (numpy, one thread, both sides warm). `disk` beside a plain write
+of the same bytes to a new file in the same folder and a plain read of it into memory that exists. In turn, round by
+round; medians of the rounds in which other processes left the cores alone. A version counts from the call to the
+server's confirmation.
+
+Stall: a request streams its tokens one by one meanwhile. The longest gap between two of them during an update, beyond
+the gap that is usual without one, against the time of that update plus 50 ms. Requests keep their cache (`in_place`).
+
+Exit code 1: a bound is not met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from quiet import QUIET_CORES, OtherLoad
+
+BOUND_SHM = BOUND_DISK = 1.5
+BOUND_STALL_S = 0.05
+WARM_UP = 3
+"""Publications of each kind that are not counted: pages that nobody has used yet cost many times as much."""
+
+FEWEST_QUIET = 5
+"""Rounds without other processes from which a median is taken; with fewer of them all rounds count."""
+
+QWEN2_HALF_BILLION = {
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+    "num_key_value_heads": 2, "vocab_size": 151_936, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+class ThisProcess:
+    """What the publishers need of a `WorkerGroup`, with the one rank in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        import torch.distributed as dist
+        from transformers import AutoModelForCausalLM
+
+        from trainer.handout import Handout
+
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self.lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        self._handout = Handout(self.lm, "bfloat16")
+
+    def bytes(self) -> np.ndarray:
+        """All parameters in a row."""
+        import torch
+
+        return torch.cat([p.detach().reshape(-1).view(torch.uint8) for p in self.lm.parameters()]).numpy()
+
+    async def publish(self, folder: Path) -> str:
+        return await asyncio.to_thread(self._handout.to_folder, folder)
+
+    async def publish_shared(self, folder: Path) -> str:
+        return await asyncio.to_thread(self._handout.to_shared, folder)
+
+
+def make_model(folder: Path) -> None:
+    """Random weights; half a billion draws take some seconds."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**QWEN2_HALF_BILLION)).to(torch.bfloat16).save_pretrained(folder)
+
+
+def start_server(model: Path, root: Path, scratch: Path) -> tuple[subprocess.Popen[bytes], str]:
+    ready = scratch / "ready.json"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-P", "-m", "rollout_server", "--model", str(model), "--dtype", "bfloat16",
+            "--max-running", "4", "--max-kv-tokens", "8192", "--weights-root", str(root), "--ready-file", str(ready),
+            "--parent-pid", str(os.getpid()),
+        ],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not ready.exists():
+        if process.poll() is not None:
+            raise SystemExit("the server did not start")
+        time.sleep(0.1)
+    return process, json.loads(ready.read_text())["url"]
+
+
+class Watch:
+    """What processes other than this one and the server take of the cores, so that rounds can be set aside."""
+
+    def __init__(self, server: int) -> None:
+        self._mine = [psutil.Process(), psutil.Process(server)]
+
+    def now(self) -> tuple[float, float]:
+        """Clock, and the CPU seconds of others."""
+        own = sum(sum(process.cpu_times()[:2]) for process in self._mine)
+        times = psutil.cpu_times()
+        return time.perf_counter(), sum(times) - times.idle - getattr(times, "iowait", 0.0) - own
+
+    def others(self, before: tuple[float, float]) -> float:
+        """Cores that others took since `before`."""
+        seconds, busy = (after - first for first, after in zip(before, self.now(), strict=True))
+        return max(0.0, busy) / max(seconds, 1e-9)
+
+    async def quiet(self, patience_s: float) -> None:
+        """Wait for a quiet moment, but not for long."""
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end:
+            before = self.now()
+            await asyncio.sleep(0.3)
+            if self.others(before) < QUIET_CORES:
+                return
+
+
+def timed(action: Any) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def plain_disk(folder: Path, source: np.ndarray, target: np.ndarray) -> float:
+    """A file written and read with nothing else done."""
+    file = folder / "plain"
+
+    def write_and_read() -> None:
+        with file.open("wb", buffering=0) as out:
+            view = memoryview(source)
+            while view:
+                view = view[out.write(view) :]
+        with file.open("rb", buffering=0) as back:
+            view = memoryview(target)
+            while view:
+                view = view[back.readinto(view) :]
+
+    seconds = timed(write_and_read)
+    file.unlink()
+    return seconds
+
+
+async def arrivals(url: str, times: list[float], ended: asyncio.Event) -> None:
+    """Stream a request and note when each token comes."""
+    sampling = {"max_new_tokens": 3000, "ignore_eos": True, "stream_interval": 1}
+    request = {"input_ids": [5, 6, 7, 8], "sampling_params": sampling, "stream": True}
+    async with httpx.AsyncClient(timeout=600) as http, http.stream("POST", f"{url}/generate", json=request) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                times.append(time.perf_counter())
+            if ended.is_set():
+                return
+
+
+async def stall(publisher: Any, url: str, versions: range) -> list[dict[str, float]]:
+    """For each version: the update's seconds, and the longest gap around it beyond the usual one."""
+    times: list[float] = []
+    ended = asyncio.Event()
+    streaming = asyncio.create_task(arrivals(url, times, ended))
+    while len(times) < 8:  # noqa: ASYNC110  # it fills as tokens come
+        await asyncio.sleep(0.05)
+    usual = statistics.median(np.diff(times))
+    found = []
+    for version in versions:
+        begin = time.perf_counter()
+        seconds = await publisher.publish(version)
+        count = len(times)
+        while len(times) < count + 4:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.02)
+        around = [later - at for at, later in pairwise(times) if later >= begin]
+        found.append({"update_s": seconds, "gap_s": max(around), "usual_s": float(usual)})
+    ended.set()
+    await streaming
+    return found
+
+
+async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dict[str, Any]:
+    from trainer.publish import DiskPublisher, SharedPublisher
+    from trainer.server_link import ServerLink
+
+    make_model(scratch / "model")
+    process, url = start_server(scratch / "model", root, scratch)
+    workers = ThisProcess(scratch / "model")
+    source = workers.bytes()
+    target = np.zeros_like(source)
+    link = ServerLink(running="in_place", token=None, timeout_s=120, url=url)
+    ways = {
+        "shm": SharedPublisher(workers, link, root, lambda *_: None),  # type: ignore[arg-type]
+        "disk": DiskPublisher(workers, link, root, lambda *_: None),  # type: ignore[arg-type]
+    }
+    peers = {
+        "shm": lambda: timed(lambda: np.copyto(target, source)),
+        "disk": lambda: plain_disk(root, source, target),
+    }
+    watch = Watch(process.pid)
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    version = 0
+    for number in range(WARM_UP + options.rounds):
+        for way, publisher in ways.items():
+            await watch.quiet(options.patience if number >= WARM_UP else 0)
+            before = watch.now()
+            plain = peers[way]()
+            version += 1
+            ours = await publisher.publish(version)
+            if number >= WARM_UP:
+                rounds[way].append({"ours_s": ours, "plain_s": plain, "others_cores": watch.others(before)})
+    stalls = {}
+    for way, publisher in ways.items():
+        stalls[way] = await stall(publisher, url, range(version + 1, version + 1 + options.updates))
+        version += options.updates
+    await link.close()
+    process.terminate()
+    process.wait()
+    return {"bytes": len(source), "rounds": rounds, "stalls": stalls}
+
+
+def quiet_rounds(rounds: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Those that had the cores for themselves; all, if hardly any had."""
+    quiet = [one for one in rounds if one["others_cores"] < QUIET_CORES]
+    return quiet if len(quiet) >= FEWEST_QUIET else rounds
+
+
+def verdicts(results: dict[str, Any]) -> list[tuple[bool, str]]:
+    """Every bound: whether it is met, in words."""
+    found = []
+    for way, bound, peer in (
+        ("shm", BOUND_SHM, "a plain copy in memory"),
+        ("disk", BOUND_DISK, "a plain write and read"),
+    ):
+        counted = quiet_rounds(results["rounds"][way])
+        ours, plain = (statistics.median(one[name] for one in counted) for name in ("ours_s", "plain_s"))
+        ratio = ours / plain
+        found.append(
+            (
+                ratio <= bound,
+                f"{way}: {1e3 * ours:.0f} ms, {peer} {1e3 * plain:.0f} ms: {ratio:.2f}, bound {bound} "
+                f"({len(counted)} rounds)",
+            )
+        )
+    for way, updates in results["stalls"].items():
+        worst = max(updates, key=lambda u: u["gap_s"] - u["usual_s"] - u["update_s"])
+        lost = worst["gap_s"] - worst["usual_s"]
+        found.append(
+            (
+                lost <= worst["update_s"] + BOUND_STALL_S,
+                f"{way}: a request stalls {1e3 * lost:.0f} ms in an update of {1e3 * worst['update_s']:.0f} ms, "
+                f"bound that plus {1e3 * BOUND_STALL_S:.0f} ms (a token takes {1e3 * worst['usual_s']:.0f} ms)",
+            )
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="publications of each kind that count")
+    parser.add_argument("--patience", type=float, default=3.0, help="seconds to wait for a quiet moment, each time")
+    parser.add_argument("--updates", type=int, default=5, help="updates in the middle of a stream")
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where versions are published")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="agentloop-bench-"))
+    root = Path(tempfile.mkdtemp(prefix="agentloop-bench-", dir=options.folder))
+    try:
+        with OtherLoad() as others:
+            results = asyncio.run(measure(options, scratch, root))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
+    found = verdicts(results)
+    print(f"{results['bytes'] / 1e9:.2f} GB of weights, versions in {options.folder}")
+    for met, text in found:
+        print(f"{'met    ' if met else 'NOT MET'}  {text}")
+    if others.cores is not None:
+        busy = ": too much for a verdict" if others.cores > QUIET_CORES else ""
+        print(f"Other processes took {others.cores:.2f} of the cores meanwhile{busy}.")
+    if options.json:
+        figures = {**results, "others_cores": others.cores, "verdicts": found}
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    if not all(met for met, _ in found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The trainer's connection to the rollout server, for what administrates."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import httpx
+
+from agentloop.errors import RequestRejected, ServerError
+from agentloop.wire import PauseRequest
+
+OWN_FIELDS = ("running", "checksum", "bucket_bytes", "copy_path")
+"""Fields of an update that a bare SGLang does not know."""
+
+
+class Conflict(Exception):
+    """409: the server's replicas are not what the request takes them to be."""
+
+
+class ServerLink:
+    """Speaks to one server.
+
+    Args:
+        running: what becomes of requests that run during an update.
+        timeout_s: of a request, and of all attempts at one update together.
+        url: of the server; it may be said later with `connect`.
+    """
+
+    def __init__(
+        self, *, running: Literal["retract", "in_place", "wait"], token: str | None, timeout_s: float, url: str = ""
+    ) -> None:
+        self._mode: Literal["retract", "in_place", "wait"] = running
+        self._timeout_s = timeout_s
+        self._ours: bool | None = None
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=timeout_s,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            trust_env=False,  # no proxy between a run and its server
+        )
+
+    def connect(self, url: str) -> None:
+        """From now on speak to the server at `url`."""
+        self._http.base_url = httpx.URL(url)
+
+    @property
+    def running(self) -> Literal["retract", "in_place"]:
+        """As a field of an update; with `wait` nothing runs any more by then."""
+        return "in_place" if self._mode == "in_place" else "retract"
+
+    async def update(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One weight update. Requests wait as long as the server needs to change the weights; it reads them before.
+
+        A bare SGLang reads them in the pause, and would wait for the end of all requests without one.
+        """
+        if self._ours is None:
+            self._ours = "engine" in await self._get("/server_info")
+        if self._ours and self._mode != "wait":
+            return await self.post(path, body)
+        if not self._ours:
+            body = {key: value for key, value in body.items() if key not in OWN_FIELDS}
+        mode = "retract" if self._mode == "wait" and not self._ours else self._mode
+        await self.post("/pause_generation", PauseRequest(mode=mode).model_dump())
+        try:
+            return await self.post(path, body)
+        finally:
+            await self.post("/continue_generation", {})
+
+    async def until_served(self, version: int, attempt: Callable[[], Awaitable[Any]]) -> None:
+        """Repeat `attempt` until the server says that it serves `version`.
+
+        Raises:
+            ServerError: it does not within the time limit.
+            RequestRejected: it refuses.
+        """
+        begin = time.perf_counter()
+        pause: float = 0.05
+        while True:
+            try:
+                await attempt()
+                served = await self.served_version()
+                if served == version:
+                    return
+                reason = f"the server still serves version {served}"
+            except (httpx.TransportError, ServerError, Conflict) as exc:
+                reason = str(exc) or type(exc).__name__
+            if time.perf_counter() - begin > self._timeout_s:
+                raise ServerError(
+                    f"version {version} could not be published in {self._timeout_s:.0f} s: {reason}",
+                    "see logs/server.log",
+                )
+            await asyncio.sleep(pause)
+            pause = min(2.0, 2 * pause)
+
+    async def served_version(self) -> int:
+        """The version that the server says it serves."""
+        version = str((await self._get("/server_info")).get("weight_version", "0"))
+        return int(version) if version.isdigit() else 0
+
+    async def serving_ranks(self) -> int:
+        """Ranks that the serving replicas take in a weights group."""
+        facts = await self._get("/server_info")
+        if "engine" not in facts:
+            return int(facts.get("tp_size") or 1)
+        return sum(int(state["ranks"]) for state in facts["states"] if state["state"] == "serving")
+
+    async def post(self, path: str, body: dict[str, Any], *, ignore: bool = False) -> dict[str, Any]:
+        """POST; the answer.
+
+        Args:
+            ignore: whether a refusal is none.
+
+        Raises:
+            RequestRejected: 4xx.
+            Conflict: 409.
+            ServerError: 5xx, or no answer.
+        """
+        try:
+            answer = await self._http.post(path, json=body)
+        except httpx.TransportError as exc:
+            if ignore:
+                return {}
+            raise ServerError(f"{path} got no answer: {exc or type(exc).__name__}") from exc
+        if not ignore:
+            _raise_for(answer)
+        try:
+            decoded = answer.json()
+        except ValueError:
+            return {}  # SGLang answers some of them with plain text
+        return decoded if isinstance(decoded, dict) else {}
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        try:
+            answer = await self._http.get(path)
+        except httpx.TransportError as exc:
+            raise ServerError(f"{path} got no answer: {exc or type(exc).__name__}") from exc
+        _raise_for(answer)
+        facts: dict[str, Any] = answer.json()
+        return facts
+
+
+def _raise_for(answer: httpx.Response) -> None:
+    path, text = answer.request.url.path, answer.text[:300]
+    if answer.status_code >= 500:
+        raise ServerError(f"{path} answered {answer.status_code}: {text}")
+    if answer.status_code == 409:
+        raise Conflict(f"{path} was refused with 409: {text}")
+    if answer.status_code >= 400:
+        raise RequestRejected(f"{path} was refused with {answer.status_code}: {text}")
