@@ -152,16 +152,34 @@ class PublishConfig(Section):
 class RolloutConfig(Section):
     """The rollout server and what is asked of it."""
 
-    engine: str = Field("torch", description="torch: embedded engine; or a name registered in agentloop.engines")
+    engine: str = Field(
+        "torch", description="torch: embedded engine; sglang: real SGLang; or a name registered in agentloop.engines"
+    )
     url: str | None = Field(None, description="use this running server instead of starting one")
     host: str = Field("127.0.0.1", description="address the started server binds")
     port: int = Field(0, ge=0, le=65535, description="0: a free one")
     token: str | None = Field(None, description="bearer token; needed when host is not loopback")
+    admin_token: str | None = Field(
+        None, description="bearer token for pauses and weight updates; null: rollout.token serves for them too"
+    )
     replicas: int = Field(1, ge=1, description="engines behind the router")
-    python: str | None = Field(None, description="interpreter of the engine's own environment; null: this one")
-    device: str = Field("cpu", description="device of the torch engine")
+    python: str | None = Field(None, description="interpreter of SGLang's own environment; null: this one")
+    engine_args: list[str] = Field(
+        default_factory=list, description="passed on to SGLang, e.g. [--mem-fraction-static=0.7]"
+    )
+    gpus_per_replica: int = Field(1, ge=1, description="tensor parallelism of one SGLang replica")
+    device: str = Field("cpu", description="device of the engine: cpu, cuda, cuda:1, ...")
     threads: int = Field(1, ge=1, description="intra-op threads of the server process")
     max_running: int = Field(64, ge=1, description="requests that decode at once in one replica")
+    max_queue: int | None = Field(
+        None, ge=0, description="requests that may wait; beyond, the server answers 503 and the client waits; null: any"
+    )
+    stream_tokens: int = Field(
+        64, ge=0, description="sampled tokens of a request that are lost at most when its replica dies; 0: all"
+    )
+    probe_timeout_s: float = Field(
+        20.0, gt=0, description="a replica that samples nothing for so long is taken for hung, and started again"
+    )
     max_kv_tokens: int | None = Field(None, ge=256, description="KV cache slots of a replica; null: from max_running")
     context_length: int | None = Field(None, ge=16, description="null: the model's own")
     group_size: int = Field(8, ge=1, description="episodes per prompt")
@@ -175,7 +193,7 @@ class RolloutConfig(Section):
     publish: PublishConfig = Field(default_factory=PublishConfig)
     request_timeout_s: float = Field(600.0, gt=0, description="one generation, waiting in the queue included")
     retries: int = Field(8, ge=0, description="how often a generation is sent again after a server failure")
-    start_timeout_s: float = Field(180.0, gt=0, description="from the server's start to its first answer")
+    start_timeout_s: float = Field(600.0, gt=0, description="from the server's start to its first answer")
     max_restarts: int = Field(3, ge=0, description="how often a dead server is started again in one run")
     seed: int | None = Field(None, description="sampling; null: derived from `seed`")
 

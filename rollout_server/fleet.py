@@ -91,16 +91,16 @@ class Fleet:
         members = self._router.members[-len(self._sources) :]
         starting = [asyncio.create_task(source.start()) for source in self._sources]
         try:
-            replicas = await asyncio.gather(*starting)
+            for member, replica in zip(members, await asyncio.gather(*starting), strict=True):
+                member.replica = replica
+            await asyncio.gather(*(self._bring_to_version(member) for member in members))
         except BaseException:
             for task in starting:
                 task.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
             await asyncio.gather(*(source.stop(gently=False) for source in self._sources))
             raise
-        for member, source, replica in zip(members, self._sources, replicas, strict=True):
-            member.replica = replica
-            await self._router.admit(member)
+        for member, source in zip(members, self._sources, strict=True):
             keeper = self._keep(member, source, running=True)
             self._keepers.append(asyncio.create_task(keeper, name=f"keeper of {source.name}"))
 

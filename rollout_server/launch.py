@@ -15,6 +15,7 @@ import uvicorn
 
 from rollout_server.app import build_app
 from rollout_server.engines import engine_factory
+from rollout_server.engines.base import FolderWeights
 from rollout_server.fleet import Fleet, Source
 from rollout_server.model_facts import model_facts
 from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
@@ -70,7 +71,11 @@ def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
         engine_factory(settings.engine)  # an unknown name is an error here, not in a log
     info = model_facts(settings.engine, settings.model, settings.context_length)
     router = Router(
-        info=info, version=settings.weight_version, max_in_flight=limit, start_timeout_s=settings.start_timeout_s
+        info=info,
+        version=settings.weight_version,
+        source=None if settings.weights is None else FolderWeights(settings.weights),
+        max_in_flight=limit,
+        start_timeout_s=settings.start_timeout_s,
     )
     log_dir = settings.log_dir or Path(tempfile.mkdtemp(prefix="agentloop-serve-"))
     sources: list[Source]

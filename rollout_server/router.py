@@ -79,6 +79,7 @@ class Router:
         replicas: those that serve from the start.
         info: facts about the engine, when there are no replicas yet.
         version: of the weights that all of them serve at the start.
+        source: where replicas get that version; None: it is the model's own.
         max_in_flight: requests that may be under way, queued ones included; None: no limit.
         start_timeout_s: how long a request waits for a replica when none serves.
     """
@@ -89,6 +90,7 @@ class Router:
         *,
         info: EngineInfo | None = None,
         version: str | None = None,
+        source: WeightsSource | None = None,
         max_in_flight: int | None = None,
         start_timeout_s: float = 300.0,
     ) -> None:
@@ -100,7 +102,7 @@ class Router:
         self.resent = 0
         self.resent_kept_tokens = 0
         self._version = version
-        self._source: WeightsSource | None = None
+        self._source = source
         self._checksums: dict[str, str] = {}
         self._groups: dict[str, list[Replica]] = {}
         self._paused: PauseMode | None = None

@@ -52,6 +52,11 @@ class ServerSettings(BaseModel):
     admin_token: str | None = Field(None, repr=False)
     fast_path: bool = Field(True, description="the engine's own decoder for architectures it knows")
 
+    @property
+    def first_version(self) -> str:
+        """What replicas call the weights that they start with: the model's own, which may not be the first to serve."""
+        return self.weight_version if self.weights is None else "initial"
+
     @model_validator(mode="after")
     def _outside_needs_a_token(self) -> ServerSettings:
         if self.host not in LOOPBACK and not self.token:

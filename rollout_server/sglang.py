@@ -46,7 +46,7 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
         settings.python or sys.executable, "-m", "sglang.launch_server",
         "--model-path", settings.model, "--host", "127.0.0.1", "--port", str(port),
         "--dtype", settings.dtype, "--random-seed", str(settings.seed + index),
-        "--max-running-requests", str(settings.max_running), "--weight-version", settings.weight_version,
+        "--max-running-requests", str(settings.max_running), "--weight-version", settings.first_version,
         "--skip-tokenizer-init", "--incremental-streaming-output", "--log-level", "warning",
         "--enable-fp32-lm-head",  # as the torch engine: logits rounded to 16 bits are the largest part of the mismatch
     ]  # fmt: skip

@@ -52,12 +52,12 @@ class TorchSource:
             settings.python or sys.executable, "-P", "-m", "rollout_server",
             "--model", settings.model, "--engine", settings.engine, "--device", device, "--dtype", settings.dtype,
             "--max-running", str(settings.max_running), "--threads", str(settings.threads),
-            "--weight-version", settings.weight_version, "--seed", str(settings.seed + self._index),
+            "--weight-version", settings.first_version, "--seed", str(settings.seed + self._index),
             "--ready-file", str(self._ready_file), "--token-env", REPLICA_TOKEN, "--incremental-streaming-output",
         ]  # fmt: skip
         for root in settings.weights_roots:
             command += ["--weights-root", str(root)]
-        for option in ("max_kv_tokens", "context_length", "weights"):
+        for option in ("max_kv_tokens", "context_length"):
             if (value := getattr(settings, option)) is not None:
                 command += [f"--{option.replace('_', '-')}", str(value)]
         environment = {**os.environ, REPLICA_TOKEN: self._token}
@@ -67,7 +67,7 @@ class TorchSource:
             self.name,
             json.loads(self._ready_file.read_text())["url"],
             self._info,
-            version=settings.weight_version,
+            version=settings.first_version,
             token=self._token,
             piece_tokens=settings.piece_tokens,
             admin_timeout_s=settings.probe_timeout_s,
@@ -116,7 +116,7 @@ class SglangSource:
             self.name,
             f"http://127.0.0.1:{port}",
             self._info,
-            version=settings.weight_version,
+            version=settings.first_version,
             piece_tokens=settings.piece_tokens,
             admin_timeout_s=settings.probe_timeout_s,
             update_timeout_s=settings.update_timeout_s,

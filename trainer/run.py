@@ -169,7 +169,7 @@ class TrainRun:
             await self._choose_folder(weights, workers)
             link = ServerLink(
                 running=recipe.rollout.publish.running,
-                token=recipe.rollout.token,
+                token=recipe.rollout.admin_token or recipe.rollout.token,
                 timeout_s=recipe.rollout.start_timeout_s,
             )
             stack.push_async_callback(link.close)

@@ -21,6 +21,7 @@ from agentloop.errors import ConfigError, ServerStartError
 from trainer.child_env import child_environment
 
 LOG_TAIL_LINES = 20
+ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as the next one
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
 
 
@@ -103,13 +104,21 @@ class ServerProcess:
         rollout = self._rollout
         self._ready_file.unlink(missing_ok=True)
         command = [
-            rollout.python or sys.executable, "-P", "-m", "rollout_server",
+            sys.executable, "-P", "-m", "rollout_server",
             "--model", self._model_path, "--engine", rollout.engine, "--host", rollout.host, "--port", str(self._port),
             "--device", rollout.device, "--dtype", self._model.dtype, "--max-running", str(rollout.max_running),
             "--threads", str(rollout.threads),
             "--weight-version", str(version), "--seed", str(self._seed), "--ready-file", str(self._ready_file),
-            "--parent-pid", str(os.getpid()),
+            "--parent-pid", str(os.getpid()), "--replicas", str(rollout.replicas),
+            "--gpus-per-replica", str(rollout.gpus_per_replica), "--stream-tokens", str(rollout.stream_tokens),
+            "--probe-timeout", str(rollout.probe_timeout_s), "--start-timeout", str(0.9 * rollout.start_timeout_s),
+            "--log-dir", str(self._log_file.parent),
         ]  # fmt: skip
+        command += [f"--engine-arg={argument}" for argument in rollout.engine_args]
+        if rollout.python is not None:
+            command += ["--python", rollout.python]
+        if rollout.max_queue is not None:
+            command += ["--max-queue", str(rollout.max_queue)]
         for root in self._weights_roots:
             command += ["--weights-root", str(root)]
         if weights is not None:
@@ -119,9 +128,13 @@ class ServerProcess:
         if rollout.context_length is not None:
             command += ["--context-length", str(rollout.context_length)]
         environment = child_environment(rollout.threads)
-        if rollout.token:
-            command += ["--token-env", TOKEN_VARIABLE]
-            environment[TOKEN_VARIABLE] = rollout.token
+        for option, variable, token in (
+            ("--token-env", TOKEN_VARIABLE, rollout.token),
+            ("--admin-token-env", ADMIN_TOKEN_VARIABLE, rollout.admin_token),
+        ):
+            if token:
+                command += [option, variable]
+                environment[variable] = token
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("ab") as log:
             # A session of its own: Ctrl-C at the terminal reaches the run, which ends its children in order.

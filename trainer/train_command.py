@@ -32,9 +32,10 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     """
     recipe = load_config(Recipe, config, overrides)
     resolved = json.loads(recipe.model_dump_json())
-    if recipe.rollout.token:
-        # It would be written to files and shown in the report.
-        resolved["rollout"]["token"] = "(hidden)"  # noqa: S105
+    for key in ("token", "admin_token"):
+        if resolved["rollout"][key]:
+            # It would be written to files and shown in the report.
+            resolved["rollout"][key] = "(hidden)"
     if dry_run:
         print(json.dumps(resolved, indent=2))
         return 0
