@@ -47,6 +47,7 @@ bench: $(STAMP) ## benchmarks on this machine; peers get environments of their o
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/token_law.py
 	$(BIN)/python benchmarks/loop_overhead.py
+	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/step.py
 
 gpu-check: $(STAMP) ## tests that need a CUDA device

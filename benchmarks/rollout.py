@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -110,7 +111,7 @@ class Bench:
             if any(sum(count for _, count in one) != NEW for one in times):
                 raise SystemExit(f"{self.server.name}: a stream brought another number of tokens than {NEW}")
             firsts = [one[0][0] for one in times]
-            gaps = [b[0] - a[0] for one in times for a, b in zip(one, one[1:], strict=False)]
+            gaps = [b[0] - a[0] for one in times for a, b in itertools.pairwise(one)]
             for name, values in (("ttft", firsts), ("itl", gaps)):
                 for share in (50, 99):
                     found[f"{name}_p{share}_{at_once}"] = 1e3 * quantile(values, share / 100)
@@ -198,7 +199,9 @@ def verdict(scenario: str, results: Waves) -> tuple[str, bool]:
         missed = reused < REUSE_BOUND
         return f"**Reused: {reused:.1%}** of what could be (to reach: {REUSE_BOUND:.0%}; {_word(missed)}).", missed
     own = median(flat(ours), "tokens_per_s")
-    speeds = {name: median(flat(rounds), "tokens_per_s") or 0.0 for name, rounds in results.items() if name != Ours.name}
+    speeds = {
+        name: median(flat(rounds), "tokens_per_s") or 0.0 for name, rounds in results.items() if name != Ours.name
+    }
     bound = {"fixed-64": BEST_BOUND, "fixed-256": BEST_BOUND, "longtail": LONGTAIL_BOUND}.get(scenario)
     if scenario == "longtail":
         speeds = {name: speed for name, speed in speeds.items() if name == "transformers"}
@@ -228,14 +231,27 @@ def _speed(waves: Sequence[dict[str, float]]) -> float:
 def describe(scenario: str, results: Waves) -> tuple[str, bool]:
     """The section of one scenario, and whether a bound was missed."""
     if scenario == "latency":
-        columns = [(f"{n} p{s}, {c} at once", f"{n}_p{s}_{c}") for c in (1, 64) for n in ("ttft", "itl") for s in (50, 99)]
+        columns = [
+            (f"{n} p{s}, {c} at once", f"{n}_p{s}_{c}") for c in (1, 64) for n in ("ttft", "itl") for s in (50, 99)
+        ]
         columns = [(title.replace("ttft", "first token").replace("itl", "gap"), key) for title, key in columns]
         rows = [["milliseconds", *(title for title, _ in columns)]]
         for name, rounds in results.items():
             values = [median(flat(rounds), key) for _, key in columns]
             rows.append([name, *("" if value is None else f"{value:.1f}" for value in values)])
         return "\n".join([f"### {scenario}", "", *table(rows), ""]), False
-    rows = [["", "tokens/s", "slowest", "fastest", "per CPU s", "waves", "quiet", *(["reused"] if scenario == "multiturn" else [])]]
+    rows = [
+        [
+            "",
+            "tokens/s",
+            "slowest",
+            "fastest",
+            "per CPU s",
+            "waves",
+            "quiet",
+            *(["reused"] if scenario == "multiturn" else []),
+        ]
+    ]
     for name, rounds in results.items():
         waves = flat(rounds)
         speeds = [wave["tokens_per_s"] for wave in quiet(waves)[0]]

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(slots=True)
@@ -76,7 +75,7 @@ async def _read(reader: asyncio.StreamReader, begin: float) -> Answer:
 
 
 def events(answer: Answer) -> list[tuple[float, bytes]]:
-    """(seconds, JSON) of each server-sent event but the closing `[DONE]`; one that came in parts counts from its last."""
+    """(seconds, JSON) of each server-sent event but the closing `[DONE]`; one in parts has the time of its last."""
     found, rest = [], b""
     for seconds, data in answer.parts:
         rest += data.replace(b"\r\n", b"\n")
@@ -118,6 +117,3 @@ def check(work: Sequence[Work], outcomes: Sequence[Outcome], name: str) -> None:
         counts = (len(outcome.ids), len(outcome.logprobs))
         if counts != (one.new_tokens, one.new_tokens) or not all(value <= 1e-3 for value in outcome.logprobs):
             raise SystemExit(f"{name}: {counts} ids and logprobs in an answer, not {one.new_tokens} each")
-
-
-Json = dict[str, Any]

@@ -17,13 +17,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
-from rollout_load import Answer, Connections, Json, Outcome, Work, events
+from rollout_load import Answer, Connections, Outcome, Work, events
 
 REPO = Path(__file__).resolve().parents[1]
 MAX_RUNNING = 256
+
+Json = dict[str, Any]
 
 
 class NotRunning(Exception):
@@ -167,7 +169,7 @@ class Server:
         return total
 
     def hold(self) -> None:
-        """Stop its processes: some servers spin while they have nothing to do, on the core of the one that is measured."""
+        """Stop its processes: some servers spin while they wait, on the core of the one that is measured."""
         for process in self._tree():
             process.send_signal(signal.SIGSTOP)
 
@@ -194,7 +196,9 @@ class Server:
         answers, _ = await self.timed(connections, work)
         return self.outcomes(answers)
 
-    async def timed(self, connections: Connections, work: Sequence[Work], *, stream: bool = False) -> tuple[list[Answer], float]:
+    async def timed(
+        self, connections: Connections, work: Sequence[Work], *, stream: bool = False
+    ) -> tuple[list[Answer], float]:
         """All at once: the answers, unparsed, and the seconds until the last had come."""
         bodies = [json.dumps(self.body(one, stream=stream)).encode() for one in work]
         headers = [[f"x-session-id: {one.session}"] if one.session else [] for one in work]
@@ -293,7 +297,9 @@ class Transformers(Server):
         script = str(REPO / "benchmarks" / "peers" / "transformers_server.py")
         return [python, script, "--model", str(self.model), "--port", "PORT"]
 
-    async def timed(self, connections: Connections, work: Sequence[Work], *, stream: bool = False) -> tuple[list[Answer], float]:
+    async def timed(
+        self, connections: Connections, work: Sequence[Work], *, stream: bool = False
+    ) -> tuple[list[Answer], float]:
         body = json.dumps({"prompts": [one.prompt for one in work], "lengths": [one.new_tokens for one in work]})
         await connections.open(1)
         begin = time.perf_counter()

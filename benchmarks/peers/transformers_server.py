@@ -1,4 +1,4 @@
-"""`transformers.generate` behind HTTP: one static batch at a time, run to its longest answer. In an environment of its own.
+"""`transformers.generate` behind HTTP: one static batch at a time, run to its longest answer.
 
 POST /generate {"prompts": [[id, ...], ...], "lengths": [n, ...]} -> {"answers": [[[id, ...], [logprob, ...]], ...]}
 
