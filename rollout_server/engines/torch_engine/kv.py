@@ -29,8 +29,8 @@ class KVCache:
             steps.append(2 * steps[-2])
         # The last pool need not hold more than the longest sequence, rounded to whole cache lines.
         capacities = [step for step in steps if step < context_length] + [-(-context_length // 16) * 16]
-        self.pools = [Pool(shape, capacity) for capacity in capacities]
         self.budget_tokens = max(budget_tokens, capacities[-1])
+        self.pools = [Pool(shape, capacity, self.budget_tokens // capacity) for capacity in capacities]
         self._index: PrefixIndex[Row] = PrefixIndex()
         self._clock = itertools.count(1)
 

@@ -18,14 +18,12 @@ Layout, for a head's keys: `[dim, capacity]` (a query's scores are then sums of 
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-CACHE_LINE = 64
+from rollout_server.engines.torch_engine.memory import GrowingRows
 
 MAX_HOLE_SHARE = 0.125
 """Share of a pool's active rows that may be holes before rows are moved to close them."""
@@ -66,25 +64,10 @@ class Row:
         self.keys: list[int] = []
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, on a CPU from pages that cost nothing before they are written: a pool is larger than what it holds.
-
-    Zeros, not empty: masked scores weigh unused values by 0, and 0 times a NaN left in memory is a NaN.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    if not size:
-        return torch.zeros(shape, dtype=dtype)
-    raw = np.zeros(size + CACHE_LINE, dtype=np.uint8)
-    start = -raw.ctypes.data % CACHE_LINE
-    return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)
-
-
 class Pool:
     """Rows of one capacity. `rows[i]` is what row i holds, or None; `kept` are those not in use, by their last use."""
 
-    def __init__(self, shape: KVShape, capacity: int) -> None:
+    def __init__(self, shape: KVShape, capacity: int, most_rows: int) -> None:
         self.shape = shape
         self.capacity = capacity
         self.rows: list[Row | None] = []
@@ -94,16 +77,18 @@ class Pool:
         # rows, looking at all of them for each request would cost as much as its tokens.
         self._empty_from = 0
         self._hole_from = 0
-        self._allocate(0)
+        s = shape
+        heads, layers = s.kv_heads, s.layers
+        self._k = GrowingRows(layers, (heads, s.key_dim, capacity), most_rows, dtype=s.dtype, device=s.device)
+        self._v = GrowingRows(layers, (heads, capacity, s.value_dim), most_rows, dtype=s.dtype, device=s.device)
+        self._view()
 
-    def _allocate(self, rows: int) -> None:
-        s = self.shape
-        self.k_NRHKC = _zeros((s.layers, rows, s.kv_heads, s.key_dim, self.capacity), s.dtype, s.device)
-        self.v_NRHCD = _zeros((s.layers, rows, s.kv_heads, self.capacity, s.value_dim), s.dtype, s.device)
+    def _view(self) -> None:
+        self.k_NRHKC, self.v_NRHCD = self._k.tensor, self._v.tensor
         self.k = list(self.k_NRHKC)
         self.v = list(self.v_NRHCD)
         self.k_flat = [k.view(-1) for k in self.k]
-        self.v_flat = [v.view(-1, s.value_dim) for v in self.v]
+        self.v_flat = [v.view(-1, self.shape.value_dim) for v in self.v]
 
     @property
     def tokens(self) -> int:
@@ -112,11 +97,11 @@ class Pool:
 
     def resize(self, rows: int) -> None:
         """Change the number of rows; all rows in use or kept have to be among the first `rows`."""
-        old_k, old_v, keep = self.k_NRHKC, self.v_NRHCD, min(rows, len(self.rows))
+        keep = min(rows, len(self.rows))
         assert not any(self.rows[keep:])
-        self._allocate(rows)
-        self.k_NRHKC[:, :keep] = old_k[:, :keep]
-        self.v_NRHCD[:, :keep] = old_v[:, :keep]
+        self._k.resize(rows, keep)
+        self._v.resize(rows, keep)
+        self._view()
         self.rows = self.rows[:keep] + [None] * (rows - keep)
         self._empty_from = min(self._empty_from, keep)
 
