@@ -20,7 +20,9 @@ class StaticBatch:
     """Samples a batch at temperature 1, each row exactly `lengths[i]` tokens."""
 
     def __init__(self, folder: str) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         self._model.generation_config = GenerationConfig(pad_token_id=0)  # the folder's own has end tokens
 
     @torch.inference_mode()
@@ -35,6 +37,9 @@ class StaticBatch:
             temperature=1.0,
             top_k=0,
             top_p=1.0,
+            # With eager attention the fastest that was tried: at 256 rows by a sixth before the default.
+            cache_implementation="static",
+            disable_compile=True,
             output_logits=True,
             return_dict_in_generate=True,
         )
