@@ -129,11 +129,11 @@ def hardware() -> str:
     )
 
 
-def record(path: Path, command: str, tables: list[str], script: str = "step.py") -> None:
-    """Add a section to the file, the newest first."""
+def record(path: Path, command: str, tables: list[str], script: str = "step.py", machine: str = "") -> None:
+    """Add a section to the file, the newest first. `machine` is what `hardware` said when the run began."""
     text = path.read_text(encoding="utf-8") if path.exists() else HEADING
     heading, _, older = text.partition("\n## ")
     section = "\n".join(
-        [f"## {script}, {date.today()}", "", f"{hardware()}, CPU, fp32.", "", f"    {command}", "", *tables]
+        [f"## {script}, {date.today()}", "", f"{machine or hardware()}, CPU, fp32.", "", f"    {command}", "", *tables]
     )
     path.write_text(heading.rstrip() + "\n\n" + section + (f"\n## {older}" if older else ""), encoding="utf-8")

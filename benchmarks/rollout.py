@@ -282,7 +282,7 @@ def start(options: argparse.Namespace, model: Path, core: int, scratch: Path) ->
             if kind is Ours:
                 raise SystemExit(str(exc)) from exc
             print(exc, flush=True)
-            notes.append(f"Not measured: {str(exc).splitlines()[0]}")
+            notes.append(f"Not measured: {kind.name} ({str(exc).splitlines()[-1].strip()})")
             continue
         server.hold()
         servers.append(server)
@@ -351,7 +351,7 @@ def main() -> None:
         document = {"command": command, "hardware": machine, "scenarios": results, "notes": notes}
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.record:
-        record(REPO / "benchmarks" / "RESULTS.md", command, tables, "rollout.py")
+        record(REPO / "benchmarks" / "RESULTS.md", command, tables, "rollout.py", machine)
     if missed:
         print(f"missed: {', '.join(missed)}")
         raise SystemExit(1)
