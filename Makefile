@@ -66,6 +66,7 @@ bench: $(STAMP) ## benchmarks on this machine; peers get environments of their o
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/router.py
 	$(BIN)/python benchmarks/publish.py
+	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/step.py
 
 gpu-check: $(STAMP) ## tests that need a CUDA device

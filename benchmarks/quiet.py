@@ -34,14 +34,19 @@ class OtherLoad:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """Clock, busy seconds of our cores (time stolen by other virtual machines counted), CPU seconds of our own."""
-        busy = 0.0
-        if STAT.exists():
-            mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-            for line in STAT.read_text(encoding="ascii").splitlines():
-                name, *fields = line.split()
-                if name in mine:
-                    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
-                    busy += user + nice + system + irq + softirq + steal
-            busy /= os.sysconf("SC_CLK_TCK")
+        busy = core_busy_s(*os.sched_getaffinity(0))
         usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return time.perf_counter(), busy, sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def core_busy_s(*cores: int) -> float:
+    """Seconds that these cores were busy since the machine's start, summed; 0 where that is not known."""
+    busy = 0
+    if STAT.exists():
+        mine = {f"cpu{core}" for core in cores}
+        for line in STAT.read_text(encoding="ascii").splitlines():
+            name, *fields = line.split()
+            if name in mine:
+                user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+                busy += user + nice + system + irq + softirq + steal
+    return float(busy / os.sysconf("SC_CLK_TCK"))

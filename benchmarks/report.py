@@ -58,7 +58,7 @@ def describe(result: dict[str, Any]) -> str:
             ]
         )
     names = ["", "s a step", "rollout tok/s", "training tok/s", "s rollout / training", "sampled tokens", "tool calls"]
-    lines = [f"### {result['scenario']}", "", *_table([names, *rows]), ""]
+    lines = [f"### {result['scenario']}", "", *table([names, *rows]), ""]
     lines += result["notes"]
     if result["trl"]:
         lines.append(_verdict(result))
@@ -106,7 +106,7 @@ def _share(steps: list[dict[str, Any]], key: str, wall: float) -> str:
     return f"{seconds:.2f} s ({seconds / wall:.0%})"
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def table(rows: list[list[str]]) -> list[str]:
     """Markdown that is aligned in a terminal too."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
@@ -129,11 +129,11 @@ def hardware() -> str:
     )
 
 
-def record(path: Path, command: str, tables: list[str]) -> None:
-    """Add a section to the file, the newest first."""
+def record(path: Path, command: str, tables: list[str], script: str = "step.py", machine: str = "") -> None:
+    """Add a section to the file, the newest first. `machine` is what `hardware` said when the run began."""
     text = path.read_text(encoding="utf-8") if path.exists() else HEADING
     heading, _, older = text.partition("\n## ")
     section = "\n".join(
-        [f"## step.py, {date.today()}", "", f"{hardware()}, CPU, fp32.", "", f"    {command}", "", *tables]
+        [f"## {script}, {date.today()}", "", f"{machine or hardware()}, CPU, fp32.", "", f"    {command}", "", *tables]
     )
     path.write_text(heading.rstrip() + "\n\n" + section + (f"\n## {older}" if older else ""), encoding="utf-8")

@@ -84,7 +84,7 @@ def test_kept_prefixes_do_not_outlive_their_weights(model_dir: Path, other_weigh
     core = make_core(loaded)
     run(core, [request(random_ids(40, seed=1))])
     update(core, loaded, other_weights, "1")
-    assert core.cache.tokens == 0
+    assert core.cache.used_tokens == 0
     (again,) = run(core, [request(random_ids(40, seed=1), ignore_eos=True)])
     assert again.result.cached_tokens == 0
     assert Reference(other_weights).worst([again]) < TOLERANCE

@@ -159,7 +159,8 @@ class Core:
         """The model has new parameters, called `version`. `retract` recomputes running requests' cache."""
         if mode != "in_place":
             self.retract_all()
-        self.flush()
+        self.cache.forget()
+        self._batch = None
         self.cache.make_stale()
         self.runner.weights_changed()
         self.version = version

@@ -29,8 +29,8 @@ class KVCache:
             steps.append(2 * steps[-2])
         # The last pool need not hold more than the longest sequence, rounded to whole cache lines.
         capacities = [step for step in steps if step < context_length] + [-(-context_length // 16) * 16]
-        self.pools = [Pool(shape, capacity) for capacity in capacities]
         self.budget_tokens = max(budget_tokens, capacities[-1])
+        self.pools = [Pool(shape, capacity, self.budget_tokens // capacity) for capacity in capacities]
         self._index: PrefixIndex[Row] = PrefixIndex()
         self._clock = itertools.count(1)
 
@@ -61,6 +61,7 @@ class KVCache:
             The row, or None when rows in use take the whole budget.
         """
         if match is not None and shared and not match.in_use and match.filled == shared:
+            del match.pool.kept[match]
             match.pool.take(match.row)
             match.in_use = True
             match.ids = ids
@@ -70,11 +71,13 @@ class KVCache:
             return match
         pinned = match is not None and not match.in_use
         if match is not None and pinned:
+            del match.pool.kept[match]
             match.in_use = True  # so that making room does not evict what is about to be copied
         row = self._new_row(ids, room)
         if match is not None:
-            match.in_use = match.in_use and not pinned
             match.used_at = next(self._clock)
+            if pinned:
+                match.pool.keep(match)
             if row is not None and shared:
                 self._copy(match, row, shared)
         return row
@@ -87,7 +90,7 @@ class KVCache:
         # `row` keeps its identity: the request that runs on it holds it.
         pool, index = new.pool, new.row
         self._copy(row, new, row.filled)
-        row.pool.rows[row.row] = None
+        row.pool.clear(row.row)
         row.pool, row.row = pool, index
         pool.rows[index] = row
         return True
@@ -98,7 +101,7 @@ class KVCache:
 
     def release(self, row: Row, *, keep: bool = True) -> None:
         """The request on `row` is done with it; what it holds stays shareable until its place is needed."""
-        row.in_use = False
+        row.pool.keep(row)
         row.used_at = next(self._clock)
         # A row in a hole is still written at position `filled` by the batch it sits in.
         row.filled = min(row.filled, row.pool.capacity - 1)
@@ -107,11 +110,16 @@ class KVCache:
         else:
             self._drop(row)
 
+    def forget(self) -> None:
+        """Forget what finished requests left. Its memory stays for the next ones: to take it anew costs a copy of the
+        pool each time that it doubles."""
+        for pool in self.pools:
+            for row in list(pool.kept):
+                self._drop(row)
+
     def flush(self) -> None:
         """Forget what finished requests left, and give back its memory."""
-        for row in list(self._all_rows()):
-            if not row.in_use:
-                self._drop(row)
+        self.forget()
         for pool in self.pools:
             pool.shrink_to_fit()
 
@@ -125,9 +133,7 @@ class KVCache:
         """Empty everything, memory included. No request may be running."""
         self._index.clear()
         for pool in self.pools:
-            pool.rows = []
-            pool.active = 0
-            pool.resize(0)
+            pool.clear_all()
 
     def compact(self) -> bool:
         """Close holes; True if a row moved."""
@@ -139,7 +145,7 @@ class KVCache:
 
     def _drop(self, row: Row) -> None:
         self._index.remove(row)
-        row.pool.rows[row.row] = None
+        row.pool.clear(row.row)
         row.filled = 0
 
     def _copy(self, source: Row, target: Row, count: int) -> None:
@@ -154,9 +160,7 @@ class KVCache:
         if place is None and self._extend(pool):
             place = pool.empty_row()
         if place is None:
-            oldest = min(
-                (row for row in pool.rows if row is not None and not row.in_use), key=lambda r: r.used_at, default=None
-            )
+            oldest = next(iter(pool.kept), None)
             if oldest is None:
                 return None
             place = oldest.row
@@ -181,13 +185,13 @@ class KVCache:
 
         A quarter of the pool's size at once if they have it, for every change of size copies a whole pool.
         """
-        if any(row is not None and not row.in_use for row in pool.rows):
+        if pool.kept:
             return 0  # evicting one of its own is cheaper than moving memory between pools
         before = self.tokens
         free = self.budget_tokens - before
         others = [other for other in self.pools if other is not pool]
         gain = sum(other.capacity * other.rows.count(None) for other in others)
-        kept = [row for other in others for row in other.rows if row is not None and not row.in_use]
+        kept = [row for other in others for row in other.kept]
         if free + gain + sum(row.pool.capacity for row in kept) < pool.capacity:
             return 0
         for row in sorted(kept, key=lambda r: r.used_at):

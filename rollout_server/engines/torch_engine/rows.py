@@ -18,9 +18,12 @@ Layout, for a head's keys: `[dim, capacity]` (a query's scores are then sums of 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+
+from rollout_server.engines.torch_engine.memory import GrowingRows
 
 MAX_HOLE_SHARE = 0.125
 """Share of a pool's active rows that may be holes before rows are moved to close them."""
@@ -62,26 +65,30 @@ class Row:
 
 
 class Pool:
-    """Rows of one capacity. `rows[i]` is what row i holds, or None."""
+    """Rows of one capacity. `rows[i]` is what row i holds, or None; `kept` are those not in use, by their last use."""
 
-    def __init__(self, shape: KVShape, capacity: int) -> None:
+    def __init__(self, shape: KVShape, capacity: int, most_rows: int) -> None:
         self.shape = shape
         self.capacity = capacity
         self.rows: list[Row | None] = []
+        self.kept: OrderedDict[Row, None] = OrderedDict()
         self.active = 0
-        self._allocate(0)
+        # No row below is empty; none of the active ones below is a hole. A search begins there: with thousands of kept
+        # rows, looking at all of them for each request would cost as much as its tokens.
+        self._empty_from = 0
+        self._hole_from = 0
+        s = shape
+        heads, layers = s.kv_heads, s.layers
+        self._k = GrowingRows(layers, (heads, s.key_dim, capacity), most_rows, dtype=s.dtype, device=s.device)
+        self._v = GrowingRows(layers, (heads, capacity, s.value_dim), most_rows, dtype=s.dtype, device=s.device)
+        self._view()
 
-    def _allocate(self, rows: int) -> None:
-        s = self.shape
-        # Zeros, not empty: masked scores weigh unused values by 0, and 0 times a NaN left in memory is a NaN.
-        self.k_NRHKC = torch.zeros(s.layers, rows, s.kv_heads, s.key_dim, self.capacity, dtype=s.dtype, device=s.device)
-        self.v_NRHCD = torch.zeros(
-            s.layers, rows, s.kv_heads, self.capacity, s.value_dim, dtype=s.dtype, device=s.device
-        )
+    def _view(self) -> None:
+        self.k_NRHKC, self.v_NRHCD = self._k.tensor, self._v.tensor
         self.k = list(self.k_NRHKC)
         self.v = list(self.v_NRHCD)
         self.k_flat = [k.view(-1) for k in self.k]
-        self.v_flat = [v.view(-1, s.value_dim) for v in self.v]
+        self.v_flat = [v.view(-1, self.shape.value_dim) for v in self.v]
 
     @property
     def tokens(self) -> int:
@@ -90,12 +97,34 @@ class Pool:
 
     def resize(self, rows: int) -> None:
         """Change the number of rows; all rows in use or kept have to be among the first `rows`."""
-        old_k, old_v, keep = self.k_NRHKC, self.v_NRHCD, min(rows, len(self.rows))
+        keep = min(rows, len(self.rows))
         assert not any(self.rows[keep:])
-        self._allocate(rows)
-        self.k_NRHKC[:, :keep] = old_k[:, :keep]
-        self.v_NRHCD[:, :keep] = old_v[:, :keep]
+        self._k.resize(rows, keep)
+        self._v.resize(rows, keep)
+        self._view()
         self.rows = self.rows[:keep] + [None] * (rows - keep)
+        self._empty_from = min(self._empty_from, keep)
+
+    def keep(self, row: Row) -> None:
+        """The row is not in use any more; what it holds stays until its place is needed."""
+        row.in_use = False
+        self.kept[row] = None
+        self._hole_from = min(self._hole_from, row.row)
+
+    def clear(self, row: int) -> None:
+        """Row `row` holds nothing any more."""
+        if (held := self.rows[row]) is not None:
+            self.kept.pop(held, None)
+        self.rows[row] = None
+        self._empty_from = min(self._empty_from, row)
+        self._hole_from = min(self._hole_from, row)
+
+    def clear_all(self) -> None:
+        """Give back everything, memory included."""
+        self.rows = []
+        self.kept.clear()
+        self.active = 0
+        self.resize(0)
 
     def shrink_to_fit(self) -> None:
         """Give back the rows that hold nothing."""
@@ -119,6 +148,8 @@ class Pool:
         self.v_NRHCD[:, target, :, :n] = self.v_NRHCD[:, source, :, :n]
         self.rows[target], self.rows[source] = row, None
         row.row = target
+        self._empty_from = min(self._empty_from, source)
+        self._hole_from = min(self._hole_from, target, source)
 
     def swap(self, a: int, b: int) -> None:
         """Exchange the contents of two rows, either of which may be empty."""
@@ -138,13 +169,16 @@ class Pool:
             v_b.copy_(v_kept)
             self.rows[a], self.rows[b] = row_b, row_a
             row_a.row, row_b.row = b, a
+            self._hole_from = min(self._hole_from, a, b)
 
     def take(self, row: int) -> int:
         """Make row `row`, empty or kept, one of the active ones: in a hole if there is one. Returns where it is now."""
         if row < self.active:
             return row
         rows = self.rows
-        place = next((i for i in range(self.active) if (held := rows[i]) is None or not held.in_use), self.active)
+        active = range(min(self._hole_from, self.active), self.active)
+        place = next((i for i in active if (held := rows[i]) is None or not held.in_use), self.active)
+        self._hole_from = place
         if place == self.active:
             self.active += 1
         if place != row:
@@ -153,7 +187,9 @@ class Pool:
 
     def empty_row(self) -> int | None:
         """An empty row, a hole among the active ones if there is one."""
-        return next((i for i, row in enumerate(self.rows) if row is None), None)
+        found = next((i for i in range(self._empty_from, len(self.rows)) if self.rows[i] is None), None)
+        self._empty_from = len(self.rows) if found is None else found
+        return found
 
     def compact(self) -> bool:
         """Drop holes at the end of the active rows, and close the others if they are many. True if a row moved."""
