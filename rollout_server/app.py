@@ -130,6 +130,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
         return done("")
 
     @app.get("/server_info", response_model=ServerInfo)
+    @app.get("/get_server_info", response_model=ServerInfo, include_in_schema=False)
     async def server_info() -> Response:
         """What is served, and the engines' counters."""
         info = router.info

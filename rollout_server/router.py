@@ -37,6 +37,8 @@ OVERLOAD_FACTOR = 1.5
 OVERLOAD_TOKENS = 2048
 """A session leaves its replica when that has so many times the average of tokens under way, and so many more."""
 
+REFRESH_TIMEOUT_S = 1.0
+
 MAX_ATTEMPTS = 8
 """Replicas that may die under one request."""
 
@@ -408,8 +410,13 @@ class Router:
         await self._each(lambda replica: replica.memory(what, tags))
 
     async def refresh(self) -> None:
-        """Bring the replicas' counters up to date."""
-        await asyncio.gather(*(member.replica.refresh() for member in self.serving), return_exceptions=True)
+        """Bring the replicas' counters up to date, those of replicas that answer in time."""
+
+        async def one(member: Member) -> None:
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                await member.replica.refresh()
+
+        await asyncio.gather(*(one(member) for member in self.serving), return_exceptions=True)
 
     async def close(self) -> None:
         await asyncio.gather(*(member.replica.close() for member in self.members))
