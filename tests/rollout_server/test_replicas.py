@@ -1,0 +1,149 @@
+"""A server over real replica processes: how it ends, and what it says when one does not start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.rollout_server.support import save_model
+
+ROOT = Path(__file__).parents[2]
+
+
+class Server:
+    """`python -m rollout_server` with options."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.log = folder / "server.log"
+        self._ready = folder / "ready.json"
+        command = [
+            sys.executable, "-P", "-m", "rollout_server", "--ready-file", str(self._ready),
+            "--log-dir", str(folder / "logs"), *options,
+        ]  # fmt: skip
+        with self.log.open("wb") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+
+    @property
+    def url(self) -> str:
+        while not self._ready.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        return str(json.loads(self._ready.read_text())["url"])
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(20)
+
+
+@pytest.fixture
+def long_model(tmp_path: Path) -> Path:
+    """Its answers may be so long that they run for seconds."""
+    return save_model(tmp_path / "long", "qwen2", seed=0, max_position_embeddings=8192)
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Server]]:
+    started: list[Server] = []
+    yield started
+    for server in started:
+        server.end()
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=15)[1]
+
+
+async def ask(http: httpx.AsyncClient, new: int, **more: Any) -> httpx.Response:
+    sampling = {"max_new_tokens": new, "ignore_eos": True, "sampling_seed": 1}
+    return await http.post("/generate", json={"input_ids": [1, 2, 3], "sampling_params": sampling, **more})
+
+
+async def running(http: httpx.AsyncClient, tokens: int = 1) -> None:
+    """Wait until something is sampled somewhere."""
+    while True:
+        states = (await http.get("/server_info")).json()["states"]
+        if sum(state["sampled_tokens"] for state in states) >= tokens:
+            return
+        await asyncio.sleep(0.02)
+
+
+async def test_a_stop_lets_requests_end_and_leaves_nothing(
+    long_model: Path, tmp_path: Path, servers: list[Server]
+) -> None:
+    server = Server(tmp_path, "--model", str(long_model), "--replicas", "2", "--drain", "30")
+    servers.append(server)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+        answer = asyncio.create_task(ask(http, 1500))
+        await running(http)
+        children = server.children()
+        assert len(children) == 2
+        server.process.terminate()
+        assert len((await answer).json()["output_ids"]) == 1500
+    await asyncio.to_thread(server.process.wait, 20)
+    assert gone(children)
+
+
+def test_replicas_end_with_a_killed_server(long_model: Path, tmp_path: Path, servers: list[Server]) -> None:
+    server = Server(tmp_path, "--model", str(long_model), "--replicas", "2")
+    servers.append(server)
+    assert httpx.get(server.url + "/health", trust_env=False).status_code == 200
+    children = server.children()
+    server.process.kill()
+    assert len(children) == 2 and gone(children)
+
+
+async def test_a_seeded_answer_is_the_same_when_its_replica_is_killed(
+    long_model: Path, tmp_path: Path, servers: list[Server]
+) -> None:
+    server = Server(tmp_path, "--model", str(long_model), "--replicas", "2", "--stream-tokens", "16")
+    servers.append(server)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+        whole = (await ask(http, 3000)).json()
+        answer = asyncio.create_task(ask(http, 3000, rid="again"))
+        await running(http, tokens=3100)
+        states = (await http.get("/server_info")).json()["states"]
+        busy = next(index for index, state in enumerate(states) if state["in_flight"])
+        victim = next(c for c in server.children() if f"replica-{busy}.ready.json" in " ".join(c.cmdline()))
+        victim.send_signal(signal.SIGKILL)
+        again = (await answer).json()
+        assert again["output_ids"] == whole["output_ids"]
+        for one, other in zip(
+            again["meta_info"]["output_token_logprobs"], whole["meta_info"]["output_token_logprobs"], strict=True
+        ):
+            assert one[1] == other[1] and abs(one[0] - other[0]) < 1e-4
+        metrics = (await http.get("/metrics")).text
+        assert "rollout_resent_total 1.0" in metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--replicas", "2", "--engine", "sglang", "--python", "/nowhere/python"], "No such file"),
+        (["--replica-url", "http://127.0.0.1:9", "--start-timeout", "1"], "no rollout server that answers"),
+        (["--replicas", "2", "--device", "cuda:99"], "CUDA"),
+    ],
+)
+async def test_a_replica_that_does_not_start_is_an_error_with_its_reason(
+    model_dir: Path, tmp_path: Path, servers: list[Server], options: list[str], says: str
+) -> None:
+    server = Server(tmp_path, "--model", str(model_dir), *options)
+    servers.append(server)
+    assert await asyncio.to_thread(server.process.wait, 60) == 1
+    assert says in server.log.read_text()
