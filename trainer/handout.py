@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from agentloop.shared_file import PIECE, SharedWriter
-from agentloop.tensors import CHUNK, CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
+from agentloop.tensors import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
 from agentloop.weights_group import broadcast, join_group, leave_group, open_store
 from trainer.model import DTYPES
 
 MAX_SHARD_BYTES = 4 * 2**30
+
+PART = 2**21
+"""Bytes that are copied and then hashed in one go: long enough for a copy at full speed, short enough to be still in
+the core's caches."""
 
 Take = Callable[[TensorSpec, Tensor], None]
 """What is done on rank 0 with a whole tensor of the published dtype, or one that is still to be cast to it."""
@@ -265,10 +269,10 @@ def _chunks(tensor: Tensor, dtype: str) -> Iterator[np.ndarray]:
     flat = tensor.reshape(-1)
     if flat.dtype == wanted:
         data = flat.view(torch.uint8).numpy()
-        for begin in range(0, len(data), CHUNK):
-            yield data[begin : begin + CHUNK]
+        for begin in range(0, len(data), PART):
+            yield data[begin : begin + PART]
         return
-    step = CHUNK // CODES[dtype][1]
+    step = PART // CODES[dtype][1]
     scratch = torch.empty(step, dtype=wanted)
     for begin in range(0, len(flat), step):
         part = flat[begin : begin + step]

@@ -212,7 +212,7 @@ class DistributedPublisher:
         if self._joined:
             await self._leave()
 
-    async def _send(self, version: int, layout: list[tuple[str, str, list[int]]]) -> None:
+    async def _send(self, version: int, layout: list[tuple[str, str, list[int]]]) -> dict[str, Any]:
         """One attempt.
 
         Raises:
@@ -255,6 +255,7 @@ class DistributedPublisher:
         if error or (received.partition(":")[0] == checksum.partition(":")[0] and received != checksum):
             await self._leave()
             raise ServerError(f"the broadcast of version {version} failed: {error or 'it arrived changed'}")
+        return answer
 
     def _begin(self, version: int) -> Path | None:
         if not self._slots:
