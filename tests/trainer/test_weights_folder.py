@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,19 @@ def test_each_run_has_its_own_and_finds_what_a_killed_one_left(tmp_path: Path) -
     assert other.path != first.path and (first.path / "v_7").exists()
     again = WeightsFolder(tmp_path / "a", named, local=True)
     again.open()
-    assert again.path == first.path and not list(again.path.iterdir())
+    assert again.path == first.path and not (again.path / "v_7").exists()
     assert again.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_another_killed_run_left_is_removed_too(tmp_path: Path) -> None:
+    left, lives = (WeightsFolder(tmp_path / name, tmp_path / "memory", local=True) for name in ("left", "lives"))
+    left.open()
+    lives.open()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (left.path / "owner.pid").write_text(str(ended.pid))
+    WeightsFolder(tmp_path / "new", tmp_path / "memory", local=True).open()
+    assert lives.path.exists() and not left.path.exists()
 
 
 def test_the_last_version_is_kept_in_the_run_when_it_ends(tmp_path: Path) -> None:
