@@ -21,21 +21,32 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from agentloop.shared_file import PIECE, SharedWriter
-from agentloop.tensors import CHUNK, CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
+from agentloop.tensors import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
 from agentloop.weights_group import broadcast, join_group, leave_group, open_store
 from trainer.model import DTYPES
 
 MAX_SHARD_BYTES = 4 * 2**30
+
+PART = 2**21
+"""Bytes that are copied and then hashed in one go: long enough for a copy at full speed, short enough to be still in
+the core's caches."""
 
 Take = Callable[[TensorSpec, Tensor], None]
 """What is done on rank 0 with a whole tensor of the published dtype, or one that is still to be cast to it."""
 
 
 class Handout:
-    """The published tensors of one model: their layout, and the ways out."""
+    """The published tensors of one model: their layout, and the ways out.
 
-    def __init__(self, lm: nn.Module, dtype: str) -> None:
+    Args:
+        lm: the language model, sharded or not.
+        dtype: in which its parameters are published.
+        shard_bytes: size at which a file of a folder ends.
+    """
+
+    def __init__(self, lm: nn.Module, dtype: str, *, shard_bytes: int = MAX_SHARD_BYTES) -> None:
         self._lm = lm
+        self._shard_bytes = shard_bytes
         self._dtype = dtype
         self._writers: dict[Path, SharedWriter] = {}
         self._store: Any = None
@@ -55,7 +66,9 @@ class Handout:
     def to_folder(self, folder: Path) -> str:
         """Write a Hugging Face folder, which appears under its name when it is whole; returns the checksum."""
         partial = folder.with_name(f".{folder.name}.partial")
-        shards = _Shards(partial, [(s.name, s.dtype, s.shape) for s in self.specs]) if _first() else None
+        shards = (
+            _Shards(partial, [(s.name, s.dtype, s.shape) for s in self.specs], self._shard_bytes) if _first() else None
+        )
         if shards is not None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -184,14 +197,14 @@ class _SharedTaker:
 class _Shards:
     """Writes one file, or several with an index where the model is larger than one shard."""
 
-    def __init__(self, folder: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
+    def __init__(self, folder: Path, tensors: list[tuple[str, str, tuple[int, ...]]], shard_bytes: int) -> None:
         self._folder = folder
         self.digests: dict[str, int] = {}
         parts: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
         size = 0
         for tensor in tensors:
             length = tensor_bytes(tensor[1], tensor[2])
-            if parts[-1] and size + length > MAX_SHARD_BYTES:
+            if parts[-1] and size + length > shard_bytes:
                 parts.append([])
                 size = 0
             parts[-1].append(tensor)
@@ -265,10 +278,10 @@ def _chunks(tensor: Tensor, dtype: str) -> Iterator[np.ndarray]:
     flat = tensor.reshape(-1)
     if flat.dtype == wanted:
         data = flat.view(torch.uint8).numpy()
-        for begin in range(0, len(data), CHUNK):
-            yield data[begin : begin + CHUNK]
+        for begin in range(0, len(data), PART):
+            yield data[begin : begin + PART]
         return
-    step = CHUNK // CODES[dtype][1]
+    step = PART // CODES[dtype][1]
     scratch = torch.empty(step, dtype=wanted)
     for begin in range(0, len(flat), step):
         part = flat[begin : begin + step]

@@ -82,6 +82,7 @@ class DiskPublisher:
         self._folder = folder
         self._on_folder = on_folder
         self._checksum: str | None = None
+        self._pruning: asyncio.Task[None] | None = None
 
     async def write(self, version: int) -> Path:
         folder = self._folder / f"v_{version}"
@@ -101,11 +102,15 @@ class DiskPublisher:
         await self._server.until_served(
             version, lambda: self._server.update("/update_weights_from_disk", request.model_dump())
         )
-        prune_versions(self._folder, version, KEPT_VERSIONS)
+        # Nobody waits for it: the version is served, and giving gigabytes back takes long.
+        await self.close()
+        pruning = asyncio.to_thread(prune_versions, self._folder, version, KEPT_VERSIONS)
+        self._pruning = asyncio.create_task(pruning)
         return time.perf_counter() - begin
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        if self._pruning is not None:
+            await self._pruning
 
 
 class SharedPublisher:
@@ -212,7 +217,7 @@ class DistributedPublisher:
         if self._joined:
             await self._leave()
 
-    async def _send(self, version: int, layout: list[tuple[str, str, list[int]]]) -> None:
+    async def _send(self, version: int, layout: list[tuple[str, str, list[int]]]) -> dict[str, Any]:
         """One attempt.
 
         Raises:
@@ -255,6 +260,7 @@ class DistributedPublisher:
         if error or (received.partition(":")[0] == checksum.partition(":")[0] and received != checksum):
             await self._leave()
             raise ServerError(f"the broadcast of version {version} failed: {error or 'it arrived changed'}")
+        return answer
 
     def _begin(self, version: int) -> Path | None:
         if not self._slots:

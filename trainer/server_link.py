@@ -69,7 +69,7 @@ class ServerLink:
         finally:
             await self.post("/continue_generation", {})
 
-    async def until_served(self, version: int, attempt: Callable[[], Awaitable[Any]]) -> None:
+    async def until_served(self, version: int, attempt: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         """Repeat `attempt` until the server says that it serves `version`.
 
         Raises:
@@ -80,7 +80,10 @@ class ServerLink:
         pause: float = 0.05
         while True:
             try:
-                await attempt()
+                answer = await attempt()
+                # Our server's answer to an update is what all its replicas confirmed.
+                if answer.get("weight_version") == str(version):
+                    return
                 served = await self.served_version()
                 if served == version:
                     return

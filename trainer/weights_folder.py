@@ -7,10 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
+
 from agentloop.errors import ConfigError
 from agentloop.shared_file import PROGRESS
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the folder is made below for this user alone
+OWNER = "owner.pid"
 ROOM = 3
 """Versions that have to fit: the one that is served, the one before, and the one that is written."""
 
@@ -50,7 +53,18 @@ class WeightsFolder:
         if self.path.is_symlink() or (self.path.exists() and self.path.stat().st_uid != os.getuid()):
             raise ConfigError(f"{self.path} is not this user's", "name a folder with rollout.publish.folder")
         shutil.rmtree(self.path, ignore_errors=True)
+        self._sweep()
         self.path.mkdir(mode=0o700)
+        (self.path / OWNER).write_text(str(os.getpid()))
+
+    def _sweep(self) -> None:
+        """Remove what killed runs left in memory, whichever they were."""
+        for other in self.path.parent.glob(f"agentloop-{os.getuid()}-*"):
+            owner = other / OWNER
+            if owner.is_file() and owner.stat().st_uid == os.getuid():
+                text = owner.read_text()
+                if text.isdecimal() and not psutil.pid_exists(int(text)):
+                    shutil.rmtree(other, ignore_errors=True)
 
     def fits(self, size: int) -> bool:
         """Whether a model of `size` bytes has room in it, as often as it is needed."""

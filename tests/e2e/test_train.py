@@ -205,3 +205,22 @@ def test_dry_run_prints_the_resolved_configuration(quickstart: Any) -> None:
     assert run.code == 0
     assert json.loads(run.out)["seed"] == 5
     assert not run.dir.exists()
+
+
+@pytest.mark.parametrize("transport", ["shm", "distributed"])
+def test_every_transport_gives_the_same_run_and_leaves_nothing_in_memory(
+    quickstart: Any, transport: str, tmp_path: Path
+) -> None:
+    options = ("run.steps=2", "eval.before_train=false", "eval.every=null")
+    by_disk = quickstart(*options, name="disk")
+    assert by_disk.code == 0, by_disk.err
+    memory = tmp_path / "memory"
+    other = quickstart(
+        *options, f"rollout.publish.transport={transport}", f"rollout.publish.folder={memory}", name=transport
+    )
+    assert other.code == 0, other.err
+    for key in ("reward/mean", "rollout/tokens"):
+        assert [r[key] for r in other.train_metrics] == [r[key] for r in by_disk.train_metrics], key
+    assert not list(memory.iterdir())
+    assert sorted(path.name for path in (other.dir / "weights").iterdir()) == ["v_2"]
+    assert (other.dir / "weights" / "v_2" / "config.json").exists()

@@ -256,6 +256,7 @@ async def test_disk_keeps_two_versions(tmp_path: Path) -> None:
     publisher = DiskPublisher(FakeWorkers(), FakeLink(), tmp_path, nothing)
     for version in range(1, 5):
         await publisher.publish(version)
+    await publisher.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v_3", "v_4"]
 
 

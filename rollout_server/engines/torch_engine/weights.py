@@ -12,7 +12,17 @@ import numpy as np
 import torch
 
 from agentloop.shared_file import STALLED_S, SharedReader, StalledError
-from agentloop.tensors import CHUNK, Digest, LayoutError, TensorSpec, checksum, digest_of, read_layout, tensor_bytes
+from agentloop.tensors import (
+    CHUNK,
+    CODES,
+    Digest,
+    LayoutError,
+    TensorSpec,
+    checksum,
+    digest_of,
+    read_layout,
+    tensor_bytes,
+)
 from rollout_server.engines.base import BroadcastWeights, FolderWeights, SharedWeights, WeightsError, WeightsSource
 from rollout_server.engines.torch_engine.broadcast import Groups
 
@@ -20,6 +30,9 @@ OLD_PREFIXES = (("visual.", "model.visual."), ("model.", "model.language_model."
 """Prefixes in checkpoints of Qwen2-VL and Qwen2.5-VL, and what transformers calls them in the model."""
 
 INDEX = "model.safetensors.index.json"
+
+SHARED_FOLDERS = 2
+"""A trainer writes to two in turn; their mappings are kept."""
 
 _ALIGNMENT = 64
 
@@ -38,8 +51,10 @@ class Intake:
     """Reads versions for one model. One at a time, on any thread but the engine's."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._live_tensors: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+        self._tied = list(_owners(self._live_tensors).values())
         self._readers: dict[Path, SharedReader] = {}
+        self._shared: dict[Path, tuple[np.ndarray, _Check, dict[str, torch.Tensor]]] = {}
         self._live: np.ndarray | None = None
         self._spare: np.ndarray | None = None
         self.groups = Groups()
@@ -67,7 +82,7 @@ class Intake:
     def put(self, taken: Taken) -> list[torch.Tensor]:
         """Serve what was taken; between two steps. Returns what was served before, to be let go of elsewhere: giving
         gigabytes back takes long."""
-        before = _adopt(self._model, taken.tensors)
+        before = _adopt(self._live_tensors, self._tied, taken.tensors)
         if taken.memory is not self._live:
             # The memory of the version before is written next: pages that exist already are many times faster.
             self._spare, self._live = self._live, taken.memory
@@ -76,7 +91,7 @@ class Intake:
     def _from_folder(self, source: FolderWeights) -> Taken:
         folder = source.folder
         files = [(file, read_layout(file)) for file in safetensors_files(folder)]
-        check = _Check(self._model, str(folder), [spec for _, specs in files for spec in specs])
+        check = self._check(str(folder), [spec for _, specs in files for spec in specs])
         # The file's own alignment is anybody's: here every tensor begins where it can be used.
         begins = np.cumsum([0, *(_padded(spec.end - spec.begin) for spec in check.specs)])
         memory = self._memory(int(begins[-1]))
@@ -97,31 +112,43 @@ class Intake:
         return check.taken(tensors, memory)
 
     def _from_shared(self, source: SharedWeights, version: str) -> Taken:
-        reader = self._readers.pop(source.folder, None) or SharedReader(source.folder)
-        self._readers[source.folder] = reader
-        while len(self._readers) > 2:
-            del self._readers[next(iter(self._readers))]
+        folder = source.folder
+        reader = self._readers.pop(folder, None) or SharedReader(folder)
+        self._readers[folder] = reader
+        while len(self._readers) > SHARED_FOLDERS:
+            oldest = next(iter(self._readers))
+            del self._readers[oldest]
+            self._shared.pop(oldest, None)
         check: _Check | None = None
         digest, current = Digest(""), None
         for spec, piece in reader.follow(version, STALLED_S):
             if check is None:
-                check = _Check(self._model, str(source.folder), reader.specs)
+                check, lying = self._lying(reader)
             if spec is not current:
                 digest, current = Digest(spec.dtype), spec
             for at in range(0, len(piece), CHUNK):
                 digest.add(piece[at : at + CHUNK])
             check.digest(spec, digest)
         if check is None:
-            raise WeightsError(f"{source.folder} holds no tensors")
-        taken = check.taken([(spec, reader.data[spec.begin : spec.end]) for spec in reader.specs])
+            raise WeightsError(f"{folder} holds no tensors")
+        taken = Taken(check.in_dtype(lying), check.checksum)
         written = reader.checksum()
         if written and taken.checksum != written:
             raise WeightsError(f"the weights arrived as {taken.checksum}, they were written as {written}")
         return taken
 
+    def _lying(self, reader: SharedReader) -> tuple[_Check, dict[str, torch.Tensor]]:
+        """The tensors in a shared file, before they are read. Every other version lies in the same places."""
+        known = self._shared.get(reader.folder)
+        if known is None or known[0] is not reader.data:
+            check = self._check(str(reader.folder), reader.specs)
+            lying = check.lying((spec, reader.data[spec.begin : spec.end]) for spec in reader.specs)
+            known = self._shared[reader.folder] = (reader.data, check, lying)
+        return known[1], known[2]
+
     def _from_group(self, source: BroadcastWeights) -> Taken:
         specs = _specs_of(source)
-        check = _Check(self._model, "the broadcast", specs)
+        check = self._check("the broadcast", specs)
         device = self.groups.device(source.group)
         size = specs[-1].end if specs else 0
         memory = self._memory(size) if device.type == "cpu" else None
@@ -133,6 +160,9 @@ class Intake:
             check.digest(spec, digest_of(place.cpu().numpy(), spec.dtype))
             tensors.append((spec, place))
         return check.taken(tensors, memory)
+
+    def _check(self, where: str, specs: Iterable[TensorSpec]) -> _Check:
+        return _Check(self._live_tensors, self._tied, where, specs)
 
     def _memory(self, size: int) -> np.ndarray:
         if self._spare is None or len(self._spare) != size:
@@ -147,12 +177,15 @@ class _Check:
         WeightsError: naming the first that is missing, too many or of another shape.
     """
 
-    def __init__(self, model: Any, where: str, specs: Iterable[TensorSpec]) -> None:
+    def __init__(
+        self, wanted: dict[str, torch.Tensor], tied: list[list[str]], where: str, specs: Iterable[TensorSpec]
+    ) -> None:
         self.specs = list(specs)
         self._where = where
-        self._wanted: dict[str, torch.Tensor] = model.state_dict()
+        self._wanted = wanted
         self._names: dict[str, str] = {}
         self._digests: dict[str, int] = {}
+        self._odd: dict[str, TensorSpec] = {}
         for spec in self.specs:
             name = self._name_of(spec.name)
             if not name:
@@ -164,7 +197,7 @@ class _Check:
                 raise WeightsError(f"{where}: {name} has shape {shapes}")
             self._names[spec.name] = name
         given = set(self._names.values())
-        for names in _owners(self._wanted).values():
+        for names in tied:
             # Tied parameters are one tensor under several names: any of them will do.
             if not given.intersection(names):
                 raise WeightsError(f"{where} lacks {names[0]!r}")
@@ -174,21 +207,39 @@ class _Check:
             raise WeightsError(f"{self._where}: {self._names[spec.name]} holds NaN or infinite values")
         self._digests[spec.name] = digest.value
 
+    @property
+    def checksum(self) -> str:
+        return checksum(self._digests)
+
     def taken(
         self, places: Iterable[tuple[TensorSpec, np.ndarray | torch.Tensor]], memory: np.ndarray | None = None
     ) -> Taken:
-        """The tensors where they lie, in the dtype of the live ones."""
-        tensors, lies_there = {}, False
+        """What has been read, in the dtype of the live tensors."""
+        lying = self.lying(places)
+        tensors = self.in_dtype(lying)
+        stays = any(tensors[name] is lying[name] for name in tensors)
+        return Taken(tensors, self.checksum, memory if stays else None)
+
+    def lying(self, places: Iterable[tuple[TensorSpec, np.ndarray | torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The tensors where they lie; one at a place that no tensor can have is copied in `in_dtype`."""
+        tensors = {}
         for spec, place in places:
-            name = self._names[spec.name]
-            live = self._wanted[name]
             flat = place if isinstance(place, torch.Tensor) else torch.from_numpy(place)
-            if flat.data_ptr() % live.element_size():
-                flat = flat.clone()
-            tensor = flat.view(getattr(torch, spec.dtype)).view(spec.shape)
-            lies_there |= tensor.dtype == live.dtype
-            tensors[name] = tensor.to(live.dtype)
-        return Taken(tensors, checksum(self._digests), memory if lies_there else None)
+            odd = flat.data_ptr() % CODES[spec.dtype][1]
+            tensors[self._names[spec.name]] = flat if odd else _shaped(flat, spec.dtype, spec.shape)
+            if odd:
+                self._odd[self._names[spec.name]] = spec
+        return tensors
+
+    def in_dtype(self, lying: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The same in the dtype of the live ones."""
+        tensors = {}
+        for name, tensor in lying.items():
+            if (spec := self._odd.get(name)) is not None:
+                tensor = _shaped(tensor.clone(), spec.dtype, spec.shape)
+            wanted = self._wanted[name].dtype
+            tensors[name] = tensor if tensor.dtype == wanted else tensor.to(wanted)
+        return tensors
 
     def _name_of(self, written: str) -> str:
         """The model's name of a tensor; empty when it has none."""
@@ -227,13 +278,17 @@ def _owners(tensors: dict[str, torch.Tensor]) -> dict[int, list[str]]:
     return owners
 
 
+def _shaped(flat: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    return flat.view(getattr(torch, dtype)).view(shape)
+
+
 @torch.no_grad()
-def _adopt(model: Any, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _adopt(
+    live: dict[str, torch.Tensor], tied: list[list[str]], tensors: dict[str, torch.Tensor]
+) -> list[torch.Tensor]:
     """Make parameters of the tensors without a copy where device and dtype allow; returns the tensors before."""
-    live: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    tied = _owners(live)
     before = []
-    for names in tied.values():
+    for names in tied:
         for name in names:
             if name not in tensors:
                 continue
