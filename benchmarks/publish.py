@@ -7,8 +7,9 @@ own with the torch engine, which reads, verifies and serves the weights. The mod
 
 `shm` beside a plain copy of the same bytes in memory (numpy, one thread, both sides warm). `disk` beside a plain write
 of the same bytes to a new file in the same folder and a plain read of it into memory that exists. In turn, round by
-round; medians of the rounds in which other processes left the cores alone. A version counts from the call to the
-server's confirmation.
+round, one transport after the other, as a run has only one; medians of the rounds in which other processes left the
+cores alone. A version counts from the call to the server's confirmation. Trainer and server have a core each: left to
+itself, the scheduler of a machine with two cores puts both on one in every third run, for all of it.
 
 Stall: a request streams its tokens one by one meanwhile. The longest gap between two of them during an update, beyond
 the gap that is usual without one, against the time of that update plus 50 ms. Requests keep their cache (`in_place`).
@@ -131,6 +132,12 @@ class Watch:
                 return
 
 
+def pin(pid: int, cores: set[int]) -> None:
+    """All threads of a process."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
 def timed(action: Any) -> float:
     begin = time.perf_counter()
     action()
@@ -211,8 +218,11 @@ async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dic
     watch = Watch(process.pid)
     rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     version = 0
-    for number in range(WARM_UP + options.rounds):
-        for way, publisher in ways.items():
+    cores = sorted(os.sched_getaffinity(0))
+    pin(process.pid, {cores[-1]})
+    pin(os.getpid(), {cores[0]})
+    for way, publisher in ways.items():
+        for number in range(WARM_UP + options.rounds):
             await watch.quiet(options.patience if number >= WARM_UP else 0)
             before = watch.now()
             plain = peers[way]()
@@ -220,6 +230,8 @@ async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dic
             ours = await publisher.publish(version)
             if number >= WARM_UP:
                 rounds[way].append({"ours_s": ours, "plain_s": plain, "others_cores": watch.others(before)})
+    pin(process.pid, set(cores))
+    pin(os.getpid(), set(cores))
     stalls = {}
     for way, publisher in ways.items():
         stalls[way] = await stall(publisher, url, range(version + 1, version + 1 + options.updates))

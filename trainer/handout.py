@@ -27,7 +27,7 @@ from trainer.model import DTYPES
 
 MAX_SHARD_BYTES = 4 * 2**30
 
-PART = 2**21
+PART = 2**19
 """Bytes that are copied and then hashed in one go: long enough for a copy at full speed, short enough to be still in
 the core's caches."""
 

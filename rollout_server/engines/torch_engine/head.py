@@ -18,14 +18,15 @@ class FullPrecisionHead:
     def __init__(self, model: Any) -> None:
         linear = model.get_output_embeddings()
         self._weight: torch.Tensor | None = None
+        self._stale = True
         self._linear = linear
         if isinstance(linear, torch.nn.Linear) and linear.weight.dtype != torch.float32:
             # The module stays: its parameters' names are those that weights are published under.
             linear.forward = self._product  # type: ignore[method-assign,assignment]
 
     def weights_changed(self) -> None:
-        """The copy in full precision is made anew when it is needed."""
-        self._weight = None
+        """The copy in full precision is written anew when it is needed, into the memory that it has."""
+        self._stale = True
 
     def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         weight, bias = self._linear.weight, self._linear.bias
@@ -35,4 +36,7 @@ class FullPrecisionHead:
             return out if bias is None else out + bias.float()
         if self._weight is None:
             self._weight = weight.float()
+        elif self._stale:
+            self._weight.copy_(weight)
+        self._stale = False
         return F.linear(hidden.float(), self._weight, None if bias is None else bias.float())
