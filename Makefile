@@ -41,6 +41,7 @@ sglang: $(SGLANG_STAMP) ## create .venv-sglang, the environment of rollout.pytho
 
 test-sglang: $(STAMP) $(SGLANG_STAMP) ## run the suite marked sglang against a real SGLang, on the CPU
 	AGENTLOOP_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest -m sglang $(ARGS)
+	AGENTLOOP_TEST_TRAINER_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest tests/rollout_server/test_broadcast.py
 
 chaos: $(STAMP) ## replicas are killed and stopped for two minutes while the weights change: nothing may be lost
 	CHAOS_SECONDS=120 $(BIN)/python -m pytest tests/chaos -s $(ARGS)
