@@ -55,6 +55,7 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
         # Its own kernels need AMX and a build of their own; this path runs on any CPU.
         command += ["--device", "cpu", "--model-impl", "transformers", "--attention-backend", "torch_native"]
         command += ["--max-total-tokens", str(settings.max_kv_tokens or CPU_TOTAL_TOKENS)]
+        command += ["--sleep-on-idle"]  # it would keep a core busy that trainer and tools share
     else:
         command += ["--device", device, "--base-gpu-id", str(index * settings.gpus_per_replica)]
         command += ["--tp-size", str(settings.gpus_per_replica)]

@@ -176,12 +176,14 @@ class _SharedTaker:
     def take(self, spec: TensorSpec, tensor: Tensor) -> None:
         data, progress = self._writer.data, self._writer.progress
         digest = Digest("")
+        add = digest.add
         at = reached = spec.begin
         for chunk in _chunks(tensor, spec.dtype):
-            place = data[at : at + len(chunk)]
+            end = at + len(chunk)
+            place = data[at:end]
             place[:] = chunk
-            digest.add(place)  # it is still in the core's cache
-            at += len(chunk)
+            add(place)  # it is still in the core's cache
+            at = end
             if at - reached >= PIECE:
                 progress.reach(at)
                 reached = at

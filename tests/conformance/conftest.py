@@ -192,9 +192,9 @@ def references(folders: dict[str, Path]) -> dict[str, Reference]:
     return {version: Reference(folder) for version, folder in folders.items()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Target]]:
-    """Start targets of any kind; they end with the tests."""
+    """Start targets of any kind; they end with the module, because an idle SGLang keeps a core busy."""
     started: list[Target] = []
 
     def start(kind: str, dtype: str = "float32") -> Target:
@@ -205,7 +205,7 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
                 sglang_python(), "-m", "sglang.launch_server", "--model-path", str(MODEL), "--host", "127.0.0.1",
                 "--port", str(port), "--device", "cpu", "--dtype", dtype, "--model-impl", "transformers",
                 "--attention-backend", "torch_native", "--max-total-tokens", "100000", "--skip-tokenizer-init",
-                "--random-seed", "0", "--enable-fp32-lm-head",
+                "--random-seed", "0", "--enable-fp32-lm-head", "--sleep-on-idle",
             ]  # fmt: skip
         else:
             command = [
@@ -238,7 +238,7 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
             target.process.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(start_target: Callable[..., Target], request: pytest.FixtureRequest) -> Callable[[str, str], Target]:
     """The one target of a kind and dtype, started when it is first asked for. Those with SGLang take half a minute,
     so that both are started at once."""

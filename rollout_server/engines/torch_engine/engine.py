@@ -145,7 +145,8 @@ class TorchEngine:
                 return before
 
             before = await self._between_steps(apply)
-            await asyncio.to_thread(before.clear)
+            # Nobody waits for it: giving gigabytes back takes long.
+            asyncio.get_running_loop().run_in_executor(None, before.clear)
             self._core.stats.weight_updates += 1
             self._core.stats.weight_update_s += time.perf_counter() - begin
             return WeightsReceipt(version, taken.checksum)
