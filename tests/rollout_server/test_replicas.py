@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,39 +12,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.rollout_server.server import Server
 from tests.rollout_server.support import save_model
-
-ROOT = Path(__file__).parents[2]
-
-
-class Server:
-    """`python -m rollout_server` with options."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.log = folder / "server.log"
-        self._ready = folder / "ready.json"
-        command = [
-            sys.executable, "-P", "-m", "rollout_server", "--ready-file", str(self._ready),
-            "--log-dir", str(folder / "logs"), *options,
-        ]  # fmt: skip
-        with self.log.open("wb") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
-
-    @property
-    def url(self) -> str:
-        while not self._ready.exists():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.05)
-        return str(json.loads(self._ready.read_text())["url"])
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(20)
 
 
 @pytest.fixture

@@ -7,9 +7,6 @@ project. What differs on purpose is in docs/rollout_server.md, and tested at the
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +18,7 @@ from typing import Any
 import pytest
 
 from rollout_server import sglang_fields
+from tests.rollout_server.server import Server
 from tests.rollout_server.support import TOLERANCE, VOCAB, Reference
 
 
@@ -64,25 +62,14 @@ class SglangClient:
 
 @pytest.fixture(scope="module")
 def client(model_dir: Path, other_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SglangClient]:
-    folder = tmp_path_factory.mktemp("serve")
-    ready = folder / "ready.json"
-    command = [
-        sys.executable, "-P", "-m", "agentloop.cli", "serve", "--model", str(model_dir), "--replicas", "2",
-        "--weights-root", str(other_weights), "--weights-root", str(model_dir), "--ready-file", str(ready),
-        "--log-dir", str(folder),
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+    roots = ["--weights-root", str(other_weights), "--weights-root", str(model_dir)]
+    options = ["--model", str(model_dir), "--replicas", "2", *roots]
+    server = Server(tmp_path_factory.mktemp("serve"), *options, program=("agentloop.cli", "serve"))
     try:
-        while not ready.exists():
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.05)
-        yield SglangClient(json.loads(ready.read_text())["url"])
+        yield SglangClient(server.url)
+        server.stop()
     finally:
-        process.terminate()
-        process.wait(30)
+        server.end()
 
 
 def test_it_is_alive_and_says_what_it_serves(client: SglangClient, model_dir: Path) -> None:
