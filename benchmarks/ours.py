@@ -14,7 +14,8 @@ from typing import Any
 
 from workload import BATCH, EPISODE_TOKENS, GROUP, LEARNING_RATE, QUICKSTART, TURN_TOKENS, Workload, uses_tool
 
-AGENT = "bench_forced_length"
+AGENT, TOOL_AGENT = "bench_forced_length", "bench_slow_tool"
+AGENTS = {AGENT: "ForcedLengthAgent", TOOL_AGENT: "SlowToolAgent"}
 REWARD = '''"""Differs inside each group, so that no advantage is zero: the same rewards as TRL gets."""
 
 
@@ -107,7 +108,7 @@ def measure(
 
 
 def _write_recipe(work: Workload, folder: Path) -> None:
-    """Rows, reward, and the agent in a package of its own: an installed one looks the same to `agentloop`."""
+    """Rows, reward, and the agents."""
     rows = []
     for position, row in enumerate(work.rows):
         if uses_tool(work.scenario):
@@ -118,10 +119,14 @@ def _write_recipe(work: Workload, folder: Path) -> None:
         rows.append({**row, "agent_name": AGENT, "extra_info": extra})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
-    site = folder / "site"
+    install_agents(folder / "site")
+
+
+def install_agents(site: Path) -> None:
+    """The agents of `bench_agents.py` as a package on the path `site`: an installed one looks the same."""
     info = site / "agentloop_bench-0.dist-info"
     info.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("bench_agents.py"), site)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: agentloop-bench\nVersion: 0\n", encoding="utf-8")
-    entry = f"[agentloop.agents]\n{AGENT} = bench_agents:ForcedLengthAgent\n"
-    (info / "entry_points.txt").write_text(entry, encoding="utf-8")
+    agents = "".join(f"{name} = bench_agents:{kind}\n" for name, kind in AGENTS.items())
+    (info / "entry_points.txt").write_text(f"[agentloop.agents]\n{agents}", encoding="utf-8")
