@@ -103,10 +103,11 @@ QUICK_PROOF = 40
 """Conversations of the proof at the start of a run: a third of a second. `agentloop check` tries 200."""
 
 
-def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF) -> Prepared:
+def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF, train: bool = True) -> Prepared:
     """Load and check all that a run needs.
 
     Args:
+        train: whether the training rows are needed.
         conversations: how many the chat template is tried on.
 
     Raises:
@@ -129,7 +130,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         answered: set[str] = set()
     splits: dict[str, Checked] = {}
     for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
-        if source is None:
+        if source is None or (split == "train" and not train):
             continue
 
         def check(task: Task, where: str) -> None:
@@ -150,7 +151,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
             proof.require(tools=bool(toolset.schemas), users=bool(answered), system=system)
     for notice in _said_of(proof):
         console.notice(notice)
-    train = splits["train"].tasks
+    rows: Sequence[Task] = splits["train"].tasks if train else []
     return Prepared(
         recipe=recipe,
         model_path=model_path,
@@ -160,11 +161,11 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         toolset=toolset,
         interactions=interactions,
         reward=reward,
-        train=train,
-        places=splits["train"].places,
+        train=rows,
+        places=splits["train"].places if train else {},
         val=splits["val"].tasks if "val" in splits else [],
-        rows=RowOrder(len(train), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
-        total_steps=recipe.run.steps or max(1, (recipe.run.epochs or 1) * len(train) // recipe.rollout.batch_size),
+        rows=RowOrder(len(rows), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
+        total_steps=recipe.run.steps or max(1, (recipe.run.epochs or 1) * len(rows) // recipe.rollout.batch_size),
     )
 
 
