@@ -89,9 +89,12 @@ class Console:
     Args:
         file: where to write; null: standard output.
         terminal: whether to draw a progress bar and colours; null: found out.
+        said_every_s: seconds between two words on progress where there is no bar.
     """
 
-    def __init__(self, file: TextIO | None = None, *, terminal: bool | None = None) -> None:
+    def __init__(
+        self, file: TextIO | None = None, *, terminal: bool | None = None, said_every_s: float = SAID_EVERY_S
+    ) -> None:
         stream = file or sys.stdout
         self._terminal = _is_terminal(stream) if terminal is None else terminal
         self._rich = RichConsole(
@@ -109,6 +112,7 @@ class Console:
         self._phase: str | None = None
         self._phase_began = 0.0
         self._phase_note = ""
+        self._said_every_s = said_every_s
         self._said = 0.0
         self._said_of = ""
         self._line_open = False
@@ -162,7 +166,7 @@ class Console:
     def phase_progress(self, done: int, total: int) -> None:
         """Say how far the present phase is. Cheap: nothing is drawn here, and where there is no bar little is said."""
         self._phase_note = f"{done:,}/{total:,}"
-        if not self._terminal and self._line_open and time.monotonic() - self._said >= SAID_EVERY_S:
+        if not self._terminal and self._line_open and time.monotonic() - self._said >= self._said_every_s:
             self._said = time.monotonic()
             self._rich.file.write(f"{self._phase_note} ... ")
             self._rich.file.flush()
@@ -178,7 +182,7 @@ class Console:
             now = time.monotonic()
             if self._said_of != label:
                 self._said_of, self._said = label, now
-            elif done < total and now - self._said >= SAID_EVERY_S:
+            elif done < total and now - self._said >= self._said_every_s:
                 self._said = now
                 self._print(f"{label} {done:,}/{total:,}")
             if done >= total:

@@ -55,6 +55,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
         result = run_loops(TrainRun(recipe, prepared, run_dir, console, resume=resume, loggers=loggers).run())
         failed = False
     except asyncio.CancelledError:  # Ctrl-C before the first step: nothing to save
+        failed = False
         console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
         return EXIT_INTERRUPTED
     except AgentloopError as exc:

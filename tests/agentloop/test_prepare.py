@@ -13,7 +13,8 @@ import pytest
 from agentloop.data import load_tasks
 from agentloop.errors import DataError
 from agentloop.prepare import gsm8k_row, prepare_gsm8k
-from agentloop.rewards.gsm8k import compute_score, extract_answer
+from agentloop.rewards.gsm8k import compute_score, extract_answer, score
+from agentloop.types import Task, Trajectory
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -81,3 +82,10 @@ def test_gsm8k_scores() -> None:
     assert compute_score("#### 2", "1") == 0.0
     assert compute_score("#### 2", "1", format_score=0.1) == 0.1
     assert compute_score("2", "1", format_score=0.1) == 0.0
+
+
+def test_the_gsm8k_reward_says_which_number_it_read() -> None:
+    task = Task("0", "a", [], ground_truth="1234")
+    trajectory = Trajectory([1], [0], [None], [None], 1)
+    assert score(task, "so it is\n#### 1,234", trajectory) == {"score": 1.0, "answer": "1234"}
+    assert score(task, "no idea", trajectory) == {"score": 0.0, "answer": ""}

@@ -64,5 +64,5 @@ def test_the_table_has_a_line_for_each_source(capsys: Any) -> None:
     title, head, _, everything, source, *_ = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert "version 3" in title
     assert head.split() == ["rows", "episodes", "failed", "reward", "pass@1", "tools", "tokens"]
-    assert everything.split() == ["all", "8", "1", "0.5", "0.25", "1.5", "–"]
-    assert source.split() == ["a/b", "8", "1", "–", "0.25", "1.5", "–"]
+    assert everything.split() == ["all", "8", "1", "0.500", "0.250", "1.50", "–"]
+    assert source.split() == ["a/b", "8", "1", "–", "0.250", "1.50", "–"]
