@@ -108,6 +108,20 @@ def test_rows_can_come_from_functions_generators_and_classes(tmp_path: Path) -> 
         open_rows(f"{module}:number", "data.train")
 
 
+def test_a_registered_data_set_is_named_without_a_path(install: Any) -> None:
+    source = (
+        "class Rows:\n"
+        "    def __init__(self, count):\n        self.count = count\n"
+        "    def __len__(self):\n        return self.count\n"
+        "    def __getitem__(self, index):\n"
+        "        return {'prompt': [{'role': 'user', 'content': f'row {index}'}]}\n"
+    )
+    install("rows_of_mine", source, "[agentloop.datasets]\nmine = rows_of_mine:Rows\n")
+    assert contents("mine", count=7) == WANTED
+    with pytest.raises(DataError, match=r"yours does not exist, and is not registered \(mine is\)"):
+        open_rows("yours", "data.train")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 
 from agentloop.config import LoggerConfig, Recipe
 from agentloop.errors import ConfigError, RegistryError
-from agentloop.registry import registered
 from trainer.loggers import LoggerRun, check_loggers
 from trainer.loggers.base import flat
 from trainer.loggers.threads import Loggers, LoggerThread
@@ -144,20 +143,10 @@ class Broken(Recorder):
 
 
 @pytest.fixture
-def example_loggers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def example_loggers(install: Any) -> None:
     """A package that registers two loggers."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "recorder_of_lines.py").write_text(RECORDER)
-    info = site / "recorder_of_lines-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: recorder-of-lines\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(
-        "[agentloop.loggers]\nrecorder = recorder_of_lines:Recorder\nbroken_recorder = recorder_of_lines:Broken\n"
-    )
-    monkeypatch.syspath_prepend(site)
-    registered.cache_clear()
-    yield
-    registered.cache_clear()
+    entries = "recorder = recorder_of_lines:Recorder\nbroken_recorder = recorder_of_lines:Broken\n"
+    install("recorder_of_lines", RECORDER, f"[agentloop.loggers]\n{entries}")
 
 
 @pytest.mark.usefixtures("example_loggers")
