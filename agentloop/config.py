@@ -54,13 +54,23 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the rows come from. `.jsonl` and `.parquet` files, or `module.py:function` that returns rows."""
+    """Where the rows come from (docs/data.md)."""
 
-    train: str | list[str] = Field(description="training rows: file, files, or path.py:function")
-    val: str | list[str] | None = Field(None, description="validation rows; null: no evaluation")
+    train: str | list[str] = Field(
+        description="training rows, one or a list of: .jsonl and .parquet files, globs and folders of them, "
+        "hub:owner/name[:config][@split], path.py:name, a name registered in agentloop.datasets"
+    )
+    val: str | list[str] | None = Field(None, description="validation rows, named alike; null: no evaluation")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the functions and classes that train and val name"
+    )
     default_agent: str = Field("tool_agent", description="agent loop for rows without an agent_name")
     max_prompt_tokens: int = Field(1024, ge=1, description="first prompt, tool schemas counted")
-    overlong: Literal["drop", "error"] = Field("drop", description="what happens to a row over max_prompt_tokens")
+    overlong: Literal["drop", "error", "left", "right", "middle"] = Field(
+        "drop",
+        description="a row over max_prompt_tokens is left out; stops the run; or has its longest user text cut at that "
+        "end, with a mark",
+    )
     shuffle: bool = Field(True, description="shuffle the training rows anew each epoch")
     seed: int | None = Field(None, description="order of the rows; null: derived from `seed`")
 
@@ -253,16 +263,24 @@ class TrainerConfig(Section):
 
 
 class EvalConfig(Section):
-    """Evaluation on `data.val` with the same agent loops."""
+    """Evaluation on `data.val` with the same agent loops (docs/evaluation.md)."""
 
     before_train: bool = Field(True, description="evaluate version 0")
     every: int | None = Field(
         20, ge=1, description="evaluate after every so many steps, and after the last; null: never"
     )
     only: bool = Field(False, description="evaluate and stop")
+    background: bool = Field(
+        False,
+        description="training goes on meanwhile: an evaluation may then span versions, eval/version_min to version_max",
+    )
     max_rows: int | None = Field(None, ge=1, description="rows at most; null: all")
+    max_concurrent: int | None = Field(
+        None, ge=1, description="episodes in flight; null: rollout.max_concurrent, in the background a quarter of it"
+    )
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig(temperature=0.0))
     n: int = Field(1, ge=1, description="episodes per row")
+    pass_reward: float = Field(1.0, description="an episode with this reward or more passes, for pass@k")
     log_generations: int = Field(10, ge=0, description="evaluated episodes kept in the trace of a step")
 
 
@@ -295,6 +313,15 @@ class RewardConfig(Section):
     memory_mb: int | None = Field(None, ge=64, description="address space of a process; null: no limit")
 
 
+class LoggerConfig(Section):
+    """A place that metrics go to beside the console and metrics.jsonl. `name` alone and `{name: {options}}` will do."""
+
+    name: str = Field(
+        description="tensorboard, wandb, mlflow, trackio, or a name registered in agentloop.loggers (docs/metrics.md)"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the logger")
+
+
 class ClusterConfig(Section):
     """Where the processes run."""
 
@@ -324,12 +351,28 @@ class Recipe(Section):
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     trace: TraceConfig = Field(default_factory=TraceConfig)
+    loggers: list[LoggerConfig] = Field(
+        default_factory=list, description="where metrics go too, e.g. [tensorboard, {wandb: {project: x}}]"
+    )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
     @field_validator("reward", mode="before")
     @classmethod
     def _named_reward(cls, value: Any) -> Any:
         return {"function": value} if isinstance(value, str) else value
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _named_loggers(cls, value: Any) -> Any:
+        def section(entry: Any) -> Any:
+            if isinstance(entry, str):
+                return {"name": entry}
+            if isinstance(entry, dict) and len(entry) == 1 and "name" not in entry:
+                ((name, options),) = entry.items()
+                return {"name": name, "options": options or {}}
+            return entry
+
+        return [section(entry) for entry in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

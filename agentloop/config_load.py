@@ -82,10 +82,10 @@ def validate(model: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT
 def resolve_override_path(value: str, base: Path) -> str:
     """`value` as an absolute path when it is meant as one: it exists under `base`, or is written as a relative path.
 
-    A hub id (`org/name`) and the name of an entry point stay what they are.
+    A hub id (`org/name`, `hub:org/name`) and the name of an entry point stay what they are.
     """
     target, colon, attribute = value.partition(":")
-    if not target or Path(target).is_absolute() or "://" in value:
+    if not target or Path(target).is_absolute() or "://" in value or value.startswith("hub:"):
         return value
     candidate = base / Path(target).expanduser()
     if Path(target).expanduser().is_absolute():
@@ -177,9 +177,11 @@ def _is_known(key: str, known: list[str]) -> bool:
         wanted = pattern.split(".")
         if len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts, strict=True)):
             return True
-    # free mappings: one name under `agents`, anything under an agent's `options`
-    return (len(parts) == 2 and parts[0] == "agents") or (
-        len(parts) > 3 and parts[0] == "agents" and parts[2] == "options"
+    # free mappings: one name under `agents`, anything under an agent's `options` or the data's
+    return (
+        (len(parts) == 2 and parts[0] == "agents")
+        or (len(parts) > 3 and parts[0] == "agents" and parts[2] == "options")
+        or (len(parts) > 2 and parts[:2] == ["data", "options"])
     )
 
 

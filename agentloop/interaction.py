@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -79,33 +79,31 @@ class Interactions:
     def __init__(self, named: Mapping[str, Interaction] | None = None) -> None:
         self.named: dict[str, Interaction] = dict(named or {})
 
-    def check(self, tasks: Iterable[Task], key: str) -> set[str]:
-        """Load what the rows name; returns the names.
+    def check(self, task: Task, where: str) -> str | None:
+        """Load what a row names; returns the name, None where it names none.
+
+        Args:
+            where: the row, for messages.
 
         Raises:
-            ConfigError: a row names an interaction that is nowhere, naming the row.
+            ConfigError: it names an interaction that is nowhere.
             RegistryError: what is registered cannot be used.
         """
-        used = set()
-        for number, task in enumerate(tasks, 1):
-            kwargs = task.interaction_kwargs
-            if kwargs is None:
-                continue
-            name = kwargs.get("name")
-            if not isinstance(name, str) or not name:
+        kwargs = task.interaction_kwargs
+        if kwargs is None:
+            return None
+        name = kwargs.get("name")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{where} has interaction_kwargs without a name", 'add "name": "<an interaction>"')
+        if name not in self.named:
+            known = sorted({*self.named, *registered(INTERACTIONS)})
+            if name not in known:
                 raise ConfigError(
-                    f"{key}: row {number} has interaction_kwargs without a name", 'add "name": "<an interaction>"'
+                    f"{where} names the interaction {name!r}; known: {', '.join(known) or 'none'}",
+                    "correct the row, add it to the YAML that `interactions` names, or install its package",
                 )
-            if name not in self.named:
-                known = sorted({*self.named, *registered(INTERACTIONS)})
-                if name not in known:
-                    raise ConfigError(
-                        f"{key}: row {number} names the interaction {name!r}; known: {', '.join(known) or 'none'}",
-                        "correct the row, add it to the YAML that `interactions` names, or install its package",
-                    )
-                self.named[name] = _made(load(INTERACTIONS, name), {}, f"interaction {name!r}")
-            used.add(name)
-        return used
+            self.named[name] = _made(load(INTERACTIONS, name), {}, f"interaction {name!r}")
+        return name
 
     def session(self, task: Task) -> InteractionSession | None:
         """The interaction of one episode; None: its row has none."""

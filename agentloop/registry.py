@@ -14,6 +14,7 @@ from agentloop.loop import AgentLoop
 
 AGENTS, TOOLS, REWARDS = "agentloop.agents", "agentloop.tools", "agentloop.rewards"
 INTERACTIONS = "agentloop.interactions"
+DATASETS, LOGGERS = "agentloop.datasets", "agentloop.loggers"
 
 
 @lru_cache

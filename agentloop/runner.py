@@ -24,6 +24,9 @@ from agentloop.rewards import RewardFunction
 from agentloop.toolset import ToolSession, Toolset
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
 
+ANSWER = "answer"
+"""Key of what a reward function returns for the answer that it read: samples with equal answers vote alike in maj@n."""
+
 
 class EpisodeRunner:
     """Runs episodes for a producer.
@@ -157,18 +160,20 @@ class EpisodeRunner:
         for step in steps:
             parts[step.name] = parts.get(step.name, 0.0) + step.value
         outcome: float | None = None
+        answer: str | None = None
         reward = math.fsum(step.value for step in steps)
         if self._reward is not None:
-            outcome, own_parts = await self._call_reward(self._reward, task, trajectories[-1])
+            outcome, own_parts, answer = await self._call_reward(self._reward, task, trajectories[-1])
             reward = outcome
             parts |= own_parts
         for trajectory in trajectories:
             trajectory.reward, trajectory.outcome, trajectory.reward_parts = reward, outcome, dict(parts)
+            trajectory.answer = answer
 
     async def _call_reward(
         self, function: RewardFunction, task: Task, main: Trajectory
-    ) -> tuple[float, dict[str, float]]:
-        """The number and the parts that a reward function gives an episode.
+    ) -> tuple[float, dict[str, float], str | None]:
+        """The number, the parts and the answer that a reward function gives an episode.
 
         Raises:
             RewardError: the function raised, took too long or gave no finite number.
@@ -182,7 +187,8 @@ class EpisodeRunner:
             if isinstance(exc, TimeoutError) and clock.expired():
                 raise RewardError(f"the reward took longer than {self._recipe.reward_timeout_s:g} s") from exc
             raise RewardError(f"the reward raised {describe(exc)}") from exc
-        numbers = result if isinstance(result, dict) else {"score": result}
+        numbers = dict(result) if isinstance(result, dict) else {"score": result}
+        answer = numbers.pop(ANSWER, None)
         if "score" not in numbers:
             raise RewardError(f"the reward returned {result!r}, which has no 'score'", "add the key 'score'")
         for key, value in numbers.items():
@@ -190,7 +196,8 @@ class EpisodeRunner:
                 raise RewardError(
                     f"the reward returned {value!r} as {key}, which is no finite number", "return floats from it"
                 )
-        return float(numbers["score"]), {key: float(value) for key, value in numbers.items() if key != "score"}
+        parts = {key: float(value) for key, value in numbers.items() if key != "score"}
+        return float(numbers["score"]), parts, None if answer is None else str(answer)
 
 
 async def _close(session: ToolSession, interaction: InteractionSession | None) -> None:

@@ -176,7 +176,8 @@ class Trajectory:
 
     `reward` is the episode's, the same in all of its trajectories; `reward_parts` holds what it was made of and the sum
     of the episode's step rewards by name. `outcome` is the reward function's own number, None where there is none and
-    the reward is the sum of the step rewards. `broken_rule` says what a rejected trajectory breaks (`errors.LawRule`).
+    the reward is the sum of the step rewards. `answer` is what the reward function read as the answer, None where it
+    does not say. `broken_rule` says what a rejected trajectory breaks (`errors.LawRule`).
     """
 
     token_ids: list[int]
@@ -189,6 +190,7 @@ class Trajectory:
     reward: float | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
     outcome: float | None = None
+    answer: str | None = None
     step_rewards: list[StepReward] = field(default_factory=list)
     stop_reason: StopReason = StopReason.STOP
     status: EpisodeStatus = EpisodeStatus.OK

@@ -138,19 +138,6 @@ def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
     return metrics
 
 
-def eval_metrics(episodes: Sequence[Sequence[Trajectory]]) -> dict[str, Any]:
-    """Mean reward of an evaluation over the episodes that did not fail, and how many failed."""
-    last = [episode[-1] for episode in episodes if episode]
-    rewards = [t.reward for t in last if t.status is EpisodeStatus.OK and t.reward is not None]
-    return {
-        "eval/reward_mean": statistics.fmean(rewards) if rewards else None,
-        "eval/episodes": len(last),
-        "eval/failed": sum(t.status is not EpisodeStatus.OK for t in last),
-        "eval/tool_calls_mean": _mean(t.metrics.get("tool_calls", 0.0) for t in last),
-        "eval/response_tokens_mean": _mean(t.response_length for t in last),
-    }
-
-
 def failure_causes(trajectories: Iterable[Trajectory], limit: int = 3) -> list[str]:
     """The first distinct reasons why episodes failed or were rejected."""
     causes: list[str] = []

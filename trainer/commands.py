@@ -1,4 +1,4 @@
-"""`agentloop train`, `agentloop check` and `agentloop sft`."""
+"""`agentloop train`, `agentloop eval`, `agentloop check` and `agentloop sft`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved conf
 def register(app: typer.Typer) -> None:
     """Add the trainer's commands to the `agentloop` program."""
     app.command("train")(train)
+    app.command("eval")(evaluate)
     app.command("check")(check)
     app.command("sft")(sft)
 
@@ -42,6 +43,32 @@ def train(config: Config, overrides: Overrides = None, resume: Resume = False, d
     from trainer.train_command import train_command
 
     raise typer.Exit(train_command(config, list(overrides or []), resume=resume, dry_run=dry_run))
+
+
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="a step of the recipe's run, a checkpoint's folder, or a model's; else the recipe's model"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where to write; else <run directory>/evaluations/<what was evaluated>")
+    ] = None,
+) -> None:
+    """Evaluate a model or a checkpoint on data.val, with the recipe's agent loops; nothing is trained.
+
+    Prints a table with a line for each data source, and writes eval.json and a trace.
+
+    Examples:
+
+      agentloop eval --config recipes/quickstart/recipe.yaml eval.max_rows=64
+
+      agentloop eval --config recipes/quickstart/recipe.yaml --checkpoint 60 eval.n=8 eval.sampling.temperature=1
+    """
+    from trainer.eval_command import eval_command
+
+    raise typer.Exit(eval_command(config, list(overrides or []), checkpoint=checkpoint, out=out))
 
 
 def check(

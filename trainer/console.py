@@ -37,6 +37,9 @@ PLAIN_WIDTH = 100
 ETA_STEPS = 20
 """The time that is left is estimated from so many steps."""
 
+SAID_EVERY_S = 10.0
+"""Seconds between two words on how far a phase is, or an evaluation, where there is no bar to watch."""
+
 SAMPLE_LINES = 14
 """Lines of one message in a sample; more are counted, not printed."""
 
@@ -86,9 +89,12 @@ class Console:
     Args:
         file: where to write; null: standard output.
         terminal: whether to draw a progress bar and colours; null: found out.
+        said_every_s: seconds between two words on progress where there is no bar.
     """
 
-    def __init__(self, file: TextIO | None = None, *, terminal: bool | None = None) -> None:
+    def __init__(
+        self, file: TextIO | None = None, *, terminal: bool | None = None, said_every_s: float = SAID_EVERY_S
+    ) -> None:
         stream = file or sys.stdout
         self._terminal = _is_terminal(stream) if terminal is None else terminal
         self._rich = RichConsole(
@@ -105,6 +111,10 @@ class Console:
         self._live: Live | None = None
         self._phase: str | None = None
         self._phase_began = 0.0
+        self._phase_note = ""
+        self._said_every_s = said_every_s
+        self._said = 0.0
+        self._said_of = ""
         self._line_open = False
         self._lines_since_header: int | None = None
         self._progress: tuple[int, int, str] | None = None
@@ -122,6 +132,7 @@ class Console:
         """Name a stretch of set-up work and say how long it took, or that it failed."""
         begin = time.monotonic()
         outer, self._phase, self._phase_began = (self._phase, self._phase_began), name, begin
+        self._phase_note, self._said = "", begin
         if self._terminal:
             self._show_live()
         else:
@@ -138,6 +149,7 @@ class Console:
             raise
         finally:
             self._phase, self._phase_began = outer
+            self._phase_note = ""
             took = f"{outcome}{seconds(time.monotonic() - begin)}"
             if self._terminal:
                 if self._phase is None and self._progress is None:
@@ -151,6 +163,14 @@ class Console:
             else:
                 self._print(f"{name} ... {took}")
 
+    def phase_progress(self, done: int, total: int) -> None:
+        """Say how far the present phase is. Cheap: nothing is drawn here, and where there is no bar little is said."""
+        self._phase_note = f"{done:,}/{total:,}"
+        if not self._terminal and self._line_open and time.monotonic() - self._said >= self._said_every_s:
+            self._said = time.monotonic()
+            self._rich.file.write(f"{self._phase_note} ... ")
+            self._rich.file.flush()
+
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     def progress(self, done: int, total: int, label: str) -> None:
@@ -158,6 +178,15 @@ class Console:
         self._progress = (done, total, label)
         if self._terminal and self._live is None:
             self._show_live()
+        if not self._terminal and label != "episodes":
+            now = time.monotonic()
+            if self._said_of != label:
+                self._said_of, self._said = label, now
+            elif done < total and now - self._said >= self._said_every_s:
+                self._said = now
+                self._print(f"{label} {done:,}/{total:,}")
+            if done >= total:
+                self._said_of = ""
 
     def step(self, metrics: Metrics, total_steps: int) -> None:
         """Print the line of a finished step. Keys are those of DESIGN section 6; any may be missing."""
@@ -337,7 +366,8 @@ class Console:
         """What stands at the bottom of the terminal just now."""
         if self._phase is not None:
             took = time.monotonic() - self._phase_began
-            self._spinner.update(text=Text(f"{self._phase}  {took:.0f}s", no_wrap=True, overflow="ellipsis"))
+            note = f"{self._phase_note}  " if self._phase_note else ""
+            self._spinner.update(text=Text(f"{self._phase}  {note}{took:.0f}s", no_wrap=True, overflow="ellipsis"))
             return self._spinner
         done, total, label = self._progress or (0, 0, "")
         share = done / total if total else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof import Proof, Verdict, prove
 from agentloop.client import GenerateClient
 from agentloop.config import Recipe
-from agentloop.data import RowOrder, check_agents, drop_overlong, load_tasks
+from agentloop.data import Checked, RowOrder, check_tasks, load_tasks
 from agentloop.errors import ModelError, ServerError
 from agentloop.interaction import Interactions, load_interactions
 from agentloop.loop import AgentLoop
@@ -42,6 +42,7 @@ class Prepared:
     val: Sequence[Task]
     rows: RowOrder
     total_steps: int
+    places: Mapping[str, int] = field(default_factory=dict)
     _client: GenerateClient | None = None
     _runner: EpisodeRunner | None = field(default=None, repr=False)
 
@@ -84,13 +85,14 @@ class Prepared:
 
     def sample(self, trajectory: Trajectory, step: int) -> dict[str, Any]:
         """A trajectory for the console: what was asked, what was said, what it was worth."""
+        place = self.places.get(trajectory.task_id)
         return {
             "step": step,
             "task_id": trajectory.task_id,
             "reward": trajectory.reward,
             "stop_reason": trajectory.stop_reason.value,
             "messages": trajectory.messages,
-            "expected": next((t.ground_truth for t in self.train if t.task_id == trajectory.task_id), None),
+            "expected": None if place is None else self.train[place].ground_truth,
         }
 
 
@@ -101,10 +103,11 @@ QUICK_PROOF = 40
 """Conversations of the proof at the start of a run: a third of a second. `agentloop check` tries 200."""
 
 
-def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF) -> Prepared:
+def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF, train: bool = True) -> Prepared:
     """Load and check all that a run needs.
 
     Args:
+        train: whether the training rows are needed.
         conversations: how many the chat template is tried on.
 
     Raises:
@@ -125,45 +128,30 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         reward = load_reward(recipe.reward)
         interactions = load_interactions(recipe.interactions) if recipe.interactions else Interactions()
         answered: set[str] = set()
-    with console.phase("load and check rows"):
-        known = registered(AGENTS)
-        splits: dict[str, list[Task]] = {"train": [], "val": []}
-        for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
-            if source is None:
-                continue
-            key = f"data.{split}"
-            tasks, without_agent = load_tasks(source, key, recipe.data.default_agent)
-            check_agents(tasks, known, key)
-            answered |= interactions.check(tasks, key)
-            if split == "val" and recipe.eval.max_rows is not None:
-                tasks = tasks[: recipe.eval.max_rows]
-            kept = drop_overlong(
-                tasks,
-                renderer,
-                toolset.schemas or None,
-                recipe.data.max_prompt_tokens,
-                recipe.data.overlong,
-                key,
-            )
-            if without_agent:
-                console.notice(f"{key}: {without_agent} rows name no agent; they run {recipe.data.default_agent}")
-            if len(kept) < len(tasks):
-                console.notice(
-                    f"{key}: {len(tasks) - len(kept)} of {len(tasks)} rows left out, their prompts are longer than "
-                    f"data.max_prompt_tokens {recipe.data.max_prompt_tokens}"
-                )
-            splits[split] = kept
-        names = sorted({task.agent_name for tasks in splits.values() for task in tasks})
-        agents = {name: load_agent(name) for name in names}
+    splits: dict[str, Checked] = {}
+    for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
+        if source is None or (split == "train" and not train):
+            continue
+
+        def check(task: Task, where: str) -> None:
+            name = interactions.check(task, where)
+            if name is not None:
+                answered.add(name)
+
+        with console.phase(f"load and check {split} rows"):
+            splits[split] = _checked(recipe, split, source, renderer, toolset.schemas or None, check, console)
+        for notice in _said_of_rows(recipe, split, splits[split]):
+            console.notice(notice)
+    names = sorted(set().union(*(found.agents for found in splits.values())))
+    agents = {name: load_agent(name) for name in names}
     with console.phase("prove chat template"):
         proof = prove(renderer, toolset.schemas or None, count=conversations)
         if names != [SINGLE_TURN]:
-            rows = [*splits["train"], *splits["val"]]
-            system = any(task.prompt[0]["role"] == "system" for task in rows)
+            system = any(found.system for found in splits.values())
             proof.require(tools=bool(toolset.schemas), users=bool(answered), system=system)
     for notice in _said_of(proof):
         console.notice(notice)
-    train = splits["train"]
+    rows: Sequence[Task] = splits["train"].tasks if train else []
     return Prepared(
         recipe=recipe,
         model_path=model_path,
@@ -173,11 +161,55 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         toolset=toolset,
         interactions=interactions,
         reward=reward,
-        train=train,
-        val=splits["val"],
-        rows=RowOrder(len(train), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
-        total_steps=recipe.run.steps or max(1, (recipe.run.epochs or 1) * len(train) // recipe.rollout.batch_size),
+        train=rows,
+        places=splits["train"].places if train else {},
+        val=splits["val"].tasks if "val" in splits else [],
+        rows=RowOrder(len(rows), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
+        total_steps=recipe.run.steps or max(1, (recipe.run.epochs or 1) * len(rows) // recipe.rollout.batch_size),
     )
+
+
+def _checked(
+    recipe: Recipe,
+    split: str,
+    source: str | list[str],
+    renderer: ChatRenderer,
+    schemas: list[dict[str, Any]] | None,
+    check: Callable[[Task, str], None],
+    console: Console,
+) -> Checked:
+    """The rows of a split that fit, after a look at each of them."""
+    data = recipe.data
+    key = f"data.{split}"
+    tasks = load_tasks(source, key, data.default_agent, data.options)
+    if split == "val" and recipe.eval.max_rows is not None:
+        tasks = tasks[: recipe.eval.max_rows]
+    return check_tasks(
+        tasks,
+        key,
+        renderer=renderer,
+        schemas=schemas,
+        limit=data.max_prompt_tokens,
+        overlong=data.overlong,
+        agents=registered(AGENTS),
+        check=check,
+        on_row=console.phase_progress,
+    )
+
+
+def _said_of_rows(recipe: Recipe, split: str, found: Checked) -> list[str]:
+    """What a user should know of rows that are not as they were written."""
+    data = recipe.data
+    said = []
+    if found.without_agent:
+        said.append(f"data.{split}: {found.without_agent} rows name no agent; they run {data.default_agent}")
+    rows = len(found.tasks) + found.dropped
+    longer = f"their prompts are longer than data.max_prompt_tokens {data.max_prompt_tokens}"
+    if found.dropped:
+        said.append(f"data.{split}: {found.dropped} of {rows} rows left out, {longer}")
+    if found.cut:
+        said.append(f"data.{split}: {found.cut} of {rows} rows cut, {longer}")
+    return said
 
 
 def _said_of(proof: Proof) -> list[str]:

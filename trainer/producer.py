@@ -126,36 +126,3 @@ class Producer:
             )
         self._on_episode(trajectories)
         return trajectories
-
-
-async def evaluate(
-    runner: RunsEpisodes,
-    tasks: Sequence[Task],
-    *,
-    n: int,
-    sampling: SamplingConfig,
-    seed: int,
-    max_concurrent: int,
-    on_episode: Callable[[list[Trajectory]], None] = lambda _: None,
-) -> list[list[Trajectory]]:
-    """Run `n` episodes of every task on the same loops as training.
-
-    Returns:
-        The episodes in the order of the tasks, samples of a task side by side.
-    """
-    slots = asyncio.Semaphore(max_concurrent)
-
-    async def one(position: int, sample: int) -> list[Trajectory]:
-        async with slots:
-            trajectories = await runner.run(
-                tasks[position], group_id=f"e{position}", sample_index=sample, sampling=sampling, seed=seed
-            )
-        on_episode(trajectories)
-        return trajectories
-
-    episodes = [asyncio.create_task(one(position, sample)) for position in range(len(tasks)) for sample in range(n)]
-    try:
-        return list(await asyncio.gather(*episodes))
-    finally:
-        for episode in episodes:
-            episode.cancel()

@@ -20,11 +20,13 @@ from agentloop.errors import InfrastructureError, RunError
 from agentloop.lag import LoopLagMonitor
 from agentloop.tensors import tensor_bytes
 from agentloop.types import Trajectory
-from trainer.batch import episode_metrics, eval_metrics, failure_causes, train_samples
+from trainer.batch import episode_metrics, failure_causes, train_samples
 from trainer.console import Console
+from trainer.evaluation import Evaluation
+from trainer.loggers import Loggers
 from trainer.packing import packed_length
 from trainer.preflight import Prepared
-from trainer.producer import Group, Producer, evaluate
+from trainer.producer import Group, Producer
 from trainer.publish import Publisher, make_publisher
 from trainer.rundir import RunDir
 from trainer.server_link import ServerLink
@@ -83,9 +85,19 @@ class TrainRun:
         prepared: what preflight has loaded and checked.
         run_dir: claimed for this run.
         resume: go on from the newest checkpoint, if there is one.
+        loggers: where metrics go beside `metrics.jsonl`; None: nowhere.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, *, resume: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        prepared: Prepared,
+        run_dir: RunDir,
+        console: Console,
+        *,
+        resume: bool,
+        loggers: Loggers | None = None,
+    ) -> None:
         self._recipe = recipe
         self._prepared = prepared
         self._dir = run_dir
@@ -95,7 +107,16 @@ class TrainRun:
         self._optimizer_ran = False
         self._version = 0
         self._served: tuple[int, Path | None] = (0, None)
-        self._evals: list[float] = []
+        self._loggers = loggers
+        self._evaluation = Evaluation(
+            recipe,
+            lambda: prepared.runner,
+            prepared.val,
+            run_dir,
+            console,
+            total_steps=prepared.total_steps,
+            record=self._record,
+        )
         self._done_in_step = 0
         self._samples: list[Trajectory] = []
         self._lag = LoopLagMonitor(recipe.rollout.max_loop_lag_s)
@@ -181,7 +202,8 @@ class TrainRun:
             link.connect(url or str(recipe.rollout.url))
             if server is None:
                 await publisher.publish(self._version)
-            await self._prepared.connect(url or str(recipe.rollout.url), max_concurrent=recipe.rollout.max_concurrent)
+            at_once = recipe.rollout.max_concurrent * (2 if recipe.eval.background else 1)
+            await self._prepared.connect(url or str(recipe.rollout.url), max_concurrent=at_once)
             stack.push_async_callback(self._prepared.disconnect)
             yield workers, server, publisher
 
@@ -219,10 +241,15 @@ class TrainRun:
         recipe = self._recipe
         total = self._prepared.total_steps
         first = self._version
-        if first == 0 and (recipe.eval.before_train or recipe.eval.only):
-            await self._guard(self._evaluate_and_log(0), server)
+        if first == 0 and self._evaluation.due(0):
+            metrics = await self._guard(self._evaluation.at(0, self._version), server)
+            if metrics:
+                self._record(metrics)
+                self._console.eval(metrics)
         if recipe.eval.only:
             return self._result(first, interrupted=False)
+        if first:
+            await self._evaluation.missed(first, self._version)
         producer = Producer(
             self._prepared.runner,
             self._prepared.train,
@@ -238,9 +265,9 @@ class TrainRun:
             producer.admit(self._version)
             for step in range(first + 1, total + 1):
                 metrics = await self._guard(self._step(step, producer, workers, server, publisher), server)
-                if self._eval_due(step):
-                    metrics |= await self._guard(self._evaluate(step), server)
-                self._dir.append_metrics(metrics)
+                if self._evaluation.due(step):
+                    metrics |= await self._guard(self._evaluation.at(step, self._version), server)
+                self._record(metrics)
                 self._console.step(metrics, total)
                 for culprit in self._lag.new_culprits():
                     if culprit.is_code:
@@ -248,6 +275,7 @@ class TrainRun:
                 self._show_samples(step)
                 if metrics.get("eval/reward_mean") is not None:
                     self._console.eval(metrics)
+                await self._guard(self._evaluation.settle(wait=step == total), server)
                 saved = self._checkpoint_due(step)
                 if saved:
                     await self._save(workers, step)
@@ -266,6 +294,7 @@ class TrainRun:
                 await self._save(workers, self._version)
             return self._result(self._version, interrupted=True)
         finally:
+            await self._evaluation.close()
             await producer.close()
 
     async def _step(
@@ -337,51 +366,13 @@ class TrainRun:
                 chunk, chunk_tokens = [], 0
         return totals
 
-    # -- evaluation, checkpoints, traces -----------------------------------------------------------------------------
+    # -- metrics, checkpoints, traces ---------------------------------------------------------------------------------
 
-    async def _evaluate(self, step: int) -> dict[str, Any]:
-        config = self._recipe.eval
-        done = 0
-        total = len(self._prepared.val) * config.n
-
-        def on_episode(_: list[Trajectory]) -> None:
-            nonlocal done
-            done += 1
-            self._console.progress(done, total, "evaluation")
-
-        begin = time.perf_counter()
-        episodes = await evaluate(
-            self._prepared.runner,
-            self._prepared.val,
-            n=config.n,
-            sampling=config.sampling,
-            seed=self._recipe.seed_for("rollout"),
-            max_concurrent=self._recipe.rollout.max_concurrent,
-            on_episode=on_episode,
-        )
-        metrics = eval_metrics(episodes) | {"eval/time_s": time.perf_counter() - begin}
-        flat = [trajectory for episode in episodes for trajectory in episode]
-        if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):
-            raise RunError("too many episodes of an evaluation failed:\n  - " + "\n  - ".join(failure_causes(flat)))
-        if config.log_generations:
-            kept = flat[: config.log_generations]
-            await asyncio.to_thread(self._dir.write_trace, step, "eval", kept)
-        if metrics["eval/reward_mean"] is not None:
-            self._evals.append(metrics["eval/reward_mean"])
-        return metrics
-
-    async def _evaluate_and_log(self, step: int) -> None:
-        if not self._prepared.val:
-            return
-        metrics = {"step": step, "version": self._version} | await self._evaluate(step)
+    def _record(self, metrics: dict[str, Any]) -> None:
+        """Write a line of `metrics.jsonl`, and hand it to the loggers."""
         self._dir.append_metrics(metrics)
-        self._console.eval(metrics)
-
-    def _eval_due(self, step: int) -> bool:
-        every = self._recipe.eval.every
-        if every is None or not self._prepared.val:
-            return False
-        return step % every == 0 or step == self._prepared.total_steps
+        if self._loggers is not None:
+            self._loggers.log(metrics)
 
     def _checkpoint_due(self, step: int) -> bool:
         every = self._recipe.checkpoint.every
@@ -470,13 +461,14 @@ class TrainRun:
 
     def _result(self, step: int, *, interrupted: bool) -> RunResult:
         rows = [row for row in self._dir.read_metrics() if row.get("reward/mean") is not None]
+        evals = self._evaluation.rewards
         return RunResult(
             steps=step,
             interrupted=interrupted,
             first_reward=rows[0]["reward/mean"] if rows else None,
             last_reward=rows[-1]["reward/mean"] if rows else None,
-            eval_first=self._evals[0] if self._evals else None,
-            eval_last=self._evals[-1] if self._evals else None,
+            eval_first=evals[0] if evals else None,
+            eval_last=evals[-1] if evals else None,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from agentloop.errors import ModelError
 
 SHORT, REMEMBERED = 24, 8192
 """Characters of the texts that are remembered, and how many: keys, roles, names, ids, the template's own words."""
+
+LONG, LONG_REMEMBERED = 32_000, 32
+"""The same of what came last of longer ones: the system message with its tool schemas is the same in every row."""
 
 _ONE = "\ue0a8"
 """A control token of our own, a private-use character."""
@@ -77,6 +80,7 @@ class SafeEncoder:
         self.pattern = re.compile(spellings or r"(?!)")
         self._plain: dict[str, bool] = {}
         self._pieces: dict[str, list[int]] = {}
+        self._long_pieces = lru_cache(LONG_REMEMBERED)(self._encode_whole)
         self._tokens = list(added.values())
         self._longest = max(map(len, self.added), default=0)
         self._ends = frozenset(token[cut:] for token in self.added for cut in range(1, len(token)))
@@ -132,7 +136,7 @@ class SafeEncoder:
 
     def _encode_piece(self, text: str) -> list[int]:
         if len(text) > SHORT:
-            return self._encode_whole(text)
+            return self._long_pieces(text) if len(text) <= LONG else self._encode_whole(text)
         ids = self._pieces.get(text)
         if ids is None:
             if len(self._pieces) >= REMEMBERED:

@@ -38,6 +38,6 @@ def compute_score(
     return 1.0 if answer == normalize_number(str(ground_truth)) else format_score
 
 
-def score(task: Task, text: str, trajectory: Trajectory) -> float:
-    """The reward of the gsm8k recipe: strict, 1 or 0."""
-    return compute_score(text, str(task.ground_truth))
+def score(task: Task, text: str, trajectory: Trajectory) -> dict[str, float | str]:
+    """The reward of the gsm8k recipe: strict, 1 or 0; and the number that it read, for maj@n."""
+    return {"score": compute_score(text, str(task.ground_truth)), "answer": extract_answer(text) or ""}

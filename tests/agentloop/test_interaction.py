@@ -223,7 +223,7 @@ async def test_the_gsm8k_teacher_lets_the_model_try_again(make_runner: Make, tur
     named = Interactions()
     rows = [Task("0", "tool_agent", task.prompt, ground_truth="408")]
     rows[0].extra_info = {"interaction_kwargs": {"name": "gsm8k", "query": None}}
-    assert named.check(rows, "data.train") == {"gsm8k"}
+    assert named.check(rows[0], "row 1") == "gsm8k"
     answers = [turn("#### 407<|im_end|>"), turn("#### 408<|im_end|>")]
     trajectory = await run(make_runner(answers, interactions=named), rows[0])
     assert (trajectory.reward, [step.value for step in trajectory.step_rewards]) == (1.0, [0.0, 1.0])
@@ -235,12 +235,13 @@ async def test_the_gsm8k_teacher_lets_the_model_try_again(make_runner: Make, tur
 
 
 def test_a_row_that_names_an_unknown_one_is_named(task: Task) -> None:
-    rows = [task, row(task)]
-    with pytest.raises(ConfigError, match=r"data\.train: row 2 names the interaction 'user'; known: gsm8k"):
-        Interactions().check(rows, "data.train")
-    rows[1].extra_info = {"interaction_kwargs": {"mood": "calm"}}
+    assert Interactions().check(task, "row 1") is None
+    named = row(task)
+    with pytest.raises(ConfigError, match=r"rows.jsonl, row 2 names the interaction 'user'; known: gsm8k"):
+        Interactions().check(named, "rows.jsonl, row 2")
+    named.extra_info = {"interaction_kwargs": {"mood": "calm"}}
     with pytest.raises(ConfigError, match="row 2 has interaction_kwargs without a name"):
-        Interactions().check(rows, "data.train")
+        Interactions().check(named, "row 2")
 
 
 def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
@@ -258,7 +259,7 @@ def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
     user = "{name: user, class_name: user.py:User, config: {worth: 0.5}}"
     path.write_text(f"interaction: [{user}, {{class_name: gsm8k}}]\n")
     found = load_interactions(path)
-    assert sorted(found.named) == ["gsm8k", "user"] and found.check([row(task)], "k") == {"user"}
+    assert sorted(found.named) == ["gsm8k", "user"] and found.check(row(task), "k") == "user"
     session = found.session(row(task))
     assert session is not None and asyncio.run(session.respond([], 1.0)).reward == 0.5
     for entry, why in [

@@ -314,6 +314,17 @@ async def test_parts_of_a_reward_are_kept(make_runner: Make, turn: Ids, task: Ta
     assert (trajectory.reward, trajectory.reward_parts) == (0.9, {"format": 1.0})
 
 
+async def test_the_answer_that_a_reward_read_is_no_part_of_it(make_runner: Make, turn: Ids, task: Task) -> None:
+    async def reward(*_: Any) -> dict[str, Any]:
+        return {"score": 1.0, "answer": 408}
+
+    trajectory = await run(make_runner([turn(ANSWER)], reward=reward), task)
+    assert (trajectory.answer, trajectory.reward_parts) == ("408", {})
+    assert Trajectory.from_json(trajectory.to_json()).answer == "408"
+    older = {key: value for key, value in trajectory.to_json().items() if key != "answer"}
+    assert Trajectory.from_json(older).answer is None
+
+
 async def test_without_a_reward_the_tools_step_rewards_count(make_runner: Make, turn: Ids, task: Task) -> None:
     tool = RecordingTool(lambda n: ToolResult("x", reward=0.25 * n))
     trajectory = await run(make_runner([turn(CALL), turn(CALL), turn(ANSWER)], toolset=Toolset([tool])), task)

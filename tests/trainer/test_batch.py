@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agentloop.types import EpisodeStatus, StepReward, StopReason, Task, Trajectory, Turn
-from trainer.batch import episode_metrics, eval_metrics, failure_causes, train_samples
+from trainer.batch import episode_metrics, failure_causes, train_samples
 from trainer.packing import pack, plan_units
 from trainer.producer import Group
 from trainer.types import TrainSample, normalizer
@@ -190,11 +190,6 @@ def test_every_stop_reason_has_a_counter() -> None:
 def test_an_empty_step_has_no_mean() -> None:
     metrics = episode_metrics([group([trajectory(None, EpisodeStatus.FAILED)])], version=0)
     assert metrics["reward/mean"] is None
-
-
-def test_evaluation_leaves_failures_out_of_the_mean_and_counts_them() -> None:
-    metrics = eval_metrics([[trajectory(1.0)], [trajectory(None, EpisodeStatus.FAILED)]])
-    assert (metrics["eval/reward_mean"], metrics["eval/failed"], metrics["eval/episodes"]) == (1.0, 1, 2)
 
 
 def test_causes_are_listed_once_each() -> None:

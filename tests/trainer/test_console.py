@@ -254,3 +254,22 @@ def test_a_crash_gives_the_cursor_back() -> None:
     out = in_terminal("crash")
     assert "boom" in out
     assert out.rindex("\x1b[?25l") < out.rindex("\x1b[?25h")
+
+
+def test_without_a_bar_long_work_says_now_and_then_how_far_it_is() -> None:
+    out = io.StringIO()
+    console = Console(out, terminal=False, said_every_s=0)
+    with console.phase("check rows"):
+        for done in (1, 20_000, 50_000):
+            console.phase_progress(done, 50_000)
+    assert out.getvalue().startswith("check rows ... 1/50,000 ... 20,000/50,000 ... 50,000/50,000 ... ")
+    out.truncate(out.seek(0))
+    for done in (1, 600, 1_000):
+        console.progress(done, 1_000, "evaluation")
+        console.progress(done, 1_000, "episodes")
+    assert out.getvalue() == "evaluation 600/1,000\n"
+    quiet, silent = plain()
+    with quiet.phase("check rows"):
+        quiet.phase_progress(1, 2)
+    quiet.progress(1, 2, "evaluation")
+    assert "1/2" not in silent.getvalue(), "short work says nothing"

@@ -10,7 +10,7 @@ import pytest
 
 from agentloop.config import RolloutConfig, SamplingConfig
 from agentloop.types import Task, Trajectory
-from trainer.producer import Producer, evaluate
+from trainer.producer import Producer
 
 TASKS = [Task(task_id=str(i), agent_name="a", prompt=[]) for i in range(5)]
 ROWS = [i % 5 for i in range(1000)]
@@ -89,8 +89,3 @@ async def test_close_ends_running_episodes() -> None:
     await asyncio.sleep(0)
     await producer.close()
     assert runner.at_once == 0
-
-
-async def test_evaluation_keeps_the_order_of_the_rows() -> None:
-    episodes = await evaluate(SlowRunner(), TASKS, n=2, sampling=SamplingConfig(), seed=0, max_concurrent=3)
-    assert [episode[0].task_id for episode in episodes] == [str(i) for i in range(5) for _ in range(2)]

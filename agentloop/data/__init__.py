@@ -1,0 +1,11 @@
+"""Rows: from files, the hub or functions to validated tasks that fit, and the order in which training sees them.
+
+Rows stay where they are, on disk or in Arrow's columns: a task is made when an episode needs it.
+"""
+
+from agentloop.data.order import RowOrder
+from agentloop.data.overlong import Checked, check_tasks
+from agentloop.data.sources import open_rows
+from agentloop.data.tasks import IMAGE_MARK, ROLES, Tasks, load_tasks
+
+__all__ = ["IMAGE_MARK", "ROLES", "Checked", "RowOrder", "Tasks", "check_tasks", "load_tasks", "open_rows"]

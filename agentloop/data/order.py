@@ -1,0 +1,28 @@
+"""The order in which training sees the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class RowOrder:
+    """Which row the i-th group of a run works on: epoch after epoch, each in an order of its own.
+
+    A pure function of (rows, seed, i), so that a resumed run needs no saved position.
+    """
+
+    def __init__(self, rows: int, seed: int, *, shuffle: bool) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch = -1
+        self._order: np.ndarray[Any, Any] = np.arange(rows)
+
+    def __getitem__(self, index: int) -> int:
+        epoch, position = divmod(index, self._rows)
+        if self._shuffle and epoch != self._epoch:
+            self._order = np.random.default_rng((self._seed, epoch)).permutation(self._rows)
+            self._epoch = epoch
+        return int(self._order[position])

@@ -1,0 +1,195 @@
+"""One pass over the rows before a run: every row is made once, its prompt is measured, and cut where that is asked for.
+
+What may be cut is the text of the longest user message, nothing else: a chat without its system message, its tools or
+one of its turns is another task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from agentloop.data.tasks import CutText, Tasks
+from agentloop.errors import DataError, ModelError, RegistryError
+from agentloop.types import Message, Task
+
+Overlong = Literal["drop", "error", "left", "right", "middle"]
+
+CUT_MARK = "[... {} tokens cut ...]"
+"""Stands in a prompt where text was cut out of it."""
+
+MOST_CUTS = 8
+"""Tries to cut one prompt: text that was cut may tokenize in another way beside the mark."""
+
+
+class Renders(Protocol):
+    """The part of a `ChatRenderer` that measures prompts and cuts them."""
+
+    tokenizer: Any
+
+    def start(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]: ...
+
+
+@dataclass
+class Checked:
+    """What the pass found.
+
+    Attributes:
+        tasks: those whose first prompt fits, tool schemas counted; some with a prompt that was cut.
+        without_agent: rows that name no agent loop.
+        dropped: rows that are left out for their length.
+        cut: rows whose prompt was cut.
+        longest: tokens of the longest prompt, before it was cut.
+        agents: names of the agent loops that the tasks run.
+        system: whether a prompt begins with a system message.
+        places: where in `tasks` a task id is, for the first task that has it.
+    """
+
+    tasks: Tasks
+    without_agent: int = 0
+    dropped: int = 0
+    cut: int = 0
+    longest: int = 0
+    agents: set[str] = field(default_factory=set)
+    system: bool = False
+    places: dict[str, int] = field(default_factory=dict)
+
+
+def check_tasks(
+    tasks: Tasks,
+    key: str,
+    *,
+    renderer: Renders,
+    schemas: list[dict[str, Any]] | None,
+    limit: int,
+    overlong: Overlong,
+    agents: Iterable[str],
+    check: Callable[[Task, str], None] = lambda _task, _where: None,
+    on_row: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Checked:
+    """Make and measure every task once.
+
+    Args:
+        key: the config key, for messages.
+        schemas: of the tools that the run offers; None: none.
+        limit: tokens of a first prompt at most.
+        overlong: what happens to one that is longer.
+        agents: the agent loops that are installed.
+        check: a further check of a task; the second argument names its row.
+        on_row: told how many rows are done, and of how many.
+
+    Raises:
+        DataError: a row is wrong; `overlong` is error and a prompt is longer; none is left; an image cannot be read.
+        ModelError: the chat template cannot render a prompt.
+        RegistryError: a row names an agent loop that is not installed. All name file and row.
+    """
+    known = set(agents)
+    found = Checked(tasks)
+    kept: list[int] = []
+    cuts: dict[int, CutText] = {}
+    for index, (task, names_agent) in enumerate(tasks.walk()):
+        where = f"{key}: {tasks.where(index)}"
+        if task.agent_name not in known:
+            raise RegistryError(
+                f"{where} has agent_name {task.agent_name!r}; known: {', '.join(sorted(known))}",
+                "correct the row, or install the package that registers this agent (`agentloop agents list`)",
+            )
+        check(task, where)
+        found.without_agent += not names_agent
+        try:
+            length = len(renderer.start(task.prompt, schemas))
+            found.longest = max(found.longest, length)
+            fits = length <= limit
+            if not fits:
+                if overlong == "error":
+                    raise DataError(
+                        f"the prompt has {length} tokens, more than data.max_prompt_tokens {limit}",
+                        "raise data.max_prompt_tokens, or set data.overlong to drop, left, right or middle",
+                    )
+                if overlong != "drop":
+                    cut = cut_prompt(task.prompt, renderer, schemas, limit, overlong)
+                    if cut is not None:
+                        cuts[index], fits = cut, True
+        except (DataError, ModelError) as exc:
+            raise type(exc)(f"{where}: {exc.message}", exc.hint) from exc
+        if fits:
+            found.places.setdefault(task.task_id, len(kept))
+            kept.append(index)
+            found.agents.add(task.agent_name)
+            found.system |= task.prompt[0]["role"] == "system"
+        on_row(index + 1, len(tasks))
+    if not kept:
+        raise DataError(
+            f"{key}: every prompt is longer than data.max_prompt_tokens {limit}; the longest has {found.longest}",
+            f"set data.max_prompt_tokens to {found.longest} or more",
+        )
+    found.dropped, found.cut = len(tasks) - len(kept), len(cuts)
+    found.tasks = tasks.select(kept, cuts) if found.dropped or cuts else tasks
+    return found
+
+
+def cut_prompt(
+    prompt: Sequence[Message],
+    renderer: Renders,
+    schemas: list[dict[str, Any]] | None,
+    limit: int,
+    side: Literal["left", "right", "middle"],
+) -> CutText | None:
+    """So much of a prompt's longest user text that the prompt has at most `limit` tokens; None: it cannot be done.
+
+    Args:
+        side: where the text loses its tokens; a mark that counts them stands there.
+
+    The text is cut between tokens and stays what it was elsewhere: with `right` and 3 of 5 tokens left, "one two three
+    four five" becomes "one two three\\n[... 2 tokens cut ...]".
+    """
+    texts = list(_user_texts(prompt))
+    if not texts:
+        return None
+    spans_of = [_token_spans(renderer.tokenizer, text) for _, _, text in texts]
+    place = max(range(len(texts)), key=lambda i: len(spans_of[i]))
+    message, part, text = texts[place]
+    spans = spans_of[place]
+    excess = len(renderer.start(prompt, schemas)) - limit
+    left = len(spans) - excess
+    for _ in range(MOST_CUTS):
+        if left <= 0:
+            return None
+        cut = CutText(message, part, _cut(text, spans, left, side))
+        excess = len(renderer.start(cut.applied(prompt), schemas)) - limit
+        if excess <= 0:
+            return cut
+        left -= excess
+    return None
+
+
+def _cut(text: str, spans: Sequence[tuple[int, int]], left: int, side: str) -> str:
+    """`text` with `left` of its tokens, and a mark on a line of its own for the others."""
+    mark = CUT_MARK.format(len(spans) - left)
+    head = left if side == "right" else 0 if side == "left" else (left + 1) // 2
+    tail = left - head
+    end = spans[head - 1][1] if head else 0
+    before = text[:end]
+    after = text[max(spans[-tail][0], end) :] if tail else ""  # both sides may have got a token of one character
+    return "\n".join(piece for piece in (before, mark, after) if piece)
+
+
+def _token_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """Where each token of `text` begins and ends in it. The tokens of one character all have its place."""
+    offsets: list[tuple[int, int]] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+    return offsets
+
+
+def _user_texts(prompt: Sequence[Message]) -> Iterator[tuple[int, int | None, str]]:
+    """(message, part of its content or None, text) of all that users say."""
+    for number, message in enumerate(prompt):
+        if message["role"] != "user":
+            continue
+        content = message["content"]
+        if isinstance(content, str):
+            yield number, None, content
+            continue
+        for index, part in enumerate(content):
+            if isinstance(part.get("text"), str):
+                yield number, index, part["text"]

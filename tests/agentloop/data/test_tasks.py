@@ -1,0 +1,142 @@
+"""Rows: what is accepted, what is refused and how that is said, and an order that a resumed run finds again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from agentloop.data import RowOrder, load_tasks
+from agentloop.errors import DataError
+from agentloop.types import Trajectory
+
+ROW: dict[str, Any] = {
+    "data_source": "t",
+    "agent_name": "tool_agent",
+    "prompt": [{"role": "user", "content": "What is 1 + 1?"}],
+    "reward_model": {"style": "rule", "ground_truth": "2"},
+    "extra_info": {"index": 5},
+}
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_row_becomes_a_task(tmp_path: Path) -> None:
+    tasks = load_tasks(write(tmp_path / "a.jsonl", ROW), "data.train", "default")
+    assert (tasks[0].task_id, tasks[0].agent_name, tasks[0].ground_truth) == ("5", "tool_agent", "2")
+    assert tasks[0].prompt == ROW["prompt"]
+
+
+def test_jsonl_and_parquet_give_the_same_tasks(tmp_path: Path) -> None:
+    row = {**ROW, "extra_info": {"index": 5, "tools_kwargs": {"calc": {"create_kwargs": {"ground_truth": "2"}}}}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    from_parquet = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    from_jsonl = load_tasks(write(tmp_path / "a.jsonl", row), "data.train", "d")
+    assert list(from_parquet) == list(from_jsonl)
+    assert from_parquet[0].tool_kwargs("calc") == {"create_kwargs": {"ground_truth": "2"}}
+    assert from_parquet[0].tool_kwargs("other") == {}
+
+
+def test_nulls_that_parquet_fills_in_are_left_out(tmp_path: Path) -> None:
+    image, text = {"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}
+    row = {"prompt": [{"role": "user", "content": [image, text]}], "extra_info": {"index": None}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    tasks = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    assert tasks[0].prompt == row["prompt"] and tasks[0].task_id == "0"
+
+
+def test_rows_without_an_agent_get_the_default_and_are_told_apart(tmp_path: Path) -> None:
+    row = {key: value for key, value in ROW.items() if key != "agent_name"}
+    tasks = load_tasks(write(tmp_path / "a.jsonl", row, ROW, row), "data.train", "fallback")
+    assert [(task.agent_name, named) for task, named in tasks.walk()] == [
+        ("fallback", False),
+        ("tool_agent", True),
+        ("fallback", False),
+    ]
+
+
+def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
+    rows = [{**ROW, "extra_info": {}, "prompt": [{"role": "user", "content": str(i)}]} for i in range(6)]
+    source = write(tmp_path / "a.jsonl", *rows)
+    chosen = load_tasks(source, "data.train", "d")[1:].select([0, 2, 4]).select([1, 2])
+    assert [task.task_id for task in chosen] == ["3", "5"] and len(chosen) == 2
+    assert [chosen[-1].prompt[0]["content"], chosen[0].prompt[0]["content"]] == ["5", "3"]
+    assert chosen.where(1) == f"{source}, row 6"
+    with pytest.raises(IndexError):
+        chosen[2]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": None}, "row 2 has no column 'prompt'"),
+        ({"prompt": "text"}, "'prompt' is no list"),
+        ({"prompt": [{"role": "robot", "content": "x"}]}, "prompt message 1 has the role 'robot'"),
+        ({"prompt": [{"role": "user"}]}, "prompt message 1 has no content"),
+        ({"reward_model": 3}, "'reward_model' is no mapping"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        list(load_tasks(write(tmp_path / "rows.jsonl", ROW, {**ROW, **row}), "data.train", "d"))
+    assert "rows.jsonl, row 2" in str(caught.value)
+
+
+def test_each_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
+    order = RowOrder(10, seed=3, shuffle=True)
+    epochs = [[order[i] for i in range(e * 10, e * 10 + 10)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    again = RowOrder(10, seed=3, shuffle=True)
+    assert [again[i] for i in (25, 3, 17)] == [epochs[2][5], epochs[0][3], epochs[1][7]]
+    assert [RowOrder(4, seed=0, shuffle=False)[i] for i in range(6)] == [0, 1, 2, 3, 0, 1]
+
+
+def image_row(content: Any, *images: Any) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": content}], "images": list(images)}
+
+
+def test_images_stand_where_their_marks_are(tmp_path: Path) -> None:
+    row = image_row("<image>Which is larger, it or <image>?", "a.png", {"bytes": None, "path": "b.png"})
+    tasks = load_tasks(write(tmp_path / "a.jsonl", row), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == [
+        {"type": "image", "image": str(tmp_path / "a.png")},
+        {"type": "text", "text": "Which is larger, it or "},
+        {"type": "image", "image": str(tmp_path / "b.png")},
+        {"type": "text", "text": "?"},
+    ]
+    parts = [{"type": "text", "text": "Look:"}, {"type": "image"}]
+    tasks = load_tasks(write(tmp_path / "b.jsonl", image_row(parts, "/c.png")), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == [parts[0], {"type": "image", "image": "/c.png"}]
+
+
+def test_image_data_in_parquet_is_kept(tmp_path: Path) -> None:
+    row = image_row("<image>", {"bytes": b"png", "path": "a.png"})
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    tasks = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == [{"type": "image", "image": {"bytes": b"png", "path": "a.png"}}]
+
+
+@pytest.mark.parametrize(("content", "places"), [("no place", 0), ("<image><image>", 2)])
+def test_a_row_with_more_or_fewer_images_than_places_is_named(tmp_path: Path, content: str, places: int) -> None:
+    source = write(tmp_path / "a.jsonl", ROW, image_row(content, "a.png"))
+    with pytest.raises(DataError, match=f"row 2 has 1 images and {places} places"):
+        list(load_tasks(source, "data.train", "d"))
+
+
+def test_a_mark_in_a_row_without_images_is_text(tmp_path: Path) -> None:
+    tasks = load_tasks(write(tmp_path / "a.jsonl", image_row("an <image> tag")), "data.train", "d")
+    assert tasks[0].prompt[0]["content"] == "an <image> tag"
+
+
+def test_a_trace_shows_images_by_their_kind() -> None:
+    content = [{"type": "image", "image": b"png"}, {"type": "text", "text": "x"}]
+    trajectory = Trajectory([1], [0], [None], [None], 1, messages=[{"role": "user", "content": content}])
+    assert trajectory.to_json()["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "x"}]

@@ -1,0 +1,91 @@
+"""Public data sets become rows with prompt, tools and ground truth; and the reward that reads their answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from agentloop.data import load_tasks
+from agentloop.errors import DataError
+from agentloop.prepare import gsm8k_row, prepare_gsm8k
+from agentloop.rewards.gsm8k import compute_score, extract_answer, score
+from agentloop.types import Task, Trajectory
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_gsm8k_rows_have_tool_and_ground_truth() -> None:
+    row = gsm8k_row({"question": "How many?", "answer": "1 + 1 = 2\n#### 1,234"}, "train", 0)
+    assert row["reward_model"]["ground_truth"] == "1234" and row["agent_name"] == "tool_agent"
+    assert row["extra_info"]["tools_kwargs"]["calc_gsm8k_reward"]["create_kwargs"] == {"ground_truth": "1234"}
+    assert row["prompt"][0]["role"] == "system" and "calc_gsm8k_reward" in row["prompt"][0]["content"]
+
+
+@pytest.mark.parametrize("row", [{"question": "q", "answer": "no mark"}, {"answer": "#### 1"}])
+def test_a_gsm8k_row_without_answer_or_question_is_named(row: dict[str, str]) -> None:
+    with pytest.raises(DataError, match="train, row 4 has no"):
+        gsm8k_row(row, "train", 3)
+
+
+def test_gsm8k_is_prepared_whole_or_not_at_all(tmp_path: Path) -> None:
+    good = {"question": "q", "answer": "#### 3"}
+    write(tmp_path / "train.jsonl", good, good)
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"holds no test\.jsonl"):
+        prepare_gsm8k(str(tmp_path), out)
+    assert not list(out.glob("*"))
+    write(tmp_path / "test.jsonl", good)
+    assert prepare_gsm8k(str(tmp_path), out) == {"train": 2, "test": 1}
+    tasks = load_tasks(str(out / "train.parquet"), "data.train", "d")
+    assert tasks[1].ground_truth == "3" and tasks[1].task_id == "1"
+
+
+def test_gsm8k_reads_the_hubs_own_layout(tmp_path: Path) -> None:
+    (tmp_path / "main").mkdir()
+    for split in ("train", "test"):
+        table = pa.Table.from_pylist([{"question": "q", "answer": "#### 3"}])
+        pq.write_table(table, tmp_path / "main" / f"{split}-00000-of-00001.parquet")
+    assert prepare_gsm8k(str(tmp_path), tmp_path / "out") == {"train": 1, "test": 1}
+
+
+def test_a_data_set_that_cannot_be_downloaded_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        prepare_gsm8k("no such/data set/at all", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("#### 12", "12", "12"),
+        ("#### 1,234.", "1234", "1234"),
+        ("so 5 it is", None, "5"),
+        ("#### 3 no #### -4", "-4", "-4"),
+        ("#### 3" + "x" * 400, None, "3"),
+        ("none", None, None),
+    ],
+)
+def test_gsm8k_answers(text: str, strict: str | None, flexible: str | None) -> None:
+    assert (extract_answer(text), extract_answer(text, "flexible")) == (strict, flexible)
+
+
+def test_gsm8k_scores() -> None:
+    assert compute_score("#### 1,000", "1000") == 1.0
+    assert compute_score("#### 2", "1") == 0.0
+    assert compute_score("#### 2", "1", format_score=0.1) == 0.1
+    assert compute_score("2", "1", format_score=0.1) == 0.0
+
+
+def test_the_gsm8k_reward_says_which_number_it_read() -> None:
+    task = Task("0", "a", [], ground_truth="1234")
+    trajectory = Trajectory([1], [0], [None], [None], 1)
+    assert score(task, "so it is\n#### 1,234", trajectory) == {"score": 1.0, "answer": "1234"}
+    assert score(task, "no idea", trajectory) == {"score": 0.0, "answer": ""}

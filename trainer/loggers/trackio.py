@@ -1,0 +1,34 @@
+"""Trackio: metrics in a local SQLite file, with a dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.loggers.base import LoggerRun
+
+
+class TrackioLogger:
+    """A run of a Trackio project; look at it with `trackio show`.
+
+    A resumed run goes on under the same name. The steps that it does again are there twice.
+
+    Args:
+        options: of `trackio.init`: project, space_id, ...
+    """
+
+    library = "trackio"
+
+    def __init__(self, run: LoggerRun, project: str = "agentloop", **options: Any) -> None:
+        import trackio
+
+        known = run.remembered.get("name")
+        defaults = {"name": known or run.name, "resume": "must" if known else "never", "config": run.config}
+        self._run = trackio.init(project=project, **{**defaults, **options})
+        run.remember(name=str(self._run.name))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish()

@@ -1,0 +1,46 @@
+"""Weights & Biases."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.loggers.base import LoggerRun
+
+
+class WandbLogger:
+    """A run at Weights & Biases; `mode: offline` writes it to `<run>/loggers/wandb` for a later `wandb sync`.
+
+    A resumed run goes on under the same id. The steps that it does again are there twice: wandb has no way to take
+    a point back. `step` is the x axis of all charts, for wandb's own counter cannot go back.
+
+    Args:
+        options: of `wandb.init`: project, entity, group, tags, mode, ...
+    """
+
+    library = "wandb"
+
+    def __init__(self, run: LoggerRun, project: str = "agentloop", **options: Any) -> None:
+        import wandb
+
+        known = run.remembered.get("id")
+        defaults = {
+            "name": run.name,
+            "id": known or secrets.token_hex(5),
+            "resume": "allow",
+            "dir": str(run.folder),
+            "config": run.config,
+            # Its copy of the console would be a second hand on the terminal.
+            "settings": wandb.Settings(console="off"),
+        }
+        self._run = wandb.init(project=project, **{**defaults, **options})
+        run.remember(id=str(self._run.id))
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log({**metrics, "step": step})
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
