@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported anywhere: several test processes share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+
+CONTROL = re.compile(
+    r"<\|[\w▁]+\|>|<(?:bos|eos|sop|start_of_turn|end_of_turn|start_of_image|think|tool_call|arg_key|arg_value)>|</(?:think|\w+_call|arg_\w+)>"
+    r"|\[gMASK\]"
+)
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -33,3 +41,18 @@ def shared() -> Path:
 def quickstart_model(repo: Path) -> Path:
     """The warm-started model that the quickstart begins with."""
     return repo / "recipes" / "quickstart" / "model"
+
+
+@pytest.fixture(scope="session")
+def renderer_of(shared: Path) -> Callable[..., Any]:
+    """Makes the `ChatRenderer` of a real template; the Qwen tokenizer gets the control tokens of all of them."""
+    from transformers import PreTrainedTokenizerFast
+
+    from agentloop.chat import ChatRenderer
+
+    templates = {path.stem: path.read_text() for path in (shared / "chat_templates").glob("*.jinja")}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(shared / "tokenizers" / "qwen"))
+    spellings = {token for template in templates.values() for token in CONTROL.findall(template)}
+    tokenizer.add_tokens(sorted(spellings - set(tokenizer.get_vocab())), special_tokens=True)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    return lambda name, **options: ChatRenderer(tokenizer, chat_template=templates[name], **options)
