@@ -64,9 +64,22 @@ def check(
 
 
 def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
-    """Fine-tune a model on conversations: loss on assistant turns, in the stages of a recipe.
+    """Fine-tune a model on conversations with tool calls: loss on the assistant's turns, in the stages of a recipe.
 
-    Example: agentloop sft --config recipes/quickstart/sft.yaml
+    Rows are {messages, tools} or {text}, in .jsonl or .parquet files. What is trained are the ids that the model has to
+    sample in a rollout of the conversation. Writes outputs/<run.name>/ with metrics, checkpoints and the finished
+    model, which `agentloop serve` and a training recipe take.
+
+    Examples:
+
+      agentloop sft --config recipes/quickstart/sft.yaml
+
+      agentloop sft --config sft.yaml stages.0.epochs=3 max_tokens=4096 overlong=drop
+
+      agentloop sft --config sft.yaml --resume
+
+    `agentloop config --sft` prints every key with its meaning, docs/sft.md explains data of your own. Ctrl-C saves and
+    prints how to go on.
     """
     from trainer.sft_command import sft_command
 

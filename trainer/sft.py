@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from agentloop.config import SftRecipe, TrainerConfig
+from agentloop.report.text import seconds
 from trainer.model_files import check_target, copy_tokenizer, rename_folder
 from trainer.rundir import RunDir
 from trainer.sft_data import SftTokenizer
@@ -236,7 +237,8 @@ class SftRun:
             self._step_times.append(time.perf_counter() - begin)
             self._window.add(sums, self._step_times[-1])
             left = (total - step) * sum(self._step_times) / len(self._step_times)
-            self._on_progress(step, total, f"{stage.config.name}  {self._window.tokens_per_s:,.0f} tokens/s")
+            words = f"{stage.config.name}  {self._window.tokens_per_s:,.0f} tokens/s  {seconds(left)} left"
+            self._on_progress(step, total, words)
             if step % recipe.log_every == 0 or step == stage.end:
                 metrics = {"step": step, "steps": total, "stage": stage.config.name, **self._window.metrics()}
                 self._log(metrics | optimizer | {"eta_s": left})
