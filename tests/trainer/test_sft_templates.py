@@ -10,6 +10,7 @@ import pytest
 
 from agentloop.chat import ChatRenderer
 from agentloop.chat.battery import TOOLS, conversations, find_abilities
+from agentloop.errors import DataError
 from trainer.sft_data import SftRow, SftTokenizer
 
 Renderers = Callable[..., ChatRenderer]
@@ -76,3 +77,15 @@ def test_trained_are_the_turns_with_their_end_and_nothing_else(renderer_of: Rend
             assert whole[:size] == row.token_ids.tolist()
             assert hf.decode(whole[size:]).strip() in ("", conversation_end)
     assert seen > 15
+
+
+def test_with_thinking_off_the_empty_block_is_the_prompts_and_reasoning_is_refused(renderer_of: Renderers) -> None:
+    renderer = renderer_of("qwen3", chat_template_kwargs={"enable_thinking": False})
+    tokenizer = SftTokenizer(renderer.tokenizer, renderer, max_tokens=1000)
+    answers = [{"role": "assistant", "content": content} for content in ("one", "two")]
+    messages = [{"role": "user", "content": "x"}, answers[0], {"role": "user", "content": "y"}, answers[1]]
+    row = tokenizer.row({"messages": messages}, "here")
+    assert row is not None
+    assert [renderer.decode(span) for span in spans_of(row)] == ["one<|im_end|>", "two<|im_end|>"]
+    with pytest.raises(DataError, match=r"here: the row needs reasoning: the generation prompt closes it"):
+        tokenizer.row({"messages": [messages[0], answers[0] | {"reasoning_content": "hm"}]}, "here")
