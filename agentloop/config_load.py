@@ -22,7 +22,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PATH_KEYS = frozenset(
     {
         "model.path", "model.chat_template", "data.train", "data.val", "tools", "interactions", "reward.function",
-        "run.dir", "rollout.python", "prepare", "out",
+        "run.dir", "rollout.python", "prepare", "out", "eval_data",
     }
 )  # fmt: skip
 """Keys whose value names a file or folder. `stages[*].data` of an SFT recipe is handled beside them."""
@@ -141,6 +141,8 @@ def _anchor(config: Any, folder: Path) -> None:
     for stage in config.get("stages") or []:
         if isinstance(stage.get("data"), str):
             stage["data"] = resolve_override_path(stage["data"], folder)
+        elif isinstance(stage.get("data"), ListConfig):
+            stage["data"] = [resolve_override_path(str(item), folder) for item in stage["data"]]
 
 
 def _apply_override(config: Any, override: str, model: type[BaseModel]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported anywhere: several test processes share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -13,6 +15,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 
 Install = Callable[[str, str, str], None]
+
+CONTROL = re.compile(
+    r"<\|[\w▁]+\|>|<(?:bos|eos|sop|start_of_turn|end_of_turn|start_of_image|think|tool_call|arg_key|arg_value)>|</(?:think|\w+_call|arg_\w+)>"
+    r"|\[gMASK\]"
+)
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -54,3 +62,18 @@ def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
     yield add
     registered.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def renderer_of(shared: Path) -> Callable[..., Any]:
+    """Makes the `ChatRenderer` of a real template; the Qwen tokenizer gets the control tokens of all of them."""
+    from transformers import PreTrainedTokenizerFast
+
+    from agentloop.chat import ChatRenderer
+
+    templates = {path.stem: path.read_text() for path in (shared / "chat_templates").glob("*.jinja")}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(shared / "tokenizers" / "qwen"))
+    spellings = {token for template in templates.values() for token in CONTROL.findall(template)}
+    tokenizer.add_tokens(sorted(spellings - set(tokenizer.get_vocab())), special_tokens=True)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    return lambda name, **options: ChatRenderer(tokenizer, chat_template=templates[name], **options)

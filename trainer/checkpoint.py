@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from agentloop.errors import RunDirError
-from trainer.handout import rename_folder
 from trainer.model import PolicyModel
+from trainer.model_files import rename_folder
 
 STATE_FILE = "state.json"
 """What the run adds to a checkpoint; written last, so that a folder with it is whole."""

@@ -1,4 +1,4 @@
-"""`agentloop train`, `agentloop eval`, `agentloop check` and `agentloop sft`."""
+"""`agentloop train`, `eval`, `check`, `sft` and `export`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
     app.command("check")(check)
     app.command("sft")(sft)
+    app.command("export")(export)
 
 
 def train(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
@@ -90,10 +91,64 @@ def check(
 
 
 def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
-    """Fine-tune a model on conversations: loss on assistant turns, in the stages of a recipe.
+    """Fine-tune a model on conversations with tool calls: loss on the assistant's turns, in the stages of a recipe.
 
-    Example: agentloop sft --config recipes/quickstart/sft.yaml
+    Rows are {messages, tools} or {text}, in .jsonl or .parquet files. What is trained are the ids that the model has to
+    sample in a rollout of the conversation. Writes outputs/<run.name>/ with metrics, checkpoints and the finished
+    model, which `agentloop serve` and a training recipe take.
+
+    Examples:
+
+      agentloop sft --config recipes/quickstart/sft.yaml
+
+      agentloop sft --config sft.yaml stages.0.epochs=3 max_tokens=4096 overlong=drop
+
+      agentloop sft --config sft.yaml --resume
+
+    `agentloop config --sft` prints every key with its meaning, docs/sft.md explains data of your own. Ctrl-C saves and
+    prints how to go on.
     """
     from trainer.sft_command import sft_command
 
     raise typer.Exit(sft_command(config, list(overrides or []), resume=resume, dry_run=dry_run))
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="outputs/<name>, or a step_N folder in it")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write")],
+    step: Annotated[
+        str | None, typer.Option(metavar="N|best|last", help="which checkpoint of the run; last if not given")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="bfloat16|float32", help="of the weights; the run's model.dtype if not given")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="the model that the run started from, if it lies elsewhere by now; a hub id too")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a model that is in --out already")] = False,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder: weights, configuration, tokenizer and chat template.
+
+    The folder is what transformers, SGLang, vLLM and `agentloop serve` load. It holds safetensors, in files of 4 GB
+    with an index when there are more than one, and it appears under its name when it is whole. Checkpoints of any
+    number of ranks are read in one process, on the CPU, one tensor at a time: memory does not depend on the model's
+    size.
+
+    `best` is the checkpoint whose evaluation had the highest reward (of `agentloop sft`: the lowest loss), among those
+    that the run has kept.
+
+    Examples:
+
+      agentloop export outputs/quickstart --out my-model
+
+      agentloop export outputs/quickstart --step best --dtype bfloat16 --out my-model
+
+      agentloop export outputs/quickstart/checkpoints/step_40 --out my-model
+
+    Then: agentloop serve --model my-model
+    """
+    from trainer.export_command import export_command
+
+    raise typer.Exit(export_command(source, out, step=step, dtype=dtype, model=model, force=force))

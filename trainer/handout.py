@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from agentloop.shared_file import PIECE, SharedWriter
 from agentloop.tensors import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
 from agentloop.weights_group import broadcast, join_group, leave_group, open_store
 from trainer.model import DTYPES
+from trainer.model_files import rename_folder
 
 MAX_SHARD_BYTES = 4 * 2**30
 
@@ -67,7 +67,7 @@ class Handout:
         """Write a Hugging Face folder, which appears under its name when it is whole; returns the checksum."""
         partial = folder.with_name(f".{folder.name}.partial")
         shards = (
-            _Shards(partial, [(s.name, s.dtype, s.shape) for s in self.specs], self._shard_bytes) if _first() else None
+            Shards(partial, [(s.name, s.dtype, s.shape) for s in self.specs], self._shard_bytes) if _first() else None
         )
         if shards is not None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -75,7 +75,7 @@ class Handout:
         self._gather(shards.take if shards is not None else None)
         if shards is not None:
             shards.close()
-            self._write_config(partial)
+            write_config(self._lm, self._dtype, partial)
             rename_folder(partial, folder)
         dist.barrier()
         return checksum(shards.digests) if shards is not None else ""
@@ -152,18 +152,19 @@ class Handout:
         writer = self._writers.get(folder)
         if writer is None:
             writer = self._writers[folder] = SharedWriter(folder)
-            self._write_config(folder)
+            write_config(self._lm, self._dtype, folder)
         writer.open(self.header, self.specs[-1].end)
         return _SharedTaker(writer)
 
-    def _write_config(self, folder: Path) -> None:
-        lm: Any = self._lm
-        config = copy.deepcopy(lm.config)
-        config.dtype = DTYPES[self._dtype]
-        config.architectures = [type(lm).__name__]
-        config.save_pretrained(folder)
-        if lm.can_generate():
-            lm.generation_config.to_json_file(folder / "generation_config.json")
+
+def write_config(lm: Any, dtype: str, folder: Path) -> None:
+    """Write `config.json` and `generation_config.json` of a model whose weights are saved in `dtype`."""
+    config = copy.deepcopy(lm.config)
+    config.dtype = DTYPES[dtype]
+    config.architectures = [type(lm).__name__]
+    config.save_pretrained(folder)
+    if lm.can_generate():
+        lm.generation_config.to_json_file(folder / "generation_config.json")
 
 
 class _SharedTaker:
@@ -196,7 +197,7 @@ class _SharedTaker:
         return whole
 
 
-class _Shards:
+class Shards:
     """Writes one file, or several with an index where the model is larger than one shard."""
 
     def __init__(self, folder: Path, tensors: list[tuple[str, str, tuple[int, ...]]], shard_bytes: int) -> None:
@@ -293,15 +294,3 @@ def _chunks(tensor: Tensor, dtype: str) -> Iterator[np.ndarray]:
 
 def _first() -> bool:
     return dist.get_rank() == 0
-
-
-def rename_folder(partial: Path, folder: Path) -> None:
-    """Move a finished folder to its name; one that stands there is replaced."""
-    if folder.exists():
-        stale = folder.with_name(f".{folder.name}.stale")
-        shutil.rmtree(stale, ignore_errors=True)
-        os.rename(folder, stale)  # noqa: PTH104
-        os.rename(partial, folder)  # noqa: PTH104
-        shutil.rmtree(stale)
-    else:
-        os.rename(partial, folder)  # noqa: PTH104

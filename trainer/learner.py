@@ -151,6 +151,8 @@ class Learner:
                 logprobs, _ = self._policy(DeviceBatch.of(packed, self._device), temperature)
                 if packed.sequences:
                     columns.append((packed.sample_index, packed.token_index, logprobs.cpu().numpy()))
+        # Without a backward the root stays gathered, and its parameters are not those that the optimizer holds.
+        self._policy.reshard()
         if not columns:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
         return tuple(np.concatenate(column) for column in zip(*columns, strict=True))

@@ -3,195 +3,323 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import shutil
+import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agentloop.config import SftRecipe, SftStage, TrainerConfig
+from agentloop.config import SftRecipe, TrainerConfig
+from agentloop.report.text import seconds
+from trainer.model_files import check_target, copy_tokenizer, rename_folder
 from trainer.rundir import RunDir
-from trainer.sft_data import SftRow, SftTokenizer, read_rows, shared_prefix
+from trainer.sft_data import SftTokenizer
+from trainer.sft_stage import Stage, TokenizedRows, tokenize_rows
 from trainer.types import LossSpec, TrainSample
 from trainer.workers import WorkerGroup
 
 OnLog = Callable[[dict[str, Any]], None]
+OnProgress = Callable[[int, int, str], None]
 
 KEPT_CHECKPOINTS = 2
 
+ETA_STEPS = 100
+"""The time that is left is estimated from so many steps."""
 
-@dataclass(slots=True)
-class _Stage:
-    """A stage with its tokenized rows and the global step it begins after."""
+SAID_EVERY_S = 10.0
+"""Seconds between two words on how far a long tokenization is."""
 
-    config: SftStage
-    number: int
-    first: int
-    rows: list[SftRow]
-    prefix: np.ndarray
-    tokenize_s: float
-
-    @property
-    def described(self) -> str:
-        tokens = sum(len(row.token_ids) for row in self.rows)
-        return (
-            f"stage {self.config.name}: {len(self.rows)} rows, {tokens} tokens, {self.tokenize_s:.1f} s to tokenize; "
-            f"{len(self.prefix)} first tokens are shared by most rows"
-        )
-
-    def batch(self, step: int, seed: int) -> list[TrainSample]:
-        """The sequences of step `step` of the stage (from 0): a pure function, so that a resumed run sees the same."""
-        size, count = self.config.batch_size, len(self.rows)
-        order: dict[int, np.ndarray] = {}
-        samples = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, offset = divmod(position, count)
-            if epoch not in order:
-                order[epoch] = np.random.default_rng((seed, self.number, epoch)).permutation(count)
-            samples.append(self._sample(self.rows[order[epoch][offset]], key=len(samples) + 1))
-        return samples
-
-    def _sample(self, row: SftRow, key: int) -> TrainSample:
-        length = len(self.prefix)
-        # At most up to the first trained token: nothing in a prompt is trained.
-        shares = 0 < length <= int(np.argmax(row.loss_mask)) and np.array_equal(row.token_ids[:length], self.prefix)
-        unused = np.zeros(len(row.token_ids), dtype=np.float32)
-        return TrainSample(
-            token_ids=row.token_ids,
-            loss_mask=row.loss_mask,
-            old_logprobs=unused,
-            advantages=unused,
-            prompt_length=length if shares else 1,
-            group_key=0 if shares else key,
-        )
+EVAL_MICRO_BATCHES = 8
+"""Micro-batches that a rank evaluates in one call."""
 
 
-async def run_sft(recipe: SftRecipe, run_dir: RunDir, *, resume: bool, on_log: OnLog) -> Path:
-    """Run all stages and write the finished model with its tokenizer.
-
-    Stopping at any time loses the steps since the last checkpoint; `resume` goes on from there, to the bit (one rank).
+class SftRun:
+    """One run of an SFT recipe. Use `await SftRun(...).run()` once.
 
     Args:
         run_dir: opened by the caller; gets metrics, logs and checkpoints.
-        on_log: called with `{"event": ...}` for phases and `{"step", "stage", "loss", ...}` every `log_every` steps.
-
-    Returns:
-        the model folder.
-
-    Raises:
-        DataError: a data file or row cannot be used.
-        ModelError: the model or tokenizer cannot be loaded.
-        WorkerError: a rank died.
+        resume: go on from the newest checkpoint: to the bit, with one rank.
+        on_log: called with `{"event": ...}` for phases and with every line of metrics.
+        on_progress: called with the step, all steps, and a few words.
     """
-    checkpoints = run_dir.list_checkpoints() if resume else []
-    done = checkpoints[-1].step if checkpoints else 0
-    run_dir.rewind(done)
-    tokenizer = SftTokenizer(recipe.model.path, recipe.max_tokens)
-    out = recipe.out or run_dir.root / "model"
-    total = sum(stage.steps for stage in recipe.stages)
-    config = TrainerConfig(
-        ranks=recipe.ranks,
-        device=recipe.device,
-        threads=recipe.threads,
-        tokens_per_micro_batch=recipe.tokens_per_micro_batch,
-        logprob_chunk=recipe.logprob_chunk,
-        optim=recipe.stages[0].optim,
-    )
-    on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
-    workers = await WorkerGroup.start(
-        model_path=recipe.model.path,
-        config=config,
-        dtype=recipe.model.dtype,
-        total_steps=recipe.stages[0].steps,
-        seed=recipe.seed,
-        log_dir=run_dir.logs,
-        init=recipe.model.init,
-    )
-    firsts = [sum(stage.steps for stage in recipe.stages[:number]) for number in range(len(recipe.stages))]
-    todo = [number for number, stage in enumerate(recipe.stages) if done < firsts[number] + stage.steps]
-    # One thread tokenizes the stages in their order, the later ones while the first trains.
-    pool = ThreadPoolExecutor(1)
-    loads = [pool.submit(_load_stage, recipe.stages[number], number, firsts[number], tokenizer) for number in todo]
-    try:
-        if not todo:
-            await workers.load(checkpoints[-1].path / "trainer")
-        for load in loads:
-            stage = await asyncio.wrap_future(load)
-            on_log({"event": stage.described})
-            await workers.reset_optimizer(stage.config.optim, stage.config.steps)
-            if load is loads[0] and checkpoints:
-                await workers.load(checkpoints[-1].path / "trainer", optimizer=done > stage.first)
-                on_log({"event": f"resume after step {done}"})
-            await _run_stage(recipe, stage, max(done, stage.first), total, workers, run_dir, on_log)
-        await workers.publish(out)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        await workers.close()
-    tokenizer.save(out)
-    on_log({"event": f"model written to {out}"})
-    return out
+
+    def __init__(
+        self, recipe: SftRecipe, run_dir: RunDir, *, resume: bool, on_log: OnLog, on_progress: OnProgress | None = None
+    ) -> None:
+        self._recipe = recipe
+        self._dir = run_dir
+        self._on_log = on_log
+        self._on_progress = on_progress or (lambda done, total, words: None)
+        checkpoints = run_dir.list_checkpoints() if resume else []
+        self._checkpoint = checkpoints[-1].path if checkpoints else None
+        self._done = checkpoints[-1].step if checkpoints else 0
+        self._state = json.loads((self._checkpoint / "state.json").read_text()) if self._checkpoint else {}
+        self._window = _Window(self._state.get("window"))
+        self._digests: dict[str, str] = dict(self._state.get("data", {}))
+        self._step_times: deque[float] = deque(maxlen=ETA_STEPS)
+        self._stop = asyncio.Event()
+        self._closed = False
+        self._eval: list[TrainSample] = []
+        self._total = 0
+
+    async def run(self) -> Path | None:
+        """Run all stages and write the finished model with its tokenizer.
+
+        Returns:
+            the model folder; None: the run was stopped, and its last step is saved.
+
+        Raises:
+            DataError: a data file or row cannot be used.
+            ModelError: the model, its tokenizer or its chat template cannot be used.
+            WorkerError: a rank died.
+        """
+        recipe = self._recipe
+        out = recipe.out or self._dir.root / "model"
+        if recipe.out is not None:
+            check_target(out, replace=True, source=recipe.model.path, key="out")
+        self._dir.rewind(self._done)
+        tokenizer = SftTokenizer.load(recipe.model, recipe.max_tokens, overlong=recipe.overlong)
+        # One thread tokenizes: the later stages while the first trains.
+        pool = ThreadPoolExecutor(1)
+        with self._signals():
+            workers = await self._start_workers()
+            try:
+                if recipe.eval_data is not None:
+                    self._eval = await asyncio.wrap_future(pool.submit(self._load_eval, tokenizer))
+                finished = await self._stages(workers, pool, tokenizer)
+                return await self._publish(workers, out) if finished else None
+            finally:
+                self._closed = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                await workers.close()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C ends the run after its present step, which is saved; a second one, or one before any step, at once."""
+        loop, main = asyncio.get_running_loop(), asyncio.current_task()
+        assert main is not None
+
+        def stop() -> None:
+            if self._stop.is_set() or not self._step_times:
+                main.cancel()
+            self._stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def _start_workers(self) -> WorkerGroup:
+        recipe = self._recipe
+        config = TrainerConfig(
+            ranks=recipe.ranks,
+            device=recipe.device,
+            threads=recipe.threads,
+            tokens_per_micro_batch=recipe.tokens_per_micro_batch,
+            logprob_chunk=recipe.logprob_chunk,
+            optim=recipe.stages[0].optim,
+            fsdp=recipe.fsdp,
+        )
+        self._on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
+        return await WorkerGroup.start(
+            model_path=recipe.model.path,
+            config=config,
+            dtype=recipe.model.dtype,
+            total_steps=1,  # every stage sets its own
+            seed=recipe.seed,
+            log_dir=self._dir.logs,
+            init=recipe.model.init,
+        )
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def _load_eval(self, tokenizer: SftTokenizer) -> list[TrainSample]:
+        recipe = self._recipe
+        assert recipe.eval_data is not None
+        data = tokenize_rows(
+            recipe.eval_data, "eval_data", tokenizer, max_rows=recipe.eval_max_rows, on_row=self._watch("eval_data")
+        )
+        self._on_log({"event": f"eval_data: {data.described}"})
+        return [data.sample(index, key=index + 1) for index in range(len(data.rows))]
+
+    def _load(self, number: int, tokenizer: SftTokenizer) -> TokenizedRows:
+        return tokenize_rows(
+            self._recipe.stages[number].data,
+            f"stages[{number}].data",
+            tokenizer,
+            on_row=self._watch(f"stage {self._recipe.stages[number].name}"),
+        )
+
+    def _watch(self, name: str) -> Callable[[int], None]:
+        """Says now and then how far a tokenization is, and ends it with the run."""
+        said = time.monotonic()
+
+        def on_row(count: int) -> None:
+            nonlocal said
+            if self._closed:
+                raise InterruptedError("the run has ended")
+            if time.monotonic() - said >= SAID_EVERY_S:
+                said = time.monotonic()
+                self._on_log({"event": f"{name}: {count:,} rows tokenized"})
+
+        return on_row
+
+    async def _stage(self, number: int, first: int, load: Future[TokenizedRows]) -> Stage:
+        """A stage as soon as its rows are there."""
+        recipe = self._recipe
+        seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
+        stage = Stage(
+            recipe.stages[number], number, first, await asyncio.wrap_future(load), seed, shuffle=recipe.shuffle
+        )
+        digest = stage.data.digest
+        if self._digests.setdefault(str(number), digest) != digest:
+            self._on_log({"event": f"changed since the run was started: the rows of stage {stage.config.name}"})
+            self._digests[str(number)] = digest
+        return stage
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    async def _stages(self, workers: WorkerGroup, pool: ThreadPoolExecutor, tokenizer: SftTokenizer) -> bool:
+        """Train what is left of the stages; returns whether that was all."""
+        configs = self._recipe.stages
+        steps = [config.steps for config in configs]
+        named = [count for count in steps if count is not None]
+        if len(named) == len(steps):
+            # What is done need not be read again.
+            firsts = [sum(named[:number]) for number in range(len(named))]
+            todo = [number for number, count in enumerate(named) if self._done < firsts[number] + count]
+            loads = {number: pool.submit(self._load, number, tokenizer) for number in todo}
+            self._total = sum(named)
+        else:
+            loads = {number: pool.submit(self._load, number, tokenizer) for number in range(len(configs))}
+            first, firsts, todo = 0, [], []
+            for number in loads:
+                stage = await self._stage(number, first, loads[number])
+                firsts.append(first)
+                todo += [number] if self._done < stage.end else []
+                first = stage.end
+            self._total = first
+        if self._checkpoint is not None and not todo:
+            await workers.load(self._checkpoint / "trainer", optimizer=False)
+        if not self._done:
+            await self._log_eval(workers, 0)
+        for number in todo:
+            stage = await self._stage(number, firsts[number], loads.pop(number))
+            self._on_log({"event": f"stage {stage.config.name}: {stage.steps:,} steps of {stage.data.described}"})
+            await workers.reset_optimizer(stage.config.optim, stage.steps)
+            if self._checkpoint is not None and number == todo[0]:
+                # Between two stages only the weights go on: the next one has an optimizer of its own.
+                await workers.load(self._checkpoint / "trainer", optimizer=self._done > stage.first)
+                self._on_log({"event": f"resume after step {self._done}"})
+            if not await self._run_stage(stage, workers):
+                return False
+        return True
+
+    async def _run_stage(self, stage: Stage, workers: WorkerGroup) -> bool:
+        """Train to the end of a stage; returns whether it was reached."""
+        recipe, total = self._recipe, self._total
+        aggregation = "seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
+        spec = LossSpec(kind="sft", aggregation=aggregation)
+        for step in range(max(self._done, stage.first) + 1, stage.end + 1):
+            begin = time.perf_counter()
+            sums = await workers.accumulate(stage.batch(step), temperature=1.0, loss=spec)
+            optimizer = await workers.step(sums["normalizer"])
+            self._step_times.append(time.perf_counter() - begin)
+            self._window.add(sums, self._step_times[-1])
+            left = (total - step) * sum(self._step_times) / len(self._step_times)
+            words = f"{stage.config.name}  {self._window.tokens_per_s:,.0f} tokens/s  {seconds(left)} left"
+            self._on_progress(step, total, words)
+            if step % recipe.log_every == 0 or step == stage.end:
+                metrics = {"step": step, "steps": total, "stage": stage.config.name, **self._window.metrics()}
+                self._log(metrics | optimizer | {"eta_s": left})
+                self._window = _Window()
+            if step == total or (recipe.eval_every and step % recipe.eval_every == 0):
+                await self._log_eval(workers, step)
+            stopping = self._stop.is_set() and step < total
+            if step == total or stopping or (recipe.checkpoint_every and step % recipe.checkpoint_every == 0):
+                await self._save(workers, step)
+            if stopping:
+                return False
+        return True
+
+    async def _save(self, workers: WorkerGroup, step: int) -> None:
+        state = {"step": step, "version": step, "window": self._window.state, "data": self._digests}
+        await workers.save(self._dir.checkpoint_of(step), state=state)
+        self._dir.prune(keep_checkpoints=KEPT_CHECKPOINTS, current_version=step)
+
+    async def _log_eval(self, workers: WorkerGroup, step: int) -> None:
+        if self._eval:
+            budget = EVAL_MICRO_BATCHES * self._recipe.tokens_per_micro_batch * self._recipe.ranks
+            metrics = await evaluate_loss(workers, self._eval, budget)
+            self._log({"step": step, "steps": self._total, **metrics})
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        self._dir.append_metrics(metrics)
+        self._on_log(metrics)
+
+    async def _publish(self, workers: WorkerGroup, out: Path) -> Path:
+        """Write the model folder, which appears with its tokenizer in it."""
+        whole = out.with_name(f".{out.name}.whole")
+        await workers.publish(whole)
+        try:
+            copy_tokenizer(self._recipe.model.path, whole, self._recipe.model.chat_template)
+            rename_folder(whole, out)
+        except BaseException:
+            shutil.rmtree(whole, ignore_errors=True)
+            raise
+        return out
 
 
-async def _run_stage(
-    recipe: SftRecipe,
-    stage: _Stage,
-    done: int,
-    total: int,
-    workers: WorkerGroup,
-    run_dir: RunDir,
-    on_log: OnLog,
-) -> None:
-    """Train from global step `done` to the end of the stage."""
-    aggregation = "seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
-    spec = LossSpec(kind="sft", aggregation=aggregation)
-    window = _Window()
-    end = stage.first + stage.config.steps
-    for step in range(done + 1, end + 1):
-        samples = stage.batch(step - 1 - stage.first, recipe.seed)
-        sums = await workers.accumulate(samples, temperature=1.0, loss=spec)
-        optimizer = await workers.step(sums["normalizer"])
-        window.add(sums)
-        if step % recipe.log_every == 0 or step == end:
-            metrics = {"step": step, "steps": total, "stage": stage.config.name} | window.metrics() | optimizer
-            run_dir.append_metrics(metrics)
-            on_log(metrics)
-            window = _Window()
-        if step == total or (recipe.checkpoint_every and step % recipe.checkpoint_every == 0):
-            await workers.save(run_dir.checkpoint_of(step), state={"step": step, "version": step})
-            run_dir.prune(keep_checkpoints=KEPT_CHECKPOINTS, current_version=step)
+async def evaluate_loss(workers: WorkerGroup, samples: Sequence[TrainSample], budget: int) -> dict[str, float]:
+    """The mean loss of all trained tokens of `samples` (not of each sequence's mean).
 
-
-def _load_stage(config: SftStage, number: int, first: int, tokenizer: SftTokenizer) -> _Stage:
-    """Read and tokenize the rows of a stage."""
+    Args:
+        budget: tokens of one call; it bounds memory, and changes nothing else.
+    """
     begin = time.perf_counter()
-    rows = list(_tokenized(Path(config.data), tokenizer))
-    return _Stage(config, number, first, rows, shared_prefix(rows), time.perf_counter() - begin)
-
-
-def _tokenized(path: Path, tokenizer: SftTokenizer) -> Iterator[SftRow]:
-    for number, row in enumerate(read_rows(path), 1):
-        yield tokenizer.row(row, f"{path}:{number}")
+    total, tokens, start = 0.0, 0, 0
+    while start < len(samples):
+        end, size = start, 0
+        while end < len(samples) and (end == start or size + len(samples[end]) <= budget):
+            size += len(samples[end])
+            end += 1
+        part = samples[start:end]
+        for sample, logprobs in zip(part, await workers.logprobs(part, temperature=1.0), strict=True):
+            total -= float(np.sum(logprobs[sample.loss_mask], dtype=np.float64))
+            tokens += sample.trained_tokens
+        start = end
+    return {"eval/loss": total / tokens, "eval/tokens": tokens, "eval/time_s": time.perf_counter() - begin}
 
 
 class _Window:
-    """Means over the steps since the last log line."""
+    """Means over the steps since the last log line. `state` goes into checkpoints, so that the line comes out whole."""
 
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
-        self._sums: dict[str, float] = {}
+    def __init__(self, state: dict[str, float] | None = None) -> None:
+        self.state: dict[str, float] = dict(state or {})
 
-    def add(self, sums: dict[str, float]) -> None:
+    def add(self, sums: dict[str, float], seconds: float) -> None:
         for key in ("loss_sum", "normalizer", "tokens", "packed_tokens", "entropy_sum"):
-            self._sums[key] = self._sums.get(key, 0.0) + sums[key]
+            self.state[key] = self.state.get(key, 0.0) + sums[key]
+        self.state["seconds"] = self.state.get("seconds", 0.0) + seconds
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.state["packed_tokens"] / self.state["seconds"]
 
     def metrics(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._begin
         return {
-            "loss": self._sums["loss_sum"] / self._sums["normalizer"],
-            "entropy": self._sums["entropy_sum"] / self._sums["tokens"],
-            "tokens_per_s": self._sums["packed_tokens"] / seconds,
-            "time_s": seconds,
+            "loss": self.state["loss_sum"] / self.state["normalizer"],
+            "entropy": self.state["entropy_sum"] / self.state["tokens"],
+            "tokens_per_s": self.tokens_per_s,
+            "time_s": self.state["seconds"],
         }

@@ -14,8 +14,10 @@ from agentloop.config_load import load_config
 from agentloop.errors import AgentloopError
 from agentloop.imports import load_from_file
 from agentloop.provenance import environment
+from agentloop.report.text import seconds
+from trainer.console import Console
 from trainer.rundir import RunDir
-from trainer.sft import run_sft
+from trainer.sft import SftRun
 
 EXIT_INTERRUPTED = 130
 """What shells expect after Ctrl-C."""
@@ -36,42 +38,61 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
     run_dir = RunDir(recipe.run.dir or Path("outputs") / recipe.run.name)
     if not resume:
         run_dir.check_free()
-    if recipe.prepare:
-        _prepare(recipe.prepare, Path(recipe.stages[0].data).parent)
-    for change in run_dir.open(resolved, environment(), resume=resume):
-        _say(f"changed since the run was started: {change}")
-    _say(f"run directory {run_dir.root}")
     resume_line = shlex.join(["agentloop", "sft", "--config", str(config), *overrides, "--resume"])
-    try:
-        out = asyncio.run(run_sft(recipe, run_dir, resume=resume, on_log=_print))
-    except KeyboardInterrupt:
-        _say(f"stopped; continue with: {resume_line}")
-        return EXIT_INTERRUPTED
-    except AgentloopError as exc:
-        exc.add_note(f"continue with: {resume_line}")
-        raise
-    _say(f"done in {time.monotonic() - begin:.0f} s: {out}")
+    with Console() as console:
+        if recipe.prepare:
+            _prepare(recipe, console)
+        for change in run_dir.open(resolved, environment(), resume=resume):
+            console.notice(f"changed since the run was started: {change}")
+        console.notice(f"run directory {run_dir.root}")
+        run = SftRun(
+            recipe,
+            run_dir,
+            resume=resume,
+            on_log=lambda entry: _say(console, entry),
+            on_progress=console.progress,
+        )
+        try:
+            out = asyncio.run(run.run())
+        except (
+            asyncio.CancelledError,
+            KeyboardInterrupt,
+        ):  # Ctrl-C before the first step, or twice: nothing was saved of this moment
+            out = None
+        except AgentloopError as exc:
+            if run_dir.holds_run:
+                exc.add_note(f"continue with: {resume_line}")
+            raise
+        if out is None:
+            console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
+            return EXIT_INTERRUPTED
+        console.close()
+        console.notice(f"done in {time.monotonic() - begin:.0f} s; the model, ready to serve and to train: {out}")
     return 0
 
 
-def _prepare(target: str, folder: Path) -> None:
+def _prepare(recipe: SftRecipe, console: Console) -> None:
     """Call `path.py:function` with the folder that holds the stages' data."""
-    _say(f"prepare data in {folder}")
+    data = recipe.stages[0].data
+    folder = Path(data if isinstance(data, str) else data[0]).parent
+    console.notice(f"prepare data in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    load_from_file(target, "prepare")(folder)
+    load_from_file(str(recipe.prepare), "prepare")(folder)
 
 
-def _print(entry: dict[str, Any]) -> None:
+def _say(console: Console, entry: dict[str, Any]) -> None:
+    """One line for an event, for an evaluation or for some steps."""
     if "event" in entry:
-        _say(entry["event"])
+        console.notice(entry["event"])
         return
     width = len(str(entry["steps"]))
-    _say(
-        f"{entry['stage']:>8}  step {entry['step']:>{width}}/{entry['steps']}  loss {entry['loss']:.4f}  "
+    step = f"step {entry['step']:>{width}}/{entry['steps']}"
+    if "eval/loss" in entry:
+        took = seconds(entry["eval/time_s"])
+        console.notice(f"{'eval':>8}  {step}  loss {entry['eval/loss']:.4f}  {entry['eval/tokens']:,} tokens  {took}")
+        return
+    console.notice(
+        f"{entry['stage']:>8}  {step}  loss {entry['loss']:.4f}  "
         f"entropy {entry['entropy']:.3f}  grad {entry['grad_norm']:6.2f}  lr {entry['lr']:.2e}  "
-        f"{entry['tokens_per_s']:>8,.0f} tokens/s"
+        f"{entry['tokens_per_s']:>8,.0f} tokens/s  {seconds(entry['eta_s'])} left"
     )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -1,41 +1,42 @@
-"""Rows of supervised fine-tuning become token ids and a mask, in the pieces in which a rollout would see them.
+"""Rows of supervised fine-tuning become token ids and a mask: those that a rollout of the same conversation would have.
 
-A conversation `system, user, assistant, tool, assistant` is rendered by the model's chat template, cut where the model
-starts and stops to speak, and each piece is tokenized by itself (`E` is the end-of-turn token):
+A conversation `system, user, assistant, tool, assistant` is put together as an agent loop does it, by the same
+`ChatRenderer` (`E` is the end-of-turn token):
 
-    piece  ..user question..<|im_start|>assistant\\n | 12 + 3 E | \\n..tool result..<|im_start|>assistant\\n | #### 15 E
-    mask   0                                         | 1        | 0                                        | 1
+    ids    ..user question..<|im_start|>assistant\\n | 12 + 3 E | \\n..tool result..<|im_start|>assistant\\n | #### 15 E
+    from   start(messages before the turn)          | turn_ids | extend(the messages that follow)           | turn_ids
+    mask   0                                        | 1        | 0                                          | 1
 
-That is what an agent loop does: the prompt is tokenized, the model samples the ids of its turn, what follows is
-tokenized and appended. The ids of a turn are therefore those that the model has to produce in a rollout, never ones
-that were merged across the border of a piece.
+The prompt is tokenized, the model has to sample the ids of its turn, what follows is tokenized and appended. So the ids
+of a turn are those that the model has to produce in a rollout, never ones that were merged across the border of a
+piece, and earlier turns stay as they were sampled also where the template would write them in another way later. The
+end-of-turn token is trained, the template's generation prompt is not.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agentloop.chat import ChatRenderer, load_tokenizer
+from agentloop.chat.battery import Abilities, find_abilities
+from agentloop.chat.proof import Verdict, prove
+from agentloop.config import SftModel
 from agentloop.errors import DataError, ModelError
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
+from agentloop.types import StopReason
+from trainer.sft_rows import Conversation, conversation_of
 
 MIN_SHARED_PREFIX = 8
 """A shorter common beginning is not worth a separate attention call."""
+
+MOST_SCHEMAS = 1024
+"""Lists of tool schemas that are known again."""
+
+PROVEN_ON = 40
+"""Conversations on which a template is tried before it carries several turns; a run of agents tries as many."""
 
 
 @dataclass(slots=True)
@@ -47,21 +48,54 @@ class SftRow:
 
 
 class SftTokenizer:
-    """Tokenizes rows of both kinds with the tokenizer of a model folder."""
+    """Tokenizes rows of both kinds.
 
-    def __init__(self, path: str, max_tokens: int) -> None:
-        from transformers import AutoTokenizer
+    Args:
+        renderer: of the model's tokenizer and chat template; None: rows are plain text.
+        tokenizer: a fast Hugging Face tokenizer.
+        max_tokens: of a row.
+        overlong: `error`, `drop` or `truncate`: what happens to a longer one.
 
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as exc:
-            raise ModelError(f"{path} has no tokenizer that can be loaded: {exc}", "check model.path") from exc
-        self._path = path
-        self._end_of_turn = self._tokenizer.eos_token
+    Attributes:
+        dropped, truncated: rows that were too long, and left out or cut.
+    """
+
+    def __init__(
+        self, tokenizer: Any, renderer: ChatRenderer | None, max_tokens: int, *, overlong: str = "error"
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._renderer = renderer
         self._max_tokens = max_tokens
+        self._overlong = overlong
+        self._abilities: dict[bool, Abilities] = {}
+        self._proven: set[bool] = set()
+        self._schemas: dict[str, list[dict[str, Any]]] = {}
+        self.dropped = 0
+        self.truncated = 0
 
-    def row(self, row: dict[str, Any], where: str) -> SftRow:
-        """Tokenize `{messages, tools?}` or `{text, loss_from?}`.
+    @classmethod
+    def load(cls, model: SftModel, max_tokens: int, *, overlong: str = "error") -> SftTokenizer:
+        """The tokenizer of a model, with the chat template that the recipe names or its own; it may have none.
+
+        Raises:
+            ModelError: there is no tokenizer, or its chat template cannot be used.
+        """
+        tokenizer = load_tokenizer(model.path)
+        template = model.chat_template
+        if template is not None and not template.is_file():
+            raise ModelError(f"model.chat_template {template} does not exist", "give an existing Jinja file, or null")
+        renderer = None
+        if template is not None or tokenizer.chat_template:
+            renderer = ChatRenderer(
+                tokenizer,
+                template.read_text(encoding="utf-8") if template is not None else None,
+                chat_template_kwargs=model.chat_template_kwargs,
+                tool_role=model.tool_role,
+            )
+        return cls(tokenizer, renderer, max_tokens, overlong=overlong)
+
+    def row(self, row: dict[str, Any], where: str) -> SftRow | None:
+        """Tokenize `{messages, tools?}` or `{text, loss_from?}`; None: it is too long, and left out.
 
         Args:
             where: file and line, for the error.
@@ -70,99 +104,116 @@ class SftTokenizer:
             DataError: the row is neither kind, too long, or cannot be rendered.
         """
         if "messages" in row:
-            pieces = list(self._conversation(row["messages"], row.get("tools"), where))
+            pieces = self._conversation(conversation_of(row, where), where)
         elif "text" in row:
             pieces = self._text(row["text"], int(row.get("loss_from", 0)))
         else:
             raise DataError(f"{where}: a row needs the column 'messages' or 'text', this one has {sorted(row)}")
+        if not any(any(flags) for _, flags in pieces):
+            raise DataError(f"{where} has no token to train", 'it needs an assistant message without "train": false')
+        return self._fitted(pieces, where)
+
+    def _fitted(self, pieces: list[tuple[list[int], list[bool]]], where: str) -> SftRow | None:
+        """The pieces as one row, or as many of them as there is room for."""
+        limit = self._max_tokens
+        length = sum(len(ids) for ids, _ in pieces)
+        if length > limit:
+            if self._overlong == "error":
+                raise DataError(
+                    f"{where} has {length} tokens, more than max_tokens {limit}",
+                    "raise max_tokens, or set overlong=drop or overlong=truncate",
+                )
+            if self._overlong == "truncate":
+                while pieces and (length > limit or not any(pieces[-1][1])):
+                    length -= len(pieces.pop()[0])
+            if self._overlong == "drop" or not pieces:
+                self.dropped += 1
+                return None
+            self.truncated += 1
         ids = np.array([token for tokens, _ in pieces for token in tokens], dtype=np.int64)
         mask = np.array([trained for _, flags in pieces for trained in flags], dtype=bool)
-        if len(ids) > self._max_tokens:
-            raise DataError(
-                f"{where} has {len(ids)} tokens, more than max_tokens {self._max_tokens}", "raise it, or drop the row"
-            )
         mask[:1] = False  # nothing comes before the first token to predict it from
         if not mask.any():
-            raise DataError(f"{where} has no token to train", 'it needs an assistant message without "train": false')
+            raise DataError(f"{where} has no token to train", "one token has none before it to be predicted from")
         return SftRow(ids, mask)
 
-    def save(self, folder: Path) -> None:
-        """Put the tokenizer beside the weights in `folder`: byte for byte where it came from a folder."""
-        source = Path(self._path)
-        if not source.is_dir():
-            self._tokenizer.save_pretrained(folder)
-            return
-        for file in source.iterdir():
-            if file.name in TOKENIZER_FILES or file.suffix == ".jinja":
-                shutil.copyfile(file, folder / file.name)
-
     def _text(self, text: str, loss_from: int) -> list[tuple[list[int], list[bool]]]:
+        """Each token is a piece of its own: plain text may be cut anywhere."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return [(encoded["input_ids"], [start >= loss_from for start, _ in encoded["offset_mapping"]])]
+        return [
+            ([token], [start >= loss_from])
+            for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
 
-    def _conversation(
-        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None, where: str
-    ) -> Iterator[tuple[list[int], list[bool]]]:
-        done = ""
-        plain = [{key: value for key, value in message.items() if key != "train"} for message in messages]
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._render(plain[:index], tools, generation=True, where=where)
-            whole = self._render(plain[: index + 1], tools, generation=False, where=where)
-            if not prompt.startswith(done) or not whole.startswith(prompt):
-                raise DataError(
-                    f"{where}: the chat template renders message {index} differently when more of the conversation is "
-                    "known, so that its tokens cannot be told apart",
-                    "use a template that leaves earlier turns as they were",
-                )
-            turn = whole[len(prompt) :]
-            if self._end_of_turn and self._end_of_turn in turn:
-                turn = turn[: turn.rindex(self._end_of_turn) + len(self._end_of_turn)]
-            yield self._encode(prompt[len(done) :], trained=False)
-            yield self._encode(turn, trained=message.get("train", True))
-            done = prompt + turn
-
-    def _render(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, generation: bool, where: str
-    ) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=generation
+    def _conversation(self, conversation: Conversation, where: str) -> list[tuple[list[int], list[bool]]]:
+        """What is shown and what the model says, in turns, up to its last turn."""
+        renderer, messages = self._renderer, conversation.messages
+        if renderer is None:
+            raise DataError(
+                f"{where} has messages, and the tokenizer has no chat template",
+                "set model.chat_template to a Jinja file",
             )
-        except (TemplateError, ValueError, TypeError, KeyError) as exc:
-            raise DataError(f"{where}: the chat template cannot render it: {exc}", "check roles and columns") from exc
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        tools = self._known(conversation.tools)
+        pieces: list[tuple[list[int], list[bool]]] = []
+        ids: list[int] = []
+        begin = 0
+        try:
+            self._check(renderer, conversation, tools, turns)
+            for index in turns:
+                context = messages[begin:index]
+                shown = renderer.extend(ids, StopReason.STOP, context, tools) if ids else renderer.start(context, tools)
+                said = renderer.turn_ids(messages[index])
+                pieces += [(shown, [False] * len(shown)), (said, [conversation.trained[index]] * len(said))]
+                ids += [*shown, *said]
+                begin = index + 1
+        except ModelError as exc:
+            raise DataError(f"{where}: {exc.message}", exc.hint) from exc
+        return pieces
 
-    def _encode(self, text: str, *, trained: bool) -> tuple[list[int], list[bool]]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids, [trained] * len(ids)
+    def _known(self, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """The same object for the same schemas: the renderer knows them again by identity."""
+        if not tools:
+            return None
+        if len(self._schemas) >= MOST_SCHEMAS:
+            self._schemas.clear()
+        return self._schemas.setdefault(repr(tools), tools)
 
+    def _check(
+        self, renderer: ChatRenderer, conversation: Conversation, tools: list[dict[str, Any]] | None, turns: list[int]
+    ) -> None:
+        """Refuse what the chat template would leave out, or could not go on after.
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl file.
-
-    Raises:
-        DataError: naming file and line.
-    """
-    if not path.is_file():
-        raise DataError(f"data file {path} does not exist", "check stages[].data, or name a function in `prepare`")
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as exc:
-                raise DataError(f"{path}:{number} is not JSON: {exc}", "one JSON object a line") from exc
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number} is not a JSON object", "one JSON object a line")
-            rows.append(row)
-    if not rows:
-        raise DataError(f"{path} is empty", "it needs at least one row")
-    return rows
+        Raises:
+            ModelError: why, and what to change.
+        """
+        has_tools = bool(tools)
+        if has_tools not in self._abilities:
+            self._abilities[has_tools] = find_abilities(renderer, tools)
+        missing = self._abilities[has_tools].missing
+        messages = conversation.messages
+        said = [messages[index] for index in turns]
+        with_calls = [message for message in said if message.get("tool_calls")]
+        needs = {
+            "tool schemas": has_tools,
+            "system messages": messages[0]["role"] == "system",
+            "tool calls": bool(with_calls),
+            "several tool calls in one turn": any(len(message["tool_calls"]) > 1 for message in with_calls),
+            "text beside tool calls": any(message["content"] for message in with_calls),
+            "reasoning": any("reasoning_content" in message for message in said),
+        }
+        for ability, needed in needs.items():
+            if needed and ability in missing:
+                reason, _, fix = missing[ability].partition("\n  fix: ")
+                raise ModelError(f"the row needs {ability}: {reason}", fix or "use another chat template")
+        if len(turns) > 1 and has_tools not in self._proven:
+            proof = prove(renderer, tools, count=PROVEN_ON)
+            if proof.verdict is Verdict.REFUSED:
+                raise ModelError(
+                    f"the chat template cannot carry several turns: {proof.reason}",
+                    "set model.chat_template to one that passes `agentloop template`",
+                )
+            self._proven.add(has_tools)
 
 
 def shared_prefix(rows: Sequence[SftRow]) -> np.ndarray:

@@ -98,6 +98,8 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
                 for needle in _needles(turn):
                     if needle not in text:
                         raise ModelError("the chat template leaves it out")
+                if "reasoning_content" in turn and not renderer.begins_with_prompt(turn):
+                    raise ModelError("the generation prompt closes it before the model can write any")
                 renderer.extend([], "length", follow, tools)
         except ModelError as exc:
             missing[ability] = str(exc)

@@ -341,6 +341,15 @@ class ChatRenderer:
         text = self.template.render([user(QUESTION), message], None, generate=False)
         return text[self._rendering.common_prefix(prompt, text) :]
 
+    def begins_with_prompt(self, message: Message) -> bool:
+        """Whether a turn as the template writes it, when it comes last, begins with the generation prompt.
+
+        With `enable_thinking: false` a prompt closes the reasoning; a turn that has some could not follow it.
+        """
+        folded = fold_tools([message], None)[0] if self._folds else message
+        prompt = self.template.render([user(QUESTION)], None, generate=True)
+        return self.template.render([user(QUESTION), folded], None, generate=False).startswith(prompt)
+
     @cached_property
     def generation_prompt_ids(self) -> list[int]:
         """What the template adds for the model to speak."""

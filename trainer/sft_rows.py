@@ -1,0 +1,207 @@
+"""Rows of supervised fine-tuning, brought into the one form that chat templates know, or refused with a reason.
+
+What is taken, beside `{messages, tools}` as they are:
+
+* `tools`, and the `arguments` of a call, as JSON text: parquet cannot hold objects of different shapes in one column;
+* calls without `{"type": "function", "function": ...}` around them, and calls and results without ids;
+* content that is null (beside calls) or a list of text parts;
+* `train: false` or `weight: 0` on an assistant's message: it is context, and has no loss.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentloop.errors import DataError
+from agentloop.imports import is_file_reference, load_from_file
+from agentloop.types import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+FLAGS = ("train", "weight")
+"""Keys of a message that say whether it is trained; no template sees them."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as templates take them; `trained` has an entry for each."""
+
+    messages: list[Message]
+    trained: list[bool]
+    tools: list[dict[str, Any]] | None
+
+
+def read_rows(source: str | Sequence[str], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of jsonl and parquet files, or of `path.py:function`, each with its place for messages.
+
+    Args:
+        key: the config key that names them.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    empty = True
+    for name in [source] if isinstance(source, str) else source:
+        for where, row in _rows_of(name, key):
+            if not isinstance(row, dict):
+                raise DataError(f"{where} is not an object", "write one JSON object a row")
+            empty = False
+            yield where, row
+    if empty:
+        raise DataError(f"{key}: {source} is empty", "it needs at least one row")
+
+
+def conversation_of(row: dict[str, Any], where: str) -> Conversation:
+    """The conversation of a row `{messages, tools?}`.
+
+    Raises:
+        DataError: naming the row and message.
+    """
+    if row.get("images") or row.get("videos"):
+        raise DataError(f"{where} has images", IMAGES)
+    messages = _decoded(row["messages"], f"{where}: messages")
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: column 'messages' is no list of messages", "write [{role, content}, ...]")
+    tools = _decoded(row.get("tools") or None, f"{where}: tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise DataError(f"{where}: column 'tools' is no list of schemas", "write [{type: function, function: {...}}]")
+    shown: list[Message] = []
+    trained = []
+    for number, message in enumerate(messages, 1):
+        place = f"{where}, message {number}"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            role = message.get("role") if isinstance(message, dict) else message
+            raise DataError(f"{place} has the role {role!r}", f"use one of {', '.join(ROLES)}")
+        trained.append(_is_trained(message, place))
+        shown.append(_message(message, len(shown), place))
+    _name_results(shown)
+    return Conversation(shown, trained, tools or None)
+
+
+IMAGES = "the trainer computes text only: leave these rows out"
+
+
+def _rows_of(name: str, key: str) -> Iterator[tuple[str, Any]]:
+    if is_file_reference(name):
+        for number, row in enumerate(load_from_file(name, key)(), 1):
+            yield f"{name}, row {number}", row
+        return
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(f"{key}: data file {path} does not exist", f"check {key}, or name a function in `prepare`")
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+        return
+    if path.suffix != ".jsonl":
+        raise DataError(f"{key}: {path} is neither .jsonl nor .parquet", "convert it to one of them")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield f"{path}:{number}", json.loads(line)
+                except json.JSONDecodeError as exc:
+                    raise DataError(f"{path}:{number} is not JSON: {exc}", "one JSON object a line") from exc
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", _without_nulls(row)
+    except (OSError, ValueError) as exc:
+        raise DataError(f"{path} cannot be read as parquet: {exc}", "write it again with pyarrow or pandas") from exc
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet fills the keys that only other rows have with null; templates ask whether a key is there."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _decoded(value: Any, where: str) -> Any:
+    """A column that may be JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as exc:
+        raise DataError(f"{where} is text, and not JSON: {exc}", "write JSON, or the object itself") from exc
+
+
+def _is_trained(message: dict[str, Any], place: str) -> bool:
+    train, weight = message.get("train"), message.get("weight")
+    if train not in (None, True, False) or weight not in (None, 0, 1):
+        raise DataError(
+            f"{place} has train {train!r} and weight {weight!r}", "train is true or false, weight is 0 or 1"
+        )
+    if message["role"] != "assistant":
+        if train or weight:
+            raise DataError(f"{place} of role {message['role']} is marked to be trained", "only the assistant's are")
+        return False
+    return train is not False and weight != 0
+
+
+def _message(message: dict[str, Any], position: int, place: str) -> Message:
+    shown = {key: value for key, value in message.items() if key not in FLAGS and value is not None}
+    shown["content"] = _content(message.get("content"), place)
+    for key in REASONING:
+        if shown.get(key) == "":
+            del shown[key]
+    if "function_call" in shown:
+        raise DataError(f"{place} has a function_call", "write tool_calls: [{type: function, function: {...}}]")
+    calls = _decoded(shown.pop("tool_calls", None) or None, f"{place}: tool_calls")
+    if calls:
+        if message["role"] != "assistant":
+            raise DataError(f"{place} of role {message['role']} has tool calls", "only the assistant calls tools")
+        shown["tool_calls"] = [_call(call, f"c{position:04d}{n:04d}", place) for n, call in enumerate(calls)]
+    return shown  # type: ignore[return-value]
+
+
+def _content(content: Any, place: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise DataError(f"{place} has a content that is no text", "write a string, or a list of text parts")
+    for part in content:
+        if not isinstance(part.get("text"), str):
+            raise DataError(f"{place} has a part of type {part.get('type')!r}", IMAGES)
+    return "".join(part["text"] for part in content)
+
+
+def _call(call: Any, call_id: str, place: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"{place} has a tool call without a name", "write {function: {name, arguments}}")
+    arguments = _decoded(function.get("arguments") or {}, f"{place}: the arguments of {function['name']}")
+    if not isinstance(arguments, dict):
+        raise DataError(f"{place}: the arguments of {function['name']} are no object", "write {argument: value}")
+    shown = {"name": function["name"], "arguments": arguments}
+    return {"type": "function", "id": str(call.get("id") or call_id), "function": shown}
+
+
+def _name_results(messages: list[Message]) -> None:
+    """Give results the name and the id of the calls they answer, in their order, as an agent loop does."""
+    calls: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            calls = list(message.get("tool_calls", ()))  # type: ignore[arg-type]
+        elif message["role"] == "tool" and calls:
+            named = message.get("tool_call_id")
+            call = next((call for call in calls if call["id"] == named), None) if named else calls[0]
+            if call is not None:
+                calls.remove(call)
+                message.setdefault("tool_call_id", call["id"])
+                message.setdefault("name", call["function"]["name"])
