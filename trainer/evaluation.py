@@ -100,13 +100,30 @@ class Evaluation:
         self.rewards: list[float] = []
 
     def due(self, step: int) -> bool:
-        """Whether the version of this step is to be evaluated; 0 is the one before training."""
+        """Whether the version that this step makes is to be evaluated."""
         every = self._config.every
-        if not self._tasks:
-            return False
-        if step == 0:
-            return self._config.before_train or self._config.only
-        return every is not None and (step % every == 0 or step == self._total_steps)
+        return bool(self._tasks) and every is not None and (step % every == 0 or step == self._total_steps)
+
+    def due_first(self, step: int) -> bool:
+        """Whether to evaluate before training begins, or goes on from this step."""
+        return bool(self._tasks) and (self._config.only or (step == 0 and self._config.before_train))
+
+    async def before(self, step: int, version: int) -> None:
+        """Do what is due before training begins, or goes on from `step`.
+
+        Raises:
+            RunError: as `at`.
+        """
+        if self.due_first(step):
+            metrics = await self.at(step, version)
+            if metrics:
+                self._record(metrics)
+                self._console.eval(metrics)
+        elif step and self._config.background and self.due(step):
+            # A killed run may have begun it, and its checkpoint came before its end.
+            done = {row["step"] for row in self._dir.read_metrics() if "eval/reward_mean" in row}
+            if step not in done:
+                await self.at(step, version)
 
     async def at(self, step: int, version: int) -> dict[str, Any]:
         """Evaluate the version of a step that is due.
@@ -140,13 +157,6 @@ class Evaluation:
         self._running = None
         self._record(metrics)
         self._console.eval(metrics)
-
-    async def missed(self, step: int, version: int) -> None:
-        """Begin again what a killed run had begun in the background at the step that a resumed one goes on from."""
-        if self._config.background and self.due(step):
-            done = {row["step"] for row in self._dir.read_metrics() if "eval/reward_mean" in row}
-            if step not in done:
-                await self.at(step, version)
 
     async def close(self) -> None:
         """Give up a background evaluation that still runs."""

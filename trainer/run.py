@@ -187,6 +187,8 @@ class TrainRun:
                         await workers.load(checkpoint.path / "trainer")
                         self._version = checkpoint.version
                         self._dir.rewind(checkpoint.step)
+                elif self._resume:  # stopped before its first checkpoint: everything is done again
+                    self._dir.rewind(-1)
             await self._choose_folder(weights, workers)
             link = ServerLink(
                 running=recipe.rollout.publish.running,
@@ -241,15 +243,9 @@ class TrainRun:
         recipe = self._recipe
         total = self._prepared.total_steps
         first = self._version
-        if first == 0 and self._evaluation.due(0):
-            metrics = await self._guard(self._evaluation.at(0, self._version), server)
-            if metrics:
-                self._record(metrics)
-                self._console.eval(metrics)
+        await self._guard(self._evaluation.before(first, self._version), server)
         if recipe.eval.only:
             return self._result(first, interrupted=False)
-        if first:
-            await self._evaluation.missed(first, self._version)
         producer = Producer(
             self._prepared.runner,
             self._prepared.train,

@@ -87,7 +87,7 @@ def _open_loggers(
         "name": recipe.run.name,
         "config": resolved,
         "root": run_dir.root,
-        "resumed_at": (checkpoints[-1].step if checkpoints else 0) if resume else None,
+        "resumed_at": (checkpoints[-1].step if checkpoints else -1) if resume else None,
         "warn": console.warn,
     }
     if not recipe.loggers:

@@ -169,9 +169,8 @@ def _cut(text: str, spans: Sequence[tuple[int, int]], left: int, side: str) -> s
     mark = CUT_MARK.format(len(spans) - left)
     head = left if side == "right" else 0 if side == "left" else (left + 1) // 2
     tail = left - head
-    end = spans[head - 1][1] if head else 0
-    before = text[:end]
-    after = text[max(spans[-tail][0], end) :] if tail else ""  # both sides may have got a token of one character
+    before = text[: spans[head - 1][1]] if head else ""
+    after = text[spans[-tail][0] :] if tail else ""
     return "\n".join(piece for piece in (before, mark, after) if piece)
 
 

@@ -19,8 +19,8 @@ class LoggerRun:
         name: `run.name`.
         config: the resolved recipe as plain data, tokens hidden.
         folder: the logger's own, in the run directory; it exists, and is kept when the run is resumed.
-        resumed_at: the step that a resumed run goes on from: what was logged of later steps is logged again. None: a
-            new run.
+        resumed_at: the step that a resumed run goes on from: what was logged of later steps is logged again. -1: it
+            begins anew. None: a new run.
     """
 
     name: str

@@ -36,7 +36,7 @@ class MlflowLogger:
         self._client = MlflowClient(tracking_uri=tracking_uri)  # the client has no state that belongs to a thread
         self._id = run.remembered.get("id", "")
         if self._id:
-            self._client.set_terminated(self._id, status="RUNNING")
+            self._client.update_run(self._id, status="RUNNING")
             return
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment)

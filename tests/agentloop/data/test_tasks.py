@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from agentloop.data import RowOrder, load_tasks
+from agentloop.data.tasks import CutText
 from agentloop.errors import DataError
 from agentloop.types import Trajectory
 
@@ -71,6 +72,8 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
     assert chosen.where(1) == f"{source}, row 6"
     with pytest.raises(IndexError):
         chosen[2]
+    cut = chosen.select([0, 1], {1: CutText(0, None, "shorter")}).select([1, 0])
+    assert [task.prompt[0]["content"] for task in cut] == ["shorter", "3"]
 
 
 @pytest.mark.parametrize(
