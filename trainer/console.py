@@ -223,6 +223,9 @@ class Console:
         if self._evals > 1 and self._first_eval is not None:
             line.append(f" (first {number(self._first_eval)})")
         facts = ""
+        for key, value in metrics.items():  # of a data source's own there may be many
+            if "@" in key and key.count("/") == 1 and not key.endswith("@1"):
+                facts += f"  {key.removeprefix('eval/')} {number(finite(value))}"
         for key, label in (("tool_calls_mean", "tools"), ("episodes", "episodes"), ("failed", "failed")):
             value = finite(metrics.get(f"eval/{key}"))
             if value is not None and (value or key != "failed"):

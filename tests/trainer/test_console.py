@@ -256,6 +256,12 @@ def test_a_crash_gives_the_cursor_back() -> None:
     assert out.rindex("\x1b[?25l") < out.rindex("\x1b[?25h")
 
 
+def test_an_evaluation_of_several_samples_a_row_says_more_than_their_mean() -> None:
+    numbers = {"eval/pass@1": 0.25, "eval/pass@4": 0.5, "eval/maj@4": 0.375, "eval/math/pass@4": 0.7}
+    line = said(lambda c: c.eval({"step": 20, "eval/reward_mean": 0.25, **numbers, "eval/episodes": 64}))
+    assert line == "eval  step 20  reward 0.250  pass@4 0.500  maj@4 0.375  64 episodes\n"
+
+
 def test_without_a_bar_long_work_says_now_and_then_how_far_it_is() -> None:
     out = io.StringIO()
     console = Console(out, terminal=False, said_every_s=0)
