@@ -99,6 +99,18 @@ class Evaluation:
         self._running: asyncio.Task[dict[str, Any]] | None = None
         self.rewards: list[float] = []
 
+    @property
+    def connections(self) -> int:
+        """Requests that training and evaluation have in flight at most."""
+        training = self._recipe.rollout.max_concurrent
+        if self._config.background:
+            return training + self._at_once(background=True)
+        return max(training, self._at_once(background=False))
+
+    def _at_once(self, background: bool) -> int:
+        training = self._recipe.rollout.max_concurrent
+        return self._config.max_concurrent or (max(1, training // BACKGROUND_SHARE) if background else training)
+
     def due(self, step: int) -> bool:
         """Whether the version that this step makes is to be evaluated."""
         every = self._config.every
@@ -197,14 +209,13 @@ class Evaluation:
                 said = time.perf_counter()
                 self._console.notice(f"evaluation of step {step}: {len(outcomes):,}/{total:,} episodes")
 
-        most = self._recipe.rollout.max_concurrent
         await run_episodes(
             self._runner(),
             self._tasks,
             n=config.n,
             sampling=config.sampling,
             seed=self._recipe.seed_for("rollout"),
-            max_concurrent=config.max_concurrent or (max(1, most // BACKGROUND_SHARE) if background else most),
+            max_concurrent=self._at_once(background),
             on_episode=on_episode,
         )
         took = time.perf_counter() - begin

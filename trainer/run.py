@@ -204,7 +204,7 @@ class TrainRun:
             link.connect(url or str(recipe.rollout.url))
             if server is None:
                 await publisher.publish(self._version)
-            at_once = recipe.rollout.max_concurrent * (2 if recipe.eval.background else 1)
+            at_once = self._evaluation.connections
             await self._prepared.connect(url or str(recipe.rollout.url), max_concurrent=at_once)
             stack.push_async_callback(self._prepared.disconnect)
             yield workers, server, publisher

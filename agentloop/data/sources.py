@@ -6,6 +6,7 @@ map, data sets of the hub are memory maps already. So 50,000 rows with images ne
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -307,15 +308,12 @@ class MadeRows:
         return index + 1
 
 
-class _named_errors:
+@contextlib.contextmanager
+def _named_errors(where: str) -> Iterator[None]:
     """Whatever user code raises becomes a `DataError` that says where."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
-        if isinstance(exc, Exception) and not isinstance(exc, UserError):
-            raise DataError(f"{self._where} raised {type(exc).__name__}: {exc}", "mend that code") from exc
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as exc:
+        raise DataError(f"{where} raised {type(exc).__name__}: {exc}", "mend that code") from exc

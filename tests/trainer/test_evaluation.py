@@ -88,6 +88,13 @@ def test_the_steps_that_are_evaluated(tmp_path: Path) -> None:
     assert only.due_first(0) and only.due_first(3), "also that of a run which is resumed"
 
 
+def test_there_are_connections_for_both(tmp_path: Path) -> None:
+    assert Setting(tmp_path).evaluation.connections == 8
+    assert Setting(tmp_path, max_concurrent=20).evaluation.connections == 20
+    assert Setting(tmp_path, background=True).evaluation.connections == 8 + 2
+    assert Setting(tmp_path, background=True, max_concurrent=5).evaluation.connections == 8 + 5
+
+
 async def test_every_row_is_run_n_times_with_the_sampling_of_evaluations(tmp_path: Path) -> None:
     setting = Setting(tmp_path, n=2, max_concurrent=3, log_generations=3)
     metrics = await setting.evaluation.at(3, 3)
