@@ -51,7 +51,10 @@ def evaluate(
     overrides: Overrides = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="a step of the recipe's run, a checkpoint's folder, or a model's; else the recipe's model"),
+        typer.Option(
+            metavar="N|best|last|FOLDER",
+            help="a checkpoint of the recipe's run, or the folder of one or of weights; else the recipe's model",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="where to write; else <run directory>/evaluations/<what was evaluated>")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +23,25 @@ from agentloop.errors import ConfigError, RunDirError
 from agentloop.process import run_loops
 from agentloop.provenance import environment
 from agentloop.report.text import finite, number
+from trainer.child_env import child_environment
 from trainer.console import Console
 from trainer.evaluation import Evaluation
+from trainer.export_command import BEST, LAST, find_checkpoint
 from trainer.preflight import Prepared, prepare
-from trainer.rundir import CheckpointState, RunDir, write_atomic
+from trainer.rundir import RunDir, write_atomic
 from trainer.server_process import ServerProcess, check_port
 from trainer.train_command import EXIT_INTERRUPTED, hide_tokens
-from trainer.workers import WorkerGroup
 
 PLAIN_COLUMNS = 200
 """Width of the table where nobody looks at it in a terminal."""
+
+LOG_LINES = 10
 
 MODEL = "model"
 """The label of a recipe's model as it is."""
 
 COUNTS = ("episodes", "failed")
-LAST = ("tool_calls_mean", "response_tokens_mean")
+ENDS = ("tool_calls_mean", "response_tokens_mean")
 HEADS = {"reward_mean": "reward", "tool_calls_mean": "tools", "response_tokens_mean": "tokens"}
 """The table's columns: those at its begin, those at its end (what is between differs with n), and what they are called.
 """
@@ -93,7 +98,8 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
 
 
 def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
-    """What `--checkpoint` means: a step of the recipe's run, a folder of a run's checkpoint, or one with safetensors.
+    """What `--checkpoint` means: a step of the recipe's run, `last` or `best`; a run's or a checkpoint's folder; or one
+    with safetensors.
 
     Raises:
         RunDirError: there is no such checkpoint.
@@ -107,26 +113,14 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
             "set rollout.url to null, or leave out --checkpoint",
         )
     folder = Path(checkpoint).resolve()
-    if checkpoint.isdigit():
-        run_dir = RunDir(recipe.run_dir)
-        known = {state.step: state for state in run_dir.list_checkpoints()}
-        if int(checkpoint) not in known:
-            steps = ", ".join(map(str, known)) or "none"
-            raise RunDirError(f"{run_dir.root} has no checkpoint of step {checkpoint}; it has: {steps}", "name one")
-        return _of_state(known[int(checkpoint)])
-    if (folder / "state.json").is_file():
-        found = RunDir(folder.parent.parent).list_checkpoints()
-        return _of_state(next(state for state in found if state.path == folder))
-    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+    if checkpoint.isdecimal() or checkpoint in (LAST, BEST):
+        found = find_checkpoint(recipe.run_dir, checkpoint)
+    elif (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return Subject(folder.name, weights=folder)
-    raise RunDirError(
-        f"--checkpoint {checkpoint} is no step, and no folder with a checkpoint or with weights",
-        "give a step, outputs/<run>/checkpoints/step_N, or a folder with config.json and safetensors",
-    )
-
-
-def _of_state(state: CheckpointState) -> Subject:
-    return Subject(f"step_{state.step}", state.step, state.version, state.path)
+    else:
+        found = find_checkpoint(folder, None)
+    state = json.loads((found.path / "state.json").read_text())
+    return Subject(f"step_{found.step}", found.step, state.get("version", found.step), found.path.resolve())
 
 
 async def _evaluate(
@@ -166,7 +160,8 @@ async def _server(
         if subject.checkpoint is not None:
             weights = run_dir.weights / f"v_{subject.version}"
             with console.phase(f"load checkpoint of step {subject.step}"):
-                await _unpack(recipe, prepared, run_dir, subject.checkpoint, weights)
+                log = run_dir.logs / "export.log"
+                await _unpack(recipe, prepared.model_path, subject.checkpoint, weights, log)
         with console.phase("start rollout server"):
             url = await server.start(subject.version, weights)
         yield url
@@ -175,23 +170,32 @@ async def _server(
         shutil.rmtree(run_dir.weights, ignore_errors=True)
 
 
-async def _unpack(recipe: Recipe, prepared: Prepared, run_dir: RunDir, checkpoint: Path, weights: Path) -> None:
-    """Write the weights of a checkpoint as a folder that a server starts from. The trainer's ranks do it, and end."""
-    workers = await WorkerGroup.start(
-        model_path=prepared.model_path,
-        config=recipe.trainer,
-        dtype=recipe.model.dtype,
-        total_steps=1,
-        seed=recipe.seed_for("trainer"),
-        log_dir=run_dir.logs,
-        reference=False,
-    )
-    try:
-        await workers.load(checkpoint / "trainer", optimizer=False)
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        await workers.publish(weights)
-    finally:
-        await workers.close()
+async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Path, log: Path) -> None:
+    """Write the weights of a checkpoint as a folder that a server starts from, in a process: this one has no torch.
+
+    Raises:
+        RunDirError: it is no checkpoint of the recipe's model; the end of the process' log is in the message.
+    """
+    command = [
+        sys.executable, "-P", "-m", "agentloop.cli", "export", str(checkpoint), "--out", str(weights),
+        "--dtype", recipe.model.dtype, "--model", model_path,
+    ]  # fmt: skip
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdout=file,
+            stderr=asyncio.subprocess.STDOUT,
+            env=child_environment(recipe.trainer.threads),
+        )
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
+    if code:
+        said = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+        raise RunDirError(f"{checkpoint} cannot be served:\n  {said}", "check --checkpoint and model.path")
 
 
 def _print(metrics: dict[str, Any]) -> None:
@@ -208,7 +212,7 @@ def table(metrics: dict[str, Any]) -> Table:
     sources = [key.removesuffix("/reward_mean") for key in own if key.endswith("/reward_mean")]
     prefixes = [f"{source}/" for source in sources]
     middle = [key for key in own if ("@" in key or key == "reward_mean") and not key.startswith(tuple(prefixes))]
-    columns = [*COUNTS, *middle, *LAST]
+    columns = [*COUNTS, *middle, *ENDS]
     shown = Table(box=box.SIMPLE_HEAD, title=f"evaluation of version {metrics['version']}", title_justify="left")
     shown.add_column("rows", no_wrap=True)
     for column in columns:
