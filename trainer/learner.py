@@ -17,27 +17,29 @@ import torch.distributed as dist
 
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import WorkerError
+from trainer.algorithms.ratios import Segments
 from trainer.checkpoint import load_checkpoint, load_model, save_checkpoint
 from trainer.handout import Handout
-from trainer.loss import k3, token_losses
+from trainer.loss import token_losses
 from trainer.model import DeviceBatch, PolicyModel, load_policy, shard
 from trainer.optim import apply_settings, learning_rate, make_optimizer, scale_and_clip
 from trainer.packing import PackedBatch, empty_batch, micro_batches, pack, plan_units
-from trainer.types import LossSpec, TrainSample
+from trainer.types import LossSpec, TrainSample, add_sums
 
-SUMS = (
+TOKEN_SUMS = (
     "loss_sum",
     "entropy_sum",
     "clip_sum",
     "kl_ref_sum",
+    "masked_sum",
     "logprob_abs_sum",
     "k3_sum",
-    "tokens",
-    "sequences",
-    "packed_tokens",
-    "micro_batches",
+    "weight_sum",
+    "weight_square_sum",
 )
-"""What `accumulate` returns of one rank; the main process adds the ranks up."""
+"""What `accumulate` returns of one rank, beside counts and `weight_max`; the main process puts the ranks together."""
+
+COUNTS = ("tokens", "sequences", "packed_tokens", "micro_batches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +92,60 @@ class Learner:
         """Forward and backward over this rank's share; gradients add up, undivided, until `step`."""
         begin = time.perf_counter()
         batches = self._pack(samples, spec)
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        sums: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
             # Ranks exchange gradients once per call, at its last micro-batch.
             self._policy.set_requires_gradient_sync(number == len(batches))
-            sums += self._forward_backward(batch, temperature, spec)
-        return dict(zip(SUMS, sums.tolist(), strict=True)) | {"time_s": time.perf_counter() - begin}
+            add_sums(sums, self._forward_backward(samples, batch, temperature, spec))
+        return sums | {"time_s": time.perf_counter() - begin}
 
-    def _forward_backward(self, packed: PackedBatch, temperature: float, spec: LossSpec) -> torch.Tensor:
+    def _forward_backward(
+        self, samples: Sequence[TrainSample], packed: PackedBatch, temperature: float, spec: LossSpec
+    ) -> dict[str, float]:
         batch = DeviceBatch.of(packed, self._device)
         reference = None
         if self._reference is not None and spec.kl_coef:
             with torch.no_grad():
                 reference, _ = self._reference(batch, temperature)
         logprobs, entropy = self._policy(batch, temperature)
-        losses, detail = token_losses(spec, logprobs, entropy, batch.old_logprobs, batch.advantages, reference)
-        loss = (losses * batch.loss_weights).sum()
-        loss.backward()
+        losses, detail = token_losses(
+            spec,
+            logprobs,
+            entropy,
+            batch.old_logprobs,
+            batch.advantages,
+            reference,
+            Segments.of(packed.sample_index, self._device),
+            self._proximal(samples, packed),
+        )
+        weighted = losses * batch.loss_weights
+        weighted.sum().backward()
         if not packed.sequences:
-            return torch.zeros(len(SUMS), dtype=torch.float64)
+            return dict.fromkeys((*TOKEN_SUMS, *COUNTS, "weight_max"), 0.0)
         with torch.no_grad():
             columns = (
-                losses * batch.loss_weights,
+                weighted,
                 entropy,
                 detail["clip"],
                 detail["kl_ref"],
-                (logprobs - batch.old_logprobs).abs(),
-                k3(batch.old_logprobs, logprobs),
+                detail["masked"],
+                detail["logprob_abs"],
+                detail["k3"],
+                detail["weight"],
+                detail["weight"].double() ** 2,
             )
-            summed = [column.double().sum() for column in columns]
+            summed = torch.stack([*(column.double().sum() for column in columns), detail["weight"].max().double()])
         counts = (len(packed.targets), packed.sequences, len(packed.tokens), 1)
-        return torch.cat([torch.stack(summed).cpu(), torch.tensor(counts, dtype=torch.float64)])
+        names = (*TOKEN_SUMS, "weight_max", *COUNTS)
+        return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
+
+    def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> torch.Tensor | None:
+        """The recomputed logprobs of the micro-batch's trained tokens, where the run has them; (N)."""
+        if not packed.sequences or not samples or samples[0].proximal_logprobs is None:
+            return None
+        joined = np.concatenate([sample.proximal_logprobs for sample in samples])
+        starts = np.cumsum([0] + [len(sample) for sample in samples])
+        return torch.from_numpy(joined[starts[packed.sample_index] + packed.token_index]).to(self._device)
 
     def step(self, normalizer: float) -> dict[str, float]:
         """Divide the gradient, clip it, take one AdamW step and forget the gradient.
@@ -143,12 +168,17 @@ class Learner:
         self._steps += 1
         return {"lr": rate, "grad_norm": norm}
 
-    def logprobs(self, samples: Sequence[TrainSample], temperature: float) -> tuple[np.ndarray, ...]:
+    def logprobs(
+        self, samples: Sequence[TrainSample], temperature: float, of: Literal["policy", "reference"] = "policy"
+    ) -> tuple[np.ndarray, ...]:
         """Recomputed logprobs of this rank's samples: `(sample_index, token_index, logprob)` columns."""
+        model = self._policy if of == "policy" else self._reference
+        if model is None:
+            raise WorkerError("there is no reference policy in this run", "start the ranks with reference=True")
         columns: list[tuple[np.ndarray, ...]] = []
         with torch.no_grad():
             for packed in self._pack(samples, LossSpec()):
-                logprobs, _ = self._policy(DeviceBatch.of(packed, self._device), temperature)
+                logprobs, _ = model(DeviceBatch.of(packed, self._device), temperature)
                 if packed.sequences:
                     columns.append((packed.sample_index, packed.token_index, logprobs.cpu().numpy()))
         # Without a backward the root stays gathered, and its parameters are not those that the optimizer holds.

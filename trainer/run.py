@@ -20,18 +20,22 @@ from agentloop.errors import InfrastructureError, RunError
 from agentloop.lag import LoopLagMonitor
 from agentloop.tensors import tensor_bytes
 from agentloop.types import Trajectory
-from trainer.batch import episode_metrics, failure_causes, train_samples
+from trainer.algorithms.ess import effective_sample_size
+from trainer.algorithms.kl import KlCoefficient
+from trainer.batch import episode_metrics, failure_causes
 from trainer.console import Console
 from trainer.evaluation import Evaluation
 from trainer.loggers import Loggers
 from trainer.packing import packed_length
 from trainer.preflight import Prepared
+from trainer.preparation import Preparation, choices
 from trainer.producer import Group, Producer
 from trainer.publish import Publisher, make_publisher
 from trainer.rundir import RunDir
+from trainer.samples import TrainGroup
 from trainer.server_link import ServerLink
 from trainer.server_process import ServerProcess
-from trainer.types import TrainSample
+from trainer.types import LossSpec, add_sums
 from trainer.weights_folder import WeightsFolder
 from trainer.workers import WorkerGroup
 
@@ -120,6 +124,8 @@ class TrainRun:
         self._done_in_step = 0
         self._samples: list[Trajectory] = []
         self._lag = LoopLagMonitor(recipe.rollout.max_loop_lag_s)
+        algorithm = recipe.trainer.algorithm
+        self._kl = KlCoefficient(algorithm.kl_coef, algorithm.kl_target, algorithm.kl_gain)
 
     async def run(self) -> RunResult:
         """Run to the end, or to Ctrl-C.
@@ -186,6 +192,7 @@ class TrainRun:
                     with self._console.phase(f"load checkpoint of step {checkpoint.step}"):
                         await workers.load(checkpoint.path / "trainer")
                         self._version = checkpoint.version
+                        self._kl.value = checkpoint.kl_coef or self._kl.value
                         self._dir.rewind(checkpoint.step)
             await self._choose_folder(weights, workers)
             link = ServerLink(
@@ -250,6 +257,11 @@ class TrainRun:
             return self._result(first, interrupted=False)
         if first:
             await self._evaluation.missed(first, self._version)
+        notices, warnings = choices(recipe)
+        for text in notices:
+            self._console.notice(text)
+        for text in warnings:
+            self._console.warn(text)
         producer = Producer(
             self._prepared.runner,
             self._prepared.train,
@@ -259,6 +271,9 @@ class TrainRun:
             total_steps=total,
             first_step=first,
             on_episode=self._count_episode,
+            replacements=recipe.trainer.algorithm.dynamic_sampling,
+            greedy_baseline=recipe.trainer.algorithm.advantage == "remax",
+            step_rewards=recipe.trainer.algorithm.advantage == "grpo_process",
         )
         step = first
         try:
@@ -307,20 +322,27 @@ class TrainRun:
     ) -> dict[str, Any]:
         """Train on the groups of one step and publish the new version."""
         algorithm = self._recipe.trainer.algorithm
+        preparation = Preparation(self._recipe, workers, self._kl)
         batch = self._recipe.rollout.batch_size
         clock = StepClock()
         self._done_in_step = 0
         groups: list[Group] = []
         sums = _Sums()
-        per_minibatch = batch // algorithm.minibatches
-        for minibatch in range(algorithm.minibatches):
-            base = (step - 1) * batch + minibatch * per_minibatch
-            totals = await self._minibatch(range(base, base + per_minibatch), producer, workers, clock, groups)
-            sums.add(totals, first=minibatch == 0)
+        first, size = (step - 1) * batch, batch // algorithm.minibatches
+        minibatches = [range(base, base + size) for base in range(first, first + batch, size)]
+        arriving = [self._arriving(indices, preparation, producer, clock, groups) for indices in minibatches]
+        if algorithm.needs_whole_batch:
+            waiting = [[chunk async for chunk in chunks] for chunks in arriving]
+            preparation.finish([group for chunks in waiting for chunk in chunks for group in chunk])
+            arriving = [_each(chunks) for chunks in waiting]
+        for number, chunks in enumerate(arriving):
+            totals = await self._minibatch(chunks, workers, clock, preparation.loss)
+            sums.add(totals, first=number == 0)
             if totals.get("normalizer", 0.0) > 0:
                 self._optimizer_ran = True
                 with clock.measure("train_s"):
                     sums.optimizer(await workers.step(totals["normalizer"]))
+        sums.add(preparation.sums, first=False)
         self._check_failures(groups)
         with clock.measure("publish_s"):
             version = self._version + 1
@@ -330,40 +352,45 @@ class TrainRun:
         self._optimizer_ran = False
         producer.admit(version)
         await self._trace(step, groups)
-        return self._metrics(step, groups, trained_version, sums, clock)
+        metrics = self._metrics(step, groups, trained_version, sums, clock) | preparation.metrics
+        self._kl.update(metrics["train/kl_ref"])
+        return metrics
 
-    async def _minibatch(
-        self,
-        indices: range,
-        producer: Producer,
-        workers: WorkerGroup,
-        clock: StepClock,
-        groups: list[Group],
-    ) -> dict[str, float]:
-        """Accumulate the gradient of one minibatch, chunk by chunk, while its later groups still run.
+    async def _arriving(
+        self, indices: range, preparation: Preparation, producer: Producer, clock: StepClock, groups: list[Group]
+    ) -> AsyncIterator[list[TrainGroup]]:
+        """The groups of one minibatch in chunks that are worth a call, prepared, while its later groups still run.
 
         Where a chunk ends depends on the groups' tokens alone, never on timing: floating-point sums, and so a resumed
         run, come out the same to the bit.
         """
-        algorithm = self._recipe.trainer.algorithm
         budget = self._recipe.trainer.tokens_per_micro_batch * self._recipe.trainer.ranks
-        totals: dict[str, float] = {}
-        chunk: list[TrainSample] = []
-        chunk_tokens = 0
+        chunk: list[TrainGroup] = []
+        tokens = 0
         for index in indices:
             with clock.measure("train_wait_s"):
                 group = await producer.take(index)
             clock.saw(group)
             groups.append(group)
-            samples = train_samples(group, algorithm.advantage)
-            chunk += samples
-            chunk_tokens += packed_length(samples)
-            if chunk and (chunk_tokens >= budget or index == indices[-1]):
+            chunk.append(preparation.collect(group))
+            tokens += packed_length(chunk[-1].samples)
+            if tokens >= budget or index == indices[-1]:
                 with clock.measure("train_s"):
-                    part = await workers.accumulate(chunk, temperature=self._recipe.rollout.sampling.temperature)
-                for key, value in part.items():
-                    totals[key] = totals.get(key, 0.0) + value
-                chunk, chunk_tokens = [], 0
+                    await preparation.prepare(chunk)
+                yield chunk
+                chunk, tokens = [], 0
+
+    async def _minibatch(
+        self, chunks: AsyncIterator[list[TrainGroup]], workers: WorkerGroup, clock: StepClock, loss: LossSpec
+    ) -> dict[str, float]:
+        """Accumulate the gradient of one minibatch, chunk by chunk."""
+        totals: dict[str, float] = {}
+        temperature = self._recipe.rollout.sampling.temperature
+        async for chunk in chunks:
+            samples = [sample for group in chunk for sample in group.samples]
+            if samples:
+                with clock.measure("train_s"):
+                    add_sums(totals, await workers.accumulate(samples, temperature=temperature, loss=loss))
         return totals
 
     # -- metrics, checkpoints, traces ---------------------------------------------------------------------------------
@@ -379,7 +406,8 @@ class TrainRun:
         return step == self._prepared.total_steps or (every is not None and step % every == 0)
 
     async def _save(self, workers: WorkerGroup, step: int) -> None:
-        await workers.save(self._dir.checkpoint_of(step), state={"step": step, "version": self._version})
+        state = {"step": step, "version": self._version, "kl_coef": self._kl.value}
+        await workers.save(self._dir.checkpoint_of(step), state=state)
 
     async def _trace(self, step: int, groups: list[Group]) -> None:
         trace = self._recipe.trace
@@ -414,7 +442,7 @@ class TrainRun:
         return await task
 
     def _check_failures(self, groups: list[Group]) -> None:
-        last = [episode[-1] for group in groups for episode in group.episodes if episode]
+        last = [episode[-1] for group in groups for episode in (*group.episodes, group.baseline) if episode]
         failed = [t for t in last if t.status.value != "ok"]
         if len(failed) > self._recipe.run.max_failed_fraction * len(last):
             raise RunError(
@@ -451,11 +479,18 @@ class TrainRun:
             "step/time_s": now - clock.begin,
             **sums.metrics(clock.train_s),
         }
+        if self._recipe.trainer.algorithm.dynamic_sampling:
+            metrics["dynamic_sampling/replaced"] = sum(group.replaced for group in groups)
+            metrics["dynamic_sampling/given_up"] = sum(group.given_up for group in groups)
         mismatch = metrics.get("mismatch/logprob_abs_mean")
-        if mismatch is not None and mismatch > self._recipe.trainer.mismatch_warn:
+        correction = self._recipe.trainer.algorithm.correction
+        if mismatch is not None and mismatch > self._recipe.trainer.mismatch_warn and not correction.chosen:
             self._console.warn(
-                f"engine and trainer disagree: mean |logprob difference| {mismatch:.3g}; the clipped ratio no longer "
-                "means what it should. Check dtype, temperature and that the published weights arrived."
+                f"engine and trainer disagree: mean |logprob difference| {mismatch:.3g} is above trainer.mismatch_warn "
+                f"{self._recipe.trainer.mismatch_warn:g}, and no correction is chosen: the loss takes the engine's "
+                "probabilities for the trainer's. Check dtype, temperature and that the published weights arrived; "
+                "where the difference is meant (low precision, max_staleness), set trainer.algorithm.correction: "
+                "decoupled, importance, importance_cap, mask, veto (docs/algorithms.md)"
             )
         return metrics
 
@@ -487,8 +522,7 @@ class _Sums:
     def add(self, totals: dict[str, float], *, first: bool) -> None:
         if first:
             self._first = totals
-        for key, value in totals.items():
-            self._all[key] = self._all.get(key, 0.0) + value
+        add_sums(self._all, totals)
 
     def optimizer(self, metrics: dict[str, float]) -> None:
         self._optimizer.append(metrics)
@@ -512,9 +546,18 @@ class _Sums:
             "train/kl_ref": mean("kl_ref_sum"),
             "mismatch/logprob_abs_mean": first_mean("logprob_abs_sum"),
             "mismatch/k3": first_mean("k3_sum"),
+            "mismatch/ess": effective_sample_size(self._first),
+            "mismatch/weight_max": self._first.get("weight_max"),
+            "mismatch/masked_frac": mean("masked_sum"),
             "train/grad_norm": max((m["grad_norm"] for m in self._optimizer), default=None),
             "train/lr": self._optimizer[-1]["lr"] if self._optimizer else None,
         }
+
+
+async def _each(chunks: list[list[TrainGroup]]) -> AsyncIterator[list[TrainGroup]]:
+    """What has been waited for, as if it came now."""
+    for chunk in chunks:
+        yield chunk
 
 
 async def _both(

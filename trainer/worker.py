@@ -94,7 +94,7 @@ def _answer(learner: Any, message: Message) -> tuple[dict[str, Any], list[np.nda
         case "step":
             return learner.step(body["normalizer"]), []
         case "logprobs":
-            return {}, list(learner.logprobs(arrays_to_samples(arrays), body["temperature"]))
+            return {}, list(learner.logprobs(arrays_to_samples(arrays), body["temperature"], of=body["of"]))
         case "reset_optimizer":
             learner.reset_optimizer(OptimConfig.model_validate(body["optim"]), body["total_steps"])
         case "publish":

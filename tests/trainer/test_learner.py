@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from agentloop.config import TrainerConfig
 from agentloop.errors import ModelError, RunDirError, WorkerError
+from trainer.algorithms.aggregation import normalizer
 from trainer.learner import Learner, LearnerSettings
-from trainer.types import LossSpec, TrainSample, normalizer
+from trainer.types import LossSpec, TrainSample
 
 from .conftest import make_samples
 
