@@ -384,7 +384,7 @@ class AlgorithmConfig(Section):
         """Why training cannot begin before a step's last group is there; None: it can."""
         if self.whitens:
             return "advantages are whitened over the batch"
-        if self.minibatches > 1 and self.correction.decoupled:
+        if self.minibatches > 1 and self.correction.chosen:
             return "the proximal policy is computed for all minibatches before the first optimizer step"
         if self.minibatches > 1 and self.advantage == "gae":
             return "values are computed for all minibatches before the critic's first optimizer step"
@@ -404,6 +404,16 @@ class OptimConfig(Section):
     grad_clip: float = Field(1.0, gt=0, description="global gradient norm at most")
 
 
+class CriticConfig(Section):
+    """The value model of `advantage: gae`: the policy's backbone, from the same path, with a head of one number."""
+
+    optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-5))
+    cliprange_value: float | None = Field(
+        0.5, gt=0, description="a step moves a value by no more than this with a gradient; null: not clipped"
+    )
+    critic_warmup: int = Field(0, ge=0, description="steps at the start in which the critic alone is trained")
+
+
 class FsdpConfig(Section):
     """How parameters are sharded."""
 
@@ -418,6 +428,7 @@ class TrainerConfig(Section):
     threads: int = Field(1, ge=1, description="intra-op threads of each rank")
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    critic: CriticConfig | None = Field(None, description="needed by advantage=gae, and read by nothing else")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
     tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
     logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
@@ -425,6 +436,19 @@ class TrainerConfig(Section):
         0.05, gt=0, description="warn when the mean |logprob| difference of engine and trainer is above this"
     )
     seed: int | None = Field(None, description="null: derived from `seed`")
+
+    @model_validator(mode="after")
+    def _has_its_critic(self) -> TrainerConfig:
+        if self.algorithm.advantage == "gae" and self.critic is None:
+            raise ValueError("algorithm.advantage=gae needs a critic: set trainer.critic, e.g. {optim: {lr: 1e-5}}")
+        if self.algorithm.advantage != "gae" and self.critic is not None:
+            raise ValueError(f"critic is read by advantage=gae, not by advantage={self.algorithm.advantage}")
+        return self
+
+    @property
+    def critic_warmup(self) -> int:
+        """Steps at the start in which the policy is not trained."""
+        return self.critic.critic_warmup if self.critic is not None else 0
 
 
 class EvalConfig(Section):
@@ -551,6 +575,11 @@ class Recipe(Section):
             raise ValueError(f"trainer.algorithm.advantage={algorithm.advantage} needs rollout.group_size >= 2")
         if algorithm.dynamic_sampling and self.rollout.group_size < 2:
             raise ValueError("trainer.algorithm.dynamic_sampling needs rollout.group_size >= 2")
+        warmup = self.trainer.critic_warmup
+        if self.run.steps is not None and warmup and warmup >= self.run.steps:
+            raise ValueError(
+                f"trainer.critic.critic_warmup {warmup} leaves no step of run.steps {self.run.steps} for the policy"
+            )
         buffer = algorithm.shaping.overlong_buffer
         for name, agent in self.agents.items():
             if buffer is not None and buffer >= agent.max_response_tokens:

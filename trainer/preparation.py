@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from agentloop.config import Recipe
 from trainer.algorithms.advantage import whiten
 from trainer.algorithms.kl import KlCoefficient, estimate
 from trainer.producer import Group
 from trainer.samples import TrainGroup, collect, set_advantages
-from trainer.types import LossSpec
+from trainer.types import LossSpec, TrainSample
 from trainer.workers import WorkerGroup
 
 
@@ -33,6 +35,8 @@ class Preparation:
         self._rewards: list[float] = []
         self._baselines: list[float] = []
         self._without_baseline = 0
+        self._values: list[np.ndarray] = []
+        self._returns: list[np.ndarray] = []
 
     @property
     def loss(self) -> LossSpec:
@@ -70,12 +74,28 @@ class Preparation:
                     kl[~sample.loss_mask] = 0.0
                     self._kl_sum += float(kl.sum())
                     episode.penalties.append(self._kl.value * kl)
-        if self._algorithm.correction.decoupled and self._algorithm.minibatches > 1:
+        if self._algorithm.correction.chosen and self._algorithm.minibatches > 1:
             proximal = await self._workers.logprobs(samples, temperature=temperature)
             for sample, column in zip(samples, proximal, strict=True):
                 sample.proximal_logprobs = column
+        if self._algorithm.advantage == "gae":
+            values = iter(await self._workers.values(samples))
+            for episode in episodes:
+                episode.values = [next(values) for _ in episode.samples]
         for batch in chunk:
             set_advantages(batch, self._algorithm)
+
+    def value_samples(self, chunk: Sequence[TrainGroup]) -> list[TrainSample]:
+        """What the critic learns from: its values in the place of logprobs, returns in that of advantages."""
+        found = []
+        for batch in chunk:
+            for episode in batch.episodes:
+                assert episode.values is not None and episode.returns is not None, "prepared"
+                for sample, values, returns in zip(episode.samples, episode.values, episode.returns, strict=True):
+                    found.append(replace(sample, old_logprobs=values, advantages=returns, proximal_logprobs=None))
+                    self._values.append(values[sample.loss_mask])
+                    self._returns.append(returns[sample.loss_mask])
+        return found
 
     def finish(self, batch: Sequence[TrainGroup]) -> None:
         """Whiten the advantages of a whole batch, where the estimator is whitened."""
@@ -102,6 +122,13 @@ class Preparation:
         if self._algorithm.advantage == "remax":
             found["remax/baseline_mean"] = _mean(self._baselines)
             found["remax/without_baseline"] = self._without_baseline
+        if self._returns:
+            values, returns = np.concatenate(self._values), np.concatenate(self._returns)
+            spread = float(returns.var(dtype=np.float64))
+            found["critic/value_mean"] = float(values.mean(dtype=np.float64))
+            found["critic/return_mean"] = float(returns.mean(dtype=np.float64))
+            left = float((returns - values).var(dtype=np.float64))
+            found["critic/explained_variance"] = 1.0 - left / spread if spread else None
         return found
 
 

@@ -20,7 +20,6 @@ from agentloop.errors import InfrastructureError, RunError
 from agentloop.lag import LoopLagMonitor
 from agentloop.tensors import tensor_bytes
 from agentloop.types import Trajectory
-from trainer.algorithms.ess import effective_sample_size
 from trainer.algorithms.kl import KlCoefficient
 from trainer.batch import episode_metrics, failure_causes
 from trainer.console import Console
@@ -35,7 +34,8 @@ from trainer.rundir import RunDir
 from trainer.samples import TrainGroup
 from trainer.server_link import ServerLink
 from trainer.server_process import ServerProcess
-from trainer.types import LossSpec, add_sums
+from trainer.step_sums import CriticSums, StepSums
+from trainer.types import add_sums
 from trainer.weights_folder import WeightsFolder
 from trainer.workers import WorkerGroup
 
@@ -164,7 +164,7 @@ class TrainRun:
                 model_path=self._prepared.model_path,
                 config=recipe.trainer,
                 dtype=recipe.model.dtype,
-                total_steps=self._prepared.total_steps * recipe.trainer.algorithm.minibatches,
+                total_steps=self._optimizer_steps,
                 seed=recipe.seed_for("trainer"),
                 log_dir=self._dir.logs,
                 reference=recipe.trainer.algorithm.kl_coef > 0,
@@ -192,7 +192,7 @@ class TrainRun:
                     with self._console.phase(f"load checkpoint of step {checkpoint.step}"):
                         await workers.load(checkpoint.path / "trainer")
                         self._version = checkpoint.version
-                        self._kl.value = checkpoint.kl_coef or self._kl.value
+                        self._kl.resume(checkpoint.kl_coef)
                         self._dir.rewind(checkpoint.step)
             await self._choose_folder(weights, workers)
             link = ServerLink(
@@ -327,7 +327,7 @@ class TrainRun:
         clock = StepClock()
         self._done_in_step = 0
         groups: list[Group] = []
-        sums = _Sums()
+        sums = StepSums()
         first, size = (step - 1) * batch, batch // algorithm.minibatches
         minibatches = [range(base, base + size) for base in range(first, first + batch, size)]
         arriving = [self._arriving(indices, preparation, producer, clock, groups) for indices in minibatches]
@@ -335,13 +335,19 @@ class TrainRun:
             waiting = [[chunk async for chunk in chunks] for chunks in arriving]
             preparation.finish([group for chunks in waiting for chunk in chunks for group in chunk])
             arriving = [_each(chunks) for chunks in waiting]
+        critic = CriticSums() if algorithm.advantage == "gae" else None
         for number, chunks in enumerate(arriving):
-            totals = await self._minibatch(chunks, workers, clock, preparation.loss)
+            policy = step > self._recipe.trainer.critic_warmup
+            totals = await self._minibatch(chunks, workers, clock, preparation, policy=policy, critic=critic)
             sums.add(totals, first=number == 0)
             if totals.get("normalizer", 0.0) > 0:
                 self._optimizer_ran = True
                 with clock.measure("train_s"):
                     sums.optimizer(await workers.step(totals["normalizer"]))
+            if critic is not None and critic.pending:
+                self._optimizer_ran = True
+                with clock.measure("train_s"):
+                    critic.stepped(await workers.step_critic(critic.pending))
         sums.add(preparation.sums, first=False)
         self._check_failures(groups)
         with clock.measure("publish_s"):
@@ -353,6 +359,7 @@ class TrainRun:
         producer.admit(version)
         await self._trace(step, groups)
         metrics = self._metrics(step, groups, trained_version, sums, clock) | preparation.metrics
+        metrics |= critic.metrics if critic is not None else {}
         self._kl.update(metrics["train/kl_ref"])
         return metrics
 
@@ -380,17 +387,39 @@ class TrainRun:
                 yield chunk
                 chunk, tokens = [], 0
 
+    @property
+    def _optimizer_steps(self) -> int:
+        """The policy's in the whole run: what its learning rate's schedule is stretched over."""
+        trainer = self._recipe.trainer
+        return max(1, self._prepared.total_steps - trainer.critic_warmup) * trainer.algorithm.minibatches
+
     async def _minibatch(
-        self, chunks: AsyncIterator[list[TrainGroup]], workers: WorkerGroup, clock: StepClock, loss: LossSpec
+        self,
+        chunks: AsyncIterator[list[TrainGroup]],
+        workers: WorkerGroup,
+        clock: StepClock,
+        preparation: Preparation,
+        *,
+        policy: bool,
+        critic: CriticSums | None,
     ) -> dict[str, float]:
-        """Accumulate the gradient of one minibatch, chunk by chunk."""
+        """Accumulate the gradients of one minibatch, chunk by chunk.
+
+        Args:
+            policy: whether the policy is trained; while the critic warms up it is not.
+        """
         totals: dict[str, float] = {}
         temperature = self._recipe.rollout.sampling.temperature
         async for chunk in chunks:
             samples = [sample for group in chunk for sample in group.samples]
-            if samples:
-                with clock.measure("train_s"):
-                    add_sums(totals, await workers.accumulate(samples, temperature=temperature, loss=loss))
+            if not samples:
+                continue
+            with clock.measure("train_s"):
+                if policy:
+                    part = await workers.accumulate(samples, temperature=temperature, loss=preparation.loss)
+                    add_sums(totals, part)
+                if critic is not None:
+                    critic.add(await workers.accumulate_values(preparation.value_samples(chunk)))
         return totals
 
     # -- metrics, checkpoints, traces ---------------------------------------------------------------------------------
@@ -460,7 +489,7 @@ class TrainRun:
         )
 
     def _metrics(
-        self, step: int, groups: list[Group], trained_version: int, sums: _Sums, clock: StepClock
+        self, step: int, groups: list[Group], trained_version: int, sums: StepSums, clock: StepClock
     ) -> dict[str, Any]:
         now = time.perf_counter()
         episodes = episode_metrics(groups, trained_version)
@@ -505,53 +534,6 @@ class TrainRun:
             eval_first=evals[0] if evals else None,
             eval_last=evals[-1] if evals else None,
         )
-
-
-class _Sums:
-    """Sums over a step's minibatches, and the means a step reports.
-
-    The mismatch of engine and trainer is taken from the first minibatch alone: only there are the trainer's weights the
-    ones that sampled. In later minibatches the difference is what the optimizer did, and shows in `train/clip_frac`.
-    """
-
-    def __init__(self) -> None:
-        self._all: dict[str, float] = {}
-        self._first: dict[str, float] = {}
-        self._optimizer: list[dict[str, float]] = []
-
-    def add(self, totals: dict[str, float], *, first: bool) -> None:
-        if first:
-            self._first = totals
-        add_sums(self._all, totals)
-
-    def optimizer(self, metrics: dict[str, float]) -> None:
-        self._optimizer.append(metrics)
-
-    def metrics(self, train_s: float) -> dict[str, Any]:
-        tokens = self._all.get("tokens", 0.0)
-        first_tokens = self._first.get("tokens", 0.0)
-
-        def mean(key: str) -> float | None:
-            return self._all[key] / tokens if tokens else None
-
-        def first_mean(key: str) -> float | None:
-            return self._first[key] / first_tokens if first_tokens else None
-
-        return {
-            "train/tokens": int(self._all.get("packed_tokens", 0)),
-            "train/tokens_per_s": self._all.get("packed_tokens", 0.0) / max(train_s, 1e-9),
-            "train/loss": self._all["loss_sum"] / self._all["normalizer"] if tokens else None,
-            "train/entropy": mean("entropy_sum"),
-            "train/clip_frac": mean("clip_sum"),
-            "train/kl_ref": mean("kl_ref_sum"),
-            "mismatch/logprob_abs_mean": first_mean("logprob_abs_sum"),
-            "mismatch/k3": first_mean("k3_sum"),
-            "mismatch/ess": effective_sample_size(self._first),
-            "mismatch/weight_max": self._first.get("weight_max"),
-            "mismatch/masked_frac": mean("masked_sum"),
-            "train/grad_norm": max((m["grad_norm"] for m in self._optimizer), default=None),
-            "train/lr": self._optimizer[-1]["lr"] if self._optimizer else None,
-        }
 
 
 async def _each(chunks: list[list[TrainGroup]]) -> AsyncIterator[list[TrainGroup]]:

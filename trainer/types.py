@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agentloop.config import AlgorithmConfig
+from agentloop.config import AlgorithmConfig, TrainerConfig
 
 Aggregation = Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "constant"]
 
@@ -61,6 +61,19 @@ class TrainSample:
             raise ValueError(f"prompt_length {self.prompt_length} is outside 1..{n}")
         if self.loss_mask[: self.prompt_length].any():
             raise ValueError("a token of the prompt has loss mask 1: nothing in the prompt is trained")
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """What a rank needs to know at its start."""
+
+    model_path: str
+    config: TrainerConfig
+    dtype: str
+    total_steps: int
+    seed: int
+    reference: bool = False
+    init: Literal["weights", "random"] = "weights"
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,6 +242,38 @@ class WorkerGroup:
         _check(samples, temperature)
         return await self._columns(samples, {"op": "logprobs", "temperature": temperature, "of": of})
 
+    async def values(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
+        """The critic's value of the state in which each trained token was sampled: as `logprobs`.
+
+        Raises:
+            WorkerError: there is no critic.
+        """
+        return await self._columns(samples, {"op": "values"})
+
+    async def accumulate_values(self, samples: Sequence[TrainSample]) -> dict[str, float]:
+        """Add the gradient of the critic's loss, over trained tokens, to what has been accumulated for it.
+
+        Args:
+            samples: `old_logprobs` hold the values before this step, `advantages` the returns to be learnt.
+
+        Returns:
+            sums over the trained tokens: `value_loss_sum`, `value_clip_sum`, `value_sum`; `tokens` and `normalizer`, to
+            be summed over the calls of a step; `time_s` of the slowest rank.
+        """
+        total: dict[str, float] = {}
+        _, answers = await self._share(samples, {"op": "accumulate_values"})
+        for body, _ in answers:
+            add_sums(total, body)
+        return total | {
+            "time_s": max(body["time_s"] for body, _ in answers),
+            "tokens": float(sum(sample.trained_tokens for sample in samples)),
+            "normalizer": normalizer(samples, "token_mean"),
+        }
+
+    async def step_critic(self, normalizer: float) -> dict[str, float]:
+        """`step` for the critic."""
+        return await self._first({"op": "step_critic", "normalizer": normalizer})
+
     async def _columns(self, samples: Sequence[TrainSample], body: dict[str, Any]) -> list[np.ndarray]:
         """A number for each trained token, put back where its token is."""
         result = [np.zeros(len(sample), dtype=np.float32) for sample in samples]

@@ -141,6 +141,7 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, says: str) -
         ("shaping: {wrong_reward: -0.1, turn_bonus: 0.1}", "below wrong_reward"),
         ("shaping: {overlong_buffer: 256}", "not below agents.tool_agent.max_response_tokens 256"),
         ("advantage: reinforce_pp, dynamic_sampling: 1", "dynamic_sampling needs rollout.group_size >= 2"),
+        ("advantage: gae", "set trainer.critic"),
         ("advantage: reinforce_pp_baseline", "reinforce_pp_baseline needs rollout.group_size >= 2"),
     ],
 )
@@ -149,6 +150,19 @@ def test_algorithm_keys_that_do_not_go_together_are_refused(tmp_path: Path, algo
     text = f"agents: {{tool_agent: {{}}}}\nrollout: {{group_size: {size}}}\ntrainer: {{algorithm: {{{algorithm}}}}}\n"
     with pytest.raises(ConfigError) as caught:
         load_config(Recipe, write(tmp_path, MINIMAL + text))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "says"),
+    [
+        ("critic: {}", "not by advantage=grpo"),
+        ("algorithm: {advantage: gae}, critic: {critic_warmup: 1}", "leaves no step of run.steps 1"),
+    ],
+)
+def test_a_critic_that_makes_no_sense_is_refused(tmp_path: Path, trainer: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Recipe, write(tmp_path, MINIMAL + f"trainer: {{{trainer}}}\n"))
     assert says in str(caught.value)
 
 

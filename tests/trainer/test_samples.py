@@ -64,7 +64,7 @@ def test_tool_output_of_any_length_leaves_the_returns_as_they_are() -> None:
 
 
 def test_a_forked_episode_is_one_sequence_of_decisions() -> None:
-    """main: turns 0 and 3; its fork: turns 1 and 2. The fork's step reward is behind main's last turn, not its first."""
+    """main: turns 0 and 3; its fork: turns 1 and 2. Main's last turn comes after the fork's step reward."""
     fork = trajectory(1.0, StepReward("search", 0.5, 6, 9), orders=(1, 2))
     main = trajectory(1.0, orders=(0, 3))
     batch = done([fork, main], algorithm={"advantage": "reinforce_pp", "gamma": 0.9})

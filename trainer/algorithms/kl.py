@@ -63,6 +63,11 @@ class KlCoefficient:
         self._target = target
         self._gain = gain
 
+    def resume(self, value: float | None) -> None:
+        """Go on from where a stopped run had led the coefficient; a fixed one is what the recipe says now."""
+        if self._target is not None and value is not None:
+            self.value = value
+
     def update(self, kl: float | None) -> None:
         """Take a step's mean KL into account; None: nothing was measured."""
         if self._target is not None and kl is not None:

@@ -60,4 +60,9 @@ def test_the_coefficient_follows_the_target_within_bounds() -> None:
         assert led.value == pytest.approx(expected, rel=1e-12)
     assert fixed.value == 0.2
     led.update(None)
+    fixed.resume(0.7)
+    assert fixed.value == 0.2, "what the recipe says now"
+    resumed = KlCoefficient(0.2, target=0.1, gain=0.5)
+    resumed.resume(led.value)
+    assert resumed.value == led.value
     assert led.value == pytest.approx(expected, rel=1e-12)
