@@ -52,9 +52,10 @@ def test_decoupled_losses_take_the_ratio_against_the_proximal_policy_and_weigh_w
 def test_without_recomputed_logprobs_the_present_policy_is_the_proximal_one() -> None:
     rng = np.random.default_rng(3)
     lp, engine, adv = (torch.tensor(rng.normal(-2, 0.4, 50), requires_grad=not i) for i in range(3))
-    spec = LossSpec(decoupled=True, importance="token")
+    spec = LossSpec(decoupled=True, importance="token", importance_cap=1.1)
     token_losses(spec, lp, lp, engine, adv, None, ALONE)[0].sum().backward()
-    weights = (lp.detach() - engine).exp()
+    weights = (lp.detach() - engine).exp().clamp(max=1.1)
+    assert (weights == 1.1).any(), "a truncated weight has no gradient, its token has"
     assert torch.allclose(lp.grad, -weights * adv)
 
 
