@@ -94,7 +94,7 @@ async def two_steps(recipe: Recipe, workers: WorkerGroup, folder: Path) -> tuple
     said = io.StringIO()
     run = TrainRun(
         recipe,
-        SimpleNamespace(total_steps=2),  # type: ignore[arg-type]
+        SimpleNamespace(total_steps=2, val=[]),  # type: ignore[arg-type]
         RunDir(folder / "run"),
         Console(said, terminal=False),
         resume=False,
