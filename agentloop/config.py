@@ -208,22 +208,187 @@ class RolloutConfig(Section):
     seed: int | None = Field(None, description="sampling; null: derived from `seed`")
 
 
-class AlgorithmConfig(Section):
-    """The estimator and the loss."""
+class CorrectionConfig(Section):
+    """What is done about an engine whose probabilities are not the trainer's, or are of older weights."""
 
-    advantage: Literal["grpo", "dr_grpo", "rloo", "grpo_process"] = Field(
-        "grpo", description="group baseline of the reward; grpo_process: of each step reward"
+    decoupled: bool = Field(
+        False,
+        description="take the loss's ratio against the proximal policy, the trainer's own logprobs at the start of the "
+        "step, instead of the engine's",
     )
-    loss: Literal["ppo_clip", "pg"] = Field("ppo_clip", description="policy loss")
-    aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"] = Field(
+    importance: Literal["none", "token", "sequence"] | None = Field(
+        None,
+        description="factor proximal / engine probability on each token's loss; needs decoupled; null: token with "
+        "decoupled, else none",
+    )
+    importance_cap: float | None = Field(2.0, gt=0, description="the factor at most; null: not truncated")
+    mask: Literal["none", "token", "geometric"] = Field(
+        "none",
+        description="leave out tokens by their proximal / engine probability, or samples by the geometric mean of it",
+    )
+    mask_low: float | None = Field(None, ge=0, description="keep from here; null: 0.5 for token, 0.99 for geometric")
+    mask_high: float | None = Field(None, gt=0, description="keep up to here; null: 5 for token, 1.01 for geometric")
+    veto: float | None = Field(
+        None, gt=0, lt=1, description="leave out samples with a token below this proximal / engine probability"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CorrectionConfig:
+        if self.importance not in (None, "none") and not self.decoupled:
+            raise ValueError(
+                f"importance={self.importance} needs decoupled=true: a ratio against the engine's logprobs holds that "
+                "factor already"
+            )
+        low, high = self.mask_bounds
+        if self.mask != "none" and low >= high:
+            raise ValueError(f"mask_low {low:g} is not below mask_high {high:g}")
+        return self
+
+    @property
+    def mask_bounds(self) -> tuple[float, float]:
+        """`mask_low` and `mask_high`, or what null means for this mask."""
+        low, high = (0.5, 5.0) if self.mask == "token" else (0.99, 1.01)
+        return (
+            low if self.mask_low is None else self.mask_low,
+            high if self.mask_high is None else self.mask_high,
+        )
+
+    @property
+    def effective_importance(self) -> Literal["none", "token", "sequence"]:
+        """`importance`, or what null means."""
+        return self.importance or ("token" if self.decoupled else "none")
+
+    @property
+    def chosen(self) -> bool:
+        """Whether anything is done."""
+        return self.decoupled or self.mask != "none" or self.veto is not None
+
+
+class ShapingConfig(Section):
+    """What is added to an episode's reward for its length and its turns; all off (docs/algorithms.md)."""
+
+    overlong_buffer: int | None = Field(
+        None,
+        ge=1,
+        description="tokens before max_response_tokens from which on the reward falls, linearly; null: off",
+    )
+    overlong_penalty: float = Field(1.0, gt=0, description="by how much it has fallen at max_response_tokens")
+    wrong_reward: float | None = Field(
+        None, lt=0, description="reward of an episode that earned 0 or less, e.g. -1; null: what it earned"
+    )
+    turn_bonus: float = Field(
+        0.0,
+        ge=0,
+        description="added to wrong_reward for each turn after the first; can teach to call tools without end",
+    )
+    turn_bonus_cap: float | None = Field(
+        -0.6, le=0, description="wrong_reward with its bonus at most; null: 0, which is not safe"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ShapingConfig:
+        if self.turn_bonus and self.wrong_reward is None:
+            raise ValueError("turn_bonus is added to wrong_reward: set that too, e.g. wrong_reward=-1")
+        if self.turn_bonus and self.turn_bonus_cap is not None and self.turn_bonus_cap < (self.wrong_reward or 0):
+            raise ValueError(f"turn_bonus_cap {self.turn_bonus_cap:g} is below wrong_reward {self.wrong_reward:g}")
+        return self
+
+    @property
+    def chosen(self) -> bool:
+        """Whether anything is changed."""
+        return self.overlong_buffer is not None or self.wrong_reward is not None
+
+
+WITH_RETURNS = ("reinforce_pp", "gae")
+"""Estimators that give each token a reward, and so know a discount."""
+
+WHITENED = ("reinforce_pp", "reinforce_pp_baseline", "gae")
+"""Estimators that are whitened over the batch unless told otherwise."""
+
+WITH_GROUP_BASELINE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
+"""Estimators by which an episode alone in its group teaches nothing."""
+
+
+class AlgorithmConfig(Section):
+    """The estimator and the loss: docs/algorithms.md has formula, source and use of every value."""
+
+    advantage: Literal[
+        "grpo", "dr_grpo", "rloo", "grpo_process", "reinforce_pp", "reinforce_pp_baseline", "remax", "gae"
+    ] = Field(
+        "grpo",
+        description="grpo, dr_grpo, rloo: group baseline of the reward; grpo_process: of each step reward; "
+        "reinforce_pp: return, no baseline; reinforce_pp_baseline: group mean; remax: reward of a greedy episode; gae: "
+        "a critic",
+    )
+    gamma: float = Field(1.0, gt=0, le=1, description="reinforce_pp, gae: discount from one sampled token to the next")
+    lam: float = Field(1.0, ge=0, le=1, description="gae: 0 trusts the critic, 1 the returns")
+    whiten: bool | None = Field(
+        None,
+        description="whiten the advantages over the batch, which waits for its last group; null: for reinforce_pp, "
+        "reinforce_pp_baseline and gae",
+    )
+    dynamic_sampling: int = Field(
+        0, ge=0, description="how often a group with equal rewards is replaced by another prompt's; 0: never"
+    )
+    shaping: ShapingConfig = Field(default_factory=ShapingConfig)
+    loss: Literal["ppo_clip", "gspo", "cispo", "pg"] = Field("ppo_clip", description="policy loss")
+    aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "constant"] = Field(
         "token_mean", description="how token losses become one number"
     )
-    clip_ratio_low: float = Field(0.2, ge=0, lt=1, description="lower bound: ratio >= 1 - this")
+    aggregation_constant: float | None = Field(
+        None, gt=0, description="aggregation=constant: sum over a sequence divided by this, mean over sequences"
+    )
+    clip_ratio_low: float = Field(0.2, ge=0, le=1, description="lower bound: ratio >= 1 - this")
     clip_ratio_high: float = Field(0.2, ge=0, description="upper bound: ratio <= 1 + this")
-    clip_ratio_c: float | None = Field(None, gt=1, description="dual clip for negative advantages; null: off")
+    clip_ratio_c: float | None = Field(None, gt=1, description="ppo_clip: dual clip for negative advantages; null: off")
     minibatches: int = Field(1, ge=1, description="optimizer steps per batch")
-    kl_coef: float = Field(0.0, ge=0, description="weight of the k3 KL to the initial policy; 0: no reference")
+    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the initial policy; 0: no reference")
+    kl_in: Literal["loss", "reward"] = Field("loss", description="a term of the loss, or taken from the reward")
+    kl_estimator: Literal["k1", "k2", "k3", "low_var_kl"] = Field(
+        "k3", description="of each token; low_var_kl: k3, at most 10"
+    )
+    kl_target: float | None = Field(
+        None, gt=0, description="lead kl_coef so that train/kl_ref comes to this, nats a token; null: fixed"
+    )
+    kl_gain: float = Field(0.1, gt=0, lt=5, description="kl_target: how fast kl_coef follows")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AlgorithmConfig:
+        if (self.aggregation == "constant") != (self.aggregation_constant is not None):
+            raise ValueError(
+                "aggregation=constant and aggregation_constant belong together, e.g. the agents' max_response_tokens"
+            )
+        if not self.kl_coef:
+            for key in ("kl_in", "kl_target"):
+                if getattr(self, key) not in ("loss", None):
+                    raise ValueError(f"{key}={getattr(self, key)} needs a kl_coef above 0")
+        if self.kl_in == "reward" and self.advantage == "grpo_process":
+            raise ValueError("kl_in=reward does not go with advantage=grpo_process: use kl_in=loss")
+        if self.gamma != 1 and self.advantage not in WITH_RETURNS:
+            raise ValueError(f"gamma is read by {' and '.join(WITH_RETURNS)}, not by advantage={self.advantage}")
+        if self.lam != 1 and self.advantage != "gae":
+            raise ValueError(f"lam is read by gae, not by advantage={self.advantage}")
+        if self.clip_ratio_c is not None and self.loss != "ppo_clip":
+            raise ValueError(f"clip_ratio_c is read by ppo_clip, not by loss={self.loss}")
+        return self
+
+    @property
+    def whitens(self) -> bool:
+        """`whiten`, or what null means."""
+        return self.advantage in WHITENED if self.whiten is None else self.whiten
+
+    @property
+    def needs_whole_batch(self) -> str | None:
+        """Why training cannot begin before a step's last group is there; None: it can."""
+        if self.whitens:
+            return "advantages are whitened over the batch"
+        if self.minibatches > 1 and self.correction.chosen:
+            return "the proximal policy is computed for all minibatches before the first optimizer step"
+        if self.minibatches > 1 and self.advantage == "gae":
+            return "values are computed for all minibatches before the critic's first optimizer step"
+        return None
 
 
 class OptimConfig(Section):
@@ -237,6 +402,16 @@ class OptimConfig(Section):
     eps: float = Field(1e-8, gt=0, description="AdamW's denominator")
     weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
     grad_clip: float = Field(1.0, gt=0, description="global gradient norm at most")
+
+
+class CriticConfig(Section):
+    """The value model of `advantage: gae`: the policy's backbone, from the same path, with a head of one number."""
+
+    optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-5))
+    cliprange_value: float | None = Field(
+        0.5, gt=0, description="a step moves a value by no more than this with a gradient; null: not clipped"
+    )
+    critic_warmup: int = Field(0, ge=0, description="steps at the start in which the critic alone is trained")
 
 
 class FsdpConfig(Section):
@@ -253,6 +428,7 @@ class TrainerConfig(Section):
     threads: int = Field(1, ge=1, description="intra-op threads of each rank")
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    critic: CriticConfig | None = Field(None, description="needed by advantage=gae, and read by nothing else")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
     tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
     logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
@@ -260,6 +436,19 @@ class TrainerConfig(Section):
         0.05, gt=0, description="warn when the mean |logprob| difference of engine and trainer is above this"
     )
     seed: int | None = Field(None, description="null: derived from `seed`")
+
+    @model_validator(mode="after")
+    def _has_its_critic(self) -> TrainerConfig:
+        if self.algorithm.advantage == "gae" and self.critic is None:
+            raise ValueError("algorithm.advantage=gae needs a critic: set trainer.critic, e.g. {optim: {lr: 1e-5}}")
+        if self.algorithm.advantage != "gae" and self.critic is not None:
+            raise ValueError(f"critic is read by advantage=gae, not by advantage={self.algorithm.advantage}")
+        return self
+
+    @property
+    def critic_warmup(self) -> int:
+        """Steps at the start in which the policy is not trained."""
+        return self.critic.critic_warmup if self.critic is not None else 0
 
 
 class EvalConfig(Section):
@@ -381,8 +570,23 @@ class Recipe(Section):
                 f"rollout.batch_size {self.rollout.batch_size} is not a multiple of "
                 f"trainer.algorithm.minibatches {self.trainer.algorithm.minibatches}"
             )
-        if self.trainer.algorithm.advantage == "rloo" and self.rollout.group_size < 2:
-            raise ValueError("trainer.algorithm.advantage=rloo needs rollout.group_size >= 2")
+        algorithm = self.trainer.algorithm
+        if algorithm.advantage in WITH_GROUP_BASELINE and self.rollout.group_size < 2:
+            raise ValueError(f"trainer.algorithm.advantage={algorithm.advantage} needs rollout.group_size >= 2")
+        if algorithm.dynamic_sampling and self.rollout.group_size < 2:
+            raise ValueError("trainer.algorithm.dynamic_sampling needs rollout.group_size >= 2")
+        warmup = self.trainer.critic_warmup
+        if self.run.steps is not None and warmup and warmup >= self.run.steps:
+            raise ValueError(
+                f"trainer.critic.critic_warmup {warmup} leaves no step of run.steps {self.run.steps} for the policy"
+            )
+        buffer = algorithm.shaping.overlong_buffer
+        for name, agent in self.agents.items():
+            if buffer is not None and buffer >= agent.max_response_tokens:
+                raise ValueError(
+                    f"trainer.algorithm.shaping.overlong_buffer {buffer} is not below agents.{name}."
+                    f"max_response_tokens {agent.max_response_tokens}"
+                )
         return self
 
     def agent(self, name: str) -> AgentConfig:

@@ -9,7 +9,7 @@ rollout of a step costs what its training costs, both measured in a run at stale
 
 ideal: the longer of the two, rollout and training of a step at staleness 0, as if they overlapped wholly.
 
-`--curve`: the quickstart's own recipe at staleness 4 with truncated importance sampling, to its reward bound.
+`--curve`: the quickstart's own recipe at staleness 4 with its correction (decoupled, truncated importance sampling), to its reward bound.
 
 Exit code 1: a bound is not met.
 """
@@ -195,7 +195,7 @@ def curve(folder: Path) -> tuple[list[str], bool]:
     """The quickstart at staleness 4."""
     command = [
         *(sys.executable, "-P", "-m", "agentloop.cli", "train", "--config", str(QUICKSTART / "recipe.yaml")),
-        *(f"run.dir={folder / 'run'}", "rollout.max_staleness=4", "trainer.algorithm.correction=tis_token"),
+        *(f"run.dir={folder / 'run'}", "rollout.max_staleness=4", "trainer.algorithm.correction.decoupled=true"),
     ]
     lines = train(command, folder)
     evals = [(line["step"], line["eval/reward_mean"]) for line in lines if line.get("eval/reward_mean") is not None]
@@ -204,7 +204,7 @@ def curve(folder: Path) -> tuple[list[str], bool]:
     met = last >= BOUND_REWARD and evals[-1][1] >= BOUND_EVAL and oldest == 4
     shown = ", ".join(f"{reward:.3f} after {step}" for step, reward in evals)
     text = (
-        f"**Quickstart at staleness 4 with `tis_token`: reward {last:.3f} over the last ten steps** (to reach: "
+        f"**Quickstart at staleness 4 with `correction.decoupled`: reward {last:.3f} over the last ten steps** (to reach: "
         f"{BOUND_REWARD}), **evaluation {evals[-1][1]:.3f}** (to reach: {BOUND_EVAL}): {'met' if met else 'MISSED'}. "
         f"The oldest token was {oldest} versions behind. Evaluations: {shown}."
     )

@@ -70,7 +70,7 @@ def model_folder(name: str, scratch: Path) -> Path:
 
 def samples_of(scenario: str, prompts: int, step: int) -> list[Any]:
     """The rows of a step as our trainer takes them, with GRPO's advantages."""
-    from trainer.advantage import grpo
+    from trainer.algorithms.advantage import grpo
     from trainer.types import TrainSample
 
     rows = trajectories(scenario, prompts, step)

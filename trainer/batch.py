@@ -1,100 +1,14 @@
-"""From finished groups to what the worker trains on, and to the numbers of a step."""
+"""The numbers of a step's episodes and of an evaluation."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from agentloop.types import EpisodeStatus, Trajectory
-from trainer.advantage import advantages, grpo_process
 from trainer.producer import Group
-from trainer.types import TrainSample
-
-KEYS_OF_GROUP = 40
-"""Bits of a `group_key` that hold the group's index; those above tell the prompts of one group apart."""
-
-
-def train_samples(group: Group, estimator: str) -> list[TrainSample]:
-    """The trainable trajectories of a group with their advantages.
-
-    Failed and rejected episodes are left out before the baseline is taken: a failure of the machinery says nothing
-    about the policy. The trajectories of a forked episode share its reward; each has the weight 1 / (how many they
-    are), in loss and normalizer, so that the episode counts as one trajectory does.
-    """
-    usable = [
-        kept
-        for episode in group.episodes
-        if (kept := [t for t in episode if t.status is EpisodeStatus.OK and t.sampled_tokens and t.reward is not None])
-    ]
-    if not usable:
-        return []
-    if estimator == "grpo_process":
-        by_token = _process_advantages(usable)
-    else:
-        outcomes = advantages(np.array([kept[-1].reward for kept in usable], dtype=np.float64), estimator)
-        by_token = [[_everywhere(t, value) for t in kept] for kept, value in zip(usable, outcomes, strict=True)]
-    prompts: dict[bytes, int] = {}
-    samples = []
-    for kept, columns in zip(usable, by_token, strict=True):
-        for trajectory, column in zip(kept, columns, strict=True):
-            token_ids = np.asarray(trajectory.token_ids, dtype=np.int64)
-            # A fork's prompt is not that of the group, and a loop may change its own: equal keys need equal prompts.
-            prompt = prompts.setdefault(token_ids[: trajectory.prompt_length].tobytes(), len(prompts))
-            samples.append(
-                TrainSample(
-                    token_ids=token_ids,
-                    loss_mask=np.asarray(trajectory.loss_mask, dtype=bool),
-                    old_logprobs=np.array([lp or 0.0 for lp in trajectory.logprobs], dtype=np.float32),
-                    advantages=column,
-                    prompt_length=trajectory.prompt_length,
-                    group_key=group.index + (prompt << KEYS_OF_GROUP),
-                    weight=1.0 / len(kept),
-                )
-            )
-    return samples
-
-
-def _everywhere(trajectory: Trajectory, advantage: float) -> np.ndarray:
-    """(L) float32: an episode's advantage on all of its sampled tokens."""
-    return np.where(np.asarray(trajectory.loss_mask, dtype=bool), np.float32(advantage), np.float32(0.0))
-
-
-def _process_advantages(usable: Sequence[Sequence[Trajectory]]) -> list[list[np.ndarray]]:
-    """`advantage.grpo_process` of a group: for each trajectory of each episode (L) float32, 0 where the mask is 0.
-
-    Steps are ordered as their turns were generated, over all trajectories of a forked episode, so that a token has the
-    rewards of its own turn and of all that came after it. The reward function's number is the reward of a last step,
-    which ends with the episode. In an episode without step rewards the reward, whatever it came from, is its only step:
-    in a group without any, this is `grpo`. Without a reward function, turns after the last rewarded one have 0.
-    """
-    steps_of_episodes = []
-    for kept in usable:
-        steps: list[tuple[tuple[float, int], float]] = []
-        for trajectory in kept:
-            orders = {(turn.start, turn.end): turn.order for turn in trajectory.turns}
-            steps += [((orders[r.start, r.end], r.end), r.value) for r in trajectory.step_rewards]
-        steps.sort(key=lambda step: step[0])
-        last = kept[-1]
-        if last.outcome is not None or not steps:
-            steps.append(((math.inf, 0), last.reward if last.outcome is None else last.outcome))
-        steps_of_episodes.append(steps)
-    values = grpo_process([[value for _, value in steps] for steps in steps_of_episodes])
-    result = []
-    for kept, steps, of_steps in zip(usable, steps_of_episodes, values, strict=True):
-        keys = [key for key, _ in steps]
-        ahead = [*of_steps.tolist(), 0.0]
-        columns = [np.zeros(len(trajectory), dtype=np.float32) for trajectory in kept]
-        for trajectory, column in zip(kept, columns, strict=True):
-            for turn in trajectory.turns:
-                column[turn.start : turn.end] = ahead[bisect_left(keys, (turn.order, turn.end))]
-        result.append(columns)
-    return result
 
 
 def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:

@@ -79,7 +79,11 @@ class BlockingChannel:
 
 
 def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
-    """Samples as seven flat arrays: the ragged columns joined, and four numbers per sample."""
+    """Samples as eight flat arrays: the ragged columns joined, and four numbers per sample.
+
+    The last is `proximal_logprobs`, and empty unless all samples have them.
+    """
+    proximal = bool(samples) and all(sample.proximal_logprobs is not None for sample in samples)
 
     def joined(name: str, dtype: type) -> np.ndarray:
         parts = [np.asarray(getattr(sample, name), dtype=dtype) for sample in samples]
@@ -93,16 +97,18 @@ def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
         np.array([len(sample) for sample in samples], dtype=np.int64),
         np.array([[sample.prompt_length, sample.group_key] for sample in samples], dtype=np.int64).reshape(-1, 2),
         np.array([sample.weight for sample in samples], dtype=np.float64),
+        joined("proximal_logprobs", np.float32) if proximal else np.zeros(0, dtype=np.float32),
     ]
 
 
 def arrays_to_samples(arrays: Sequence[np.ndarray]) -> list[TrainSample]:
     """The inverse of `samples_to_arrays`; the samples are views of the arrays."""
-    token_ids, loss_mask, old_logprobs, advantages, lengths, numbers, weights = arrays
+    token_ids, loss_mask, old_logprobs, advantages, lengths, numbers, weights, proximal = arrays
     cuts = np.cumsum(lengths)[:-1]
     columns = [np.split(column, cuts) for column in (token_ids, loss_mask, old_logprobs, advantages)]
-    rows = zip(*columns, numbers.tolist(), weights.tolist(), strict=True) if len(lengths) else ()
+    last = np.split(proximal, cuts) if len(proximal) else [None] * len(lengths)
+    rows = zip(*columns, numbers.tolist(), weights.tolist(), last, strict=True) if len(lengths) else ()
     return [
-        TrainSample(ids, mask, old, advantage, prompt_length, group_key, weight)
-        for ids, mask, old, advantage, (prompt_length, group_key), weight in rows
+        TrainSample(ids, mask, old, advantage, prompt_length, group_key, weight, proximal_logprobs)
+        for ids, mask, old, advantage, (prompt_length, group_key), weight, proximal_logprobs in rows
     ]

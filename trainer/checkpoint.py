@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from agentloop.errors import RunDirError
+from trainer.critic import Critic
 from trainer.model import PolicyModel
 from trainer.model_files import rename_folder
 
@@ -29,7 +30,12 @@ TENSORS = "trainer"
 
 
 def save_checkpoint(
-    folder: Path, model: PolicyModel, optimizer: torch.optim.Optimizer, steps: int, state: dict[str, Any]
+    folder: Path,
+    model: PolicyModel,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    state: dict[str, Any],
+    critic: Critic | None = None,
 ) -> None:
     """Write `folder/trainer/` (torch.distributed.checkpoint) and `folder/state.json`. All ranks call it together."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -37,29 +43,38 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_state_dict(model, optimizer, steps), checkpoint_id=partial / TENSORS)
+    dcp.save(_state_dict(model, optimizer, steps, critic), checkpoint_id=partial / TENSORS)
     if dist.get_rank() == 0:
         (partial / STATE_FILE).write_text(json.dumps(state))
         rename_folder(partial, folder)
     dist.barrier()
 
 
-def load_checkpoint(folder: Path, model: PolicyModel, optimizer: torch.optim.Optimizer) -> int:
-    """Read a `trainer/` folder into model, optimizer and random state; returns the optimizer steps taken so far.
+def load_checkpoint(
+    folder: Path, model: PolicyModel, optimizer: torch.optim.Optimizer, critic: Critic | None = None
+) -> int:
+    """Read a `trainer/` folder into model, optimizer, critic and random state; returns the optimizer steps taken.
 
     The number of ranks may differ from that of the run that saved; random state is then left as it is.
 
     Raises:
-        RunDirError: the folder holds no checkpoint of this model.
+        RunDirError: the folder holds no checkpoint of this model, or none of the critic that this run has.
     """
-    state = _state_dict(model, optimizer, 0)
+    state = _state_dict(model, optimizer, 0, critic)
     saved = _saved_keys(folder, state["model"])
+    if critic is not None and "critic_steps" not in saved:
+        raise RunDirError(
+            f"{folder} holds no critic",
+            "a run cannot change to advantage=gae on its way: start another",
+        )
     own = f"rng.{dist.get_rank()}"
     ranks = sum(key.startswith("rng.") for key in saved)
     if ranks != dist.get_world_size():
         del state[own]
     dcp.load(state, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    if critic is not None:
+        critic.restore(state["critic_model"], state["critic_optimizer"], int(state["critic_steps"].item()))
     if own in state:
         torch.set_rng_state(state[own])
     return int(state["steps"].item())
@@ -90,15 +105,26 @@ def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
     return set(entries)
 
 
-def _state_dict(model: PolicyModel, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
-    fresh = not optimizer.state
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    if fresh:  # torch has made the state by a step that changes nothing but this counter
-        for entry in optimizer.state.values():
-            entry["step"].zero_()
-    return {
+def _state_dict(
+    model: PolicyModel, optimizer: torch.optim.Optimizer, steps: int, critic: Critic | None
+) -> dict[str, Any]:
+    model_state, optimizer_state = _model_and_optimizer(model, optimizer)
+    state = {
         "model": model_state,
         "optimizer": optimizer_state,
         "steps": torch.tensor(steps),
         f"rng.{dist.get_rank()}": torch.get_rng_state(),
     }
+    if critic is not None:
+        state["critic_model"], state["critic_optimizer"] = _model_and_optimizer(critic.model, critic.optimizer)
+        state["critic_steps"] = torch.tensor(critic.steps)
+    return state
+
+
+def _model_and_optimizer(model: PolicyModel, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    fresh = not optimizer.state
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    if fresh:  # torch has made the state by a step that changes nothing but this counter
+        for entry in optimizer.state.values():
+            entry["step"].zero_()
+    return model_state, optimizer_state

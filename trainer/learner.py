@@ -6,8 +6,7 @@ All ranks run every method together: the order of collectives is the order of co
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,42 +14,32 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from agentloop.config import OptimConfig, TrainerConfig
+from agentloop.config import OptimConfig
 from agentloop.errors import WorkerError
+from trainer.algorithms.ratios import Segments
 from trainer.checkpoint import load_checkpoint, load_model, save_checkpoint
+from trainer.critic import Critic
 from trainer.handout import Handout
-from trainer.loss import k3, token_losses
+from trainer.loss import token_losses
 from trainer.model import DeviceBatch, PolicyModel, load_policy, shard
-from trainer.optim import apply_settings, learning_rate, make_optimizer, scale_and_clip
+from trainer.optim import apply_settings, make_optimizer, take_step
 from trainer.packing import PackedBatch, empty_batch, micro_batches, pack, plan_units
-from trainer.types import LossSpec, TrainSample
+from trainer.types import LearnerSettings, LossSpec, TrainSample, add_sums
 
-SUMS = (
+TOKEN_SUMS = (
     "loss_sum",
     "entropy_sum",
     "clip_sum",
     "kl_ref_sum",
+    "masked_sum",
     "logprob_abs_sum",
     "k3_sum",
-    "tokens",
-    "sequences",
-    "packed_tokens",
-    "micro_batches",
+    "weight_sum",
+    "weight_square_sum",
 )
-"""What `accumulate` returns of one rank; the main process adds the ranks up."""
+"""What `accumulate` returns of one rank, beside counts and `weight_max`; the main process puts the ranks together."""
 
-
-@dataclass(frozen=True, slots=True)
-class LearnerSettings:
-    """What a rank needs to know at its start."""
-
-    model_path: str
-    config: TrainerConfig
-    dtype: str
-    total_steps: int
-    seed: int
-    reference: bool = False
-    init: Literal["weights", "random"] = "weights"
+COUNTS = ("tokens", "sequences", "packed_tokens", "micro_batches")
 
 
 class Learner:
@@ -64,7 +53,19 @@ class Learner:
         self._policy = self._load()
         self.handout = Handout(self._policy.lm, settings.dtype)
         self._reference = self._load().requires_grad_(False) if settings.reference else None
+        self._critic = Critic(settings, self._device) if config.critic is not None else None
         self.reset_optimizer(config.optim, settings.total_steps)
+
+    @property
+    def critic(self) -> Critic:
+        """The value model of a run that has one.
+
+        Raises:
+            WorkerError: it has none.
+        """
+        if self._critic is None:
+            raise WorkerError("there is no critic in this run", "set trainer.critic and advantage=gae")
+        return self._critic
 
     def _load(self) -> PolicyModel:
         settings = self._settings
@@ -90,37 +91,64 @@ class Learner:
         """Forward and backward over this rank's share; gradients add up, undivided, until `step`."""
         begin = time.perf_counter()
         batches = self._pack(samples, spec)
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        sums: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
             # Ranks exchange gradients once per call, at its last micro-batch.
             self._policy.set_requires_gradient_sync(number == len(batches))
-            sums += self._forward_backward(batch, temperature, spec)
-        return dict(zip(SUMS, sums.tolist(), strict=True)) | {"time_s": time.perf_counter() - begin}
+            add_sums(sums, self._forward_backward(samples, batch, temperature, spec))
+        return sums | {"time_s": time.perf_counter() - begin}
 
-    def _forward_backward(self, packed: PackedBatch, temperature: float, spec: LossSpec) -> torch.Tensor:
+    def _forward_backward(
+        self, samples: Sequence[TrainSample], packed: PackedBatch, temperature: float, spec: LossSpec
+    ) -> dict[str, float]:
         batch = DeviceBatch.of(packed, self._device)
-        reference = None
-        if self._reference is not None and spec.kl_coef:
-            with torch.no_grad():
-                reference, _ = self._reference(batch, temperature)
+        reference = self._reference_logprobs(batch, temperature) if spec.kl_coef else None
         logprobs, entropy = self._policy(batch, temperature)
-        losses, detail = token_losses(spec, logprobs, entropy, batch.old_logprobs, batch.advantages, reference)
-        loss = (losses * batch.loss_weights).sum()
-        loss.backward()
+        losses, detail = token_losses(
+            spec,
+            logprobs,
+            entropy,
+            batch.old_logprobs,
+            batch.advantages,
+            reference,
+            Segments.of(packed.sample_index, self._device),
+            self._proximal(samples, packed),
+        )
+        weighted = losses * batch.loss_weights
+        weighted.sum().backward()
         if not packed.sequences:
-            return torch.zeros(len(SUMS), dtype=torch.float64)
+            return dict.fromkeys((*TOKEN_SUMS, *COUNTS, "weight_max"), 0.0)
         with torch.no_grad():
             columns = (
-                losses * batch.loss_weights,
+                weighted,
                 entropy,
                 detail["clip"],
                 detail["kl_ref"],
-                (logprobs - batch.old_logprobs).abs(),
-                k3(batch.old_logprobs, logprobs),
+                detail["masked"],
+                detail["logprob_abs"],
+                detail["k3"],
+                detail["weight"],
+                detail["weight"].double() ** 2,
             )
-            summed = [column.double().sum() for column in columns]
+            summed = torch.stack([*(column.double().sum() for column in columns), detail["weight"].max().double()])
         counts = (len(packed.targets), packed.sequences, len(packed.tokens), 1)
-        return torch.cat([torch.stack(summed).cpu(), torch.tensor(counts, dtype=torch.float64)])
+        names = (*TOKEN_SUMS, "weight_max", *COUNTS)
+        return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
+
+    def _reference_logprobs(self, batch: DeviceBatch, temperature: float) -> torch.Tensor | None:
+        """Logprobs of the policy that the run started from; None when the run keeps none."""
+        if self._reference is None:
+            return None
+        with torch.no_grad():
+            return self._reference(batch, temperature)[0]
+
+    def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> torch.Tensor | None:
+        """The recomputed logprobs of the micro-batch's trained tokens, where the run has them; (N)."""
+        if not packed.sequences or not samples or samples[0].proximal_logprobs is None:
+            return None
+        joined = np.concatenate([sample.proximal_logprobs for sample in samples])
+        starts = np.cumsum([0] + [len(sample) for sample in samples])
+        return torch.from_numpy(joined[starts[packed.sample_index] + packed.token_index]).to(self._device)
 
     def step(self, normalizer: float) -> dict[str, float]:
         """Divide the gradient, clip it, take one AdamW step and forget the gradient.
@@ -128,29 +156,42 @@ class Learner:
         Raises:
             WorkerError: the gradient is not finite; the step is not taken.
         """
-        norm = scale_and_clip(self._policy, normalizer, self._optim.grad_clip)
-        if not np.isfinite(norm):
-            self._optimizer.zero_grad(set_to_none=True)
-            raise WorkerError(
-                f"the gradient of optimizer step {self._steps + 1} is not finite (norm {norm})",
-                "lower trainer.optim.lr, and look for trajectories with absurd logprobs in the trace of this step",
-            )
-        rate = learning_rate(self._optim, self._steps, self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        metrics = take_step(
+            self._policy, self._optimizer, self._optim, normalizer=normalizer, done=self._steps, total=self._total_steps
+        )
         self._steps += 1
-        return {"lr": rate, "grad_norm": norm}
+        return metrics
 
-    def logprobs(self, samples: Sequence[TrainSample], temperature: float) -> tuple[np.ndarray, ...]:
+    def logprobs(
+        self, samples: Sequence[TrainSample], temperature: float, of: Literal["policy", "reference"] = "policy"
+    ) -> tuple[np.ndarray, ...]:
         """Recomputed logprobs of this rank's samples: `(sample_index, token_index, logprob)` columns."""
+        if of == "policy":
+            return self._columns(samples, lambda batch: self._policy(batch, temperature)[0])
+        if not self._settings.reference:
+            raise WorkerError("there is no reference policy in this run", "start the ranks with reference=True")
+        return self._columns(samples, lambda batch: self._reference_logprobs(batch, temperature))
+
+    def values(self, samples: Sequence[TrainSample]) -> tuple[np.ndarray, ...]:
+        """The critic's values of the states in which this rank's tokens were sampled, as `logprobs`."""
+        columns = self._columns(samples, self.critic.model)
+        self.critic.model.reshard()  # as in `_columns`
+        return columns
+
+    def accumulate_values(self, samples: Sequence[TrainSample]) -> dict[str, float]:
+        """`accumulate` for the critic, whose samples hold values and returns (`WorkerGroup.accumulate_values`)."""
+        return self.critic.accumulate(self._pack(samples, LossSpec()))
+
+    def _columns(
+        self, samples: Sequence[TrainSample], forward: Callable[[DeviceBatch], torch.Tensor]
+    ) -> tuple[np.ndarray, ...]:
+        """What `forward` gives for each trained token, without a gradient: `(sample_index, token_index, number)`."""
         columns: list[tuple[np.ndarray, ...]] = []
         with torch.no_grad():
             for packed in self._pack(samples, LossSpec()):
-                logprobs, _ = self._policy(DeviceBatch.of(packed, self._device), temperature)
+                numbers = forward(DeviceBatch.of(packed, self._device))
                 if packed.sequences:
-                    columns.append((packed.sample_index, packed.token_index, logprobs.cpu().numpy()))
+                    columns.append((packed.sample_index, packed.token_index, numbers.cpu().numpy()))
         # Without a backward the root stays gathered, and its parameters are not those that the optimizer holds.
         self._policy.reshard()
         if not columns:
@@ -162,13 +203,13 @@ class Learner:
         return self.handout.to_folder(folder)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        save_checkpoint(folder, self._policy, self._optimizer, self._steps, state)
+        save_checkpoint(folder, self._policy, self._optimizer, self._steps, state, self._critic)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
         if not optimizer:
             load_model(folder, self._policy)
             return
-        self._steps = load_checkpoint(folder, self._policy, self._optimizer)
+        self._steps = load_checkpoint(folder, self._policy, self._optimizer, self._critic)
         self._optimizer.zero_grad(set_to_none=True)
         apply_settings(self._optimizer, self._optim)  # what the recipe says now, not what it said when it was saved
 

@@ -1,4 +1,4 @@
-"""Policy losses: one number per trained token, summed later. Small pure functions of torch tensors.
+"""The loss of each trained token as a recipe asks for it: policy loss, correction, KL and entropy terms put together.
 
 Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling temperature.
 """
@@ -8,84 +8,72 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.algorithms.kl import estimate, k3
+from trainer.algorithms.mismatch import correction
+from trainer.algorithms.policy_loss import cispo, gspo, policy_gradient, ppo_clip
+from trainer.algorithms.ratios import Segments, bounded
 from trainer.types import LossSpec
-
-MAX_LOG_RATIO = 20.0
-"""Bound on |log ratio| before `exp`, so that one absurd token cannot turn the batch into inf."""
-
-
-def ppo_clip(
-    logprobs_N: Tensor,
-    old_logprobs_N: Tensor,
-    advantages_N: Tensor,
-    low: float,
-    high: float,
-    dual: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate with separate bounds and an optional dual clip.
-
-    With `r = exp(logprob - old_logprob)`: `loss = -min(r A, clip(r, 1 - low, 1 + high) A)`, and where `A < 0` and
-    `dual` is set, `loss = min(loss, -dual A)`.
-
-    Sources: PPO (arXiv 1707.06347), equation 7; separate bounds: DAPO (arXiv 2503.14476), equation 10; dual clip:
-    arXiv 1912.09729, equation 5.
-
-    Returns:
-        loss (N), and whether the clip bound was the active one (N, bool: that token has no gradient).
-    """
-    ratio_N = (logprobs_N - old_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    unclipped_N = -advantages_N * ratio_N
-    clipped_N = -advantages_N * ratio_N.clamp(1.0 - low, 1.0 + high)
-    loss_N = torch.maximum(unclipped_N, clipped_N)
-    active_N = clipped_N > unclipped_N
-    if dual is not None:
-        bound_N = -dual * advantages_N
-        dual_N = (advantages_N < 0) & (bound_N < loss_N)
-        loss_N = torch.where(dual_N, bound_N, loss_N)
-        active_N = active_N | dual_N
-    return loss_N, active_N
-
-
-def policy_gradient(logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
-    """`-A logprob`: REINFORCE with a baseline (Williams 1992). Right only for samples of the current policy."""
-    return -advantages_N * logprobs_N
-
-
-def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
-    """`exp(d) - d - 1`, `d = other - logprob`: KL(policy || other) at a token sampled from the policy; never negative.
-
-    Source: J. Schulman, "Approximating KL divergence" (2020), estimator k3.
-    """
-    log_ratio_N = (other_logprobs_N - logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return log_ratio_N.exp() - log_ratio_N - 1.0
 
 
 def token_losses(
     spec: LossSpec,
     logprobs_N: Tensor,
     entropy_N: Tensor,
-    old_logprobs_N: Tensor,
+    engine_N: Tensor,
     advantages_N: Tensor,
     reference_N: Tensor | None,
+    segments: Segments,
+    proximal_N: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each token as `spec` says, with its KL and entropy terms, and per-token values for the metrics.
 
+    The correction acts on the policy loss alone: a token that it leaves out is still kept near the reference.
+
+    Args:
+        engine_N: the logprobs that the token was sampled with.
+        proximal_N: the trainer's own at the start of the step; None: the present ones, which are the same up to the
+            first optimizer step.
+
     Returns:
-        loss (N), and `{clip, kl_ref}` (N each, no gradient; `kl_ref` is 0 without a reference).
+        loss (N), and (N each, no gradient) `clip`; `kl_ref`, 0 without a reference; `masked`; and of trainer and engine
+        `logprob_abs`, `k3` and `weight`, the ratio of their probabilities.
     """
-    active_N = torch.zeros_like(logprobs_N, dtype=torch.bool)
-    if spec.kind == "sft":
-        loss_N = -logprobs_N
-    elif spec.kind == "pg":
-        loss_N = policy_gradient(logprobs_N, advantages_N)
-    else:
-        loss_N, active_N = ppo_clip(
-            logprobs_N, old_logprobs_N, advantages_N, spec.clip_ratio_low, spec.clip_ratio_high, spec.clip_ratio_c
-        )
+    if proximal_N is None:
+        proximal_N = logprobs_N.detach()
+    log_ratio_N = proximal_N - engine_N
+    loss_N, active_N = _policy_loss(
+        spec, logprobs_N, proximal_N if spec.decoupled else engine_N, advantages_N, segments
+    )
+    kept_N = torch.ones_like(active_N)
+    if spec.importance != "none" or spec.mask != "none" or spec.veto is not None:
+        factor_N, kept_N = correction(spec, log_ratio_N, segments)
+        loss_N = factor_N * loss_N
     kl_N = torch.zeros_like(logprobs_N)
     if reference_N is not None:
-        kl_N = k3(logprobs_N, reference_N)
+        kl_N = estimate(spec.kl_estimator, logprobs_N, reference_N)
         loss_N = loss_N + spec.kl_coef * kl_N
     if spec.entropy_coef:
         loss_N = loss_N - spec.entropy_coef * entropy_N
-    return loss_N, {"clip": active_N, "kl_ref": kl_N.detach()}
+    return loss_N, {
+        "clip": active_N,
+        "kl_ref": kl_N.detach(),
+        "masked": ~kept_N,
+        "logprob_abs": log_ratio_N.abs(),
+        "k3": k3(engine_N, proximal_N),
+        "weight": bounded(log_ratio_N).exp(),
+    }
+
+
+def _policy_loss(
+    spec: LossSpec, logprobs_N: Tensor, old_N: Tensor, advantages_N: Tensor, segments: Segments
+) -> tuple[Tensor, Tensor]:
+    low, high = spec.clip_ratio_low, spec.clip_ratio_high
+    match spec.kind:
+        case "ppo_clip":
+            return ppo_clip(logprobs_N, old_N, advantages_N, low, high, spec.clip_ratio_c)
+        case "gspo":
+            return gspo(logprobs_N, old_N, advantages_N, segments, low, high)
+        case "cispo":
+            return cispo(logprobs_N, old_N, advantages_N, low, high)
+    never_N = torch.zeros_like(logprobs_N, dtype=torch.bool)
+    return (-logprobs_N if spec.kind == "sft" else policy_gradient(logprobs_N, advantages_N)), never_N

@@ -52,14 +52,18 @@ class PolicyModel(nn.Module):
         self.lm = lm
         self.logprob_chunk = logprob_chunk
 
-    def forward(self, batch: DeviceBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Logprob and entropy of each trained token, (N) float32 each."""
-        hidden_TE = self.lm.base_model(
+    def hidden(self, batch: DeviceBatch) -> Tensor:
+        """The last hidden state of each packed token, (T, E)."""
+        return self.lm.base_model(
             input_ids=batch.tokens.unsqueeze(0),
             position_ids=batch.positions.unsqueeze(0),
             use_cache=False,
             packed_layout=batch.layout,
         ).last_hidden_state[0]
+
+    def forward(self, batch: DeviceBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Logprob and entropy of each trained token, (N) float32 each."""
+        hidden_TE = self.hidden(batch)
         head = self.lm.get_output_embeddings()
         return selected_logprobs(
             hidden_TE[batch.predict_from], head.weight, batch.targets, temperature, self.logprob_chunk

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from agentloop.config import OptimConfig
+from agentloop.errors import WorkerError
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -43,6 +44,36 @@ def apply_settings(optimizer: torch.optim.AdamW, config: OptimConfig) -> torch.o
     for group, decay in zip(optimizer.param_groups, (config.weight_decay, 0.0), strict=True):
         group.update(betas=tuple(config.betas), eps=config.eps, weight_decay=decay)
     return optimizer
+
+
+def take_step(
+    model: nn.Module, optimizer: torch.optim.AdamW, config: OptimConfig, *, normalizer: float, done: int, total: int
+) -> dict[str, float]:
+    """Divide the gradient, clip it, take one AdamW step at its learning rate and forget the gradient.
+
+    Args:
+        done: optimizer steps taken before.
+        total: those of the whole schedule.
+
+    Returns:
+        `lr`, and `grad_norm` before clipping.
+
+    Raises:
+        WorkerError: the gradient is not finite; the step is not taken.
+    """
+    norm = scale_and_clip(model, normalizer, config.grad_clip)
+    if not math.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise WorkerError(
+            f"the gradient of optimizer step {done + 1} is not finite (norm {norm})",
+            "lower trainer.optim.lr, and look for trajectories with absurd logprobs in the trace of this step",
+        )
+    rate = learning_rate(config, done, total)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"lr": rate, "grad_norm": norm}
 
 
 def scale_and_clip(model: nn.Module, normalizer: float, max_norm: float) -> float:

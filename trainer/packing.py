@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trainer.algorithms.aggregation import token_weight
 from trainer.types import Aggregation, TrainSample
 
 
@@ -204,7 +205,7 @@ def pack(samples: Sequence[TrainSample], units: Sequence[Unit], aggregation: Agg
             trained = np.flatnonzero(sample.loss_mask)
             # Token i is predicted at i - 1; in a shared prompt, or shifted by where this completion lies.
             before = trained - 1
-            weight = sample.weight / (len(trained) if aggregation == "seq_mean_token_mean" else 1)
+            weight = token_weight(sample.weight, len(trained), aggregation)
             columns["predict_from"].append(np.where(before < prompt, prompt_start + before, start + before - prompt))
             columns["targets"].append(sample.token_ids[trained])
             columns["old_logprobs"].append(sample.old_logprobs[trained])

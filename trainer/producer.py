@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from agentloop.config import RolloutConfig, SamplingConfig
-from agentloop.types import Task, Trajectory
+from agentloop.types import EpisodeStatus, Task, Trajectory
+from trainer.algorithms.dynamic_sampling import replacement, teaches_nothing
 
 
 class RunsEpisodes(Protocol):
@@ -33,11 +34,20 @@ class PicksRows(Protocol):
 
 @dataclass(slots=True)
 class Group:
-    """`group_size` episodes of one prompt. An episode is a list of trajectories: more than one after a fork."""
+    """`group_size` episodes of one prompt. An episode is a list of trajectories: more than one after a fork.
+
+    Attributes:
+        baseline: the greedily decoded episode of the prompt, which is not trained; empty: none was asked for.
+        replaced: how often another prompt took the place of one whose episodes taught nothing.
+        given_up: the last of them taught nothing either.
+    """
 
     index: int
     task: Task
     episodes: list[list[Trajectory]]
+    baseline: list[Trajectory] = field(default_factory=list)
+    replaced: int = 0
+    given_up: bool = False
     started_s: float = field(default_factory=time.perf_counter)
     finished_s: float = 0.0
 
@@ -55,6 +65,9 @@ class Producer:
         total_steps: no group beyond it is admitted.
         first_step: where a resumed run goes on.
         on_episode: called whenever an episode has ended, with its trajectories.
+        replacements: how often a group whose rewards are all equal is replaced (`algorithms.dynamic_sampling`).
+        greedy_baseline: each group gets one more episode, at temperature 0 (ReMax).
+        step_rewards: a group with equal rewards teaches something if its step rewards differ.
     """
 
     def __init__(
@@ -68,7 +81,13 @@ class Producer:
         total_steps: int,
         first_step: int = 0,
         on_episode: Callable[[list[Trajectory]], None] = lambda _: None,
+        replacements: int = 0,
+        greedy_baseline: bool = False,
+        step_rewards: bool = False,
     ) -> None:
+        self._replacements = replacements
+        self._greedy_baseline = greedy_baseline
+        self._step_rewards = step_rewards
         self._runner = runner
         self._tasks = tasks
         self._rows = rows
@@ -103,26 +122,57 @@ class Producer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _group(self, index: int) -> Group:
-        task = self._tasks[self._rows[index]]
+        """Group `index`; where its prompt teaches nothing, that of a replacement, in the same slot."""
+        begin = time.perf_counter()
+        for attempt in range(self._replacements + 1):
+            group = await self._attempt(index, attempt)
+            group.started_s, group.replaced = begin, attempt
+            group.given_up = self._replacements > 0 and teaches_nothing(self._scores(group))
+            if not group.given_up:
+                break
+        return group
+
+    async def _attempt(self, index: int, attempt: int) -> Group:
+        task = self._tasks[self._rows[replacement(index, attempt)]]
         group = Group(index, task, [])
+        name = f"g{index}.{attempt}" if attempt else f"g{index}"  # seeds follow from it: each attempt samples anew
         # Slots are taken in the order of the groups (the semaphore is first come, first served), so that the groups
         # which the trainer wants first also finish first.
+        sampling = [self._config.sampling] * self._config.group_size
+        if self._greedy_baseline:
+            sampling.append(self._config.sampling.model_copy(update={"temperature": 0.0}))
         episodes = [
-            asyncio.create_task(self._episode(task, f"g{index}", sample), name=f"group {index} sample {sample}")
-            for sample in range(self._config.group_size)
+            asyncio.create_task(
+                self._episode(task, name, sample, how, counted=not attempt and sample < self._config.group_size),
+                name=f"group {index} sample {sample}",
+            )
+            for sample, how in enumerate(sampling)
         ]
         try:
-            group.episodes = list(await asyncio.gather(*episodes))
+            finished = list(await asyncio.gather(*episodes))
         finally:
             for episode in episodes:
                 episode.cancel()
+        group.episodes = finished[: self._config.group_size]
+        group.baseline = finished[-1] if self._greedy_baseline else []
         group.finished_s = time.perf_counter()
         return group
 
-    async def _episode(self, task: Task, group_id: str, sample: int) -> list[Trajectory]:
+    def _scores(self, group: Group) -> list[Hashable]:
+        """What each scored episode of a group was worth, as the estimator sees it."""
+        return [
+            (episode[-1].reward, tuple(s.value for t in episode for s in t.step_rewards) if self._step_rewards else ())
+            for episode in group.episodes
+            if episode and episode[-1].status is EpisodeStatus.OK and episode[-1].reward is not None
+        ]
+
+    async def _episode(
+        self, task: Task, group_id: str, sample: int, sampling: SamplingConfig, *, counted: bool
+    ) -> list[Trajectory]:
         async with self._slots:
             trajectories = await self._runner.run(
-                task, group_id=group_id, sample_index=sample, sampling=self._config.sampling, seed=self._seed
+                task, group_id=group_id, sample_index=sample, sampling=sampling, seed=self._seed
             )
-        self._on_episode(trajectories)
+        if counted:
+            self._on_episode(trajectories)
         return trajectories

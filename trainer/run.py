@@ -20,18 +20,22 @@ from agentloop.errors import InfrastructureError, RunError
 from agentloop.lag import LoopLagMonitor
 from agentloop.tensors import tensor_bytes
 from agentloop.types import Trajectory
-from trainer.batch import episode_metrics, failure_causes, train_samples
+from trainer.algorithms.kl import KlCoefficient
+from trainer.batch import episode_metrics, failure_causes
 from trainer.console import Console
 from trainer.evaluation import Evaluation
 from trainer.loggers import Loggers
 from trainer.packing import packed_length
 from trainer.preflight import Prepared
+from trainer.preparation import Preparation, choices
 from trainer.producer import Group, Producer
 from trainer.publish import Publisher, make_publisher
 from trainer.rundir import RunDir
+from trainer.samples import TrainGroup
 from trainer.server_link import ServerLink
 from trainer.server_process import ServerProcess
-from trainer.types import TrainSample
+from trainer.step_sums import CriticSums, StepSums
+from trainer.types import add_sums
 from trainer.weights_folder import WeightsFolder
 from trainer.workers import WorkerGroup
 
@@ -120,6 +124,8 @@ class TrainRun:
         self._done_in_step = 0
         self._samples: list[Trajectory] = []
         self._lag = LoopLagMonitor(recipe.rollout.max_loop_lag_s)
+        algorithm = recipe.trainer.algorithm
+        self._kl = KlCoefficient(algorithm.kl_coef, algorithm.kl_target, algorithm.kl_gain)
 
     async def run(self) -> RunResult:
         """Run to the end, or to Ctrl-C.
@@ -158,7 +164,7 @@ class TrainRun:
                 model_path=self._prepared.model_path,
                 config=recipe.trainer,
                 dtype=recipe.model.dtype,
-                total_steps=self._prepared.total_steps * recipe.trainer.algorithm.minibatches,
+                total_steps=self._optimizer_steps,
                 seed=recipe.seed_for("trainer"),
                 log_dir=self._dir.logs,
                 reference=recipe.trainer.algorithm.kl_coef > 0,
@@ -186,6 +192,7 @@ class TrainRun:
                     with self._console.phase(f"load checkpoint of step {checkpoint.step}"):
                         await workers.load(checkpoint.path / "trainer")
                         self._version = checkpoint.version
+                        self._kl.resume(checkpoint.kl_coef)
                         self._dir.rewind(checkpoint.step)
                 elif self._resume:  # stopped before its first checkpoint: everything is done again
                     self._dir.rewind(-1)
@@ -246,6 +253,11 @@ class TrainRun:
         await self._guard(self._evaluation.before(first, self._version), server)
         if recipe.eval.only:
             return self._result(first, interrupted=False)
+        notices, warnings = choices(recipe)
+        for text in notices:
+            self._console.notice(text)
+        for text in warnings:
+            self._console.warn(text)
         producer = Producer(
             self._prepared.runner,
             self._prepared.train,
@@ -255,6 +267,9 @@ class TrainRun:
             total_steps=total,
             first_step=first,
             on_episode=self._count_episode,
+            replacements=recipe.trainer.algorithm.dynamic_sampling,
+            greedy_baseline=recipe.trainer.algorithm.advantage == "remax",
+            step_rewards=recipe.trainer.algorithm.advantage == "grpo_process",
         )
         step = first
         try:
@@ -303,20 +318,33 @@ class TrainRun:
     ) -> dict[str, Any]:
         """Train on the groups of one step and publish the new version."""
         algorithm = self._recipe.trainer.algorithm
+        preparation = Preparation(self._recipe, workers, self._kl)
         batch = self._recipe.rollout.batch_size
         clock = StepClock()
         self._done_in_step = 0
         groups: list[Group] = []
-        sums = _Sums()
-        per_minibatch = batch // algorithm.minibatches
-        for minibatch in range(algorithm.minibatches):
-            base = (step - 1) * batch + minibatch * per_minibatch
-            totals = await self._minibatch(range(base, base + per_minibatch), producer, workers, clock, groups)
-            sums.add(totals, first=minibatch == 0)
+        sums = StepSums()
+        first, size = (step - 1) * batch, batch // algorithm.minibatches
+        minibatches = [range(base, base + size) for base in range(first, first + batch, size)]
+        arriving = [self._arriving(indices, preparation, producer, clock, groups) for indices in minibatches]
+        if algorithm.needs_whole_batch:
+            waiting = [[chunk async for chunk in chunks] for chunks in arriving]
+            preparation.finish([group for chunks in waiting for chunk in chunks for group in chunk])
+            arriving = [_each(chunks) for chunks in waiting]
+        critic = CriticSums() if algorithm.advantage == "gae" else None
+        for number, chunks in enumerate(arriving):
+            policy = step > self._recipe.trainer.critic_warmup
+            totals = await self._minibatch(chunks, workers, clock, preparation, policy=policy, critic=critic)
+            sums.add(totals, first=number == 0)
             if totals.get("normalizer", 0.0) > 0:
                 self._optimizer_ran = True
                 with clock.measure("train_s"):
                     sums.optimizer(await workers.step(totals["normalizer"]))
+            if critic is not None and critic.pending:
+                self._optimizer_ran = True
+                with clock.measure("train_s"):
+                    critic.stepped(await workers.step_critic(critic.pending))
+        sums.add(preparation.sums, first=False)
         self._check_failures(groups)
         with clock.measure("publish_s"):
             version = self._version + 1
@@ -326,40 +354,68 @@ class TrainRun:
         self._optimizer_ran = False
         producer.admit(version)
         await self._trace(step, groups)
-        return self._metrics(step, groups, trained_version, sums, clock)
+        metrics = self._metrics(step, groups, trained_version, sums, clock) | preparation.metrics
+        metrics |= critic.metrics if critic is not None else {}
+        self._kl.update(metrics["train/kl_ref"])
+        return metrics
 
-    async def _minibatch(
-        self,
-        indices: range,
-        producer: Producer,
-        workers: WorkerGroup,
-        clock: StepClock,
-        groups: list[Group],
-    ) -> dict[str, float]:
-        """Accumulate the gradient of one minibatch, chunk by chunk, while its later groups still run.
+    async def _arriving(
+        self, indices: range, preparation: Preparation, producer: Producer, clock: StepClock, groups: list[Group]
+    ) -> AsyncIterator[list[TrainGroup]]:
+        """The groups of one minibatch in chunks that are worth a call, prepared, while its later groups still run.
 
         Where a chunk ends depends on the groups' tokens alone, never on timing: floating-point sums, and so a resumed
         run, come out the same to the bit.
         """
-        algorithm = self._recipe.trainer.algorithm
         budget = self._recipe.trainer.tokens_per_micro_batch * self._recipe.trainer.ranks
-        totals: dict[str, float] = {}
-        chunk: list[TrainSample] = []
-        chunk_tokens = 0
+        chunk: list[TrainGroup] = []
+        tokens = 0
         for index in indices:
             with clock.measure("train_wait_s"):
                 group = await producer.take(index)
             clock.saw(group)
             groups.append(group)
-            samples = train_samples(group, algorithm.advantage)
-            chunk += samples
-            chunk_tokens += packed_length(samples)
-            if chunk and (chunk_tokens >= budget or index == indices[-1]):
+            chunk.append(preparation.collect(group))
+            tokens += packed_length(chunk[-1].samples)
+            if tokens >= budget or index == indices[-1]:
                 with clock.measure("train_s"):
-                    part = await workers.accumulate(chunk, temperature=self._recipe.rollout.sampling.temperature)
-                for key, value in part.items():
-                    totals[key] = totals.get(key, 0.0) + value
-                chunk, chunk_tokens = [], 0
+                    await preparation.prepare(chunk)
+                yield chunk
+                chunk, tokens = [], 0
+
+    @property
+    def _optimizer_steps(self) -> int:
+        """The policy's in the whole run: what its learning rate's schedule is stretched over."""
+        trainer = self._recipe.trainer
+        return max(1, self._prepared.total_steps - trainer.critic_warmup) * trainer.algorithm.minibatches
+
+    async def _minibatch(
+        self,
+        chunks: AsyncIterator[list[TrainGroup]],
+        workers: WorkerGroup,
+        clock: StepClock,
+        preparation: Preparation,
+        *,
+        policy: bool,
+        critic: CriticSums | None,
+    ) -> dict[str, float]:
+        """Accumulate the gradients of one minibatch, chunk by chunk.
+
+        Args:
+            policy: whether the policy is trained; while the critic warms up it is not.
+        """
+        totals: dict[str, float] = {}
+        temperature = self._recipe.rollout.sampling.temperature
+        async for chunk in chunks:
+            samples = [sample for group in chunk for sample in group.samples]
+            if not samples:
+                continue
+            with clock.measure("train_s"):
+                if policy:
+                    part = await workers.accumulate(samples, temperature=temperature, loss=preparation.loss)
+                    add_sums(totals, part)
+                if critic is not None:
+                    critic.add(await workers.accumulate_values(preparation.value_samples(chunk)))
         return totals
 
     # -- metrics, checkpoints, traces ---------------------------------------------------------------------------------
@@ -375,7 +431,8 @@ class TrainRun:
         return step == self._prepared.total_steps or (every is not None and step % every == 0)
 
     async def _save(self, workers: WorkerGroup, step: int) -> None:
-        await workers.save(self._dir.checkpoint_of(step), state={"step": step, "version": self._version})
+        state = {"step": step, "version": self._version, "kl_coef": self._kl.value}
+        await workers.save(self._dir.checkpoint_of(step), state=state)
 
     async def _trace(self, step: int, groups: list[Group]) -> None:
         trace = self._recipe.trace
@@ -410,7 +467,7 @@ class TrainRun:
         return await task
 
     def _check_failures(self, groups: list[Group]) -> None:
-        last = [episode[-1] for group in groups for episode in group.episodes if episode]
+        last = [episode[-1] for group in groups for episode in (*group.episodes, group.baseline) if episode]
         failed = [t for t in last if t.status.value != "ok"]
         if len(failed) > self._recipe.run.max_failed_fraction * len(last):
             raise RunError(
@@ -428,7 +485,7 @@ class TrainRun:
         )
 
     def _metrics(
-        self, step: int, groups: list[Group], trained_version: int, sums: _Sums, clock: StepClock
+        self, step: int, groups: list[Group], trained_version: int, sums: StepSums, clock: StepClock
     ) -> dict[str, Any]:
         now = time.perf_counter()
         episodes = episode_metrics(groups, trained_version)
@@ -447,11 +504,18 @@ class TrainRun:
             "step/time_s": now - clock.begin,
             **sums.metrics(clock.train_s),
         }
+        if self._recipe.trainer.algorithm.dynamic_sampling:
+            metrics["dynamic_sampling/replaced"] = sum(group.replaced for group in groups)
+            metrics["dynamic_sampling/given_up"] = sum(group.given_up for group in groups)
         mismatch = metrics.get("mismatch/logprob_abs_mean")
-        if mismatch is not None and mismatch > self._recipe.trainer.mismatch_warn:
+        correction = self._recipe.trainer.algorithm.correction
+        if mismatch is not None and mismatch > self._recipe.trainer.mismatch_warn and not correction.chosen:
             self._console.warn(
-                f"engine and trainer disagree: mean |logprob difference| {mismatch:.3g}; the clipped ratio no longer "
-                "means what it should. Check dtype, temperature and that the published weights arrived."
+                f"engine and trainer disagree: mean |logprob difference| {mismatch:.3g} is above trainer.mismatch_warn "
+                f"{self._recipe.trainer.mismatch_warn:g}, and no correction is chosen: the loss takes the engine's "
+                "probabilities for the trainer's. Check dtype, temperature and that the published weights arrived; "
+                "where the difference is meant (low precision, max_staleness), set trainer.algorithm.correction: "
+                "decoupled, importance, importance_cap, mask, veto (docs/algorithms.md)"
             )
         return metrics
 
@@ -468,49 +532,10 @@ class TrainRun:
         )
 
 
-class _Sums:
-    """Sums over a step's minibatches, and the means a step reports.
-
-    The mismatch of engine and trainer is taken from the first minibatch alone: only there are the trainer's weights the
-    ones that sampled. In later minibatches the difference is what the optimizer did, and shows in `train/clip_frac`.
-    """
-
-    def __init__(self) -> None:
-        self._all: dict[str, float] = {}
-        self._first: dict[str, float] = {}
-        self._optimizer: list[dict[str, float]] = []
-
-    def add(self, totals: dict[str, float], *, first: bool) -> None:
-        if first:
-            self._first = totals
-        for key, value in totals.items():
-            self._all[key] = self._all.get(key, 0.0) + value
-
-    def optimizer(self, metrics: dict[str, float]) -> None:
-        self._optimizer.append(metrics)
-
-    def metrics(self, train_s: float) -> dict[str, Any]:
-        tokens = self._all.get("tokens", 0.0)
-        first_tokens = self._first.get("tokens", 0.0)
-
-        def mean(key: str) -> float | None:
-            return self._all[key] / tokens if tokens else None
-
-        def first_mean(key: str) -> float | None:
-            return self._first[key] / first_tokens if first_tokens else None
-
-        return {
-            "train/tokens": int(self._all.get("packed_tokens", 0)),
-            "train/tokens_per_s": self._all.get("packed_tokens", 0.0) / max(train_s, 1e-9),
-            "train/loss": self._all["loss_sum"] / self._all["normalizer"] if tokens else None,
-            "train/entropy": mean("entropy_sum"),
-            "train/clip_frac": mean("clip_sum"),
-            "train/kl_ref": mean("kl_ref_sum"),
-            "mismatch/logprob_abs_mean": first_mean("logprob_abs_sum"),
-            "mismatch/k3": first_mean("k3_sum"),
-            "train/grad_norm": max((m["grad_norm"] for m in self._optimizer), default=None),
-            "train/lr": self._optimizer[-1]["lr"] if self._optimizer else None,
-        }
+async def _each(chunks: list[list[TrainGroup]]) -> AsyncIterator[list[TrainGroup]]:
+    """What has been waited for, as if it came now."""
+    for chunk in chunks:
+        yield chunk
 
 
 async def _both(

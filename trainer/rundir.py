@@ -34,6 +34,7 @@ class CheckpointState:
     step: int
     version: int
     path: Path
+    kl_coef: float | None = None
 
 
 class RunDir:
@@ -104,7 +105,7 @@ class RunDir:
         found = []
         for state_file in self.checkpoints.glob("step_*/state.json"):
             state = json.loads(state_file.read_text())
-            found.append(CheckpointState(state["step"], state["version"], state_file.parent))
+            found.append(CheckpointState(state["step"], state["version"], state_file.parent, state.get("kl_coef")))
         return sorted(found, key=lambda state: state.step)
 
     def prune(self, *, keep_checkpoints: int, current_version: int) -> None:

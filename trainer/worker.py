@@ -23,7 +23,7 @@ import numpy as np
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import AgentloopError
 from trainer.channel import BlockingChannel, Message, arrays_to_samples
-from trainer.types import LossSpec
+from trainer.types import LearnerSettings, LossSpec
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 PR_SET_PDEATHSIG = 1
@@ -66,7 +66,7 @@ def _start(start: dict[str, Any]) -> Any:
     import torch
     import torch.distributed as dist
 
-    from trainer.learner import Learner, LearnerSettings
+    from trainer.learner import Learner
 
     config = TrainerConfig.model_validate(start["config"])
     torch.set_num_threads(config.threads)
@@ -94,7 +94,13 @@ def _answer(learner: Any, message: Message) -> tuple[dict[str, Any], list[np.nda
         case "step":
             return learner.step(body["normalizer"]), []
         case "logprobs":
-            return {}, list(learner.logprobs(arrays_to_samples(arrays), body["temperature"]))
+            return {}, list(learner.logprobs(arrays_to_samples(arrays), body["temperature"], of=body["of"]))
+        case "values":
+            return {}, list(learner.values(arrays_to_samples(arrays)))
+        case "accumulate_values":
+            return learner.accumulate_values(arrays_to_samples(arrays)), []
+        case "step_critic":
+            return learner.critic.step(body["normalizer"]), []
         case "reset_optimizer":
             learner.reset_optimizer(OptimConfig.model_validate(body["optim"]), body["total_steps"])
         case "publish":

@@ -24,6 +24,7 @@ import numpy as np
 import agentloop.errors
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import AgentloopError, WorkerError
+from trainer.algorithms.aggregation import normalizer
 from trainer.channel import (
     HEADER_LENGTH_BYTES,
     array_bytes,
@@ -34,7 +35,7 @@ from trainer.channel import (
 )
 from trainer.child_env import child_environment
 from trainer.packing import split_over_ranks
-from trainer.types import LossSpec, TrainSample, normalizer
+from trainer.types import LossSpec, TrainSample, add_sums
 
 CLOSE_TIMEOUT_S = 10.0
 LOG_LINES = 20
@@ -189,10 +190,12 @@ class WorkerGroup:
 
         Returns:
             sums over the trained tokens: `loss_sum` (weighted as the aggregation says), `entropy_sum`, `clip_sum`,
-            `kl_ref_sum`, `logprob_abs_sum` (|trainer - engine| logprob) and `k3_sum` (KL of engine against trainer);
-            counts: `tokens` (trained), `sequences`, `packed_tokens` (computed, shared prompts once),
-            `micro_batches`, `normalizer` (to be summed over the calls of a step and given to it); `time_s` of the
-            slowest rank. The mismatch sums compare like with like only before the first `step` of a version.
+            `kl_ref_sum`, `logprob_abs_sum` (|trainer - engine| logprob), `k3_sum` (KL of engine against trainer),
+            `weight_sum`, `weight_square_sum` and `weight_max` (trainer / engine probability) and `masked_sum` (tokens
+            left out by the correction); counts: `tokens` (trained), `sequences`, `packed_tokens` (computed, shared
+            prompts once), `micro_batches`, `normalizer` (to be summed over the calls of a step and given to it);
+            `time_s` of the slowest rank. Put calls together with `types.add_sums`. Without `proximal_logprobs` the
+            mismatch sums compare like with like only before the first `step` of a version.
 
         Raises:
             ValueError: a sample's columns do not fit together, or the temperature is 0.
@@ -203,11 +206,12 @@ class WorkerGroup:
         if not trained:
             return {"tokens": 0.0, "sequences": 0.0, "normalizer": 0.0}
         answers = await self._share(trained, {"op": "accumulate", "temperature": temperature, "loss": spec.to_json()})
-        sums = [body for body, _ in answers[1]]
-        total = {key: sum(body[key] for body in sums) for key in sums[0]}
+        total: dict[str, float] = {}
+        for body, _ in answers[1]:
+            add_sums(total, body)
         return total | {
-            "time_s": max(body["time_s"] for body in sums),
-            "normalizer": normalizer(trained, spec.aggregation),
+            "time_s": max(body["time_s"] for body, _ in answers[1]),
+            "normalizer": normalizer(trained, spec.aggregation, spec.aggregation_constant),
         }
 
     async def step(self, normalizer: float) -> dict[str, float]:
@@ -224,15 +228,60 @@ class WorkerGroup:
         body = {"op": "reset_optimizer", "optim": json.loads(optim.model_dump_json()), "total_steps": total_steps}
         await self._all(body)
 
-    async def logprobs(self, samples: Sequence[TrainSample], *, temperature: float) -> list[np.ndarray]:
-        """The policy's own logprobs of the trained tokens: for each sample (L) float32, 0 where the mask is 0."""
+    async def logprobs(
+        self, samples: Sequence[TrainSample], *, temperature: float, of: Literal["policy", "reference"] = "policy"
+    ) -> list[np.ndarray]:
+        """The logprobs of the trained tokens by the policy itself, or by the frozen one that the run started from.
+
+        Returns:
+            for each sample (L) float32, 0 where the mask is 0.
+
+        Raises:
+            WorkerError: there is no reference (`reference=True` at the start).
+        """
         _check(samples, temperature)
+        return await self._columns(samples, {"op": "logprobs", "temperature": temperature, "of": of})
+
+    async def values(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
+        """The critic's value of the state in which each trained token was sampled: as `logprobs`.
+
+        Raises:
+            WorkerError: there is no critic.
+        """
+        return await self._columns(samples, {"op": "values"})
+
+    async def accumulate_values(self, samples: Sequence[TrainSample]) -> dict[str, float]:
+        """Add the gradient of the critic's loss, over trained tokens, to what has been accumulated for it.
+
+        Args:
+            samples: `old_logprobs` hold the values before this step, `advantages` the returns to be learnt.
+
+        Returns:
+            sums over the trained tokens: `value_loss_sum`, `value_clip_sum`, `value_sum`; `tokens` and `normalizer`, to
+            be summed over the calls of a step; `time_s` of the slowest rank.
+        """
+        total: dict[str, float] = {}
+        _, answers = await self._share(samples, {"op": "accumulate_values"})
+        for body, _ in answers:
+            add_sums(total, body)
+        return total | {
+            "time_s": max(body["time_s"] for body, _ in answers),
+            "tokens": float(sum(sample.trained_tokens for sample in samples)),
+            "normalizer": normalizer(samples, "token_mean"),
+        }
+
+    async def step_critic(self, normalizer: float) -> dict[str, float]:
+        """`step` for the critic."""
+        return await self._first({"op": "step_critic", "normalizer": normalizer})
+
+    async def _columns(self, samples: Sequence[TrainSample], body: dict[str, Any]) -> list[np.ndarray]:
+        """A number for each trained token, put back where its token is."""
         result = [np.zeros(len(sample), dtype=np.float32) for sample in samples]
-        shares, answers = await self._share(samples, {"op": "logprobs", "temperature": temperature})
-        for share, (_, (sample_index, token_index, logprobs)) in zip(shares, answers, strict=True):
+        shares, answers = await self._share(samples, body)
+        for share, (_, (sample_index, token_index, numbers)) in zip(shares, answers, strict=True):
             for local in np.unique(sample_index):
                 rows = sample_index == local
-                result[share[local]][token_index[rows]] = logprobs[rows]
+                result[share[local]][token_index[rows]] = numbers[rows]
         return result
 
     async def publish(self, folder: Path) -> str:

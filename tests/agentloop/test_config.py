@@ -124,6 +124,48 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, says: str) -
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "says"),
+    [
+        ("aggregation: constant", "aggregation_constant"),
+        ("aggregation_constant: 8", "aggregation=constant"),
+        ("kl_in: reward", "needs a kl_coef above 0"),
+        ("kl_target: 0.1", "needs a kl_coef above 0"),
+        ("kl_coef: 0.1, kl_in: reward, advantage: grpo_process", "use kl_in=loss"),
+        ("gamma: 0.9", "not by advantage=grpo"),
+        ("lam: 0.9, advantage: reinforce_pp", "lam is read by gae"),
+        ("loss: gspo, clip_ratio_c: 3", "read by ppo_clip"),
+        ("correction: {importance: token}", "needs decoupled=true"),
+        ("correction: {mask: token, mask_low: 6}", "not below mask_high 5"),
+        ("shaping: {turn_bonus: 0.1}", "wrong_reward=-1"),
+        ("shaping: {wrong_reward: -0.1, turn_bonus: 0.1}", "below wrong_reward"),
+        ("shaping: {overlong_buffer: 256}", "not below agents.tool_agent.max_response_tokens 256"),
+        ("advantage: reinforce_pp, dynamic_sampling: 1", "dynamic_sampling needs rollout.group_size >= 2"),
+        ("advantage: gae", "set trainer.critic"),
+        ("advantage: reinforce_pp_baseline", "reinforce_pp_baseline needs rollout.group_size >= 2"),
+    ],
+)
+def test_algorithm_keys_that_do_not_go_together_are_refused(tmp_path: Path, algorithm: str, says: str) -> None:
+    size = 1 if "group_size" in says else 8
+    text = f"agents: {{tool_agent: {{}}}}\nrollout: {{group_size: {size}}}\ntrainer: {{algorithm: {{{algorithm}}}}}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(Recipe, write(tmp_path, MINIMAL + text))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "says"),
+    [
+        ("critic: {}", "not by advantage=grpo"),
+        ("algorithm: {advantage: gae}, critic: {critic_warmup: 1}", "leaves no step of run.steps 1"),
+    ],
+)
+def test_a_critic_that_makes_no_sense_is_refused(tmp_path: Path, trainer: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Recipe, write(tmp_path, MINIMAL + f"trainer: {{{trainer}}}\n"))
+    assert says in str(caught.value)
+
+
 @pytest.mark.parametrize("override", ["novalue", "=3", "a.b.c"])
 def test_an_override_that_is_no_assignment_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="key=value"):

@@ -55,8 +55,8 @@ async def test_a_mask_shifted_by_one_token_shows_as_mismatch(
 
     from agentloop.config import TrainerConfig
     from agentloop.types import Task
-    from trainer.batch import train_samples
     from trainer.producer import Group
+    from trainer.samples import train_samples
     from trainer.workers import WorkerGroup
 
     samples = [

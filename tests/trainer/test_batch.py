@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from agentloop.types import EpisodeStatus, StepReward, StopReason, Task, Trajectory, Turn
-from trainer.batch import episode_metrics, failure_causes, train_samples
+from trainer.algorithms.aggregation import normalizer
+from trainer.batch import episode_metrics, failure_causes
 from trainer.packing import pack, plan_units
 from trainer.producer import Group
-from trainer.types import TrainSample, normalizer
+from trainer.samples import train_samples
+from trainer.types import TrainSample
 
 TASK = Task("0", "a", [])
 

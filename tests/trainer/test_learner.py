@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from agentloop.config import TrainerConfig
 from agentloop.errors import ModelError, RunDirError, WorkerError
+from trainer.algorithms.aggregation import normalizer
 from trainer.learner import Learner, LearnerSettings
-from trainer.types import LossSpec, TrainSample, normalizer
+from trainer.types import LossSpec, TrainSample
 
 from .conftest import make_samples
 
@@ -56,17 +57,31 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"])
-def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, aggregation: Any) -> None:
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"aggregation": "token_mean"},
+        {"aggregation": "seq_mean_token_sum"},
+        {"aggregation": "seq_mean_token_mean", "kind": "gspo"},
+        {"kind": "cispo", "decoupled": True, "importance": "sequence", "importance_cap": 2.0},
+        {"decoupled": True, "importance": "token", "mask": "geometric", "mask_low": 0.8, "mask_high": 1.2, "veto": 0.3},
+    ],
+)
+def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, choice: dict[str, Any]) -> None:
     samples = make_samples(groups=4, size=6)
-    spec = LossSpec(aggregation=aggregation, entropy_coef=0.01)
+    rng = np.random.default_rng(0)
+    for sample in samples:
+        noise = rng.normal(0, 0.2, len(sample)).astype(np.float32)
+        sample.proximal_logprobs = np.where(sample.loss_mask, sample.old_logprobs + noise, np.float32(0))
+    spec = LossSpec(**choice, entropy_coef=0.01)
     whole, sums = accumulated(tiny_model, samples, spec=spec)
     cut, cut_sums = accumulated(tiny_model, samples, budget=100, spec=spec)
     assert sums["micro_batches"] == 1
     assert cut_sums["micro_batches"] >= 4
     assert relative(cut, whole) < 1e-6
-    for key in ("loss_sum", "entropy_sum", "logprob_abs_sum", "k3_sum", "tokens", "sequences"):
+    for key in ("loss_sum", "entropy_sum", "logprob_abs_sum", "k3_sum", "masked_sum", "weight_square_sum", "tokens"):
         assert cut_sums[key] == pytest.approx(sums[key], rel=1e-6), key
+    assert 0 < sums["masked_sum"] < sums["tokens"] or spec.mask == "none"
 
 
 def test_the_gradient_does_not_depend_on_streaming(tiny_model: Path) -> None:
@@ -114,6 +129,36 @@ def test_weights_of_samples_scale_their_loss(tiny_model: Path) -> None:
         sample.weight = 2.0
     weighted, _ = accumulated(tiny_model, samples, spec=LossSpec())
     assert relative(weighted, double) < 1e-6
+
+
+def test_the_proximal_policy_is_that_of_the_sample_and_not_the_present_one(tiny_model: Path) -> None:
+    """Logprobs recomputed before the first step keep the ratio of later minibatches against the start of the batch."""
+    of = learner(tiny_model)
+    samples = make_samples(groups=2)
+    index, token, numbers = of.logprobs(samples, 1.0)
+    for i, sample in enumerate(samples):
+        sample.proximal_logprobs = np.zeros(len(sample), dtype=np.float32)
+        sample.proximal_logprobs[token[index == i]] = numbers[index == i]
+    spec = LossSpec(decoupled=True, importance="token")
+    first = of.accumulate(samples, 1.0, spec)
+    of.step(10.0)
+    second = of.accumulate(samples, 1.0, spec)
+    assert first["clip_sum"] == 0.0, "at the start of the step the ratio is 1"
+    assert second["clip_sum"] > 0.0
+    for key in ("logprob_abs_sum", "k3_sum", "weight_sum", "weight_max"):
+        assert second[key] == pytest.approx(first[key], rel=1e-6), "the mismatch is of the engine, not of the optimizer"
+
+
+def test_the_reference_keeps_the_logprobs_of_the_start(tiny_model: Path) -> None:
+    of = learner(tiny_model, reference=True)
+    samples = make_samples()
+    before = of.logprobs(samples, 1.0)[2]
+    of.accumulate(samples, 1.0, SPEC)
+    of.step(10.0)
+    assert np.array_equal(of.logprobs(samples, 1.0, of="reference")[2], before)
+    assert not np.array_equal(of.logprobs(samples, 1.0)[2], before)
+    with pytest.raises(WorkerError, match="no reference"):
+        learner(tiny_model).logprobs(samples, 1.0, of="reference")
 
 
 def test_the_first_kl_to_the_reference_is_zero_and_grows(tiny_model: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from trainer.algorithms.aggregation import normalizer
 from trainer.packing import empty_batch, micro_batches, pack, packed_length, plan_units, split_over_ranks
-from trainer.types import TrainSample, normalizer
+from trainer.types import TrainSample
 
 from .conftest import make_samples
 

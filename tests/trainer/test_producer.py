@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentloop.config import RolloutConfig, SamplingConfig
-from agentloop.types import Task, Trajectory
+from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.producer import Producer
 
 TASKS = [Task(task_id=str(i), agent_name="a", prompt=[]) for i in range(5)]
@@ -80,6 +80,90 @@ async def test_a_group_holds_the_row_that_its_index_names() -> None:
     groups = [await producer.take(index) for index in (2, 0, 1)]
     assert [group.task.task_id for group in groups] == ["2", "0", "1"]
     assert all(len(group.trajectories) == 2 for group in groups)
+
+
+class ScoringRunner:
+    """Rewards follow from the row alone: rows in `solved` give 1 to every episode, others 0 and 1 in turn."""
+
+    def __init__(self, solved: set[str], failing: set[str] | None = None) -> None:
+        self.solved = solved
+        self.failing = failing or set()
+        self.asked: list[tuple[str, str, int, float]] = []
+
+    async def run(
+        self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
+    ) -> list[Trajectory]:
+        self.asked.append((group_id, task.task_id, sample_index, sampling.temperature))
+        await asyncio.sleep(0)
+        reward = 1.0 if task.task_id in self.solved else float(sample_index % 2)
+        failed = task.task_id in self.failing
+        status = EpisodeStatus.FAILED if failed else EpisodeStatus.OK
+        return [
+            Trajectory([1, 2], [0, 1], [None, -1.0], [None, 0], 1, task_id=task.task_id, reward=reward, status=status)
+        ]
+
+
+MANY = [Task(task_id=str(i), agent_name="a", prompt=[]) for i in range(7)]
+
+
+class Rows:
+    def __getitem__(self, index: int) -> int:
+        return index % 7
+
+
+def scoring(runner: ScoringRunner, **options: Any) -> Producer:
+    config = RolloutConfig(group_size=2, batch_size=3, max_concurrent=3)
+    return Producer(runner, MANY, Rows(), config, seed=0, total_steps=1, **options)
+
+
+async def test_a_group_without_variance_is_replaced_in_its_own_slot() -> None:
+    results = []
+    for _ in range(2):
+        runner = ScoringRunner({"0", "2", "3"})
+        producer = scoring(runner, replacements=2)
+        producer.admit(0)
+        results.append([await producer.take(index) for index in range(3)])
+    for groups in results:
+        # 1,000,003 is 4 modulo 7: the slots try rows 0 4, 1, and 2 6.
+        assert [group.task.task_id for group in groups] == ["4", "1", "6"]
+        assert [group.replaced for group in groups] == [1, 0, 1]
+        assert not any(group.given_up for group in groups)
+        assert [group.index for group in groups] == [0, 1, 2]
+    assert {(name, row) for name, row, _, _ in runner.asked} >= {("g0", "0"), ("g0.1", "4"), ("g2.1", "6")}
+
+
+async def test_replacing_is_bounded_and_a_failed_group_is_not_replaced() -> None:
+    producer = scoring(ScoringRunner({"0", "4", "2", "6", "3"}, failing={"1"}), replacements=2)
+    producer.admit(0)
+    groups = [await producer.take(index) for index in range(3)]
+    assert [(group.task.task_id, group.replaced, group.given_up) for group in groups] == [
+        ("1", 2, False), ("1", 0, False), ("3", 2, True),
+    ]  # fmt: skip
+    # Slot 0 tries rows 0, 4 and 1, which fails: failures stay visible.
+
+
+async def test_replacing_is_off_unless_asked_for() -> None:
+    producer = scoring(ScoringRunner({"0", "1", "2"}))
+    producer.admit(0)
+    groups = [await producer.take(index) for index in range(3)]
+    assert [(group.task.task_id, group.replaced, group.given_up) for group in groups] == [
+        (row, 0, False) for row in "012"
+    ]
+
+
+async def test_the_greedy_episode_of_a_group_is_kept_apart() -> None:
+    runner = ScoringRunner(set())
+    ended: list[list[Trajectory]] = []
+    producer = scoring(runner, greedy_baseline=True, on_episode=ended.append)
+    producer.admit(0)
+    group = await producer.take(0)
+    assert len(group.episodes) == 2 and len(group.baseline) == 1
+    assert [(i, temperature) for name, _, i, temperature in runner.asked if name == "g0"] == [
+        (0, 1.0), (1, 1.0), (2, 0.0),
+    ]  # fmt: skip
+    await producer.close()
+    assert not any(episode is group.baseline for episode in ended), "no episode of the step's count"
+    assert not any(t is group.baseline[0] for t in group.trajectories)
 
 
 async def test_close_ends_running_episodes() -> None:

@@ -161,15 +161,18 @@ def test_ranks_die_with_their_parent(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_the_main_process_needs_no_torch() -> None:
-    program = "import sys, trainer.workers, trainer.sft, trainer.advantage; sys.exit('torch' in sys.modules)"
+    program = "import sys, trainer.workers, trainer.sft, trainer.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_samples_survive_the_channel() -> None:
     samples = make_samples()
     samples[0].weight = 0.25
+    assert arrays_to_samples(samples_to_arrays(samples))[0].proximal_logprobs is None
+    for sample in samples:
+        sample.proximal_logprobs = sample.old_logprobs * np.float32(0.9)
     for before, after in zip(samples, arrays_to_samples(samples_to_arrays(samples)), strict=True):
-        for name in ("token_ids", "loss_mask", "old_logprobs", "advantages"):
+        for name in ("token_ids", "loss_mask", "old_logprobs", "advantages", "proximal_logprobs"):
             assert np.array_equal(getattr(before, name), getattr(after, name))
         assert (before.prompt_length, before.group_key, before.weight) == (
             after.prompt_length, after.group_key, after.weight,

@@ -1,0 +1,16 @@
+"""How many samples the weighted ones are worth. No torch: the run's main process reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def effective_sample_size(sums: Mapping[str, float]) -> float | None:
+    """`(sum w)^2 / (n sum w^2)` of the tokens' weights `w = exp(d)`: 1 when the two policies agree, towards 0 when few
+    tokens carry all the weight. Source: Kong (1992).
+
+    Args:
+        sums: `weight_sum`, `weight_square_sum` and `tokens`.
+    """
+    squares = sums.get("weight_square_sum", 0.0) * sums.get("tokens", 0.0)
+    return sums["weight_sum"] ** 2 / squares if squares else None
