@@ -19,6 +19,7 @@ import numpy as np
 from agentloop.config import SftRecipe, TrainerConfig
 from agentloop.report.text import seconds
 from trainer.model_files import check_target, copy_tokenizer, rename_folder
+from trainer.preflight import resolve_model
 from trainer.rundir import RunDir
 from trainer.sft_data import SftTokenizer
 from trainer.sft_stage import Stage, TokenizedRows, tokenize_rows
@@ -48,6 +49,9 @@ class SftRun:
         resume: go on from the newest checkpoint: to the bit, with one rank.
         on_log: called with `{"event": ...}` for phases and with every line of metrics.
         on_progress: called with the step, all steps, and a few words.
+
+    Attributes:
+        done: the step that a resumed run goes on from.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class SftRun:
         self._on_progress = on_progress or (lambda done, total, words: None)
         checkpoints = run_dir.list_checkpoints() if resume else []
         self._checkpoint = checkpoints[-1].path if checkpoints else None
-        self._done = checkpoints[-1].step if checkpoints else 0
+        self.done = checkpoints[-1].step if checkpoints else 0
         self._state = json.loads((self._checkpoint / "state.json").read_text()) if self._checkpoint else {}
         self._window = _Window(self._state.get("window"))
         self._digests: dict[str, str] = dict(self._state.get("data", {}))
@@ -68,6 +72,7 @@ class SftRun:
         self._closed = False
         self._eval: list[TrainSample] = []
         self._total = 0
+        self._model_path = recipe.model.path
 
     async def run(self) -> Path | None:
         """Run all stages and write the finished model with its tokenizer.
@@ -84,8 +89,10 @@ class SftRun:
         out = recipe.out or self._dir.root / "model"
         if recipe.out is not None:
             check_target(out, replace=True, source=recipe.model.path, key="out")
-        self._dir.rewind(self._done)
-        tokenizer = SftTokenizer.load(recipe.model, recipe.max_tokens, overlong=recipe.overlong)
+        self._model_path = resolve_model(recipe.model.path)
+        self._dir.rewind(self.done)
+        local = recipe.model.model_copy(update={"path": self._model_path})
+        tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
         # One thread tokenizes: the later stages while the first trains.
         pool = ThreadPoolExecutor(1)
         with self._signals():
@@ -132,7 +139,7 @@ class SftRun:
         )
         self._on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
         return await WorkerGroup.start(
-            model_path=recipe.model.path,
+            model_path=self._model_path,
             config=config,
             dtype=recipe.model.dtype,
             total_steps=1,  # every stage sets its own
@@ -197,7 +204,7 @@ class SftRun:
         if len(named) == len(steps):
             # What is done need not be read again.
             firsts = [sum(named[:number]) for number in range(len(named))]
-            todo = [number for number, count in enumerate(named) if self._done < firsts[number] + count]
+            todo = [number for number, count in enumerate(named) if self.done < firsts[number] + count]
             loads = {number: pool.submit(self._load, number, tokenizer) for number in todo}
             self._total = sum(named)
         else:
@@ -206,12 +213,12 @@ class SftRun:
             for number in loads:
                 stage = await self._stage(number, first, loads[number])
                 firsts.append(first)
-                todo += [number] if self._done < stage.end else []
+                todo += [number] if self.done < stage.end else []
                 first = stage.end
             self._total = first
         if self._checkpoint is not None and not todo:
             await workers.load(self._checkpoint / "trainer", optimizer=False)
-        if not self._done:
+        if not self.done:
             await self._log_eval(workers, 0)
         for number in todo:
             stage = await self._stage(number, firsts[number], loads.pop(number))
@@ -219,8 +226,8 @@ class SftRun:
             await workers.reset_optimizer(stage.config.optim, stage.steps)
             if self._checkpoint is not None and number == todo[0]:
                 # Between two stages only the weights go on: the next one has an optimizer of its own.
-                await workers.load(self._checkpoint / "trainer", optimizer=self._done > stage.first)
-                self._on_log({"event": f"resume after step {self._done}"})
+                await workers.load(self._checkpoint / "trainer", optimizer=self.done > stage.first)
+                self._on_log({"event": f"resume after step {self.done}"})
             if not await self._run_stage(stage, workers):
                 return False
         return True
@@ -230,7 +237,7 @@ class SftRun:
         recipe, total = self._recipe, self._total
         aggregation = "seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
         spec = LossSpec(kind="sft", aggregation=aggregation)
-        for step in range(max(self._done, stage.first) + 1, stage.end + 1):
+        for step in range(max(self.done, stage.first) + 1, stage.end + 1):
             begin = time.perf_counter()
             sums = await workers.accumulate(stage.batch(step), temperature=1.0, loss=spec)
             optimizer = await workers.step(sums["normalizer"])
@@ -272,7 +279,7 @@ class SftRun:
         whole = out.with_name(f".{out.name}.whole")
         await workers.publish(whole)
         try:
-            copy_tokenizer(self._recipe.model.path, whole, self._recipe.model.chat_template)
+            copy_tokenizer(self._model_path, whole, self._recipe.model.chat_template)
             rename_folder(whole, out)
         except BaseException:
             shutil.rmtree(whole, ignore_errors=True)

@@ -162,14 +162,31 @@ def test_bad_rows_are_refused_with_their_place(chat_model: Path, row: dict[str, 
     assert message in str(caught.value)
 
 
+def test_a_tokenizer_without_a_chat_template_serves_plain_text_alone(chat_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(chat_model, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    tokenizer = tokenizer_of(tmp_path / "model")
+    assert tokenizer.row({"text": "abc"}, "here") is not None
+    with pytest.raises(DataError, match=r"here has messages: the tokenizer has no chat template(.|\n)*chat_template"):
+        tokenizer.row({"messages": CHAT}, "here")
+
+
+def test_ids_that_the_model_does_not_have_are_refused(chat_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(chat_model, tmp_path / "model")
+    config = json.loads((chat_model / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": 257}))
+    with pytest.raises(DataError, match=r"here: the tokenizer writes '<\|im_end\|>' as id 257, and the model has 257"):
+        row_of(tmp_path / "model", CHAT)
+
+
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "rows.csv").write_text("a")
     for name, message in (
-        ("bad.jsonl", r"bad\.jsonl:2 is not JSON"),
-        ("none.jsonl", "does not exist"),
-        ("empty.jsonl", "is empty"),
+        ("bad.jsonl", r"bad\.jsonl, row 2 is not valid JSON"),
+        ("none.jsonl", r"stages\[0\]\.data: .* does not exist"),
+        ("empty.jsonl", "holds no rows"),
         ("rows.csv", r"neither \.jsonl nor \.parquet"),
     ):
         with pytest.raises(DataError, match=message):
@@ -241,6 +258,7 @@ def test_rows_may_be_written_in_all_the_ways_that_data_sets_have(quickstart_mode
     (tmp_path / "rows.py").write_text(f"def rows():\n    return {rows!r}\n")
     from_parquet = list(read_rows(str(tmp_path / "rows.parquet"), "data"))
     from_function = list(read_rows([f"{tmp_path / 'rows.py'}:rows"], "data"))
+    assert from_function[1][1] == rows[1], "nothing is changed where no column fills what is missing"
     assert [place for place, _ in from_parquet] == [f"{tmp_path / 'rows.parquet'}, row {n}" for n in (1, 2)]
     for (_, one), (_, other) in zip(from_parquet, from_function, strict=True):
         assert (
@@ -402,10 +420,11 @@ def test_a_run_that_is_stopped_and_killed_comes_to_the_same_bits(
 
 
 def test_a_run_stopped_between_two_stages_goes_on_with_a_fresh_optimizer(
-    chat_model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chat_model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], install: Any
 ) -> None:
+    install("writes_lines", LOGGER, "[agentloop.loggers]\nlines = writes_lines:Lines\n")
     shutil.copytree(whole / "run", tmp_path / "run")
-    path = write_recipe(tmp_path, chat_model)
+    path = write_recipe(tmp_path, chat_model, loggers=["lines"])
     shutil.rmtree(RunDir(tmp_path / "run").checkpoint_of(36))
     shutil.rmtree(tmp_path / "run" / "model")
     with (tmp_path / "drills.jsonl").open("a") as file:
@@ -414,6 +433,19 @@ def test_a_run_stopped_between_two_stages_goes_on_with_a_fresh_optimizer(
     assert "changed since the run was started: the rows of stage copy" in capsys.readouterr().out
     assert metrics_of(tmp_path) == metrics_of(whole)
     assert weights_of(tmp_path) == weights_of(whole)
+    logged = (tmp_path / "run" / "loggers" / "lines" / "lines.txt").read_text().splitlines()
+    assert logged == ["25 loss", "30 loss", "32 eval/loss", "35 loss", "36 loss", "36 eval/loss", "False"]
+
+
+LOGGER = """
+class Lines:
+    def __init__(self, run):
+        self.file = (run.folder / "lines.txt").open("a")
+    def log(self, step, metrics):
+        print(step, "loss" if "loss" in metrics else "eval/loss", file=self.file)
+    def close(self, *, failed):
+        print(failed, file=self.file, flush=True)
+"""
 
 
 def test_two_ranks_in_bfloat16_write_the_model_that_their_checkpoint_exports(
