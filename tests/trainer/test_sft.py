@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,8 @@ import pytest
 import torch
 
 from agentloop.chat import ChatRenderer, load_tokenizer
-from agentloop.config import SftModel, SftStage
+from agentloop.config import SftModel, SftRecipe, SftStage
+from agentloop.config_load import load_config
 from agentloop.errors import ConfigError, DataError, RunDirError
 from trainer.export_command import export_command
 from trainer.rundir import RunDir
@@ -264,6 +266,19 @@ def test_rows_may_be_written_in_all_the_ways_that_data_sets_have(quickstart_mode
         assert (
             row_of(quickstart_model, **one).token_ids.tolist() == row_of(quickstart_model, **other).token_ids.tolist()
         )
+
+
+def test_the_example_of_the_docs_is_a_row_and_a_recipe(repo: Path, quickstart_model: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (repo / "docs" / "sft.md").read_text(), re.DOTALL)
+    examples = {language: text for language, text in blocks if language}
+    row = tokenizer_of(quickstart_model).row(json.loads(examples["json"]), "here")
+    assert row is not None
+    said = decoded(quickstart_model, row, True)
+    assert said.startswith("<tool_call>") and said.endswith("-4 degrees in Kyiv.<|im_end|>")
+    (tmp_path / "sft.yaml").write_text(examples["yaml"])
+    recipe = load_config(SftRecipe, tmp_path / "sft.yaml")
+    assert recipe.stages[0].data == str(tmp_path / "train.jsonl")
+    assert recipe.eval_data == str(tmp_path / "held_out.jsonl")
 
 
 def rows_of(*ids: list[int], untrained: int = 10) -> list[SftRow]:
