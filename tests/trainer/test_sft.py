@@ -293,7 +293,14 @@ def test_the_shared_prefix_is_that_of_most_rows() -> None:
     assert len(shared_prefix([])) == 0
 
 
+def test_the_digest_of_rows_is_of_ids_and_masks() -> None:
+    digests = {stage_of(rows_of([1, 2, 3], untrained=n)).data.digest for n in (1, 2)}
+    assert len(digests) == 2
+    assert stage_of(rows_of([1, 2, 3], untrained=1)).data.digest in digests
+
+
 def stage_of(rows: list[SftRow], prefix: list[int] | None = None, **config: Any) -> Stage:
+    config = {"steps": 4} | config if "epochs" not in config else config
     data = TokenizedRows(rows, np.array(prefix or [], dtype=np.int64), 0, 0, 0.0)
     return Stage(SftStage(name="s", data="-", **config), number=0, first=3, data=data, seed=3)
 
@@ -442,10 +449,11 @@ def test_a_run_stopped_between_two_stages_goes_on_with_a_fresh_optimizer(
     path = write_recipe(tmp_path, chat_model, loggers=["lines"])
     shutil.rmtree(RunDir(tmp_path / "run").checkpoint_of(36))
     shutil.rmtree(tmp_path / "run" / "model")
-    with (tmp_path / "drills.jsonl").open("a") as file:
-        file.write(json.dumps({"text": "new\n"}) + "\n")
+    state_file = RunDir(tmp_path / "run").checkpoint_of(24) / "state.json"
+    state = json.loads(state_file.read_text())
+    state_file.write_text(json.dumps(state | {"data": {"1": "other rows"}}))
     assert sft_command(path, [], resume=True) == 0
-    assert "changed since the run was started: the rows of stage copy" in capsys.readouterr().out
+    assert "changed since the run was started: the rows of stage chat" in capsys.readouterr().out
     assert metrics_of(tmp_path) == metrics_of(whole)
     assert weights_of(tmp_path) == weights_of(whole)
     logged = (tmp_path / "run" / "loggers" / "lines" / "lines.txt").read_text().splitlines()
