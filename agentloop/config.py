@@ -511,6 +511,18 @@ class LoggerConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the logger")
 
 
+def _logger_sections(value: Any) -> Any:
+    def section(entry: Any) -> Any:
+        if isinstance(entry, str):
+            return {"name": entry}
+        if isinstance(entry, dict) and len(entry) == 1 and "name" not in entry:
+            ((name, options),) = entry.items()
+            return {"name": name, "options": options or {}}
+        return entry
+
+    return [section(entry) for entry in value] if isinstance(value, list) else value
+
+
 class ClusterConfig(Section):
     """Where the processes run."""
 
@@ -553,15 +565,7 @@ class Recipe(Section):
     @field_validator("loggers", mode="before")
     @classmethod
     def _named_loggers(cls, value: Any) -> Any:
-        def section(entry: Any) -> Any:
-            if isinstance(entry, str):
-                return {"name": entry}
-            if isinstance(entry, dict) and len(entry) == 1 and "name" not in entry:
-                ((name, options),) = entry.items()
-                return {"name": name, "options": options or {}}
-            return entry
-
-        return [section(entry) for entry in value] if isinstance(value, list) else value
+        return _logger_sections(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -608,8 +612,8 @@ class SftStage(Section):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="name of the stage, for logs")
     data: str | list[str] = Field(
-        description="rows {messages, tools?} (loss on assistant turns) or {text} (loss on all): .jsonl and .parquet "
-        "files, or path.py:function that returns rows"
+        description="rows {messages, tools?} (loss on assistant turns) or {text} (loss on all), from all that "
+        "data.train of a training recipe may name"
     )
     steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as `epochs` gives")
     epochs: int | None = Field(None, ge=1, description="how often every row is seen; used when `steps` is null")
@@ -676,6 +680,9 @@ class SftRecipe(Section):
     tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
     logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
     log_every: int = Field(50, ge=1, description="print and record a line every so many steps")
+    loggers: list[LoggerConfig] = Field(
+        default_factory=list, description="where metrics go too, as in a training recipe, e.g. [tensorboard]"
+    )
     checkpoint_every: int | None = Field(
         500, ge=1, description="save every so many steps; null: only at the end and on Ctrl-C"
     )
@@ -684,3 +691,8 @@ class SftRecipe(Section):
     ranks: int = Field(1, ge=1, description="FSDP2 worker processes")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
     out: Path | None = Field(None, description="folder of the finished model; null: <run dir>/model")
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _named_loggers(cls, value: Any) -> Any:
+        return _logger_sections(value)

@@ -19,6 +19,7 @@ import numpy as np
 from agentloop.config import SftRecipe, TrainerConfig
 from agentloop.report.text import seconds
 from trainer.model_files import check_target, copy_tokenizer, rename_folder
+from trainer.preflight import resolve_model
 from trainer.rundir import RunDir
 from trainer.sft_data import SftTokenizer
 from trainer.sft_stage import Stage, TokenizedRows, tokenize_rows
@@ -48,6 +49,9 @@ class SftRun:
         resume: go on from the newest checkpoint: to the bit, with one rank.
         on_log: called with `{"event": ...}` for phases and with every line of metrics.
         on_progress: called with the step, all steps, and a few words.
+
+    Attributes:
+        done: the step that a resumed run goes on from.
     """
 
     def __init__(
@@ -59,15 +63,18 @@ class SftRun:
         self._on_progress = on_progress or (lambda done, total, words: None)
         checkpoints = run_dir.list_checkpoints() if resume else []
         self._checkpoint = checkpoints[-1].path if checkpoints else None
-        self._done = checkpoints[-1].step if checkpoints else 0
+        self.done = checkpoints[-1].step if checkpoints else 0
         self._state = json.loads((self._checkpoint / "state.json").read_text()) if self._checkpoint else {}
         self._window = _Window(self._state.get("window"))
         self._digests: dict[str, str] = dict(self._state.get("data", {}))
         self._step_times: deque[float] = deque(maxlen=ETA_STEPS)
         self._stop = asyncio.Event()
         self._closed = False
+        self._loads: dict[int, Future[TokenizedRows]] = {}
+        self._eval_load: Future[TokenizedRows] | None = None
         self._eval: list[TrainSample] = []
         self._total = 0
+        self._model_path = recipe.model.path
 
     async def run(self) -> Path | None:
         """Run all stages and write the finished model with its tokenizer.
@@ -84,21 +91,22 @@ class SftRun:
         out = recipe.out or self._dir.root / "model"
         if recipe.out is not None:
             check_target(out, replace=True, source=recipe.model.path, key="out")
-        self._dir.rewind(self._done)
-        tokenizer = SftTokenizer.load(recipe.model, recipe.max_tokens, overlong=recipe.overlong)
-        # One thread tokenizes: the later stages while the first trains.
+        self._model_path = resolve_model(recipe.model.path)
+        self._dir.rewind(self.done)
+        local = recipe.model.model_copy(update={"path": self._model_path})
+        tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
         pool = ThreadPoolExecutor(1)
         with self._signals():
-            workers = await self._start_workers()
             try:
-                if recipe.eval_data is not None:
-                    self._eval = await asyncio.wrap_future(pool.submit(self._load_eval, tokenizer))
-                finished = await self._stages(workers, pool, tokenizer)
-                return await self._publish(workers, out) if finished else None
+                self._start_to_tokenize(pool, tokenizer)
+                workers = await self._start_workers()
+                try:
+                    return await self._publish(workers, out) if await self._train(workers) else None
+                finally:
+                    await workers.close()
             finally:
                 self._closed = True
                 pool.shutdown(wait=False, cancel_futures=True)
-                await workers.close()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -132,7 +140,7 @@ class SftRun:
         )
         self._on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
         return await WorkerGroup.start(
-            model_path=recipe.model.path,
+            model_path=self._model_path,
             config=config,
             dtype=recipe.model.dtype,
             total_steps=1,  # every stage sets its own
@@ -143,22 +151,22 @@ class SftRun:
 
     # -- data --------------------------------------------------------------------------------------------------------
 
-    def _load_eval(self, tokenizer: SftTokenizer) -> list[TrainSample]:
+    def _start_to_tokenize(self, pool: ThreadPoolExecutor, tokenizer: SftTokenizer) -> None:
+        """One thread tokenizes what is needed, in its order: the later stages while the first trains."""
         recipe = self._recipe
-        assert recipe.eval_data is not None
-        data = tokenize_rows(
-            recipe.eval_data, "eval_data", tokenizer, max_rows=recipe.eval_max_rows, on_row=self._watch("eval_data")
-        )
-        self._on_log({"event": f"eval_data: {data.described}"})
-        return [data.sample(index, key=index + 1) for index in range(len(data.rows))]
-
-    def _load(self, number: int, tokenizer: SftTokenizer) -> TokenizedRows:
-        return tokenize_rows(
-            self._recipe.stages[number].data,
-            f"stages[{number}].data",
-            tokenizer,
-            on_row=self._watch(f"stage {self._recipe.stages[number].name}"),
-        )
+        if recipe.eval_data is not None:
+            self._eval_load = pool.submit(
+                tokenize_rows, recipe.eval_data, "eval_data", tokenizer,
+                max_rows=recipe.eval_max_rows, on_row=self._watch("eval_data"),
+            )  # fmt: skip
+        steps = [stage.steps for stage in recipe.stages]
+        end = 0
+        for number, stage in enumerate(recipe.stages):
+            end += stage.steps or 0
+            if None in steps or self.done < end:  # with epochs, rows tell where a stage ends
+                self._loads[number] = pool.submit(
+                    tokenize_rows, stage.data, f"stages[{number}].data", tokenizer, on_row=self._watch(stage.name)
+                )
 
     def _watch(self, name: str) -> Callable[[int], None]:
         """Says now and then how far a tokenization is, and ends it with the run."""
@@ -174,55 +182,55 @@ class SftRun:
 
         return on_row
 
-    async def _stage(self, number: int, first: int, load: Future[TokenizedRows]) -> Stage:
+    async def _stage(self, number: int, first: int) -> Stage:
         """A stage as soon as its rows are there."""
         recipe = self._recipe
+        data = await asyncio.wrap_future(self._loads[number])
         seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
-        stage = Stage(
-            recipe.stages[number], number, first, await asyncio.wrap_future(load), seed, shuffle=recipe.shuffle
-        )
-        digest = stage.data.digest
-        if self._digests.setdefault(str(number), digest) != digest:
+        return Stage(recipe.stages[number], number, first, data, seed, shuffle=recipe.shuffle)
+
+    async def _left(self) -> list[tuple[int, int]]:
+        """The stages that are not done: number, and the step that each begins after."""
+        left, first = [], 0
+        for number, config in enumerate(self._recipe.stages):
+            end = first + (config.steps or (await self._stage(number, first)).steps)
+            left += [(number, first)] if self.done < end else []
+            first = end
+        self._total = first
+        return left
+
+    def _note_rows(self, stage: Stage) -> None:
+        """Say when a resumed run has other rows than it had."""
+        number, digest = str(stage.number), stage.data.digest
+        if self._digests.get(number, digest) != digest:
             self._on_log({"event": f"changed since the run was started: the rows of stage {stage.config.name}"})
-            self._digests[str(number)] = digest
-        return stage
+        self._digests[number] = digest
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    async def _stages(self, workers: WorkerGroup, pool: ThreadPoolExecutor, tokenizer: SftTokenizer) -> bool:
+    async def _train(self, workers: WorkerGroup) -> bool:
         """Train what is left of the stages; returns whether that was all."""
-        configs = self._recipe.stages
-        steps = [config.steps for config in configs]
-        named = [count for count in steps if count is not None]
-        if len(named) == len(steps):
-            # What is done need not be read again.
-            firsts = [sum(named[:number]) for number in range(len(named))]
-            todo = [number for number, count in enumerate(named) if self._done < firsts[number] + count]
-            loads = {number: pool.submit(self._load, number, tokenizer) for number in todo}
-            self._total = sum(named)
-        else:
-            loads = {number: pool.submit(self._load, number, tokenizer) for number in range(len(configs))}
-            first, firsts, todo = 0, [], []
-            for number in loads:
-                stage = await self._stage(number, first, loads[number])
-                firsts.append(first)
-                todo += [number] if self._done < stage.end else []
-                first = stage.end
-            self._total = first
-        if self._checkpoint is not None and not todo:
+        if self._eval_load is not None:
+            data = await asyncio.wrap_future(self._eval_load)
+            self._on_log({"event": f"eval_data: {data.described}"})
+            self._eval = [data.sample(index, key=index + 1) for index in range(len(data.rows))]
+        left = await self._left()
+        if self._checkpoint is not None and not left:
             await workers.load(self._checkpoint / "trainer", optimizer=False)
-        if not self._done:
+        if not self.done:
             await self._log_eval(workers, 0)
-        for number in todo:
-            stage = await self._stage(number, firsts[number], loads.pop(number))
+        for number, first in left:
+            stage = await self._stage(number, first)
+            self._note_rows(stage)
             self._on_log({"event": f"stage {stage.config.name}: {stage.steps:,} steps of {stage.data.described}"})
             await workers.reset_optimizer(stage.config.optim, stage.steps)
-            if self._checkpoint is not None and number == todo[0]:
+            if self._checkpoint is not None and (number, first) == left[0]:
                 # Between two stages only the weights go on: the next one has an optimizer of its own.
-                await workers.load(self._checkpoint / "trainer", optimizer=self._done > stage.first)
-                self._on_log({"event": f"resume after step {self._done}"})
+                await workers.load(self._checkpoint / "trainer", optimizer=self.done > first)
+                self._on_log({"event": f"resume after step {self.done}"})
             if not await self._run_stage(stage, workers):
                 return False
+            del self._loads[number]
         return True
 
     async def _run_stage(self, stage: Stage, workers: WorkerGroup) -> bool:
@@ -230,7 +238,8 @@ class SftRun:
         recipe, total = self._recipe, self._total
         aggregation = "seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
         spec = LossSpec(kind="sft", aggregation=aggregation)
-        for step in range(max(self._done, stage.first) + 1, stage.end + 1):
+        for step in range(max(self.done, stage.first) + 1, stage.end + 1):
+            self._raise_failures()
             begin = time.perf_counter()
             sums = await workers.accumulate(stage.batch(step), temperature=1.0, loss=spec)
             optimizer = await workers.step(sums["normalizer"])
@@ -252,6 +261,12 @@ class SftRun:
                 return False
         return True
 
+    def _raise_failures(self) -> None:
+        """What is wrong with the rows of a later stage is said when it is found, not when the stage begins."""
+        for load in self._loads.values():
+            if load.done():
+                load.result()
+
     async def _save(self, workers: WorkerGroup, step: int) -> None:
         state = {"step": step, "version": step, "window": self._window.state, "data": self._digests}
         await workers.save(self._dir.checkpoint_of(step), state=state)
@@ -272,7 +287,7 @@ class SftRun:
         whole = out.with_name(f".{out.name}.whole")
         await workers.publish(whole)
         try:
-            copy_tokenizer(self._recipe.model.path, whole, self._recipe.model.chat_template)
+            copy_tokenizer(self._model_path, whole, self._recipe.model.chat_template)
             rename_folder(whole, out)
         except BaseException:
             shutil.rmtree(whole, ignore_errors=True)

@@ -16,6 +16,7 @@ from agentloop.imports import load_from_file
 from agentloop.provenance import environment
 from agentloop.report.text import seconds
 from trainer.console import Console
+from trainer.loggers import Loggers, check_loggers
 from trainer.rundir import RunDir
 from trainer.sft import SftRun
 
@@ -38,6 +39,7 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
     run_dir = RunDir(recipe.run.dir or Path("outputs") / recipe.run.name)
     if not resume:
         run_dir.check_free()
+    check_loggers(recipe.loggers)
     resume_line = shlex.join(["agentloop", "sft", "--config", str(config), *overrides, "--resume"])
     with Console() as console:
         if recipe.prepare:
@@ -45,20 +47,8 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
         for change in run_dir.open(resolved, environment(), resume=resume):
             console.notice(f"changed since the run was started: {change}")
         console.notice(f"run directory {run_dir.root}")
-        run = SftRun(
-            recipe,
-            run_dir,
-            resume=resume,
-            on_log=lambda entry: _say(console, entry),
-            on_progress=console.progress,
-        )
         try:
-            out = asyncio.run(run.run())
-        except (
-            asyncio.CancelledError,
-            KeyboardInterrupt,
-        ):  # Ctrl-C before the first step, or twice: nothing was saved of this moment
-            out = None
+            out = _run(recipe, resolved, run_dir, console, resume=resume)
         except AgentloopError as exc:
             if run_dir.holds_run:
                 exc.add_note(f"continue with: {resume_line}")
@@ -69,6 +59,36 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
         console.close()
         console.notice(f"done in {time.monotonic() - begin:.0f} s; the model, ready to serve and to train: {out}")
     return 0
+
+
+def _run(
+    recipe: SftRecipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, *, resume: bool
+) -> Path | None:
+    """The folder of the finished model; None: the run was stopped."""
+
+    def on_log(entry: dict[str, Any]) -> None:
+        _say(console, entry)
+        if "step" in entry:
+            loggers.log(entry)
+
+    run = SftRun(recipe, run_dir, resume=resume, on_log=on_log, on_progress=console.progress)
+    loggers = Loggers(
+        recipe.loggers,
+        name=recipe.run.name,
+        config=resolved,
+        root=run_dir.root,
+        resumed_at=run.done if resume else None,
+        warn=console.warn,
+    )
+    failed = True
+    try:
+        out = asyncio.run(run.run())
+        failed = False
+    except (asyncio.CancelledError, KeyboardInterrupt):  # before the first step, or twice: this moment is not saved
+        return None
+    finally:
+        loggers.close(failed=failed)
+    return out
 
 
 def _prepare(recipe: SftRecipe, console: Console) -> None:

@@ -15,8 +15,10 @@ end-of-turn token is trained, the template's generation prompt is not.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,22 +53,30 @@ class SftTokenizer:
     """Tokenizes rows of both kinds.
 
     Args:
-        renderer: of the model's tokenizer and chat template; None: rows are plain text.
+        renderer: of the model's tokenizer and chat template; or why there is none, which matters to conversations.
         tokenizer: a fast Hugging Face tokenizer.
         max_tokens: of a row.
         overlong: `error`, `drop` or `truncate`: what happens to a longer one.
+        vocabulary: how many ids the model has; None: not known.
 
     Attributes:
         dropped, truncated: rows that were too long, and left out or cut.
     """
 
     def __init__(
-        self, tokenizer: Any, renderer: ChatRenderer | None, max_tokens: int, *, overlong: str = "error"
+        self,
+        tokenizer: Any,
+        renderer: ChatRenderer | ModelError,
+        max_tokens: int,
+        *,
+        overlong: str = "error",
+        vocabulary: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._renderer = renderer
         self._max_tokens = max_tokens
         self._overlong = overlong
+        self._vocabulary = vocabulary
         self._abilities: dict[bool, Abilities] = {}
         self._proven: set[bool] = set()
         self._schemas: dict[str, list[dict[str, Any]]] = {}
@@ -75,24 +85,28 @@ class SftTokenizer:
 
     @classmethod
     def load(cls, model: SftModel, max_tokens: int, *, overlong: str = "error") -> SftTokenizer:
-        """The tokenizer of a model, with the chat template that the recipe names or its own; it may have none.
+        """The tokenizer of a model folder, with the chat template that the recipe names or its own.
 
         Raises:
-            ModelError: there is no tokenizer, or its chat template cannot be used.
+            ModelError: there is no tokenizer, or the recipe's chat template cannot be used.
         """
         tokenizer = load_tokenizer(model.path)
         template = model.chat_template
         if template is not None and not template.is_file():
             raise ModelError(f"model.chat_template {template} does not exist", "give an existing Jinja file, or null")
-        renderer = None
-        if template is not None or tokenizer.chat_template:
+        renderer: ChatRenderer | ModelError
+        try:
             renderer = ChatRenderer(
                 tokenizer,
                 template.read_text(encoding="utf-8") if template is not None else None,
                 chat_template_kwargs=model.chat_template_kwargs,
                 tool_role=model.tool_role,
             )
-        return cls(tokenizer, renderer, max_tokens, overlong=overlong)
+        except ModelError as exc:
+            if template is not None:
+                raise
+            renderer = exc  # rows of plain text need none
+        return cls(tokenizer, renderer, max_tokens, overlong=overlong, vocabulary=_vocabulary(model.path))
 
     def row(self, row: dict[str, Any], where: str) -> SftRow | None:
         """Tokenize `{messages, tools?}` or `{text, loss_from?}`; None: it is too long, and left out.
@@ -132,6 +146,12 @@ class SftTokenizer:
             self.truncated += 1
         ids = np.array([token for tokens, _ in pieces for token in tokens], dtype=np.int64)
         mask = np.array([trained for _, flags in pieces for trained in flags], dtype=bool)
+        if self._vocabulary is not None and ids.max() >= self._vocabulary:
+            raise DataError(
+                f"{where}: the tokenizer writes {self._tokenizer.decode([int(ids.max())])!r} as id {ids.max()}, and "
+                f"the model has {self._vocabulary} ids",
+                "use the model's own tokenizer, or resize the model's embeddings",
+            )
         mask[:1] = False  # nothing comes before the first token to predict it from
         if not mask.any():
             raise DataError(f"{where} has no token to train", "one token has none before it to be predicted from")
@@ -148,11 +168,8 @@ class SftTokenizer:
     def _conversation(self, conversation: Conversation, where: str) -> list[tuple[list[int], list[bool]]]:
         """What is shown and what the model says, in turns, up to its last turn."""
         renderer, messages = self._renderer, conversation.messages
-        if renderer is None:
-            raise DataError(
-                f"{where} has messages, and the tokenizer has no chat template",
-                "set model.chat_template to a Jinja file",
-            )
+        if isinstance(renderer, ModelError):
+            raise DataError(f"{where} has messages: {renderer.message}", renderer.hint)
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         tools = self._known(conversation.tools)
         pieces: list[tuple[list[int], list[bool]]] = []
@@ -214,6 +231,16 @@ class SftTokenizer:
                     "set model.chat_template to one that passes `agentloop template`",
                 )
             self._proven.add(has_tools)
+
+
+def _vocabulary(folder: str) -> int | None:
+    """`vocab_size` of a model folder, where its configuration names it."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text())
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return int(size) if size is not None else None
 
 
 def shared_prefix(rows: Sequence[SftRow]) -> np.ndarray:

@@ -13,14 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from agentloop.data import ROLES, open_rows, without_nulls
 from agentloop.errors import DataError
-from agentloop.imports import is_file_reference, load_from_file
 from agentloop.types import Message
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 FLAGS = ("train", "weight")
 """Keys of a message that say whether it is trained; no template sees them."""
@@ -38,23 +35,20 @@ class Conversation:
 
 
 def read_rows(source: str | Sequence[str], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of jsonl and parquet files, or of `path.py:function`, each with its place for messages.
+    """The rows of all that `agentloop.data.open_rows` opens, each with its place for messages.
 
     Args:
         key: the config key that names them.
 
     Raises:
-        DataError: naming file and line.
+        DataError: naming file and row.
     """
-    empty = True
-    for name in [source] if isinstance(source, str) else source:
-        for where, row in _rows_of(name, key):
-            if not isinstance(row, dict):
-                raise DataError(f"{where} is not an object", "write one JSON object a row")
-            empty = False
-            yield where, row
-    if empty:
-        raise DataError(f"{key}: {source} is empty", "it needs at least one row")
+    rows = open_rows(source, key)
+    for index in range(len(rows)):
+        row = rows[index]
+        if not isinstance(row, dict):
+            raise DataError(f"{rows.where(index)} is not an object", "write one JSON object a row")
+        yield rows.where(index), without_nulls(row) if rows.fills_nulls(index) else row
 
 
 def conversation_of(row: dict[str, Any], where: str) -> Conversation:
@@ -85,48 +79,6 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
 
 
 IMAGES = "the trainer computes text only: leave these rows out"
-
-
-def _rows_of(name: str, key: str) -> Iterator[tuple[str, Any]]:
-    if is_file_reference(name):
-        for number, row in enumerate(load_from_file(name, key)(), 1):
-            yield f"{name}, row {number}", row
-        return
-    path = Path(name)
-    if not path.is_file():
-        raise DataError(f"{key}: data file {path} does not exist", f"check {key}, or name a function in `prepare`")
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-        return
-    if path.suffix != ".jsonl":
-        raise DataError(f"{key}: {path} is neither .jsonl nor .parquet", "convert it to one of them")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except json.JSONDecodeError as exc:
-                    raise DataError(f"{path}:{number} is not JSON: {exc}", "one JSON object a line") from exc
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", _without_nulls(row)
-    except (OSError, ValueError) as exc:
-        raise DataError(f"{path} cannot be read as parquet: {exc}", "write it again with pyarrow or pandas") from exc
-
-
-def _without_nulls(value: Any) -> Any:
-    """Parquet fills the keys that only other rows have with null; templates ask whether a key is there."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _decoded(value: Any, where: str) -> Any:

@@ -6,6 +6,8 @@ Rows stay where they are, on disk or in Arrow's columns: a task is made when an 
 from agentloop.data.order import RowOrder
 from agentloop.data.overlong import Checked, check_tasks
 from agentloop.data.sources import open_rows
-from agentloop.data.tasks import IMAGE_MARK, ROLES, Tasks, load_tasks
+from agentloop.data.tasks import IMAGE_MARK, ROLES, Tasks, load_tasks, without_nulls
 
-__all__ = ["IMAGE_MARK", "ROLES", "Checked", "RowOrder", "Tasks", "check_tasks", "load_tasks", "open_rows"]
+__all__ = [
+    "IMAGE_MARK", "ROLES", "Checked", "RowOrder", "Tasks", "check_tasks", "load_tasks", "open_rows", "without_nulls"
+]  # fmt: skip

@@ -42,10 +42,12 @@ class Source(Protocol):
     Attributes:
         name: of the origin, for messages.
         folder: that relative image paths are relative to.
+        fills_nulls: keys that only other rows have are there, and null: columns have one shape.
     """
 
     name: str
     folder: Path
+    fills_nulls: bool
 
     def __len__(self) -> int: ...
 
@@ -82,6 +84,10 @@ class Rows:
 
     def folder(self, index: int) -> Path:
         return self._find(index)[0].folder
+
+    def fills_nulls(self, index: int) -> bool:
+        """Whether nulls of this row may stand for keys that only other rows have."""
+        return self._find(index)[0].fills_nulls
 
     def _find(self, index: int) -> tuple[Source, int]:
         place = bisect_right(self._starts, index) - 1
@@ -171,6 +177,8 @@ def _open_file(path: Path, key: str, budget: _Budget) -> Source:
 class JsonlRows:
     """One JSON object a line, parsed when it is asked for. 16 bytes of memory a row."""
 
+    fills_nulls = False
+
     def __init__(self, path: Path, scan_bytes: int = SCAN_BYTES) -> None:
         self.name = str(path)
         self.folder = path.parent
@@ -217,6 +225,8 @@ def _lines_of(file: int, scan_bytes: int) -> tuple[np.ndarray[Any, Any], np.ndar
 
 class ArrowRows:
     """Rows in Arrow's columns; a row becomes Python objects when it is asked for."""
+
+    fills_nulls = True
 
     def __init__(self, name: str, folder: Path, batches: Sequence[Any]) -> None:
         self.name = name
@@ -277,6 +287,8 @@ def _read_parquet(path: Path, budget: _Budget) -> list[Any]:
 
 class MadeRows:
     """Rows that user code makes: of `__len__` and `__getitem__`, asked when they are needed; of any iterable, kept."""
+
+    fills_nulls = False
 
     def __init__(self, name: str, factory: Any, options: Mapping[str, Any], key: str) -> None:
         self.name = name

@@ -161,7 +161,7 @@ def _message(message: Any, where: str) -> Message:
         raise DataError(f"{where} has the role {role!r}", f"use one of {', '.join(ROLES)}")
     if not isinstance(message.get("content"), (str, list)):
         raise DataError(f"{where} has no content", "write a string, or a list of parts")
-    return _without_nulls(message)  # type: ignore[no-any-return]
+    return without_nulls(message)  # type: ignore[no-any-return]
 
 
 def _located(image: Any, folder: Path) -> Any:
@@ -214,8 +214,8 @@ def _with_images(messages: list[Message], images: list[Any], where: str) -> list
     return shown
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Parquet fills the keys that only other messages or parts have with null; templates ask whether a key is there."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

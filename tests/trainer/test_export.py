@@ -16,6 +16,8 @@ from trainer.export import export_checkpoint
 from trainer.export_command import export_command, find_checkpoint
 from trainer.rundir import RunDir
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # when a test saves without it
+
 IDS = torch.arange(48).reshape(2, 24)
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,8 @@ import pytest
 import torch
 
 from agentloop.chat import ChatRenderer, load_tokenizer
-from agentloop.config import SftModel, SftStage
+from agentloop.config import SftModel, SftRecipe, SftStage
+from agentloop.config_load import load_config
 from agentloop.errors import ConfigError, DataError, RunDirError
 from trainer.export_command import export_command
 from trainer.rundir import RunDir
@@ -162,14 +164,31 @@ def test_bad_rows_are_refused_with_their_place(chat_model: Path, row: dict[str, 
     assert message in str(caught.value)
 
 
+def test_a_tokenizer_without_a_chat_template_serves_plain_text_alone(chat_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(chat_model, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    tokenizer = tokenizer_of(tmp_path / "model")
+    assert tokenizer.row({"text": "abc"}, "here") is not None
+    with pytest.raises(DataError, match=r"here has messages: the tokenizer has no chat template(.|\n)*chat_template"):
+        tokenizer.row({"messages": CHAT}, "here")
+
+
+def test_ids_that_the_model_does_not_have_are_refused(chat_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(chat_model, tmp_path / "model")
+    config = json.loads((chat_model / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": 257}))
+    with pytest.raises(DataError, match=r"here: the tokenizer writes '<\|im_end\|>' as id 257, and the model has 257"):
+        row_of(tmp_path / "model", CHAT)
+
+
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "rows.csv").write_text("a")
     for name, message in (
-        ("bad.jsonl", r"bad\.jsonl:2 is not JSON"),
-        ("none.jsonl", "does not exist"),
-        ("empty.jsonl", "is empty"),
+        ("bad.jsonl", r"bad\.jsonl, row 2 is not valid JSON"),
+        ("none.jsonl", r"stages\[0\]\.data: .* does not exist"),
+        ("empty.jsonl", "holds no rows"),
         ("rows.csv", r"neither \.jsonl nor \.parquet"),
     ):
         with pytest.raises(DataError, match=message):
@@ -241,11 +260,25 @@ def test_rows_may_be_written_in_all_the_ways_that_data_sets_have(quickstart_mode
     (tmp_path / "rows.py").write_text(f"def rows():\n    return {rows!r}\n")
     from_parquet = list(read_rows(str(tmp_path / "rows.parquet"), "data"))
     from_function = list(read_rows([f"{tmp_path / 'rows.py'}:rows"], "data"))
+    assert from_function[1][1] == rows[1], "nothing is changed where no column fills what is missing"
     assert [place for place, _ in from_parquet] == [f"{tmp_path / 'rows.parquet'}, row {n}" for n in (1, 2)]
     for (_, one), (_, other) in zip(from_parquet, from_function, strict=True):
         assert (
             row_of(quickstart_model, **one).token_ids.tolist() == row_of(quickstart_model, **other).token_ids.tolist()
         )
+
+
+def test_the_example_of_the_docs_is_a_row_and_a_recipe(repo: Path, quickstart_model: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (repo / "docs" / "sft.md").read_text(), re.DOTALL)
+    examples = {language: text for language, text in blocks if language}
+    row = tokenizer_of(quickstart_model).row(json.loads(examples["json"]), "here")
+    assert row is not None
+    said = decoded(quickstart_model, row, True)
+    assert said.startswith("<tool_call>") and said.endswith("-4 degrees in Kyiv.<|im_end|>")
+    (tmp_path / "sft.yaml").write_text(examples["yaml"])
+    recipe = load_config(SftRecipe, tmp_path / "sft.yaml")
+    assert recipe.stages[0].data == str(tmp_path / "train.jsonl")
+    assert recipe.eval_data == str(tmp_path / "held_out.jsonl")
 
 
 def rows_of(*ids: list[int], untrained: int = 10) -> list[SftRow]:
@@ -260,7 +293,14 @@ def test_the_shared_prefix_is_that_of_most_rows() -> None:
     assert len(shared_prefix([])) == 0
 
 
+def test_the_digest_of_rows_is_of_ids_and_masks() -> None:
+    digests = {stage_of(rows_of([1, 2, 3], untrained=n)).data.digest for n in (1, 2)}
+    assert len(digests) == 2
+    assert stage_of(rows_of([1, 2, 3], untrained=1)).data.digest in digests
+
+
 def stage_of(rows: list[SftRow], prefix: list[int] | None = None, **config: Any) -> Stage:
+    config = {"steps": 4} | config if "epochs" not in config else config
     data = TokenizedRows(rows, np.array(prefix or [], dtype=np.int64), 0, 0, 0.0)
     return Stage(SftStage(name="s", data="-", **config), number=0, first=3, data=data, seed=3)
 
@@ -402,18 +442,33 @@ def test_a_run_that_is_stopped_and_killed_comes_to_the_same_bits(
 
 
 def test_a_run_stopped_between_two_stages_goes_on_with_a_fresh_optimizer(
-    chat_model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chat_model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], install: Any
 ) -> None:
+    install("writes_lines", LOGGER, "[agentloop.loggers]\nlines = writes_lines:Lines\n")
     shutil.copytree(whole / "run", tmp_path / "run")
-    path = write_recipe(tmp_path, chat_model)
+    path = write_recipe(tmp_path, chat_model, loggers=["lines"])
     shutil.rmtree(RunDir(tmp_path / "run").checkpoint_of(36))
     shutil.rmtree(tmp_path / "run" / "model")
-    with (tmp_path / "drills.jsonl").open("a") as file:
-        file.write(json.dumps({"text": "new\n"}) + "\n")
+    state_file = RunDir(tmp_path / "run").checkpoint_of(24) / "state.json"
+    state = json.loads(state_file.read_text())
+    state_file.write_text(json.dumps(state | {"data": {"1": "other rows"}}))
     assert sft_command(path, [], resume=True) == 0
-    assert "changed since the run was started: the rows of stage copy" in capsys.readouterr().out
+    assert "changed since the run was started: the rows of stage chat" in capsys.readouterr().out
     assert metrics_of(tmp_path) == metrics_of(whole)
     assert weights_of(tmp_path) == weights_of(whole)
+    logged = (tmp_path / "run" / "loggers" / "lines" / "lines.txt").read_text().splitlines()
+    assert logged == ["25 loss", "30 loss", "32 eval/loss", "35 loss", "36 loss", "36 eval/loss", "False"]
+
+
+LOGGER = """
+class Lines:
+    def __init__(self, run):
+        self.file = (run.folder / "lines.txt").open("a")
+    def log(self, step, metrics):
+        print(step, "loss" if "loss" in metrics else "eval/loss", file=self.file)
+    def close(self, *, failed):
+        print(failed, file=self.file, flush=True)
+"""
 
 
 def test_two_ranks_in_bfloat16_write_the_model_that_their_checkpoint_exports(
