@@ -9,7 +9,7 @@ rollout of a step costs what its training costs, both measured in a run at stale
 
 ideal: the longer of the two, rollout and training of a step at staleness 0, as if they overlapped wholly.
 
-`--curve`: the quickstart's own recipe at staleness 4 with its correction (decoupled, truncated importance sampling), to its reward bound.
+`--curve`: the quickstart's own recipe at staleness 4 with `correction.decoupled`, to its reward bounds.
 
 Exit code 1: a bound is not met.
 """
@@ -204,8 +204,8 @@ def curve(folder: Path) -> tuple[list[str], bool]:
     met = last >= BOUND_REWARD and evals[-1][1] >= BOUND_EVAL and oldest == 4
     shown = ", ".join(f"{reward:.3f} after {step}" for step, reward in evals)
     text = (
-        f"**Quickstart at staleness 4 with `correction.decoupled`: reward {last:.3f} over the last ten steps** (to reach: "
-        f"{BOUND_REWARD}), **evaluation {evals[-1][1]:.3f}** (to reach: {BOUND_EVAL}): {'met' if met else 'MISSED'}. "
+        f"**Quickstart at staleness 4 with `correction.decoupled`: reward {last:.3f} over the last ten steps** (to "
+        f"reach: {BOUND_REWARD}), **evaluation {evals[-1][1]:.3f}** (to reach: {BOUND_EVAL}): {'met' if met else 'MISSED'}. "
         f"The oldest token was {oldest} versions behind. Evaluations: {shown}."
     )
     return [text, ""], met
