@@ -243,6 +243,33 @@ class FsdpConfig(Section):
     """How parameters are sharded."""
 
     reshard_after_forward: bool = Field(True, description="free gathered parameters between forward and backward")
+    activation_checkpointing: bool = Field(
+        False, description="keep only each block's input for the backward pass and compute the block again there"
+    )
+    offload_policy: bool = Field(
+        False,
+        description="device cuda: the policy's parameters, gradients and optimizer state live in host memory; the "
+        "optimizer steps there. On the CPU they do anyway",
+    )
+    offload_reference: bool = Field(
+        False, description="device cuda: the frozen reference's parameters live in host memory"
+    )
+
+    def offloads(self, *, reference: bool, device: str) -> bool:
+        """Whether the policy, or the reference, lives in host memory while it is computed on `device`."""
+        return device != "cpu" and (self.offload_reference if reference else self.offload_policy)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685), null by default: only they are trained and saved, the base stays."""
+
+    rank: int = Field(16, ge=1, description="rank of each adapter")
+    alpha: float = Field(32.0, gt=0, description="an adapter's output counts alpha / rank times")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the linear layers that get one, as [q_proj, v_proj]; all-linear: all in "
+        "the blocks of the language model"
+    )  # fmt: skip
+    exclude: list[str] = Field(default_factory=list, description="names that get none")
 
 
 class TrainerConfig(Section):
@@ -254,6 +281,14 @@ class TrainerConfig(Section):
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
+    lora: LoraConfig | None = Field(None, description="train adapters only, merged when published; null: all weights")
+    freeze_vision: bool = Field(True, description="vision-language models: the vision tower is not trained")
+    attention: Literal["auto", "flash_attn", "torch", "plain"] = Field(
+        "auto",
+        description="auto: on CUDA flash-attn where it is installed, else torch's flash kernel; on the CPU torch's; "
+        "plain: masked attention, for comparison",
+    )
+    liger: bool = Field(True, description="device cuda: liger-kernel's norm, rotation and MLP where it is installed")
     tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
     logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
     mismatch_warn: float = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import statistics
 from bisect import bisect_left
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from agentloop.chat.images import image_data
 from agentloop.types import EpisodeStatus, Trajectory
 from trainer.advantage import advantages, grpo_process
 from trainer.producer import Group
@@ -39,13 +41,16 @@ def train_samples(group: Group, estimator: str) -> list[TrainSample]:
     else:
         outcomes = advantages(np.array([kept[-1].reward for kept in usable], dtype=np.float64), estimator)
         by_token = [[_everywhere(t, value) for t in kept] for kept, value in zip(usable, outcomes, strict=True)]
-    prompts: dict[bytes, int] = {}
+    prompts: dict[tuple[bytes, ...], int] = {}
+    files: dict[int, np.ndarray] = {}
     samples = []
     for kept, columns in zip(usable, by_token, strict=True):
         for trajectory, column in zip(kept, columns, strict=True):
             token_ids = np.asarray(trajectory.token_ids, dtype=np.int64)
+            images = tuple(_file(image, files) for image in trajectory.images)
             # A fork's prompt is not that of the group, and a loop may change its own: equal keys need equal prompts.
-            prompt = prompts.setdefault(token_ids[: trajectory.prompt_length].tobytes(), len(prompts))
+            key = (token_ids[: trajectory.prompt_length].tobytes(), *(image.tobytes() for image in images))
+            prompt = prompts.setdefault(key, len(prompts))
             samples.append(
                 TrainSample(
                     token_ids=token_ids,
@@ -55,9 +60,17 @@ def train_samples(group: Group, estimator: str) -> list[TrainSample]:
                     prompt_length=trajectory.prompt_length,
                     group_key=group.index + (prompt << KEYS_OF_GROUP),
                     weight=1.0 / len(kept),
+                    images=images,
                 )
             )
     return samples
+
+
+def _file(image: Any, files: dict[int, np.ndarray]) -> np.ndarray:
+    """The bytes of an image as the rollout server got them; one array for each image object of a group."""
+    if id(image) not in files:
+        files[id(image)] = np.frombuffer(base64.b64decode(image_data(image)), dtype=np.uint8)
+    return files[id(image)]
 
 
 def _everywhere(trajectory: Trajectory, advantage: float) -> np.ndarray:

@@ -79,12 +79,14 @@ class BlockingChannel:
 
 
 def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
-    """Samples as seven flat arrays: the ragged columns joined, and four numbers per sample."""
+    """Samples as flat arrays: the ragged columns joined, numbers per sample, and each image once."""
 
     def joined(name: str, dtype: type) -> np.ndarray:
         parts = [np.asarray(getattr(sample, name), dtype=dtype) for sample in samples]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
 
+    images = {id(image): image for sample in samples for image in sample.images}
+    numbers = {key: number for number, key in enumerate(images)}
     return [
         joined("token_ids", np.int64),
         joined("loss_mask", np.bool_),
@@ -93,16 +95,25 @@ def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
         np.array([len(sample) for sample in samples], dtype=np.int64),
         np.array([[sample.prompt_length, sample.group_key] for sample in samples], dtype=np.int64).reshape(-1, 2),
         np.array([sample.weight for sample in samples], dtype=np.float64),
+        np.concatenate([np.zeros(0, dtype=np.uint8), *images.values()]),
+        np.array([len(image) for image in images.values()], dtype=np.int64),
+        np.array([len(sample.images) for sample in samples], dtype=np.int64),
+        np.array([numbers[id(image)] for sample in samples for image in sample.images], dtype=np.int64),
     ]
 
 
 def arrays_to_samples(arrays: Sequence[np.ndarray]) -> list[TrainSample]:
     """The inverse of `samples_to_arrays`; the samples are views of the arrays."""
+    *arrays, blob, image_lengths, image_counts, image_numbers = arrays
     token_ids, loss_mask, old_logprobs, advantages, lengths, numbers, weights = arrays
+    images = np.split(blob, np.cumsum(image_lengths)[:-1]) if len(image_lengths) else []
+    of_samples = np.split(image_numbers, np.cumsum(image_counts)[:-1])
     cuts = np.cumsum(lengths)[:-1]
     columns = [np.split(column, cuts) for column in (token_ids, loss_mask, old_logprobs, advantages)]
-    rows = zip(*columns, numbers.tolist(), weights.tolist(), strict=True) if len(lengths) else ()
+    rows = zip(*columns, numbers.tolist(), weights.tolist(), of_samples, strict=True) if len(lengths) else ()
     return [
-        TrainSample(ids, mask, old, advantage, prompt_length, group_key, weight)
-        for ids, mask, old, advantage, (prompt_length, group_key), weight in rows
+        TrainSample(
+            ids, mask, old, advantage, prompt_length, group_key, weight, tuple(images[number] for number in of_sample)
+        )
+        for ids, mask, old, advantage, (prompt_length, group_key), weight, of_sample in rows
     ]

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from agentloop.errors import RunDirError
+from trainer.lora import adapters
 from trainer.model import PolicyModel
 from trainer.model_files import rename_folder
 
@@ -59,7 +61,13 @@ def load_checkpoint(folder: Path, model: PolicyModel, optimizer: torch.optim.Opt
     if ranks != dist.get_world_size():
         del state[own]
     dcp.load(state, checkpoint_id=folder)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_options(model, strict=False),
+    )
     if own in state:
         torch.set_rng_state(state[own])
     return int(state["steps"].item())
@@ -71,10 +79,20 @@ def load_model(folder: Path, model: PolicyModel) -> None:
     Raises:
         RunDirError: the folder holds no checkpoint of this model.
     """
-    state = get_model_state_dict(model)
+    state = get_model_state_dict(model, options=_options(model))
     _saved_keys(folder, state)
     dcp.load({"model": state}, checkpoint_id=folder)
-    set_model_state_dict(model, state)
+    set_model_state_dict(model, state, options=_options(model, strict=False))
+
+
+def _options(model: PolicyModel, *, strict: bool = True) -> StateDictOptions:
+    """With adapters, nothing else is trained, and nothing else is saved: the base is that of `model.path`.
+
+    Args:
+        strict: False where a state is read that holds the adapters only.
+    """
+    adapted = bool(adapters(model.lm))
+    return StateDictOptions(ignore_frozen_params=adapted, strict=strict or not adapted)
 
 
 def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
@@ -92,7 +110,7 @@ def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
 
 def _state_dict(model: PolicyModel, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
     fresh = not optimizer.state
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_options(model))
     if fresh:  # torch has made the state by a step that changes nothing but this counter
         for entry in optimizer.state.values():
             entry["step"].zero_()

@@ -17,13 +17,17 @@ import torch.distributed as dist
 
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import WorkerError
+from trainer.attention import use_kernel
 from trainer.checkpoint import load_checkpoint, load_model, save_checkpoint
 from trainer.handout import Handout
+from trainer.loading import load_sharded
+from trainer.lora import without_adapters
 from trainer.loss import k3, token_losses
-from trainer.model import DeviceBatch, PolicyModel, load_policy, shard
+from trainer.model import DeviceBatch, PolicyModel, is_vision
 from trainer.optim import apply_settings, learning_rate, make_optimizer, scale_and_clip
 from trainer.packing import PackedBatch, empty_batch, micro_batches, pack, plan_units
 from trainer.types import LossSpec, TrainSample
+from trainer.vision import ImageReader
 
 SUMS = (
     "loss_sum",
@@ -59,25 +63,28 @@ class Learner:
     def __init__(self, settings: LearnerSettings) -> None:
         config = settings.config
         torch.manual_seed(settings.seed)
+        use_kernel(config.attention, config.device)
         self._settings = settings
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
         self._policy = self._load()
+        self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
         self.handout = Handout(self._policy.lm, settings.dtype)
-        self._reference = self._load().requires_grad_(False) if settings.reference else None
+        # With adapters the frozen policy is the model without them: no second copy.
+        adapted = config.lora is not None
+        self._reference = self._load(reference=True) if settings.reference and not adapted else None
         self.reset_optimizer(config.optim, settings.total_steps)
 
-    def _load(self) -> PolicyModel:
+    def _load(self, *, reference: bool = False) -> PolicyModel:
         settings = self._settings
-        policy = load_policy(
+        return load_sharded(
             settings.model_path,
+            settings.config,
+            dtype=settings.dtype,
             init=settings.init,
             seed=settings.seed,
-            logprob_chunk=settings.config.logprob_chunk,
             device=self._device,
+            reference=reference,
         )
-        return shard(
-            policy, settings.dtype, reshard_after_forward=settings.config.fsdp.reshard_after_forward
-        )  # fmt: skip
 
     def reset_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
         """Forget the moments and start a schedule of `total_steps` at its step 0."""
@@ -99,10 +106,7 @@ class Learner:
 
     def _forward_backward(self, packed: PackedBatch, temperature: float, spec: LossSpec) -> torch.Tensor:
         batch = DeviceBatch.of(packed, self._device)
-        reference = None
-        if self._reference is not None and spec.kl_coef:
-            with torch.no_grad():
-                reference, _ = self._reference(batch, temperature)
+        reference = self._reference_logprobs(batch, temperature) if spec.kl_coef else None
         logprobs, entropy = self._policy(batch, temperature)
         losses, detail = token_losses(spec, logprobs, entropy, batch.old_logprobs, batch.advantages, reference)
         loss = (losses * batch.loss_weights).sum()
@@ -121,6 +125,16 @@ class Learner:
             summed = [column.double().sum() for column in columns]
         counts = (len(packed.targets), packed.sequences, len(packed.tokens), 1)
         return torch.cat([torch.stack(summed).cpu(), torch.tensor(counts, dtype=torch.float64)])
+
+    def _reference_logprobs(self, batch: DeviceBatch, temperature: float) -> torch.Tensor | None:
+        """Logprobs of the policy that the run started from; None when the run keeps none."""
+        if not self._settings.reference:
+            return None
+        with torch.no_grad():
+            if self._reference is not None:
+                return self._reference(batch, temperature)[0]
+            with without_adapters(self._policy.lm):
+                return self._policy(batch, temperature)[0]
 
     def step(self, normalizer: float) -> dict[str, float]:
         """Divide the gradient, clip it, take one AdamW step and forget the gradient.
@@ -180,4 +194,10 @@ class Learner:
         if dist.get_world_size() > 1:
             dist.all_reduce(count, dist.ReduceOp.MAX)
         packed = [pack(samples, units, spec.aggregation) for units in plan]
-        return packed + [empty_batch()] * (int(count) - len(packed))
+        packed += [empty_batch()] * (int(count) - len(packed))
+        if self._images is not None:
+            for batch, units in zip(packed, plan, strict=False):
+                batch.images = self._images.attach(samples, units)
+            for batch in packed[len(plan) :]:
+                batch.images = self._images.blank(len(batch.tokens))
+        return packed

@@ -25,6 +25,7 @@ class TrainSample:
         prompt_length: the prompt is `token_ids[:prompt_length]`.
         group_key: samples of one call with an equal key have an identical prompt, which is computed once for all.
         weight: factor on this sample's loss, and on what it counts in the normalizer.
+        images: uint8; the files (PNG, JPEG) of its images, in the order of their places in `token_ids`.
     """
 
     token_ids: np.ndarray
@@ -34,6 +35,7 @@ class TrainSample:
     prompt_length: int
     group_key: int
     weight: float = 1.0
+    images: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
