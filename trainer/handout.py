@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from agentloop.shared_file import PIECE, SharedWriter
 from agentloop.tensors import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
 from agentloop.weights_group import broadcast, join_group, leave_group, open_store
-from trainer.lora import adapters, base_name, is_adapter
+from trainer.lora import adapters, base_name, is_adapter, merged
 from trainer.model import DTYPES
 from trainer.model_files import rename_folder
 
@@ -148,8 +148,7 @@ class Handout:
             tensor = _whole(self._tensors[spec.name])
             if spec.name in self._adapters:
                 a, b, factor = self._adapters[spec.name]
-                # Merged as they are trained, in float32, and cast once.
-                tensor = torch.addmm(tensor.float(), _whole(b).float(), _whole(a).float(), alpha=factor)
+                tensor = merged(tensor, _whole(a), _whole(b), factor)
             if take is not None:
                 take(spec, tensor)
 

@@ -23,7 +23,7 @@ from trainer.handout import Handout
 from trainer.loading import load_sharded
 from trainer.lora import without_adapters
 from trainer.loss import k3, token_losses
-from trainer.model import DeviceBatch, PolicyModel, is_vision
+from trainer.model import DeviceBatch, PolicyModel, is_vision, reshard
 from trainer.optim import apply_settings, learning_rate, make_optimizer, scale_and_clip
 from trainer.packing import PackedBatch, empty_batch, micro_batches, pack, plan_units
 from trainer.types import LossSpec, TrainSample
@@ -90,7 +90,7 @@ class Learner:
         """Forget the moments and start a schedule of `total_steps` at its step 0."""
         self._optim = optim
         self._total_steps = total_steps
-        self._optimizer = make_optimizer(self._policy, optim)
+        self._optimizer = make_optimizer(reshard(self._policy), optim)
         self._steps = 0
 
     def accumulate(self, samples: Sequence[TrainSample], temperature: float, spec: LossSpec) -> dict[str, float]:
@@ -142,7 +142,7 @@ class Learner:
         Raises:
             WorkerError: the gradient is not finite; the step is not taken.
         """
-        norm = scale_and_clip(self._policy, normalizer, self._optim.grad_clip)
+        norm = scale_and_clip(reshard(self._policy), normalizer, self._optim.grad_clip)
         if not np.isfinite(norm):
             self._optimizer.zero_grad(set_to_none=True)
             raise WorkerError(
@@ -176,13 +176,13 @@ class Learner:
         return self.handout.to_folder(folder)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        save_checkpoint(folder, self._policy, self._optimizer, self._steps, state)
+        save_checkpoint(folder, reshard(self._policy), self._optimizer, self._steps, state)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
         if not optimizer:
-            load_model(folder, self._policy)
+            load_model(folder, reshard(self._policy))
             return
-        self._steps = load_checkpoint(folder, self._policy, self._optimizer)
+        self._steps = load_checkpoint(folder, reshard(self._policy), self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         apply_settings(self._optimizer, self._optim)  # what the recipe says now, not what it said when it was saved
 

@@ -90,6 +90,11 @@ def adapters(lm: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
     return found
 
 
+def merged(base: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """`W + factor B A` of whole matrices, in float32: it is cast to the published dtype once, after this."""
+    return torch.addmm(base.float(), b.float(), a.float(), alpha=factor)
+
+
 @contextlib.contextmanager
 def without_adapters(lm: nn.Module) -> Iterator[None]:
     """Inside, the model computes what it did before it had adapters."""

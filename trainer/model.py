@@ -195,6 +195,18 @@ def shard(
     return model
 
 
+def reshard(model: PolicyModel) -> PolicyModel:
+    """Let go of gathered parameters, and return the model.
+
+    A pass without gradient leaves the root's gathered: until a backward pass, its parameters are not those that have
+    gradients and that an optimizer changes.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return model
+
+
 def checkpoint_activations(model: PolicyModel) -> None:
     """Keep only each block's input for the backward pass, which computes the block again.
 

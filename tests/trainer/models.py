@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3", {}),
 }
 VISION: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "qwen2_vl": ("Qwen2VL", 14, {"embed_dim": 32}),
     "qwen2_5_vl": ("Qwen2_5_VL", 14, {"window_size": 56, "fullatt_block_indexes": [1]}),
     "qwen3_vl": ("Qwen3VL", 16, {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}),
 }

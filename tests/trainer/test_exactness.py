@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentloop.errors import ModelError
-from trainer.attention import packed_attention, portable_attention
+from trainer.attention import packed_attention, portable_attention, use_kernel
 from trainer.logprobs import selected_logprobs
 from trainer.model import DeviceBatch, PolicyModel, load_policy
 from trainer.packing import PackedLayout, pack, plan_units
@@ -66,6 +66,21 @@ def test_packed_logprobs_equal_the_plain_ones_in_other_families(kind: str, tmp_p
         rows = [plain_logprobs(plain, sample, 1.0) for sample in samples]
     pairs = zip(packed.sample_index.tolist(), packed.token_index.tolist(), strict=True)
     assert (logprobs - torch.stack([rows[i][t - 1] for i, t in pairs])).abs().max() < 1e-5
+
+
+def test_plain_attention_is_the_same_and_is_what_it_says(tiny_model: Path) -> None:
+    samples = make_samples(groups=2)
+    batch = DeviceBatch.of(pack(samples, plan_units(samples, 10_000), "token_mean"), CPU)
+    policy = load(tiny_model)
+    with torch.no_grad():
+        usual = policy(batch, 1.0)[0]
+        use_kernel("plain", "cpu")
+        try:
+            plain = policy(batch, 1.0)[0]
+        finally:
+            use_kernel("auto", "cpu")
+    assert (plain - usual).abs().max() < 1e-5
+    assert not torch.equal(plain, usual), "another kernel, other rounding"
 
 
 def test_what_the_packed_path_does_not_compute_is_refused(tmp_path: Path) -> None:

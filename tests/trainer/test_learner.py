@@ -184,6 +184,36 @@ def test_steps_reduce_the_loss_and_report_the_schedule(tiny_model: Path) -> None
     assert rates[:3] == pytest.approx([0.5e-2, 1e-2, 1e-2])
 
 
+def test_looking_at_logprobs_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """A pass without gradient leaves gathered parameters: they have no gradient, and no optimizer changes them."""
+    told: list[list[float]] = []
+    for looks in (False, True):
+        of = learner(tiny_model)
+
+        def look(of: Learner = of, looks: bool = looks) -> None:
+            if looks:
+                of.logprobs(make_samples(), 1.0)
+
+        look()
+        of.reset_optimizer(of._optim, 10)
+        of.accumulate(make_samples(), 1.0, SPEC)
+        look()
+        norm = of.step(10.0)["grad_norm"]
+        after = float(of.logprobs(make_samples(), 1.0)[2].sum())
+        of.accumulate(make_samples(seed=1), 1.0, SPEC)
+        of.step(10.0)
+        look()
+        of.save(tmp_path / "step_2", {})
+        expected = float(of.logprobs(make_samples(), 1.0)[2].sum())
+        of.accumulate(make_samples(seed=2), 1.0, SPEC)
+        of.step(10.0)
+        look()
+        of.load(tmp_path / "step_2" / "trainer", optimizer=True)
+        assert float(of.logprobs(make_samples(), 1.0)[2].sum()) == expected
+        told.append([norm, after, expected])
+    assert told[0] == told[1]
+
+
 def test_the_gradient_norm_is_clipped(tiny_model: Path) -> None:
     of = learner(tiny_model, optim={"lr": 0.0, "grad_clip": 0.5})
     of.accumulate(make_samples(), 1.0, SPEC)

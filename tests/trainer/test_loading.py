@@ -47,7 +47,7 @@ def assert_same(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma", "gemma3", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_each_tensor_and_buffer_is_that_of_from_pretrained(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,8 +19,9 @@ from agentloop.config import TrainerConfig
 from agentloop.errors import DataError
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from agentloop.wire import SamplingParams
-from rollout_server.engines.base import Generation
+from rollout_server.engines.base import FolderWeights, Generation
 from rollout_server.engines.torch_engine.models import load_model
+from rollout_server.engines.torch_engine.weights import Intake
 from tests.rollout_server.support import make_core
 from trainer.batch import train_samples
 from trainer.channel import arrays_to_samples, samples_to_arrays
@@ -34,7 +35,7 @@ from .test_learner import learner, relative
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
-SIDE = {"qwen2_5_vl": 28, "qwen3_vl": 32}
+SIDE = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
@@ -115,7 +116,9 @@ def by_transformers(model: Path, samples: list[TrainSample], *, train: bool = Fa
     return lm, found
 
 
-def test_packed_logprobs_with_images_are_those_of_transformers(model: Path) -> None:
+@pytest.mark.parametrize("kind", SIDE)
+def test_packed_logprobs_with_images_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / kind, kind)
     samples = mixed(model)
     assert len(plan_units(samples, 10_000)) == 3
     index, token, ours = learner(model).logprobs(samples, 1.0)
@@ -250,6 +253,12 @@ def test_a_vision_model_is_published_saved_and_resumed(model: Path, tmp_path: Pa
     (tmp_path / "v_1" / processor).write_bytes((model / processor).read_bytes())
     published = torch.cat(by_transformers(tmp_path / "v_1", samples)[1]).numpy()
     assert np.abs(np.sort(published) - np.sort(expected)).max() < 1e-5
+    loaded = load_model(str(model), dtype=torch.float32, device=torch.device("cpu"), context_length=None)
+    intake = Intake(loaded.model)
+    intake.put(intake.take(FolderWeights(tmp_path / "v_1")))
+    of._policy.reshard()
+    own = {name: p.to_local() for name, p in of._policy.lm.named_parameters()}
+    assert all(torch.equal(p, own[name]) for name, p in loaded.model.named_parameters()), "the engine took all of it"
 
 
 async def test_a_rank_without_images_waits_for_nobody(tmp_path: Path) -> None:
