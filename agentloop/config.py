@@ -296,6 +296,15 @@ class TrainerConfig(Section):
     )
     seed: int | None = Field(None, description="null: derived from `seed`")
 
+    @model_validator(mode="after")
+    def _attention_fits_the_device(self) -> TrainerConfig:
+        if self.attention in ("flash_attn", "torch") and self.device != "cuda":
+            raise ValueError(
+                f"trainer.attention={self.attention} is a CUDA kernel, trainer.device is {self.device}: leave it at "
+                "auto"
+            )
+        return self
+
 
 class EvalConfig(Section):
     """Evaluation on `data.val` with the same agent loops (docs/evaluation.md)."""

@@ -94,13 +94,13 @@ class _Choice:
 _choice = _Choice()
 
 
-def use_kernel(name: KernelName, device: str) -> None:
+def use_kernel(name: KernelName) -> None:
     """Choose how this process computes attention (`trainer.attention`).
 
     Raises:
-        ConfigError: it cannot be had on that device.
+        ConfigError: it is not installed.
     """
-    check_kernel(name, device)
+    check_kernel(name)
     _choice.name, _choice.kernel = name, None
 
 

@@ -63,7 +63,7 @@ class Learner:
     def __init__(self, settings: LearnerSettings) -> None:
         config = settings.config
         torch.manual_seed(settings.seed)
-        use_kernel(config.attention, config.device)
+        use_kernel(config.attention)
         self._settings = settings
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
         self._policy = self._load()

@@ -34,7 +34,7 @@ def base_name(name: str) -> str:
 
 
 def add_adapters(lm: nn.Module, blocks: list[nn.Module], config: LoraConfig) -> None:
-    """Put adapters into linear layers of `blocks` and freeze all the rest. `lm` may be on meta.
+    """Put adapters into linear layers of `blocks`; peft freezes all the rest. `lm` may be on meta.
 
     Raises:
         ConfigError: peft is not installed, or no layer has a name that is asked for.
@@ -61,8 +61,6 @@ def add_adapters(lm: nn.Module, blocks: list[nn.Module], config: LoraConfig) -> 
         r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, bias="none", target_modules=targets
     )
     inject_adapter_in_model(peft_config, lm, adapter_name=ADAPTER, low_cpu_mem_usage=True)
-    for name, parameter in lm.named_parameters():
-        parameter.requires_grad_(is_adapter(name))
 
 
 def _named(name: str, wanted: list[str]) -> bool:

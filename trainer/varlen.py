@@ -162,16 +162,12 @@ class TorchKernel:
         return dq, dk, dv
 
 
-def check_kernel(name: KernelName, device: str) -> None:
-    """Whether the kernel of that name can be used at all.
+def check_kernel(name: KernelName) -> None:
+    """Whether the kernel of that name is there.
 
     Raises:
-        ConfigError: it is not installed, or needs another device.
+        ConfigError: it is not installed.
     """
-    if name in ("flash_attn", "torch") and device != "cuda":
-        raise ConfigError(
-            f"trainer.attention={name} runs on CUDA, and trainer.device is {device}", "leave it at auto, or use plain"
-        )
     if name == "flash_attn" and not _installed("flash_attn"):
         raise ConfigError("trainer.attention=flash_attn, and flash-attn is not installed", "pip install flash-attn")
 

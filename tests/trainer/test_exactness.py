@@ -74,11 +74,11 @@ def test_plain_attention_is_the_same_and_is_what_it_says(tiny_model: Path) -> No
     policy = load(tiny_model)
     with torch.no_grad():
         usual = policy(batch, 1.0)[0]
-        use_kernel("plain", "cpu")
+        use_kernel("plain")
         try:
             plain = policy(batch, 1.0)[0]
         finally:
-            use_kernel("auto", "cpu")
+            use_kernel("auto")
     assert (plain - usual).abs().max() < 1e-5
     assert not torch.equal(plain, usual), "another kernel, other rounding"
 

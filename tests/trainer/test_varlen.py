@@ -5,12 +5,15 @@ The kernel here computes in plain torch what flash-attention does over spans, fr
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from agentloop.config import TrainerConfig
 from agentloop.errors import ConfigError
 from trainer.attention import portable_attention, use_kernel
 from trainer.packing import PackedLayout
@@ -102,8 +105,12 @@ def test_merged_spans_equal_masked_attention_forward_and_backward(layout: Packed
 
 
 def test_a_kernel_that_cannot_run_here_is_refused() -> None:
-    with pytest.raises(ConfigError, match="runs on CUDA"):
-        use_kernel("torch", "cpu")
+    with pytest.raises(ValidationError, match=r"CUDA kernel, trainer\.device is cpu"):
+        TrainerConfig(attention="torch")
+    assert TrainerConfig(attention="torch", device="cuda").attention == "torch"
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(ConfigError, match="not installed"):
+            use_kernel("flash_attn")
     assert not kernel_takes(torch.zeros(1, 1, 64))
     assert kernel_takes(torch.zeros(1, 1, 64, dtype=torch.bfloat16))
     assert not kernel_takes(torch.zeros(1, 1, 20, dtype=torch.bfloat16))

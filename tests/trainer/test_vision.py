@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import random
@@ -275,7 +276,8 @@ async def test_a_rank_without_images_waits_for_nobody(tmp_path: Path) -> None:
         model_path=str(model), config=config, dtype="float32", total_steps=1, seed=0, log_dir=tmp_path / "logs"
     )
     try:
-        await workers.accumulate(samples, temperature=1.0, loss=LossSpec())
+        async with asyncio.timeout(120):  # a collective that the other rank never joins waits for half an hour
+            await workers.accumulate(samples, temperature=1.0, loss=LossSpec())
         await workers.step(1.0)
         await workers.publish(tmp_path / "two")
     finally:
