@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from agentloop.errors import RunDirError
-from trainer.lora import adapters
+from trainer.lora import is_adapter
 from trainer.model import PolicyModel
 from trainer.model_files import rename_folder
 
@@ -66,7 +66,7 @@ def load_checkpoint(folder: Path, model: PolicyModel, optimizer: torch.optim.Opt
         optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
-        options=_options(model, strict=False),
+        options=_READ,
     )
     if own in state:
         torch.set_rng_state(state[own])
@@ -79,20 +79,19 @@ def load_model(folder: Path, model: PolicyModel) -> None:
     Raises:
         RunDirError: the folder holds no checkpoint of this model.
     """
-    state = get_model_state_dict(model, options=_options(model))
+    state = _kept(get_model_state_dict(model))
     _saved_keys(folder, state)
     dcp.load({"model": state}, checkpoint_id=folder)
-    set_model_state_dict(model, state, options=_options(model, strict=False))
+    set_model_state_dict(model, state, options=_READ)
 
 
-def _options(model: PolicyModel, *, strict: bool = True) -> StateDictOptions:
-    """With adapters, nothing else is trained, and nothing else is saved: the base is that of `model.path`.
+def _kept(model_state: dict[str, Any]) -> dict[str, Any]:
+    """What of a model's state is saved: with adapters these alone, the base is that of `model.path`."""
+    return {key: tensor for key, tensor in model_state.items() if is_adapter(key)} or model_state
 
-    Args:
-        strict: False where a state is read that holds the adapters only.
-    """
-    adapted = bool(adapters(model.lm))
-    return StateDictOptions(ignore_frozen_params=adapted, strict=strict or not adapted)
+
+_READ = StateDictOptions(strict=False)
+"""A state with adapters alone is no whole one. `_saved_keys` has looked whether all that is needed is there."""
 
 
 def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
@@ -110,12 +109,12 @@ def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
 
 def _state_dict(model: PolicyModel, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
     fresh = not optimizer.state
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=_options(model))
+    model_state, optimizer_state = get_state_dict(model, optimizer)
     if fresh:  # torch has made the state by a step that changes nothing but this counter
         for entry in optimizer.state.values():
             entry["step"].zero_()
     return {
-        "model": model_state,
+        "model": _kept(model_state),
         "optimizer": optimizer_state,
         "steps": torch.tensor(steps),
         f"rng.{dist.get_rank()}": torch.get_rng_state(),

@@ -55,7 +55,7 @@ def load_sharded(
     Raises:
         ModelError: the path is no causal LM, or one that the packed path does not compute.
     """
-    path = _folder(path)
+    path = local_folder(path)
     lm = build_lm(path)
     policy = PolicyModel(lm, config.logprob_chunk).eval()
     _freeze(policy, config, reference=reference)
@@ -113,7 +113,7 @@ def _freeze(policy: PolicyModel, config: TrainerConfig, *, reference: bool) -> N
         freeze_tower(policy.lm)
 
 
-def _folder(path: str) -> str:
+def local_folder(path: str) -> str:
     """`path`, or where the snapshot of a hub id lies."""
     if Path(path).is_dir():
         return path

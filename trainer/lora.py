@@ -33,6 +33,12 @@ def base_name(name: str) -> str:
     return name.replace(BASE, ".")
 
 
+def adapter_names(weight: str) -> tuple[str, str]:
+    """What a weight's A and B are called in a checkpoint."""
+    stem = weight.removesuffix(".weight")
+    return f"{stem}{PARTS[0]}{ADAPTER}.weight", f"{stem}{PARTS[1]}{ADAPTER}.weight"
+
+
 def add_adapters(lm: nn.Module, blocks: list[nn.Module], config: LoraConfig) -> None:
     """Put adapters into linear layers of `blocks`; peft freezes all the rest. `lm` may be on meta.
 

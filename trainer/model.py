@@ -91,7 +91,7 @@ def build_lm(path: str) -> Any:
         ModelError: the path is no causal LM, or one that the packed path does not compute.
     """
     config = model_config(path)
-    loader, options = _loader(config)
+    loader, options = loader_of(config)
     try:
         with torch.device("meta"):
             lm = loader.from_config(config, **options)
@@ -100,7 +100,7 @@ def build_lm(path: str) -> Any:
     return _supported(lm, path)
 
 
-def _loader(config: Any) -> tuple[Any, dict[str, Any]]:
+def loader_of(config: Any) -> tuple[Any, dict[str, Any]]:
     """The class that makes a model of `config`, and its options."""
     if config.model_type in VISION_TYPES:
         # The vision tower looks at whole images: it keeps torch's own attention.
@@ -129,7 +129,7 @@ def load_policy(
         ModelError: the path is no causal LM, or one that the packed path does not compute.
     """
     config = model_config(path)
-    loader, options = _loader(config)
+    loader, options = loader_of(config)
     try:
         if init == "random":
             torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from agentloop.config import LoraConfig, TrainerConfig
 from agentloop.errors import ConfigError, RunDirError
+from trainer.export import export_checkpoint
 from trainer.learner import Learner
 from trainer.loading import load_sharded
 from trainer.lora import is_adapter
@@ -20,6 +22,7 @@ from trainer.model import DeviceBatch
 from trainer.types import LossSpec
 
 from .conftest import make_samples
+from .models import save_tiny
 from .test_learner import learner, relative
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -129,6 +132,24 @@ def test_a_checkpoint_holds_the_adapters_only_and_brings_the_run_back(tiny_model
     assert only._steps == 0
     with pytest.raises(RunDirError, match="another model"):
         learner(tiny_model).load(tmp_path / "step_2" / "trainer", optimizer=True)
+
+
+def test_an_exported_checkpoint_is_what_was_published(tiny_model: Path, tmp_path: Path) -> None:
+    of = trained(learner(tiny_model, lora=LORA | {"target_modules": ["q_proj", "up_proj"]}))
+    of.publish(tmp_path / "v_2")
+    of.save(tmp_path / "step_2", {})
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    saved = tmp_path / "step_2" / "trainer"
+    export_checkpoint(saved, str(model), tmp_path / "out", dtype="float32", lora_alpha=8.0)
+    published, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("v_2", "out"))
+    assert published.keys() == exported.keys()
+    assert all(torch.equal(published[name], exported[name]) for name in published)
+    with pytest.raises(RunDirError, match="holds adapters"):
+        export_checkpoint(saved, str(model), tmp_path / "other", dtype="float32")
+    other = save_tiny(tmp_path / "llama", "llama", hidden_size=64)
+    with pytest.raises(RunDirError, match="checkpoint of another model"):
+        export_checkpoint(saved, str(other), tmp_path / "other", dtype="float32", lora_alpha=8.0)
 
 
 @pytest.mark.parametrize(
