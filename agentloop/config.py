@@ -523,4 +523,5 @@ class SftRecipe(Section):
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
     ranks: int = Field(1, ge=1, description="FSDP2 worker processes")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
+    lora: LoraConfig | None = Field(None, description="train adapters only, merged in the finished model; null: all")
     out: Path | None = Field(None, description="folder of the finished model; null: <run dir>/model")
