@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,21 @@ def test_flash_kernels_equal_masked_attention_within_bf16(key_heads: int) -> Non
         ours = torch.autograd.grad((out * weights).sum(), (q, k, v))
         for a, b in zip((out, *ours), (expected, *theirs), strict=True):
             assert (a.double() - b.double()).norm() < 1e-2 * b.double().norm(), type(kernel).__name__
+
+
+def test_a_step_of_the_whole_loop_runs_on_the_card(repo: Path, tmp_path: Path) -> None:
+    """Torch engine and trainer in bf16 on one card; what they disagree by is bf16's."""
+    options = [
+        f"run.dir={tmp_path / 'run'}", "run.steps=1", "model.dtype=bfloat16", "trainer.device=cuda",
+        "rollout.device=cuda", "eval.before_train=false", "eval.every=null",
+    ]  # fmt: skip
+    recipe = repo / "recipes" / "quickstart" / "recipe.yaml"
+    program = [sys.executable, "-m", "agentloop.cli", "train", "--config", str(recipe), *options]
+    done = subprocess.run(program, cwd=repo, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["train/grad_norm"] > 0
+    assert metrics["mismatch/logprob_abs_mean"] < 0.05
 
 
 @pytest.mark.usefixtures("nccl")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from agentloop.config import TrainerConfig
 from agentloop.errors import ConfigError
 from trainer.attention import portable_attention, use_kernel
 from trainer.packing import PackedLayout
-from trainer.varlen import Spans, VarlenAttention, VarlenLayout, kernel_takes
+from trainer.varlen import Spans, TorchKernel, VarlenAttention, VarlenLayout, kernel_takes
 
 CPU = torch.device("cpu")
 LAYOUT = PackedLayout(
@@ -102,6 +103,20 @@ def test_merged_spans_equal_masked_attention_forward_and_backward(layout: Packed
     assert (out - expected).abs().max() < 1e-6
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).abs().max() < 5e-6
+
+
+def test_torchs_operators_take_what_they_are_given() -> None:
+    """On meta: the order and the kinds of arguments, and the shapes of what comes back."""
+    layout = VarlenLayout.of(LAYOUT, CPU)
+    assert layout.prefix is not None
+    q, kv = (torch.empty(TOKENS, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (4, 2))
+    kernel = TorchKernel()
+    for spans in (layout.own, layout.prefix):
+        there = replace(spans, cu_q=spans.cu_q.to("meta"), cu_k=spans.cu_k.to("meta"))
+        out, lse = kernel.forward(q, kv, kv, there, 0.125)
+        assert (out.shape, lse.shape, lse.dtype) == (q.shape, (4, TOKENS), torch.float32)
+        grads = kernel.backward(torch.empty_like(out), q, kv, kv, out, lse, there, 0.125)
+        assert [grad.shape for grad in grads] == [q.shape, kv.shape, kv.shape]
 
 
 def test_a_kernel_that_cannot_run_here_is_refused() -> None:
