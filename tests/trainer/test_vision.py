@@ -26,7 +26,7 @@ from rollout_server.engines.torch_engine.weights import Intake
 from tests.rollout_server.support import make_core
 from trainer.batch import train_samples
 from trainer.channel import arrays_to_samples, samples_to_arrays
-from trainer.packing import plan_units
+from trainer.packing import plan_units, split_over_ranks
 from trainer.producer import Group
 from trainer.types import LossSpec, TrainSample
 from trainer.workers import WorkerGroup
@@ -265,7 +265,9 @@ def test_a_vision_model_is_published_saved_and_resumed(model: Path, tmp_path: Pa
 async def test_a_rank_without_images_waits_for_nobody(tmp_path: Path) -> None:
     """Two ranks, of which one has all the images; the tower is trained, with activations computed again."""
     model = save_tiny(tmp_path / "qwen3_vl", "qwen3_vl")
-    samples = mixed(model)[:3]
+    samples = [*mixed(model)[:2], make_sample([words(5, 5)], [words(40, 6)], key=1)]
+    shares = split_over_ranks(samples, 2, 8192, 32)
+    assert sorted(sum(len(samples[i].images) for i in share) for share in shares) == [0, 3]
     options = {"freeze_vision": False, "optim": {"lr": 1e6, "eps": 1e6, "grad_clip": 1e9}}
     one = learner(model, **options)
     one.accumulate(samples, 1.0, LossSpec())
