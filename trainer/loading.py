@@ -15,15 +15,15 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from agentloop.config import TrainerConfig
 from agentloop.errors import ModelError
+from agentloop.tensors import LayoutError, read_layout
 from trainer.lora import add_adapters, base_name, drawn, is_adapter
 from trainer.model import PolicyModel, build_lm, decoder_blocks, is_vision, language_blocks, load_policy, shard
 from trainer.vision import freeze_tower
@@ -123,55 +123,73 @@ def local_folder(path: str) -> str:
 
 
 class SafetensorsFolder:
-    """The tensors of a model folder, opened as they are asked for.
+    """The tensors of a model folder, read in whole or by rows.
+
+    Read, not mapped: pages of a mapped file that were touched count as a process's memory until they are needed
+    elsewhere, and a rank would seem to hold its shard twice.
 
     Attributes:
-        files: name of each tensor -> its file.
+        specs: each tensor by its name, and its file.
         bytes_read: bytes of tensors that have been read so far, in the files' own dtype.
 
     Raises:
-        ModelError: the folder holds no safetensors, or its index names files that are not there.
+        ModelError: the folder holds no safetensors, a file is damaged, or its index names files that are not there.
     """
 
     def __init__(self, folder: str) -> None:
         root = Path(folder)
         self.bytes_read = 0
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, BinaryIO] = {}
         index = root / INDEX
         if index.is_file():
-            weights = json.loads(index.read_text())["weight_map"]
-            self.files = {name: root / file for name, file in weights.items()}
+            files = sorted({root / file for file in json.loads(index.read_text())["weight_map"].values()})
         elif (root / SINGLE).is_file():
-            self.files = {name: root / SINGLE for name in self._handle(root / SINGLE).keys()}  # noqa: SIM118
+            files = [root / SINGLE]
         else:
             raise ModelError(
                 f"{folder} cannot be loaded as a causal language model: it holds no {SINGLE}",
                 "model.path has to be a folder with config.json and safetensors, or a hub id",
             )
-        missing = sorted({file.name for file in self.files.values() if not file.is_file()})
+        missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ModelError(f"{index} names {missing[0]}, which is not there", "download the model again, whole")
+        try:
+            self.specs = {spec.name: (spec, file) for file in files for spec in read_layout(file)}
+        except LayoutError as exc:
+            raise ModelError(str(exc), "download the model again, whole") from exc
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.end - spec.begin for spec, _ in self.specs.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
+        return self.specs[name][0].shape
 
     def read(self, name: str, rows: slice | None) -> Tensor:
         """A tensor, or those rows of it; nothing else is read."""
-        part = self._slice(name)
-        tensor: Tensor = self._handle(self.files[name]).get_tensor(name) if rows is None else part[rows]
-        self.bytes_read += tensor.nbytes
-        return tensor
+        spec, path = self.specs[name]
+        begin, end, shape = spec.begin, spec.end, spec.shape
+        if rows is not None:
+            row = (end - begin) // shape[0]
+            begin, end, shape = begin + rows.start * row, begin + rows.stop * row, (rows.stop - rows.start, *shape[1:])
+        data = torch.empty(end - begin, dtype=torch.uint8)
+        if path not in self._open:
+            self._open[path] = path.open("rb", buffering=0)
+        self._open[path].seek(begin)
+        view = memoryview(data.numpy())
+        while view:
+            count = self._open[path].readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise ModelError(f"{path} became shorter while it was read", "keep it as it is until the run has begun")
+            view = view[count:]
+        self.bytes_read += len(data)
+        return data.view(getattr(torch, spec.dtype)).view(shape)
 
     def close(self) -> None:
+        for file in self._open.values():
+            file.close()
         self._open.clear()
-
-    def _slice(self, name: str) -> Any:
-        return self._handle(self.files[name]).get_slice(name)
-
-    def _handle(self, file: Path) -> Any:
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
-        return self._open[file]
 
 
 def plan_names(lm: nn.Module, files: SafetensorsFolder) -> dict[str, str] | str:
@@ -221,17 +239,17 @@ def _aliases(lm: nn.Module) -> dict[Tensor, list[str]]:
 def _renamed(lm: nn.Module, files: SafetensorsFolder) -> tuple[dict[str, str], str]:
     """The model's name of each of the files' names, as far as renaming alone does it; or why it does not."""
     own = lm.state_dict().keys()
-    if files.files.keys() == own or files.files.keys() == {name for name, _ in lm.named_parameters()}:
-        return {name: name for name in files.files}, ""
+    if files.specs.keys() == own or files.specs.keys() == {name for name, _ in lm.named_parameters()}:
+        return {name: name for name in files.specs}, ""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
     except ImportError:
-        return {name: name for name in files.files}, ""
+        return {name: name for name in files.specs}, ""
     transforms = get_model_conversion_mapping(lm)
     prefix = f"{getattr(lm, 'base_model_prefix', '')}."
     renamed: dict[str, str] = {}
-    for name in files.files:
+    for name in files.specs:
         new = name
         for transform in transforms:
             new, matched = transform.rename_source_key(new)
@@ -264,8 +282,7 @@ class _Read(_Source):
             local, rows = _local(tensor)
             if local.numel():
                 local.copy_(self._files.read(self._plan[base_name(name)], rows))
-        total = sum(file.stat().st_size for file in set(self._files.files.values()))
-        log.info("read %d bytes of tensors; the model's files hold %d", self._files.bytes_read, total)
+        log.info("read %d bytes of tensors; the model's files hold %d", self._files.bytes_read, self._files.size)
         self._files.close()
 
 

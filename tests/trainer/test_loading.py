@@ -83,6 +83,14 @@ def test_a_model_in_several_files_is_found_by_its_index(tiny_model: Path, tmp_pa
         load(tmp_path / "many")
 
 
+def test_a_damaged_file_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="cannot be read"):
+        load(tmp_path / "cut")
+
+
 def test_prefixes_of_earlier_releases_are_renamed_and_not_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
