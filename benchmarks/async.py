@@ -205,8 +205,8 @@ def curve(folder: Path) -> tuple[list[str], bool]:
     shown = ", ".join(f"{reward:.3f} after {step}" for step, reward in evals)
     text = (
         f"**Quickstart at staleness 4 with `correction.decoupled`: reward {last:.3f} over the last ten steps** (to "
-        f"reach: {BOUND_REWARD}), **evaluation {evals[-1][1]:.3f}** (to reach: {BOUND_EVAL}): {'met' if met else 'MISSED'}. "
-        f"The oldest token was {oldest} versions behind. Evaluations: {shown}."
+        f"reach: {BOUND_REWARD}), **evaluation {evals[-1][1]:.3f}** (to reach: {BOUND_EVAL}): "
+        f"{'met' if met else 'MISSED'}. The oldest token was {oldest} versions behind. Evaluations: {shown}."
     )
     return [text, ""], met
 

@@ -13,6 +13,7 @@ Shapes: T packed tokens, H heads, D head dimension, B segments of a run, L their
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import AttentionInterface
 
 from agentloop.errors import ModelError
 from trainer.packing import PackedLayout
+from trainer.varlen import Kernel, KernelName, VarlenAttention, VarlenLayout, check_kernel, kernel_takes, make_kernel
 
 ATTENTION = "agentloop_packed"
 
@@ -63,10 +65,13 @@ def packed_attention(
             "the trainer computes full causal attention only: use another model",
         )
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    kernel = _kernel() if q.device.type == "cuda" and kernel_takes(q) else None
+    if kernel is not None:
+        return VarlenAttention.apply(q, k, v, _spans(packed_layout, q.device), kernel, scaling).unsqueeze(0), None
     if k.shape[1] != q.shape[1]:
         shared = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and _choice.name != "plain":
         out = _PackedAttention.apply(q, k, v, packed_layout, scaling)
     else:
         out = portable_attention(q, k, v, packed_layout, scaling)
@@ -74,6 +79,41 @@ def packed_attention(
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """Which kernel this process uses, and the last layout in its form: every layer of a pass asks for the same."""
+
+    name: KernelName = "auto"
+    kernel: Kernel | None = None
+    layout: PackedLayout | None = None
+    spans: VarlenLayout | None = None
+
+
+_choice = _Choice()
+
+
+def use_kernel(name: KernelName) -> None:
+    """Choose how this process computes attention (`trainer.attention`).
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    check_kernel(name)
+    _choice.name, _choice.kernel = name, None
+
+
+def _kernel() -> Kernel | None:
+    if _choice.kernel is None:
+        _choice.kernel = make_kernel(_choice.name)
+    return _choice.kernel
+
+
+def _spans(layout: PackedLayout, device: torch.device) -> VarlenLayout:
+    if _choice.spans is None or _choice.layout is not layout:
+        _choice.layout, _choice.spans = layout, VarlenLayout.of(layout, device)
+    return _choice.spans
 
 
 class _PackedAttention(torch.autograd.Function):

@@ -79,9 +79,9 @@ class BlockingChannel:
 
 
 def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
-    """Samples as eight flat arrays: the ragged columns joined, and four numbers per sample.
+    """Samples as flat arrays: the ragged columns joined, numbers per sample, and each image once.
 
-    The last is `proximal_logprobs`, and empty unless all samples have them.
+    `proximal_logprobs` are empty unless all samples have them.
     """
     proximal = bool(samples) and all(sample.proximal_logprobs is not None for sample in samples)
 
@@ -89,6 +89,8 @@ def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
         parts = [np.asarray(getattr(sample, name), dtype=dtype) for sample in samples]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
 
+    images = {id(image): image for sample in samples for image in sample.images}
+    numbers = {key: number for number, key in enumerate(images)}
     return [
         joined("token_ids", np.int64),
         joined("loss_mask", np.bool_),
@@ -98,17 +100,34 @@ def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
         np.array([[sample.prompt_length, sample.group_key] for sample in samples], dtype=np.int64).reshape(-1, 2),
         np.array([sample.weight for sample in samples], dtype=np.float64),
         joined("proximal_logprobs", np.float32) if proximal else np.zeros(0, dtype=np.float32),
+        np.concatenate([np.zeros(0, dtype=np.uint8), *images.values()]),
+        np.array([len(image) for image in images.values()], dtype=np.int64),
+        np.array([len(sample.images) for sample in samples], dtype=np.int64),
+        np.array([numbers[id(image)] for sample in samples for image in sample.images], dtype=np.int64),
     ]
 
 
 def arrays_to_samples(arrays: Sequence[np.ndarray]) -> list[TrainSample]:
     """The inverse of `samples_to_arrays`; the samples are views of the arrays."""
+    *arrays, blob, image_lengths, image_counts, image_numbers = arrays
     token_ids, loss_mask, old_logprobs, advantages, lengths, numbers, weights, proximal = arrays
+    images = np.split(blob, np.cumsum(image_lengths)[:-1]) if len(image_lengths) else []
+    of_samples = np.split(image_numbers, np.cumsum(image_counts)[:-1])
     cuts = np.cumsum(lengths)[:-1]
     columns = [np.split(column, cuts) for column in (token_ids, loss_mask, old_logprobs, advantages)]
-    last = np.split(proximal, cuts) if len(proximal) else [None] * len(lengths)
-    rows = zip(*columns, numbers.tolist(), weights.tolist(), last, strict=True) if len(lengths) else ()
+    own = np.split(proximal, cuts) if len(proximal) else [None] * len(lengths)
+    rows = zip(*columns, numbers.tolist(), weights.tolist(), own, of_samples, strict=True) if len(lengths) else ()
     return [
-        TrainSample(ids, mask, old, advantage, prompt_length, group_key, weight, proximal_logprobs)
-        for ids, mask, old, advantage, (prompt_length, group_key), weight, proximal_logprobs in rows
+        TrainSample(
+            ids,
+            mask,
+            old,
+            advantage,
+            prompt_length,
+            group_key,
+            weight,
+            proximal_logprobs=proximal_logprobs,
+            images=tuple(images[number] for number in of_sample),
+        )
+        for ids, mask, old, advantage, (prompt_length, group_key), weight, proximal_logprobs, of_sample in rows
     ]

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from agentloop.errors import RunDirError
 from trainer.critic import Critic
+from trainer.lora import is_adapter
 from trainer.model import PolicyModel
 from trainer.model_files import rename_folder
 
@@ -72,7 +74,13 @@ def load_checkpoint(
     if ranks != dist.get_world_size():
         del state[own]
     dcp.load(state, checkpoint_id=folder)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_READ,
+    )
     if critic is not None:
         critic.restore(state["critic_model"], state["critic_optimizer"], int(state["critic_steps"].item()))
     if own in state:
@@ -86,10 +94,19 @@ def load_model(folder: Path, model: PolicyModel) -> None:
     Raises:
         RunDirError: the folder holds no checkpoint of this model.
     """
-    state = get_model_state_dict(model)
+    state = _kept(get_model_state_dict(model))
     _saved_keys(folder, state)
     dcp.load({"model": state}, checkpoint_id=folder)
-    set_model_state_dict(model, state)
+    set_model_state_dict(model, state, options=_READ)
+
+
+def _kept(model_state: dict[str, Any]) -> dict[str, Any]:
+    """What of a model's state is saved: with adapters these alone, the base is that of `model.path`."""
+    return {key: tensor for key, tensor in model_state.items() if is_adapter(key)} or model_state
+
+
+_READ = StateDictOptions(strict=False)
+"""A state with adapters alone is no whole one. `_saved_keys` has looked whether all that is needed is there."""
 
 
 def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
@@ -110,7 +127,7 @@ def _state_dict(
 ) -> dict[str, Any]:
     model_state, optimizer_state = _model_and_optimizer(model, optimizer)
     state = {
-        "model": model_state,
+        "model": _kept(model_state),
         "optimizer": optimizer_state,
         "steps": torch.tensor(steps),
         f"rng.{dist.get_rank()}": torch.get_rng_state(),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_state_dict
 
 from trainer.algorithms.value_loss import clipped_value_loss
-from trainer.model import DeviceBatch, PolicyModel, load_policy, shard
+from trainer.loading import load_sharded
+from trainer.model import DeviceBatch, PolicyModel
 from trainer.optim import apply_settings, make_optimizer, take_step
 from trainer.packing import PackedBatch
 from trainer.types import LearnerSettings, add_sums
@@ -30,9 +31,7 @@ class ValueModel(PolicyModel):
         head = lm.get_output_embeddings()
         if head.weight is not lm.get_input_embeddings().weight:
             head.requires_grad_(False)  # it is not computed, and would never get a gradient
-        # Zero: before its first step a critic knows nothing, and says the same on every rank.
-        self.value_head = nn.Linear(head.weight.shape[1], 1, bias=False)
-        nn.init.zeros_(self.value_head.weight)
+        self.value_head = nn.Linear(head.weight.shape[1], 1, bias=False, device="meta")
 
     def forward(self, batch: DeviceBatch) -> Tensor:  # type: ignore[override]
         """The value of the state in which each trained token was sampled, (N) float32."""
@@ -51,15 +50,18 @@ class Critic:
         # The policy takes its steps after the warm-up, the critic during it too.
         self._total_steps = settings.total_steps + config.critic_warmup * config.algorithm.minibatches
         self._device = device
-        policy = load_policy(
+        model = load_sharded(
             settings.model_path,
+            config,
+            dtype=settings.dtype,
             init=settings.init,
             seed=settings.seed,
-            logprob_chunk=config.logprob_chunk,
             device=device,
+            kind=ValueModel,
         )
-        model = ValueModel(policy.lm, config.logprob_chunk).to(device).eval()
-        self.model = shard(model, settings.dtype, reshard_after_forward=config.fsdp.reshard_after_forward)
+        # Zero: before its first step a critic knows nothing, and says the same on every rank.
+        nn.init.zeros_(model.value_head.weight)
+        self.model = model
         self.optimizer = make_optimizer(self.model, self._config.optim)
         self.steps = 0
 

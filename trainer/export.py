@@ -17,18 +17,18 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from agentloop.errors import ModelError, RunDirError
 from agentloop.tensors import TensorSpec
 from trainer.handout import MAX_SHARD_BYTES, Handout, Shards, write_config
+from trainer.loading import SafetensorsFolder, local_folder, plan_names
+from trainer.lora import adapter_names, is_adapter, merged
+from trainer.model import loader_of
 from trainer.model_files import copy_tokenizer, partial_of, rename_folder
 
 PREFIX = "model.lm."
 """How a checkpoint's keys of the language model begin: `model` of the checkpoint, `lm` of `trainer.model`."""
-
-ADAPTER_MARKS = ("lora_A", "lora_B", "lora_magnitude")
-"""Parts of the keys of adapters, which stand beside the weights that they change."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -50,6 +50,7 @@ def export_checkpoint(
     *,
     dtype: str,
     chat_template: Path | None = None,
+    lora_alpha: float | None = None,
     on_progress: OnProgress | None = None,
     shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
@@ -60,6 +61,7 @@ def export_checkpoint(
         model_path: folder or hub id of the model that the run started from: its configuration and its tokenizer.
         dtype: `float32` or `bfloat16`, of the parameters. Buffers keep their own.
         chat_template: what the run used instead of the tokenizer's own; becomes the folder's.
+        lora_alpha: `trainer.lora.alpha` of a run with adapters, which are merged.
         on_progress: called with the bytes that are written, and all.
         shard_bytes: size at which a file ends.
 
@@ -70,6 +72,7 @@ def export_checkpoint(
     saved = _SavedModel(tensors)
     lm = _empty_model(model_path)
     saved.check(lm, model_path)
+    merger = _Merger(saved, lm, model_path, lora_alpha)
     layout = Handout(lm, dtype)
     size = layout.specs[-1].end
     partial = partial_of(out)
@@ -84,7 +87,7 @@ def export_checkpoint(
     try:
         shards = Shards(partial, [(spec.name, spec.dtype, spec.shape) for spec in layout.specs], shard_bytes)
         for spec in layout.specs:
-            shards.take(spec, merged_tensor(saved, spec))
+            shards.take(spec, merger.read(spec))
             if on_progress is not None:
                 on_progress(spec.end, size)
         shards.close()
@@ -103,18 +106,45 @@ def export_checkpoint(
     )
 
 
-def merged_tensor(saved: _SavedModel, spec: TensorSpec) -> torch.Tensor:
-    """One tensor as it is written. Adapters are merged into the weight they stand beside: here, and nowhere else.
+class _Merger:
+    """The model's tensors as they are written. Of a run with adapters the checkpoint holds these alone: the rest is
+    that of the model that the run started from.
+
+    Args:
+        alpha: the run's `trainer.lora.alpha`; None: it is not known.
 
     Raises:
-        RunDirError: the checkpoint holds adapters, which nothing can merge yet.
+        RunDirError: there are adapters, and alpha is not known, or they are those of another model.
+        ModelError: the model that the run started from cannot be read tensor by tensor.
     """
-    if saved.adapters:
-        raise RunDirError(
-            f"{saved.folder} holds adapters beside the weights ({saved.adapters[0]}), and they cannot be merged yet",
-            "export the weights that the run published, which have them merged",
-        )
-    return saved.read(spec.name)
+
+    def __init__(self, saved: _SavedModel, lm: Any, model_path: str, alpha: float | None) -> None:
+        self._saved = saved
+        self._alpha = alpha or 0.0
+        self._files: SafetensorsFolder | None = None
+        if not saved.adapters:
+            return
+        if alpha is None:
+            raise RunDirError(
+                f"{saved.folder} holds adapters, and how much they count is not known outside of their run",
+                "give the run directory, or the checkpoint where it lies in it",
+            )
+        self._files = SafetensorsFolder(local_folder(model_path))
+        plan = plan_names(lm, self._files)
+        if isinstance(plan, str):
+            raise ModelError(f"{model_path} cannot be read tensor by tensor: {plan}", "save it with transformers first")
+        self._plan = plan
+
+    def read(self, spec: TensorSpec) -> torch.Tensor:
+        """One whole tensor, float32 where it is a parameter."""
+        if self._files is None:
+            return self._saved.read(spec.name)
+        tensor = self._files.read(self._plan[spec.name], None)
+        first, second = adapter_names(spec.name)
+        if first not in self._saved.shapes:
+            return tensor
+        a, b = self._saved.read(first), self._saved.read(second)
+        return merged(tensor, a, b, self._alpha / len(a))
 
 
 class _SavedModel:
@@ -141,7 +171,7 @@ class _SavedModel:
             if key.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
         }
         self._dtypes = {name: entries[PREFIX + name].properties.dtype for name in self.shapes}
-        self.adapters = [name for name in self.shapes if any(mark in name for mark in ADAPTER_MARKS)]
+        self.adapters = [name for name in self.shapes if is_adapter(name)]
 
     def check(self, lm: Any, model_path: str) -> None:
         """Whether these are the tensors of a model.
@@ -149,7 +179,7 @@ class _SavedModel:
         Raises:
             RunDirError: naming the first that is not.
         """
-        wanted = {name: tensor.shape for name, tensor in lm.state_dict().items()}
+        wanted = self._wanted(lm)
         for name, shape in wanted.items():
             if self.shapes.get(name) != shape:
                 found = f"has the shape {list(self.shapes[name])}" if name in self.shapes else "is missing"
@@ -158,12 +188,25 @@ class _SavedModel:
                     f"the model's has {list(shape)}",
                     "name the model that the run started from with --model",
                 )
-        extra = [name for name in self.shapes if name not in wanted and name not in self.adapters]
+        extra = [name for name in self.shapes if name not in wanted]
         if extra:
             raise RunDirError(
                 f"{self.folder} is a checkpoint of another model than {model_path}, which has no {extra[0]}",
                 "name the model that the run started from with --model",
             )
+
+    def _wanted(self, lm: Any) -> dict[str, torch.Size]:
+        """The tensors that a checkpoint of `lm` holds; with adapters, those of the weights that have one."""
+        shapes = {name: tensor.shape for name, tensor in lm.state_dict().items()}
+        if not self.adapters:
+            return shapes
+        wanted: dict[str, torch.Size] = {}
+        for name, shape in shapes.items():
+            a, b = adapter_names(name)
+            if a in self.shapes:
+                rank = self.shapes[a][0]
+                wanted |= {a: torch.Size([rank, shape[-1]]), b: torch.Size([shape[0], rank])}
+        return wanted
 
     def read(self, name: str) -> torch.Tensor:
         """A whole tensor, put together from the parts that the ranks have saved."""
@@ -199,7 +242,7 @@ def _empty_model(model_path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(model_path)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return loader_of(config)[0].from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as exc:
         raise ModelError(
             f"the model that the run started from, {model_path}, cannot be read: {exc}",

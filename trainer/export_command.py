@@ -20,11 +20,12 @@ HIGHER_IS_BETTER = {"eval/reward_mean": True, "eval/loss": False}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint, and what its run says of the model; an empty mapping where there is no run."""
+    """A checkpoint, and what its run says of the model and its adapters; empty where there is no run."""
 
     path: Path
     step: int
     model: dict[str, Any]
+    lora_alpha: float | None = None
 
 
 def export_command(
@@ -57,6 +58,7 @@ def export_command(
             out.absolute(),
             dtype=dtype,
             chat_template=Path(template) if template else None,
+            lora_alpha=found.lora_alpha,
             on_progress=lambda done, size: console.progress(done >> 20, size >> 20, "MB written"),
         )
         console.close()
@@ -99,7 +101,7 @@ def find_checkpoint(source: Path, step: str | None) -> Source:
             "a run saves one after every `checkpoint.every` steps and at its end",
         )
     state = _chosen(run, states, step or LAST)
-    return Source(state.path, state.step, _model_of(run))
+    return Source(state.path, state.step, *_read(run))
 
 
 def _one(checkpoint: Path, step: str | None) -> Source:
@@ -112,7 +114,7 @@ def _one(checkpoint: Path, step: str | None) -> Source:
         raise RunDirError(f"the checkpoint {checkpoint} was never finished", "give another one")
     state = json.loads((checkpoint / "state.json").read_text())
     run = RunDir(checkpoint.resolve().parent.parent)
-    return Source(checkpoint, state.get("step", 0), _model_of(run))
+    return Source(checkpoint, state.get("step", 0), *_read(run))
 
 
 def _chosen(run: RunDir, states: list[CheckpointState], step: str) -> CheckpointState:
@@ -143,9 +145,10 @@ def _best(run: RunDir, states: list[CheckpointState], there: str) -> CheckpointS
     )
 
 
-def _model_of(run: RunDir) -> dict[str, Any]:
-    """The section `model` of the run's configuration."""
+def _read(run: RunDir) -> tuple[dict[str, Any], float | None]:
+    """The section `model` of the run's configuration, and alpha of its adapters, of a policy or a fine-tuning."""
     if not run.config_file.is_file():
-        return {}
-    model = json.loads(run.config_file.read_text()).get("model")
-    return model if isinstance(model, dict) else {}
+        return {}, None
+    config = json.loads(run.config_file.read_text())
+    model, lora = config.get("model"), (config.get("trainer") or config).get("lora") or {}
+    return model if isinstance(model, dict) else {}, lora.get("alpha")

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from agentloop.shared_file import PIECE, SharedWriter
 from agentloop.tensors import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
 from agentloop.weights_group import broadcast, join_group, leave_group, open_store
+from trainer.lora import adapters, base_name, is_adapter, merged
 from trainer.model import DTYPES
 from trainer.model_files import rename_folder
 
@@ -52,8 +53,11 @@ class Handout:
         self._store: Any = None
         self._groups: dict[str, tuple[Any, str]] = {}
         state = lm.state_dict().keys()
-        # Tied weights appear once, under their first name.
-        self._tensors: dict[str, Tensor] = dict(lm.named_parameters())
+        # Tied weights appear once, under their first name; adapters within what they are added to.
+        self._tensors: dict[str, Tensor] = {
+            base_name(name): parameter for name, parameter in lm.named_parameters() if not is_adapter(name)
+        }
+        self._adapters = adapters(lm)
         self._parameters = frozenset(self._tensors)
         self._tensors |= {name: buffer for name, buffer in lm.named_buffers() if name in state}
         self.header, self.specs = plan_file((name, self._dtype_of(name), t.shape) for name, t in self._tensors.items())
@@ -141,10 +145,10 @@ class Handout:
     @torch.no_grad()
     def _gather(self, take: Take | None) -> None:
         for spec in self.specs:
-            tensor = self._tensors[spec.name].detach()
-            if isinstance(tensor, DTensor):
-                alone = tensor.device_mesh.size() == 1
-                tensor = tensor.to_local() if alone else tensor.full_tensor()
+            tensor = _whole(self._tensors[spec.name])
+            if spec.name in self._adapters:
+                a, b, factor = self._adapters[spec.name]
+                tensor = merged(tensor, _whole(a), _whole(b), factor)
             if take is not None:
                 take(spec, tensor)
 
@@ -290,6 +294,14 @@ def _chunks(tensor: Tensor, dtype: str) -> Iterator[np.ndarray]:
         part = flat[begin : begin + step]
         cast = scratch[: len(part)].copy_(part)
         yield cast.view(torch.uint8).numpy()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded; all ranks take part."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()
+    return tensor
 
 
 def _first() -> bool:

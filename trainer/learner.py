@@ -17,14 +17,18 @@ import torch.distributed as dist
 from agentloop.config import OptimConfig
 from agentloop.errors import WorkerError
 from trainer.algorithms.ratios import Segments
+from trainer.attention import use_kernel
 from trainer.checkpoint import load_checkpoint, load_model, save_checkpoint
 from trainer.critic import Critic
 from trainer.handout import Handout
+from trainer.loading import load_sharded
+from trainer.lora import without_adapters
 from trainer.loss import token_losses
-from trainer.model import DeviceBatch, PolicyModel, load_policy, shard
+from trainer.model import DeviceBatch, PolicyModel, is_vision, reshard
 from trainer.optim import apply_settings, make_optimizer, take_step
 from trainer.packing import PackedBatch, empty_batch, micro_batches, pack, plan_units
 from trainer.types import LearnerSettings, LossSpec, TrainSample, add_sums
+from trainer.vision import ImageReader
 
 TOKEN_SUMS = (
     "loss_sum",
@@ -48,11 +52,15 @@ class Learner:
     def __init__(self, settings: LearnerSettings) -> None:
         config = settings.config
         torch.manual_seed(settings.seed)
+        use_kernel(config.attention)
         self._settings = settings
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
         self._policy = self._load()
+        self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
         self.handout = Handout(self._policy.lm, settings.dtype)
-        self._reference = self._load().requires_grad_(False) if settings.reference else None
+        # With adapters the frozen policy is the model without them: no second copy.
+        adapted = config.lora is not None
+        self._reference = self._load(reference=True) if settings.reference and not adapted else None
         self._critic = Critic(settings, self._device) if config.critic is not None else None
         self.reset_optimizer(config.optim, settings.total_steps)
 
@@ -67,24 +75,23 @@ class Learner:
             raise WorkerError("there is no critic in this run", "set trainer.critic and advantage=gae")
         return self._critic
 
-    def _load(self) -> PolicyModel:
+    def _load(self, *, reference: bool = False) -> PolicyModel:
         settings = self._settings
-        policy = load_policy(
+        return load_sharded(
             settings.model_path,
+            settings.config,
+            dtype=settings.dtype,
             init=settings.init,
             seed=settings.seed,
-            logprob_chunk=settings.config.logprob_chunk,
             device=self._device,
+            reference=reference,
         )
-        return shard(
-            policy, settings.dtype, reshard_after_forward=settings.config.fsdp.reshard_after_forward
-        )  # fmt: skip
 
     def reset_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
         """Forget the moments and start a schedule of `total_steps` at its step 0."""
         self._optim = optim
         self._total_steps = total_steps
-        self._optimizer = make_optimizer(self._policy, optim)
+        self._optimizer = make_optimizer(reshard(self._policy), optim)
         self._steps = 0
 
     def accumulate(self, samples: Sequence[TrainSample], temperature: float, spec: LossSpec) -> dict[str, float]:
@@ -135,13 +142,6 @@ class Learner:
         names = (*TOKEN_SUMS, "weight_max", *COUNTS)
         return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
 
-    def _reference_logprobs(self, batch: DeviceBatch, temperature: float) -> torch.Tensor | None:
-        """Logprobs of the policy that the run started from; None when the run keeps none."""
-        if self._reference is None:
-            return None
-        with torch.no_grad():
-            return self._reference(batch, temperature)[0]
-
     def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> torch.Tensor | None:
         """The recomputed logprobs of the micro-batch's trained tokens, where the run has them; (N)."""
         if not packed.sequences or not samples or samples[0].proximal_logprobs is None:
@@ -150,6 +150,16 @@ class Learner:
         starts = np.cumsum([0] + [len(sample) for sample in samples])
         return torch.from_numpy(joined[starts[packed.sample_index] + packed.token_index]).to(self._device)
 
+    def _reference_logprobs(self, batch: DeviceBatch, temperature: float) -> torch.Tensor | None:
+        """Logprobs of the policy that the run started from; None when the run keeps none."""
+        if not self._settings.reference:
+            return None
+        with torch.no_grad():
+            if self._reference is not None:
+                return self._reference(batch, temperature)[0]
+            with without_adapters(self._policy.lm):
+                return self._policy(batch, temperature)[0]
+
     def step(self, normalizer: float) -> dict[str, float]:
         """Divide the gradient, clip it, take one AdamW step and forget the gradient.
 
@@ -157,7 +167,12 @@ class Learner:
             WorkerError: the gradient is not finite; the step is not taken.
         """
         metrics = take_step(
-            self._policy, self._optimizer, self._optim, normalizer=normalizer, done=self._steps, total=self._total_steps
+            reshard(self._policy),
+            self._optimizer,
+            self._optim,
+            normalizer=normalizer,
+            done=self._steps,
+            total=self._total_steps,
         )
         self._steps += 1
         return metrics
@@ -175,7 +190,7 @@ class Learner:
     def values(self, samples: Sequence[TrainSample]) -> tuple[np.ndarray, ...]:
         """The critic's values of the states in which this rank's tokens were sampled, as `logprobs`."""
         columns = self._columns(samples, self.critic.model)
-        self.critic.model.reshard()  # as in `_columns`
+        reshard(self.critic.model)  # as in `_columns`
         return columns
 
     def accumulate_values(self, samples: Sequence[TrainSample]) -> dict[str, float]:
@@ -193,7 +208,7 @@ class Learner:
                 if packed.sequences:
                     columns.append((packed.sample_index, packed.token_index, numbers.cpu().numpy()))
         # Without a backward the root stays gathered, and its parameters are not those that the optimizer holds.
-        self._policy.reshard()
+        reshard(self._policy)
         if not columns:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
         return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
@@ -203,13 +218,13 @@ class Learner:
         return self.handout.to_folder(folder)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        save_checkpoint(folder, self._policy, self._optimizer, self._steps, state, self._critic)
+        save_checkpoint(folder, reshard(self._policy), self._optimizer, self._steps, state, self._critic)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
         if not optimizer:
-            load_model(folder, self._policy)
+            load_model(folder, reshard(self._policy))
             return
-        self._steps = load_checkpoint(folder, self._policy, self._optimizer, self._critic)
+        self._steps = load_checkpoint(folder, reshard(self._policy), self._optimizer, self._critic)
         self._optimizer.zero_grad(set_to_none=True)
         apply_settings(self._optimizer, self._optim)  # what the recipe says now, not what it said when it was saved
 
@@ -221,4 +236,10 @@ class Learner:
         if dist.get_world_size() > 1:
             dist.all_reduce(count, dist.ReduceOp.MAX)
         packed = [pack(samples, units, spec.aggregation) for units in plan]
-        return packed + [empty_batch()] * (int(count) - len(packed))
+        packed += [empty_batch()] * (int(count) - len(packed))
+        if self._images is not None:
+            for batch, units in zip(packed, plan, strict=False):
+                batch.images = self._images.attach(samples, units)
+            for batch in packed[len(plan) :]:
+                batch.images = self._images.blank(len(batch.tokens))
+        return packed

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class PackedBatch:
         loss_weights: float32 (N); the factor of each token's loss under the aggregation and the sample's weight.
         sample_index, token_index: int64 (N); target n is `samples[sample_index[n]].token_ids[token_index[n]]`.
         sequences: samples in this micro-batch.
+        images: of a vision-language model: `trainer.vision.PackedImages`.
     """
 
     layout: PackedLayout
@@ -74,6 +76,7 @@ class PackedBatch:
     sample_index: np.ndarray
     token_index: np.ndarray
     sequences: int
+    images: Any = None
 
 
 @dataclass(slots=True)

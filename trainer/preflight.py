@@ -149,7 +149,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         if names != [SINGLE_TURN]:
             system = any(found.system for found in splits.values())
             proof.require(tools=bool(toolset.schemas), users=bool(answered), system=system)
-    for notice in _said_of(proof):
+    for notice in [*_said_of(proof), *_without_effect(recipe)]:
         console.notice(notice)
     rows: Sequence[Task] = splits["train"].tasks if train else []
     return Prepared(
@@ -223,6 +223,17 @@ def _said_of(proof: Proof) -> list[str]:
         )
     if "tool schemas" in proof.abilities.missing:
         said.append(f"tool schemas: {proof.abilities.missing['tool schemas']}")
+    return said
+
+
+def _without_effect(recipe: Recipe) -> list[str]:
+    """Settings of the trainer that do nothing in this run."""
+    trainer = recipe.trainer
+    said = []
+    if trainer.device == "cpu" and (trainer.fsdp.offload_policy or trainer.fsdp.offload_reference):
+        said.append("trainer.fsdp.offload_*: trainer.device is cpu, where everything lives in host memory anyway")
+    if trainer.fsdp.offload_reference and (trainer.lora is not None or not trainer.algorithm.kl_coef):
+        said.append("trainer.fsdp.offload_reference: this run keeps no reference of its own")
     return said
 
 

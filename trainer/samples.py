@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from agentloop.chat.images import image_data
 from agentloop.config import AlgorithmConfig, ShapingConfig
 from agentloop.types import EpisodeStatus, Trajectory
 from trainer.algorithms.advantage import advantages, discounted_returns, gae, grpo_process, remax
@@ -66,14 +69,17 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
     the policy. The trajectories of a forked episode share its reward; each has the weight 1 / (how many they are), in
     loss and normalizer, so that the episode counts as one trajectory does.
     """
-    prompts: dict[bytes, int] = {}
+    prompts: dict[tuple[bytes, ...], int] = {}
+    files: dict[int, np.ndarray] = {}
     episodes = []
     for kept in filter(None, map(_usable, group.episodes)):
         samples = []
         for trajectory in kept:
             token_ids = np.asarray(trajectory.token_ids, dtype=np.int64)
+            images = tuple(_file(image, files) for image in trajectory.images)
             # A fork's prompt is not that of the group, and a loop may change its own: equal keys need equal prompts.
-            prompt = prompts.setdefault(token_ids[: trajectory.prompt_length].tobytes(), len(prompts))
+            key = (token_ids[: trajectory.prompt_length].tobytes(), *(image.tobytes() for image in images))
+            prompt = prompts.setdefault(key, len(prompts))
             samples.append(
                 TrainSample(
                     token_ids=token_ids,
@@ -83,6 +89,7 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
                     prompt_length=trajectory.prompt_length,
                     group_key=group.index + (prompt << KEYS_OF_GROUP),
                     weight=1.0 / len(kept),
+                    images=images,
                 )
             )
         added = _shaped(kept, shaping, limit) if shaping is not None else 0.0
@@ -91,6 +98,13 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
     if group.baseline and (kept := _usable(group.baseline)):
         baseline = _reward(kept) + (_shaped(kept, shaping, limit) if shaping is not None else 0.0)
     return TrainGroup(group, episodes, baseline)
+
+
+def _file(image: Any, files: dict[int, np.ndarray]) -> np.ndarray:
+    """The bytes of an image as the rollout server got them; one array for each image object of a group."""
+    if id(image) not in files:
+        files[id(image)] = np.frombuffer(base64.b64decode(image_data(image)), dtype=np.uint8)
+    return files[id(image)]
 
 
 def _usable(episode: Sequence[Trajectory]) -> list[Trajectory]:

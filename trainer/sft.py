@@ -137,6 +137,7 @@ class SftRun:
             logprob_chunk=recipe.logprob_chunk,
             optim=recipe.stages[0].optim,
             fsdp=recipe.fsdp,
+            lora=recipe.lora,
         )
         self._on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
         return await WorkerGroup.start(

@@ -27,6 +27,7 @@ class TrainSample:
         weight: factor on this sample's loss, and on what it counts in the normalizer.
         proximal_logprobs: float32; the trainer's own at the start of the step; None: the loss takes those that it
             computes anyway, which are the same ones up to the first optimizer step.
+        images: uint8; the files (PNG, JPEG) of its images, in the order of their places in `token_ids`.
     """
 
     token_ids: np.ndarray
@@ -37,6 +38,7 @@ class TrainSample:
     group_key: int
     weight: float = 1.0
     proximal_logprobs: np.ndarray | None = None
+    images: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ def main() -> None:
     arguments.add_argument("--fd", type=int, required=True, help="inherited socket to the main process")
     channel = BlockingChannel(socket.socket(fileno=arguments.parse_args().fd))
     _die_with_parent()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("trainer").setLevel(logging.INFO)
     first = channel.receive()
     if first is None:
         return

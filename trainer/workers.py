@@ -451,4 +451,5 @@ def _hidden_size(model_path: str) -> int:
     file = Path(model_path) / "config.json"
     if not file.is_file():
         return DEFAULT_HIDDEN_SIZE
-    return int(json.loads(file.read_text()).get("hidden_size", DEFAULT_HIDDEN_SIZE))
+    config = json.loads(file.read_text())
+    return int((config.get("text_config") or config).get("hidden_size", DEFAULT_HIDDEN_SIZE))

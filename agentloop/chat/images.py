@@ -78,18 +78,7 @@ def load_image_tokens(model_path: str) -> ImageTokens | None:
     if "vision_config" not in config:
         return None
     placeholder = config.get("image_token_id")
-    try:
-        import PIL  # noqa: F401
-        from transformers import AutoImageProcessor
-    except ImportError as exc:
-        raise ModelError(f"{model_path} takes images, and Pillow is not installed", "pip install pillow") from exc
-    try:
-        processor = AutoImageProcessor.from_pretrained(model_path)
-    except (OSError, ValueError) as exc:
-        raise ModelError(
-            f"{model_path} takes images, but its image processor cannot be loaded: {exc}",
-            "add the model's preprocessor_config.json",
-        ) from exc
+    processor = load_image_processor(model_path)
     if placeholder is None or not hasattr(processor, "get_number_of_image_patches"):
         raise ModelError(
             f"the images of {config.get('model_type')} cannot be counted in tokens: its processor does not say how",
@@ -99,6 +88,26 @@ def load_image_tokens(model_path: str) -> ImageTokens | None:
     return ImageTokens(
         placeholder, lambda height, width: processor.get_number_of_image_patches(height, width, {}) // merged
     )
+
+
+def load_image_processor(model_path: str) -> Any:
+    """A model's image processor.
+
+    Raises:
+        ModelError: it cannot be loaded, or Pillow is not installed.
+    """
+    try:
+        import PIL  # noqa: F401
+        from transformers import AutoImageProcessor
+    except ImportError as exc:
+        raise ModelError(f"{model_path} takes images, and Pillow is not installed", "pip install pillow") from exc
+    try:
+        return AutoImageProcessor.from_pretrained(model_path)
+    except (OSError, ValueError) as exc:
+        raise ModelError(
+            f"{model_path} takes images, but its image processor cannot be loaded: {exc}",
+            "add the model's preprocessor_config.json",
+        ) from exc
 
 
 def images_of(messages: Sequence[Message]) -> Iterator[Any]:

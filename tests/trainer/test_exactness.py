@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trainer.attention import packed_attention, portable_attention
+from agentloop.errors import ModelError
+from trainer.attention import packed_attention, portable_attention, use_kernel
 from trainer.logprobs import selected_logprobs
 from trainer.model import DeviceBatch, PolicyModel, load_policy
 from trainer.packing import PackedLayout, pack, plan_units
 from trainer.types import TrainSample
 
 from .conftest import make_samples
+from .models import save_tiny
 
 CPU = torch.device("cpu")
 
@@ -51,6 +53,48 @@ def test_packed_logprobs_and_gradients_equal_the_plain_ones(tiny_model: Path, te
     for (name, ours), theirs in zip(policy.lm.named_parameters(), plain.parameters(), strict=True):
         scale = theirs.grad.abs().max()
         assert (ours.grad - theirs.grad).abs().max() <= 2e-5 * scale + 1e-6, name
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma", "gemma3"])
+def test_packed_logprobs_equal_the_plain_ones_in_other_families(kind: str, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path, kind)
+    samples = make_samples(groups=2)
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    packed = pack(samples, plan_units(samples, 10_000), "token_mean")
+    with torch.no_grad():
+        logprobs, _ = load(model)(DeviceBatch.of(packed, CPU), 1.0)
+        rows = [plain_logprobs(plain, sample, 1.0) for sample in samples]
+    pairs = zip(packed.sample_index.tolist(), packed.token_index.tolist(), strict=True)
+    assert (logprobs - torch.stack([rows[i][t - 1] for i, t in pairs])).abs().max() < 1e-5
+
+
+def test_plain_attention_is_the_same_and_is_what_it_says(tiny_model: Path) -> None:
+    samples = make_samples(groups=2)
+    batch = DeviceBatch.of(pack(samples, plan_units(samples, 10_000), "token_mean"), CPU)
+    policy = load(tiny_model)
+    with torch.no_grad():
+        usual = policy(batch, 1.0)[0]
+        use_kernel("plain")
+        try:
+            plain = policy(batch, 1.0)[0]
+        finally:
+            use_kernel("auto")
+    assert (plain - usual).abs().max() < 1e-5
+    assert not torch.equal(plain, usual), "another kernel, other rounding"
+
+
+def test_what_the_packed_path_does_not_compute_is_refused(tmp_path: Path) -> None:
+    """Capped logits (Gemma 2), and a sliding window that is shorter than the sequence."""
+    with pytest.raises(ModelError, match="final_logit_softcapping of gemma2"):
+        load(save_tiny(tmp_path / "gemma2", "gemma2"))
+    samples = make_samples(groups=1)
+    batch = DeviceBatch.of(pack(samples, plan_units(samples, 10_000), "token_mean"), CPU)
+    for kind in ("mistral", "gemma3"):
+        with pytest.raises(ModelError, match="sliding window shorter"):
+            load(save_tiny(tmp_path / kind, kind, sliding_window=8))(batch, 1.0)
+    capped = save_tiny(tmp_path / "capped", "gemma2", final_logit_softcapping=None)
+    with pytest.raises(ModelError, match="logit capping"):
+        load(capped)(batch, 1.0)
 
 
 def test_a_mask_shifted_by_one_token_blows_the_mismatch_up(tiny_model: Path) -> None:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from agentloop.config import TrainerConfig
+from agentloop.config import FsdpConfig, TrainerConfig
 from agentloop.errors import ModelError, RunDirError, WorkerError
 from trainer.algorithms.aggregation import normalizer
-from trainer.learner import Learner, LearnerSettings
+from trainer.learner import TOKEN_SUMS, Learner, LearnerSettings
 from trainer.types import LossSpec, TrainSample
 
 from .conftest import make_samples
@@ -43,9 +43,15 @@ def gradients(of: Learner) -> torch.Tensor:
 
 
 def accumulated(
-    model: Path, samples: list[TrainSample], *, budget: int = 8192, calls: int = 1, spec: LossSpec = SPEC
+    model: Path,
+    samples: list[TrainSample],
+    *,
+    budget: int = 8192,
+    calls: int = 1,
+    spec: LossSpec = SPEC,
+    reference: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    of = learner(model, tokens_per_micro_batch=budget)
+    of = learner(model, reference=reference, tokens_per_micro_batch=budget)
     sums: dict[str, float] = {}
     for part in np.array_split(np.arange(len(samples)), calls):
         for key, value in of.accumulate([samples[i] for i in part], 1.0, spec).items():
@@ -67,7 +73,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
         {"decoupled": True, "importance": "token", "mask": "geometric", "mask_low": 0.8, "mask_high": 1.2, "veto": 0.3},
     ],
 )
-def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, choice: dict[str, Any]) -> None:
+def test_no_loss_and_no_correction_depends_on_micro_batches(tiny_model: Path, choice: dict[str, Any]) -> None:
     samples = make_samples(groups=4, size=6)
     rng = np.random.default_rng(0)
     for sample in samples:
@@ -82,6 +88,54 @@ def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, choice:
     for key in ("loss_sum", "entropy_sum", "logprob_abs_sum", "k3_sum", "masked_sum", "weight_square_sum", "tokens"):
         assert cut_sums[key] == pytest.approx(sums[key], rel=1e-6), key
     assert 0 < sums["masked_sum"] < sums["tokens"] or spec.mask == "none"
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, aggregation: Any, seed: int) -> None:
+    """Ragged groups, shared prompts, tool output, samples that weigh less: in one row, or in at least four."""
+    rng = np.random.default_rng(seed)
+    samples = make_samples(seed=seed, groups=4, size=6, longest=40)
+    for sample in samples:
+        sample.weight = float(rng.choice([1.0, 0.5, 1 / 3]))
+        sample.group_key += 10 * int(
+            rng.random() < 0.2
+        )  # some stand apart from their group, with a prompt of their own
+    order = rng.permutation(len(samples))
+    spec = LossSpec(aggregation=aggregation, entropy_coef=0.01, kl_coef=0.1, clip_ratio_c=3.0)
+    whole, sums = accumulated(tiny_model, samples, spec=spec, reference=True)
+    cut, cut_sums = accumulated(tiny_model, [samples[i] for i in order], budget=150, spec=spec, reference=True)
+    assert sums["micro_batches"] == 1
+    assert cut_sums["micro_batches"] >= 4
+    assert relative(cut, whole) < 1e-6
+    for key in (*TOKEN_SUMS, "tokens", "sequences", "weight_max"):
+        assert cut_sums[key] == pytest.approx(sums[key], rel=1e-6, abs=1e-9), key
+
+
+def test_checkpointing_activations_keeps_less_and_changes_no_bit(tiny_model: Path) -> None:
+    samples = make_samples()
+    grads, kept = [], []
+    for on in (False, True):
+        of = learner(tiny_model, fsdp={"activation_checkpointing": on})
+        saved: list[int] = []
+
+        def keep(tensor: torch.Tensor, into: list[int] = saved) -> torch.Tensor:
+            into.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            of.accumulate(samples, 1.0, SPEC)
+        grads.append(gradients(of))
+        kept.append(sum(saved))
+    assert torch.equal(*grads)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_offloading_means_host_memory_and_nothing_on_the_cpu() -> None:
+    config = FsdpConfig(offload_policy=True)
+    assert config.offloads(reference=False, device="cuda")
+    assert not config.offloads(reference=True, device="cuda")
+    assert not config.offloads(reference=False, device="cpu")
 
 
 def test_the_gradient_does_not_depend_on_streaming(tiny_model: Path) -> None:
@@ -185,6 +239,36 @@ def test_steps_reduce_the_loss_and_report_the_schedule(tiny_model: Path) -> None
         assert metrics["grad_norm"] > 0
     assert losses == sorted(losses, reverse=True)
     assert rates[:3] == pytest.approx([0.5e-2, 1e-2, 1e-2])
+
+
+def test_looking_at_logprobs_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """A pass without gradient leaves gathered parameters: they have no gradient, and no optimizer changes them."""
+    told: list[list[float]] = []
+    for looks in (False, True):
+        of = learner(tiny_model)
+
+        def look(of: Learner = of, looks: bool = looks) -> None:
+            if looks:
+                of.logprobs(make_samples(), 1.0)
+
+        look()
+        of.reset_optimizer(of._optim, 10)
+        of.accumulate(make_samples(), 1.0, SPEC)
+        look()
+        norm = of.step(10.0)["grad_norm"]
+        after = float(of.logprobs(make_samples(), 1.0)[2].sum())
+        of.accumulate(make_samples(seed=1), 1.0, SPEC)
+        of.step(10.0)
+        look()
+        of.save(tmp_path / "step_2", {})
+        expected = float(of.logprobs(make_samples(), 1.0)[2].sum())
+        of.accumulate(make_samples(seed=2), 1.0, SPEC)
+        of.step(10.0)
+        look()
+        of.load(tmp_path / "step_2" / "trainer", optimizer=True)
+        assert float(of.logprobs(make_samples(), 1.0)[2].sum()) == expected
+        told.append([norm, after, expected])
+    assert told[0] == told[1]
 
 
 def test_the_gradient_norm_is_clipped(tiny_model: Path) -> None:
@@ -301,8 +385,11 @@ def test_a_folder_without_a_checkpoint_is_refused(tiny_model: Path, tmp_path: Pa
 
 
 def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with pytest.raises(ModelError, match="does not exist"):
         learner(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"config\.json"):
+        learner(tmp_path / "empty")
 
 
 def test_random_weights_depend_on_the_seed_alone(tiny_model: Path) -> None:

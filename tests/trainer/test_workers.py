@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import textwrap
@@ -17,9 +18,10 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from agentloop.config import TrainerConfig
+from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import ModelError, WorkerError
 from trainer.channel import arrays_to_samples, samples_to_arrays
+from trainer.types import LossSpec
 from trainer.workers import RankDied, WorkerGroup, _cause
 
 from .conftest import make_samples
@@ -27,6 +29,12 @@ from .conftest import make_samples
 # An epsilon far above any gradient makes AdamW's first step plain gradient descent with step size lr / eps = 1: the
 # change of the published weights is the gradient.
 DESCENT = {"lr": 1e6, "eps": 1e6, "grad_clip": 1e9}
+
+SPECS = [
+    LossSpec(aggregation="seq_mean_token_mean", entropy_coef=0.01),
+    LossSpec(kind="pg", aggregation="seq_mean_token_sum"),
+    LossSpec(entropy_coef=0.01),
+]
 
 
 @asynccontextmanager
@@ -56,27 +64,57 @@ def processes_of(workers: WorkerGroup) -> list[psutil.Process]:
 
 async def test_two_ranks_compute_the_gradient_of_one(tiny_model: Path, tmp_path: Path) -> None:
     samples = make_samples(groups=3, size=6)
+    for sample, weight in zip(samples, (1.0, 0.5, 0.25) * 6, strict=True):
+        sample.weight = weight
     uneven = samples[:1]  # the second rank has nothing to do in this call, and must not hang
-    results = {}
+    results: dict[int, list[Any]] = {}
     for ranks in (2, 1):
         async with started(tiny_model, tmp_path, ranks=ranks, tokens_per_micro_batch=128) as workers:
-            sums = await workers.accumulate(samples, temperature=1.0)
-            extra = await workers.accumulate(uneven, temperature=1.0)
-            await workers.step(1.0)
-            await workers.publish(tmp_path / f"ranks_{ranks}")
+            start = tmp_path / f"start_{ranks}"
+            await workers.save(start, state={})
+            results[ranks] = []
+            for spec in SPECS:
+                sums = await workers.accumulate(samples, temperature=1.0, loss=spec)
+                extra = await workers.accumulate(uneven, temperature=1.0, loss=spec)
+                norm = (await workers.step(sums["normalizer"] + extra["normalizer"]))["grad_norm"]
+                await workers.publish(tmp_path / f"ranks_{ranks}")
+                gradient = flat(tmp_path / f"ranks_{ranks}") - flat(tiny_model)
+                results[ranks].append((gradient, sums | {"grad_norm": norm}, extra))
+                if spec is not SPECS[-1]:
+                    await workers.load(start / "trainer")
             await workers.save(tmp_path / f"step_{ranks}", state={"ranks": ranks})
             logprobs = await workers.logprobs(samples, temperature=1.0)
+            clipped = DESCENT | {"grad_clip": 0.1}
+            await workers.load(start / "trainer")
+            await workers.reset_optimizer(OptimConfig.model_validate(clipped), 10)
+            await workers.accumulate(samples, temperature=1.0, loss=SPECS[-1])
+            await workers.accumulate(uneven, temperature=1.0, loss=SPECS[-1])
+            assert (await workers.step(sums["normalizer"] + extra["normalizer"]))["grad_norm"] == norm
+            await workers.publish(tmp_path / "clipped")
+            change = flat(tmp_path / "clipped") - flat(tiny_model)
+            assert np.linalg.norm(change) == pytest.approx(0.1, rel=1e-3), "the norm over all ranks is clipped"
+            assert change @ gradient > 0.999 * np.linalg.norm(change) * np.linalg.norm(gradient)
+            await workers.load(tmp_path / f"step_{ranks}" / "trainer")
+            size = (tiny_model / "model.safetensors").stat().st_size
+            for rank in range(ranks):  # each has read its rows and nothing else
+                log = (tmp_path / "logs" / f"trainer_rank{rank}.log").read_text()
+                read = int(re.findall(r"read (\d+) bytes of tensors", log)[-1])
+                assert read == pytest.approx(size / ranks, rel=0.05)
             if ranks == 1:  # a checkpoint of two ranks is read by one
                 await workers.load(tmp_path / "step_2" / "trainer")
                 await workers.publish(tmp_path / "again")
                 assert np.array_equal(flat(tmp_path / "again"), flat(tmp_path / "ranks_2"))
-            results[ranks] = (flat(tmp_path / f"ranks_{ranks}") - flat(tiny_model), sums, extra, logprobs)
-    (one, sums_1, extra_1, logprobs_1), (two, sums_2, extra_2, logprobs_2) = results[1], results[2]
-    assert np.linalg.norm(one) > 1.0
-    assert np.linalg.norm(two - one) < 1e-6 * np.linalg.norm(one)
-    for key in ("loss_sum", "entropy_sum", "logprob_abs_sum", "k3_sum", "tokens", "sequences", "normalizer"):
-        assert sums_2[key] == pytest.approx(sums_1[key], rel=1e-6), key
-        assert extra_2[key] == pytest.approx(extra_1[key], rel=1e-6), key
+            results[ranks].append(logprobs)
+    *ones, logprobs_1 = results[1]
+    *twos, logprobs_2 = results[2]
+    for spec, (one, sums_1, extra_1), (two, sums_2, extra_2) in zip(SPECS, ones, twos, strict=True):
+        assert np.linalg.norm(one) > 0.1, spec
+        assert np.linalg.norm(two - one) < 1e-6 * np.linalg.norm(one), spec
+        assert sums_1["micro_batches"] > 1
+        for key in sums_1.keys() - {"time_s", "packed_tokens", "micro_batches"}:
+            assert sums_2[key] == pytest.approx(sums_1[key], rel=1e-6), (spec, key)
+        for key in extra_1.keys() - {"time_s", "packed_tokens", "micro_batches"}:
+            assert extra_2[key] == pytest.approx(extra_1[key], rel=1e-6), (spec, key)
     for sample, a, b in zip(samples, logprobs_1, logprobs_2, strict=True):
         assert np.abs(a - b).max() < 1e-4
         assert (a[sample.loss_mask] < 0).all()
@@ -139,7 +177,7 @@ def test_ranks_die_with_their_parent(tiny_model: Path, tmp_path: Path) -> None:
     program = f"""
         import asyncio, os
         from pathlib import Path
-        from agentloop.config import TrainerConfig
+        from agentloop.config import OptimConfig, TrainerConfig
         from trainer.workers import WorkerGroup
 
         async def main():
