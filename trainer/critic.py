@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import set_state_dict
 
 from trainer.algorithms.value_loss import clipped_value_loss
 from trainer.loading import load_sharded
-from trainer.model import DeviceBatch, PolicyModel
+from trainer.model import DeviceBatch, PolicyModel, reshard
 from trainer.optim import apply_settings, make_optimizer, take_step
 from trainer.packing import PackedBatch
 from trainer.types import LearnerSettings, add_sums
@@ -35,9 +35,8 @@ class ValueModel(PolicyModel):
 
     def forward(self, batch: DeviceBatch) -> Tensor:  # type: ignore[override]
         """The value of the state in which each trained token was sampled, (N) float32."""
-        return (
-            self.value_head(self.hidden(batch)[batch.predict_from]).sum(-1).float()
-        )  # a sum, because FSDP2 minds views
+        values_N1 = self.value_head(self.hidden(batch)[batch.predict_from])
+        return values_N1.sum(-1).float()  # a sum, because FSDP2 minds views
 
 
 class Critic:
@@ -87,7 +86,7 @@ class Critic:
     def step(self, normalizer: float) -> dict[str, float]:
         """One optimizer step; as `Learner.step`."""
         metrics = take_step(
-            self.model,
+            reshard(self.model),
             self.optimizer,
             self._config.optim,
             normalizer=normalizer,
@@ -99,7 +98,9 @@ class Critic:
 
     def restore(self, model_state: dict[str, Any], optimizer_state: dict[str, Any], steps: int) -> None:
         """Take over what a checkpoint holds; the recipe's optimizer settings stay."""
-        set_state_dict(self.model, self.optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+        set_state_dict(
+            reshard(self.model), self.optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state
+        )
         self.optimizer.zero_grad(set_to_none=True)
         apply_settings(self.optimizer, self._config.optim)
         self.steps = steps

@@ -30,7 +30,7 @@ class Preparation:
         self._recipe = recipe
         self._algorithm = recipe.trainer.algorithm
         self._workers = workers
-        self._kl = kl
+        self._kl_coef = kl.value  # of this step, whatever it is led to by its end
         self._kl_sum = 0.0
         self._rewards: list[float] = []
         self._baselines: list[float] = []
@@ -42,7 +42,7 @@ class Preparation:
     def loss(self) -> LossSpec:
         """The loss of this step."""
         spec = LossSpec.from_config(self._algorithm)
-        return replace(spec, kl_coef=self._kl.value) if spec.kl_coef else spec
+        return replace(spec, kl_coef=self._kl_coef) if spec.kl_coef else spec
 
     def collect(self, group: Group) -> TrainGroup:
         """The trainable episodes of a group, their rewards shaped."""
@@ -73,7 +73,7 @@ class Preparation:
                     kl = estimate(self._algorithm.kl_estimator, sample.old_logprobs, next(reference))
                     kl[~sample.loss_mask] = 0.0
                     self._kl_sum += float(kl.sum())
-                    episode.penalties.append(self._kl.value * kl)
+                    episode.penalties.append(self._kl_coef * kl)
         if self._algorithm.correction.chosen and self._algorithm.minibatches > 1:
             proximal = await self._workers.logprobs(samples, temperature=temperature)
             for sample, column in zip(samples, proximal, strict=True):
@@ -116,7 +116,7 @@ class Preparation:
         """Numbers of the step that only some algorithms have."""
         found: dict[str, float | None] = {}
         if self._algorithm.kl_coef:
-            found["train/kl_coef"] = self._kl.value
+            found["train/kl_coef"] = self._kl_coef
         if self._algorithm.shaping.chosen:
             found["reward/shaped_mean"] = _mean(self._rewards)
         if self._algorithm.advantage == "remax":

@@ -351,12 +351,12 @@ class TrainRun:
             await publisher.publish(version)
         trained_version = self._version
         self._version = version
+        self._kl.update(sums.kl_ref)  # before anything is awaited: a checkpoint of this version holds it
         self._optimizer_ran = False
         producer.admit(version)
         await self._trace(step, groups)
         metrics = self._metrics(step, groups, trained_version, sums, clock) | preparation.metrics
         metrics |= critic.metrics if critic is not None else {}
-        self._kl.update(metrics["train/kl_ref"])
         return metrics
 
     async def _arriving(

@@ -28,6 +28,12 @@ class StepSums:
     def optimizer(self, metrics: dict[str, float]) -> None:
         self._optimizer.append(metrics)
 
+    @property
+    def kl_ref(self) -> float | None:
+        """The mean KL to the reference, nats a token; None: nothing was trained."""
+        tokens = self._all.get("tokens", 0.0)
+        return self._all["kl_ref_sum"] / tokens if tokens else None
+
     def metrics(self, train_s: float) -> dict[str, Any]:
         tokens = self._all.get("tokens", 0.0)
         first_tokens = self._first.get("tokens", 0.0)
@@ -44,7 +50,7 @@ class StepSums:
             "train/loss": self._all["loss_sum"] / self._all["normalizer"] if tokens else None,
             "train/entropy": mean("entropy_sum"),
             "train/clip_frac": mean("clip_sum"),
-            "train/kl_ref": mean("kl_ref_sum"),
+            "train/kl_ref": self.kl_ref,
             "mismatch/logprob_abs_mean": first_mean("logprob_abs_sum"),
             "mismatch/k3": first_mean("k3_sum"),
             "mismatch/ess": effective_sample_size(self._first),

@@ -122,6 +122,24 @@ def test_a_checkpoint_brings_the_critic_back_to_the_bit(tiny_model: Path, tmp_pa
     assert train(resumed, 2) == expected
 
 
+def test_with_adapters_a_critic_trains_its_own_and_its_head(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    samples = with_targets(make_samples(groups=2))
+    of = learner(tiny_model, lora={"rank": 2})
+    trained = {name for name, p in of.critic.model.named_parameters() if p.requires_grad}
+    assert "value_head.weight" in trained and all("lora_" in name for name in trained - {"value_head.weight"})
+    before = of.logprobs(samples, 1.0)[2]
+    for _ in range(3):
+        loss = of.accumulate_values(samples)["value_loss_sum"]
+        of.critic.step(50.0)
+    assert np.array_equal(of.logprobs(samples, 1.0)[2], before), "the policy's adapters are others"
+    of.save(tmp_path / "step_1", {})
+    again = learner(tiny_model, lora={"rank": 2})
+    again.load(tmp_path / "step_1" / "trainer", optimizer=True)
+    assert again.accumulate_values(samples) | {"time_s": 0} == of.accumulate_values(samples) | {"time_s": 0}
+    assert again.accumulate_values(samples)["value_loss_sum"] < loss
+
+
 def test_a_run_without_a_critic_says_so(tiny_model: Path, tmp_path: Path) -> None:
     of = learner(tiny_model, critic=False)
     with pytest.raises(WorkerError, match="no critic"):
