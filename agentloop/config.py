@@ -468,7 +468,10 @@ class TrainerConfig(Section):
     tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
     logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
     mismatch_warn: float = Field(
-        0.05, gt=0, description="warn when the mean |logprob| difference of engine and trainer is above this"
+        0.05,
+        gt=0,
+        description="warn when the mean |logprob| difference of engine and trainer is above this and no "
+        "algorithm.correction is chosen",
     )
     seed: int | None = Field(None, description="null: derived from `seed`")
 
@@ -629,11 +632,12 @@ class Recipe(Section):
                 f"trainer.critic.critic_warmup {warmup} leaves no step of run.steps {self.run.steps} for the policy"
             )
         buffer = algorithm.shaping.overlong_buffer
-        for name, agent in self.agents.items():
-            if buffer is not None and buffer >= agent.max_response_tokens:
+        for name in (*self.agents, self.data.default_agent):
+            limit = self.agent(name).max_response_tokens
+            if buffer is not None and buffer >= limit:
                 raise ValueError(
                     f"trainer.algorithm.shaping.overlong_buffer {buffer} is not below agents.{name}."
-                    f"max_response_tokens {agent.max_response_tokens}"
+                    f"max_response_tokens {limit}"
                 )
         return self
 

@@ -147,7 +147,7 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, says: str) -
 )
 def test_algorithm_keys_that_do_not_go_together_are_refused(tmp_path: Path, algorithm: str, says: str) -> None:
     size = 1 if "group_size" in says else 8
-    text = f"agents: {{tool_agent: {{}}}}\nrollout: {{group_size: {size}}}\ntrainer: {{algorithm: {{{algorithm}}}}}\n"
+    text = f"rollout: {{group_size: {size}}}\ntrainer: {{algorithm: {{{algorithm}}}}}\n"
     with pytest.raises(ConfigError) as caught:
         load_config(Recipe, write(tmp_path, MINIMAL + text))
     assert says in str(caught.value)
