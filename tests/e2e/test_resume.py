@@ -38,8 +38,9 @@ def test_killed_at_random_points_and_resumed_it_is_the_same_run_to_the_bit(quick
         run.wait_for_steps(step)
         time.sleep(rng.random() * 0.6)
         run.kill()
-    rest = quickstart(*OPTIONS, "--resume")
+    rest = quickstart(*OPTIONS, "--resume", "rollout.replicas=2")  # who samples makes no difference either
     assert rest.code == 0, rest.err
+    assert "changed since the run was started: rollout.replicas: 1 -> 2" in rest.out
     assert without_times(rest.metrics) == without_times(whole.metrics)
     assert [row["step"] for row in rest.metrics] == list(range(STEPS + 1))
     assert weights_digest(rest.dir, STEPS) == weights_digest(whole.dir, STEPS)
