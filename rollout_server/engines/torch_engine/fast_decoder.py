@@ -37,7 +37,10 @@ MAX_DIFFERENCE = 1e-3
 far below a wrong constant."""
 
 PACKED_FROM_ROWS = 24
-"""oneDNN's product has the higher fixed cost: it wins from about so many rows."""
+"""oneDNN's product has the higher fixed cost: with a small weight it wins from about so many rows."""
+
+PACKED_WEIGHT = 2**17
+"""With a weight of so many numbers it wins however few the rows."""
 
 FEWEST_ROWS = 4
 """A product of so many rows or more gives each row the same bits, whatever the others are and however many. For fewer,
@@ -55,7 +58,7 @@ class Linear:
         self._weight = weight.contiguous()
         self._bias = bias
         self._packed: torch.Tensor | None = None
-        self._packed_from = PACKED_FROM_ROWS
+        self._packed_from = PACKED_FROM_ROWS if weight.numel() < PACKED_WEIGHT else 1
         self._fewest = FEWEST_ROWS if invariant else 1
         if weight.dtype == torch.float32 and weight.device.type == "cpu" and _one_dnn():
             self._packed = _packed(self._weight)
