@@ -199,6 +199,11 @@ class RolloutConfig(Section):
         0.05, gt=0, description="when the agent loops' event loop is held up for longer, what did it is named"
     )
     max_staleness: int = Field(0, ge=0, description="versions a trained token may be behind; 0: exact on-policy")
+    deterministic: Literal["auto"] | bool = Field(
+        "auto",
+        description="answers do not depend, to the bit, on what else is served: a resumed run then repeats one that "
+        "was never stopped. auto: if max_staleness is 0 and the torch engine can (cpu, float32, one thread)",
+    )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
     request_timeout_s: float = Field(600.0, gt=0, description="one generation, waiting in the queue included")
@@ -206,6 +211,13 @@ class RolloutConfig(Section):
     start_timeout_s: float = Field(600.0, gt=0, description="from the server's start to its first answer")
     max_restarts: int = Field(3, ge=0, description="how often a dead server is started again in one run")
     seed: int | None = Field(None, description="sampling; null: derived from `seed`")
+
+    def determinism(self, dtype: str) -> Literal["off", "auto", "on"]:
+        """The server's `--deterministic`, for a model in `dtype`."""
+        if self.deterministic != "auto":
+            return "on" if self.deterministic else "off"
+        able = self.engine == "torch" and self.device == "cpu" and self.threads == 1 and dtype == "float32"
+        return "auto" if able and self.max_staleness == 0 else "off"
 
 
 class CorrectionConfig(Section):
@@ -524,7 +536,13 @@ class CheckpointConfig(Section):
     """What a stopped run resumes from."""
 
     every: int | None = Field(20, ge=1, description="save after every so many steps; always at the end and on Ctrl-C")
-    keep: int = Field(2, ge=1, description="checkpoints kept")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_best: int = Field(0, ge=0, description="best checkpoints kept beside them, by best_metric; 0: none")
+    best_metric: str = Field(
+        "eval/reward_mean", description="key of metrics.jsonl; a checkpoint of a step without it is never a best one"
+    )
+    best_is: Literal["highest", "lowest"] = Field("highest", description="which value of best_metric is the best")
+    asynchronous: bool = Field(True, description="write while the next step goes on, from a copy in CPU memory")
 
 
 class TraceConfig(Section):
@@ -639,6 +657,8 @@ class Recipe(Section):
                     f"trainer.algorithm.shaping.overlong_buffer {buffer} is not below agents.{name}."
                     f"max_response_tokens {limit}"
                 )
+        if self.rollout.deterministic is True and self.rollout.engine != "torch":
+            raise ValueError(f"rollout.deterministic needs engine torch, and rollout.engine is {self.rollout.engine}")
         return self
 
     def agent(self, name: str) -> AgentConfig:

@@ -65,6 +65,12 @@ def serve(
     incremental_streaming_output: Annotated[
         bool, typer.Option(help="events of a stream hold new tokens only, as with SGLang's flag of this name")
     ] = False,
+    deterministic: Annotated[
+        str,
+        typer.Option(
+            help="on: answers do not depend, to the bit, on what else is served; auto: where the engine can; off"
+        ),
+    ] = "off",
     parent_pid: Annotated[int | None, typer.Option(help="end when this process is gone")] = None,
     seed: Annotated[int, typer.Option(help="of requests that bring no sampling_seed")] = 0,
 ) -> None:
@@ -90,7 +96,7 @@ def serve(
             engine_args=tuple(engine_arg or ()), gpus_per_replica=gpus_per_replica, max_queue=max_queue,
             piece_tokens=stream_tokens, admin_token=token_from_environment("admin-token-env", admin_token_env),
             log_dir=log_dir, probe_timeout_s=probe_timeout, start_timeout_s=start_timeout, drain_s=drain,
-            incremental_streaming_output=incremental_streaming_output,
+            incremental_streaming_output=incremental_streaming_output, deterministic=deterministic,
         )  # fmt: skip
     except ValidationError as exc:
         first = exc.errors()[0]

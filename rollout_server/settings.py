@@ -50,6 +50,11 @@ class ServerSettings(BaseModel):
     update_timeout_s: float = Field(600.0, gt=0)
     drain_s: float = Field(10.0, ge=0, description="requests under way may end so long after SIGTERM")
     admin_token: str | None = Field(None, repr=False)
+    deterministic: Literal["off", "auto", "on"] = Field(
+        "off",
+        description="a request's tokens and logprobs, to the bit, do not depend on what else is served. auto: where "
+        "the torch engine can",
+    )
     fast_path: bool = Field(True, description="the engine's own decoder for architectures it knows")
 
     @property

@@ -65,6 +65,7 @@ class TorchSource(_ChildSource):
             "--max-running", str(settings.max_running), "--threads", str(settings.threads),
             "--weight-version", settings.first_version, "--seed", str(settings.seed + self._index),
             "--ready-file", str(self._ready_file), "--token-env", REPLICA_TOKEN, "--incremental-streaming-output",
+            "--deterministic", settings.deterministic,
         ]  # fmt: skip
         for root in settings.weights_roots:
             command += ["--weights-root", str(root)]

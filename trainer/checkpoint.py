@@ -1,15 +1,19 @@
-"""Checkpoints: written whole under a temporary name, then renamed."""
+"""Checkpoints: copied to memory at once, written whole under a temporary name while training goes on, then renamed."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -31,25 +35,78 @@ TENSORS = "trainer"
 """The folder of a checkpoint that holds model, optimizer and random state."""
 
 
-def save_checkpoint(
-    folder: Path,
-    model: PolicyModel,
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-    state: dict[str, Any],
-    critic: Critic | None = None,
-) -> None:
-    """Write `folder/trainer/` (torch.distributed.checkpoint) and `folder/state.json`. All ranks call it together."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(_state_dict(model, optimizer, steps, critic), checkpoint_id=partial / TENSORS)
-    if dist.get_rank() == 0:
-        (partial / STATE_FILE).write_text(json.dumps(state))
-        rename_folder(partial, folder)
-    dist.barrier()
+class CheckpointSaver:
+    """One rank's side of saving. One save at a time; all ranks call the methods together.
+
+    `begin` copies the state to CPU memory and returns; the files are written by a thread while training goes on. The
+    thread's collectives have a process group of their own, because the ranks use the default one meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._group: dist.ProcessGroup | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[str] | None = None
+
+    def begin(
+        self,
+        folder: Path,
+        model: PolicyModel,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        state: dict[str, Any],
+        critic: Critic | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start to write `folder/trainer/` (torch.distributed.checkpoint), `files` and `folder/state.json`.
+
+        Args:
+            files: name in the folder, and path of a file that is moved there.
+        """
+        assert self._writing is None or self._writing.done(), "one save at a time"
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        partial = folder.with_name(f".{folder.name}.partial")
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        dist.barrier()
+        tensors = dcp.async_save(
+            _state_dict(model, optimizer, steps, critic), checkpoint_id=partial / TENSORS, process_group=self._group
+        )
+        self._writing = self._thread.submit(_finish, tensors, partial, folder, state, dict(files or {}))
+
+    def finish(self, *, wait: bool) -> dict[str, Any]:
+        """How the save stands that was begun last.
+
+        Args:
+            wait: until it has ended.
+
+        Returns:
+            `done`, and `error`: why this rank's part of it failed, an empty text when it did not.
+        """
+        if self._writing is None:
+            return {"done": True, "error": ""}
+        if not wait and not self._writing.done():
+            return {"done": False, "error": ""}
+        return {"done": True, "error": self._writing.result()}
+
+
+def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, Any], files: dict[str, str]) -> str:
+    """Wait for the tensors' files; rank 0 adds the others and gives the folder its name. Returns what went wrong."""
+    try:
+        tensors.result()  # on rank 0: all ranks have written theirs
+        if dist.get_rank() == 0:
+            for name, path in files.items():
+                shutil.move(path, partial / name)
+            with (partial / STATE_FILE).open("w") as file:
+                file.write(json.dumps(state))
+                file.flush()
+                os.fsync(file.fileno())
+            rename_folder(partial, folder)
+    except (OSError, RuntimeError, CheckpointException) as exc:
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        return f"{type(exc).__name__}: {exc}".strip()
+    return ""
 
 
 def load_checkpoint(

@@ -6,7 +6,7 @@ All ranks run every method together: the order of collectives is the order of co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from agentloop.config import OptimConfig
 from agentloop.errors import WorkerError
 from trainer.algorithms.ratios import Segments
 from trainer.attention import use_kernel
-from trainer.checkpoint import load_checkpoint, load_model, save_checkpoint
+from trainer.checkpoint import CheckpointSaver, load_checkpoint, load_model
 from trainer.critic import Critic
 from trainer.handout import Handout
 from trainer.loading import load_sharded
@@ -57,6 +57,7 @@ class Learner:
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
         self._policy = self._load()
         self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
+        self._saver = CheckpointSaver()
         self.handout = Handout(self._policy.lm, settings.dtype)
         # With adapters the frozen policy is the model without them: no second copy.
         adapted = config.lora is not None
@@ -217,8 +218,16 @@ class Learner:
         """Write the policy as a Hugging Face folder; returns the checksum, on rank 0."""
         return self.handout.to_folder(folder)
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        save_checkpoint(folder, reshard(self._policy), self._optimizer, self._steps, state, self._critic)
+    def save(
+        self, folder: Path, state: dict[str, Any], files: Mapping[str, str] | None = None, *, wait: bool = True
+    ) -> dict[str, Any]:
+        """Begin to save, and with `wait` finish it; what `CheckpointSaver.finish` returns."""
+        self._saver.begin(folder, reshard(self._policy), self._optimizer, self._steps, state, self._critic, files)
+        return self._saver.finish(wait=wait)
+
+    def saved(self, *, wait: bool) -> dict[str, Any]:
+        """How the save that was begun stands."""
+        return self._saver.finish(wait=wait)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
         if not optimizer:

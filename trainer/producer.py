@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agentloop.config import RolloutConfig, SamplingConfig
+from agentloop.errors import RunDirError
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.algorithms.dynamic_sampling import replacement, teaches_nothing
 
@@ -98,9 +99,13 @@ class Producer:
         self._slots = asyncio.Semaphore(config.max_concurrent)
         self._on_episode = on_episode
         self._running: dict[int, asyncio.Task[Group]] = {}
+        self._restored: dict[int, Group] = {}
+        self._taken: dict[int, Group] = {}  # of the step that is being trained
 
     def admit(self, version: int) -> None:
-        """Start every group that may start now that the server serves `version`."""
+        """Start every group that may start now that the server serves `version`: all steps before it are trained."""
+        done = version * self._config.batch_size
+        self._taken = {index: group for index, group in self._taken.items() if index >= done}
         limit = min(self._total_groups, (version + self._config.max_staleness + 1) * self._config.batch_size)
         while self._next < limit:
             index = self._next
@@ -111,7 +116,46 @@ class Producer:
         """Wait for group `index` and hand it over; each group can be taken once."""
         group = await self._running[index]
         del self._running[index]
+        self._taken[index] = group
         return group
+
+    def state(self) -> list[Group]:
+        """The groups that are finished and not trained on, by index: what a checkpoint keeps beside the tensors.
+
+        Groups that still run are not in it. They have no state that could be written down (tools, open connections),
+        and a resumed run starts them again.
+        """
+        ready = [task for task in self._running.values() if task.done() and not task.cancelled()]
+        finished = [*self._taken.values(), *(task.result() for task in ready if task.exception() is None)]
+        return sorted(finished, key=lambda group: group.index)
+
+    def restore(self, groups: Sequence[Group]) -> None:
+        """Take over the groups of a checkpoint's `state`; called before the first `admit`.
+
+        Raises:
+            RunDirError: a group is of another size, or too stale for what the recipe says now.
+        """
+        for group in groups:
+            self._check(group)
+            # As if it had been sampled just now, in the time that it took.
+            now = time.perf_counter()
+            group.started_s, group.finished_s = now - (group.finished_s - group.started_s), now
+            self._restored[group.index] = group
+
+    def _check(self, group: Group) -> None:
+        step = group.index // self._config.batch_size
+        versions = [v for trajectory in group.trajectories if (v := trajectory.min_version) is not None]
+        staleness = step - min(versions, default=step)
+        fault = None
+        if len(group.episodes) != self._config.group_size:
+            fault, key = f"has {len(group.episodes)} episodes", "rollout.group_size"
+        elif staleness > self._config.max_staleness:
+            fault, key = f"would be trained {staleness} versions behind", "rollout.max_staleness"
+        if fault is not None:
+            raise RunDirError(
+                f"group {group.index}, which the checkpoint holds finished, {fault}",
+                f"set {key} as before, or delete the checkpoint's groups.jsonl to sample its groups again",
+            )
 
     async def close(self) -> None:
         """Cancel what still runs; tools are closed by their episodes."""
@@ -123,6 +167,8 @@ class Producer:
 
     async def _group(self, index: int) -> Group:
         """Group `index`; where its prompt teaches nothing, that of a replacement, in the same slot."""
+        if (restored := self._restored.pop(index, None)) is not None:
+            return restored
         begin = time.perf_counter()
         for attempt in range(self._replacements + 1):
             group = await self._attempt(index, attempt)

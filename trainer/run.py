@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentloop.config import Recipe
-from agentloop.errors import InfrastructureError, RunError
+from agentloop.errors import InfrastructureError, RunError, WorkerError
 from agentloop.lag import LoopLagMonitor
 from agentloop.tensors import tensor_bytes
 from agentloop.types import Trajectory
@@ -24,6 +24,7 @@ from trainer.algorithms.kl import KlCoefficient
 from trainer.batch import episode_metrics, failure_causes
 from trainer.console import Console
 from trainer.evaluation import Evaluation
+from trainer.group_file import read_groups
 from trainer.loggers import Loggers
 from trainer.packing import packed_length
 from trainer.preflight import Prepared
@@ -32,6 +33,7 @@ from trainer.producer import Group, Producer
 from trainer.publish import Publisher, make_publisher
 from trainer.rundir import RunDir
 from trainer.samples import TrainGroup
+from trainer.saving import Checkpoints
 from trainer.server_link import ServerLink
 from trainer.server_process import ServerProcess
 from trainer.step_sums import CriticSums, StepSums
@@ -121,6 +123,7 @@ class TrainRun:
             total_steps=prepared.total_steps,
             record=self._record,
         )
+        self._restored: list[Group] = []
         self._done_in_step = 0
         self._samples: list[Trajectory] = []
         self._lag = LoopLagMonitor(recipe.rollout.max_loop_lag_s)
@@ -193,9 +196,10 @@ class TrainRun:
                         await workers.load(checkpoint.path / "trainer")
                         self._version = checkpoint.version
                         self._kl.resume(checkpoint.kl_coef)
-                        self._dir.rewind(checkpoint.step)
-                elif self._resume:  # stopped before its first checkpoint: everything is done again
-                    self._dir.rewind(-1)
+                        self._restored = read_groups(checkpoint.path, self._prepared.train, self._prepared.rows)
+            if self._resume:
+                # Stopped before its first checkpoint, everything is done again.
+                self._dir.rewind(checkpoint.step if checkpoint is not None else -1)
             await self._choose_folder(weights, workers)
             link = ServerLink(
                 running=recipe.rollout.publish.running,
@@ -271,6 +275,8 @@ class TrainRun:
             greedy_baseline=recipe.trainer.algorithm.advantage == "remax",
             step_rewards=recipe.trainer.algorithm.advantage == "grpo_process",
         )
+        producer.restore(self._restored)
+        checkpoints = Checkpoints(workers, self._dir, recipe.checkpoint, self._console.warn)
         step = first
         try:
             producer.admit(self._version)
@@ -287,26 +293,30 @@ class TrainRun:
                 if metrics.get("eval/reward_mean") is not None:
                     self._console.eval(metrics)
                 await self._guard(self._evaluation.settle(wait=step == total), server)
-                saved = self._checkpoint_due(step)
-                if saved:
-                    await self._save(workers, step)
-                self._dir.prune(keep_checkpoints=recipe.checkpoint.keep, current_version=self._version)
-                if self._stop_requested.is_set() and step < total:
-                    if not saved:
-                        await self._save(workers, step)
+                await checkpoints.look()
+                stopping = self._stop_requested.is_set() and step < total
+                if stopping or self._checkpoint_due(step):
+                    last = stopping or step == total
+                    await checkpoints.save(self._state(step), producer.state(), wait=last)
+                self._dir.prune_weights(self._version)
+                if stopping:
                     return self._result(step, interrupted=True)
             return self._result(total, interrupted=False)
         except asyncio.CancelledError:
             if not self._stop_requested.is_set():
                 raise
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
+            finished = producer.state()
             await producer.close()
+            await checkpoints.settle()
             if self._version and not self._optimizer_ran:
-                await self._save(workers, self._version)
+                await checkpoints.save(self._state(self._version), finished, wait=True)
             return self._result(self._version, interrupted=True)
         finally:
             await self._evaluation.close()
             await producer.close()
+            with contextlib.suppress(WorkerError):  # what broke the ranks is on its way up
+                await checkpoints.settle()
 
     async def _step(
         self,
@@ -430,9 +440,9 @@ class TrainRun:
         every = self._recipe.checkpoint.every
         return step == self._prepared.total_steps or (every is not None and step % every == 0)
 
-    async def _save(self, workers: WorkerGroup, step: int) -> None:
-        state = {"step": step, "version": self._version, "kl_coef": self._kl.value}
-        await workers.save(self._dir.checkpoint_of(step), state=state)
+    def _state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of the run beside the trainer's tensors."""
+        return {"step": step, "version": self._version, "kl_coef": self._kl.value}
 
     async def _trace(self, step: int, groups: list[Group]) -> None:
         trace = self._recipe.trace

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
 from agentloop.types import Trajectory
 
@@ -27,6 +28,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+FIXED = ("model.path",)
+"""Keys that no run may change on its way: its optimizer's state and its reference belong to one model."""
+
+FIXED_WITH_GROUPS = ("rollout.batch_size", "rollout.group_size")
+"""Keys that may not change while a checkpoint holds finished groups: their indices say which step they belong to."""
+
+
 @dataclass(frozen=True)
 class CheckpointState:
     """What a checkpoint says beside the tensors."""
@@ -35,6 +43,11 @@ class CheckpointState:
     version: int
     path: Path
     kl_coef: float | None = None
+
+    @property
+    def groups_file(self) -> Path:
+        """Groups that were finished when it was made and not trained on yet (`trainer.group_file`)."""
+        return self.path / "groups.jsonl"
 
 
 class RunDir:
@@ -78,7 +91,8 @@ class RunDir:
             On resume, one line `key: old -> new` for every config value that changed; else an empty list.
 
         Raises:
-            RunDirError: it holds a run and `resume` is False, or holds none and `resume` is True.
+            RunDirError: it holds a run and `resume` is False, or holds none and `resume` is True; or a key was changed
+                that has to stay.
         """
         if not resume:
             self.check_free()
@@ -87,12 +101,41 @@ class RunDir:
                 f"--resume: {self.root} holds no run",
                 "check run.name and run.dir, or leave out --resume to start one",
             )
-        changes = _changes(json.loads(self.config_file.read_text()), config) if resume else []
+        changes = _changes(json.loads(self.config_file.read_text()), config) if resume else {}
+        self._check_changes(changes)
         for folder in (self.logs, self.traces, self.checkpoints, self.weights):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config_file, orjson.dumps(config, option=orjson.OPT_INDENT_2))
         write_atomic(self.env_file, orjson.dumps(env, option=orjson.OPT_INDENT_2))
-        return changes
+        self._clear_partial_checkpoints()
+        return [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+
+    def _clear_partial_checkpoints(self) -> None:
+        """Remove what a run left that was killed while it saved; what it was about to replace stays."""
+        for hidden in self.checkpoints.glob(".step_*"):
+            place = self.checkpoints / hidden.name.removeprefix(".").split(".")[0]
+            if hidden.suffix == ".stale" and not place.exists():
+                hidden.rename(place)
+            elif hidden.is_dir():
+                shutil.rmtree(hidden, ignore_errors=True)
+            else:
+                hidden.unlink()
+
+    def _check_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
+        checkpoints = self.list_checkpoints()
+        if not checkpoints:
+            return  # it starts from the beginning
+        groups = checkpoints[-1].groups_file
+        for key in (*FIXED, *(FIXED_WITH_GROUPS if groups.exists() else ())):
+            if key in changes:
+                old, new = changes[key]
+                way_out = "start a new run: run.name=<name>"
+                if key in FIXED_WITH_GROUPS:
+                    way_out = f"delete {groups} to sample again what it holds"
+                raise RunDirError(
+                    f"--resume: {key} was {old} and is {new} now; a run cannot change it on its way",
+                    f"give {key}={old}, or {way_out}",
+                )
 
     def weights_of(self, version: int) -> Path:
         return self.weights / f"v_{version}"
@@ -109,16 +152,41 @@ class RunDir:
         return sorted(found, key=lambda state: state.step)
 
     def prune(self, *, keep_checkpoints: int, current_version: int) -> None:
-        """Delete checkpoints beyond the newest `keep_checkpoints`, and published weights that nobody can ask for.
+        """Delete checkpoints beyond the newest `keep_checkpoints`, and published weights that nobody can ask for."""
+        self.prune_checkpoints(CheckpointConfig(keep=keep_checkpoints))
+        self.prune_weights(current_version)
+
+    def prune_checkpoints(self, config: CheckpointConfig) -> None:
+        """Delete checkpoints that are neither among the newest nor among the best."""
+        if older := self.list_checkpoints()[: -config.keep]:
+            best = self.best_checkpoints(config)
+            for state in older:
+                if state not in best:
+                    shutil.rmtree(state.path, ignore_errors=True)
+
+    def prune_weights(self, current_version: int) -> None:
+        """Delete published weights that nobody can ask for.
 
         A restarted server loads the current version, and one older may still be loading: two versions stay.
         """
-        for state in self.list_checkpoints()[:-keep_checkpoints]:
-            shutil.rmtree(state.path, ignore_errors=True)
         for folder in self.weights.glob("v_*"):
             suffix = folder.name.removeprefix("v_")
             if suffix.isdigit() and int(suffix) < current_version - 1:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def best_checkpoints(self, config: CheckpointConfig) -> list[CheckpointState]:
+        """The best `keep_best` checkpoints by the metrics of their steps, best first; of equals the newest."""
+        if not config.keep_best:
+            return []
+        scores = {
+            row["step"]: row[config.best_metric]
+            for row in self.read_metrics()
+            if isinstance(row.get(config.best_metric), (int, float))
+        }
+        sign = 1.0 if config.best_is == "highest" else -1.0
+        scored = [state for state in self.list_checkpoints() if state.step in scores]
+        scored.sort(key=lambda state: (sign * scores[state.step], state.step), reverse=True)
+        return scored[: config.keep_best]
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one step's line; a single write, so that a kill leaves at most one torn last line."""
@@ -159,13 +227,11 @@ class RunDir:
         temporary.replace(folder / f"{split}.jsonl")
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each key that is not the same in both."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    return [
-        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, "(absent)") != after.get(key, "(absent)")
-    ]
+    both = {key: (before.get(key, "(absent)"), after.get(key, "(absent)")) for key in before.keys() | after.keys()}
+    return {key: both[key] for key in sorted(both) if both[key][0] != both[key][1]}
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

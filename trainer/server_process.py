@@ -112,7 +112,7 @@ class ServerProcess:
             "--parent-pid", str(os.getpid()), "--replicas", str(rollout.replicas),
             "--gpus-per-replica", str(rollout.gpus_per_replica), "--stream-tokens", str(rollout.stream_tokens),
             "--probe-timeout", str(rollout.probe_timeout_s), "--start-timeout", str(0.9 * rollout.start_timeout_s),
-            "--log-dir", str(self._log_file.parent),
+            "--log-dir", str(self._log_file.parent), "--deterministic", rollout.determinism(self._model.dtype),
         ]  # fmt: skip
         command += [f"--engine-arg={argument}" for argument in rollout.engine_args]
         if rollout.python is not None:

@@ -123,7 +123,9 @@ def _answer(learner: Any, message: Message) -> tuple[dict[str, Any], list[np.nda
         case "leave_group":
             learner.handout.leave_group(body["group"])
         case "save":
-            learner.save(Path(body["folder"]), body["state"])
+            return learner.save(Path(body["folder"]), body["state"], body["files"], wait=body["wait"]), []
+        case "saved":
+            return learner.saved(wait=body["wait"]), []
         case "load":
             learner.load(Path(body["folder"]), optimizer=body["optimizer"])
         case op:

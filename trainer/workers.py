@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -321,9 +321,48 @@ class WorkerGroup:
         """Close a group, if there is one."""
         await self._all({"op": "leave_group", "group": group})
 
-    async def save(self, folder: Path, state: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint: `folder/trainer/` and, with `state`, `folder/state.json`; whole or not at all."""
-        await self._all({"op": "save", "folder": str(Path(folder).absolute()), "state": state or {}})
+    async def save(
+        self,
+        folder: Path,
+        state: dict[str, Any] | None = None,
+        *,
+        files: Mapping[str, Path] | None = None,
+        wait: bool = True,
+    ) -> None:
+        """Write a checkpoint: `folder/trainer/`, `files` and `folder/state.json`; whole or not at all.
+
+        Args:
+            files: name in the folder, and path of a file that is moved there.
+            wait: False returns when the ranks have copied their state; ask `saved` how the writing goes.
+
+        Raises:
+            WorkerError: it could not be written.
+        """
+        body = {
+            "op": "save",
+            "folder": str(Path(folder).absolute()),
+            "state": state or {},
+            "files": {name: str(path.absolute()) for name, path in (files or {}).items()},
+            "wait": wait,
+        }
+        if not wait:
+            await self._all(body)
+            return
+        if error := _save_error(await self._all(body)):
+            raise WorkerError(f"the checkpoint {folder} could not be written: {error}", "see that its disk has room")
+
+    async def saved(self, *, wait: bool) -> tuple[bool, str]:
+        """Whether the save that was begun has ended, and why it failed (an empty text when it did not).
+
+        Until it has ended the folder is not there. Each of the ranks has to be asked, for each gives its part.
+
+        Args:
+            wait: until it has ended.
+        """
+        answers = await self._all({"op": "saved", "wait": wait})
+        if not wait and not all(body["done"] for body, _ in answers):
+            return False, ""
+        return True, _save_error(answers)
 
     async def load(self, folder: Path, *, optimizer: bool = True) -> None:
         """Read the `trainer/` folder of what `save` wrote.
@@ -407,6 +446,11 @@ async def _cause(first: BaseException, calls: Sequence[asyncio.Future[Answer]]) 
     await asyncio.wait(calls, timeout=DEATH_IS_SEEN_S)
     failures = [call.exception() for call in calls if call.done() and not call.cancelled()]
     return next((failure for failure in failures if isinstance(failure, RankDied)), first)
+
+
+def _save_error(answers: Sequence[Answer]) -> str:
+    """What the first rank says whose part failed."""
+    return next((body["error"] for body, _ in answers if body["error"]), "")
 
 
 def _check(samples: Sequence[TrainSample], temperature: float) -> None:

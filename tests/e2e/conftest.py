@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -125,6 +126,16 @@ class Background:
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        """End the run, its server and its ranks at once, as the machine would."""
+        processes = [psutil.Process(self.process.pid), *self.children("rollout_server", "trainer.worker")]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes[1:]):
+            time.sleep(0.01)
+        self.process.communicate()
+
     def finish(self, timeout: float = 120) -> tuple[int, str]:
         out, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, out
@@ -137,7 +148,9 @@ def background(tmp_path: Path, repo: Path) -> Any:
 
     def start(*overrides: str) -> Background:
         recipe = str(repo / "recipes" / "quickstart" / "recipe.yaml")
-        run = Background(["train", "--config", recipe, "run.name=run", *SMALL, *overrides], tmp_path)
+        flags = [o for o in overrides if o.startswith("--")]
+        keys = [o for o in overrides if not o.startswith("--")]
+        run = Background(["train", "--config", recipe, *flags, "run.name=run", *SMALL, *keys], tmp_path)
         started.append(run)
         return run
 

@@ -113,24 +113,6 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_behind(background: Any) -> 
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_resumed_run_gives_the_same_metrics_as_one_never_stopped(quickstart: Any) -> None:
-    whole = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null", name="whole")
-    assert whole.code == 0, whole.err
-    part = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null", "checkpoint.every=null", name="part")
-    assert part.code == 0, part.err
-    half = quickstart("run.steps=1", "eval.before_train=false", "eval.every=null", name="half")
-    assert half.code == 0, half.err
-    rest = quickstart("--resume", "run.steps=3", "eval.before_train=false", "eval.every=null", name="half")
-    assert rest.code == 0, rest.err
-    assert "run.steps: 1 -> 3" in rest.out
-    # The same tokens exactly. Other numbers to fp32 noise: an engine's batch holds other neighbours each time.
-    for key in ("reward/mean", "rollout/tokens"):
-        assert [r[key] for r in rest.train_metrics] == [r[key] for r in whole.train_metrics], key
-        assert [r[key] for r in part.train_metrics] == [r[key] for r in whole.train_metrics], key
-    for key in ("train/loss", "train/grad_norm", "train/entropy"):
-        assert [r[key] for r in rest.train_metrics] == pytest.approx([r[key] for r in whole.train_metrics], rel=1e-3)
-
-
 def test_a_killed_server_is_started_again_and_nothing_is_lost(background: Any) -> None:
     run = background("run.steps=6", "rollout.batch_size=16", "eval.before_train=false", "eval.every=null")
     run.wait_for_steps(1)

@@ -129,9 +129,15 @@ def load(folder: Path, context_length: int | None = None) -> LoadedModel:
 
 
 def make_core(
-    loaded: LoadedModel, *, fast: bool = True, max_running: int = 16, kv_tokens: int = 16_384, chunk: int = 1024
+    loaded: LoadedModel,
+    *,
+    fast: bool = True,
+    invariant: bool = False,
+    max_running: int = 16,
+    kv_tokens: int = 16_384,
+    chunk: int = 1024,
 ) -> Core:
-    runner = FastDecoder.build(loaded) if fast else slow_runner(loaded)
+    runner = FastDecoder.build(loaded, invariant=invariant) if fast else slow_runner(loaded)
     assert runner is not None
     cache = build_cache(
         loaded.kv, loaded.context_length, max_running=max_running, max_kv_tokens=kv_tokens, memory_bytes=2**30

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentloop.config import RolloutConfig, SamplingConfig
+from agentloop.errors import RunDirError
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.producer import Producer
 
@@ -173,3 +174,102 @@ async def test_close_ends_running_episodes() -> None:
     await asyncio.sleep(0)
     await producer.close()
     assert runner.at_once == 0
+
+
+class SlowToolRunner:
+    """Episodes of several turns with a tool between them; a few calls take many steps of the trainer. Each token has
+    the version that was served when it was sampled, so that one episode spans several."""
+
+    def __init__(self, seed: int) -> None:
+        self.version = 0
+        self.finished: list[tuple[str, int]] = []
+        self.rng = random.Random(seed)
+
+    async def run(
+        self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
+    ) -> list[Trajectory]:
+        versions: list[int | None] = [None]
+        for _ in range(self.rng.randint(1, 4)):
+            versions += [self.version] * self.rng.randint(1, 3)
+            for _ in range(60 if self.rng.random() < 0.1 else self.rng.randint(0, 5)):
+                await asyncio.sleep(0)
+        self.finished.append((group_id, sample_index))
+        size = len(versions)
+        return [
+            Trajectory(
+                list(range(size)), [0, *[1] * (size - 1)], [None, *[-1.0] * (size - 1)], versions, 1,
+                task_id=task.task_id, group_id=group_id, sample_index=sample_index,
+            )
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 5])
+@pytest.mark.parametrize("slow", ["trainer", "tool"])
+async def test_no_token_is_older_than_allowed_and_nothing_finished_is_thrown_away(staleness: int, slow: str) -> None:
+    runner = SlowToolRunner(seed=staleness)
+    steps = 30
+    config = RolloutConfig(group_size=3, batch_size=4, max_concurrent=7, max_staleness=staleness)
+    producer = Producer(runner, TASKS, ROWS, config, seed=0, total_steps=steps)
+    producer.admit(0)
+    trained: list[tuple[str, int]] = []
+    ages = []
+    for step in range(steps):
+        for index in range(step * 4, step * 4 + 4):
+            group = await producer.take(index)
+            for trajectory in group.trajectories:
+                ages += [step - version for version in trajectory.versions if version is not None]
+                trained.append((trajectory.group_id, trajectory.sample_index))
+            for _ in range(40 if slow == "trainer" else 0):
+                await asyncio.sleep(0)
+        runner.version += 1
+        producer.admit(runner.version)
+    assert min(ages) >= 0 and max(ages) <= staleness
+    assert max(ages) == staleness or slow == "tool", "what is allowed is used"
+    assert sorted(trained) == sorted(runner.finished)
+    assert len(trained) == len(set(trained)) == steps * 4 * 3
+
+
+async def test_groups_that_were_finished_are_restored_and_others_start_again() -> None:
+    runner = SlowRunner()
+    producer = make(runner, max_staleness=3)
+    producer.admit(0)
+    for index in range(3):
+        await producer.take(index)
+    runner.version = 1
+    producer.admit(1)
+    taken = await producer.take(3)  # of the step that is under way
+    for _ in range(2000):
+        await asyncio.sleep(0.001)
+        if len(producer.state()) >= 4:
+            break
+    kept = producer.state()
+    await producer.close()
+    assert kept[0] is taken and all(group.index >= 3 for group in kept)
+
+    runner.began.clear()
+    resumed = Producer(
+        runner,
+        TASKS,
+        ROWS,
+        RolloutConfig(group_size=2, batch_size=3, max_concurrent=4, max_staleness=3),
+        seed=0,
+        total_steps=6,
+        first_step=1,
+    )
+    resumed.restore(kept)
+    resumed.admit(1)
+    again = [await resumed.take(index) for index in range(3, 15)]
+    assert [group.index for group in again] == list(range(3, 15))
+    assert all(again[group.index - 3] is group for group in kept)
+    assert {int(name[1:]) for name in runner.began} == set(range(3, 15)) - {group.index for group in kept}
+
+
+@pytest.mark.parametrize(("change", "key"), [({"group_size": 3}, "group_size"), ({"max_staleness": 1}, "staleness")])
+async def test_restored_groups_that_do_not_fit_the_recipe_are_refused(change: dict[str, int], key: str) -> None:
+    runner = SlowRunner()
+    producer = make(runner, max_staleness=3)
+    producer.admit(0)
+    group = await producer.take(9)  # of step 3, sampled by version 0
+    await producer.close()
+    with pytest.raises(RunDirError, match=rf"(?s)group 9.*rollout\.(max_)?{key}.*groups\.jsonl"):
+        make(runner, **{"max_staleness": 3, **change}).restore([group])

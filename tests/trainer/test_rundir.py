@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
 from agentloop.types import StopReason, Trajectory, Turn
 from trainer.rundir import RunDir
@@ -16,6 +17,11 @@ def make(tmp_path: Path) -> RunDir:
     run_dir = RunDir(tmp_path / "run")
     run_dir.open({"seed": 0, "run": {"steps": 3}}, {"python": "3"}, resume=False)
     return run_dir
+
+
+def save(run_dir: RunDir, step: int) -> None:
+    run_dir.checkpoint_of(step).mkdir()
+    (run_dir.checkpoint_of(step) / "state.json").write_text(f'{{"step": {step}, "version": {step}}}')
 
 
 def test_a_directory_that_holds_a_run_is_refused_with_the_two_ways_out(tmp_path: Path) -> None:
@@ -65,6 +71,52 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
     (run_dir.checkpoint_of(1) / "state.json").write_text('{"step": 1, "version": 1}')
     (run_dir.checkpoint_of(2)).mkdir()
     assert [state.step for state in run_dir.list_checkpoints()] == [1]
+
+
+def test_pruning_keeps_the_best_checkpoints_beside_the_newest(tmp_path: Path) -> None:
+    run_dir = make(tmp_path)
+    scores: list[float | None] = [0.1, 0.9, None, 0.9, 0.5, 0.2, None]
+    for step, score in enumerate(scores, 1):
+        run_dir.append_metrics({"step": step} | ({} if score is None else {"eval/reward_mean": score, "loss": -score}))
+        save(run_dir, step)
+        run_dir.prune_checkpoints(CheckpointConfig(keep=1, keep_best=2))
+    assert [state.step for state in run_dir.list_checkpoints()] == [2, 4, 7]
+    config = CheckpointConfig(keep=1, keep_best=1, best_metric="loss", best_is="lowest")
+    assert [state.step for state in run_dir.best_checkpoints(config)] == [4]
+    run_dir.prune_checkpoints(config)
+    assert [state.step for state in run_dir.list_checkpoints()] == [4, 7]
+
+
+def test_a_model_is_not_changed_on_the_way(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.open({"model": {"path": "/a"}}, {}, resume=False)
+    run_dir.open({"model": {"path": "/b"}}, {}, resume=True)  # nothing is saved yet: it starts from the beginning
+    save(run_dir, 1)
+    with pytest.raises(RunDirError, match=r"model.path was /b and is /c now(?s:.*)model.path=/b"):
+        run_dir.open({"model": {"path": "/c"}}, {}, resume=True)
+
+
+def test_a_batch_keeps_its_size_while_finished_groups_wait_in_a_checkpoint(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.open({"rollout": {"batch_size": 4}}, {}, resume=False)
+    save(run_dir, 1)
+    assert run_dir.open({"rollout": {"batch_size": 8}}, {}, resume=True) == ["rollout.batch_size: 4 -> 8"]
+    groups = run_dir.list_checkpoints()[-1].groups_file
+    groups.write_bytes(b"{}\n")
+    with pytest.raises(RunDirError, match=r"rollout.batch_size was 8 and is 4 now(?s:.*)delete .*groups.jsonl"):
+        run_dir.open({"rollout": {"batch_size": 4}}, {}, resume=True)
+    groups.unlink()
+    run_dir.open({"rollout": {"batch_size": 4}}, {}, resume=True)
+
+
+def test_what_a_killed_save_left_is_removed_and_what_it_was_to_replace_stays(tmp_path: Path) -> None:
+    run_dir = make(tmp_path)
+    save(run_dir, 1)
+    run_dir.checkpoint_of(1).rename(run_dir.checkpoints / ".step_1.stale")
+    (run_dir.checkpoints / ".step_2.partial" / "trainer").mkdir(parents=True)
+    (run_dir.checkpoints / ".step_2.groups.0").write_bytes(b"")
+    run_dir.open({"seed": 0, "run": {"steps": 3}}, {}, resume=True)
+    assert [path.name for path in run_dir.checkpoints.iterdir()] == ["step_1"]
 
 
 def test_pruning_keeps_the_newest_checkpoints_and_the_weights_in_use(tmp_path: Path) -> None:

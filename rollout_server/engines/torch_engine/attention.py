@@ -154,11 +154,38 @@ class Chunk:
         return self.images.real(ids) if self.images else ids
 
 
+PREFILL_TILE = 64
+"""Tokens whose scores exist at one time where prefill computes as decode does."""
+
+MANY_ROWS = 4
+"""A product of this many rows or more gives each row the same bits whatever their number. With fewer, MKL takes kernels
+of their own, for one row and for two or three."""
+
+
+@dataclass(slots=True, frozen=True)
+class _Tile:
+    """Tokens `[low, high)` of a pass, of one row, which look at `columns` tokens at most."""
+
+    row: Row
+    low: int
+    high: int
+    columns: int
+    mask: torch.Tensor
+
+
 class PrefillPass:
-    """Chunks of several sequences, one after the other without padding: T is the sum of their lengths."""
+    """Chunks of several sequences, one after the other without padding: T is the sum of their lengths.
+
+    Attributes:
+        as_decode: attend with the products that `DecodePass` takes, to the same bits: what a token leaves in the cache
+            is then a function of the tokens up to it, and not of who computed it when. Else by torch's fused kernel.
+    """
+
+    as_decode = False
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         self.chunks = chunks
+        self._tiles: list[_Tile] = []
         device = chunks[0].row.pool.k_NRHKC.device
         ids = [token for chunk in chunks for token in chunk.ids]
         self.tokens = torch.tensor(ids, device=device)
@@ -169,6 +196,11 @@ class PrefillPass:
     ) -> torch.Tensor:
         self.store(layer, k_THK, v_THD)
         out_TAD = q_TAK.new_empty(*q_TAK.shape[:2], v_THD.shape[2])
+        if self.as_decode:
+            q_TAK = q_TAK * scaling if scaling != 1.0 else q_TAK
+            for tile in self._tiles or self._cut():
+                self._attend_tile(layer, tile, q_TAK[tile.low : tile.high], out_TAD[tile.low : tile.high])
+            return out_TAD
         groups = q_TAK.shape[1] != k_THK.shape[1]
         low = 0
         for chunk in self.chunks:
@@ -189,6 +221,43 @@ class PrefillPass:
             out_TAD[low:high] = out[0].transpose(0, 1)
             low = high
         return out_TAD
+
+    def _cut(self) -> list[_Tile]:
+        low = 0
+        for chunk in self.chunks:
+            start = chunk.start
+            while start < chunk.end:
+                # As many columns as decode looks at from there: a longer sum may be cut and added up otherwise.
+                columns = chunk.row.pool.capacity_for(start + 1)
+                end = min(start + PREFILL_TILE, columns, chunk.end)
+                seen = torch.arange(start, end, device=self.tokens.device)
+                hidden = torch.arange(columns, device=self.tokens.device) > seen[:, None]
+                mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+                self._tiles.append(_Tile(chunk.row, low, low + end - start, columns, mask[:, None]))
+                low += end - start
+                start = end
+        return self._tiles
+
+    @staticmethod
+    def _attend_tile(layer: int, tile: _Tile, q_TAK: torch.Tensor, out_TAD: torch.Tensor) -> None:
+        """Decode multiplies the G queries of one token and one key-value head at a time; so does this, except where the
+        number of rows does not matter."""
+        row, pool, columns = tile.row.row, tile.row.pool, tile.columns
+        heads = pool.shape.kv_heads
+        tokens, groups = q_TAK.shape[0], q_TAK.shape[1] // heads
+        k_HKL, v_HLD = pool.k[layer][row, :, :, :columns], pool.v[layer][row, :, :columns]
+        if groups >= MANY_ROWS:
+            q_HXK = q_TAK.view(tokens, heads, groups, -1).transpose(0, 1).reshape(heads, tokens * groups, -1)
+            scores_HTGL = torch.bmm(q_HXK, k_HKL).view(heads, tokens, groups, columns).add_(tile.mask)
+            weights_HXL = torch.softmax(scores_HTGL, -1).view(heads, tokens * groups, columns)
+            out_HTGD = torch.bmm(weights_HXL, v_HLD).view(heads, tokens, groups, -1)
+            out_TAD.view(tokens, heads, groups, -1).copy_(out_HTGD.transpose(0, 1))
+            return
+        for head in range(heads):
+            group = slice(head * groups, (head + 1) * groups)
+            scores_TGL = torch.bmm(q_TAK[:, group], k_HKL[head].expand(tokens, -1, -1)).add_(tile.mask)
+            weights_TGL = torch.softmax(scores_TGL, -1)
+            out_TAD[:, group] = torch.bmm(weights_TGL, v_HLD[head].expand(tokens, -1, -1))
 
     def store(self, layer: int, k_THK: torch.Tensor, v_THD: torch.Tensor) -> None:
         """Write keys and values only: all that the last layer of a prompt is run for."""

@@ -27,9 +27,6 @@ LOOK_AHEAD = 64
 GREEDY_BELOW = 1e-5
 """Lower temperatures are taken as 0: their scaled logits would overflow."""
 
-ROOM = 16
-"""Tokens that a request's row has space for at first, beyond its prompt: most turns are short, and rows can grow."""
-
 ADMIT_SHARE = 16
 ADMIT_HELD_STEPS = 4
 """Requests are admitted a sixteenth of the running ones at a time, or after so many steps: filling four prompts in one
@@ -209,11 +206,11 @@ class Core:
                 if first is not None and first.missing:
                     continue  # its group's first sample is being filled right now: wait, then copy
                 shared = match.filled
-            row = self.cache.place(running.ids, self._room(running), match, shared)
+            row = self.cache.place(running.ids, len(running.ids), match, shared)
             if row is None and not self._running:
                 # Kept prefixes are in the way of the only request: it fits alone, the budget sees to that.
                 self.cache.flush()
-                row = self.cache.place(running.ids, self._room(running), None, 0)
+                row = self.cache.place(running.ids, len(running.ids), None, 0)
                 assert row is not None
             if row is None:
                 return
@@ -228,10 +225,6 @@ class Core:
             if running.missing:
                 self._filling.append(running)
                 self.cache.announce(row, len(running.ids) - 1)
-
-    def _room(self, running: Running) -> int:
-        """Tokens to make room for at first: not all that may be sampled, for most turns end early."""
-        return min(running.limit, len(running.ids) + ROOM)
 
     def _prefill(self) -> None:
         if not self._filling:
@@ -312,6 +305,6 @@ class Core:
             row = running.row
             if row is None or row.filled < row.pool.capacity or running.missing:
                 continue
-            while running.row is not None and not self.cache.grow(row, self._room(running)):
+            while running.row is not None and not self.cache.grow(row, len(running.ids)):
                 self._retract(next(reversed(self._running.values())), keep=True)
                 self.stats.preempted += 1

@@ -34,6 +34,7 @@ from rollout_server.engines.base import (
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
 from rollout_server.engines.torch_engine.images import ImagePrompt
+from rollout_server.engines.torch_engine.invariance import holds
 from rollout_server.engines.torch_engine.kv import build_cache
 from rollout_server.engines.torch_engine.models import LoadedModel, Runner, load_model, slow_runner
 from rollout_server.engines.torch_engine.running import Running
@@ -355,7 +356,9 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
             intake.put(intake.take(FolderWeights(settings.weights)))
         except WeightsError as exc:
             raise ModelError(str(exc), "give --weights a folder that this model's trainer published") from exc
-    runner: Runner | None = FastDecoder.build(loaded) if settings.fast_path else None
+    runner = _deterministic_runner(settings, loaded) if settings.deterministic != "off" else None
+    if runner is None and settings.fast_path:
+        runner = FastDecoder.build(loaded)
     if runner is None:
         runner = slow_runner(loaded)
     log.info("%s runs through %s", type(loaded.model).__name__, type(runner).__name__)
@@ -377,3 +380,24 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
     )
     info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size, loaded.images is not None)
     return TorchEngine(loaded, core, info, threads=settings.threads, intake=intake)
+
+
+def _deterministic_runner(settings: ServerSettings, loaded: LoadedModel) -> Runner | None:
+    """A runner whose results are functions of the tokens alone; None: there is none, and `auto` asked for it.
+
+    Raises:
+        ModelError: there is none, and `on` asked for it.
+    """
+    reason = None
+    if settings.device != "cpu" or settings.threads != 1:
+        reason = f"it needs --device cpu and --threads 1, not {settings.device} and {settings.threads}"
+    elif (runner := FastDecoder.build(loaded, invariant=True)) is None:
+        reason = f"{type(loaded.model).__name__} in {settings.dtype} does not run through the engine's own decoder"
+    elif not holds(runner, loaded):
+        reason = "the products of this machine's numerical library depend on their neighbours"
+    else:
+        return runner
+    if settings.deterministic == "on":
+        raise ModelError(f"--deterministic on: {reason}", "leave it out, or give auto")
+    log.warning("results depend on what else is served, in their last bits: %s", reason)
+    return None

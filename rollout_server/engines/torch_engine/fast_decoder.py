@@ -13,6 +13,7 @@ Sizes: T tokens, A attention heads, H key-value heads, K head dim.
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,31 +37,71 @@ MAX_DIFFERENCE = 1e-3
 far below a wrong constant."""
 
 PACKED_FROM_ROWS = 24
-"""oneDNN's product has the higher fixed cost: it wins from about so many rows."""
+"""oneDNN's product has the higher fixed cost: with a small weight it wins from about so many rows."""
+
+PACKED_WEIGHT = 2**17
+"""With a weight of so many numbers it wins however few the rows."""
+
+FEWEST_ROWS = 4
+"""A product of so many rows or more gives each row the same bits, whatever the others are and however many. For fewer,
+the libraries have kernels of their own, whose sums have another order."""
 
 
 class Linear:
-    """A matrix product with the weight in two layouts: for few rows and for many."""
+    """A matrix product with the weight in two layouts: for few rows and for many.
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    Args:
+        invariant: each row's result is a function of that row alone, to the bit.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, invariant: bool) -> None:
         self._weight = weight.contiguous()
         self._bias = bias
         self._packed: torch.Tensor | None = None
-        one_dnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        if one_dnn and weight.dtype == torch.float32 and weight.device.type == "cpu":
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, 64)
+        self._packed_from = PACKED_FROM_ROWS if weight.numel() < PACKED_WEIGHT else 1
+        self._fewest = FEWEST_ROWS if invariant else 1
+        if weight.dtype == torch.float32 and weight.device.type == "cpu" and _one_dnn():
+            self._packed = _packed(self._weight)
+            if invariant and not _layouts_agree(weight.shape[0], weight.shape[1]):
+                self._packed_from = FEWEST_ROWS
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._packed is not None and x.shape[0] >= PACKED_FROM_ROWS:
-            out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-            return out
+        rows = x.shape[0]
+        if rows < self._fewest:
+            return self(torch.cat([x, x[:1].expand(self._fewest - rows, -1)]))[:rows]
+        if self._packed is not None and rows >= self._packed_from:
+            return _packed_product(x, self._packed, self._bias)
         return F.linear(x, self._weight, self._bias)
+
+
+def _one_dnn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def _packed(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+    return packed
+
+
+def _packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
+
+
+@cache
+def _layouts_agree(outputs: int, inputs: int) -> bool:
+    """Whether both products of a weight of this shape give the same bits: they do while neither cuts the sum."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(outputs, inputs, generator=generator), torch.randn(64, inputs, generator=generator)
+    bias = torch.randn(outputs, generator=generator)
+    wide = _packed_product(x, _packed(weight), bias)
+    return all(torch.equal(F.linear(x[:rows], weight, bias), wide[:rows]) for rows in (4, 7, PACKED_FROM_ROWS, 64))
 
 
 class Layer:
     """The weights of one decoder block, rearranged."""
 
-    def __init__(self, block: Any, head_dim: int) -> None:
+    def __init__(self, block: Any, head_dim: int, *, invariant: bool) -> None:
         attention, mlp = block.self_attn, block.mlp
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -72,12 +113,12 @@ class Layer:
         bias = None
         if biases[0] is not None:
             bias = torch.cat([_interleave(b, head_dim) for b in biases[:2]] + biases[2:])
-        self.qkv = Linear(torch.cat(weights), bias)
+        self.qkv = Linear(torch.cat(weights), bias, invariant=invariant)
         self.q_norm = _interleave(q_norm.weight, head_dim) if q_norm is not None else None
         self.k_norm = _interleave(k_norm.weight, head_dim) if k_norm is not None else None
-        self.o = Linear(attention.o_proj.weight, attention.o_proj.bias)
-        self.gate_up = Linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), None)
-        self.down = Linear(mlp.down_proj.weight, None)
+        self.o = Linear(attention.o_proj.weight, attention.o_proj.bias, invariant=invariant)
+        self.gate_up = Linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), None, invariant=invariant)
+        self.down = Linear(mlp.down_proj.weight, None, invariant=invariant)
         self.norm_1 = block.input_layernorm.weight
         self.norm_2 = block.post_attention_layernorm.weight
 
@@ -91,8 +132,9 @@ def _interleave(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 class FastDecoder:
     """A `Runner` for the architectures it knows; make one with `build`."""
 
-    def __init__(self, model: Any, context_length: int) -> None:
+    def __init__(self, model: Any, context_length: int, *, invariant: bool = False) -> None:
         self._model = model
+        self._invariant = invariant
         config = model.config
         first = model.model.layers[0].self_attn
         self._head_dim: int = first.head_dim
@@ -109,8 +151,14 @@ class FastDecoder:
         self.weights_changed()
 
     @classmethod
-    def build(cls, loaded: LoadedModel) -> FastDecoder | None:
-        """A fast decoder for the model, or None when the model is not of the known kind."""
+    def build(cls, loaded: LoadedModel, *, invariant: bool = False) -> FastDecoder | None:
+        """A fast decoder for the model, or None when the model is not of the known kind.
+
+        Args:
+            invariant: what a token's logits and its entries of the cache are, to the bit, follows from the tokens up to
+                it alone: not from the batch, from where prompts are cut, or from what was cached. On a CPU, with one
+                thread; `invariance.holds` tries whether this machine's products keep it.
+        """
         model, config = loaded.model, loaded.model.config
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
         if (
@@ -122,7 +170,7 @@ class FastDecoder:
             or sum(p.numel() for p in model.parameters()) > MAX_PARAMETERS
         ):
             return None
-        fast = cls(model, loaded.context_length)
+        fast = cls(model, loaded.context_length, invariant=invariant)
         difference = _difference(fast, TransformersRunner(model), loaded)
         if not difference <= MAX_DIFFERENCE:
             log.warning("the fast decoder is off by %.1e on this model: running transformers' own code", difference)
@@ -132,11 +180,12 @@ class FastDecoder:
     def weights_changed(self) -> None:
         body = self._model.model
         self._embedding = body.embed_tokens.weight
-        self._layers = [Layer(block, self._head_dim) for block in body.layers]
+        self._layers = [Layer(block, self._head_dim, invariant=self._invariant) for block in body.layers]
         self._norm = body.norm.weight
-        self._head = Linear(self._model.lm_head.weight, None)
+        self._head = Linear(self._model.lm_head.weight, None, invariant=self._invariant)
 
     def prefill(self, chunks: PrefillPass) -> None:
+        chunks.as_decode = self._invariant
         x = self._embedding[chunks.tokens]
         rotation = self._rotation[chunks.positions][:, None]
         for index, layer in enumerate(self._layers[:-1]):
@@ -146,17 +195,22 @@ class FastDecoder:
         chunks.store(len(self._layers) - 1, k, v)
 
     def decode(self, tokens: torch.Tensor, batch: DecodePass) -> torch.Tensor:
+        if self._invariant and len(tokens) == 1:
+            # Alone, a token is computed in several copies, which costs less than to add rows before each product.
+            tokens = tokens.expand(FEWEST_ROWS)
         x = self._embedding[tokens]
         rotation = self._rotation[batch.positions][:, None]
         for index, layer in enumerate(self._layers):
             x = self._block(index, layer, x, rotation, batch)
-        return self._head(self._normalize(x, self._norm))
+        return self._head(self._normalize(x, self._norm))[: len(batch.positions)]
 
     def _block(
         self, index: int, layer: Layer, x: torch.Tensor, rotation: torch.Tensor, attention: AttentionPass
     ) -> torch.Tensor:
-        out = attention.attend(index, *self._project(layer, x, rotation), self._scaling)
-        x.add_(layer.o(out.reshape(x.shape[0], -1)))
+        rows = rotation.shape[0]  # x may have more
+        q, k, v = self._project(layer, x, rotation)
+        out = attention.attend(index, q[:rows], k[:rows], v[:rows], self._scaling)
+        x.add_(layer.o(out.reshape(rows, -1)))
         gate, up = layer.gate_up(self._normalize(x, layer.norm_2)).chunk(2, dim=-1)
         return x.add_(layer.down(F.silu(gate).mul_(up)))
 

@@ -30,7 +30,9 @@ class KVCache:
         # The last pool need not hold more than the longest sequence, rounded to whole cache lines.
         capacities = [step for step in steps if step < context_length] + [-(-context_length // 16) * 16]
         self.budget_tokens = max(budget_tokens, capacities[-1])
-        self.pools = [Pool(shape, capacity, self.budget_tokens // capacity) for capacity in capacities]
+        self.pools = [
+            Pool(shape, capacity, self.budget_tokens // capacity, capacities) for capacity in capacities
+        ]  # fmt: skip
         self._index: PrefixIndex[Row] = PrefixIndex()
         self._clock = itertools.count(1)
 
@@ -54,13 +56,15 @@ class KVCache:
 
         Args:
             ids: the sequence; the row keeps the list itself and sees it grow.
-            room: tokens the row shall have space for at least.
+            room: tokens the row shall have space for; it lies in the first pool that has it.
             match: a row from `lookup`; its first `shared` tokens are in the cache.
 
         Returns:
             The row, or None when rows in use take the whole budget.
         """
-        if match is not None and shared and not match.in_use and match.filled == shared:
+        whole = match is not None and not match.in_use and match.filled == shared > 0
+        # A row whose prompt was never filled may lie in a larger pool than it should.
+        if match is not None and whole and match.pool.capacity <= self._pool_for(room).capacity:
             del match.pool.kept[match]
             match.pool.take(match.row)
             match.in_use = True
@@ -154,8 +158,11 @@ class KVCache:
         target.pool.v_NRHCD[:, t, :, :count] = source.pool.v_NRHCD[:, s, :, :count]
         target.filled = count
 
+    def _pool_for(self, tokens: int) -> Pool:
+        return next((pool for pool in self.pools if pool.capacity >= tokens), self.pools[-1])
+
     def _new_row(self, ids: list[int], room: int) -> Row | None:
-        pool = next((pool for pool in self.pools if pool.capacity >= room), self.pools[-1])
+        pool = self._pool_for(room)
         place = pool.empty_row()
         if place is None and self._extend(pool):
             place = pool.empty_row()

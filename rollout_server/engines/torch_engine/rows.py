@@ -3,7 +3,9 @@
 Why rows and not small blocks: on a CPU a decode step is bound by reading keys and values, and a batched matrix product
 over one strided view reads each of them once; gathering blocks first would read and write them all again. A pool holds
 rows of one capacity (96, 128, 192, 256, 384, ... tokens), so a batch with a long tail pays for each row what it holds,
-within a third. A sequence that outgrows its row is copied to the next pool.
+within a third. A sequence lies in the first pool that has room for it and its next token, always: how many columns
+attention computes for a token then follows from its position, and so do the bits of the result (a product over more
+columns may add them up in another order). When it outgrows its row it is copied to the next pool.
 
 Within a pool, rows `[0, active)` are the batch. Rows behind them hold the prefixes of finished requests, or nothing:
 
@@ -18,7 +20,9 @@ Layout, for a head's keys: `[dim, capacity]` (a query's scores are then sums of 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,11 +69,16 @@ class Row:
 
 
 class Pool:
-    """Rows of one capacity. `rows[i]` is what row i holds, or None; `kept` are those not in use, by their last use."""
+    """Rows of one capacity. `rows[i]` is what row i holds, or None; `kept` are those not in use, by their last use.
 
-    def __init__(self, shape: KVShape, capacity: int, most_rows: int) -> None:
+    Args:
+        capacities: of all pools, ascending.
+    """
+
+    def __init__(self, shape: KVShape, capacity: int, most_rows: int, capacities: Sequence[int]) -> None:
         self.shape = shape
         self.capacity = capacity
+        self._capacities = capacities
         self.rows: list[Row | None] = []
         self.kept: OrderedDict[Row, None] = OrderedDict()
         self.active = 0
@@ -89,6 +98,10 @@ class Pool:
         self.v = list(self.v_NRHCD)
         self.k_flat = [k.view(-1) for k in self.k]
         self.v_flat = [v.view(-1, self.shape.value_dim) for v in self.v]
+
+    def capacity_for(self, tokens: int) -> int:
+        """The capacity of the pool where a sequence of so many tokens lies."""
+        return self._capacities[bisect_left(self._capacities, tokens)]
 
     @property
     def tokens(self) -> int:

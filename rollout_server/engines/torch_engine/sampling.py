@@ -123,7 +123,12 @@ class Sampler:
             tokens_B1[self._greedy] = logits_BV[self._greedy].argmax(-1, keepdim=True)
         # Only NaN logits lead past the end; the NaN logprob tells the caller.
         tokens_B1.clamp_(max=logits_BV.shape[1] - 1)
-        return tokens_B1[:, 0], probs_BV.gather(-1, tokens_B1)[:, 0].log_()
+        chosen_B = probs_BV.gather(-1, tokens_B1)[:, 0]
+        if chosen_B.device.type != "cpu":
+            return tokens_B1[:, 0], chosen_B.log_()
+        # torch computes the last few numbers of a tensor by another function, which may round otherwise; numpy not.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return tokens_B1[:, 0], torch.from_numpy(np.log(chosen_B.numpy()))
 
     def advance(self, tokens: torch.Tensor) -> None:
         """The rows go on with `tokens` [B]: the next draw counts them as sampled."""

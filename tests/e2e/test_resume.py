@@ -1,0 +1,60 @@
+"""A run that was killed and resumed is, to the bit, the run that was never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STEPS = 5
+OPTIONS = (f"run.steps={STEPS}", "checkpoint.every=2", "eval.every=2", "rollout.max_running=12")
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics but those of time."""
+    ends = ("time_s", "tokens_per_s", "wait_s")
+    return [{k: v for k, v in row.items() if not k.endswith(ends) and "lag" not in k} for row in rows]
+
+
+def weights_digest(run_dir: Path, version: int) -> str:
+    return hashlib.sha256((run_dir / "weights" / f"v_{version}" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_and_resumed_it_is_the_same_run_to_the_bit(quickstart: Any, background: Any) -> None:
+    seed = int(os.environ.get("RESUME_SEED", time.time_ns() % 2**32))
+    print(f"RESUME_SEED={seed}")
+    rng = random.Random(seed)
+    whole = quickstart(*OPTIONS, name="whole")
+    assert whole.code == 0, whole.err
+
+    for number, step in enumerate(sorted(rng.sample(range(STEPS), 3))):
+        run = background(*OPTIONS, *(["--resume"] if number else []))
+        run.wait_for_steps(step)
+        time.sleep(rng.random() * 0.6)
+        run.kill()
+    rest = quickstart(*OPTIONS, "--resume", "rollout.replicas=2")  # who samples makes no difference either
+    assert rest.code == 0, rest.err
+    assert "changed since the run was started: rollout.replicas: 1 -> 2" in rest.out
+    assert without_times(rest.metrics) == without_times(whole.metrics)
+    assert [row["step"] for row in rest.metrics] == list(range(STEPS + 1))
+    assert weights_digest(rest.dir, STEPS) == weights_digest(whole.dir, STEPS)
+
+
+def test_at_learning_rate_zero_nothing_moves_over_twenty_publishes(quickstart: Any) -> None:
+    run = quickstart(
+        "run.steps=20", "trainer.optim.lr=0", "eval.every=1", "eval.max_rows=6", "eval.sampling.temperature=1",
+        "checkpoint.every=null", "trace.train_every=20", "rollout.group_size=2",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    assert [row["version"] for row in run.train_metrics] == list(range(1, 21))
+    # The same requests under the same weights: whatever a publish does to a weight would show in them.
+    assert len({(row["eval/reward_mean"], row["eval/response_tokens_mean"]) for row in run.metrics}) == 1
+    evaluated = [[(line["token_ids"], line["logprobs"]) for line in run.trace(step, "eval")] for step in range(21)]
+    assert all(generations == evaluated[0] for generations in evaluated)
+    assert max(row["mismatch/logprob_abs_mean"] for row in run.train_metrics) < 1e-5
