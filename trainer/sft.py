@@ -59,6 +59,7 @@ class SftRun:
     ) -> None:
         self._recipe = recipe
         self._dir = run_dir
+        self._resume = resume
         self._on_log = on_log
         self._on_progress = on_progress or (lambda done, total, words: None)
         checkpoints = run_dir.list_checkpoints() if resume else []
@@ -92,7 +93,8 @@ class SftRun:
         if recipe.out is not None:
             check_target(out, replace=True, source=recipe.model.path, key="out")
         self._model_path = resolve_model(recipe.model.path)
-        self._dir.rewind(self.done)
+        if self._resume:
+            self._dir.rewind(self.done or -1)  # without a checkpoint the first evaluation is made again too
         local = recipe.model.model_copy(update={"path": self._model_path})
         tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
         pool = ThreadPoolExecutor(1)
