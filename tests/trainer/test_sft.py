@@ -507,5 +507,9 @@ def test_a_recipe_names_the_key_that_is_wrong(chat_model: Path, tmp_path: Path) 
         sft_command(path, ["eval_dat=x"], resume=False)
     with pytest.raises(ConfigError, match="one of steps and epochs has to be set"):
         sft_command(path, ["stages.0.epochs=2"], resume=False)
+    for stages in ({"name": "a", "data": "b"}, ["b.jsonl"]):
+        with pytest.raises(ConfigError, match="stages"):
+            sft_command(write_recipe(tmp_path, chat_model, stages=stages), [], resume=False)
+    write_recipe(tmp_path, chat_model)
     with pytest.raises(ConfigError, match="holds something else than a model"):
         sft_command(path, [f"out={tmp_path}"], resume=False)
