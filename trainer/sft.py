@@ -29,8 +29,6 @@ from trainer.workers import WorkerGroup
 OnLog = Callable[[dict[str, Any]], None]
 OnProgress = Callable[[int, int, str], None]
 
-KEPT_CHECKPOINTS = 2
-
 ETA_STEPS = 100
 """The time that is left is estimated from so many steps."""
 
@@ -273,7 +271,7 @@ class SftRun:
     async def _save(self, workers: WorkerGroup, step: int) -> None:
         state = {"step": step, "version": step, "window": self._window.state, "data": self._digests}
         await workers.save(self._dir.checkpoint_of(step), state=state)
-        self._dir.prune(keep_checkpoints=KEPT_CHECKPOINTS, current_version=step)
+        self._dir.prune(keep_checkpoints=self._recipe.checkpoint_keep, current_version=step)
 
     async def _log_eval(self, workers: WorkerGroup, step: int) -> None:
         if self._eval:
