@@ -754,6 +754,7 @@ class SftRecipe(Section):
     checkpoint_every: int | None = Field(
         500, ge=1, description="save every so many steps; null: only at the end and on Ctrl-C"
     )
+    checkpoint_keep: int = Field(2, ge=1, description="newest checkpoints kept")
     threads: int = Field(1, ge=1, description="intra-op threads of each rank")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
     ranks: int = Field(1, ge=1, description="FSDP2 worker processes")

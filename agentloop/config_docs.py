@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,8 @@ def describe(model: type[BaseModel], prefix: str = "", _path: str = "") -> Itera
                 yield ""
             if (key + ".").startswith(prefix) or prefix.startswith(key):
                 yield f"# {key}: {(section.__doc__ or '').strip().splitlines()[0]}"
-            yield from describe(section, prefix, key + ("." if kind == "one" else ".<name>."))
+            place = "<n>." if typing.get_origin(info.annotation) is list else "<name>."  # stages.0, agents.tool_agent
+            yield from describe(section, prefix, f"{key}." + ("" if kind == "one" else place))
         elif key.startswith(prefix):
             yield f"{key + ' = ' + _default(info):58} # {info.description or name}"
 

@@ -126,7 +126,7 @@ def section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
 
 def _anchor(config: Any, folder: Path) -> None:
     """Make the recipe's own relative paths absolute, before overrides are merged in."""
-    from omegaconf import ListConfig, OmegaConf
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     if isinstance(config.get("reward"), str):  # so that an override can say where it runs
         config["reward"] = {"function": config["reward"]}
@@ -138,7 +138,10 @@ def _anchor(config: Any, folder: Path) -> None:
             OmegaConf.update(config, key, resolve_override_path(value, folder))
         elif isinstance(value, ListConfig):
             OmegaConf.update(config, key, [resolve_override_path(str(item), folder) for item in value])
-    for stage in config.get("stages") or []:
+    stages = config.get("stages")
+    for stage in stages if isinstance(stages, ListConfig) else []:
+        if not isinstance(stage, DictConfig):
+            continue  # validation will say so
         if isinstance(stage.get("data"), str):
             stage["data"] = resolve_override_path(stage["data"], folder)
         elif isinstance(stage.get("data"), ListConfig):

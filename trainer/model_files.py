@@ -30,7 +30,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 def copy_tokenizer(model_path: str, folder: Path, chat_template: Path | None = None) -> None:
-    """Put the tokenizer of `model_path` into `folder`: byte for byte where it comes from a folder.
+    """Put the tokenizer of `model_path` into `folder`, byte for byte.
 
     Args:
         model_path: folder or hub id.
@@ -39,24 +39,28 @@ def copy_tokenizer(model_path: str, folder: Path, chat_template: Path | None = N
     Raises:
         ModelError: there is no tokenizer, or the chat template is gone.
     """
-    source = Path(model_path)
-    if source.is_dir():
-        for file in source.iterdir():
-            if file.name in TOKENIZER_FILES or file.suffix == ".jinja":
-                shutil.copyfile(file, folder / file.name)
-    else:
-        from transformers import AutoTokenizer
-
-        try:
-            AutoTokenizer.from_pretrained(model_path).save_pretrained(folder)
-        except (OSError, ValueError) as exc:
-            raise ModelError(
-                f"{model_path} has no tokenizer that can be loaded: {exc}", "check the model path"
-            ) from exc
+    source = Path(model_path) if Path(model_path).is_dir() else _downloaded(model_path)
+    for file in source.iterdir():
+        if file.name in TOKENIZER_FILES or file.suffix == ".jinja":
+            shutil.copyfile(file, folder / file.name)
     if chat_template is not None:
         if not chat_template.is_file():
             raise ModelError(f"the chat template {chat_template} is gone", "put it back: it belongs to the model")
         shutil.copyfile(chat_template, folder / TEMPLATE_FILE)
+
+
+def _downloaded(hub_id: str) -> Path:
+    """The folder of a hub id with its tokenizer's files, which are fetched where they are not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[*TOKENIZER_FILES, "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as exc:
+        reason = next((line for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+        raise ModelError(
+            f"the tokenizer of {hub_id} cannot be had: {reason}", "name a folder that holds it, or connect to the hub"
+        ) from exc
 
 
 def check_target(out: Path, *, replace: bool, source: str, key: str) -> None:

@@ -29,8 +29,6 @@ from trainer.workers import WorkerGroup
 OnLog = Callable[[dict[str, Any]], None]
 OnProgress = Callable[[int, int, str], None]
 
-KEPT_CHECKPOINTS = 2
-
 ETA_STEPS = 100
 """The time that is left is estimated from so many steps."""
 
@@ -59,6 +57,7 @@ class SftRun:
     ) -> None:
         self._recipe = recipe
         self._dir = run_dir
+        self._resume = resume
         self._on_log = on_log
         self._on_progress = on_progress or (lambda done, total, words: None)
         checkpoints = run_dir.list_checkpoints() if resume else []
@@ -92,7 +91,8 @@ class SftRun:
         if recipe.out is not None:
             check_target(out, replace=True, source=recipe.model.path, key="out")
         self._model_path = resolve_model(recipe.model.path)
-        self._dir.rewind(self.done)
+        if self._resume:
+            self._dir.rewind(self.done or -1)  # without a checkpoint the first evaluation is made again too
         local = recipe.model.model_copy(update={"path": self._model_path})
         tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
         pool = ThreadPoolExecutor(1)
@@ -271,7 +271,7 @@ class SftRun:
     async def _save(self, workers: WorkerGroup, step: int) -> None:
         state = {"step": step, "version": step, "window": self._window.state, "data": self._digests}
         await workers.save(self._dir.checkpoint_of(step), state=state)
-        self._dir.prune(keep_checkpoints=KEPT_CHECKPOINTS, current_version=step)
+        self._dir.prune(keep_checkpoints=self._recipe.checkpoint_keep, current_version=step)
 
     async def _log_eval(self, workers: WorkerGroup, step: int) -> None:
         if self._eval:

@@ -28,7 +28,7 @@ from agentloop.chat.battery import Abilities, find_abilities
 from agentloop.chat.proof import Verdict, prove
 from agentloop.config import SftModel
 from agentloop.errors import DataError, ModelError
-from agentloop.types import StopReason
+from agentloop.types import Message, StopReason
 from trainer.sft_rows import Conversation, conversation_of
 
 MIN_SHARED_PREFIX = 8
@@ -223,6 +223,9 @@ class SftTokenizer:
             if needed and ability in missing:
                 reason, _, fix = missing[ability].partition("\n  fix: ")
                 raise ModelError(f"the row needs {ability}: {reason}", fix or "use another chat template")
+        first = messages[: turns[0]] if turns else []
+        if turns and all(message["role"] != "user" for message in first):
+            _check_shown(renderer, first)
         if len(turns) > 1 and has_tools not in self._proven:
             proof = prove(renderer, tools, count=PROVEN_ON)
             if proof.verdict is Verdict.REFUSED:
@@ -231,6 +234,29 @@ class SftTokenizer:
                     "set model.chat_template to one that passes `agentloop template`",
                 )
             self._proven.add(has_tools)
+
+
+def _check_shown(renderer: ChatRenderer, context: Sequence[Message]) -> None:
+    """Templates are made for conversations that a user begins; some drop a system message that no user's follows.
+
+    Raises:
+        ModelError: nothing is rendered of it.
+    """
+    if not context:
+        try:
+            renderer.start([])
+        except ModelError as exc:
+            raise ModelError(
+                "the chat template cannot begin with the assistant's message", "put a user's or a system message first"
+            ) from exc
+        return
+    text = renderer.template.render(context, None, generate=True)
+    for message in context:
+        if str(message["content"]).strip() not in text:
+            raise ModelError(
+                f"the chat template leaves out a message of role {message['role']} that no user's message follows",
+                "put a user's message before the assistant's",
+            )
 
 
 def _vocabulary(folder: str) -> int | None:

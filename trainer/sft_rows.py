@@ -23,6 +23,7 @@ FLAGS = ("train", "weight")
 """Keys of a message that say whether it is trained; no template sees them."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
+"""What data sets call it; the first is what templates are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,9 @@ def _is_trained(message: dict[str, Any], place: str) -> bool:
 def _message(message: dict[str, Any], position: int, place: str) -> Message:
     shown = {key: value for key, value in message.items() if key not in FLAGS and value is not None}
     shown["content"] = _content(message.get("content"), place)
-    for key in REASONING:
-        if shown.get(key) == "":
-            del shown[key]
+    reasoning = [text for key in REASONING if (text := shown.pop(key, None))]
+    if reasoning:
+        shown["reasoning_content"] = reasoning[0]
     if "function_call" in shown:
         raise DataError(f"{place} has a function_call", "write tool_calls: [{type: function, function: {...}}]")
     calls = _decoded(shown.pop("tool_calls", None) or None, f"{place}: tool_calls")

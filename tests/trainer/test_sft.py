@@ -426,10 +426,12 @@ def test_a_run_that_is_stopped_and_killed_comes_to_the_same_bits(
     chat_model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_recipe(tmp_path, chat_model)
-    first, second = random.Random().sample(range(1, 30), 2)
-    assert run_until(tmp_path, min(first, second), signal.SIGINT) == 130, (tmp_path / "out.txt").read_text()
-    assert "--resume" in (tmp_path / "out.txt").read_text()
     run_dir = RunDir(tmp_path / "run")
+    run_dir.open({}, {}, resume=False)
+    run_dir.append_metrics({"step": 0, "eval/loss": 9.9})  # as if it had been killed before its first checkpoint
+    first, second = random.Random().sample(range(1, 30), 2)
+    assert run_until(tmp_path, min(first, second), signal.SIGINT, "--resume") == 130, (tmp_path / "out.txt").read_text()
+    assert "--resume" in (tmp_path / "out.txt").read_text()
     stopped = run_dir.list_checkpoints()[-1].step
     assert stopped >= min(first, second), "Ctrl-C saves the step that it ends with"
     assert run_until(tmp_path, max(stopped, first, second), signal.SIGKILL, "--resume") == -signal.SIGKILL
@@ -505,5 +507,9 @@ def test_a_recipe_names_the_key_that_is_wrong(chat_model: Path, tmp_path: Path) 
         sft_command(path, ["eval_dat=x"], resume=False)
     with pytest.raises(ConfigError, match="one of steps and epochs has to be set"):
         sft_command(path, ["stages.0.epochs=2"], resume=False)
+    for stages in ({"name": "a", "data": "b"}, ["b.jsonl"]):
+        with pytest.raises(ConfigError, match="stages"):
+            sft_command(write_recipe(tmp_path, chat_model, stages=stages), [], resume=False)
+    write_recipe(tmp_path, chat_model)
     with pytest.raises(ConfigError, match="holds something else than a model"):
         sft_command(path, [f"out={tmp_path}"], resume=False)

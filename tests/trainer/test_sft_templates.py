@@ -89,3 +89,35 @@ def test_with_thinking_off_the_empty_block_is_the_prompts_and_reasoning_is_refus
     assert [renderer.decode(span) for span in spans_of(row)] == ["one<|im_end|>", "two<|im_end|>"]
     with pytest.raises(DataError, match=r"here: the row needs reasoning: the generation prompt closes it"):
         tokenizer.row({"messages": [messages[0], answers[0] | {"reasoning_content": "hm"}]}, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "reason"),
+    [
+        ("qwen2_5", [], "cannot begin with the assistant's message"),
+        ("gemma3", [{"role": "system", "content": "Obey."}], "leaves out a message of role system"),
+        ("llama3_1", [{"role": "system", "content": "Obey."}], None),
+        ("phi3_5", [], None),
+    ],
+)
+def test_a_conversation_that_no_user_begins_is_rendered_whole_or_refused(
+    renderer_of: Renderers, name: str, first: list[Any], reason: str | None
+) -> None:
+    renderer = renderer_of(name)
+    tokenizer = SftTokenizer(renderer.tokenizer, renderer, max_tokens=1000)
+    row = {"messages": [*first, {"role": "assistant", "content": "Yes."}]}
+    if reason is None:
+        assert tokenizer.row(row, "here") is not None
+        return
+    with pytest.raises(DataError, match=f"here: the chat template {reason}"):
+        tokenizer.row(row, "here")
+
+
+def test_reasoning_is_trained_under_each_of_its_names(renderer_of: Renderers) -> None:
+    renderer = renderer_of("qwen3")
+    tokenizer = SftTokenizer(renderer.tokenizer, renderer, max_tokens=1000)
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        answer = {"role": "assistant", "content": "Yes.", key: "Hm."}
+        row = tokenizer.row({"messages": [{"role": "user", "content": "x"}, answer]}, "here")
+        assert row is not None
+        assert renderer.decode(spans_of(row)[0]) == "<think>\nHm.\n</think>\n\nYes.<|im_end|>"
