@@ -755,6 +755,9 @@ class SftRecipe(Section):
         500, ge=1, description="save every so many steps; null: only at the end and on Ctrl-C"
     )
     checkpoint_keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    checkpoint_keep_best: int = Field(
+        0, ge=0, description="checkpoints with the lowest eval/loss kept beside them, of steps that were evaluated"
+    )
     threads: int = Field(1, ge=1, description="intra-op threads of each rank")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
     ranks: int = Field(1, ge=1, description="FSDP2 worker processes")

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentloop.config import CheckpointConfig
 from agentloop.errors import ConfigError, RunDirError
 from trainer.console import Console
 from trainer.model_files import check_target
 from trainer.rundir import CheckpointState, RunDir
 
 LAST, BEST = "last", "best"
-
-HIGHER_IS_BETTER = {"eval/reward_mean": True, "eval/loss": False}
-"""What evaluations are compared by: of a policy, and of supervised fine-tuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ def _chosen(run: RunDir, states: list[CheckpointState], step: str) -> Checkpoint
     if step == LAST:
         return states[-1]
     if step == BEST:
-        return _best(run, states, there)
+        return _best(run, there)
     if not step.isdecimal():
         raise ConfigError(f"--step {step} is no step", "give a number, last or best")
     state = next((state for state in states if state.step == int(step)), None)
@@ -131,18 +129,20 @@ def _chosen(run: RunDir, states: list[CheckpointState], step: str) -> Checkpoint
     return state
 
 
-def _best(run: RunDir, states: list[CheckpointState], there: str) -> CheckpointState:
-    """The checkpoint whose evaluation was the best; of equal ones the earliest."""
-    steps = {state.step: state for state in states}
-    for key, higher in HIGHER_IS_BETTER.items():
-        values = {row["step"]: row[key] for row in run.read_metrics() if row.get(key) is not None}
-        known = [(value if higher else -value, -step) for step, value in values.items() if step in steps]
-        if known:
-            return steps[-max(known)[1]]
-    raise RunDirError(
-        f"no checkpoint of {run.root} was evaluated, so that none is known as the best (there are: {there})",
-        "give a step; for another time, evaluate at the steps that are saved (eval.every and checkpoint.every)",
-    )
+def _best(run: RunDir, there: str) -> CheckpointState:
+    """The checkpoint whose step has the best value of what the run compares by; of a fine-tuning, the lowest loss."""
+    config = json.loads(run.config_file.read_text()) if run.config_file.is_file() else {}
+    compares = {"best_metric": "eval/loss", "best_is": "lowest"}
+    if "stages" not in config:
+        section = config.get("checkpoint") or {}
+        compares = {key: section[key] for key in compares if key in section}
+    best = run.best_checkpoints(CheckpointConfig.model_validate({"keep_best": 1, **compares}))
+    if not best:
+        raise RunDirError(
+            f"no checkpoint of {run.root} was evaluated, so that none is known as the best (there are: {there})",
+            "give a step; for another time, evaluate at the steps that are saved (eval.every and checkpoint.every)",
+        )
+    return best[0]
 
 
 def _read(run: RunDir) -> tuple[dict[str, Any], float | None]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from agentloop.config import SftRecipe, TrainerConfig
+from agentloop.config import CheckpointConfig, SftRecipe, TrainerConfig
 from agentloop.report.text import seconds
 from trainer.model_files import check_target, copy_tokenizer, rename_folder
 from trainer.preflight import resolve_model
@@ -271,7 +271,9 @@ class SftRun:
     async def _save(self, workers: WorkerGroup, step: int) -> None:
         state = {"step": step, "version": step, "window": self._window.state, "data": self._digests}
         await workers.save(self._dir.checkpoint_of(step), state=state)
-        self._dir.prune(keep_checkpoints=self._recipe.checkpoint_keep, current_version=step)
+        recipe = self._recipe
+        kept = {"keep": recipe.checkpoint_keep, "keep_best": recipe.checkpoint_keep_best}
+        self._dir.prune_checkpoints(CheckpointConfig(**kept, best_metric="eval/loss", best_is="lowest"))
 
     async def _log_eval(self, workers: WorkerGroup, step: int) -> None:
         if self._eval:

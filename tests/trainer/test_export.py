@@ -77,9 +77,16 @@ def test_the_step_is_the_last_a_number_or_the_best(tmp_path: Path, quickstart_mo
         find_checkpoint(run.root, "newest")
     with pytest.raises(ConfigError, match="is one checkpoint already"):
         find_checkpoint(run.checkpoint_of(2), "4")
-    run.metrics_file.write_text("")
+    config = json.loads(run.config_file.read_text())
+    run.append_metrics({"step": 4, "other": 1.0})
+    run.config_file.write_text(json.dumps(config | {"checkpoint": {"best_metric": "other"}}))
+    assert find_checkpoint(run.root, "best").step == 4
+    run.config_file.write_text(json.dumps(config | {"stages": []}))
     with pytest.raises(RunDirError, match="was evaluated"):
         find_checkpoint(run.root, "best")
+    run.append_metrics({"step": 2, "eval/loss": 1.0})
+    run.append_metrics({"step": 4, "eval/loss": 2.0})
+    assert find_checkpoint(run.root, "best").step == 2
     (run.checkpoint_of(2) / "state.json").unlink()
     with pytest.raises(RunDirError, match="never finished"):
         find_checkpoint(run.checkpoint_of(2), None)

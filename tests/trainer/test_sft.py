@@ -478,7 +478,14 @@ def test_two_ranks_in_bfloat16_write_the_model_that_their_checkpoint_exports(
 ) -> None:
     path = write_recipe(tmp_path, chat_model)
     short = ["ranks=2", "model.dtype=bfloat16", "stages.0.steps=3", "stages.1.epochs=1", f"out={tmp_path / 'out'}"]
+    short += ["checkpoint_every=2", "eval_every=1", "checkpoint_keep=1", "checkpoint_keep_best=1"]
     assert sft_command(path, short, resume=False) == 0
+    losses = {
+        row["eval/loss"]: row["step"]
+        for row in metrics_of(tmp_path)
+        if row["step"] in (2, 4, 6, 7) and "eval/loss" in row
+    }
+    assert {c.step for c in RunDir(tmp_path / "run").list_checkpoints()} == {7, losses[min(losses)]}
     assert export_command(
         tmp_path / "run", tmp_path / "exported", step=None, dtype=None, model=None, force=False
     ) == 0  # fmt: skip
