@@ -9,7 +9,7 @@ from agentloop.config_docs import describe
 
 HEADER = """# Every key of a recipe
 
-Written by `make docs` from `agentloop/config.py`; `agentloop config` prints the same. A recipe's relative paths are
+Written by `make docs` from `agentloop/config/`; `agentloop config` prints the same. A recipe's relative paths are
 relative to the recipe's folder, an override's to the working directory.
 """
 
