@@ -68,10 +68,13 @@ bench: $(STAMP) ## benchmarks on this machine; peers get environments of their o
 	$(BIN)/python benchmarks/router.py
 	$(BIN)/python benchmarks/publish.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/async.py --curve
 	$(BIN)/python benchmarks/step.py
 
-gpu-check: $(STAMP) ## tests that need a CUDA device
+gpu-check: $(STAMP) ## tests that need a CUDA device, and the trainer's share of its peak
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python benchmarks/train.py --device cuda
 
 docs: $(STAMP) ## write docs/config.md from the config models
 	$(BIN)/python docs/make_config.py
