@@ -19,7 +19,9 @@ GROUPS_FILE = "groups.jsonl"
 def encode_groups(groups: Sequence[Group]) -> bytes:
     """The lines of `groups`. Those with images are left out: a trajectory's JSON form has none, so they are sampled
     again."""
-    return b"".join(_line(group) for group in groups if not any(t.images for t in group.trajectories))
+    return b"".join(
+        _line(group) for group in groups if not any(t.images for t in (*group.trajectories, *group.baseline))
+    )
 
 
 def _line(group: Group) -> bytes:

@@ -133,7 +133,7 @@ class Producer:
         """Take over the groups of a checkpoint's `state`; called before the first `admit`.
 
         Raises:
-            RunDirError: a group is of another size, or too stale for what the recipe says now.
+            RunDirError: a group is of another size, too stale, or without the greedy episode that is asked for now.
         """
         for group in groups:
             self._check(group)
@@ -151,6 +151,8 @@ class Producer:
             fault, key = f"has {len(group.episodes)} episodes", "rollout.group_size"
         elif staleness > self._config.max_staleness:
             fault, key = f"would be trained {staleness} versions behind", "rollout.max_staleness"
+        elif self._greedy_baseline and not group.baseline:
+            fault, key = "has no greedy episode", "trainer.algorithm.advantage"
         if fault is not None:
             raise RunDirError(
                 f"group {group.index}, which the checkpoint holds finished, {fault}",

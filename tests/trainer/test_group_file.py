@@ -48,6 +48,8 @@ def test_a_checkpoint_without_groups_has_none(tmp_path: Path) -> None:
 
 def test_groups_with_images_are_left_out_because_they_would_come_back_without(tmp_path: Path) -> None:
     assert encode_groups([group(1, images=["picture"])]) == b""
+    greedy = replace(group(1), baseline=group(1, images=["picture"]).baseline)
+    assert encode_groups([greedy]) == b""
 
 
 def test_groups_of_other_rows_are_refused(tmp_path: Path) -> None:

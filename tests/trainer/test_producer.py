@@ -11,7 +11,7 @@ import pytest
 from agentloop.config import RolloutConfig, SamplingConfig
 from agentloop.errors import RunDirError
 from agentloop.types import EpisodeStatus, Task, Trajectory
-from trainer.producer import Producer
+from trainer.producer import Group, Producer
 
 TASKS = [Task(task_id=str(i), agent_name="a", prompt=[]) for i in range(5)]
 ROWS = [i % 5 for i in range(1000)]
@@ -273,3 +273,9 @@ async def test_restored_groups_that_do_not_fit_the_recipe_are_refused(change: di
     await producer.close()
     with pytest.raises(RunDirError, match=rf"(?s)group 9.*rollout\.(max_)?{key}.*groups\.jsonl"):
         make(runner, **{"max_staleness": 3, **change}).restore([group])
+
+
+async def test_a_restored_group_without_its_greedy_episode_is_refused_where_one_is_needed() -> None:
+    group = Group(0, TASKS[0], [[], []])
+    with pytest.raises(RunDirError, match=r"(?s)group 0.*no greedy episode.*trainer\.algorithm\.advantage"):
+        scoring(ScoringRunner(set()), greedy_baseline=True).restore([group])
