@@ -209,9 +209,12 @@ class TrainRun:
             stack.push_async_callback(link.close)
             publisher = make_publisher(recipe, workers, link, weights.path, self._on_folder(server))
             stack.push_async_callback(publisher.close)
-            if url is None:
+            if url is None and server is not None:
                 with self._console.phase("start rollout server"):
-                    url = await server.start(self._version, await publisher.write(self._version)) if server else None
+                    folder = await publisher.write(self._version)
+                    # A run that was killed after its last step publishes nothing more: these are the weights it keeps.
+                    self._served = self._version, folder
+                    url = await server.start(self._version, folder)
             link.connect(url or str(recipe.rollout.url))
             if server is None:
                 await publisher.publish(self._version)

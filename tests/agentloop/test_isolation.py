@@ -364,6 +364,7 @@ async def test_a_reward_may_run_inline_or_in_a_thread(functions: Path) -> None:
         function = load_reward(RewardConfig(function="gsm8k", run_in=run_in))
         assert function is not None
         begin = time.perf_counter()
-        assert await function(Task("0", "a", [], ground_truth="4"), "#### 4", trajectory()) == 1.0
+        scored = await function(Task("0", "a", [], ground_truth="4"), "#### 4", trajectory())
+        assert scored == {"score": 1.0, "answer": "4"}
         assert time.perf_counter() >= begin
         close_reward(function)

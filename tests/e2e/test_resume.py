@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def test_killed_at_random_points_and_resumed_it_is_the_same_run_to_the_bit(quick
     assert "changed since the run was started: rollout.replicas: 1 -> 2" in rest.out
     assert without_times(rest.metrics) == without_times(whole.metrics)
     assert [row["step"] for row in rest.metrics] == list(range(STEPS + 1))
+    assert weights_digest(rest.dir, STEPS) == weights_digest(whole.dir, STEPS)
+
+    # As if it had been killed after its last checkpoint: there is no step left that would publish.
+    shutil.rmtree(rest.dir / "weights")
+    assert quickstart(*OPTIONS, "--resume").code == 0
     assert weights_digest(rest.dir, STEPS) == weights_digest(whole.dir, STEPS)
 
 
