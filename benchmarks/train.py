@@ -51,9 +51,12 @@ PROMPTS = {"quickstart": 32, "30m": 4}
 MICRO = {"quickstart": (64, 32, 128), "30m": (32, 16, 8)}
 OURS: dict[str, dict[str, Any]] = {
     "quickstart": {"tokens_per_micro_batch": 2048},
-    "30m": {"tokens_per_micro_batch": 1024, "fsdp": {"activation_checkpointing": True}},
+    "30m": {"tokens_per_micro_batch": 1024, "logprob_chunk": 256, "fsdp": {"activation_checkpointing": True}},
 }
 """Settings of our trainer, as TRL's micro-batch is one of its: small micro-batches are as fast on a CPU."""
+
+SMALL_HEAP = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2097152:glibc.malloc.trim_threshold=1073741824"
+"""For `30m`: what is larger than a huge page is given back when it is freed (docs/performance.md)."""
 
 BOUND_SPEED = {"equal": 1.2, "longtail": 4.0}
 BOUND_MEMORY = 0.5
@@ -116,6 +119,8 @@ async def ours(
     from agentloop.config import TrainerConfig
     from trainer.workers import WorkerGroup
 
+    if settings is OURS["30m"]:
+        os.environ["GLIBC_TUNABLES"] = SMALL_HEAP  # read by the rank; TRL runs without
     config = TrainerConfig.model_validate({"optim": {"lr": LEARNING_RATE}, **settings})
     group = await WorkerGroup.start(
         model_path=str(model), config=config, dtype="float32", total_steps=steps, seed=0, log_dir=scratch / "logs"
