@@ -3,8 +3,8 @@
     python benchmarks/async.py [--staleness 0 1 4] [--rounds 2] [--curve] [--record]
 
 `agentloop train` as users run it, with the quickstart's model on two cores. 32 prompts x 8 samples; two turns of
-lognormal lengths (median 12, longest 64) and between them a tool that answers after a lognormal time, with 192 tokens of
-text. Lengths and times come from a seed and are the same in every step. First the tool's times are scaled until the
+lognormal lengths (median 12, longest 64) and between them a tool that answers after a lognormal time, with 192 tokens
+of text. Lengths and times come from a seed and are the same in every step. First the tool's times are scaled until the
 rollout of a step costs what its training costs, both measured in a run at staleness 0; then the runs take turns.
 
 ideal: the longer of the two, rollout and training of a step at staleness 0, as if they overlapped wholly.
