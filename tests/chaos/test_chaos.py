@@ -73,7 +73,9 @@ class Chaos:
                 assert server.poll() is None, self.log.read_text()
                 await asyncio.sleep(0.1)
             url = json.loads(ready.read_text())["url"]
-            limits = httpx.Limits(max_connections=None)
+            # Connections do not expire: httpx may close an idle one just when it takes it for a request, and then
+            # raises ReadError, whatever the server does.
+            limits = httpx.Limits(max_connections=None, keepalive_expiry=None)
             async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as http:
                 await self._abuse(server, http)
                 await self._comes_to_rest(http)
