@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 from agentloop.errors import ServerStartError
 from rollout_server.engines.base import (
@@ -93,7 +92,8 @@ class Fleet:
         try:
             for member, replica in zip(members, await asyncio.gather(*starting), strict=True):
                 member.replica = replica
-            await asyncio.gather(*(self._bring_to_version(member) for member in members))
+            sources = self._sources
+            await asyncio.gather(*(self._admit(m, source) for m, source in zip(members, sources, strict=True)))
         except BaseException:
             for task in starting:
                 task.cancel()
@@ -119,7 +119,7 @@ class Fleet:
             try:
                 if not running:
                     member.replica = await source.start()
-                    await self._bring_to_version(member)
+                    await self._admit(member, source)
                     self.restarts += 1
                     log.info("replica %s serves version %s again", source.name, self._router.weight_version)
                 running, failures, since = False, 0, loop.time()
@@ -140,6 +140,23 @@ class Fleet:
             member.state = "starting"
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, LONGEST_BACKOFF_S)
+
+    async def _admit(self, member: Member, source: Source) -> None:
+        """Let it serve once it has the current version. One that dies or hangs on the way holds nobody up.
+
+        Raises:
+            EngineError: it did.
+            WeightsError: it cannot serve that version.
+        """
+        coming = asyncio.create_task(self._bring_to_version(member))
+        trouble = asyncio.create_task(self._first_of(source.ended(), self._stay_alive(member)))
+        try:
+            await asyncio.wait([coming, trouble], return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                raise EngineError(f"on the way to version {self._router.weight_version}: {trouble.result()}")
+            coming.result()
+        finally:
+            await _cancel(coming, trouble)
 
     async def _bring_to_version(self, member: Member) -> None:
         """Load the current weights, paused as the others are, and let it serve.
@@ -164,36 +181,55 @@ class Fleet:
 
     async def _watch(self, member: Member, source: Source) -> str:
         """Wait until it is dead, hung or fenced; returns why."""
-        watches = [
-            asyncio.create_task(source.ended()),
-            asyncio.create_task(self._probe(member)),
-            asyncio.create_task(_fenced(member)),
-        ]
+        return await self._first_of(
+            source.ended(), self._stay_alive(member), self._go_on_sampling(member), _fenced(member)
+        )
+
+    @staticmethod
+    async def _first_of(*watches: Coroutine[Any, Any, str]) -> str:
+        tasks = [asyncio.create_task(watch) for watch in watches]
         try:
-            done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return next(iter(done)).result()
         finally:
-            for watch in watches:
-                watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*watches, return_exceptions=True)
+            await _cancel(*tasks)
 
-    async def _probe(self, member: Member) -> str:
+    async def _stay_alive(self, member: Member) -> str:
+        """Wait until it answers nothing."""
+        while True:
+            failure = await self._try(member.replica.alive())
+            if failure is not None:
+                return f"it answers nothing: {failure}"
+            await asyncio.sleep(self._probe_every_s)
+
+    async def _go_on_sampling(self, member: Member) -> str:
+        """Wait until it samples nothing. A pause or an update holds sampling up, and says nothing about it."""
         while True:
             await asyncio.sleep(self._probe_every_s)
-            held = self._held
-            try:
-                async with asyncio.timeout(self._probe_timeout_s):
-                    # A pause or an update holds generations up, but no answer to whether it is there.
-                    await (member.replica.alive() if held else member.replica.probe())
-            except (EngineError, HttpError, TimeoutError) as exc:
-                if held or not self._held:
-                    doing = "answers nothing" if held else "samples nothing"
-                    return f"it {doing}: {str(exc) or f'not in {self._probe_timeout_s:g} s'}"
+            if self._held:
+                continue
+            failure = await self._try(member.replica.probe())
+            if failure is not None and not self._held:
+                return f"it samples nothing: {failure}"
+
+    async def _try(self, probe: Coroutine[Any, Any, None]) -> str | None:
+        """What went wrong with a probe, or None."""
+        try:
+            async with asyncio.timeout(self._probe_timeout_s):
+                await probe
+        except (EngineError, HttpError, TimeoutError) as exc:
+            return str(exc) or f"not in {self._probe_timeout_s:g} s"
+        return None
 
     @property
     def _held(self) -> bool:
         return self._router.paused is not None or self._router.changing.locked()
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _fenced(member: Member) -> str:

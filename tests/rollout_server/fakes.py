@@ -81,9 +81,11 @@ class FakeReplica:
         return 1
 
     async def pause(self, mode: str) -> None:
+        await self._stop_here()
         self.calls.append(f"pause {mode}")
 
     async def resume(self) -> None:
+        await self._stop_here()
         self.calls.append("resume")
 
     async def flush_cache(self) -> None:
@@ -92,9 +94,7 @@ class FakeReplica:
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
     ) -> WeightsReceipt:
-        if self.stopped:
-            await self.gone.wait()
-            raise ReplicaGone(f"{self.name} is gone")
+        await self._stop_here()
         if self.refuses is not None:
             raise self.refuses
         self.calls.append(f"update {version}")
@@ -124,6 +124,12 @@ class FakeReplica:
 
     async def close(self) -> None:
         self.gone.set()
+
+    async def _stop_here(self) -> None:
+        """A stopped process answers nothing, until its connections are closed."""
+        if self.stopped:
+            await self.gone.wait()
+            raise ReplicaGone(f"{self.name} is gone")
 
 
 class FakeSource:

@@ -83,6 +83,39 @@ async def test_a_replica_that_hangs_in_an_update_does_not_hold_it_up(
     assert a.replicas[1].weight_version == "1"
 
 
+async def test_a_replica_that_hangs_while_it_catches_up_is_started_again(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    def second_stops() -> FakeReplica:
+        replica = FakeReplica()
+        replica.stopped = len(a.replicas) == 1
+        return replica
+
+    a, b = FakeSource("a", second_stops), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    await router.update_weights(FolderWeights(tmp_path), "1")
+    a.die()
+    await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
+    assert a.replicas[2].weight_version == "1"
+
+
+async def test_a_replica_that_hangs_in_a_pause_or_when_it_ends_holds_nobody_up(
+    fleet_of: Callable[..., tuple[Router, Fleet]],
+) -> None:
+    a, b = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    async with asyncio.timeout(10):
+        a.replicas[0].stopped = True
+        await router.pause("in_place")
+        await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
+        a.replicas[1].stopped = True
+        await router.resume()
+        await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
+    assert router.members[0].fenced == 2 and len(b.replicas) == 1
+
+
 async def test_a_restarted_replica_serves_the_current_version_and_pauses_as_the_others(
     fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
 ) -> None:
