@@ -8,6 +8,7 @@ ones, and the version that is served stays as it is.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import struct
@@ -30,8 +31,16 @@ PIECE = 4 * 2**20
 STALLED_S = 30.0
 """A writer that writes nothing more for so long is taken for dead."""
 
-_RECORD = struct.Struct(f"<8sQ{MAX_VERSION_BYTES}s32s")
-_MAGIC = b"agentlp1"
+BEHIND = 12 * 2**20
+"""Bytes that a reader may be behind. What was written longer ago has left the cores' caches, and to read it from memory
+while more is written slows both sides down: it waits for the end."""
+
+READER_S = 0.05
+"""How long a writer waits for the first reader, for the same reason."""
+
+_RECORD = struct.Struct(f"<8sQ{MAX_VERSION_BYTES}s32sQ")
+_MAGIC = b"agentlp2"
+_READERS_AT = _RECORD.size - 8
 _DONE = 2**64 - 1
 _FAILED = 2**64 - 2
 
@@ -76,15 +85,28 @@ class Progress:
         """The file will not be completed."""
         self.reach(_FAILED)
 
+    def follow(self) -> None:
+        """A reader is there."""
+        struct.pack_into("<Q", self._map, _READERS_AT, 1)
+
+    def wait_for_reader(self, timeout_s: float) -> bool:
+        """Return when a reader is there since `begin`, or after `timeout_s`; says which."""
+        end = time.monotonic() + timeout_s
+        while not struct.unpack_from("<Q", self._map, _READERS_AT)[0]:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(POLL_S)
+        return True
+
     def read(self) -> tuple[int, str, str]:
         """Bytes that are complete, version, checksum (empty until the end)."""
-        magic, offset, version, checksum = _RECORD.unpack(self._map[:])
+        magic, offset, version, checksum, _ = _RECORD.unpack(self._map[:])
         if magic != _MAGIC:
             return 0, "", ""
         return offset, version.rstrip(b"\0").decode(errors="replace"), checksum.rstrip(b"\0").decode(errors="replace")
 
     def _put(self, offset: int, version: bytes, checksum: bytes) -> None:
-        self._map[:] = _RECORD.pack(_MAGIC, offset, version, checksum)
+        self._map[:] = _RECORD.pack(_MAGIC, offset, version, checksum, 0)
 
 
 class SharedReader:
@@ -100,8 +122,9 @@ class SharedReader:
         self._identity: tuple[int, ...] = ()
 
     def follow(self, version: str, stalled_s: float) -> Iterator[tuple[TensorSpec, np.ndarray]]:
-        """The tensors in the file's order, piece by piece (flat uint8, whole elements), each piece when it is complete.
-        A folder without `progress` is complete.
+        """The tensors piece by piece (flat uint8, whole elements), each piece when it is complete: in the file's order,
+        but for tensors that the writer has left behind when it is their turn. These come at the end. A folder without
+        `progress` is complete.
 
         Args:
             version: the one that the file has to hold.
@@ -113,9 +136,22 @@ class SharedReader:
             OSError: it cannot be read.
         """
         progress = Progress(self.folder) if (self.folder / PROGRESS).exists() else None
-        complete = _await(self.folder, progress, version, 1, stalled_s)
+        _await(self.folder, progress, version, 1, stalled_s)
         self._open()
-        for spec in self.specs:
+        if progress is not None:
+            progress.follow()
+        late: list[TensorSpec] = []
+
+        def in_order() -> Iterator[TensorSpec]:
+            for spec in self.specs:
+                complete = _await(self.folder, progress, version, 1, stalled_s)
+                if complete - spec.begin > BEHIND and complete < _FAILED:
+                    late.append(spec)
+                else:
+                    yield spec
+
+        for spec in itertools.chain(in_order(), late):
+            complete = 0
             for begin in range(spec.begin, spec.end, PIECE) or (spec.begin,):
                 end = min(begin + PIECE, spec.end)
                 if complete < end:
@@ -194,7 +230,10 @@ def await_shared(folder: Path, version: str, stalled_s: float) -> None:
         StalledError: as `SharedReader.follow`.
     """
     if (folder / PROGRESS).exists():
-        _await(folder, Progress(folder), version, _DONE, stalled_s)
+        progress = Progress(folder)
+        _await(folder, progress, version, 0, stalled_s)
+        progress.follow()  # the writer need not wait
+        _await(folder, progress, version, _DONE, stalled_s)
 
 
 def _await(folder: Path, progress: Progress | None, version: str, offset: int, stalled_s: float) -> int:

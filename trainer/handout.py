@@ -84,9 +84,15 @@ class Handout:
         dist.barrier()
         return checksum(shards.digests) if shards is not None else ""
 
-    def to_shared(self, folder: Path) -> str:
-        """Write `folder/model.safetensors` over the version that is in it, for readers that follow."""
+    def to_shared(self, folder: Path, *, reader_s: float = 0.0) -> str:
+        """Write `folder/model.safetensors` over the version that is in it, for readers that follow.
+
+        Args:
+            reader_s: how long to wait for the first of them.
+        """
         taker = self._open_shared(folder) if _first() else None
+        if taker is not None and reader_s:
+            taker.wait_for_reader(reader_s)
         self._gather(taker.take if taker is not None else None)
         if taker is None:
             return ""
@@ -177,6 +183,9 @@ class _SharedTaker:
     def __init__(self, writer: SharedWriter) -> None:
         self._writer = writer
         self._digests: dict[str, int] = {}
+
+    def wait_for_reader(self, timeout_s: float) -> None:
+        self._writer.progress.wait_for_reader(timeout_s)
 
     def take(self, spec: TensorSpec, tensor: Tensor) -> None:
         data, progress = self._writer.data, self._writer.progress

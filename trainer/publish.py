@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from agentloop.config import Recipe
 from agentloop.errors import RequestRejected, ServerError, WorkerError
-from agentloop.shared_file import Progress
+from agentloop.shared_file import READER_S, Progress
 from agentloop.wire import (
     DestroyWeightsUpdateGroupRequest,
     InitWeightsUpdateGroupRequest,
@@ -33,7 +33,7 @@ class HandsOut(Protocol):
 
     async def publish(self, folder: Path) -> str: ...
 
-    async def publish_shared(self, folder: Path) -> str: ...
+    async def publish_shared(self, folder: Path, *, reader_s: float = 0.0) -> str: ...
 
     async def publish_broadcast(self, group: str, bucket_bytes: int, folder: Path | None) -> tuple[str, str]: ...
 
@@ -126,7 +126,7 @@ class SharedPublisher:
 
     async def write(self, version: int) -> Path:
         slot = self._begin(version)
-        await self._fill(slot, version)
+        await self._fill(slot, version, reader_s=0.0)
         self._next = 1 - self._next
         return slot
 
@@ -137,7 +137,7 @@ class SharedPublisher:
             shm_path=str(slot), weight_version=str(version), running=self._server.running
         )
         await _both(
-            self._fill(slot, version),
+            self._fill(slot, version, reader_s=READER_S),
             self._server.until_served(
                 version, lambda: self._server.update("/update_weights_from_tensor", request.model_dump())
             ),
@@ -156,9 +156,9 @@ class SharedPublisher:
         Progress(slot, create=True).begin(str(version))
         return slot
 
-    async def _fill(self, slot: Path, version: int) -> None:
+    async def _fill(self, slot: Path, version: int, *, reader_s: float) -> None:
         try:
-            await self._workers.publish_shared(slot)
+            await self._workers.publish_shared(slot, reader_s=reader_s)
         except BaseException:
             Progress(slot).fail()
             raise

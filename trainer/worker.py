@@ -109,7 +109,7 @@ def _answer(learner: Any, message: Message) -> tuple[dict[str, Any], list[np.nda
         case "publish":
             return {"checksum": learner.publish(Path(body["folder"]))}, []
         case "publish_shared":
-            return {"checksum": learner.handout.to_shared(Path(body["folder"]))}, []
+            return {"checksum": learner.handout.to_shared(Path(body["folder"]), reader_s=body["reader_s"])}, []
         case "publish_broadcast":
             folder = Path(body["folder"]) if body["folder"] else None
             checksum, error = learner.handout.to_group(body["group"], body["bucket_bytes"], folder)

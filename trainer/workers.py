@@ -289,9 +289,14 @@ class WorkerGroup:
         the checksum (`agentloop.tensors`)."""
         return str((await self._first({"op": "publish", "folder": str(Path(folder).absolute())}))["checksum"])
 
-    async def publish_shared(self, folder: Path) -> str:
-        """Write the policy over what is in a folder of `agentloop.shared_file`; returns the checksum."""
-        return str((await self._first({"op": "publish_shared", "folder": str(folder.absolute())}))["checksum"])
+    async def publish_shared(self, folder: Path, *, reader_s: float = 0.0) -> str:
+        """Write the policy over what is in a folder of `agentloop.shared_file`; returns the checksum.
+
+        Args:
+            reader_s: how long to wait for the first reader.
+        """
+        body = {"op": "publish_shared", "folder": str(folder.absolute()), "reader_s": reader_s}
+        return str((await self._first(body))["checksum"])
 
     async def publish_broadcast(self, group: str, bucket_bytes: int, folder: Path | None) -> tuple[str, str]:
         """Broadcast the policy and, with `folder`, write a copy as `publish_shared` does.

@@ -47,6 +47,37 @@ def test_a_reader_gets_each_piece_when_it_is_complete(tmp_path: Path) -> None:
     assert reader.checksum() == "xxh3:7"
 
 
+def test_what_the_writer_has_left_behind_comes_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentloop.shared_file.BEHIND", 100)
+    header, specs = plan_file([(name, "uint8", (80,)) for name in "abcd"])
+    writer = SharedWriter(tmp_path)
+    writer.progress.begin("1")
+    writer.open(header, specs[-1].end)
+    for value, spec in enumerate(specs, 1):
+        writer.data[spec.begin : spec.end] = value
+    writer.progress.reach(specs[2].end)
+    pieces = SharedReader(tmp_path).follow("1", 10)
+    first = next(pieces)
+    writer.progress.reach(specs[-1].end)
+    writer.progress.finish("xxh3:1")
+    read = [(spec.name, set(piece)) for spec, piece in [first, *pieces]]
+    assert read == [("c", {3}), ("d", {4}), ("a", {1}), ("b", {2})]
+
+
+def test_a_writer_can_wait_for_the_first_reader(tmp_path: Path) -> None:
+    writer, reader = SharedWriter(tmp_path), SharedReader(tmp_path)
+    for version, read in (("1", lambda: list(reader.follow("1", 10))), ("2", lambda: await_shared(tmp_path, "2", 10))):
+        writer.progress.begin(version)
+        assert not writer.progress.wait_for_reader(0.01)
+        header, specs = plan_file(SHAPES)
+        writer.open(header, specs[-1].end)
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert writer.progress.wait_for_reader(10)
+        fill(writer, 1)
+        thread.join()
+
+
 def test_a_reader_waits_for_its_version(tmp_path: Path) -> None:
     writer = SharedWriter(tmp_path)
     writer.progress.begin("1")

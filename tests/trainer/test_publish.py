@@ -174,7 +174,7 @@ class FakeWorkers:
         folder.mkdir(parents=True)
         return "xxh3:00"
 
-    async def publish_shared(self, folder: Path) -> str:
+    async def publish_shared(self, folder: Path, *, reader_s: float = 0.0) -> str:
         if self.error:
             raise self.error
         Progress(folder).finish("xxh3:00")
