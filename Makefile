@@ -26,7 +26,7 @@ quickstart: $(STAMP) ## teach a small model to use a calculator, on two cores, i
 	$(BIN)/agentloop train --config recipes/quickstart/recipe.yaml $(ARGS)
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not gpu and not sglang" $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang" $(ARGS)
 
 SGLANG_VENV ?= .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.installed
@@ -53,7 +53,7 @@ lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/lint-imports
 
 coverage: $(STAMP) ## tests with line coverage of agentloop/, at least 90 %
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not gpu and not sglang" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 smoke-gsm8k: $(STAMP) ## two training steps on real gsm8k rows: make smoke-gsm8k SOURCE=<folder with train.jsonl and test.jsonl>
 	@test -n "$(SOURCE)" || { echo "give SOURCE=<folder with train.jsonl and test.jsonl, or a hub id>"; exit 2; }

@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -268,15 +268,15 @@ def _renamed(lm: nn.Module, files: SafetensorsFolder) -> tuple[dict[str, str], s
     return renamed, ""
 
 
-class _Source:
+class _Source(Protocol):
     """Where a model's values come from."""
 
     def fill(self, lm: nn.Module) -> None:
         """Give each rank's part of each parameter, and each persistent buffer, its values."""
-        raise NotImplementedError
+        ...
 
 
-class _Read(_Source):
+class _Read:
     def __init__(self, files: SafetensorsFolder, plan: dict[str, str]) -> None:
         self._files = files
         self._plan = plan
@@ -291,7 +291,7 @@ class _Read(_Source):
         self._files.close()
 
 
-class _Drawn(_Source):
+class _Drawn:
     """Weights drawn as transformers initializes the model, a block at a time."""
 
     def __init__(self, path: str, seed: int) -> None:

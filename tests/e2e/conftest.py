@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ SMALL = [
     "checkpoint.every=1", "eval.every=2",
 ]  # fmt: skip
 """Overrides that make a step of the quickstart take a fraction of a second."""
+
+FINISHED_STEPS = 3
 
 
 @dataclass
@@ -50,40 +53,47 @@ def agentloop_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "agentloop.cli", *arguments]
 
 
+def run_agentloop(
+    cwd: Path, *arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300
+) -> Run:
+    result = subprocess.run(
+        agentloop_command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=timeout,
+        env={**os.environ, **(env or {})},
+    )  # fmt: skip
+    return Run(result.returncode, result.stdout, result.stderr, cwd / "outputs" / name)
+
+
+def train_quickstart(repo: Path, name: str, overrides: tuple[str, ...], *, small: bool = True) -> list[str]:
+    """The arguments of `agentloop`."""
+    flags = [o for o in overrides if o.startswith("--")]
+    keys = [o for o in overrides if not o.startswith("--")]
+    recipe = str(repo / "recipes" / "quickstart" / "recipe.yaml")
+    return ["train", "--config", recipe, *flags, f"run.name={name}", *(SMALL if small else []), *keys]
+
+
 @pytest.fixture
 def agentloop(tmp_path: Path) -> Callable[..., Run]:
     """Run `agentloop ...` in an empty folder and wait for its end."""
-
-    def run(*arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300) -> Run:
-        result = subprocess.run(
-            agentloop_command(*arguments), capture_output=True, text=True, cwd=tmp_path, timeout=timeout,
-            env={**os.environ, **(env or {})},
-        )  # fmt: skip
-        return Run(result.returncode, result.stdout, result.stderr, tmp_path / "outputs" / name)
-
-    return run
+    return functools.partial(run_agentloop, tmp_path)
 
 
 @pytest.fixture
 def quickstart(repo: Path, agentloop: Callable[..., Run]) -> Callable[..., Run]:
     """Run the quickstart, small unless told otherwise, under the run name `run`."""
 
-    def run(*overrides: str, small: bool = True, **options: Any) -> Run:
-        recipe = str(repo / "recipes" / "quickstart" / "recipe.yaml")
-        name = options.get("name", "run")
-        flags = [o for o in overrides if o.startswith("--")]
-        keys = [o for o in overrides if not o.startswith("--")]
-        return agentloop(
-            "train",
-            "--config",
-            recipe,
-            *flags,
-            f"run.name={name}",
-            *(SMALL if small else []),
-            *keys,
-            **options,
-        )
+    def run(*overrides: str, small: bool = True, name: str = "run", **options: Any) -> Run:
+        return agentloop(*train_quickstart(repo, name, overrides, small=small), name=name, **options)
 
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The small quickstart after `FINISHED_STEPS` steps, for all tests that only look at a run."""
+    run = run_agentloop(
+        tmp_path_factory.mktemp("finished"), *train_quickstart(repo, "run", (f"run.steps={FINISHED_STEPS}",))
+    )
+    assert run.code == 0, run.err
     return run
 
 
@@ -147,10 +157,7 @@ def background(tmp_path: Path, repo: Path) -> Any:
     started: list[Background] = []
 
     def start(*overrides: str) -> Background:
-        recipe = str(repo / "recipes" / "quickstart" / "recipe.yaml")
-        flags = [o for o in overrides if o.startswith("--")]
-        keys = [o for o in overrides if not o.startswith("--")]
-        run = Background(["train", "--config", recipe, *flags, "run.name=run", *SMALL, *keys], tmp_path)
+        run = Background(train_quickstart(repo, "run", overrides), tmp_path)
         started.append(run)
         return run
 

@@ -9,6 +9,8 @@ import pytest
 
 from agentloop.types import Trajectory
 
+from .conftest import Run
+
 TOLERANCE = 1e-4
 
 
@@ -24,11 +26,9 @@ def logprobs_of(model_path: Path, token_ids: list[int]) -> Any:
 
 
 @pytest.fixture
-def traced(quickstart: Any) -> list[Trajectory]:
+def traced(finished: Run) -> list[Trajectory]:
     """Trajectories of a first step, sampled by version 0: the model as it is in the recipe's folder."""
-    run = quickstart("run.steps=1", "eval.before_train=false", "eval.every=null")
-    assert run.code == 0, run.err
-    return [Trajectory.from_json(line) for line in run.trace(1)]
+    return [Trajectory.from_json(line) for line in finished.trace(1)]
 
 
 def test_a_trace_replays_turn_by_turn(traced: list[Trajectory], quickstart_model: Path) -> None:

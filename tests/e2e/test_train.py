@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import psutil
 import pytest
 
+from .conftest import FINISHED_STEPS, Run
 
-def test_a_run_writes_the_whole_run_directory(quickstart: Any) -> None:
-    run = quickstart("run.steps=2")
-    assert run.code == 0, run.err
+STEPS = f"run.steps={FINISHED_STEPS}"
+
+
+def test_a_run_writes_the_whole_run_directory(finished: Run) -> None:
+    run = finished
     for name in ("config/resolved.json", "env.json", "metrics.jsonl", "logs/server.log", "report.html"):
         assert (run.dir / name).is_file(), name
-    assert [row["step"] for row in run.train_metrics] == [1, 2]
-    assert (run.dir / "weights" / "v_2" / "model.safetensors").is_file()
-    assert (run.dir / "checkpoints" / "step_2" / "state.json").is_file()
+    assert [row["step"] for row in run.train_metrics] == [1, 2, 3]
+    assert (run.dir / "weights" / "v_3" / "model.safetensors").is_file()
+    assert (run.dir / "checkpoints" / "step_3" / "state.json").is_file()
     wanted = set(
         [
             "step",
@@ -52,9 +56,8 @@ def test_a_run_writes_the_whole_run_directory(quickstart: Any) -> None:
     assert not list(run.dir.rglob("*.tmp"))
 
 
-def test_every_step_is_on_policy_and_exact(quickstart: Any) -> None:
-    run = quickstart("run.steps=3", "eval.before_train=false", "eval.every=null")
-    assert run.code == 0, run.err
+def test_every_step_is_on_policy_and_exact(finished: Run) -> None:
+    run = finished
     for row in run.train_metrics:
         assert row["mismatch/logprob_abs_mean"] <= 1e-5
         assert row["staleness/max"] == 0
@@ -77,11 +80,11 @@ def test_the_quickstart_learns_to_call_the_tool(quickstart: Any) -> None:
     assert evals[0] < 0.1 and evals[-1] > 0.7
 
 
-def test_a_directory_that_holds_a_run_is_refused(quickstart: Any) -> None:
-    first = quickstart("run.steps=1", "eval.before_train=false")
-    assert first.code == 0, first.err
+def test_a_directory_that_holds_a_run_is_refused(finished: Run, quickstart: Any, tmp_path: Path) -> None:
+    shutil.copytree(finished.dir, tmp_path / "outputs" / "run")
     again = quickstart("run.steps=1")
     assert again.code == 2
+    assert again.metrics == finished.metrics, "nothing of it is lost"
     assert "--resume" in again.err and "run.name" in again.err
 
 
@@ -142,11 +145,10 @@ def test_kill_of_the_run_leaves_no_process_behind(background: Any) -> None:
     raise AssertionError(f"left behind: {alive}")
 
 
-def test_two_ranks_train_with_the_same_code(quickstart: Any) -> None:
-    one = quickstart("run.steps=2", "eval.before_train=false", "eval.every=null", name="one")
-    two = quickstart("run.steps=2", "eval.before_train=false", "eval.every=null", "trainer.ranks=2", name="two")
-    assert one.code == 0 and two.code == 0, two.err
-    for a, b in zip(one.train_metrics, two.train_metrics, strict=True):
+def test_two_ranks_train_with_the_same_code(finished: Run, quickstart: Any) -> None:
+    two = quickstart(STEPS, "eval.before_train=false", "eval.every=null", "trainer.ranks=2")
+    assert two.code == 0, two.err
+    for a, b in zip(finished.train_metrics, two.train_metrics, strict=True):
         assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=1e-3)
         assert b["mismatch/logprob_abs_mean"] <= 1e-5
 
@@ -191,18 +193,16 @@ def test_dry_run_prints_the_resolved_configuration(quickstart: Any) -> None:
 
 @pytest.mark.parametrize("transport", ["shm", "distributed"])
 def test_every_transport_gives_the_same_run_and_leaves_nothing_in_memory(
-    quickstart: Any, transport: str, tmp_path: Path
+    finished: Run, quickstart: Any, transport: str, tmp_path: Path
 ) -> None:
-    options = ("run.steps=2", "eval.before_train=false", "eval.every=null")
-    by_disk = quickstart(*options, name="disk")
-    assert by_disk.code == 0, by_disk.err
     memory = tmp_path / "memory"
     other = quickstart(
-        *options, f"rollout.publish.transport={transport}", f"rollout.publish.folder={memory}", name=transport
-    )
+        STEPS, "eval.before_train=false", "eval.every=null",
+        f"rollout.publish.transport={transport}", f"rollout.publish.folder={memory}",
+    )  # fmt: skip
     assert other.code == 0, other.err
     for key in ("reward/mean", "rollout/tokens"):
-        assert [r[key] for r in other.train_metrics] == [r[key] for r in by_disk.train_metrics], key
+        assert [r[key] for r in other.train_metrics] == [r[key] for r in finished.train_metrics], key
     assert not list(memory.iterdir())
-    assert sorted(path.name for path in (other.dir / "weights").iterdir()) == ["v_2"]
-    assert (other.dir / "weights" / "v_2" / "config.json").exists()
+    assert sorted(path.name for path in (other.dir / "weights").iterdir()) == ["v_3"]
+    assert (other.dir / "weights" / "v_3" / "config.json").exists()
