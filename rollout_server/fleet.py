@@ -77,7 +77,6 @@ class Fleet:
         self._probe_timeout_s = probe_timeout_s
         self._max_starts = max_starts
         self._keepers: list[asyncio.Task[None]] = []
-        self.restarts = 0
         for source in sources:
             router.members.append(Member(_NotStarted(source.name, router.info), state="starting"))
 
@@ -120,7 +119,6 @@ class Fleet:
                 if not running:
                     member.replica = await source.start()
                     await self._admit(member, source)
-                    self.restarts += 1
                     log.info("replica %s serves version %s again", source.name, self._router.weight_version)
                 running, failures, since = False, 0, loop.time()
                 reason = await self._watch(member, source)

@@ -47,7 +47,7 @@ async def test_a_dead_replica_is_started_again(fleet_of: Callable[..., tuple[Rou
     await until(lambda: router.members[0].state != "serving")
     assert router.members[1].serves
     await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
-    assert fleet.restarts == 1 and a.stops == 1 and len(b.replicas) == 1
+    assert a.stops == 1 and len(b.replicas) == 1
 
 
 async def test_a_replica_that_samples_nothing_is_started_again(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
