@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -37,7 +38,7 @@ class Response:
     done: bool = False
 
 
-class Interaction:
+class Interaction(ABC):
     """Base of all interactions. One instance serves all episodes; what belongs to an episode is the state.
 
     What it raises fails the episode, which is then masked and never scored 0. `InteractionError` says that trying again
@@ -54,6 +55,7 @@ class Interaction:
         """Begin an episode; returns its state. `kwargs` are the row's `extra_info.interaction_kwargs`, without name."""
         return None
 
+    @abstractmethod
     async def respond(self, state: Any, messages: Sequence[Message]) -> Response | tuple[Any, ...]:
         """Answer the model's last turn.
 
@@ -64,9 +66,8 @@ class Interaction:
         Returns:
             A `Response`, or the tuple `(messages, reward, done)`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what it answers: write respond()")
 
-    async def close(self, state: Any) -> None:
+    async def close(self, state: Any) -> None:  # noqa: B027  # need not be written
         """End an episode, whatever its outcome."""
 
 
@@ -225,6 +226,8 @@ def load_interactions(path: Path) -> Interactions:
 def _made(kind: Any, config: Mapping[str, Any], where: str) -> Interaction:
     if not (inspect.isclass(kind) and issubclass(kind, Interaction)):
         raise ConfigError(f"{where} is no Interaction", "subclass agentloop.Interaction")
+    if inspect.isabstract(kind):
+        raise ConfigError(f"{where} does not say what it answers", "write its method respond()")
     for method in ("start", "respond", "close"):
         if not inspect.iscoroutinefunction(getattr(kind, method)):
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -91,6 +92,8 @@ def load_agent(name: str) -> type[AgentLoop]:
     agent = load(AGENTS, name)
     if not (isinstance(agent, type) and issubclass(agent, AgentLoop)):
         raise RegistryError(f"agent {name!r} is {agent!r}, no subclass of agentloop.AgentLoop", "subclass it")
+    if inspect.isabstract(agent):
+        raise RegistryError(f"agent {name!r}: {agent.__name__} does not say what it does", "write its method run()")
     return agent
 
 

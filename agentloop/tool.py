@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from agentloop.types import Task, ToolResult
 ISOLATION_KEYS = ("run_in", "workers", "memory_mb")
 
 
-class Tool:
+class Tool(ABC):
     """Base of all tools. One instance serves all episodes; what belongs to an episode is the state that `open` returns.
 
     Args:
@@ -35,18 +36,18 @@ class Tool:
         """Begin an episode; returns its state. `create_kwargs` are the row's (`extra_info.tools_kwargs`)."""
         return None
 
+    @abstractmethod
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
         """Run one call. What it raises is told to the model, but for `ToolError`: that fails the episode."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it does: write execute()")
 
     async def reward(self, state: Any, **calc_reward_kwargs: Any) -> float | None:
         """The tool's own verdict on the episode, kept in `reward_parts`; None: it has none."""
         return None
 
-    async def close(self, state: Any, **release_kwargs: Any) -> None:
+    async def close(self, state: Any, **release_kwargs: Any) -> None:  # noqa: B027  # need not be written
         """End an episode, whatever its outcome."""
 
-    def shut_down(self) -> None:
+    def shut_down(self) -> None:  # noqa: B027  # need not be written
         """End what the tool keeps for the whole run; called once, when no episode uses it any more."""
 
 

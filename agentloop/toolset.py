@@ -184,14 +184,16 @@ def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
         raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
     if inspect.isfunction(kind):
         return FunctionTool(kind, entry.get("config"), class_name, folder)
-    if inspect.isclass(kind) and issubclass(kind, Tool) and not inspect.iscoroutinefunction(kind.execute):
+    if not (inspect.isclass(kind) and issubclass(kind, Tool)):
+        raise ToolConfigError(f"{where}: {class_name} is no Tool", "subclass agentloop.Tool, or name a plain function")
+    if inspect.isabstract(kind):
+        raise ToolConfigError(f"{where}: {class_name} does not say what it does", "write its method execute()")
+    if not inspect.iscoroutinefunction(kind.execute):
         raise ToolConfigError(
             f"{where}: {class_name}.execute() is no `async def`",
             "make it one, and run what blocks in asyncio.to_thread; a plain function with `config: {run_in: process}` "
             "runs in a process",
         )
-    if not (inspect.isclass(kind) and issubclass(kind, Tool)):
-        raise ToolConfigError(f"{where}: {class_name} is no Tool", "subclass agentloop.Tool, or name a plain function")
     schema = entry.get("tool_schema")
     if not isinstance(schema, dict) or not isinstance((schema.get("function") or {}).get("name"), str):
         raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")

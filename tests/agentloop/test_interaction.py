@@ -253,6 +253,7 @@ def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
         "class Blocking(Interaction):\n"
         "    def respond(self, state, messages):\n"
         "        return [], 0.0, True\n"
+        "class Silent(Interaction): pass\n"
         "class Other: pass\n"
     )
     path = tmp_path / "interactions.yaml"
@@ -264,6 +265,7 @@ def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
     assert session is not None and asyncio.run(session.respond([], 1.0)).reward == 0.5
     for entry, why in [
         ("{class_name: user.py:Other}", "is no Interaction"),
+        ("{class_name: user.py:Silent}", "user.py:Silent does not say what it answers"),
         ("{class_name: user.py:Blocking}", r"respond\(\) is no `async def`"),
         ("{class_name: nowhere.Thing}", "cannot be imported"),
         ("{class_name: nobody}", "is not registered in agentloop.interactions; known: gsm8k"),

@@ -44,6 +44,12 @@ def test_an_agent_has_to_be_an_agent_loop(installed: list[EntryPoint]) -> None:
         registry.load_agent("mine")
 
 
+def test_an_agent_has_to_say_what_it_does(installed: list[EntryPoint]) -> None:
+    installed.append(EntryPoint("mine", "agentloop:AgentLoop", GROUP))
+    with pytest.raises(RegistryError, match=r"AgentLoop does not say what it does\n.*write its method run\(\)"):
+        registry.load_agent("mine")
+
+
 def test_the_list_shows_a_broken_agent_beside_the_others(installed: list[EntryPoint]) -> None:
     installed += [
         EntryPoint("broken", "no_such_package:Agent", GROUP),

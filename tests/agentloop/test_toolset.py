@@ -60,10 +60,26 @@ def test_a_wrong_tool_yaml_is_named(tmp_path: Path, text: str, says: str) -> Non
 
 
 def test_a_tool_may_live_in_a_file_beside_the_yaml(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("from agentloop import Tool\n\nclass Mine(Tool):\n    pass\n")
+    (tmp_path / "mine.py").write_text(
+        "from agentloop import Tool, ToolResult\n"
+        "class Mine(Tool):\n"
+        "    async def execute(self, state, arguments):\n"
+        "        return ToolResult('done')\n"
+    )
     (tmp_path / "tools.yaml").write_text(f"tools: [{{class_name: './mine.py:Mine', {SCHEMA}}}]")
     toolset = load_toolset(tmp_path / "tools.yaml")
     assert type(toolset.tools["x"]).__name__ == "Mine"
+
+
+def test_a_tool_that_does_nothing_is_refused_before_a_run_begins(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from agentloop import Tool\nclass Mine(Tool):\n    async def exceute(self, state, arguments): ...\n"
+    )
+    (tmp_path / "tools.yaml").write_text(f"tools: [{{class_name: './mine.py:Mine', {SCHEMA}}}]")
+    with pytest.raises(
+        ToolConfigError, match=r"mine.py:Mine does not say what it does\n.*write its method execute\(\)"
+    ):
+        load_toolset(tmp_path / "tools.yaml")
 
 
 def test_a_tool_may_be_a_registered_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
