@@ -140,18 +140,17 @@ class SharedReader:
         self._open()
         if progress is not None:
             progress.follow()
-        late: list[TensorSpec] = []
+        late: list[tuple[TensorSpec, int]] = []
 
-        def in_order() -> Iterator[TensorSpec]:
+        def in_order() -> Iterator[tuple[TensorSpec, int]]:
             for spec in self.specs:
                 complete = _await(self.folder, progress, version, 1, stalled_s)
                 if complete - spec.begin > BEHIND and complete < _FAILED:
-                    late.append(spec)
+                    late.append((spec, complete))
                 else:
-                    yield spec
+                    yield spec, complete
 
-        for spec in itertools.chain(in_order(), late):
-            complete = 0
+        for spec, complete in itertools.chain(in_order(), late):
             for begin in range(spec.begin, spec.end, PIECE) or (spec.begin,):
                 end = min(begin + PIECE, spec.end)
                 if complete < end:

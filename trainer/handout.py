@@ -90,9 +90,7 @@ class Handout:
         Args:
             reader_s: how long to wait for the first of them.
         """
-        taker = self._open_shared(folder) if _first() else None
-        if taker is not None and reader_s:
-            taker.wait_for_reader(reader_s)
+        taker = self._open_shared(folder, reader_s) if _first() else None
         self._gather(taker.take if taker is not None else None)
         if taker is None:
             return ""
@@ -158,12 +156,14 @@ class Handout:
             if take is not None:
                 take(spec, tensor)
 
-    def _open_shared(self, folder: Path) -> _SharedTaker:
+    def _open_shared(self, folder: Path, reader_s: float = 0.0) -> _SharedTaker:
         writer = self._writers.get(folder)
         if writer is None:
             writer = self._writers[folder] = SharedWriter(folder)
             write_config(self._lm, self._dtype, folder)
         writer.open(self.header, self.specs[-1].end)
+        if reader_s:
+            writer.progress.wait_for_reader(reader_s)
         return _SharedTaker(writer)
 
 
@@ -183,9 +183,6 @@ class _SharedTaker:
     def __init__(self, writer: SharedWriter) -> None:
         self._writer = writer
         self._digests: dict[str, int] = {}
-
-    def wait_for_reader(self, timeout_s: float) -> None:
-        self._writer.progress.wait_for_reader(timeout_s)
 
     def take(self, spec: TensorSpec, tensor: Tensor) -> None:
         data, progress = self._writer.data, self._writer.progress
