@@ -83,23 +83,6 @@ async def test_a_replica_that_hangs_in_an_update_does_not_hold_it_up(
     assert a.replicas[1].weight_version == "1"
 
 
-async def test_a_replica_that_hangs_while_it_catches_up_is_started_again(
-    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
-) -> None:
-    def second_stops() -> FakeReplica:
-        replica = FakeReplica()
-        replica.stopped = len(a.replicas) == 1
-        return replica
-
-    a, b = FakeSource("a", second_stops), FakeSource("b")
-    router, fleet = fleet_of(a, b)
-    await fleet.start()
-    await router.update_weights(FolderWeights(tmp_path), "1")
-    a.die()
-    await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
-    assert a.replicas[2].weight_version == "1"
-
-
 async def test_a_replica_that_hangs_in_a_pause_or_when_it_ends_holds_nobody_up(
     fleet_of: Callable[..., tuple[Router, Fleet]],
 ) -> None:
@@ -171,15 +154,19 @@ async def test_a_fleet_that_does_not_start_leaves_nothing(fleet_of: Callable[...
     assert a.stops == 1 and b.stops == 1
 
 
-async def test_a_restarted_replica_that_loads_something_else_does_not_serve(
-    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+@pytest.mark.parametrize(("fault", "value"), [("serves", "other weights"), ("stopped", True)])
+async def test_a_restarted_replica_that_does_not_come_to_the_version_does_not_serve(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path, fault: str, value: Any
 ) -> None:
-    def wrong() -> FakeReplica:
+    """One that loads something else, and one that hangs while it catches up."""
+
+    def second_is_faulty() -> FakeReplica:
         replica = FakeReplica()
-        replica.serves = "" if len(a.replicas) != 1 else "other weights"
+        if len(a.replicas) == 1:
+            setattr(replica, fault, value)
         return replica
 
-    a, b = FakeSource("a", wrong), FakeSource("b")
+    a, b = FakeSource("a", second_is_faulty), FakeSource("b")
     router, fleet = fleet_of(a, b)
     await fleet.start()
     await router.update_weights(FolderWeights(tmp_path), "1")

@@ -206,8 +206,7 @@ def test_control_tokens_in_content_are_text(oracle: Oracle) -> None:
         assert hostile in text or oracle.name in {"gptoss", "llama3_1"}  # they write a tool's text as a JSON string
 
 
+@pytest.mark.parametrize("oracle", sorted(WITHOUT_TOOLS), indirect=True)
 def test_a_template_without_tools_refuses_their_results(oracle: Oracle) -> None:
-    if oracle.name not in WITHOUT_TOOLS:
-        pytest.skip("it has tools")
     with pytest.raises(ModelError, match=r"roles must alternate|leaves out a message of role tool"):
         oracle.renderer.extend([], "stop", [{"role": "tool", "content": "408"}], SCHEMAS)
