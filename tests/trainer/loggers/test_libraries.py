@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def test_wandb_offline_goes_on_under_one_id(tmp_path: Path, monkeypatch: pytest.
     known = json.loads((folder / "state.json").read_text())["id"]
     files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) >= 1 and {file.stem for file in files} == {f"run-{known}"}
-    data = b"".join(file.read_bytes() for file in files)
-    assert b"reward/mean" in data and b"eval/late" in data
+    deadline = time.monotonic() + 30  # its service still writes when `finish` has returned
+    while not all(key in (data := b"".join(f.read_bytes() for f in files)) for key in (b"reward/mean", b"eval/late")):
+        assert time.monotonic() < deadline, data
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
