@@ -46,6 +46,7 @@ class Critic:
         config = settings.config
         assert config.critic is not None
         self._config = config.critic
+        self._reduce_each = config.fsdp.reduce_each_micro_batch
         # The policy takes its steps after the warm-up, the critic during it too.
         self._total_steps = settings.total_steps + config.critic_warmup * config.algorithm.minibatches
         self._device = device
@@ -69,7 +70,7 @@ class Critic:
         begin = time.perf_counter()
         sums: dict[str, float] = {}
         for number, packed in enumerate(batches, 1):
-            self.model.set_requires_gradient_sync(number == len(batches))
+            self.model.set_requires_gradient_sync(self._reduce_each or number == len(batches))
             batch = DeviceBatch.of(packed, self._device)
             values_N = self.model(batch)
             losses_N, active_N = clipped_value_loss(

@@ -54,6 +54,7 @@ class Learner:
         torch.manual_seed(settings.seed)
         use_kernel(config.attention)
         self._settings = settings
+        self._reduce_each = config.fsdp.reduce_each_micro_batch
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
         self._policy = self._load()
         self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
@@ -101,8 +102,7 @@ class Learner:
         batches = self._pack(samples, spec)
         sums: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
-            # Ranks exchange gradients once per call, at its last micro-batch.
-            self._policy.set_requires_gradient_sync(number == len(batches))
+            self._policy.set_requires_gradient_sync(self._reduce_each or number == len(batches))
             add_sums(sums, self._forward_backward(samples, batch, temperature, spec))
         return sums | {"time_s": time.perf_counter() - begin}
 

@@ -192,10 +192,11 @@ def shard(
     for block in decoder_blocks(model.lm):
         fully_shard(block, reshard_after_forward=config.reshard_after_forward, **options)
     fully_shard(model, reshard_after_forward=False, **options)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    if dist.get_world_size() > 1:  # one rank's sum is its mean, and a division by 1 would be another pass and a copy
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
     return model
 
 

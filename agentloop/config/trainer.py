@@ -40,6 +40,11 @@ class FsdpConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="keep only each block's input for the backward pass and compute the block again there"
     )
+    reduce_each_micro_batch: bool = Field(
+        True,
+        description="ranks add up their gradients after each micro-batch, and each keeps its share; false: after the "
+        "last one of a call, which exchanges less, and every rank holds the whole gradient until then",
+    )
     offload_policy: bool = Field(
         False,
         description="device cuda: the policy's parameters, gradients and optimizer state live in host memory; the "

@@ -111,6 +111,19 @@ def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, aggrega
         assert cut_sums[key] == pytest.approx(sums[key], rel=1e-6, abs=1e-9), key
 
 
+@pytest.mark.parametrize("each", [True, False])
+def test_ranks_add_up_gradients_after_each_micro_batch_or_once(tiny_model: Path, *, each: bool) -> None:
+    samples = make_samples(groups=3, size=6)
+    of = learner(tiny_model, tokens_per_micro_batch=128, fsdp={"reduce_each_micro_batch": each})
+    parameters = list(of._policy.parameters())  # the shards, which have a gradient once it is added up
+    found: list[bool] = []
+    of._policy.register_forward_pre_hook(lambda *_: found.append(all(p.grad is not None for p in parameters)))
+    sums = of.accumulate(samples, 1.0, SPEC)
+    assert len(found) == sums["micro_batches"] >= 3
+    assert found == [False] + [each] * (len(found) - 1)
+    assert relative(gradients(of), accumulated(tiny_model, samples)[0]) < 1e-6
+
+
 def test_checkpointing_activations_keeps_less_and_changes_no_bit(tiny_model: Path) -> None:
     samples = make_samples()
     grads, kept = [], []

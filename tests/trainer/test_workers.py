@@ -121,6 +121,21 @@ async def test_two_ranks_compute_the_gradient_of_one(tiny_model: Path, tmp_path:
         assert not a[~sample.loss_mask].any()
 
 
+async def test_ranks_add_up_the_same_gradient_after_each_micro_batch_or_once(tiny_model: Path, tmp_path: Path) -> None:
+    samples = make_samples(groups=3, size=6)
+    found = []
+    for each in (True, False):
+        settings = {"ranks": 2, "tokens_per_micro_batch": 128, "fsdp": {"reduce_each_micro_batch": each}}
+        async with started(tiny_model, tmp_path, **settings) as workers:
+            sums = await workers.accumulate(samples, temperature=1.0, loss=SPECS[0])
+            assert sums["micro_batches"] > 2, "each rank has more than one"
+            await workers.step(sums["normalizer"])
+            await workers.publish(tmp_path / str(each))
+            found.append(flat(tmp_path / str(each)) - flat(tiny_model))
+    assert np.linalg.norm(found[0]) > 0.1
+    assert np.linalg.norm(found[1] - found[0]) < 1e-6 * np.linalg.norm(found[0])
+
+
 async def test_a_dead_rank_is_a_worker_error_with_its_log_and_ends_the_others(tiny_model: Path, tmp_path: Path) -> None:
     async with started(tiny_model, tmp_path, ranks=2) as workers:
         processes = processes_of(workers)
