@@ -27,6 +27,7 @@ from trainer.loss import token_losses
 from trainer.model import DeviceBatch, PolicyModel, is_vision, reshard
 from trainer.optim import apply_settings, make_optimizer, take_step
 from trainer.packing import PackedBatch, empty_batch, micro_batches, pack, plan_units
+from trainer.products import use_products
 from trainer.types import LearnerSettings, LossSpec, TrainSample, add_sums
 from trainer.vision import ImageReader
 
@@ -53,6 +54,7 @@ class Learner:
         config = settings.config
         torch.manual_seed(settings.seed)
         use_kernel(config.attention)
+        use_products(config.matmul)
         self._settings = settings
         self._reduce_each = config.fsdp.reduce_each_micro_batch
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")

@@ -26,6 +26,7 @@ from agentloop.errors import ModelError
 from agentloop.tensors import LayoutError, read_layout
 from trainer.lora import add_adapters, base_name, drawn, is_adapter
 from trainer.model import PolicyModel, build_lm, decoder_blocks, is_vision, language_blocks, load_policy, shard
+from trainer.products import use_in
 from trainer.vision import freeze_tower
 
 log = logging.getLogger(__name__)
@@ -100,8 +101,11 @@ def load_sharded(
 def fuse(lm: nn.Module, config: TrainerConfig, device: torch.device) -> None:
     """Replace norms, rotations and MLPs by liger-kernel's fused ones, where that is possible: on CUDA, if installed.
 
-    The head and the loss stay ours: they never hold the logits either.
+    The head and the loss stay ours: they never hold the logits either. On a CPU, linear layers multiply as
+    `trainer.matmul` says.
     """
+    if device.type == "cpu":
+        use_in(lm)
     if device.type != "cuda" or not config.liger or importlib.util.find_spec("liger_kernel") is None:
         return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance

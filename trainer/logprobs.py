@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.products import add_product, product
+
 
 def selected_logprobs(
     hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, temperature: float, chunk: int
@@ -64,13 +66,13 @@ class _SelectedLogprobs(torch.autograd.Function):
                 grad_CV.scatter_add_(1, targets_N[rows, None], grad_logprobs_N[rows, None])
             grad_CV.div_(ctx.temperature)
             grad_CV = grad_CV.to(hidden_NE.dtype)
-            torch.mm(grad_CV, weight_VE, out=grad_hidden_NE[rows])
-            grad_weight_VE += grad_CV.T @ hidden_NE[rows]
+            product(grad_CV, weight_VE.T, out=grad_hidden_NE[rows])
+            add_product(grad_weight_VE, grad_CV, hidden_NE[rows])
         return grad_hidden_NE, grad_weight_VE.to(weight_VE.dtype), None, None, None
 
 
 def _log_softmax(hidden_CE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
-    logits_CV = (hidden_CE @ weight_VE.T).float()
+    logits_CV = product(hidden_CE, weight_VE).float()
     if temperature != 1.0:
         logits_CV.div_(temperature)
     return torch.log_softmax(logits_CV, dim=-1)

@@ -88,6 +88,11 @@ class TrainerConfig(Section):
         description="auto: on CUDA flash-attn where it is installed, else torch's flash kernel; on the CPU torch's; "
         "plain: masked attention, for comparison",
     )
+    matmul: Literal["auto", "torch", "onednn"] = Field(
+        "auto",
+        description="device cpu: whose float32 products. torch: MKL's; onednn: oneDNN's, about twice as fast where MKL "
+        "does not use AVX-512, which is on processors that are not Intel's; auto: oneDNN's there",
+    )
     liger: bool = Field(True, description="device cuda: liger-kernel's norm, rotation and MLP where it is installed")
     tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
     logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
