@@ -1,4 +1,4 @@
-"""Matrix products of a rank in float32 on a CPU: torch's own, or oneDNN's where those are twice as fast.
+"""Matrix products of a rank in float32 on a CPU: torch's own, or oneDNN's where those are faster.
 
 torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel's processors only. oneDNN, which is part of
 torch too, uses it wherever it is there.
