@@ -5,10 +5,11 @@
 Ours is a rank of the trainer as `agentloop train` starts it, driven through `WorkerGroup`. TRL has an
 environment of its own (`.venv-trl`, made here); its `rollout_func` hands it the same trajectories, and what it spends
 on getting them is taken off. Its micro-batches are tried first (`--micro`), in turn: the fastest is measured, and what
-the others took is told beside it. The largest is the whole batch at once.
+the others took is told beside it. The largest by default is the whole batch at once, on the long tail too.
 
-GRPO, one optimizer step a batch, token mean, AdamW, fp32, one thread on one core, no gradient checkpointing. Both take
-the gradient norm of the same batch: they have to agree, or nothing is compared.
+GRPO, one optimizer step a batch, token mean, AdamW, fp32, one thread on one core; TRL without gradient checkpointing,
+which makes it faster, ours with it at 31 M. Both take the gradient norm of the same batch: they have to agree, or
+nothing is compared.
 
 quickstart  32 prompts x 8 samples, 0.5 M parameters, 384 ids
 30m          4 prompts x 8 samples, 31 M parameters (Qwen2, 512 wide, 8 layers, 8,192 ids), random weights

@@ -70,7 +70,8 @@ class Critic:
         begin = time.perf_counter()
         sums: dict[str, float] = {}
         for number, packed in enumerate(batches, 1):
-            self.model.set_requires_gradient_sync(self._reduce_each or number == len(batches))
+            if not self._reduce_each:
+                self.model.set_requires_gradient_sync(number == len(batches))
             batch = DeviceBatch.of(packed, self._device)
             values_N = self.model(batch)
             losses_N, active_N = clipped_value_loss(

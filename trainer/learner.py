@@ -104,7 +104,8 @@ class Learner:
         batches = self._pack(samples, spec)
         sums: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
-            self._policy.set_requires_gradient_sync(self._reduce_each or number == len(batches))
+            if not self._reduce_each:
+                self._policy.set_requires_gradient_sync(number == len(batches))
             add_sums(sums, self._forward_backward(samples, batch, temperature, spec))
         return sums | {"time_s": time.perf_counter() - begin}
 

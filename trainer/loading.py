@@ -99,20 +99,19 @@ def load_sharded(
 
 
 def fuse(lm: nn.Module, config: TrainerConfig, device: torch.device) -> None:
-    """Replace norms, rotations and MLPs by liger-kernel's fused ones, where that is possible: on CUDA, if installed.
+    """Replace parts of the model by faster ones, where there are any.
 
-    The head and the loss stay ours: they never hold the logits either. On a CPU, linear layers multiply as
-    `trainer.matmul` says.
+    On CUDA: norms, rotations and MLPs by liger-kernel's fused ones, if it is installed. The head and the loss stay
+    ours: they never hold the logits either. On a CPU: the matmul of linear layers, as `trainer.matmul` says.
     """
     if device.type == "cpu":
         use_in(lm)
-    if device.type != "cuda" or not config.liger or importlib.util.find_spec("liger_kernel") is None:
-        return
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    elif config.liger and importlib.util.find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    _apply_liger_kernel_to_instance(
-        model=lm, rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
-    )
+        _apply_liger_kernel_to_instance(
+            model=lm, rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
+        )
 
 
 def _freeze(policy: PolicyModel, config: TrainerConfig, *, reference: bool) -> None:

@@ -42,9 +42,9 @@ def use_products(choice: Literal["auto", "torch", "onednn"]) -> None:
 
 
 def use_in(module: nn.Module) -> None:
-    """Let every linear layer inside `module` multiply as `use_products` says."""
+    """Let every linear layer inside `module` multiply as `use_products` has said."""
     for layer in module.modules():
-        if type(layer) is nn.Linear:
+        if _onednn and type(layer) is nn.Linear:
             layer.forward = functools.partial(_forward, layer)  # type: ignore[method-assign]
 
 
