@@ -12,19 +12,19 @@ __version__ = "0.1.0"
 AGENTLOOP_PACKAGE = "agentloop-rl"
 
 _HOME = {
-    "AgentLoop": "agentloop.loop",
+    "AgentLoop": "agentloop.agent.base",
     "AgentloopError": "agentloop.errors",
     "ChatRenderer": "agentloop.chat",
-    "Episode": "agentloop.episode",
+    "Episode": "agentloop.episode.episode",
     "EpisodeStatus": "agentloop.types",
-    "GenerateClient": "agentloop.client",
-    "Interaction": "agentloop.interaction",
+    "GenerateClient": "agentloop.client.client",
+    "Interaction": "agentloop.interaction.base",
     "Message": "agentloop.types",
-    "Response": "agentloop.interaction",
+    "Response": "agentloop.interaction.base",
     "StopReason": "agentloop.types",
     "Task": "agentloop.types",
-    "TokenLedger": "agentloop.ledger",
-    "Tool": "agentloop.tool",
+    "TokenLedger": "agentloop.episode.ledger",
+    "Tool": "agentloop.tool.base",
     "ToolCall": "agentloop.types",
     "ToolResult": "agentloop.types",
     "Trajectory": "agentloop.types",
@@ -34,15 +34,15 @@ _HOME = {
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
+    from agentloop.agent.base import AgentLoop as AgentLoop
     from agentloop.chat import ChatRenderer as ChatRenderer
-    from agentloop.client import GenerateClient as GenerateClient
-    from agentloop.episode import Episode as Episode
+    from agentloop.client.client import GenerateClient as GenerateClient
+    from agentloop.episode.episode import Episode as Episode
+    from agentloop.episode.ledger import TokenLedger as TokenLedger
     from agentloop.errors import AgentloopError as AgentloopError
-    from agentloop.interaction import Interaction as Interaction
-    from agentloop.interaction import Response as Response
-    from agentloop.ledger import TokenLedger as TokenLedger
-    from agentloop.loop import AgentLoop as AgentLoop
-    from agentloop.tool import Tool as Tool
+    from agentloop.interaction.base import Interaction as Interaction
+    from agentloop.interaction.base import Response as Response
+    from agentloop.tool.base import Tool as Tool
     from agentloop.types import EpisodeStatus as EpisodeStatus
     from agentloop.types import Message as Message
     from agentloop.types import StopReason as StopReason

@@ -9,9 +9,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from agentloop.agent.base import AgentLoop
 from agentloop.errors import RegistryError
 from agentloop.imports import is_file_reference, load_from_file
-from agentloop.loop import AgentLoop
 
 AGENTS, TOOLS, REWARDS = "agentloop.agents", "agentloop.tools", "agentloop.rewards"
 INTERACTIONS = "agentloop.interactions"

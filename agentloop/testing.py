@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agentloop.client import GenerateResult
+from agentloop.client.client import GenerateResult
 from agentloop.types import StopReason
 from agentloop.wire import SamplingParams
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NotRequired, TypedDict
 
+from agentloop.episode.law import check_trajectory
 from agentloop.errors import TokenLawError
-from agentloop.law import check_trajectory
 
 TRAJECTORY_FORMAT = 1
 """Version of the JSON form of a `Trajectory`; raised by one with each incompatible change."""

@@ -106,7 +106,7 @@ def command_of(folder: Path, steps: int, staleness: int) -> list[str]:
         "trace.print_every": 0,
     }
     return [
-        *(sys.executable, "-P", "-m", "agentloop.cli", "train", "--config", str(QUICKSTART / "recipe.yaml")),
+        *(sys.executable, "-P", "-m", "agentloop.commands.main", "train", "--config", str(QUICKSTART / "recipe.yaml")),
         *(f"{key}={value}" for key, value in overrides.items()),
     ]
 
@@ -194,7 +194,7 @@ def describe(rounds: dict[int, list[dict[str, Any]]]) -> tuple[list[str], bool]:
 def curve(folder: Path) -> tuple[list[str], bool]:
     """The quickstart at staleness 4."""
     command = [
-        *(sys.executable, "-P", "-m", "agentloop.cli", "train", "--config", str(QUICKSTART / "recipe.yaml")),
+        *(sys.executable, "-P", "-m", "agentloop.commands.main", "train", "--config", str(QUICKSTART / "recipe.yaml")),
         *(f"run.dir={folder / 'run'}", "rollout.max_staleness=4", "trainer.algorithm.correction.decoupled=true"),
     ]
     lines = train(command, folder)

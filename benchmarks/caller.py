@@ -62,7 +62,7 @@ def make_caller(out: Path, *, schema: bool) -> Path:
         ],
     }
     (work / "sft.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    command = [sys.executable, "-P", "-m", "agentloop.cli", "sft", "--config", str(work / "sft.yaml")]
+    command = [sys.executable, "-P", "-m", "agentloop.commands.main", "sft", "--config", str(work / "sft.yaml")]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from agentloop.client import GenerateResult
-from agentloop.episode import Episode
-from agentloop.loop import AgentLoop
-from agentloop.tool import Tool
+from agentloop.agent.base import AgentLoop
+from agentloop.client.client import GenerateResult
+from agentloop.episode.episode import Episode
+from agentloop.tool.base import Tool
 from agentloop.types import Message, StopReason, Task, ToolResult
 from agentloop.wire import SamplingParams
 

@@ -28,15 +28,15 @@ from typing import Any
 
 from material import SHARED, add_tokenizer_option, existing, load_qwen
 
+from agentloop.agent.runner import EpisodeRunner
+from agentloop.agent.tool_agent import ToolAgent
 from agentloop.chat import ChatRenderer
-from agentloop.client import GenerateResult
+from agentloop.client.client import GenerateResult
 from agentloop.config import Recipe, SamplingConfig
-from agentloop.lag import LoopLagMonitor
-from agentloop.loops.tool_agent import ToolAgent
-from agentloop.process import run_loops
-from agentloop.runner import EpisodeRunner
-from agentloop.tool import Tool
-from agentloop.toolset import Toolset
+from agentloop.runtime.event_loop import run_loops
+from agentloop.runtime.lag import LoopLagMonitor
+from agentloop.tool.base import Tool
+from agentloop.tool.session import Toolset
 from agentloop.types import EpisodeStatus, Message, StopReason, Task, ToolResult, Trajectory
 from agentloop.wire import SamplingParams
 

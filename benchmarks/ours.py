@@ -76,7 +76,7 @@ def train_command(model: Path, steps: int, folder: Path, extra: list[str]) -> li
         "trace.print_every": 0,
     }
     return [
-        *(sys.executable, "-P", "-m", "agentloop.cli", "train", "--config", str(QUICKSTART / "recipe.yaml")),
+        *(sys.executable, "-P", "-m", "agentloop.commands.main", "train", "--config", str(QUICKSTART / "recipe.yaml")),
         *(f"{key}={value}" for key, value in overrides.items()),
         *extra,
     ]

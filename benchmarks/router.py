@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import orjson
 
-from agentloop.lanes import Lanes
+from agentloop.client.connections import Lanes
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "benchmarks/peers/stub_replica.py"

@@ -31,12 +31,12 @@ from law_material import BREAKS, LIMITS, SCHEMA, Chance, Engine, Follower, LookU
 from law_oracle import TemplateOracle, Violation, check_episode, observed
 from material import SHARED, add_tokenizer_option, existing, load_with_controls
 
+from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer
-from agentloop.client import GenerateResult
+from agentloop.client.client import GenerateResult
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.errors import ModelError
-from agentloop.runner import EpisodeRunner
-from agentloop.toolset import Toolset
+from agentloop.tool.session import Toolset
 from agentloop.types import Message, StopReason, Task, Trajectory
 from agentloop.wire import SamplingParams
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentloop.config import Recipe, SftRecipe
-from agentloop.config_docs import describe
+from agentloop.config.docs import describe
 
 HEADER = """# Every key of a recipe
 

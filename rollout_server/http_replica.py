@@ -8,7 +8,7 @@ from typing import Any, Literal
 import httpx
 import orjson
 
-from agentloop.lanes import Lanes, OnData, Origin, request_head
+from agentloop.client.connections import Lanes, OnData, Origin, request_head
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import (
     BroadcastWeights,

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agentloop.shared_file import STALLED_S, StalledError, await_shared
-from agentloop.tensors import buckets, tensor_bytes
+from agentloop.weights.layout import buckets, tensor_bytes
+from agentloop.weights.shared import STALLED_S, StalledError, await_shared
 from rollout_server.engines.base import (
     BroadcastWeights,
     EngineError,

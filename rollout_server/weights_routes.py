@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from agentloop.tensors import CODES
+from agentloop.weights.layout import CODES
 from agentloop.wire import (
     DestroyWeightsUpdateGroupRequest,
     InitWeightsUpdateGroupRequest,

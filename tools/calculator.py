@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from agentloop.tool import Tool
+from agentloop.tool.base import Tool
 from agentloop.types import ToolResult
 
 MAX_CHARACTERS = 500

@@ -7,7 +7,7 @@ from typing import Any
 
 from agentloop.errors import ToolError
 from agentloop.rewards.gsm8k import compute_score
-from agentloop.tool import Tool
+from agentloop.tool.base import Tool
 from agentloop.types import Task, ToolResult
 
 NO_GAIN_PENALTY = -0.05

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentloop.chat.show import summary
+from agentloop.commands.template import summary
 from agentloop.config import Recipe
-from agentloop.config_load import load_config
+from agentloop.config.loading import load_config
 from agentloop.types import Task
 from trainer.console import Console
 from trainer.preflight import Prepared, prepare

@@ -25,7 +25,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentloop.report.text import clean, finite, number, seconds
+from agentloop.text import clean, finite, number, seconds
 from agentloop.types import Message
 
 HEADER_EVERY = 20

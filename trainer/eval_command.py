@@ -17,12 +17,12 @@ from rich import box
 from rich.console import Console as RichConsole
 from rich.table import Table
 
+from agentloop.commands.provenance import environment
 from agentloop.config import Recipe
-from agentloop.config_load import load_config
+from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, RunDirError
-from agentloop.process import run_loops
-from agentloop.provenance import environment
-from agentloop.report.text import finite, number
+from agentloop.runtime.event_loop import run_loops
+from agentloop.text import finite, number
 from trainer.child_env import child_environment
 from trainer.console import Console
 from trainer.evaluation import Evaluation
@@ -177,7 +177,7 @@ async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Pa
         RunDirError: it is no checkpoint of the recipe's model; the end of the process' log is in the message.
     """
     command = [
-        sys.executable, "-P", "-m", "agentloop.cli", "export", str(checkpoint), "--out", str(weights),
+        sys.executable, "-P", "-m", "agentloop.commands.main", "export", str(checkpoint), "--out", str(weights),
         "--dtype", recipe.model.dtype, "--model", model_path,
     ]  # fmt: skip
     with log.open("wb") as file:

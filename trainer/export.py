@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoConfig, GenerationConfig
 
 from agentloop.errors import ModelError, RunDirError
-from agentloop.tensors import TensorSpec
+from agentloop.weights.layout import TensorSpec
 from trainer.handout import MAX_SHARD_BYTES, Handout, Shards, write_config
 from trainer.loading import SafetensorsFolder, local_folder, plan_names
 from trainer.lora import adapter_names, is_adapter, merged

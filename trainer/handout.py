@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from agentloop.shared_file import PIECE, SharedWriter
-from agentloop.tensors import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
-from agentloop.weights_group import broadcast, join_group, leave_group, open_store
+from agentloop.weights.group import broadcast, join_group, leave_group, open_store
+from agentloop.weights.layout import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
+from agentloop.weights.shared import PIECE, SharedWriter
 from trainer.lora import adapters, base_name, is_adapter, merged
 from trainer.model import DTYPES
 from trainer.model_files import rename_folder

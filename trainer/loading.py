@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from agentloop.config import TrainerConfig
 from agentloop.errors import ModelError
-from agentloop.tensors import LayoutError, read_layout
+from agentloop.weights.layout import LayoutError, read_layout
 from trainer.lora import add_adapters, base_name, drawn, is_adapter
 from trainer.model import PolicyModel, build_lm, decoder_blocks, is_vision, language_blocks, load_policy, shard
 from trainer.products import use_in

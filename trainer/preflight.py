@@ -9,19 +9,19 @@ from typing import Any
 
 import httpx
 
+from agentloop.agent.base import AgentLoop
+from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.images import load_image_tokens
-from agentloop.chat.proof import Proof, Verdict, prove
-from agentloop.client import GenerateClient
+from agentloop.chat.proof.proof import Proof, Verdict, prove
+from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
 from agentloop.data import Checked, RowOrder, check_tasks, load_tasks
 from agentloop.errors import ModelError, ServerError
-from agentloop.interaction import Interactions, load_interactions
-from agentloop.loop import AgentLoop
+from agentloop.interaction.base import Interactions, load_interactions
 from agentloop.registry import AGENTS, load_agent, registered
-from agentloop.rewards import RewardFunction, close_reward, load_reward
-from agentloop.runner import EpisodeRunner
-from agentloop.toolset import Toolset, load_toolset
+from agentloop.reward.loading import RewardFunction, close_reward, load_reward
+from agentloop.tool.session import Toolset, load_toolset
 from agentloop.types import Task, Trajectory
 from trainer.console import Console
 

@@ -20,7 +20,7 @@ from trainer.algorithms.dynamic_sampling import replacement, teaches_nothing
 
 
 class RunsEpisodes(Protocol):
-    """The part of `agentloop.runner.EpisodeRunner` that a producer needs. It returns failures, it raises none."""
+    """The part of `agentloop.agent.runner.EpisodeRunner` that a producer needs. It returns failures, it raises none."""
 
     async def run(
         self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from agentloop.config import Recipe
 from agentloop.errors import RequestRejected, ServerError, WorkerError
-from agentloop.shared_file import READER_S, Progress
+from agentloop.weights.shared import READER_S, Progress
 from agentloop.wire import (
     DestroyWeightsUpdateGroupRequest,
     InitWeightsUpdateGroupRequest,

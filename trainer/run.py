@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from agentloop.config import Recipe
 from agentloop.errors import InfrastructureError, RunError, WorkerError
-from agentloop.lag import LoopLagMonitor
-from agentloop.tensors import tensor_bytes
+from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.types import Trajectory
+from agentloop.weights.layout import tensor_bytes
 from trainer.algorithms.kl import KlCoefficient
 from trainer.batch import episode_metrics, failure_causes
 from trainer.console import Console

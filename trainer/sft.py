@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from agentloop.config import CheckpointConfig, SftRecipe, TrainerConfig
-from agentloop.report.text import seconds
+from agentloop.text import seconds
 from trainer.model_files import check_target, copy_tokenizer, rename_folder
 from trainer.preflight import resolve_model
 from trainer.rundir import RunDir

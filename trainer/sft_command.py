@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agentloop.commands.provenance import environment
 from agentloop.config import SftRecipe
-from agentloop.config_load import load_config
+from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
 from agentloop.imports import load_from_file
-from agentloop.provenance import environment
-from agentloop.report.text import seconds
+from agentloop.text import seconds
 from trainer.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.rundir import RunDir

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from agentloop.chat import ChatRenderer, load_tokenizer
-from agentloop.chat.battery import Abilities, find_abilities
-from agentloop.chat.proof import Verdict, prove
+from agentloop.chat.proof.conversations import Abilities, find_abilities
+from agentloop.chat.proof.proof import Verdict, prove
 from agentloop.config import SftModel
 from agentloop.errors import DataError, ModelError
 from agentloop.types import Message, StopReason

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agentloop.commands.provenance import environment
 from agentloop.config import Recipe
-from agentloop.config_load import load_config
+from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
-from agentloop.process import run_loops
-from agentloop.provenance import environment
 from agentloop.report import write_report
+from agentloop.runtime.event_loop import run_loops
 from trainer.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.preflight import prepare

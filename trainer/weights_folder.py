@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from agentloop.errors import ConfigError
-from agentloop.shared_file import PROGRESS
+from agentloop.weights.shared import PROGRESS
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the folder is made below for this user alone
 OWNER = "owner.pid"

@@ -286,11 +286,11 @@ class WorkerGroup:
 
     async def publish(self, folder: Path) -> str:
         """Write the whole policy as a Hugging Face folder, which appears under its name when it is complete; returns
-        the checksum (`agentloop.tensors`)."""
+        the checksum (`agentloop.weights.layout`)."""
         return str((await self._first({"op": "publish", "folder": str(Path(folder).absolute())}))["checksum"])
 
     async def publish_shared(self, folder: Path, *, reader_s: float = 0.0) -> str:
-        """Write the policy over what is in a folder of `agentloop.shared_file`; returns the checksum.
+        """Write the policy over what is in a folder of `agentloop.weights.shared`; returns the checksum.
 
         Args:
             reader_s: how long to wait for the first reader.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from agentloop.chat.continuation import (
+from agentloop.chat.continuation.continuation import (
     QUESTION,
     TOOL,
     VALUE,
@@ -29,7 +29,7 @@ from agentloop.chat.continuation import (
     result,
     user,
 )
-from agentloop.chat.fold import fold_tools
+from agentloop.chat.continuation.tool_role import fold_tools
 from agentloop.chat.formats import ToolFormat, find_format, known_formats, load_format
 from agentloop.chat.images import ImageTokens
 from agentloop.chat.rendering import MARK, Rendering

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentloop.interaction import Interaction, Response
+from agentloop.interaction.base import Interaction, Response
 from agentloop.rewards.gsm8k import compute_score, extract_answer
 from agentloop.types import Message, Task
 

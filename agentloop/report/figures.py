@@ -8,7 +8,7 @@ from typing import Any
 
 from agentloop.report.plots import Plot, Series, Value
 from agentloop.report.reading import RunRecord
-from agentloop.report.text import clean, finite, mean, number, seconds
+from agentloop.text import clean, finite, mean, number, seconds
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from agentloop.config import Recipe
 from agentloop.report.reading import RunRecord, Traced
-from agentloop.report.text import clean, plain_json
+from agentloop.text import clean, plain_json
 
 EVALUATED = 4
 """Evaluation tasks that are shown."""

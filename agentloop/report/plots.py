@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agentloop.report.text import number
+from agentloop.text import number
 
 WIDTH, HEIGHT = 1000.0, 300.0
 MAX_POINTS = 500

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from agentloop.report.text import finite
+from agentloop.text import finite
 from agentloop.types import EpisodeStatus
 
 SCAN_BYTES = 1 << 30

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentloop.report.reading import Traced
-from agentloop.report.text import clean
+from agentloop.text import clean
 
 TYPICAL = 3
 """Trajectories that stand for a step: from the upper, middle and lower third of its rewards, not the best ones."""

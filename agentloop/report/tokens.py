@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from agentloop.report.reading import Traced
-from agentloop.report.text import clean
+from agentloop.text import clean
 
 Decode = Callable[[Sequence[int]], list[str]]
 """Token ids to one piece of text each."""

@@ -39,7 +39,7 @@ class WeightsError(Exception):
 class FolderWeights:
     """Safetensors in a folder, read into memory of the engine's own.
 
-    `checksum` is what the trainer says of them (`agentloop.tensors.checksum`); None: it says nothing.
+    `checksum` is what the trainer says of them (`agentloop.weights.layout.checksum`); None: it says nothing.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class FolderWeights:
 @dataclass(slots=True, frozen=True)
 class SharedWeights:
     """One safetensors file in shared memory, used where it lies if dtype and device allow, and read while it is being
-    written (`agentloop.shared_file`). Nobody may change it before the version after it is served."""
+    written (`agentloop.weights.shared`). Nobody may change it before the version after it is served."""
 
     folder: Path
     checksum: str | None = None
@@ -60,7 +60,7 @@ class BroadcastWeights:
     """Tensors that rank 0 of a weights group is about to broadcast.
 
     `bucket_bytes` None: one broadcast of each tensor. Else tensors travel together, as the bytes of all in a row
-    (`agentloop.tensors.buckets`). `copy` is a folder with the same tensors, for a replica that was not there.
+    (`agentloop.weights.layout.buckets`). `copy` is a folder with the same tensors, for a replica that was not there.
     """
 
     names: tuple[str, ...]

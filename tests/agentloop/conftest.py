@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from agentloop.agent.runner import EpisodeRunner
+from agentloop.agent.tool_agent import ToolAgent
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.config import AgentConfig, Recipe
-from agentloop.loops.tool_agent import ToolAgent
-from agentloop.runner import EpisodeRunner
 from agentloop.testing import FakeGenerator
-from agentloop.toolset import Toolset, load_toolset
+from agentloop.tool.session import Toolset, load_toolset
 from agentloop.types import Task
 
 

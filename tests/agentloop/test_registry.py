@@ -53,7 +53,7 @@ def test_an_agent_has_to_say_what_it_does(installed: list[EntryPoint]) -> None:
 def test_the_list_shows_a_broken_agent_beside_the_others(installed: list[EntryPoint]) -> None:
     installed += [
         EntryPoint("broken", "no_such_package:Agent", GROUP),
-        EntryPoint("good", "agentloop.loops.tool_agent:ToolAgent", GROUP),
+        EntryPoint("good", "agentloop.agent.tool_agent:ToolAgent", GROUP),
     ]
     rows = {name: summary for name, _, summary in registry.list_agents()}
     assert rows["broken"].startswith("BROKEN: ") and rows["good"].startswith("Offers the recipe's tools")

@@ -50,7 +50,7 @@ class Run:
 
 
 def agentloop_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "agentloop.cli", *arguments]
+    return [sys.executable, "-P", "-m", "agentloop.commands.main", *arguments]
 
 
 def run_agentloop(

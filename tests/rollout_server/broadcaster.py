@@ -14,8 +14,8 @@ import sys
 import torch
 from safetensors.torch import load_file
 
-from agentloop.tensors import buckets
-from agentloop.weights_group import broadcast, join_group, leave_group, open_store
+from agentloop.weights.group import broadcast, join_group, leave_group, open_store
+from agentloop.weights.layout import buckets
 
 
 def layout(file: str) -> tuple[list[str], dict[str, torch.Tensor]]:

@@ -64,7 +64,7 @@ class SglangClient:
 def client(model_dir: Path, other_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SglangClient]:
     roots = ["--weights-root", str(other_weights), "--weights-root", str(model_dir)]
     options = ["--model", str(model_dir), "--replicas", "2", *roots]
-    server = Server(tmp_path_factory.mktemp("serve"), *options, program=("agentloop.cli", "serve"))
+    server = Server(tmp_path_factory.mktemp("serve"), *options, program=("agentloop.commands.main", "serve"))
     try:
         yield SglangClient(server.url)
         server.stop()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agentloop.shared_file import SharedWriter
-from agentloop.tensors import checksum, digest_of, plan_file, read_layout
+from agentloop.weights.layout import checksum, digest_of, plan_file, read_layout
+from agentloop.weights.shared import SharedWriter
 from rollout_server.app import build_app
 from rollout_server.engines.base import FolderWeights, SharedWeights, WeightsError
 from rollout_server.engines.torch_engine.engine import TorchEngine

@@ -80,7 +80,7 @@ def test_a_step_of_the_whole_loop_runs_on_the_card(repo: Path, tmp_path: Path) -
         "rollout.device=cuda", "eval.before_train=false", "eval.every=null",
     ]  # fmt: skip
     recipe = repo / "recipes" / "quickstart" / "recipe.yaml"
-    program = [sys.executable, "-m", "agentloop.cli", "train", "--config", str(recipe), *options]
+    program = [sys.executable, "-m", "agentloop.commands.main", "train", "--config", str(recipe), *options]
     done = subprocess.run(program, cwd=repo, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

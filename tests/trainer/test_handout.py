@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from agentloop.shared_file import Progress, SharedReader
-from agentloop.tensors import checksum, digest_of, read_layout
+from agentloop.weights.layout import checksum, digest_of, read_layout
+from agentloop.weights.shared import Progress, SharedReader
 from trainer.handout import Handout
 
 pytestmark = pytest.mark.usefixtures("process_group")

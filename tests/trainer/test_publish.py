@@ -19,7 +19,7 @@ import pytest
 
 from agentloop.config import PublishConfig, Recipe
 from agentloop.errors import RequestRejected, ServerError
-from agentloop.shared_file import Progress
+from agentloop.weights.shared import Progress
 from tests.trainer.conftest import make_samples
 from trainer.publish import DiskPublisher, DistributedPublisher, Publisher, SharedPublisher, make_publisher
 from trainer.server_link import ServerLink

@@ -21,7 +21,7 @@ import torch
 
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.config import SftModel, SftRecipe, SftStage
-from agentloop.config_load import load_config
+from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, DataError, RunDirError
 from trainer.export_command import export_command
 from trainer.rundir import RunDir
@@ -410,7 +410,7 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_its_tokens(whole: Path) -> N
 
 def run_until(folder: Path, step: int, end: signal.Signals, *arguments: str) -> int:
     """Run the command until it has logged `step`, and send it a signal; returns its exit code."""
-    command = [sys.executable, "-m", "agentloop.cli", "sft", "--config", str(folder / "sft.yaml"), *arguments]
+    command = [sys.executable, "-m", "agentloop.commands.main", "sft", "--config", str(folder / "sft.yaml"), *arguments]
     metrics = folder / "run" / "metrics.jsonl"
     with (folder / "out.txt").open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         while process.poll() is None:

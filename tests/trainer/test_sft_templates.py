@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agentloop.chat import ChatRenderer
-from agentloop.chat.battery import TOOLS, conversations, find_abilities
+from agentloop.chat.proof.conversations import TOOLS, conversations, find_abilities
 from agentloop.errors import DataError
 from trainer.sft_data import SftRow, SftTokenizer
 

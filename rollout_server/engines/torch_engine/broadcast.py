@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from agentloop.tensors import TensorSpec, buckets
-from agentloop.weights_group import broadcast, connect_store, join_group, leave_group
+from agentloop.weights.group import broadcast, connect_store, join_group, leave_group
+from agentloop.weights.layout import TensorSpec, buckets
 from rollout_server.engines.base import BroadcastWeights, WeightsError, WeightsGroup
 
 

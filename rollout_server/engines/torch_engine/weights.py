@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentloop.shared_file import STALLED_S, SharedReader, StalledError
-from agentloop.tensors import (
+from agentloop.weights.layout import (
     CHUNK,
     CODES,
     Digest,
@@ -23,6 +22,7 @@ from agentloop.tensors import (
     read_layout,
     tensor_bytes,
 )
+from agentloop.weights.shared import STALLED_S, SharedReader, StalledError
 from rollout_server.engines.base import BroadcastWeights, FolderWeights, SharedWeights, WeightsError, WeightsSource
 from rollout_server.engines.torch_engine.broadcast import Groups
 

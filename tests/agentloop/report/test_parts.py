@@ -14,8 +14,8 @@ from agentloop.report.page import config_groups
 from agentloop.report.plots import LinearScale, LogScale, Plot, Series
 from agentloop.report.reading import RunRecord, Traced, read_lines
 from agentloop.report.samples import failures, pairs, spread, typical
-from agentloop.report.text import clean, finite, number, seconds
 from agentloop.report.tokens import Shader, load_decoder, shade, stream_pieces
+from agentloop.text import clean, finite, number, seconds
 
 Make = Callable[..., dict[str, Any]]
 

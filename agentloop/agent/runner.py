@@ -1,0 +1,213 @@
+"""One sample from task to scored trajectories. Whatever happens in an episode stays that episode's own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+from agentloop.agent.base import AgentLoop
+from agentloop.chat import ChatRenderer
+from agentloop.client.client import Generator
+from agentloop.config import Recipe, SamplingConfig
+from agentloop.episode.budget import EpisodeEnd
+from agentloop.episode.episode import Episode
+from agentloop.episode.law import check_episode
+from agentloop.errors import RewardError, TokenLawError
+from agentloop.interaction.base import Interactions, InteractionSession
+from agentloop.reward.loading import RewardFunction
+from agentloop.runtime.pacing import Pacer
+from agentloop.runtime.processes import describe
+from agentloop.tool.session import ToolSession, Toolset
+from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
+
+ANSWER = "answer"
+"""Key of what a reward function returns for the answer that it read: samples with equal answers vote alike in maj@n."""
+
+
+class EpisodeRunner:
+    """Runs episodes for a producer.
+
+    Args:
+        agents: loop class by `agent_name`.
+        recipe: limits by agent, reward timeout.
+        reward: scores an episode; None: the sum of its step rewards.
+        context_length: of the server's model.
+        interactions: what rows may name; None: no row names one.
+    """
+
+    def __init__(
+        self,
+        *,
+        renderer: ChatRenderer,
+        generator: Generator,
+        agents: Mapping[str, type[AgentLoop]],
+        recipe: Recipe,
+        toolset: Toolset,
+        reward: RewardFunction | None,
+        context_length: int,
+        interactions: Interactions | None = None,
+    ) -> None:
+        self._renderer = renderer
+        self._generator = generator
+        self._agents = agents
+        self._recipe = recipe
+        self._toolset = toolset
+        self._reward = reward
+        self._context_length = context_length
+        self._interactions = interactions or Interactions()
+        self._pacer = Pacer()
+
+    async def run(
+        self,
+        task: Task,
+        *,
+        group_id: str,
+        sample_index: int,
+        sampling: SamplingConfig,
+        seed: int | None = None,
+    ) -> list[Trajectory]:
+        """Run one episode; its trajectories, the main one last. A failure is a status, never an exception."""
+        await self._pacer.turn()
+        config = self._recipe.agent(task.agent_name)
+        session = self._toolset.session(task)
+        interaction = self._interactions.session(task)
+        episode = Episode(
+            task,
+            renderer=self._renderer,
+            generator=self._generator,
+            tools=session,
+            tool_schemas=self._toolset.schemas,
+            config=config,
+            sampling=sampling,
+            context_length=self._context_length,
+            seed=seed,
+            group_id=group_id,
+            sample_index=sample_index,
+            interaction=interaction,
+            pacer=self._pacer,
+        )
+        error: Exception | None = None
+        verdicts: dict[str, float] = {}
+        try:
+            await self._run_loop(self._agents[task.agent_name](config.options), episode)
+            verdicts = await self._tool_rewards(session)
+        except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
+            if episode.stop_reason is not StopReason.ABORT:
+                episode.stop_reason = StopReason.ERROR
+            error = exc
+        finally:
+            await asyncio.shield(_close(session, interaction))
+        trajectories = episode.trajectories() or [_empty(episode)]
+        for trajectory in trajectories:
+            trajectory.agent_name = task.agent_name
+            trajectory.task_id = task.task_id
+            trajectory.data_source = task.data_source
+            trajectory.group_id = group_id
+            trajectory.sample_index = sample_index
+        begin = time.perf_counter()
+        try:
+            if error is not None:
+                raise error
+            check_episode(trajectories)
+            await self._score(task, trajectories, verdicts)
+        except TokenLawError as exc:
+            for trajectory in trajectories:
+                trajectory.status, trajectory.error = EpisodeStatus.REJECTED, str(exc)
+                trajectory.broken_rule = exc.rule.value
+        except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
+            text = str(exc) if isinstance(exc, RewardError) else f"{type(exc).__name__}: {exc}"
+            for trajectory in trajectories:
+                trajectory.status, trajectory.error = EpisodeStatus.FAILED, text
+        trajectories[-1].metrics["reward_s"] = time.perf_counter() - begin
+        return trajectories
+
+    @staticmethod
+    async def _run_loop(loop: AgentLoop, episode: Episode) -> None:
+        """Drive an episode until its loop returns or a limit is reached; the episode notes which."""
+        try:
+            async with asyncio.timeout(episode.config.episode_timeout_s) as clock:
+                await loop.run(episode)
+        except EpisodeEnd as end:
+            episode.stop_reason = end.reason  # also when it was a fork that ran out
+        except TimeoutError:
+            if not clock.expired():
+                raise  # the loop's own, from something that it called
+            episode.stop_reason = StopReason.TIMEOUT
+
+    async def _tool_rewards(self, session: ToolSession) -> dict[str, float]:
+        try:
+            async with asyncio.timeout(self._recipe.reward_timeout_s):
+                verdicts = await session.rewards()
+        except TimeoutError as exc:
+            raise RewardError(f"the tools' rewards took longer than {self._recipe.reward_timeout_s:g} s") from exc
+        for name, value in verdicts.items():
+            if not math.isfinite(value):
+                raise RewardError(f"the tool {name} gave the reward {value}, which is no finite number")
+        return verdicts
+
+    async def _score(self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float]) -> None:
+        """Write reward and parts into an episode's trajectories.
+
+        Raises:
+            RewardError: as `_call_reward`.
+        """
+        parts = dict(verdicts)
+        steps = [step for trajectory in trajectories for step in trajectory.step_rewards]
+        for step in steps:
+            parts[step.name] = parts.get(step.name, 0.0) + step.value
+        outcome: float | None = None
+        answer: str | None = None
+        reward = math.fsum(step.value for step in steps)
+        if self._reward is not None:
+            outcome, own_parts, answer = await self._call_reward(self._reward, task, trajectories[-1])
+            reward = outcome
+            parts |= own_parts
+        for trajectory in trajectories:
+            trajectory.reward, trajectory.outcome, trajectory.reward_parts = reward, outcome, dict(parts)
+            trajectory.answer = answer
+
+    async def _call_reward(
+        self, function: RewardFunction, task: Task, main: Trajectory
+    ) -> tuple[float, dict[str, float], str | None]:
+        """The number, the parts and the answer that a reward function gives an episode.
+
+        Raises:
+            RewardError: the function raised, took too long or gave no finite number.
+        """
+        text = main.turns[-1].text if main.turns else ""
+        clock = asyncio.timeout(self._recipe.reward_timeout_s)
+        try:
+            async with clock:
+                result: Any = await function(task, text, main)
+        except Exception as exc:
+            if isinstance(exc, TimeoutError) and clock.expired():
+                raise RewardError(f"the reward took longer than {self._recipe.reward_timeout_s:g} s") from exc
+            raise RewardError(f"the reward raised {describe(exc)}") from exc
+        numbers = dict(result) if isinstance(result, dict) else {"score": result}
+        answer = numbers.pop(ANSWER, None)
+        if "score" not in numbers:
+            raise RewardError(f"the reward returned {result!r}, which has no 'score'", "add the key 'score'")
+        for key, value in numbers.items():
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise RewardError(
+                    f"the reward returned {value!r} as {key}, which is no finite number", "return floats from it"
+                )
+        parts = {key: float(value) for key, value in numbers.items() if key != "score"}
+        return float(numbers["score"]), parts, None if answer is None else str(answer)
+
+
+async def _close(session: ToolSession, interaction: InteractionSession | None) -> None:
+    await session.close()
+    if interaction is not None:
+        await interaction.close()
+
+
+def _empty(episode: Episode) -> Trajectory:
+    """Stands for an episode in which nothing was sampled, so that it is counted and traced."""
+    return Trajectory(
+        [], [], [], [], 0, messages=episode.messages, stop_reason=episode.stop_reason, metrics=episode.metrics
+    )

@@ -1,0 +1,14 @@
+"""`single_turn_agent`: one prompt, one answer."""
+
+from __future__ import annotations
+
+from agentloop.agent.base import AgentLoop
+from agentloop.episode.episode import Episode
+
+
+class SingleTurnAgent(AgentLoop):
+    """Answers once; tools are not offered."""
+
+    async def run(self, episode: Episode) -> None:
+        episode.tools = None
+        await episode.generate()

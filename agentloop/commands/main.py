@@ -1,0 +1,58 @@
+"""The `agentloop` program. Each package adds its own commands through the entry-point group `agentloop.commands`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from agentloop.commands.provenance import check_packages
+from agentloop.errors import AgentloopError, RegistryError, UserError
+
+COMMAND_GROUP = "agentloop.commands"
+
+
+def build_app() -> typer.Typer:
+    """Collect the commands of all installed packages.
+
+    Raises:
+        RegistryError: an entry point of the group cannot be loaded; it is named.
+    """
+    app = typer.Typer(
+        name="agentloop",
+        help="Reinforcement learning for language-model agents with tools.\n\n"
+        "First steps: `agentloop train --config recipes/quickstart/recipe.yaml`, then open its report.html.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda e: e.name):
+        try:
+            register = entry.load()
+        except Exception as exc:  # whatever a foreign module raises at import, it is named here
+            raise RegistryError(
+                f"the commands {entry.name!r} ({entry.value}) cannot be loaded: {exc!r}",
+                "reinstall that package",
+            ) from exc
+        register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script. User errors exit with 2 and no traceback, other named errors with 1."""
+    # Tokenizers' own threads would fight with the engine and the trainer for the cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if sys.argv[1:2] != ["env"]:  # `agentloop env` is there to show what is wrong
+            check_packages()
+        build_app()()
+    except AgentloopError as exc:
+        print(f"error: {exc}", *getattr(exc, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise SystemExit(2 if isinstance(exc, UserError) else 1) from None
+
+
+if __name__ == "__main__":
+    main()

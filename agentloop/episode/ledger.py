@@ -1,0 +1,120 @@
+"""The token ledger: the one place where ids, masks, logprobs and versions of an episode are written. Append-only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentloop.episode.law import extend_digest
+from agentloop.errors import LawRule, TokenLawError
+from agentloop.types import Trajectory, Turn
+
+
+class TokenLedger:
+    """Grows with an episode; what was appended is never changed.
+
+    Example, prompt `a b`, a sampled turn `c d`, an observation `e`:
+
+        token_ids  a     b     c     d     e
+        loss_mask  0     0     1     1     0
+        logprobs   None  None  -0.2  -0.1  None
+        versions   None  None  3     3     None
+    """
+
+    __slots__ = ("_digest", "_logprobs", "_mask", "_prompt_length", "_token_ids", "_versions", "turns")
+
+    def __init__(self) -> None:
+        self._token_ids: list[int] = []
+        self._mask: list[int] = []
+        self._logprobs: list[float | None] = []
+        self._versions: list[int | None] = []
+        self._digest = 0
+        self._prompt_length = 0
+        self.turns: list[Turn] = []
+
+    def __len__(self) -> int:
+        return len(self._token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The trajectory so far; not to be changed by the caller."""
+        return self._token_ids
+
+    @property
+    def digest(self) -> int:
+        """`law.extend_digest` of the trajectory so far; kept up as it grows, so that it costs new tokens only."""
+        return self._digest
+
+    @property
+    def prompt_length(self) -> int:
+        return self._prompt_length
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the first prompt."""
+        return len(self._token_ids) - self._prompt_length
+
+    def add_prompt(self, ids: Sequence[int]) -> None:
+        """Write the first prompt.
+
+        Raises:
+            TokenLawError: it is empty, or there is one already.
+        """
+        if self._token_ids:
+            raise TokenLawError("the ledger has a prompt already", rule=LawRule.PROMPT)
+        if not ids:
+            raise TokenLawError("the prompt is empty", rule=LawRule.EMPTY)
+        self._extend(ids, 0)
+        self._prompt_length = len(ids)
+
+    def add_observed(self, ids: Sequence[int]) -> None:
+        """Append tokens that nobody sampled: tool output, user turns, template text."""
+        if not self._token_ids:
+            raise TokenLawError("an observation needs a prompt before it", rule=LawRule.PROMPT)
+        self._extend(ids, 0)
+
+    def add_sampled(self, turn: Turn, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
+        """Append a sampled turn, with the engine's own logprobs and versions; sets the turn's span and digest.
+
+        Raises:
+            TokenLawError: the three columns differ in length, or there is no prompt.
+        """
+        if not self._token_ids:
+            raise TokenLawError("a sampled turn needs a prompt before it", rule=LawRule.PROMPT)
+        if not len(ids) == len(logprobs) == len(versions):
+            raise TokenLawError(
+                f"{len(ids)} sampled ids have {len(logprobs)} logprobs and {len(versions)} versions",
+                "the server has to return a logprob and a version for each sampled id",
+                LawRule.COLUMNS,
+            )
+        self._digest = turn.sampled_digest = extend_digest(self._digest, ids)
+        turn.start, turn.end = len(self._token_ids), len(self._token_ids) + len(ids)
+        self._token_ids.extend(ids)
+        self._mask.extend([1] * len(ids))
+        self._logprobs.extend(logprobs)
+        self._versions.extend(versions)
+        self.turns.append(turn)
+
+    def copy(self) -> TokenLedger:
+        """A ledger with the same past whose sampled tokens are masked: they train in the original alone."""
+        other = TokenLedger()
+        other._extend(self._token_ids, 0)
+        other._prompt_length = len(self._token_ids)
+        return other
+
+    def trajectory(self) -> Trajectory:
+        """The trajectory so far; the columns are handed over, not copied."""
+        return Trajectory(
+            token_ids=self._token_ids,
+            loss_mask=self._mask,
+            logprobs=self._logprobs,
+            versions=self._versions,
+            prompt_length=self._prompt_length,
+            turns=self.turns,
+        )
+
+    def _extend(self, ids: Sequence[int], mask: int) -> None:
+        self._digest = extend_digest(self._digest, ids)
+        self._token_ids.extend(ids)
+        self._mask.extend([mask] * len(ids))
+        self._logprobs.extend([None] * len(ids))
+        self._versions.extend([None] * len(ids))
