@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from agentloop.wire import GenerateRequest
-from rollout_server.sglang_fields import drop_without_effect
+from rollout_server.api.sglang_fields import drop_without_effect
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import uvicorn
 
-from rollout_server.app import build_app
+from rollout_server.api.app import build_app
 from rollout_server.engines import engine_factory
 from rollout_server.engines.base import FolderWeights
-from rollout_server.fleet import Fleet, Source
 from rollout_server.model_facts import model_facts
 from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
-from rollout_server.replica import LocalReplica
-from rollout_server.router import Router
+from rollout_server.replica.base import LocalReplica
+from rollout_server.replica.starting import SglangSource, TorchSource, UrlSource
+from rollout_server.router.fleet import Fleet, Source
+from rollout_server.router.router import Router
 from rollout_server.settings import ServerSettings, check_model
-from rollout_server.sources import SglangSource, TorchSource, UrlSource
 
 log = logging.getLogger("rollout_server")
 

@@ -20,7 +20,7 @@ from rollout_server.engines.base import (
     WeightsReceipt,
     WeightsSource,
 )
-from rollout_server.replica import ReplicaGone
+from rollout_server.replica.base import ReplicaGone
 
 INFO = EngineInfo("fake", "nowhere", 1000, 500)
 

@@ -32,10 +32,10 @@ from transformers import (
 
 from agentloop.wire import SamplingParams
 from rollout_server.engines.base import Generation
+from rollout_server.engines.torch_engine.cache.kv import build_cache
 from rollout_server.engines.torch_engine.core import Core
-from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
-from rollout_server.engines.torch_engine.kv import build_cache
-from rollout_server.engines.torch_engine.models import LoadedModel, load_model, slow_runner
+from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
+from rollout_server.engines.torch_engine.model.models import LoadedModel, load_model, slow_runner
 
 VOCAB = 200
 EOS = 7

@@ -14,10 +14,10 @@ import httpx
 import pytest
 from safetensors.torch import load_file
 
-from rollout_server.app import build_app
+from rollout_server.api.app import build_app
 from rollout_server.engines.torch_engine.engine import TorchEngine
-from rollout_server.replica import LocalReplica
-from rollout_server.router import Router
+from rollout_server.replica.base import LocalReplica
+from rollout_server.router.router import Router
 from rollout_server.settings import ServerSettings
 from tests.rollout_server.broadcaster import layout
 from tests.rollout_server.support import TOLERANCE

@@ -21,8 +21,8 @@ from agentloop.errors import DataError
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from agentloop.wire import SamplingParams
 from rollout_server.engines.base import FolderWeights, Generation
-from rollout_server.engines.torch_engine.models import load_model
-from rollout_server.engines.torch_engine.weights import Intake
+from rollout_server.engines.torch_engine.model.models import load_model
+from rollout_server.engines.torch_engine.weights.loading import Intake
 from tests.rollout_server.support import make_core
 from trainer.channel import arrays_to_samples, samples_to_arrays
 from trainer.packing import plan_units, split_over_ranks

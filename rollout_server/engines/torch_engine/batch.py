@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rollout_server.engines.torch_engine.attention import DecodePass
-from rollout_server.engines.torch_engine.kv import KVCache
-from rollout_server.engines.torch_engine.rows import Row
+from rollout_server.engines.torch_engine.cache.kv import KVCache
+from rollout_server.engines.torch_engine.cache.rows import Row
+from rollout_server.engines.torch_engine.model.attention import DecodePass
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.sampling import RowSampling, Sampler
+from rollout_server.engines.torch_engine.sampling.sampling import RowSampling, Sampler
 
 IDLE_SHARE = 8
 """A batch is built anew when an eighth of its rows has finished; until then they are computed and ignored."""

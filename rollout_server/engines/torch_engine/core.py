@@ -9,14 +9,14 @@ from itertools import islice
 import torch
 
 from rollout_server.engines.base import EngineStats, Generation, PauseMode
-from rollout_server.engines.torch_engine.attention import Chunk, PrefillPass
 from rollout_server.engines.torch_engine.batch import Batch
-from rollout_server.engines.torch_engine.edits import LogitEdits
-from rollout_server.engines.torch_engine.images import ImagePrompt
-from rollout_server.engines.torch_engine.kv import KVCache
-from rollout_server.engines.torch_engine.models import Runner
+from rollout_server.engines.torch_engine.cache.kv import KVCache
+from rollout_server.engines.torch_engine.model.attention import Chunk, PrefillPass
+from rollout_server.engines.torch_engine.model.images import ImagePrompt
+from rollout_server.engines.torch_engine.model.models import Runner
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.sampling import RowSampling, stream_of
+from rollout_server.engines.torch_engine.sampling.penalties import LogitEdits
+from rollout_server.engines.torch_engine.sampling.sampling import RowSampling, stream_of
 
 PREFILL_CHUNK = 1024
 """Prompt tokens of one step at most, so that a long prompt does not hold up the others' decoding."""

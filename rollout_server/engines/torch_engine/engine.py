@@ -31,14 +31,14 @@ from rollout_server.engines.base import (
     WeightsReceipt,
     WeightsSource,
 )
+from rollout_server.engines.torch_engine.cache.kv import build_cache
 from rollout_server.engines.torch_engine.core import Core
-from rollout_server.engines.torch_engine.fast_decoder import FastDecoder
-from rollout_server.engines.torch_engine.images import ImagePrompt
-from rollout_server.engines.torch_engine.invariance import holds
-from rollout_server.engines.torch_engine.kv import build_cache
-from rollout_server.engines.torch_engine.models import LoadedModel, Runner, load_model, slow_runner
+from rollout_server.engines.torch_engine.model.batch_invariance import holds
+from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
+from rollout_server.engines.torch_engine.model.images import ImagePrompt
+from rollout_server.engines.torch_engine.model.models import LoadedModel, Runner, load_model, slow_runner
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights import Intake
+from rollout_server.engines.torch_engine.weights.loading import Intake
 from rollout_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import FinishType, Generation, GenerationResult, Piece
-from rollout_server.engines.torch_engine.images import ImagePrompt
-from rollout_server.engines.torch_engine.rows import Row
-from rollout_server.engines.torch_engine.sampling import RowSampling
+from rollout_server.engines.torch_engine.cache.rows import Row
+from rollout_server.engines.torch_engine.model.images import ImagePrompt
+from rollout_server.engines.torch_engine.sampling.sampling import RowSampling
 
 
 @dataclass(slots=True, eq=False)

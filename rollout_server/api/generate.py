@@ -1,0 +1,133 @@
+"""`POST /generate`: the path that every token takes, kept short."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+
+from starlette.types import Receive, Scope, Send
+
+from agentloop.wire import SESSION_HEADER, GenerateRequest
+from rollout_server.api.asgi import read_body, send_error, send_json
+from rollout_server.api.metrics import Metrics
+from rollout_server.api.stream import EventStream, encode
+from rollout_server.engines.base import EngineError, Generation, GenerationResult, RequestError
+from rollout_server.errors import HttpError, bad_request, parse
+from rollout_server.router.router import Overloaded, Router
+
+DISCONNECT_CHECK_S = 0.25
+"""A request that takes longer than this is watched for its client going away; shorter ones are not worth a task."""
+
+_SESSION_HEADER = SESSION_HEADER.lower().encode()
+
+
+class GenerateEndpoint:
+    """The ASGI endpoint."""
+
+    def __init__(self, router: Router, metrics: Metrics, *, incremental: bool = False) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._incremental = incremental
+        self._numbers = itertools.count()
+        self._prefix = f"{os.getpid():x}-{time.time_ns():x}-"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = time.perf_counter()
+        try:
+            request = parse(GenerateRequest, await read_body(scope, receive))
+            generation = self.accept(request)
+            session = next(
+                (v.decode("latin-1") for n, v in scope["headers"] if n == _SESSION_HEADER), request.session_id
+            )
+            if request.stream:
+                stream = EventStream(send, generation, incremental=self._incremental, logprobs=request.return_logprob)
+                result = await stream.follow(self._run(generation, session, receive))
+            else:
+                result = await self._run(generation, session, receive)
+        except HttpError as exc:
+            self._metrics.count_request(exc.status)
+            await send_error(send, exc)
+            return
+        if result is None:
+            self._metrics.count_request(499)
+            return
+        self._metrics.count_request(200, time.perf_counter() - begin)
+        if request.stream:
+            return
+        await send_json(send, encode(generation, result, return_logprob=request.return_logprob))
+
+    def accept(self, request: GenerateRequest) -> Generation:
+        """Check what only the server can: vocabulary and context.
+
+        Raises:
+            HttpError: 400 that names the field.
+        """
+        info, ids, sampling = self._router.info, request.input_ids, request.sampling_params
+        if max(ids) >= info.vocab_size or min(ids) < 0:
+            place, wrong = next((i, t) for i, t in enumerate(ids) if not 0 <= t < info.vocab_size)
+            raise bad_request(
+                f"input_ids[{place}] is {wrong}, outside the vocabulary 0..{info.vocab_size - 1}", f"input_ids.{place}"
+            )
+        for place, token in enumerate(sampling.stop_token_ids or ()):
+            if not 0 <= token < info.vocab_size:
+                raise bad_request(
+                    f"stop_token_ids[{place}] is {token}, outside the vocabulary 0..{info.vocab_size - 1}",
+                    f"sampling_params.stop_token_ids.{place}",
+                )
+        for token in sampling.logit_bias or ():
+            if not 0 <= token < info.vocab_size:
+                raise bad_request(
+                    f"logit_bias names token {token}, outside the vocabulary 0..{info.vocab_size - 1}",
+                    f"sampling_params.logit_bias.{token}",
+                )
+        if len(ids) + sampling.max_new_tokens > info.context_length:
+            raise bad_request(
+                f"{len(ids)} prompt tokens and max_new_tokens {sampling.max_new_tokens} are more than "
+                f"the context of {info.context_length}",
+                "input_ids" if len(ids) >= info.context_length else "sampling_params.max_new_tokens",
+            )
+        rid = request.rid or self._prefix + str(next(self._numbers))
+        images = [request.image_data] if isinstance(request.image_data, str) else request.image_data or []
+        if images and not info.images:
+            raise bad_request("this engine serves a model without images", "image_data")
+        return Generation(rid, ids, sampling, image_data=images)
+
+    async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
+        """The result, or None when the client went away first."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        left = False
+        watcher: asyncio.Task[None] | None = None
+
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left = True
+            task.cancel()
+
+        def start_watching() -> None:
+            nonlocal watcher
+            watcher = loop.create_task(watch())
+
+        timer = loop.call_later(DISCONNECT_CHECK_S, start_watching)
+        try:
+            return await self._router.generate(generation, session)
+        except EngineError as exc:
+            raise HttpError(500, "engine_error", str(exc)) from exc
+        except Overloaded as exc:
+            raise HttpError(503, "overloaded", str(exc), retry_after_s=exc.retry_after_s) from exc
+        except RequestError as exc:
+            raise bad_request(str(exc), exc.field) from exc
+        except asyncio.CancelledError:
+            if left:
+                task.uncancel()
+                return None
+            raise
+        finally:
+            timer.cancel()
+            if watcher is not None:
+                watcher.cancel()

@@ -1,0 +1,86 @@
+"""`/metrics`: counted where it happens by plain integers, put into Prometheus' form only when somebody asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from rollout_server.router.router import Router
+
+_COUNTERS = {
+    "prompt_tokens": "prompt tokens of accepted requests",
+    "cached_tokens": "prompt tokens whose keys and values were reused",
+    "prefilled_tokens": "tokens put into the KV cache by prefill, recomputation included",
+    "sampled_tokens": "tokens sampled",
+    "finished": "generations that ended by stop or length",
+    "failed": "generations that the engine failed",
+    "aborted": "generations that were cut off",
+    "preempted": "running requests that lost their cache because it was full",
+    "steps": "engine steps",
+    "step_failures": "engine steps that raised",
+    "weight_updates": "policy versions loaded",
+    "weight_update_s": "seconds spent loading them",
+}
+_GAUGES = {
+    "running": "requests that have a row of the KV cache",
+    "waiting": "requests in the queue",
+    "kv_tokens": "KV cache memory in use, in tokens",
+    "kv_tokens_max": "KV cache budget, in tokens",
+}
+
+
+class Metrics(Collector):
+    """The server's numbers."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._requests: Counter[int] = Counter()
+        self._seconds = 0.0
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def count_request(self, status: int, seconds: float = 0.0) -> None:
+        """Count one answer of `/generate` (499: the client left before it)."""
+        self._requests[status] += 1
+        self._seconds += seconds
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("rollout_requests", "answers of /generate", labels=["status"])
+        for status, count in self._requests.items():
+            requests.add_metric([str(status)], count)
+        yield requests
+        yield CounterMetricFamily("rollout_request_seconds", "wall time of good answers", value=self._seconds)
+        router = self._router
+        for name, text, value in (
+            ("resent", "requests sent to another replica because theirs died", router.resent),
+            ("resent_kept_tokens", "sampled tokens that these requests kept", router.resent_kept_tokens),
+            ("sessions_moved", "sessions that left their replica", router.moved),
+        ):
+            yield CounterMetricFamily(f"rollout_{name}", text, value=value)
+        yield GaugeMetricFamily("rollout_under_way", "requests taken in and not answered", value=router.under_way)
+        fenced = CounterMetricFamily("rollout_fenced", "times that a replica was fenced", labels=["replica"])
+        for member in router.members:
+            fenced.add_metric([member.replica.name], member.fenced)
+        yield fenced
+        replicas = [(member.replica, member.replica.stats()) for member in router.members]
+        for kind, names in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
+            for name, text in names.items():
+                family = kind(f"rollout_{name}", text, labels=["replica"])
+                for replica, stats in replicas:
+                    family.add_metric([replica.name], getattr(stats, name))
+                yield family
+        state = GaugeMetricFamily("rollout_replica", "replicas by state", labels=["replica", "state", "version"])
+        for member in router.members:
+            replica = member.replica
+            paused = member.serves and replica.stats().paused
+            name = "failed" if replica.failure else "paused" if paused else member.state
+            state.add_metric([replica.name, name, replica.weight_version], 1)
+        yield state

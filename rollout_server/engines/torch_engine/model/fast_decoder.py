@@ -1,0 +1,249 @@
+"""The common decoder block (Llama, Mistral, Qwen2, Qwen3), run with few operators.
+
+For small models on a CPU most of a decode step is the cost of calling operators, so this path fuses the projections of
+queries, keys and values into one product, those of gate and up likewise, turns the rotary embedding into one complex
+multiplication, and packs the matrices for oneDNN, which on many CPUs is twice as fast as torch's default.
+
+It computes what transformers computes, up to rounding. `FastDecoder.build` checks that on the loaded weights and
+declines where it does not hold, so that the engine falls back to transformers' own code.
+
+Sizes: T tokens, A attention heads, H key-value heads, K head dim.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from rollout_server.engines.torch_engine.cache.kv import KVCache
+from rollout_server.engines.torch_engine.model.attention import AttentionPass, Chunk, DecodePass, PrefillPass
+from rollout_server.engines.torch_engine.model.models import LoadedModel, Runner, TransformersRunner
+
+log = logging.getLogger(__name__)
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+POSITION_FREE_ROPE = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angle at a position does not depend on the sequence's length: a table can hold them."""
+
+MAX_PARAMETERS = 300_000_000
+"""Above, copies of the weights in a second layout cost more memory than the saved operators are worth."""
+
+MAX_DIFFERENCE = 1e-3
+"""Largest difference of a logprob from transformers' at which the fast path is taken: far above rounding in float32,
+far below a wrong constant."""
+
+PACKED_FROM_ROWS = 24
+"""oneDNN's product has the higher fixed cost: with a small weight it wins from about so many rows."""
+
+PACKED_WEIGHT = 2**17
+"""With a weight of so many numbers it wins however few the rows."""
+
+FEWEST_ROWS = 4
+"""A product of so many rows or more gives each row the same bits, whatever the others are and however many. For fewer,
+the libraries have kernels of their own, whose sums have another order."""
+
+
+class Linear:
+    """A matrix product with the weight in two layouts: for few rows and for many.
+
+    Args:
+        invariant: each row's result is a function of that row alone, to the bit.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, invariant: bool) -> None:
+        self._weight = weight.contiguous()
+        self._bias = bias
+        self._packed: torch.Tensor | None = None
+        self._packed_from = PACKED_FROM_ROWS if weight.numel() < PACKED_WEIGHT else 1
+        self._fewest = FEWEST_ROWS if invariant else 1
+        if weight.dtype == torch.float32 and weight.device.type == "cpu" and _one_dnn():
+            self._packed = _packed(self._weight)
+            if invariant and not _layouts_agree(weight.shape[0], weight.shape[1]):
+                self._packed_from = FEWEST_ROWS
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.shape[0]
+        if rows < self._fewest:
+            return self(torch.cat([x, x[:1].expand(self._fewest - rows, -1)]))[:rows]
+        if self._packed is not None and rows >= self._packed_from:
+            return _packed_product(x, self._packed, self._bias)
+        return F.linear(x, self._weight, self._bias)
+
+
+def _one_dnn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def _packed(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+    return packed
+
+
+def _packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
+
+
+@cache
+def _layouts_agree(outputs: int, inputs: int) -> bool:
+    """Whether both products of a weight of this shape give the same bits: they do while neither cuts the sum."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(outputs, inputs, generator=generator), torch.randn(64, inputs, generator=generator)
+    bias = torch.randn(outputs, generator=generator)
+    wide = _packed_product(x, _packed(weight), bias)
+    return all(torch.equal(F.linear(x[:rows], weight, bias), wide[:rows]) for rows in (4, 7, PACKED_FROM_ROWS, 64))
+
+
+class Layer:
+    """The weights of one decoder block, rearranged."""
+
+    def __init__(self, block: Any, head_dim: int, *, invariant: bool) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        weights = [p.weight for p in projections]
+        biases = [p.bias for p in projections]
+        # Pairs (i, i + K/2) that the rotary embedding turns become neighbours: one complex number each. The scores
+        # do not change when the dims of queries and keys are reordered alike.
+        weights[:2] = [_interleave(w, head_dim) for w in weights[:2]]
+        bias = None
+        if biases[0] is not None:
+            bias = torch.cat([_interleave(b, head_dim) for b in biases[:2]] + biases[2:])
+        self.qkv = Linear(torch.cat(weights), bias, invariant=invariant)
+        self.q_norm = _interleave(q_norm.weight, head_dim) if q_norm is not None else None
+        self.k_norm = _interleave(k_norm.weight, head_dim) if k_norm is not None else None
+        self.o = Linear(attention.o_proj.weight, attention.o_proj.bias, invariant=invariant)
+        self.gate_up = Linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), None, invariant=invariant)
+        self.down = Linear(mlp.down_proj.weight, None, invariant=invariant)
+        self.norm_1 = block.input_layernorm.weight
+        self.norm_2 = block.post_attention_layernorm.weight
+
+
+def _interleave(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Reorder the rows of each head: [0, K/2, 1, K/2 + 1, ...]."""
+    rest = weight.shape[1:]
+    return weight.reshape(-1, 2, head_dim // 2, *rest).transpose(1, 2).reshape(weight.shape)
+
+
+class FastDecoder:
+    """A `Runner` for the architectures it knows; make one with `build`."""
+
+    def __init__(self, model: Any, context_length: int, *, invariant: bool = False) -> None:
+        self._model = model
+        self._invariant = invariant
+        config = model.config
+        first = model.model.layers[0].self_attn
+        self._head_dim: int = first.head_dim
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._scaling: float = first.scaling
+        self._eps: float = config.rms_norm_eps
+        weight = model.model.embed_tokens.weight
+        positions = torch.arange(context_length, device=weight.device)[None]
+        # In float32 also for half-precision models: complex numbers of 16-bit floats do not exist.
+        cos, sin = model.model.rotary_emb(weight.new_zeros(1, dtype=torch.float32), positions)
+        half = self._head_dim // 2
+        self._rotation = torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+        self.weights_changed()
+
+    @classmethod
+    def build(cls, loaded: LoadedModel, *, invariant: bool = False) -> FastDecoder | None:
+        """A fast decoder for the model, or None when the model is not of the known kind.
+
+        Args:
+            invariant: what a token's logits and its entries of the cache are, to the bit, follows from the tokens up to
+                it alone: not from the batch, from where prompts are cut, or from what was cached. On a CPU, with one
+                thread; `invariance.holds` tries whether this machine's products keep it.
+        """
+        model, config = loaded.model, loaded.model.config
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if (
+            type(model).__name__ not in ARCHITECTURES
+            or model.dtype != torch.float32
+            or getattr(config, "hidden_act", None) != "silu"
+            or getattr(config, "mlp_bias", False)
+            or rope not in POSITION_FREE_ROPE
+            or sum(p.numel() for p in model.parameters()) > MAX_PARAMETERS
+        ):
+            return None
+        fast = cls(model, loaded.context_length, invariant=invariant)
+        difference = _difference(fast, TransformersRunner(model), loaded)
+        if not difference <= MAX_DIFFERENCE:
+            log.warning("the fast decoder is off by %.1e on this model: running transformers' own code", difference)
+            return None
+        return fast
+
+    def weights_changed(self) -> None:
+        body = self._model.model
+        self._embedding = body.embed_tokens.weight
+        self._layers = [Layer(block, self._head_dim, invariant=self._invariant) for block in body.layers]
+        self._norm = body.norm.weight
+        self._head = Linear(self._model.lm_head.weight, None, invariant=self._invariant)
+
+    def prefill(self, chunks: PrefillPass) -> None:
+        chunks.as_decode = self._invariant
+        x = self._embedding[chunks.tokens]
+        rotation = self._rotation[chunks.positions][:, None]
+        for index, layer in enumerate(self._layers[:-1]):
+            x = self._block(index, layer, x, rotation, chunks)
+        # Nobody reads what comes after the last layer's keys and values.
+        _, k, v = self._project(self._layers[-1], x, rotation)
+        chunks.store(len(self._layers) - 1, k, v)
+
+    def decode(self, tokens: torch.Tensor, batch: DecodePass) -> torch.Tensor:
+        if self._invariant and len(tokens) == 1:
+            # Alone, a token is computed in several copies, which costs less than to add rows before each product.
+            tokens = tokens.expand(FEWEST_ROWS)
+        x = self._embedding[tokens]
+        rotation = self._rotation[batch.positions][:, None]
+        for index, layer in enumerate(self._layers):
+            x = self._block(index, layer, x, rotation, batch)
+        return self._head(self._normalize(x, self._norm))[: len(batch.positions)]
+
+    def _block(
+        self, index: int, layer: Layer, x: torch.Tensor, rotation: torch.Tensor, attention: AttentionPass
+    ) -> torch.Tensor:
+        rows = rotation.shape[0]  # x may have more
+        q, k, v = self._project(layer, x, rotation)
+        out = attention.attend(index, q[:rows], k[:rows], v[:rows], self._scaling)
+        x.add_(layer.o(out.reshape(rows, -1)))
+        gate, up = layer.gate_up(self._normalize(x, layer.norm_2)).chunk(2, dim=-1)
+        return x.add_(layer.down(F.silu(gate).mul_(up)))
+
+    def _project(
+        self, layer: Layer, x: torch.Tensor, rotation: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, rotated."""
+        heads, dim = self._heads, self._head_dim
+        rotated = heads + self._kv_heads
+        qkv = layer.qkv(self._normalize(x, layer.norm_1)).view(x.shape[0], rotated + self._kv_heads, dim)
+        qk = qkv[:, :rotated]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = F.rms_norm(qk[:, :heads], (dim,), layer.q_norm, self._eps)
+            k = F.rms_norm(qk[:, heads:], (dim,), layer.k_norm, self._eps)
+            qk = torch.cat([q, k], dim=1)
+        torch.view_as_complex(qk.view(*qk.shape[:2], dim // 2, 2)).mul_(rotation)
+        return qk[:, :heads], qk[:, heads:], qkv[:, rotated:]
+
+    def _normalize(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, self._eps)
+
+
+@torch.inference_mode()
+def _difference(fast: Runner, reference: Runner, loaded: LoadedModel) -> float:
+    """The largest difference between the two runners' logprobs after a short prompt."""
+    length = min(24, loaded.context_length - 1)
+    ids = [(7 * i * i + 3) % loaded.vocab_size for i in range(length)]
+    logprobs = []
+    for runner in (fast, reference):
+        cache = KVCache(loaded.kv, 0, loaded.context_length)
+        row = cache.place(ids, length + 1, None, 0)
+        assert row is not None
+        runner.prefill(PrefillPass([Chunk(row, 0, length - 1)]))
+        batch = DecodePass(cache, [length - 1], [True], loaded.kv.device)
+        logprobs.append(torch.log_softmax(runner.decode(torch.tensor(ids[-1:], device=loaded.kv.device), batch), -1))
+    return float((logprobs[0] - logprobs[1]).abs().max())

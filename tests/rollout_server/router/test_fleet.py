@@ -1,0 +1,175 @@
+"""Replicas are started, watched, started again, and brought to the current version before they serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentloop.errors import ServerStartError
+from rollout_server.engines.base import FolderWeights, WeightsReceipt
+from rollout_server.router.fleet import Fleet
+from rollout_server.router.router import Router
+from tests.rollout_server.fakes import INFO, FakeReplica, FakeSource
+
+
+@pytest.fixture
+async def fleet_of() -> AsyncIterator[Callable[..., tuple[Router, Fleet]]]:
+    """Make a fleet of sources; it is closed at the end of the test."""
+    fleets = []
+
+    def make(*sources: FakeSource, **options: float) -> tuple[Router, Fleet]:
+        router = Router(info=INFO, version="0")
+        settings = {"probe_every_s": 0.01, "probe_timeout_s": 0.05, **options}
+        fleets.append(Fleet(router, sources, **settings))  # type: ignore[arg-type]
+        return router, fleets[-1]
+
+    yield make
+    for fleet in fleets:
+        await fleet.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_a_dead_replica_is_started_again(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
+    a, b = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    assert [member.state for member in router.members] == ["serving", "serving"]
+    a.die()
+    await until(lambda: router.members[0].state != "serving")
+    assert router.members[1].serves
+    await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
+    assert a.stops == 1 and len(b.replicas) == 1
+
+
+async def test_a_replica_that_samples_nothing_is_started_again(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
+    source = FakeSource()
+    router, fleet = fleet_of(source)
+    await fleet.start()
+    source.replicas[0].hangs = True
+    await until(lambda: len(source.replicas) == 2 and router.members[0].serves)
+    assert router.members[0].fenced == 1
+
+
+async def test_a_pause_is_no_hang(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
+    source = FakeSource()
+    router, fleet = fleet_of(source)
+    await fleet.start()
+    await router.pause("in_place")
+    source.replicas[0].hangs = True
+    await asyncio.sleep(0.15)
+    assert len(source.replicas) == 1 and router.members[0].serves
+
+
+async def test_a_replica_that_hangs_in_an_update_does_not_hold_it_up(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    a, b = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    a.replicas[0].stopped = True
+    async with asyncio.timeout(10):
+        await router.update_weights(FolderWeights(tmp_path), "1")
+    assert router.weight_version == "1" and router.members[0].fenced == 1
+    await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
+    assert a.replicas[1].weight_version == "1"
+
+
+async def test_a_replica_that_hangs_in_a_pause_or_when_it_ends_holds_nobody_up(
+    fleet_of: Callable[..., tuple[Router, Fleet]],
+) -> None:
+    a, b = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    async with asyncio.timeout(10):
+        a.replicas[0].stopped = True
+        await router.pause("in_place")
+        await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
+        a.replicas[1].stopped = True
+        await router.resume()
+        await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
+    assert router.members[0].fenced == 2 and len(b.replicas) == 1
+
+
+async def test_a_restarted_replica_serves_the_current_version_and_pauses_as_the_others(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    a, b = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    await router.update_weights(FolderWeights(tmp_path), "7")
+    await router.pause("retract")
+    a.die()
+    await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
+    assert a.replicas[1].weight_version == "7"
+    assert a.replicas[1].calls[-1] == "pause retract"
+
+
+async def test_a_version_that_comes_while_a_replica_catches_up_is_not_missed(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    class Slow(FakeReplica):
+        async def update_weights(self, *arguments: Any) -> WeightsReceipt:
+            await asyncio.sleep(0.1)
+            return await super().update_weights(*arguments)
+
+    a, b = FakeSource("a", Slow), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    await router.update_weights(FolderWeights(tmp_path), "1")
+    a.die()
+    await until(lambda: len(a.replicas) == 2)
+    await router.update_weights(FolderWeights(tmp_path), "2")
+    await until(lambda: router.members[0].serves)
+    assert a.replicas[1].weight_version == "2"
+
+
+async def test_starts_that_fail_are_repeated_and_then_given_up(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
+    source = FakeSource()
+    router, fleet = fleet_of(source, max_starts=2)
+    await fleet.start()
+    source.failing = 1
+    source.die()
+    await until(lambda: len(source.replicas) == 2 and router.members[0].serves)
+    source.failing = 2
+    source.die()
+    await until(lambda: router.members[0].state == "failed")
+    assert router.failure is not None and "does not start" in router.failure
+
+
+async def test_a_fleet_that_does_not_start_leaves_nothing(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
+    a, b = FakeSource("a"), FakeSource("b")
+    b.failing = 1
+    _, fleet = fleet_of(a, b)
+    with pytest.raises(ServerStartError, match="b does not start"):
+        await fleet.start()
+    assert a.stops == 1 and b.stops == 1
+
+
+@pytest.mark.parametrize(("fault", "value"), [("serves", "other weights"), ("stopped", True)])
+async def test_a_restarted_replica_that_does_not_come_to_the_version_does_not_serve(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path, fault: str, value: Any
+) -> None:
+    """One that loads something else, and one that hangs while it catches up."""
+
+    def second_is_faulty() -> FakeReplica:
+        replica = FakeReplica()
+        if len(a.replicas) == 1:
+            setattr(replica, fault, value)
+        return replica
+
+    a, b = FakeSource("a", second_is_faulty), FakeSource("b")
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    await router.update_weights(FolderWeights(tmp_path), "1")
+    a.die()
+    await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
+    assert a.replicas[1].asked == [] and a.replicas[2].weight_version == "1"
