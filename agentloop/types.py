@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NotRequired, TypedDict
 
-from agentloop.episode.law import check_trajectory
 from agentloop.errors import TokenLawError
 
 TRAJECTORY_FORMAT = 1
@@ -220,14 +219,6 @@ class Trajectory:
     def min_version(self) -> int | None:
         """The oldest policy version that sampled a token, or None when nothing was sampled."""
         return min((v for v in self.versions if v is not None), default=None)
-
-    def check(self) -> None:
-        """Check the token law at ingest (DESIGN section 3, rules 1, 2 and 5); `law.check_episode` does rule 4.
-
-        Raises:
-            TokenLawError: with the rule and the first position that breaks it.
-        """
-        check_trajectory(self)
 
     def to_json(self) -> dict[str, Any]:
         """The versioned JSON form, as traces and checkpoints hold it. Images are left out."""

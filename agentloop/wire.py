@@ -132,7 +132,8 @@ class UpdateRequest(WireModel):
     flush_cache: bool = True
     abort_all_requests: bool = False
     checksum: str | None = Field(
-        None, description="checksum of the published tensors (`agentloop.weights.layout`): a replica refuses others"
+        None,
+        description="checksum of the published tensors (`agentloop.weights.layout`): a replica refuses others",
     )
     running: Literal["retract", "in_place"] = Field(
         "retract", description="what becomes of requests that run, unless the server is paused: recomputed, or not"

@@ -30,7 +30,7 @@ def operations_per_s(count: int, inputs: int, outputs: int) -> float:
     """Forward and both gradients of a layer."""
     import torch
 
-    from trainer.products import add_product, product
+    from trainer.learner.model.matmul import add_product, product
 
     x, w, g = torch.randn(count, inputs), torch.randn(outputs, inputs), torch.randn(count, outputs)
     begin = time.perf_counter()
@@ -44,7 +44,7 @@ def measure(rounds: int) -> tuple[list[list[str]], list[float]]:
     """The table, and each layer's ratio."""
     import torch
 
-    from trainer.products import use_products
+    from trainer.learner.model.matmul import use_products
 
     torch.set_num_threads(1)
     choices: tuple[Literal["torch", "onednn"], ...] = ("torch", "onednn")

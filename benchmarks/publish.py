@@ -60,7 +60,7 @@ class ThisProcess:
         import torch.distributed as dist
         from transformers import AutoModelForCausalLM
 
-        from trainer.handout import Handout
+        from trainer.learner.weights.publishing import Handout
 
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         self.lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -202,8 +202,8 @@ async def stall(publisher: Any, url: str, versions: range) -> list[dict[str, flo
 
 
 async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dict[str, Any]:
-    from trainer.publish import DiskPublisher, SharedPublisher
-    from trainer.server_link import ServerLink
+    from trainer.publishing.base import DiskPublisher, SharedPublisher
+    from trainer.publishing.server_link import ServerLink
 
     make_model(scratch / "model")
     process, url = start_server(scratch / "model", root, scratch)

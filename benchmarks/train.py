@@ -123,7 +123,7 @@ async def ours(
 ) -> dict[str, Any]:
     """Our trainer's steps, in the form of the peer's answer."""
     from agentloop.config import TrainerConfig
-    from trainer.workers import WorkerGroup
+    from trainer.workers.group import WorkerGroup
 
     if settings is OURS["30m"]:
         os.environ["GLIBC_TUNABLES"] = SMALL_HEAP  # read by the rank; TRL runs without
@@ -132,7 +132,7 @@ async def ours(
         model_path=str(model), config=config, dtype="float32", total_steps=steps, seed=0, log_dir=scratch / "logs"
     )
     try:
-        rank = next(child for child in psutil.Process().children() if "trainer.worker" in child.cmdline())
+        rank = next(child for child in psutil.Process().children() if "trainer.learner.process" in child.cmdline())
         before, _ = resident_bytes(rank)
         found = []
         for step in range(steps):

@@ -4,7 +4,7 @@ A rank as `agentloop train` starts it, bf16 compute with fp32 master weights, ac
 billion and of one and a half billion parameters with random weights; one packed row of 8k and of 16k tokens a step, in
 samples of 2,048 tokens, four to a prompt. The peak is that of a bf16 matrix product, measured in the same run.
 
-Share of the peak: the model's own operations (`trainer.flops`) by seconds and peak; what checkpointing computes again
+Share of the peak: the model's own operations (`flops.py`) by seconds and peak; what checkpointing computes again
 is not counted. With `--dry-run` the same code runs a tiny model on the CPU: its numbers mean nothing.
 """
 
@@ -140,10 +140,10 @@ async def run(plan: Plan, model: Path, tokens: int, logs: Path) -> dict[str, Any
     import torch
 
     from agentloop.config import TrainerConfig
-    from trainer.flops import ModelShape, packed_flops
-    from trainer.packing import pack, plan_units
+    from benchmarks.flops import ModelShape, packed_flops
+    from trainer.packing.layout import pack, plan_units
     from trainer.types import LossSpec
-    from trainer.workers import WorkerGroup
+    from trainer.workers.group import WorkerGroup
 
     shape = ModelShape.of(model)
     samples = samples_of(plan, tokens, shape.vocab)

@@ -62,7 +62,7 @@ def config(
 
 def agents_list() -> None:
     """List the agent loops that are installed, and where each comes from."""
-    from agentloop.registry import list_agents
+    from agentloop.agent.loading import list_agents
 
     for name, origin, summary in list_agents():
         typer.echo(f"{name:24} {origin:48} {summary}")

@@ -138,7 +138,7 @@ class Background:
 
     def kill(self) -> None:
         """End the run, its server and its ranks at once, as the machine would."""
-        processes = [psutil.Process(self.process.pid), *self.children("rollout_server", "trainer.worker")]
+        processes = [psutil.Process(self.process.pid), *self.children("rollout_server", "trainer.learner.process")]
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agentloop.episode.law import check_trajectory
 from agentloop.types import Trajectory
 
 from .conftest import Run
@@ -34,7 +35,7 @@ def traced(finished: Run) -> list[Trajectory]:
 def test_a_trace_replays_turn_by_turn(traced: list[Trajectory], quickstart_model: Path) -> None:
     replayed_turns = 0
     for trajectory in traced:
-        trajectory.check()
+        check_trajectory(trajectory)
         replayed = logprobs_of(quickstart_model, trajectory.token_ids)
         for turn in trajectory.turns:
             for position in range(turn.start, turn.end):
@@ -55,9 +56,9 @@ async def test_a_mask_shifted_by_one_token_shows_as_mismatch(
 
     from agentloop.config import TrainerConfig
     from agentloop.types import Task
-    from trainer.producer import Group
-    from trainer.samples import train_samples
-    from trainer.workers import WorkerGroup
+    from trainer.rollouts.producer import Group
+    from trainer.rollouts.samples import train_samples
+    from trainer.workers.group import WorkerGroup
 
     samples = [
         sample

@@ -91,7 +91,7 @@ def test_a_directory_that_holds_a_run_is_refused(finished: Run, quickstart: Any,
 def test_ctrl_c_ends_cleanly_and_the_run_resumes(background: Any, quickstart: Any) -> None:
     run = background("run.steps=100000", "eval.before_train=false", "eval.every=null")
     run.wait_for_steps(2)
-    children = run.children("rollout_server", "trainer.worker")
+    children = run.children("rollout_server", "trainer.learner.process")
     assert len(children) == 2
     run.interrupt()
     code, out = run.finish()
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_cleanly_and_the_run_resumes(background: Any, quickstart: An
 def test_ctrl_c_before_the_first_step_leaves_nothing_behind(background: Any) -> None:
     run = background("run.steps=5")
     deadline = time.monotonic() + 60
-    while not (children := run.children("rollout_server", "trainer.worker")) and time.monotonic() < deadline:
+    while not (children := run.children("rollout_server", "trainer.learner.process")) and time.monotonic() < deadline:
         time.sleep(0.05)
     run.interrupt()
     code, out = run.finish()
@@ -134,7 +134,7 @@ def test_a_killed_server_is_started_again_and_nothing_is_lost(background: Any) -
 def test_kill_of_the_run_leaves_no_process_behind(background: Any) -> None:
     run = background("run.steps=100000", "eval.before_train=false")
     run.wait_for_steps(1)
-    children = run.children("rollout_server", "trainer.worker")
+    children = run.children("rollout_server", "trainer.learner.process")
     run.process.kill()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

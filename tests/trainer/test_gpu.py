@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 
 from agentloop.config import TrainerConfig
-from trainer.attention import portable_attention
-from trainer.learner import Learner, LearnerSettings
-from trainer.packing import PackedLayout
+from trainer.learner.learner import Learner, LearnerSettings
+from trainer.learner.model.attention import portable_attention
+from trainer.learner.model.varlen import Kernel, VarlenAttention, VarlenLayout, make_kernel
+from trainer.packing.layout import PackedLayout
 from trainer.types import LossSpec
-from trainer.varlen import Kernel, VarlenAttention, VarlenLayout, make_kernel
 
 from .conftest import make_samples
 from .models import save_tiny

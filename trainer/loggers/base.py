@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from trainer.rundir import write_atomic
+from agentloop.files import write_atomic
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from agentloop.agent.single_turn import SingleTurnAgent
 from agentloop.chat import ChatRenderer
 from agentloop.config import SamplingConfig
 from agentloop.episode.episode import Episode
+from agentloop.episode.law import check_trajectory
 from agentloop.errors import ServerError, ToolError
 from agentloop.testing import FakeGenerator
 from agentloop.tool.base import Tool
@@ -91,7 +92,7 @@ async def test_a_tool_episode_keeps_the_token_law(
     )
     assert trajectory.metrics["tool_calls"] == 1 and trajectory.metrics["turns"] == 2
     assert [m["role"] for m in trajectory.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    trajectory.check()
+    check_trajectory(trajectory)
 
 
 async def test_every_sample_and_turn_has_a_seed_of_its_own(make_runner: Make, turn: Ids, task: Task) -> None:
@@ -390,7 +391,7 @@ async def test_a_fork_trains_no_token_twice(make_runner: Make, turn: Ids, task: 
     assert sum(t.sampled_tokens for t in trajectories) == 2 * len(turn(ANSWER))
     assert trajectories[-1].metrics["forks"] == 1 and trajectories[0].metrics["forks"] == 0
     for trajectory in trajectories:
-        trajectory.check()
+        check_trajectory(trajectory)
 
 
 async def test_an_agent_that_raises_fails_alone(make_runner: Make, task: Task) -> None:

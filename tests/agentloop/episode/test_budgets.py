@@ -13,6 +13,7 @@ from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer
 from agentloop.config import SamplingConfig
 from agentloop.episode.episode import Episode, EpisodeEnd
+from agentloop.episode.law import check_trajectory
 from agentloop.testing import FakeGenerator
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
 
@@ -181,7 +182,7 @@ async def test_an_episode_whose_clock_runs_out_while_the_model_speaks_ends_by_ti
     trajectory = await run(make_runner(SlowSecond(), config={"episode_timeout_s": 0.05}), task)
     assert (trajectory.stop_reason, trajectory.status) == (StopReason.TIMEOUT, EpisodeStatus.OK)
     assert len(trajectory.turns) == 1
-    trajectory.check()
+    check_trajectory(trajectory)
 
 
 async def test_a_fork_that_runs_out_ends_the_episode_with_its_reason(make_runner: Make, turn: Ids, task: Task) -> None:

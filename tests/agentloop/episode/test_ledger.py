@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from agentloop.episode.law import check_trajectory
 from agentloop.episode.ledger import TokenLedger
 from agentloop.errors import TokenLawError
 from agentloop.types import StopReason, Trajectory, Turn
@@ -35,7 +36,7 @@ def test_a_ledger_always_gives_a_lawful_trajectory(
         expected += sampled + observed
         sampled_total += len(sampled)
     trajectory = ledger.trajectory()
-    trajectory.check()
+    check_trajectory(trajectory)
     assert trajectory.token_ids == expected == ledger.token_ids
     assert trajectory.sampled_tokens == sampled_total
     for version, (turn, (sampled, _)) in enumerate(zip(trajectory.turns, rounds, strict=True)):
@@ -91,10 +92,10 @@ def lawful() -> Trajectory:
 )
 def test_a_planted_violation_is_caught(field: str, value: Any, says: str) -> None:
     trajectory = lawful()
-    trajectory.check()
+    check_trajectory(trajectory)
     setattr(trajectory, field, value)
     with pytest.raises(TokenLawError, match=says):
-        trajectory.check()
+        check_trajectory(trajectory)
 
 
 def breaks(trajectory: Trajectory) -> bool:
@@ -141,7 +142,7 @@ def test_one_changed_value_is_caught_exactly_if_it_breaks_the_law(
         ledger.add_sampled(new_turn(), [4] * sampled, [-0.5] * sampled, [7] * sampled)
     ledger.add_observed([5])
     trajectory = ledger.trajectory()
-    trajectory.check()
+    check_trajectory(trajectory)
     if column in ("start", "end"):
         assume(trajectory.turns and isinstance(value, int))
         setattr(trajectory.turns[place % len(turns)], column, value)
@@ -151,9 +152,9 @@ def test_one_changed_value_is_caught_exactly_if_it_breaks_the_law(
         entries[place % len(entries)] = value
     if breaks(trajectory):
         with pytest.raises(TokenLawError):
-            trajectory.check()
+            check_trajectory(trajectory)
     else:
-        trajectory.check()
+        check_trajectory(trajectory)
 
 
 @pytest.mark.parametrize("change", [{"format": 99}, {"format": None}, {"stop_reason": "boredom"}, {"surprise": 1}])

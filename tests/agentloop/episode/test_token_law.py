@@ -16,7 +16,7 @@ from agentloop.chat import ChatRenderer
 from agentloop.client.client import GenerateResult
 from agentloop.config import SamplingConfig
 from agentloop.episode.episode import Episode
-from agentloop.episode.law import check_episode, extend_digest
+from agentloop.episode.law import check_episode, check_trajectory, extend_digest
 from agentloop.episode.ledger import TokenLedger
 from agentloop.errors import LawRule, TokenLawError
 from agentloop.testing import FakeGenerator
@@ -74,7 +74,7 @@ def test_every_episode_keeps_the_law(
     [trajectory] = asyncio.run(runner.run(task, group_id="g", sample_index=0, sampling=limits, seed=3))
 
     assert trajectory.status is EpisodeStatus.OK, trajectory.error
-    trajectory.check()
+    check_trajectory(trajectory)
     for turn, prompt, (ids, logprobs, versions) in zip(trajectory.turns, prompts, sampled, strict=True):
         assert trajectory.token_ids[: turn.start] == prompt  # rule 2
         span = slice(turn.start, turn.end)
@@ -263,7 +263,7 @@ async def test_every_turn_has_a_request_of_its_own_and_the_digest_of_what_was_se
     assert [t.order for t in trajectory.turns] == [0, 1]
     again = Trajectory.from_json(trajectory.to_json())
     assert again == trajectory
-    again.check()
+    check_trajectory(again)
 
 
 def test_a_trace_of_before_is_still_read() -> None:

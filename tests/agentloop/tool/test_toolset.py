@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from agentloop import registry
+from agentloop.agent.loading import list_agents, load_agent
 from agentloop.config import RewardConfig
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
-from agentloop.registry import AGENTS, TOOLS, list_agents, load, load_agent
+from agentloop.registry import AGENTS, TOOLS, load
 from agentloop.reward.loading import load_reward
 from agentloop.tool.base import FunctionTool, Tool
 from agentloop.tool.session import Toolset, argument_fault, load_toolset

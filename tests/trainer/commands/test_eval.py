@@ -1,0 +1,68 @@
+"""What `agentloop eval` evaluates, and the table that it prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from agentloop.config import Recipe
+from agentloop.errors import ConfigError, RunDirError
+from trainer.commands.eval import Subject, find_subject, table
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return Recipe.model_validate(
+        {"run": {"steps": 1, "dir": tmp_path / "run"}, "model": {"path": "m"}, "data": {"train": "d", "val": "d"}}
+    )
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The folder of a checkpoint, as a run leaves it."""
+    folder = tmp_path / "run" / "checkpoints" / "step_4"
+    (folder / "trainer").mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"step": 4, "version": 4}))
+    return folder.resolve()
+
+
+def test_a_checkpoint_is_named_by_step_or_folder(recipe: Recipe, checkpoint: Path) -> None:
+    assert find_subject(recipe, None) == Subject("model")
+    for named in ("4", "last", str(checkpoint), str(checkpoint.parent.parent)):
+        assert find_subject(recipe, named) == Subject("step_4", 4, 4, checkpoint)
+
+
+def test_a_folder_with_weights_stands_for_the_models_own(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(RunDirError, match="neither a run directory nor a checkpoint"):
+        find_subject(recipe, str(tmp_path / "other"))
+    (tmp_path / "other" / "model.safetensors").write_text("")
+    assert find_subject(recipe, str(tmp_path / "other")) == Subject("other", weights=(tmp_path / "other").resolve())
+
+
+def test_what_is_no_checkpoint_is_refused_with_those_that_are(recipe: Recipe, checkpoint: Path) -> None:
+    with pytest.raises(RunDirError, match=r"holds no checkpoint of step 9[\s\S]*there are: 4"):
+        find_subject(recipe, "9")
+    with pytest.raises(RunDirError, match="does not exist"):
+        find_subject(recipe, "elsewhere")
+    recipe.rollout.url = "http://127.0.0.1:1"
+    with pytest.raises(ConfigError, match="names a running server"):
+        find_subject(recipe, "4")
+
+
+def test_the_table_has_a_line_for_each_source(capsys: Any) -> None:
+    numbers = {"reward_mean": 0.5, "episodes": 8, "failed": 1, "pass@1": 0.25, "tool_calls_mean": 1.5}
+    metrics: dict[str, Any] = {"version": 3, **{f"eval/{key}": value for key, value in numbers.items()}}
+    metrics |= {f"eval/a/b/{key}": value for key, value in numbers.items()} | {"eval/a/b/reward_mean": None}
+    metrics |= {"eval/time_s": 1.0, "eval/version_min": 3}
+    Console(width=120).print(table(metrics))
+    title, head, _, everything, source, *_ = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert "version 3" in title
+    assert head.split() == ["rows", "episodes", "failed", "reward", "pass@1", "tools", "tokens"]
+    assert everything.split() == ["all", "8", "1", "0.500", "0.250", "1.50", "–"]
+    assert source.split() == ["a/b", "8", "1", "–", "0.250", "1.50", "–"]

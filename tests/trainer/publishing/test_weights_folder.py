@@ -1,0 +1,86 @@
+"""Where published weights lie, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agentloop.errors import ConfigError
+from trainer.publishing.weights_folder import SHARED_MEMORY, WeightsFolder, prune_versions
+
+
+def test_it_is_in_memory_on_one_machine_and_in_the_run_else(tmp_path: Path) -> None:
+    assert WeightsFolder(tmp_path, None, local=True).path.parent == SHARED_MEMORY
+    assert WeightsFolder(tmp_path, None, local=False).path == tmp_path
+    named = WeightsFolder(tmp_path, tmp_path / "elsewhere", local=False)
+    assert named.path.parent == tmp_path / "elsewhere"
+
+
+def test_each_run_has_its_own_and_finds_what_a_killed_one_left(tmp_path: Path) -> None:
+    named = tmp_path / "memory"
+    first = WeightsFolder(tmp_path / "a", named, local=True)
+    first.open()
+    (first.path / "v_7").mkdir()
+    other = WeightsFolder(tmp_path / "b", named, local=True)
+    other.open()
+    assert other.path != first.path and (first.path / "v_7").exists()
+    again = WeightsFolder(tmp_path / "a", named, local=True)
+    again.open()
+    assert again.path == first.path and not (again.path / "v_7").exists()
+    assert again.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_another_killed_run_left_is_removed_too(tmp_path: Path) -> None:
+    left, lives = (WeightsFolder(tmp_path / name, tmp_path / "memory", local=True) for name in ("left", "lives"))
+    left.open()
+    lives.open()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (left.path / "owner.pid").write_text(str(ended.pid))
+    WeightsFolder(tmp_path / "new", tmp_path / "memory", local=True).open()
+    assert lives.path.exists() and not left.path.exists()
+
+
+def test_the_last_version_is_kept_in_the_run_when_it_ends(tmp_path: Path) -> None:
+    run = tmp_path / "run" / "weights"
+    run.mkdir(parents=True)
+    folder = WeightsFolder(run, tmp_path / "memory", local=True)
+    folder.open()
+    slot = folder.path / "odd"
+    slot.mkdir()
+    for name in ("model.safetensors", "config.json", "progress"):
+        (slot / name).write_text(name)
+    folder.close(slot, "v_3")
+    assert sorted(path.name for path in (run / "v_3").iterdir()) == ["config.json", "model.safetensors"]
+    assert not folder.path.exists() and [path.name for path in run.iterdir()] == ["v_3"]
+
+
+def test_without_room_the_runs_own_folder_is_used(tmp_path: Path) -> None:
+    run = tmp_path / "weights"
+    run.mkdir()
+    folder = WeightsFolder(run, tmp_path / "memory", local=True)
+    folder.open()
+    assert folder.fits(1000) and not folder.fits(2**60)
+    before = folder.path
+    folder.fall_back()
+    assert folder.path == run and not before.exists() and not folder.passes
+    folder.close(run / "v_1", "v_1")  # it is where it stays
+    assert run.exists()
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    folder = WeightsFolder(tmp_path / "run", tmp_path / "memory", local=True)
+    folder.path.parent.mkdir()
+    folder.path.symlink_to(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match=r"rollout\.publish\.folder"):
+        folder.open()
+
+
+def test_old_versions_are_deleted_but_for_two(tmp_path: Path) -> None:
+    for name in ("v_1", "v_2", "v_3", "v_4", "v_x", "even"):
+        (tmp_path / name).mkdir()
+    prune_versions(tmp_path, current=3, kept=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["even", "v_2", "v_3", "v_4", "v_x"]

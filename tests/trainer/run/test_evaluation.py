@@ -1,0 +1,182 @@
+"""Evaluations between steps and beside them: what is run, kept, written, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentloop.config import Recipe
+from agentloop.errors import RunError
+from agentloop.types import EpisodeStatus, Task, Trajectory
+from trainer.console.console import Console
+from trainer.run.evaluation import Evaluation
+from trainer.run.rundir import RunDir
+
+TASKS = [Task(str(i), "a", [], data_source="odd" if i % 2 else "even") for i in range(5)]
+
+
+class Runner:
+    """Episodes that wait for `go`, and say which version they were sampled by."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+        self.version = 0
+        self.at_once = self.most_at_once = 0
+        self.seen: list[tuple[str, str, int, float]] = []
+        self.fail: set[str] = set()
+
+    async def run(self, task: Task, *, group_id: str, sample_index: int, sampling: Any, seed: Any) -> list[Trajectory]:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.seen.append((task.task_id, group_id, sample_index, sampling.temperature))
+        try:
+            for _ in range(3 * len(TASKS) - 3 * int(task.task_id)):  # the first rows end last
+                await asyncio.sleep(0)
+            await self.go.wait()
+        finally:
+            self.at_once -= 1
+        made = Trajectory(
+            [1, 2], [0, 1], [None, -1.0], [None, self.version], 1, task_id=task.task_id, group_id=group_id
+        )
+        made.sample_index, made.data_source, made.reward = sample_index, task.data_source, float(task.task_id == "1")
+        if task.task_id in self.fail:
+            made.status, made.error, made.reward = EpisodeStatus.FAILED, "tool server gone", None
+        return [made]
+
+
+class Setting:
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.recipe = Recipe.model_validate(
+            {
+                "run": {"steps": 7},
+                "model": {"path": "m"},
+                "data": {"train": "d"},
+                "rollout": {"max_concurrent": 8},
+                "eval": {"every": 3, "sampling": {"temperature": 0.25}, **config},
+            }
+        )
+        self.runner = Runner()
+        self.dir = RunDir(folder)
+        self.lines: list[dict[str, Any]] = []
+        self.evaluation = Evaluation(
+            self.recipe, lambda: self.runner, TASKS, self.dir, Console(io.StringIO(), terminal=False), total_steps=7,
+            record=self.record,
+        )  # fmt: skip
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        self.lines.append(metrics)
+        self.dir.root.mkdir(exist_ok=True)
+        self.dir.append_metrics(metrics)
+
+    def trace(self, step: int) -> list[tuple[str, int]]:
+        lines = (self.dir.traces / f"step_{step}" / "eval.jsonl").read_text().splitlines()
+        return [(line["task_id"], line["sample_index"]) for line in map(json.loads, lines)]
+
+
+def test_the_steps_that_are_evaluated(tmp_path: Path) -> None:
+    assert [step for step in range(1, 8) if Setting(tmp_path).evaluation.due(step)] == [3, 6, 7]
+    assert [Setting(tmp_path).evaluation.due_first(step) for step in (0, 3)] == [True, False]
+    off = Setting(tmp_path, every=None, before_train=False).evaluation
+    assert not [step for step in range(1, 8) if off.due(step)] and not off.due_first(0)
+    only = Setting(tmp_path, only=True, before_train=False).evaluation
+    assert only.due_first(0) and only.due_first(3), "also that of a run which is resumed"
+
+
+def test_there_are_connections_for_both(tmp_path: Path) -> None:
+    assert Setting(tmp_path).evaluation.connections == 8
+    assert Setting(tmp_path, max_concurrent=20).evaluation.connections == 20
+    assert Setting(tmp_path, background=True).evaluation.connections == 8 + 2
+    assert Setting(tmp_path, background=True, max_concurrent=5).evaluation.connections == 8 + 5
+
+
+async def test_every_row_is_run_n_times_with_the_sampling_of_evaluations(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, n=2, max_concurrent=3, log_generations=3)
+    metrics = await setting.evaluation.at(3, 3)
+    assert sorted(setting.runner.seen) == [(str(i), f"e{i}", k, 0.25) for i in range(5) for k in range(2)]
+    assert setting.runner.most_at_once == 3
+    assert (metrics["step"], metrics["version"], metrics["eval/episodes"]) == (3, 3, 10)
+    assert metrics["eval/reward_mean"] == metrics["eval/mean@2"] == metrics["eval/pass@2"] == 0.2
+    assert metrics["eval/odd/reward_mean"] == 0.5 and metrics["eval/even/reward_mean"] == 0.0
+    assert setting.trace(3) == [("0", 0), ("0", 1), ("1", 0)], "in the order of the rows, whichever ended first"
+    assert setting.evaluation.rewards == [0.2] and "eval/time_s" in metrics
+    assert not setting.lines, "the numbers are part of the step's own line"
+
+
+async def test_a_failed_episode_is_counted_and_too_many_end_the_run(tmp_path: Path) -> None:
+    setting = Setting(tmp_path)
+    setting.runner.fail = {"1", "2"}
+    metrics = await setting.evaluation.at(3, 3)
+    assert (metrics["eval/failed"], metrics["eval/reward_mean"], metrics["eval/pass@1"]) == (2, 0.0, 0.0)
+    setting.runner.fail |= {"3"}
+    with pytest.raises(RunError, match=r"3 of 5 episodes of an evaluation failed[\s\S]*row 3\): tool server gone"):
+        await setting.evaluation.at(6, 6)
+
+
+async def test_a_background_evaluation_says_which_versions_it_spans(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, background=True, max_concurrent=1)
+    setting.runner.version = 3
+    setting.runner.go.clear()
+    assert await setting.evaluation.at(3, 3) == {}
+    await asyncio.sleep(0)
+    await setting.evaluation.settle(wait=False)
+    assert not setting.lines, "it still runs, and the run goes on"
+    setting.runner.version = 5
+    setting.runner.go.set()
+    await setting.evaluation.settle(wait=True)
+    (line,) = setting.lines
+    assert (line["step"], line["version"], line["eval/version_min"], line["eval/version_max"]) == (3, 3, 3, 5)
+    assert "eval/time_s" not in line and line["eval/background_s"] >= 0
+
+
+async def test_a_background_evaluation_ends_before_the_next_begins(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, background=True)
+    setting.runner.go.clear()
+    await setting.evaluation.at(3, 3)
+    following = asyncio.create_task(setting.evaluation.at(6, 6))
+    await asyncio.sleep(0.01)
+    assert not following.done() and setting.runner.most_at_once == 2, "a quarter of the episodes in flight"
+    setting.runner.go.set()
+    await following
+    assert [line["step"] for line in setting.lines] == [3]
+    await setting.evaluation.settle(wait=True)
+    assert [line["step"] for line in setting.lines] == [3, 6]
+
+
+async def test_a_background_evaluation_that_failed_ends_the_run(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, background=True)
+    setting.runner.fail = {"0", "1", "2"}
+    await setting.evaluation.at(3, 3)
+    with pytest.raises(RunError, match="3 of 5 episodes"):
+        await setting.evaluation.settle(wait=True)
+
+
+async def test_a_background_evaluation_that_a_kill_took_is_begun_again(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, background=True)
+    await setting.evaluation.before(4, 4)
+    assert not setting.runner.seen, "nothing was due at that step"
+    await setting.evaluation.before(3, 3)
+    await setting.evaluation.settle(wait=True)
+    assert [line["step"] for line in setting.lines] == [3]
+    await setting.evaluation.before(3, 3)
+    await setting.evaluation.settle(wait=True)
+    assert len(setting.lines) == 1, "it was there"
+    between = Setting(tmp_path)
+    await between.evaluation.before(6, 6)
+    assert not between.runner.seen, "what is evaluated between steps is there when the step is"
+    await between.evaluation.before(0, 0)
+    assert [line["step"] for line in between.lines] == [0]
+
+
+async def test_closing_ends_running_episodes(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, background=True)
+    setting.runner.go.clear()
+    await setting.evaluation.at(3, 3)
+    await asyncio.sleep(0)
+    await setting.evaluation.close()
+    assert setting.runner.at_once == 0 and not setting.lines

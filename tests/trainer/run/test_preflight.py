@@ -1,0 +1,68 @@
+"""Preflight over a recipe's rows: what a user is told, and what the run then works with."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentloop.config import Recipe
+from agentloop.errors import ConfigError, DataError
+from trainer.console.console import Console
+from trainer.run.preflight import Prepared, prepare
+
+
+def prepared(repo: Path, folder: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[Prepared, str]:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(folder / "rows.jsonl"), "default_agent": "single_turn_agent", **sections.pop("data", {})}
+    model = {"path": str(repo / "recipes" / "quickstart" / "model")}
+    recipe = Recipe.model_validate({"run": {"epochs": 2}, "model": model, "data": data, **sections})
+    out = io.StringIO()
+    return prepare(recipe, Console(out, terminal=False), conversations=2), out.getvalue()
+
+
+def rows(*texts: str, **columns: Any) -> list[dict[str, Any]]:
+    return [
+        {"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": text[:3]}, **columns}
+        for text in texts
+    ]
+
+
+def test_rows_that_are_left_out_or_cut_are_counted(repo: Path, tmp_path: Path) -> None:
+    some = rows("1", "2" * 300, "3")
+    limit = {"max_prompt_tokens": 80}
+    kept, said = prepared(repo, tmp_path, some, data=limit, rollout={"batch_size": 2})
+    assert "data.train: 3 rows name no agent; they run single_turn_agent" in said
+    assert "data.train: 1 of 3 rows left out, their prompts are longer than data.max_prompt_tokens 80" in said
+    assert [task.ground_truth for task in kept.train] == ["1", "3"] and kept.total_steps == 2 and len(kept.val) == 0
+    cut, said = prepared(repo, tmp_path, some, data=limit | {"overlong": "left"})
+    assert "data.train: 1 of 3 rows cut" in said and "left out" not in said
+    assert len(cut.train) == 3 and "tokens cut ...]" in str(cut.train[1].prompt)
+
+
+def test_validation_rows_are_cut_before_they_are_looked_at(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.jsonl").write_text('{"prompt": [{"role": "user", "content": "1"}]}\n{"prompt": 7}\n')
+    val = {"val": str(tmp_path / "val.jsonl")}
+    kept, _ = prepared(repo, tmp_path, rows("1"), data=val, eval={"max_rows": 1})
+    assert len(kept.val) == 1
+    with pytest.raises(DataError, match=r"val.jsonl, row 2: column 'prompt' is no list"):
+        prepared(repo, tmp_path, rows("1"), data=val)
+
+
+def test_a_sample_shows_the_answer_of_its_row(repo: Path, tmp_path: Path) -> None:
+    from agentloop.types import Trajectory
+
+    kept, _ = prepared(repo, tmp_path, rows("2" * 300, "123"), data={"max_prompt_tokens": 80})
+    trajectory = Trajectory([1], [0], [None], [None], 1, task_id="1")
+    assert kept.sample(trajectory, 3)["expected"] == "123"
+    trajectory.task_id = "another run's"
+    assert kept.sample(trajectory, 3)["expected"] is None
+
+
+def test_a_row_with_an_unknown_interaction_is_named(repo: Path, tmp_path: Path) -> None:
+    some = rows("1") + rows("2", extra_info={"interaction_kwargs": {"name": "nobody"}})
+    with pytest.raises(ConfigError, match=r"data.train: .*rows.jsonl, row 2 names the interaction 'nobody'"):
+        prepared(repo, tmp_path, some)

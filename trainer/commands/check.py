@@ -1,0 +1,49 @@
+"""The body of `agentloop check`: what a run would find wrong at its start, and the proof of its chat template."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from agentloop.commands.template import summary
+from agentloop.config import Recipe
+from agentloop.config.loading import load_config
+from agentloop.types import Task
+from trainer.console.console import Console
+from trainer.run.preflight import Prepared, prepare
+
+MEASURED_ROWS = 2_000
+"""Prompts are rendered for so many rows of a split; the rest are like them."""
+
+
+def check_command(config: Path, overrides: list[str], *, conversations: int) -> int:
+    """Run `agentloop check`; returns the exit code.
+
+    Raises:
+        UserError: what is wrong, for the user to read.
+    """
+    recipe = load_config(Recipe, config, overrides)
+    with Console() as console:
+        prepared = prepare(recipe, console, conversations=conversations)
+        for line in summary(prepared.proof, prepared.renderer):
+            console.notice(line.plain)
+        for split, tasks in (("train", prepared.train), ("val", prepared.val)):
+            if tasks:
+                console.notice(f"{split:12} {_rows(prepared, tasks)}")
+        console.notice(f"{'agents':12} {', '.join(prepared.agents)}")
+        console.notice(f"{'tools':12} {', '.join(prepared.toolset.tools) or 'none'}")
+        console.notice(f"{'interactions':12} {', '.join(sorted(prepared.interactions.named)) or 'none'}")
+        console.notice(f"{'steps':12} {prepared.total_steps}")
+        console.notice("nothing was found that would stop a run")
+    return 0
+
+
+def _rows(prepared: Prepared, tasks: Sequence[Task]) -> str:
+    measured = tasks[:MEASURED_ROWS]
+    schemas = prepared.toolset.schemas or None
+    lengths = [len(prepared.renderer.start(task.prompt, schemas)) for task in measured]
+    return (
+        f"{len(tasks)} rows; tokens of the first prompt, tools counted: mean {statistics.fmean(lengths):.0f}, "
+        f"longest {max(lengths)} of {prepared.recipe.data.max_prompt_tokens}"
+    )

@@ -1,0 +1,224 @@
+"""The body of `agentloop eval`: one evaluation, of a model or of a run's checkpoint, without training."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich import box
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from agentloop.commands.provenance import environment
+from agentloop.config import Recipe
+from agentloop.config.loading import load_config
+from agentloop.errors import ConfigError, RunDirError
+from agentloop.files import write_atomic
+from agentloop.runtime.child import child_environment
+from agentloop.runtime.event_loop import run_loops
+from agentloop.text import finite, number
+from trainer.commands.export import BEST, LAST, find_checkpoint
+from trainer.commands.train import EXIT_INTERRUPTED, hide_tokens
+from trainer.console.console import Console
+from trainer.publishing.server_process import ServerProcess, check_port
+from trainer.run.evaluation import Evaluation
+from trainer.run.preflight import Prepared, prepare
+from trainer.run.rundir import RunDir
+
+PLAIN_COLUMNS = 200
+"""Width of the table where nobody looks at it in a terminal."""
+
+LOG_LINES = 10
+
+MODEL = "model"
+"""The label of a recipe's model as it is."""
+
+COUNTS = ("episodes", "failed")
+ENDS = ("tool_calls_mean", "response_tokens_mean")
+HEADS = {"reward_mean": "reward", "tool_calls_mean": "tools", "response_tokens_mean": "tokens"}
+"""The table's columns: those at its begin, those at its end (what is between differs with n), and what they are called.
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: the recipe's model with its own weights, those of a checkpoint, or those in a folder."""
+
+    label: str
+    step: int = 0
+    version: int = 0
+    checkpoint: Path | None = None
+    weights: Path | None = None
+
+
+def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, out: Path | None) -> int:
+    """Run `agentloop eval`; returns the exit code.
+
+    Raises:
+        AgentloopError: what went wrong, for the user to read.
+    """
+    recipe = load_config(Recipe, config, overrides)
+    if recipe.data.val is None:
+        raise ConfigError("data.val names no rows to evaluate", "set data.val")
+    subject = find_subject(recipe, checkpoint)
+    run_dir = RunDir(out or recipe.run_dir / "evaluations" / subject.label)
+    console = Console()
+    prepared = prepare(recipe, console, train=False)
+    check_port(recipe.rollout.host, recipe.rollout.port)
+    for folder in (run_dir.logs, run_dir.traces):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        metrics = run_loops(_evaluate(recipe, prepared, run_dir, console, subject))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        console.close()
+        console.notice("stopped; nothing was written")
+        return EXIT_INTERRUPTED
+    result = {
+        "model": recipe.model.path,
+        "checkpoint": str(subject.checkpoint or subject.weights) if subject.label != MODEL else None,
+        **metrics,
+        "config": hide_tokens(recipe),
+        "env": environment(),
+    }
+    write_atomic(run_dir.root / "eval.json", orjson.dumps(result, option=orjson.OPT_INDENT_2))
+    console.close()
+    _print(metrics)
+    console.notice(f"numbers {run_dir.root / 'eval.json'}")
+    trace = run_dir.traces / f"step_{subject.step}" / "eval.jsonl"
+    if trace.is_file():
+        console.notice(f"trace   {trace}")
+    return 0
+
+
+def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
+    """What `--checkpoint` means: a step of the recipe's run, `last` or `best`; a run's or a checkpoint's folder; or one
+    with safetensors.
+
+    Raises:
+        RunDirError: there is no such checkpoint.
+        ConfigError: the run serves no weights of its own.
+    """
+    if checkpoint is None:
+        return Subject(MODEL)
+    if recipe.rollout.url is not None:
+        raise ConfigError(
+            "--checkpoint: rollout.url names a running server, whose weights an evaluation does not change",
+            "set rollout.url to null, or leave out --checkpoint",
+        )
+    folder = Path(checkpoint).resolve()
+    if checkpoint.isdecimal() or checkpoint in (LAST, BEST):
+        found = find_checkpoint(recipe.run_dir, checkpoint)
+    elif (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return Subject(folder.name, weights=folder)
+    else:
+        found = find_checkpoint(folder, None)
+    state = json.loads((found.path / "state.json").read_text())
+    return Subject(f"step_{found.step}", found.step, state.get("version", found.step), found.path.resolve())
+
+
+async def _evaluate(
+    recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, subject: Subject
+) -> dict[str, Any]:
+    async with _server(recipe, prepared, run_dir, console, subject) as url:
+        most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
+        await prepared.connect(url, max_concurrent=most)
+        try:
+            evaluation = Evaluation(
+                recipe, lambda: prepared.runner, prepared.val, run_dir, console, total_steps=0, record=lambda _: None
+            )
+            return await evaluation.measure(subject.step, subject.version)
+        finally:
+            await prepared.disconnect()
+
+
+@contextlib.asynccontextmanager
+async def _server(
+    recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, subject: Subject
+) -> AsyncIterator[str]:
+    """A rollout server with what is evaluated; the one that the recipe names, if it does."""
+    if recipe.rollout.url is not None:
+        yield recipe.rollout.url
+        return
+    weights = subject.weights
+    server = ServerProcess(
+        model_path=prepared.model_path,
+        model=recipe.model,
+        rollout=recipe.rollout,
+        seed=recipe.seed_for("rollout"),
+        log_file=run_dir.logs / "server.log",
+        weights_roots=[run_dir.weights, *([weights] if weights else [])],
+        on_restart=console.warn,
+    )
+    try:
+        if subject.checkpoint is not None:
+            weights = run_dir.weights / f"v_{subject.version}"
+            with console.phase(f"load checkpoint of step {subject.step}"):
+                log = run_dir.logs / "export.log"
+                await _unpack(recipe, prepared.model_path, subject.checkpoint, weights, log)
+        with console.phase("start rollout server"):
+            url = await server.start(subject.version, weights)
+        yield url
+    finally:
+        await server.stop()
+        shutil.rmtree(run_dir.weights, ignore_errors=True)
+
+
+async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Path, log: Path) -> None:
+    """Write the weights of a checkpoint as a folder that a server starts from, in a process: this one has no torch.
+
+    Raises:
+        RunDirError: it is no checkpoint of the recipe's model; the end of the process' log is in the message.
+    """
+    command = [
+        sys.executable, "-P", "-m", "agentloop.commands.main", "export", str(checkpoint), "--out", str(weights),
+        "--dtype", recipe.model.dtype, "--model", model_path,
+    ]  # fmt: skip
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdout=file,
+            stderr=asyncio.subprocess.STDOUT,
+            env=child_environment(recipe.trainer.threads),
+        )
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
+    if code:
+        said = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+        raise RunDirError(f"{checkpoint} cannot be served:\n  {said}", "check --checkpoint and model.path")
+
+
+def _print(metrics: dict[str, Any]) -> None:
+    """The table: a line for all rows, and one for each data source."""
+    rich = RichConsole(highlight=False, markup=False)
+    if not rich.is_terminal:
+        rich.width = PLAIN_COLUMNS
+    rich.print(table(metrics))
+
+
+def table(metrics: dict[str, Any]) -> Table:
+    """The numbers of an evaluation: a line for all rows, and one for each data source."""
+    own = [key.removeprefix("eval/") for key in metrics if key.startswith("eval/")]
+    sources = [key.removesuffix("/reward_mean") for key in own if key.endswith("/reward_mean")]
+    prefixes = [f"{source}/" for source in sources]
+    middle = [key for key in own if ("@" in key or key == "reward_mean") and not key.startswith(tuple(prefixes))]
+    columns = [*COUNTS, *middle, *ENDS]
+    shown = Table(box=box.SIMPLE_HEAD, title=f"evaluation of version {metrics['version']}", title_justify="left")
+    shown.add_column("rows", no_wrap=True)
+    for column in columns:
+        shown.add_column(HEADS.get(column, column), justify="right", no_wrap=True)
+    for label, prefix in [("all", ""), *zip(sources, prefixes, strict=True)]:
+        values = (finite(metrics.get(f"eval/{prefix}{column}")) for column in columns)
+        shown.add_row(label, *(number(value) for value in values))
+    return shown

@@ -1,0 +1,118 @@
+"""The body of `agentloop sft`: configuration, data preparation, stages, and what is said on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from agentloop.commands.provenance import environment
+from agentloop.config import SftRecipe
+from agentloop.config.loading import load_config
+from agentloop.errors import AgentloopError
+from agentloop.imports import load_from_file
+from agentloop.text import seconds
+from trainer.console.console import Console
+from trainer.loggers import Loggers, check_loggers
+from trainer.run.rundir import RunDir
+from trainer.sft.run import SftRun
+
+EXIT_INTERRUPTED = 130
+"""What shells expect after Ctrl-C."""
+
+
+def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bool = False) -> int:
+    """Run `agentloop sft`; returns the exit code.
+
+    Raises:
+        AgentloopError: what went wrong, for the user to read.
+    """
+    recipe = load_config(SftRecipe, config, overrides)
+    resolved = json.loads(recipe.model_dump_json())
+    if dry_run:
+        print(json.dumps(resolved, indent=2))
+        return 0
+    begin = time.monotonic()
+    run_dir = RunDir(recipe.run.dir or Path("outputs") / recipe.run.name)
+    if not resume:
+        run_dir.check_free()
+    check_loggers(recipe.loggers)
+    resume_line = shlex.join(["agentloop", "sft", "--config", str(config), *overrides, "--resume"])
+    with Console() as console:
+        if recipe.prepare:
+            _prepare(recipe, console)
+        for change in run_dir.open(resolved, environment(), resume=resume):
+            console.notice(f"changed since the run was started: {change}")
+        console.notice(f"run directory {run_dir.root}")
+        try:
+            out = _run(recipe, resolved, run_dir, console, resume=resume)
+        except AgentloopError as exc:
+            if run_dir.holds_run:
+                exc.add_note(f"continue with: {resume_line}")
+            raise
+        if out is None:
+            console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
+            return EXIT_INTERRUPTED
+        console.close()
+        console.notice(f"done in {time.monotonic() - begin:.0f} s; the model, ready to serve and to train: {out}")
+    return 0
+
+
+def _run(
+    recipe: SftRecipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, *, resume: bool
+) -> Path | None:
+    """The folder of the finished model; None: the run was stopped."""
+
+    def on_log(entry: dict[str, Any]) -> None:
+        _say(console, entry)
+        if "step" in entry:
+            loggers.log(entry)
+
+    run = SftRun(recipe, run_dir, resume=resume, on_log=on_log, on_progress=console.progress)
+    loggers = Loggers(
+        recipe.loggers,
+        name=recipe.run.name,
+        config=resolved,
+        root=run_dir.root,
+        resumed_at=run.done if resume else None,
+        warn=console.warn,
+    )
+    failed = True
+    try:
+        out = asyncio.run(run.run())
+        failed = False
+    except (asyncio.CancelledError, KeyboardInterrupt):  # before the first step, or twice: this moment is not saved
+        return None
+    finally:
+        loggers.close(failed=failed)
+    return out
+
+
+def _prepare(recipe: SftRecipe, console: Console) -> None:
+    """Call `path.py:function` with the folder that holds the stages' data."""
+    data = recipe.stages[0].data
+    folder = Path(data if isinstance(data, str) else data[0]).parent
+    console.notice(f"prepare data in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    load_from_file(str(recipe.prepare), "prepare")(folder)
+
+
+def _say(console: Console, entry: dict[str, Any]) -> None:
+    """One line for an event, for an evaluation or for some steps."""
+    if "event" in entry:
+        console.notice(entry["event"])
+        return
+    width = len(str(entry["steps"]))
+    step = f"step {entry['step']:>{width}}/{entry['steps']}"
+    if "eval/loss" in entry:
+        took = seconds(entry["eval/time_s"])
+        console.notice(f"{'eval':>8}  {step}  loss {entry['eval/loss']:.4f}  {entry['eval/tokens']:,} tokens  {took}")
+        return
+    console.notice(
+        f"{entry['stage']:>8}  {step}  loss {entry['loss']:.4f}  "
+        f"entropy {entry['entropy']:.3f}  grad {entry['grad_norm']:6.2f}  lr {entry['lr']:.2e}  "
+        f"{entry['tokens_per_s']:>8,.0f} tokens/s  {seconds(entry['eta_s'])} left"
+    )

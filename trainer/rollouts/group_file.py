@@ -1,0 +1,81 @@
+"""Finished groups on their way into a checkpoint and out of it: `groups.jsonl`, one group a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agentloop.errors import RunDirError, TokenLawError
+from agentloop.types import Task, Trajectory
+from trainer.algorithms.dynamic_sampling import replacement
+from trainer.rollouts.producer import Group, PicksRows
+
+GROUPS_FILE = "groups.jsonl"
+
+
+def encode_groups(groups: Sequence[Group]) -> bytes:
+    """The lines of `groups`. Those with images are left out: a trajectory's JSON form has none, so they are sampled
+    again."""
+    return b"".join(
+        _line(group) for group in groups if not any(t.images for t in (*group.trajectories, *group.baseline))
+    )
+
+
+def _line(group: Group) -> bytes:
+    body = {
+        "index": group.index,
+        "task_id": group.task.task_id,
+        "replaced": group.replaced,
+        "given_up": group.given_up,
+        "seconds": group.finished_s - group.started_s,
+        "episodes": [[trajectory.to_json() for trajectory in episode] for episode in group.episodes],
+        "baseline": [trajectory.to_json() for trajectory in group.baseline],
+    }
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
+
+
+def read_groups(checkpoint: Path, tasks: Sequence[Task], rows: PicksRows) -> list[Group]:
+    """The groups of a checkpoint; none when it was saved without.
+
+    Args:
+        tasks, rows: the training rows, and which of them a group works on.
+
+    Raises:
+        RunDirError: the file is damaged, or a group's row is not the one that it was.
+    """
+    path = checkpoint / GROUPS_FILE
+    if not path.is_file():
+        return []
+    groups = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            data = orjson.loads(line)
+            index, replaced = int(data["index"]), int(data["replaced"])
+            group = Group(
+                index,
+                tasks[rows[replacement(index, replaced)]],
+                [_trajectories(episode) for episode in data["episodes"]],
+                baseline=_trajectories(data["baseline"]),
+                replaced=replaced,
+                given_up=bool(data["given_up"]),
+            )
+            group.finished_s = group.started_s + float(data["seconds"])
+            same = data["task_id"] == group.task.task_id
+        except (orjson.JSONDecodeError, TokenLawError, KeyError, TypeError) as exc:
+            raise RunDirError(
+                f"{path}, line {number}, is no finished group: {exc!r}", "delete the file to sample its groups again"
+            ) from exc
+        if not same:
+            raise RunDirError(
+                f"{path}: group {group.index} worked on row {data['task_id']}, which is row {group.task.task_id} now",
+                "set data.* and seed as they were, or delete the file to sample its groups again",
+            )
+        groups.append(group)
+    return groups
+
+
+def _trajectories(data: Sequence[dict[str, Any]]) -> list[Trajectory]:
+    return [Trajectory.from_json(trajectory) for trajectory in data]

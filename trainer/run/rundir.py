@@ -1,0 +1,230 @@
+"""The run directory: its layout, who may use it, and writing so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agentloop.config import CheckpointConfig
+from agentloop.errors import RunDirError
+from agentloop.files import write_atomic
+from agentloop.types import Trajectory
+
+FIXED = ("model.path",)
+"""Keys that no run may change on its way: its optimizer's state and its reference belong to one model."""
+
+FIXED_WITH_GROUPS = ("rollout.batch_size", "rollout.group_size")
+"""Keys that may not change while a checkpoint holds finished groups: their indices say which step they belong to."""
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What a checkpoint says beside the tensors."""
+
+    step: int
+    version: int
+    path: Path
+    kl_coef: float | None = None
+
+    @property
+    def groups_file(self) -> Path:
+        """Groups that were finished when it was made and not trained on yet (`trainer.rollouts.group_file`)."""
+        return self.path / "groups.jsonl"
+
+
+class RunDir:
+    """Paths of a run and the few operations on them.
+
+    outputs/<run>/config/resolved.json  env.json  metrics.jsonl  logs/*.log  traces/step_N/{train,eval}.jsonl
+                  checkpoints/step_N/   weights/v_N/   report.html
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.config_file = self.root / "config" / "resolved.json"
+        self.env_file = self.root / "env.json"
+        self.metrics_file = self.root / "metrics.jsonl"
+        self.logs = self.root / "logs"
+        self.traces = self.root / "traces"
+        self.checkpoints = self.root / "checkpoints"
+        self.weights = self.root / "weights"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether there is something to lose: a start that failed before its first number may be repeated."""
+        return self.metrics_file.exists() or bool(self.list_checkpoints())
+
+    def check_free(self) -> None:
+        """Refuse to start a new run over an old one.
+
+        Raises:
+            RunDirError: with the two ways out.
+        """
+        if self.holds_run:
+            raise RunDirError(
+                f"{self.root} holds a run already",
+                "continue it with --resume, or give this run another name: run.name=<name> (or run.dir=<folder>)",
+            )
+
+    def open(self, config: dict[str, Any], env: dict[str, Any], *, resume: bool) -> list[str]:
+        """Claim the directory for a run.
+
+        Returns:
+            On resume, one line `key: old -> new` for every config value that changed; else an empty list.
+
+        Raises:
+            RunDirError: it holds a run and `resume` is False, or holds none and `resume` is True; or a key was changed
+                that has to stay.
+        """
+        if not resume:
+            self.check_free()
+        elif not self.config_file.exists():
+            raise RunDirError(
+                f"--resume: {self.root} holds no run",
+                "check run.name and run.dir, or leave out --resume to start one",
+            )
+        changes = _changes(json.loads(self.config_file.read_text()), config) if resume else {}
+        self._check_changes(changes)
+        for folder in (self.logs, self.traces, self.checkpoints, self.weights):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config_file, orjson.dumps(config, option=orjson.OPT_INDENT_2))
+        write_atomic(self.env_file, orjson.dumps(env, option=orjson.OPT_INDENT_2))
+        self._clear_partial_checkpoints()
+        return [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+
+    def _clear_partial_checkpoints(self) -> None:
+        """Remove what a run left that was killed while it saved; what it was about to replace stays."""
+        for hidden in self.checkpoints.glob(".step_*"):
+            place = self.checkpoints / hidden.name.removeprefix(".").split(".")[0]
+            if hidden.suffix == ".stale" and not place.exists():
+                hidden.rename(place)
+            elif hidden.is_dir():
+                shutil.rmtree(hidden, ignore_errors=True)
+            else:
+                hidden.unlink()
+
+    def _check_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
+        checkpoints = self.list_checkpoints()
+        if not checkpoints:
+            return  # it starts from the beginning
+        groups = checkpoints[-1].groups_file
+        for key in (*FIXED, *(FIXED_WITH_GROUPS if groups.exists() else ())):
+            if key in changes:
+                old, new = changes[key]
+                way_out = "start a new run: run.name=<name>"
+                if key in FIXED_WITH_GROUPS:
+                    way_out = f"delete {groups} to sample again what it holds"
+                raise RunDirError(
+                    f"--resume: {key} was {old} and is {new} now; a run cannot change it on its way",
+                    f"give {key}={old}, or {way_out}",
+                )
+
+    def weights_of(self, version: int) -> Path:
+        return self.weights / f"v_{version}"
+
+    def checkpoint_of(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step}"
+
+    def list_checkpoints(self) -> list[CheckpointState]:
+        """Whole checkpoints, oldest first. A folder without `state.json` was never finished and does not count."""
+        found = []
+        for state_file in self.checkpoints.glob("step_*/state.json"):
+            state = json.loads(state_file.read_text())
+            found.append(CheckpointState(state["step"], state["version"], state_file.parent, state.get("kl_coef")))
+        return sorted(found, key=lambda state: state.step)
+
+    def prune(self, *, keep_checkpoints: int, current_version: int) -> None:
+        """Delete checkpoints beyond the newest `keep_checkpoints`, and published weights that nobody can ask for."""
+        self.prune_checkpoints(CheckpointConfig(keep=keep_checkpoints))
+        self.prune_weights(current_version)
+
+    def prune_checkpoints(self, config: CheckpointConfig) -> None:
+        """Delete checkpoints that are neither among the newest nor among the best."""
+        if older := self.list_checkpoints()[: -config.keep]:
+            best = self.best_checkpoints(config)
+            for state in older:
+                if state not in best:
+                    shutil.rmtree(state.path, ignore_errors=True)
+
+    def prune_weights(self, current_version: int) -> None:
+        """Delete published weights that nobody can ask for.
+
+        A restarted server loads the current version, and one older may still be loading: two versions stay.
+        """
+        for folder in self.weights.glob("v_*"):
+            suffix = folder.name.removeprefix("v_")
+            if suffix.isdigit() and int(suffix) < current_version - 1:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def best_checkpoints(self, config: CheckpointConfig) -> list[CheckpointState]:
+        """The best `keep_best` checkpoints by the metrics of their steps, best first; of equals the newest."""
+        if not config.keep_best:
+            return []
+        scores = {
+            row["step"]: row[config.best_metric]
+            for row in self.read_metrics()
+            if isinstance(row.get(config.best_metric), (int, float))
+        }
+        sign = 1.0 if config.best_is == "highest" else -1.0
+        scored = [state for state in self.list_checkpoints() if state.step in scores]
+        scored.sort(key=lambda state: (sign * scores[state.step], state.step), reverse=True)
+        return scored[: config.keep_best]
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add one step's line; a single write, so that a kill leaves at most one torn last line."""
+        with self.metrics_file.open("ab") as file:
+            file.write(orjson.dumps(metrics) + b"\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines."""
+        if not self.metrics_file.exists():
+            return []
+        rows = []
+        for line in self.metrics_file.read_bytes().splitlines():
+            try:
+                rows.append(orjson.loads(line))
+            except orjson.JSONDecodeError:
+                continue  # the torn last line of a killed run
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after `step`: the resumed run writes it again."""
+        kept = [row for row in self.read_metrics() if row["step"] <= step]
+        write_atomic(self.metrics_file, b"".join(orjson.dumps(row) + b"\n" for row in kept))
+        for folder in self.traces.glob("step_*"):
+            suffix = folder.name.removeprefix("step_")
+            if suffix.isdigit() and int(suffix) > step:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def write_trace(self, step: int, split: str, trajectories: Iterable[Trajectory]) -> None:
+        """Write `traces/step_N/<split>.jsonl`, one trajectory a line."""
+        lines = b"".join(
+            orjson.dumps(trajectory.to_json(), option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
+            for trajectory in trajectories
+        )
+        folder = self.traces / f"step_{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{split}.jsonl.tmp"
+        temporary.write_bytes(lines)
+        temporary.replace(folder / f"{split}.jsonl")
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each key that is not the same in both."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    both = {key: (before.get(key, "(absent)"), after.get(key, "(absent)")) for key in before.keys() | after.keys()}
+    return {key: both[key] for key in sorted(both) if both[key][0] != both[key][1]}
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

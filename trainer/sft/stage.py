@@ -1,0 +1,157 @@
+"""One stage of supervised fine-tuning: its tokenized rows, and which of them a step sees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from agentloop.config import SftStage
+from agentloop.errors import DataError
+from trainer.sft.rows import read_rows
+from trainer.sft.tokenizing import SftRow, SftTokenizer, shared_prefix
+from trainer.types import TrainSample
+
+
+@dataclass(slots=True)
+class TokenizedRows:
+    """The rows of a source as ids and masks, and what was left out of them.
+
+    Attributes:
+        prefix: what most of them begin with; computed once for each micro-batch.
+        dropped, truncated: rows that were too long.
+    """
+
+    rows: list[SftRow]
+    prefix: np.ndarray
+    dropped: int
+    truncated: int
+    seconds: float
+
+    @property
+    def described(self) -> str:
+        """In words."""
+        tokens = sum(len(row.token_ids) for row in self.rows)
+        trained = sum(int(np.count_nonzero(row.loss_mask)) for row in self.rows)
+        words = f"{len(self.rows):,} rows, {tokens:,} tokens, {trained:,} trained"
+        if self.dropped:
+            words += f"; {self.dropped:,} rows over max_tokens left out"
+        if self.truncated:
+            words += f"; {self.truncated:,} cut to max_tokens"
+        if len(self.prefix):
+            words += f"; the first {len(self.prefix)} tokens are shared by most"
+        return f"{words} ({self.seconds:.1f} s to tokenize)"
+
+    @property
+    def digest(self) -> str:
+        """A checksum of ids and masks: a resumed run says when its data changed."""
+        whole = xxhash.xxh3_64()
+        for row in self.rows:
+            whole.update(row.token_ids.tobytes())
+            whole.update(row.loss_mask.tobytes())
+        return whole.hexdigest()
+
+    def sample(self, index: int, key: int) -> TrainSample:
+        """A row as the trainer takes it.
+
+        Args:
+            key: its group in the batch, from 1 on; 0 is the group of those that share their beginning.
+        """
+        row, length = self.rows[index], len(self.prefix)
+        # At most up to the first trained token: nothing in a prompt is trained.
+        shares = 0 < length <= int(np.argmax(row.loss_mask)) and np.array_equal(row.token_ids[:length], self.prefix)
+        unused = np.zeros(len(row.token_ids), dtype=np.float32)
+        return TrainSample(
+            token_ids=row.token_ids,
+            loss_mask=row.loss_mask,
+            old_logprobs=unused,
+            advantages=unused,
+            prompt_length=length if shares else 1,
+            group_key=0 if shares else key,
+        )
+
+
+@dataclass(slots=True)
+class Stage:
+    """A stage with its rows.
+
+    Attributes:
+        number: its place among the stages; with the seed, it says in which order rows come.
+        first: the global step it begins after.
+    """
+
+    config: SftStage
+    number: int
+    first: int
+    data: TokenizedRows
+    seed: int
+    shuffle: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.config.steps or -(-len(self.data.rows) * (self.config.epochs or 0) // self.config.batch_size)
+
+    @property
+    def end(self) -> int:
+        """The global step it ends with."""
+        return self.first + self.steps
+
+    def batch(self, step: int) -> list[TrainSample]:
+        """The sequences of global step `step`: a pure function, so that a resumed run sees the same.
+
+        With `epochs` the last batch holds what is left, so that every row is seen exactly so often.
+        """
+        size, count = self.config.batch_size, len(self.data.rows)
+        begin = (step - 1 - self.first) * size
+        end = begin + size if self.config.steps else min(begin + size, count * (self.config.epochs or 0))
+        order: dict[int, np.ndarray] = {}
+        samples = []
+        for position in range(begin, end):
+            epoch, offset = divmod(position, count)
+            if epoch not in order:
+                order[epoch] = self._order(epoch, count)
+            samples.append(self.data.sample(order[epoch][offset], key=len(samples) + 1))
+        return samples
+
+    def _order(self, epoch: int, count: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(count)
+        return np.random.default_rng((self.seed, self.number, epoch)).permutation(count)
+
+
+def tokenize_rows(
+    source: str | Sequence[str],
+    key: str,
+    tokenizer: SftTokenizer,
+    *,
+    max_rows: int | None = None,
+    on_row: Callable[[int], None] | None = None,
+) -> TokenizedRows:
+    """Read and tokenize the rows of a source.
+
+    Args:
+        key: the config key that names it.
+        on_row: called with the number of rows so far; what it raises ends the work.
+
+    Raises:
+        DataError: a row cannot be used, or all are too long.
+    """
+    begin = time.perf_counter()
+    dropped, truncated = tokenizer.dropped, tokenizer.truncated
+    rows: list[SftRow] = []
+    for where, row in read_rows(source, key):
+        tokenized = tokenizer.row(row, where)
+        if tokenized is not None:
+            rows.append(tokenized)
+        if len(rows) == max_rows:
+            break
+        if on_row is not None:
+            on_row(len(rows))
+    dropped, truncated = tokenizer.dropped - dropped, tokenizer.truncated - truncated
+    if not rows:
+        raise DataError(f"{key}: all {dropped} rows of {source} are longer than max_tokens", "raise max_tokens")
+    return TokenizedRows(rows, shared_prefix(rows), dropped, truncated, time.perf_counter() - begin)

@@ -1,0 +1,287 @@
+"""Rows of supervised fine-tuning become token ids and a mask: those that a rollout of the same conversation would have.
+
+A conversation `system, user, assistant, tool, assistant` is put together as an agent loop does it, by the same
+`ChatRenderer` (`E` is the end-of-turn token):
+
+    ids    ..user question..<|im_start|>assistant\\n | 12 + 3 E | \\n..tool result..<|im_start|>assistant\\n | #### 15 E
+    from   start(messages before the turn)          | turn_ids | extend(the messages that follow)           | turn_ids
+    mask   0                                        | 1        | 0                                          | 1
+
+The prompt is tokenized, the model has to sample the ids of its turn, what follows is tokenized and appended. So the ids
+of a turn are those that the model has to produce in a rollout, never ones that were merged across the border of a
+piece, and earlier turns stay as they were sampled also where the template would write them in another way later. The
+end-of-turn token is trained, the template's generation prompt is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agentloop.chat import ChatRenderer, load_tokenizer
+from agentloop.chat.proof.conversations import Abilities, find_abilities
+from agentloop.chat.proof.proof import Verdict, prove
+from agentloop.config import SftModel
+from agentloop.errors import DataError, ModelError
+from agentloop.types import Message, StopReason
+from trainer.sft.rows import Conversation, conversation_of
+
+MIN_SHARED_PREFIX = 8
+"""A shorter common beginning is not worth a separate attention call."""
+
+MOST_SCHEMAS = 1024
+"""Lists of tool schemas that are known again."""
+
+PROVEN_ON = 40
+"""Conversations on which a template is tried before it carries several turns; a run of agents tries as many."""
+
+
+@dataclass(slots=True)
+class SftRow:
+    """One tokenized row: `token_ids` int64 and `loss_mask` bool of one length; token 0 is never trained."""
+
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+
+
+class SftTokenizer:
+    """Tokenizes rows of both kinds.
+
+    Args:
+        renderer: of the model's tokenizer and chat template; or why there is none, which matters to conversations.
+        tokenizer: a fast Hugging Face tokenizer.
+        max_tokens: of a row.
+        overlong: `error`, `drop` or `truncate`: what happens to a longer one.
+        vocabulary: how many ids the model has; None: not known.
+
+    Attributes:
+        dropped, truncated: rows that were too long, and left out or cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        renderer: ChatRenderer | ModelError,
+        max_tokens: int,
+        *,
+        overlong: str = "error",
+        vocabulary: int | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._renderer = renderer
+        self._max_tokens = max_tokens
+        self._overlong = overlong
+        self._vocabulary = vocabulary
+        self._abilities: dict[bool, Abilities] = {}
+        self._proven: set[bool] = set()
+        self._schemas: dict[str, list[dict[str, Any]]] = {}
+        self.dropped = 0
+        self.truncated = 0
+
+    @classmethod
+    def load(cls, model: SftModel, max_tokens: int, *, overlong: str = "error") -> SftTokenizer:
+        """The tokenizer of a model folder, with the chat template that the recipe names or its own.
+
+        Raises:
+            ModelError: there is no tokenizer, or the recipe's chat template cannot be used.
+        """
+        tokenizer = load_tokenizer(model.path)
+        template = model.chat_template
+        if template is not None and not template.is_file():
+            raise ModelError(f"model.chat_template {template} does not exist", "give an existing Jinja file, or null")
+        renderer: ChatRenderer | ModelError
+        try:
+            renderer = ChatRenderer(
+                tokenizer,
+                template.read_text(encoding="utf-8") if template is not None else None,
+                chat_template_kwargs=model.chat_template_kwargs,
+                tool_role=model.tool_role,
+            )
+        except ModelError as exc:
+            if template is not None:
+                raise
+            renderer = exc  # rows of plain text need none
+        return cls(tokenizer, renderer, max_tokens, overlong=overlong, vocabulary=_vocabulary(model.path))
+
+    def row(self, row: dict[str, Any], where: str) -> SftRow | None:
+        """Tokenize `{messages, tools?}` or `{text, loss_from?}`; None: it is too long, and left out.
+
+        Args:
+            where: file and line, for the error.
+
+        Raises:
+            DataError: the row is neither kind, too long, or cannot be rendered.
+        """
+        if "messages" in row:
+            pieces = self._conversation(conversation_of(row, where), where)
+        elif "text" in row:
+            pieces = self._text(row["text"], int(row.get("loss_from", 0)))
+        else:
+            raise DataError(f"{where}: a row needs the column 'messages' or 'text', this one has {sorted(row)}")
+        if not any(any(flags) for _, flags in pieces):
+            raise DataError(f"{where} has no token to train", 'it needs an assistant message without "train": false')
+        return self._fitted(pieces, where)
+
+    def _fitted(self, pieces: list[tuple[list[int], list[bool]]], where: str) -> SftRow | None:
+        """The pieces as one row, or as many of them as there is room for."""
+        limit = self._max_tokens
+        length = sum(len(ids) for ids, _ in pieces)
+        if length > limit:
+            if self._overlong == "error":
+                raise DataError(
+                    f"{where} has {length} tokens, more than max_tokens {limit}",
+                    "raise max_tokens, or set overlong=drop or overlong=truncate",
+                )
+            if self._overlong == "truncate":
+                while pieces and (length > limit or not any(pieces[-1][1])):
+                    length -= len(pieces.pop()[0])
+            if self._overlong == "drop" or not pieces:
+                self.dropped += 1
+                return None
+            self.truncated += 1
+        ids = np.array([token for tokens, _ in pieces for token in tokens], dtype=np.int64)
+        mask = np.array([trained for _, flags in pieces for trained in flags], dtype=bool)
+        if self._vocabulary is not None and ids.max() >= self._vocabulary:
+            raise DataError(
+                f"{where}: the tokenizer writes {self._tokenizer.decode([int(ids.max())])!r} as id {ids.max()}, and "
+                f"the model has {self._vocabulary} ids",
+                "use the model's own tokenizer, or resize the model's embeddings",
+            )
+        mask[:1] = False  # nothing comes before the first token to predict it from
+        if not mask.any():
+            raise DataError(f"{where} has no token to train", "one token has none before it to be predicted from")
+        return SftRow(ids, mask)
+
+    def _text(self, text: str, loss_from: int) -> list[tuple[list[int], list[bool]]]:
+        """Each token is a piece of its own: plain text may be cut anywhere."""
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [
+            ([token], [start >= loss_from])
+            for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+
+    def _conversation(self, conversation: Conversation, where: str) -> list[tuple[list[int], list[bool]]]:
+        """What is shown and what the model says, in turns, up to its last turn."""
+        renderer, messages = self._renderer, conversation.messages
+        if isinstance(renderer, ModelError):
+            raise DataError(f"{where} has messages: {renderer.message}", renderer.hint)
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        tools = self._known(conversation.tools)
+        pieces: list[tuple[list[int], list[bool]]] = []
+        ids: list[int] = []
+        begin = 0
+        try:
+            self._check(renderer, conversation, tools, turns)
+            for index in turns:
+                context = messages[begin:index]
+                shown = renderer.extend(ids, StopReason.STOP, context, tools) if ids else renderer.start(context, tools)
+                said = renderer.turn_ids(messages[index])
+                pieces += [(shown, [False] * len(shown)), (said, [conversation.trained[index]] * len(said))]
+                ids += [*shown, *said]
+                begin = index + 1
+        except ModelError as exc:
+            raise DataError(f"{where}: {exc.message}", exc.hint) from exc
+        return pieces
+
+    def _known(self, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """The same object for the same schemas: the renderer knows them again by identity."""
+        if not tools:
+            return None
+        if len(self._schemas) >= MOST_SCHEMAS:
+            self._schemas.clear()
+        return self._schemas.setdefault(repr(tools), tools)
+
+    def _check(
+        self, renderer: ChatRenderer, conversation: Conversation, tools: list[dict[str, Any]] | None, turns: list[int]
+    ) -> None:
+        """Refuse what the chat template would leave out, or could not go on after.
+
+        Raises:
+            ModelError: why, and what to change.
+        """
+        has_tools = bool(tools)
+        if has_tools not in self._abilities:
+            self._abilities[has_tools] = find_abilities(renderer, tools)
+        missing = self._abilities[has_tools].missing
+        messages = conversation.messages
+        said = [messages[index] for index in turns]
+        with_calls = [message for message in said if message.get("tool_calls")]
+        needs = {
+            "tool schemas": has_tools,
+            "system messages": messages[0]["role"] == "system",
+            "tool calls": bool(with_calls),
+            "several tool calls in one turn": any(len(message["tool_calls"]) > 1 for message in with_calls),
+            "text beside tool calls": any(message["content"] for message in with_calls),
+            "reasoning": any("reasoning_content" in message for message in said),
+        }
+        for ability, needed in needs.items():
+            if needed and ability in missing:
+                reason, _, fix = missing[ability].partition("\n  fix: ")
+                raise ModelError(f"the row needs {ability}: {reason}", fix or "use another chat template")
+        first = messages[: turns[0]] if turns else []
+        if turns and all(message["role"] != "user" for message in first):
+            _check_shown(renderer, first)
+        if len(turns) > 1 and has_tools not in self._proven:
+            proof = prove(renderer, tools, count=PROVEN_ON)
+            if proof.verdict is Verdict.REFUSED:
+                raise ModelError(
+                    f"the chat template cannot carry several turns: {proof.reason}",
+                    "set model.chat_template to one that passes `agentloop template`",
+                )
+            self._proven.add(has_tools)
+
+
+def _check_shown(renderer: ChatRenderer, context: Sequence[Message]) -> None:
+    """Templates are made for conversations that a user begins; some drop a system message that no user's follows.
+
+    Raises:
+        ModelError: nothing is rendered of it.
+    """
+    if not context:
+        try:
+            renderer.start([])
+        except ModelError as exc:
+            raise ModelError(
+                "the chat template cannot begin with the assistant's message", "put a user's or a system message first"
+            ) from exc
+        return
+    text = renderer.template.render(context, None, generate=True)
+    for message in context:
+        if str(message["content"]).strip() not in text:
+            raise ModelError(
+                f"the chat template leaves out a message of role {message['role']} that no user's message follows",
+                "put a user's message before the assistant's",
+            )
+
+
+def _vocabulary(folder: str) -> int | None:
+    """`vocab_size` of a model folder, where its configuration names it."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text())
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return int(size) if size is not None else None
+
+
+def shared_prefix(rows: Sequence[SftRow]) -> np.ndarray:
+    """The untrained beginning of more than half of the rows: a system message with its tools, most often. May be empty.
+
+    Rows that start with it are packed as one group, and it is computed once for each micro-batch.
+    """
+    firsts: dict[bytes, list[np.ndarray]] = {}
+    for row in rows:
+        context = row.token_ids[: int(np.argmax(row.loss_mask))]
+        if len(context) >= MIN_SHARED_PREFIX:
+            firsts.setdefault(context[:MIN_SHARED_PREFIX].tobytes(), []).append(context)
+    members = max(firsts.values(), key=len, default=[])
+    if 2 * len(members) <= len(rows):
+        return np.zeros(0, dtype=np.int64)
+    length = min(len(context) for context in members)
+    same = np.logical_and.reduce([context[:length] == members[0][:length] for context in members])
+    return members[0][: length if same.all() else int(np.argmin(same))]
