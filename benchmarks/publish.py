@@ -2,8 +2,8 @@
 
     python benchmarks/publish.py [--json FILE]
 
-Real: the trainer's publishers and what a rank does for them (`Handout`), HTTP, the rollout server in a process of its
-own with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with random weights.
+Real: the trainer's publishers and what a rank does for them (`WeightPublisher`), HTTP, the rollout server in a process of
+its own with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with random weights.
 
 `shm` beside a plain copy of the same bytes in memory (numpy, one thread, both sides warm). `disk` beside a plain write
 of the same bytes to a new file in the same folder and a plain read of it into memory that exists. In turn, round by
@@ -60,7 +60,7 @@ class ThisProcess:
         import torch.distributed as dist
         from transformers import AutoModelForCausalLM
 
-        from trainer.learner.weights.publishing import Handout
+        from trainer.learner.weights.publishing import WeightPublisher
 
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         self.lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -68,7 +68,7 @@ class ThisProcess:
             # Loaded tensors lie where they lay in the file, at odd multiples of 32 bytes; a rank of the trainer
             # allocates its own, at multiples of 64, which are copied a tenth faster.
             parameter.data = parameter.data.clone()
-        self._handout = Handout(self.lm, "bfloat16")
+        self._handout = WeightPublisher(self.lm, "bfloat16")
 
     def bytes(self) -> np.ndarray:
         """All parameters in a row."""

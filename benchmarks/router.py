@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import orjson
 
-from agentloop.client.connections import Lanes
+from agentloop.client.connections import ConnectionPool
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "benchmarks/peers/stub_replica.py"
@@ -153,7 +153,7 @@ def perfect_split(work: list[list[Turn]], urls: list[str]) -> dict[int, str]:
 async def _play(work: list[list[Turn]], where: Callable[[int], str], salt: int) -> tuple[float, float]:
     """Seconds for all sessions, and the share of reusable prompt tokens that were reused."""
     reusable = reused = 0
-    async with httpx.AsyncClient(transport=Lanes(SESSIONS), timeout=300) as http:
+    async with httpx.AsyncClient(transport=ConnectionPool(SESSIONS), timeout=300) as http:
 
         async def play(index: int) -> None:
             nonlocal reusable, reused
@@ -184,7 +184,7 @@ async def _latency(url: str, requests: int = 400) -> float:
     """Median seconds of one small request after the other."""
     body = orjson.dumps(SMALL)
     times = []
-    async with httpx.AsyncClient(transport=Lanes(1), timeout=60) as http:
+    async with httpx.AsyncClient(transport=ConnectionPool(1), timeout=60) as http:
         for number in range(requests + 50):
             begin = time.perf_counter()
             answer = await http.post(url + "/generate", content=body, headers={"content-type": "application/json"})
@@ -198,7 +198,7 @@ async def _rate(url: str, requests: int) -> float:
     """Requests a second with so many in flight."""
     body = orjson.dumps(SMALL)
     left = requests
-    async with httpx.AsyncClient(transport=Lanes(IN_FLIGHT), timeout=60) as http:
+    async with httpx.AsyncClient(transport=ConnectionPool(IN_FLIGHT), timeout=60) as http:
         request = http.build_request(
             "POST", url + "/generate", content=body, headers={"content-type": "application/json"}
         )

@@ -94,7 +94,7 @@ def serve(
             ready_file=ready_file, token=token_from_environment("token-env", token_env), parent_pid=parent_pid,
             seed=seed, replicas=replicas, replica_urls=tuple(replica_url or ()), python=python,
             engine_args=tuple(engine_arg or ()), gpus_per_replica=gpus_per_replica, max_queue=max_queue,
-            piece_tokens=stream_tokens, admin_token=token_from_environment("admin-token-env", admin_token_env),
+            stream_tokens=stream_tokens, admin_token=token_from_environment("admin-token-env", admin_token_env),
             log_dir=log_dir, probe_timeout_s=probe_timeout, start_timeout_s=start_timeout, drain_s=drain,
             incremental_streaming_output=incremental_streaming_output, deterministic=deterministic,
         )  # fmt: skip

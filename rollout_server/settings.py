@@ -42,7 +42,7 @@ class ServerSettings(BaseModel):
     gpus_per_replica: int = Field(1, ge=1, description="tensor parallelism of one SGLang replica")
     log_dir: Path | None = Field(None, description="replicas' logs; None: a temporary folder")
     max_queue: int | None = Field(None, ge=0, description="requests that may wait beyond those that run")
-    piece_tokens: int = Field(64, ge=0, description="tokens of an answer lost at most with its replica; 0: all")
+    stream_tokens: int = Field(64, ge=0, description="tokens of an answer lost at most with its replica; 0: all")
     incremental_streaming_output: bool = False
     probe_every_s: float = Field(2.0, gt=0)
     probe_timeout_s: float = Field(20.0, gt=0)

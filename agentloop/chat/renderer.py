@@ -29,7 +29,7 @@ from agentloop.chat.continuation.continuation import (
     result,
     user,
 )
-from agentloop.chat.continuation.tool_role import fold_tools
+from agentloop.chat.continuation.tool_role import emulate_tool_role
 from agentloop.chat.formats import ToolFormat, find_format, known_formats, load_format
 from agentloop.chat.images import ImageTokens
 from agentloop.chat.rendering import MARK, Rendering
@@ -112,7 +112,7 @@ class ChatRenderer:
             )
 
         if self._folds:
-            messages, tools = fold_tools(messages, tools), None
+            messages, tools = emulate_tool_role(messages, tools), None
         self._system_shown |= bool(messages) and messages[0]["role"] == "system"
         ids: array[int] = self._memo(f"start{self._rendering.schemas_key(tools)}{messages!r}", build, messages, tools)
         return ids.tolist()
@@ -140,7 +140,7 @@ class ChatRenderer:
             ModelError: the template cannot render these messages after an assistant turn.
         """
         if self._folds:
-            messages, tools = fold_tools(messages, None), None
+            messages, tools = emulate_tool_role(messages, None), None
         names = self._called_names(token_ids, messages)
         key = f"extend{self._rendering.schemas_key(tools)}{names}{messages!r}"
         found: Continuation = self._memo(key, lambda m, t: self._continuations.find(m, t, names), messages, tools)
@@ -196,7 +196,7 @@ class ChatRenderer:
         It is what episodes are proven against, and never what they are made of: it renders sampled turns again.
         """
         if self._folds:
-            messages, tools = fold_tools(messages, tools), None
+            messages, tools = emulate_tool_role(messages, tools), None
         return self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
 
     def turn_ids(self, message: Message, *, cut: bool = False) -> list[int]:
@@ -207,7 +207,7 @@ class ChatRenderer:
         Raises:
             ModelError: the template cannot render it.
         """
-        folded = fold_tools([message], None)[0] if self._folds else message
+        folded = emulate_tool_role([message], None)[0] if self._folds else message
         text = self._rendering.protected([folded], None, lambda m, _: self._turn_text(m[0]))
         ids = self.encoder.encode_protected(text, MARK)
         end = max((i for i, token in enumerate(ids) if token in self.stop_token_ids), default=None)
@@ -230,7 +230,7 @@ class ChatRenderer:
     def keeps_system(self, conversation: list[Message], tools: Tools = None) -> bool:
         """Whether a system message before this conversation stays where the first prompt showed it."""
         if self._folds:
-            conversation, tools = fold_tools(conversation, None), None
+            conversation, tools = emulate_tool_role(conversation, None), None
         return self._continuations.keeps_system(conversation, tools)
 
     def shows_tools(self, tools: Tools) -> bool:
@@ -346,7 +346,7 @@ class ChatRenderer:
 
         With `enable_thinking: false` a prompt closes the reasoning; a turn that has some could not follow it.
         """
-        folded = fold_tools([message], None)[0] if self._folds else message
+        folded = emulate_tool_role([message], None)[0] if self._folds else message
         prompt = self.template.render([user(QUESTION)], None, generate=True)
         return self.template.render([user(QUESTION), folded], None, generate=False).startswith(prompt)
 
@@ -361,6 +361,6 @@ class ChatRenderer:
         Raises:
             ModelError: the template cannot render it.
         """
-        turn = self._turn_text(fold_tools([message], None)[0] if self._folds else message)
+        turn = self._turn_text(emulate_tool_role([message], None)[0] if self._folds else message)
         controls = {match.start(): match.group() for match in self.encoder.pattern.finditer(turn)}
         return SampledText(turn, controls, self.encoder.spellings)

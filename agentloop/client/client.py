@@ -15,7 +15,7 @@ import httpx
 import orjson
 from pydantic import ValidationError
 
-from agentloop.client.connections import Lanes
+from agentloop.client.connections import ConnectionPool
 from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
 from agentloop.wire import SESSION_HEADER, GenerateResponse, SamplingParams
@@ -90,7 +90,7 @@ class GenerateClient:
         self._timeouts = {"timeout": httpx.Timeout(timeout_s, connect=10.0).as_dict()}
         self._retries = retries
         self._outage_s = outage_s
-        self._transport = transport or Lanes(max_connections)
+        self._transport = transport or ConnectionPool(max_connections)
 
     async def generate(
         self,

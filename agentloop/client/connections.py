@@ -56,7 +56,7 @@ def request_head(method: bytes, target: bytes, headers: Iterable[tuple[bytes, by
     return b"\r\n".join(lines) + b"\r\n"
 
 
-class Lanes(httpx.AsyncBaseTransport):
+class ConnectionPool(httpx.AsyncBaseTransport):
     """An httpx transport over plain asyncio connections.
 
     Timeouts are httpx's own: `connect` bounds opening a connection, `read` the whole answer. A request's extension
@@ -67,8 +67,8 @@ class Lanes(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, max_connections: int) -> None:
-        self._free: list[_Lane] = []
-        self._all: set[_Lane] = set()
+        self._free: list[_Connection] = []
+        self._all: set[_Connection] = set()
         self._slots = asyncio.Semaphore(max_connections)
         self._context: ssl.SSLContext | None = None
 
@@ -127,7 +127,7 @@ class Lanes(httpx.AsyncBaseTransport):
         self._all.clear()
         self._free.clear()
 
-    def _take(self, origin: Origin) -> _Lane | None:
+    def _take(self, origin: Origin) -> _Connection | None:
         while self._free:
             lane = self._free.pop()
             if lane.reusable and lane.origin == origin:
@@ -136,14 +136,14 @@ class Lanes(httpx.AsyncBaseTransport):
             lane.abort()
         return None
 
-    async def _open(self, origin: Origin, timeout: float | None) -> _Lane:
+    async def _open(self, origin: Origin, timeout: float | None) -> _Connection:
         if origin.secure and self._context is None:
             self._context = ssl.create_default_context()
         name = f"{origin.host}:{origin.port}"
         try:
             async with asyncio.timeout(timeout):
                 _, lane = await asyncio.get_running_loop().create_connection(
-                    lambda: _Lane(origin), origin.host, origin.port, ssl=self._context if origin.secure else None
+                    lambda: _Connection(origin), origin.host, origin.port, ssl=self._context if origin.secure else None
                 )
         except TimeoutError as exc:
             raise httpx.ConnectTimeout(f"no connection to {name} in time") from exc
@@ -153,7 +153,7 @@ class Lanes(httpx.AsyncBaseTransport):
         return lane
 
 
-class _Lane(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """One connection; `exchange` is never called twice at once. Some methods are the parser's callbacks."""
 
     def __init__(self, origin: Origin) -> None:

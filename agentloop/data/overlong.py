@@ -32,7 +32,7 @@ class Renders(Protocol):
 
 
 @dataclass
-class Checked:
+class ValidatedRows:
     """What the pass found.
 
     Attributes:
@@ -67,7 +67,7 @@ def check_tasks(
     agents: Iterable[str],
     check: Callable[[Task, str], None] = lambda _task, _where: None,
     on_row: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Checked:
+) -> ValidatedRows:
     """Make and measure every task once.
 
     Args:
@@ -85,7 +85,7 @@ def check_tasks(
         RegistryError: a row names an agent loop that is not installed. All name file and row.
     """
     known = set(agents)
-    found = Checked(tasks)
+    found = ValidatedRows(tasks)
     kept: list[int] = []
     cuts: dict[int, CutText] = {}
     for index, (task, names_agent) in enumerate(tasks.walk()):

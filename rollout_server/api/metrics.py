@@ -65,7 +65,7 @@ class Metrics(Collector):
             ("sessions_moved", "sessions that left their replica", router.moved),
         ):
             yield CounterMetricFamily(f"rollout_{name}", text, value=value)
-        yield GaugeMetricFamily("rollout_under_way", "requests taken in and not answered", value=router.under_way)
+        yield GaugeMetricFamily("rollout_under_way", "requests taken in and not answered", value=router.in_flight)
         fenced = CounterMetricFamily("rollout_fenced", "times that a replica was fenced", labels=["replica"])
         for member in router.members:
             fenced.add_metric([member.replica.name], member.fenced)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from starlette.types import Send
 
-from rollout_server.engines.base import Generation, GenerationResult, Piece
+from rollout_server.engines.base import AnswerChunk, Generation, GenerationResult
 from rollout_server.errors import HttpError
 
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -28,13 +28,13 @@ class EventStream:
         self._generation = generation
         self._incremental = incremental
         self._logprobs = logprobs
-        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._pieces: asyncio.Queue[AnswerChunk | None] = asyncio.Queue()
         self._ids: list[int] = []
         self._pairs: list[tuple[float, int, None]] = []
         self._told = 0
         self._started = False
-        generation.on_piece = self._pieces.put_nowait
-        generation.piece_tokens = generation.sampling.stream_interval or 1
+        generation.on_chunk = self._pieces.put_nowait
+        generation.stream_tokens = generation.sampling.stream_interval or 1
 
     async def follow(self, answer: Awaitable[GenerationResult | None]) -> GenerationResult | None:
         """Send events until there is an answer; None when the client left.
@@ -65,7 +65,7 @@ class EventStream:
         while (piece := await self._pieces.get()) is not None:
             await self._event(self._encode(piece))
 
-    def _encode(self, piece: Piece) -> bytes:
+    def _encode(self, piece: AnswerChunk) -> bytes:
         pairs = [(logprob, token, None) for logprob, token in zip(piece.logprobs, piece.output_ids, strict=True)]
         self._told += len(pairs)
         if self._incremental:

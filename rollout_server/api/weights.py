@@ -21,8 +21,8 @@ from rollout_server.engines.base import (
     BroadcastWeights,
     FolderWeights,
     SharedWeights,
+    UpdateGroup,
     WeightsError,
-    WeightsGroup,
     WeightsSource,
 )
 from rollout_server.errors import HttpError, bad_request
@@ -90,7 +90,7 @@ def add_weights(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
     async def join(request: InitWeightsUpdateGroupRequest) -> str:
         """Meet a trainer in a group for `/update_weights_from_distributed`. 409: the group is made for fewer ranks than
         the serving replicas have."""
-        group = WeightsGroup(
+        group = UpdateGroup(
             request.group_name,
             request.master_address,
             request.master_port,

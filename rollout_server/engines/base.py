@@ -76,7 +76,7 @@ WeightsSource = FolderWeights | SharedWeights | BroadcastWeights
 
 
 @dataclass(slots=True, frozen=True)
-class WeightsGroup:
+class UpdateGroup:
     """A group to receive broadcasts in, whose rank 0 keeps a TCP store at `address:port`."""
 
     name: str
@@ -88,7 +88,7 @@ class WeightsGroup:
 
 
 @dataclass(slots=True, frozen=True)
-class WeightsReceipt:
+class WeightsConfirmation:
     """What is served now: the version, and the checksum of the tensors as they came, its algorithm before a colon."""
 
     version: str
@@ -96,7 +96,7 @@ class WeightsReceipt:
 
 
 @dataclass(slots=True, frozen=True)
-class Piece:
+class AnswerChunk:
     """What has been sampled of an answer since the piece before it. The spans cover the whole answer so far."""
 
     output_ids: list[int]
@@ -108,7 +108,7 @@ class Piece:
 class Generation:
     """One request, validated: every id is in the vocabulary and prompt plus new tokens fit the context.
 
-    With `on_piece` an engine tells of the answer while it grows, at least `piece_tokens` tokens at a time, on the
+    With `on_chunk` an engine tells of the answer while it grows, at least `stream_tokens` tokens at a time, on the
     event loop's thread. What comes after the last piece is in the result alone, which always holds everything.
 
     `image_data` holds the prompt's images in base64, in their order; `input_ids` hold one pad token for each token that
@@ -118,8 +118,8 @@ class Generation:
     rid: str
     input_ids: list[int]
     sampling: SamplingParams
-    on_piece: Callable[[Piece], None] | None = None
-    piece_tokens: int = 1
+    on_chunk: Callable[[AnswerChunk], None] | None = None
+    stream_tokens: int = 1
     image_data: list[str] = field(default_factory=list)
 
 
@@ -217,7 +217,7 @@ class Engine(Protocol):
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         """Serve the weights of `source` as `version` from the next step on. All of them are read and verified while the
         old version goes on, before anything live changes. Kept prefixes are forgotten.
 
@@ -229,7 +229,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def join_weights_group(self, group: WeightsGroup) -> None:
+    async def join_weights_group(self, group: UpdateGroup) -> None:
         """Meet the trainer in a group for `BroadcastWeights`; one of the same name is left first.
 
         Raises:

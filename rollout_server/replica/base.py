@@ -16,8 +16,8 @@ from rollout_server.engines.base import (
     GenerationResult,
     PauseMode,
     RunningMode,
-    WeightsGroup,
-    WeightsReceipt,
+    UpdateGroup,
+    WeightsConfirmation,
     WeightsSource,
 )
 from rollout_server.errors import HttpError
@@ -45,7 +45,7 @@ class Replica(Protocol):
         ...
 
     @property
-    def piece_tokens(self) -> int:
+    def stream_tokens(self) -> int:
         """How many tokens of an answer are lost at most when it dies; 0: all of them."""
         ...
 
@@ -73,11 +73,11 @@ class Replica(Protocol):
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         """As `Engine.update_weights`."""
         ...
 
-    async def join_weights_group(self, group: WeightsGroup) -> None: ...
+    async def join_weights_group(self, group: UpdateGroup) -> None: ...
 
     async def leave_weights_group(self, name: str) -> bool: ...
 
@@ -119,7 +119,7 @@ class Replica(Protocol):
 class LocalReplica:
     """The embedded engine of this process."""
 
-    piece_tokens = 0
+    stream_tokens = 0
     ranks = 1
 
     def __init__(self, engine: Engine, name: str = "local") -> None:

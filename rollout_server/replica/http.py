@@ -8,9 +8,10 @@ from typing import Any, Literal
 import httpx
 import orjson
 
-from agentloop.client.connections import Lanes, OnData, Origin, request_head
+from agentloop.client.connections import ConnectionPool, OnData, Origin, request_head
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import (
+    AnswerChunk,
     BroadcastWeights,
     EngineError,
     EngineInfo,
@@ -19,12 +20,11 @@ from rollout_server.engines.base import (
     Generation,
     GenerationResult,
     PauseMode,
-    Piece,
     RunningMode,
     SharedWeights,
+    UpdateGroup,
+    WeightsConfirmation,
     WeightsError,
-    WeightsGroup,
-    WeightsReceipt,
     WeightsSource,
 )
 from rollout_server.errors import HttpError
@@ -44,7 +44,7 @@ class HttpReplica:
         info: facts about its engine.
         version: of the weights that it serves.
         token: bearer token.
-        piece_tokens: answers are streamed so many tokens at a time, so that they are not lost with the replica.
+        stream_tokens: answers are streamed so many tokens at a time, so that they are not lost with the replica.
         incremental: events of its streams hold new tokens only, not all so far.
         admin_timeout_s: for pause, resume, flush and abort.
         update_timeout_s: for a weight update.
@@ -58,7 +58,7 @@ class HttpReplica:
         *,
         version: str = "0",
         token: str | None = None,
-        piece_tokens: int = 0,
+        stream_tokens: int = 0,
         incremental: bool = True,
         admin_timeout_s: float = 20.0,
         update_timeout_s: float = 600.0,
@@ -67,7 +67,7 @@ class HttpReplica:
         self._url = httpx.URL(url)
         self._info = info
         self._version = version
-        self._piece_tokens = piece_tokens
+        self._piece_tokens = stream_tokens
         self._incremental = incremental
         self._admin_timeout_s = admin_timeout_s
         self._update_timeout_s = update_timeout_s
@@ -76,7 +76,7 @@ class HttpReplica:
         if token:
             self._headers.append((b"authorization", f"Bearer {token}".encode()))
         self._generate_head = self._head(b"POST", "/generate")
-        self._lanes = Lanes(MAX_CONNECTIONS)
+        self._pool = ConnectionPool(MAX_CONNECTIONS)
         self._stats = EngineStats()
         self._closed = False
         self.in_flight = 0
@@ -106,7 +106,7 @@ class HttpReplica:
         return None
 
     @property
-    def piece_tokens(self) -> int:
+    def stream_tokens(self) -> int:
         return self._piece_tokens
 
     def stats(self) -> EngineStats:
@@ -122,18 +122,18 @@ class HttpReplica:
         if generation.image_data:
             request["image_data"] = generation.image_data
         answer = _Answer(generation, self._version_of, self._sampling_version(), incremental=self._incremental)
-        if generation.on_piece is not None:
+        if generation.on_chunk is not None:
             request["stream"] = True
-            request["sampling_params"]["stream_interval"] = generation.piece_tokens
+            request["sampling_params"]["stream_interval"] = generation.stream_tokens
         self.in_flight += 1
         try:
-            on_data = None if generation.on_piece is None else answer.feed
+            on_data = None if generation.on_chunk is None else answer.feed
             status, content = await self._send(self._generate_head, orjson.dumps(request), None, on_data)
         finally:
             self.in_flight -= 1
         if status != 200:
             raise _refusal(status, content)
-        if generation.on_piece is None:
+        if generation.on_chunk is None:
             answer.take(content)
         return answer.result()
 
@@ -153,7 +153,7 @@ class HttpReplica:
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         common = {"weight_version": version, "checksum": source.checksum, "running": running}
         match source:
             case FolderWeights():
@@ -169,9 +169,9 @@ class HttpReplica:
         if not isinstance(checksum := answer.get("checksum"), str):
             raise WeightsError(f"{self._name} confirms no checksum")
         self._version = version
-        return WeightsReceipt(version, checksum)
+        return WeightsConfirmation(version, checksum)
 
-    async def join_weights_group(self, group: WeightsGroup) -> None:
+    async def join_weights_group(self, group: UpdateGroup) -> None:
         request = {
             "master_address": group.address,
             "master_port": group.port,
@@ -214,7 +214,7 @@ class HttpReplica:
 
     async def close(self) -> None:
         self._closed = True
-        await self._lanes.aclose()
+        await self._pool.aclose()
 
     async def get(self, path: str) -> dict[str, Any]:
         """GET; the JSON of the answer, {} when it has none.
@@ -254,7 +254,7 @@ class HttpReplica:
         if self._closed:
             raise ReplicaGone(f"{self._name} is gone")
         try:
-            status, _, content = await self._lanes.send(
+            status, _, content = await self._pool.send(
                 self._origin, head, body, connect_s=CONNECT_TIMEOUT_S, read_s=timeout_s, on_data=on_data
             )
         except httpx.TransportError as exc:
@@ -327,14 +327,14 @@ class _Answer:
         self._logprobs += logprobs
         if meta.get("finish_reason"):
             self._meta = meta
-        elif self._generation.on_piece is not None and self._sure:
+        elif self._generation.on_chunk is not None and self._sure:
             spans = self._spans(meta)
             if not spans and (version := self._sampling_version()) is not None:
                 spans = [VersionSpan(version=version, start=0, end=len(self._ids))]
             # Tokens of a version that nobody knows wait for the end of the answer, which names it.
             self._sure = bool(spans)
             if spans:
-                self._generation.on_piece(Piece(ids, logprobs, spans))
+                self._generation.on_chunk(AnswerChunk(ids, logprobs, spans))
 
     def result(self) -> GenerationResult:
         if self._error is not None:

@@ -25,8 +25,8 @@ from rollout_server.engines.base import (
     PauseMode,
     RunningMode,
     SharedWeights,
+    WeightsConfirmation,
     WeightsError,
-    WeightsReceipt,
     WeightsSource,
 )
 from rollout_server.errors import HttpError, bad_request
@@ -121,7 +121,7 @@ class SglangReplica(HttpReplica):
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         mode: PauseMode = self._paused or running
         if isinstance(source, SharedWeights):
             # It knows no shared memory; the same folder can be loaded from disk as soon as it is complete.
@@ -136,7 +136,7 @@ class SglangReplica(HttpReplica):
         finally:
             self._changes += 1
         self._updates += 1
-        return WeightsReceipt(version, checksum)
+        return WeightsConfirmation(version, checksum)
 
     async def _change(self, source: WeightsSource, version: str, mode: PauseMode) -> str:
         if self._paused is None:

@@ -81,7 +81,7 @@ class TorchSource(_ChildSource):
             self._info,
             version=settings.first_version,
             token=self._token,
-            piece_tokens=settings.piece_tokens,
+            stream_tokens=settings.stream_tokens,
             admin_timeout_s=settings.probe_timeout_s,
             update_timeout_s=settings.update_timeout_s,
         )
@@ -112,7 +112,7 @@ class SglangSource(_ChildSource):
             f"http://127.0.0.1:{port}",
             self._info,
             version=settings.first_version,
-            piece_tokens=settings.piece_tokens,
+            stream_tokens=settings.stream_tokens,
             admin_timeout_s=settings.probe_timeout_s,
             update_timeout_s=settings.update_timeout_s,
         )
@@ -154,14 +154,14 @@ class UrlSource:
             await ours.close()
         # Answers in growing pieces cost a square of their length: only pieces that add up are asked for.
         incremental = bool(facts.get("incremental_streaming_output"))
-        pieces = settings.piece_tokens if incremental else 0
+        pieces = settings.stream_tokens if incremental else 0
         kind = HttpReplica if "engine" in facts else SglangReplica
         replica = kind(
             self.name,
             self.name,
             self._info,
             token=self._token,
-            piece_tokens=pieces,
+            stream_tokens=pieces,
             incremental=incremental,
             admin_timeout_s=settings.probe_timeout_s,
             update_timeout_s=settings.update_timeout_s,

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from rollout_server.engines.base import (
     BroadcastWeights,
     FolderWeights,
+    WeightsConfirmation,
     WeightsError,
-    WeightsReceipt,
     WeightsSource,
 )
 
@@ -28,7 +28,7 @@ def agreed(expected: str | None, checksums: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def check(receipt: WeightsReceipt, checksums: Mapping[str, str]) -> None:
+def check(receipt: WeightsConfirmation, checksums: Mapping[str, str]) -> None:
     """Compare a receipt with what counts.
 
     Raises:

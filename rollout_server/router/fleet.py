@@ -14,8 +14,8 @@ from rollout_server.engines.base import (
     EngineStats,
     Generation,
     GenerationResult,
+    WeightsConfirmation,
     WeightsError,
-    WeightsReceipt,
 )
 from rollout_server.errors import HttpError
 from rollout_server.replica.base import Replica, ReplicaGone
@@ -240,7 +240,7 @@ class _NotStarted:
 
     failure = None
     weight_version = ""
-    piece_tokens = 0
+    stream_tokens = 0
     ranks = 1
 
     def __init__(self, name: str, info: EngineInfo) -> None:
@@ -259,7 +259,7 @@ class _NotStarted:
 
     async def flush_cache(self) -> None: ...
 
-    async def update_weights(self, source: object, version: str, running: object = None) -> WeightsReceipt:
+    async def update_weights(self, source: object, version: str, running: object = None) -> WeightsConfirmation:
         raise ReplicaGone(f"{self.name} is not started")
 
     async def join_weights_group(self, group: object) -> None: ...

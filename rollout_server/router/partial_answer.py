@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agentloop.wire import VersionSpan
-from rollout_server.engines.base import Generation, GenerationResult, Piece
+from rollout_server.engines.base import AnswerChunk, Generation, GenerationResult
 
 
-class Kept:
+class PartialAnswer:
     """The part of one answer that outlived its replicas.
 
     Sampling goes on exactly where it stopped: the kept tokens become prompt, and the uniform numbers of a seeded
@@ -16,9 +16,9 @@ class Kept:
     start again; so do those with images, whose kept tokens may not be taken for more of them.
     """
 
-    def __init__(self, generation: Generation, piece_tokens: int) -> None:
+    def __init__(self, generation: Generation, stream_tokens: int) -> None:
         self._generation = generation
-        self._piece_tokens = piece_tokens
+        self._piece_tokens = stream_tokens
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._spans: list[VersionSpan] = []
@@ -36,13 +36,13 @@ class Kept:
         sampling = whole.sampling
         if self._ids:
             sampling = sampling.model_copy(update={"max_new_tokens": sampling.max_new_tokens - self._base})
-        every = min(self._piece_tokens, whole.piece_tokens) if whole.on_piece is not None else self._piece_tokens
+        every = min(self._piece_tokens, whole.stream_tokens) if whole.on_chunk is not None else self._piece_tokens
         return replace(
             whole,
             input_ids=whole.input_ids + self._ids,
             sampling=sampling,
-            on_piece=self._keep,
-            piece_tokens=every,
+            on_chunk=self._keep,
+            stream_tokens=every,
         )
 
     def whole(self, result: GenerationResult) -> GenerationResult:
@@ -64,12 +64,12 @@ class Kept:
             self._ids, self._logprobs, spans, "length", None, cached_tokens=0, weight_version=spans[-1].version
         )
 
-    def _keep(self, piece: Piece) -> None:
+    def _keep(self, piece: AnswerChunk) -> None:
         self._ids += piece.output_ids
         self._logprobs += piece.logprobs
         self._spans = joined(self._spans_until(self._base), piece.spans, self._base)
-        if self._generation.on_piece is not None:
-            self._generation.on_piece(replace(piece, spans=self._spans))
+        if self._generation.on_chunk is not None:
+            self._generation.on_chunk(replace(piece, spans=self._spans))
 
     def _spans_until(self, end: int) -> list[VersionSpan]:
         return [s.model_copy(update={"end": min(s.end, end)}) for s in self._spans if s.start < end]

@@ -10,23 +10,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rollout_server.engines.base import (
+    AnswerChunk,
     BroadcastWeights,
     EngineError,
     EngineInfo,
     Generation,
     GenerationResult,
     PauseMode,
-    Piece,
     RunningMode,
+    UpdateGroup,
+    WeightsConfirmation,
     WeightsError,
-    WeightsGroup,
-    WeightsReceipt,
     WeightsSource,
 )
 from rollout_server.errors import HttpError
 from rollout_server.replica.base import Replica, ReplicaGone
 from rollout_server.router.checksums import agreed, check, lasting
-from rollout_server.router.partial_answer import Kept, can_go_on
+from rollout_server.router.partial_answer import PartialAnswer, can_go_on
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Router:
         self._start_timeout_s = start_timeout_s
         self._sessions: OrderedDict[str, Member] = OrderedDict()
         self._calls = 0
-        self._under_way = 0
+        self._in_flight = 0
         self._changed = asyncio.Condition()
 
     # What is true now
@@ -142,9 +142,9 @@ class Router:
         return self._paused
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         """Requests taken in and not answered."""
-        return self._under_way
+        return self._in_flight
 
     @property
     def failure(self) -> str | None:
@@ -166,25 +166,25 @@ class Router:
             Overloaded: too many requests are under way.
             EngineError: the replica failed the request, or none serves.
         """
-        if self._max_in_flight is not None and self._under_way >= self._max_in_flight:
-            raise Overloaded(self._under_way, retry_after_s=1.0)
-        self._under_way += 1
+        if self._max_in_flight is not None and self._in_flight >= self._max_in_flight:
+            raise Overloaded(self._in_flight, retry_after_s=1.0)
+        self._in_flight += 1
         try:
             return await self._generate(generation, session)
         finally:
-            self._under_way -= 1
+            self._in_flight -= 1
 
     async def _generate(self, generation: Generation, session: str | None) -> GenerationResult:
-        kept: Kept | None = None
+        kept: PartialAnswer | None = None
         told = _Told.of(generation)
         for _ in range(MAX_ATTEMPTS):
             member = self.pick(session) if not self._held else None
             if member is None:
                 member = await self._wait_for_member(session)
-            piece_tokens = member.replica.piece_tokens
+            stream_tokens = member.replica.stream_tokens
             # An answer of one piece has nothing to be kept of.
-            if kept is None and 0 < piece_tokens < generation.sampling.max_new_tokens and can_go_on(generation):
-                kept = Kept(generation, piece_tokens)
+            if kept is None and 0 < stream_tokens < generation.sampling.max_new_tokens and can_go_on(generation):
+                kept = PartialAnswer(generation, stream_tokens)
             try:
                 result = await self._run(member, generation if kept is None else kept.rest(), session)
             except ReplicaGone as exc:
@@ -310,7 +310,7 @@ class Router:
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         """Make every serving replica serve `source`; the version is current when all that go on serving confirmed it by
         the same checksum. The others are fenced.
 
@@ -326,7 +326,7 @@ class Router:
             results = await asyncio.gather(
                 *(member.replica.update_weights(source, version, running) for member in members), return_exceptions=True
             )
-            receipts = {m: r for m, r in zip(members, results, strict=True) if isinstance(r, WeightsReceipt)}
+            receipts = {m: r for m, r in zip(members, results, strict=True) if isinstance(r, WeightsConfirmation)}
             failed = {m: r for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)}
             if failed and isinstance(source, BroadcastWeights):
                 self._groups.pop(source.group, None)
@@ -346,9 +346,9 @@ class Router:
                 refusals = [error for error in failed.values() if isinstance(error, WeightsError)]
                 raise refusals[0] if refusals else EngineError(f"no replica serves that could take version {version}")
             self._version, self._source, self._checksums = version, lasting(source), checksums
-            return WeightsReceipt(version, next(iter(checksums.values())))
+            return WeightsConfirmation(version, next(iter(checksums.values())))
 
-    def check_receipt(self, receipt: WeightsReceipt) -> None:
+    def check_receipt(self, receipt: WeightsConfirmation) -> None:
         """Compare what a replica has loaded now with what the others serve.
 
         Raises:
@@ -356,7 +356,7 @@ class Router:
         """
         check(receipt, self._checksums)
 
-    async def join_weights_group(self, group: WeightsGroup) -> None:
+    async def join_weights_group(self, group: UpdateGroup) -> None:
         """Let all serving replicas join: the first one as rank `group.rank`.
 
         Raises:
@@ -439,20 +439,20 @@ class Router:
 class _Told:
     """Whether the listener of a request has heard anything."""
 
-    def __init__(self, listener: Callable[[Piece], None]) -> None:
+    def __init__(self, listener: Callable[[AnswerChunk], None]) -> None:
         self._listener = listener
         self.any = False
 
     @classmethod
     def of(cls, generation: Generation) -> _Told | None:
         """Listens in between, if anybody listens."""
-        if generation.on_piece is None:
+        if generation.on_chunk is None:
             return None
-        told = cls(generation.on_piece)
-        generation.on_piece = told
+        told = cls(generation.on_chunk)
+        generation.on_chunk = told
         return told
 
-    def __call__(self, piece: Piece) -> None:
+    def __call__(self, piece: AnswerChunk) -> None:
         self.any = True
         self._listener(piece)
 

@@ -9,15 +9,15 @@ from typing import Any, Literal
 from agentloop.errors import ServerStartError
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import (
+    AnswerChunk,
     EngineInfo,
     EngineStats,
     Generation,
     GenerationResult,
-    Piece,
     RunningMode,
+    UpdateGroup,
+    WeightsConfirmation,
     WeightsError,
-    WeightsGroup,
-    WeightsReceipt,
     WeightsSource,
 )
 from rollout_server.replica.base import ReplicaGone
@@ -37,10 +37,10 @@ class FakeReplica:
     ranks = 1
     info = INFO
 
-    def __init__(self, name: str = "fake", *, version: str = "0", piece_tokens: int = 4) -> None:
+    def __init__(self, name: str = "fake", *, version: str = "0", stream_tokens: int = 4) -> None:
         self.name = name
         self.weight_version = version
-        self.piece_tokens = piece_tokens
+        self.stream_tokens = stream_tokens
         self.asked: list[Generation] = []
         self.calls: list[str] = []
         self.dies_after: int | None = None
@@ -60,10 +60,10 @@ class FakeReplica:
         ids = [token_at(start + i) for i in range(count)]
         logprobs = [-0.01 * (start + i) for i in range(count)]
         told = 0
-        while generation.on_piece is not None and told + generation.piece_tokens <= min(count, self.dies_after or 0):
-            end = told + generation.piece_tokens
+        while generation.on_chunk is not None and told + generation.stream_tokens <= min(count, self.dies_after or 0):
+            end = told + generation.stream_tokens
             spans = [VersionSpan(version=self.weight_version, start=0, end=end)]
-            generation.on_piece(Piece(ids[told:end], logprobs[told:end], spans))
+            generation.on_chunk(AnswerChunk(ids[told:end], logprobs[told:end], spans))
             told = end
         if self.dies_after is not None:
             raise ReplicaGone(f"{self.name} died")
@@ -93,15 +93,15 @@ class FakeReplica:
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         await self._stop_here()
         if self.refuses is not None:
             raise self.refuses
         self.calls.append(f"update {version}")
         self.weight_version = version
-        return WeightsReceipt(version, f"fake:{self.serves or version}")
+        return WeightsConfirmation(version, f"fake:{self.serves or version}")
 
-    async def join_weights_group(self, group: WeightsGroup) -> None: ...
+    async def join_weights_group(self, group: UpdateGroup) -> None: ...
 
     async def leave_weights_group(self, name: str) -> bool:
         return False

@@ -18,7 +18,7 @@ from agentloop.weights.shared import SharedWriter
 from rollout_server.api.app import build_app
 from rollout_server.engines.base import FolderWeights, SharedWeights, WeightsError
 from rollout_server.engines.torch_engine.engine import TorchEngine
-from rollout_server.engines.torch_engine.weights.loading import Intake
+from rollout_server.engines.torch_engine.weights.loading import WeightLoader
 from rollout_server.replica.base import LocalReplica
 from rollout_server.router.router import Router
 from rollout_server.settings import ServerSettings
@@ -330,7 +330,7 @@ def test_tied_weights_follow_under_either_name(model_dir: Path, other_weights: P
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     save_file(tensors, tmp_path / "model.safetensors")
     model = load(model_dir).model
-    intake = Intake(model)
+    intake = WeightLoader(model)
     intake.put(intake.take(FolderWeights(tmp_path)))
     assert torch.equal(model.get_input_embeddings().weight, tensors["lm_head.weight"])
     assert model.get_input_embeddings().weight is model.lm_head.weight
@@ -342,7 +342,7 @@ def test_a_tensor_that_lies_at_an_odd_place_is_copied(model_dir: Path, other_wei
     text = data[8 : 8 + length] + b" " * 3
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     model = load(model_dir).model
-    intake = Intake(model)
+    intake = WeightLoader(model)
     intake.put(intake.take(SharedWeights(tmp_path)))
     for name, tensor in tensors_of(other_weights).items():
         assert torch.equal(model.state_dict()[name], tensor)
@@ -353,4 +353,4 @@ def test_a_tensor_given_twice_is_refused(model_dir: Path, tmp_path: Path) -> Non
     for file in ("a", "b"):
         save_file({"model.norm.weight": torch.ones(32)}, tmp_path / f"{file}.safetensors")
     with pytest.raises(WeightsError, match="twice"):
-        Intake(load(model_dir).model).take(FolderWeights(tmp_path))
+        WeightLoader(load(model_dir).model).take(FolderWeights(tmp_path))

@@ -11,7 +11,7 @@ from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.types import Task
 from trainer.console.console import Console
-from trainer.run.preflight import Prepared, prepare
+from trainer.run.preflight import RunInputs, prepare
 
 MEASURED_ROWS = 2_000
 """Prompts are rendered for so many rows of a split; the rest are like them."""
@@ -39,7 +39,7 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
     return 0
 
 
-def _rows(prepared: Prepared, tasks: Sequence[Task]) -> str:
+def _rows(prepared: RunInputs, tasks: Sequence[Task]) -> str:
     measured = tasks[:MEASURED_ROWS]
     schemas = prepared.toolset.schemas or None
     lengths = [len(prepared.renderer.start(task.prompt, schemas)) for task in measured]

@@ -30,7 +30,7 @@ from trainer.commands.train import EXIT_INTERRUPTED, hide_tokens
 from trainer.console.console import Console
 from trainer.publishing.server_process import ServerProcess, check_port
 from trainer.run.evaluation import Evaluation
-from trainer.run.preflight import Prepared, prepare
+from trainer.run.preflight import RunInputs, prepare
 from trainer.run.rundir import RunDir
 
 PLAIN_COLUMNS = 200
@@ -125,7 +125,7 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
 
 
 async def _evaluate(
-    recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, subject: Subject
+    recipe: Recipe, prepared: RunInputs, run_dir: RunDir, console: Console, subject: Subject
 ) -> dict[str, Any]:
     async with _server(recipe, prepared, run_dir, console, subject) as url:
         most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
@@ -141,7 +141,7 @@ async def _evaluate(
 
 @contextlib.asynccontextmanager
 async def _server(
-    recipe: Recipe, prepared: Prepared, run_dir: RunDir, console: Console, subject: Subject
+    recipe: Recipe, prepared: RunInputs, run_dir: RunDir, console: Console, subject: Subject
 ) -> AsyncIterator[str]:
     """A rollout server with what is evaluated; the one that the recipe names, if it does."""
     if recipe.rollout.url is not None:

@@ -26,7 +26,7 @@ from agentloop.weights.layout import TensorSpec
 from trainer.learner.model.loading import SafetensorsFolder, local_folder, plan_names
 from trainer.learner.model.lora import adapter_names, is_adapter, merged
 from trainer.learner.model.policy import loader_of
-from trainer.learner.weights.publishing import MAX_SHARD_BYTES, Handout, Shards, write_config
+from trainer.learner.weights.publishing import MAX_SHARD_BYTES, Shards, WeightPublisher, write_config
 
 PREFIX = "model.lm."
 """Prefix of a checkpoint's language-model keys: `model` of the checkpoint, `lm` of `PolicyModel`."""
@@ -74,7 +74,7 @@ def export_checkpoint(
     lm = _empty_model(model_path)
     saved.check(lm, model_path)
     merger = _Merger(saved, lm, model_path, lora_alpha)
-    layout = Handout(lm, dtype)
+    layout = WeightPublisher(lm, dtype)
     size = layout.specs[-1].end
     partial = partial_of(out)
     shutil.rmtree(partial, ignore_errors=True)

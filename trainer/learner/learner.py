@@ -27,7 +27,7 @@ from trainer.learner.model.matmul import use_products
 from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision, reshard
 from trainer.learner.model.vision import ImageReader
 from trainer.learner.optim import apply_settings, make_optimizer, take_step
-from trainer.learner.weights.publishing import Handout
+from trainer.learner.weights.publishing import WeightPublisher
 from trainer.packing.layout import PackedBatch, empty_batch, micro_batches, pack, plan_units
 from trainer.types import LearnerSettings, LossSpec, TrainSample, add_sums
 
@@ -61,7 +61,7 @@ class Learner:
         self._policy = self._load()
         self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
         self._saver = CheckpointSaver()
-        self.handout = Handout(self._policy.lm, settings.dtype)
+        self.handout = WeightPublisher(self._policy.lm, settings.dtype)
         # With adapters the frozen policy is the model without them: no second copy.
         adapted = config.lora is not None
         self._reference = self._load(reference=True) if settings.reference and not adapted else None

@@ -19,7 +19,7 @@ from trainer.types import LossSpec, TrainSample
 from trainer.workers.group import WorkerGroup
 
 
-class Preparation:
+class BatchPreparation:
     """The way of one step's groups to the trainer's ranks.
 
     Args:

@@ -27,7 +27,7 @@ ResponseLimit = Callable[[str], int]
 
 
 @dataclass(slots=True)
-class Episode:
+class TrainEpisode:
     """A trainable episode: its trajectories, one sample for each, and what is said of their tokens later.
 
     Attributes:
@@ -54,7 +54,7 @@ class TrainGroup:
     """The trainable episodes of a group. `baseline`: the reward of its greedy episode, shaped, if there is one."""
 
     group: Group
-    episodes: list[Episode]
+    episodes: list[TrainEpisode]
     baseline: float | None = None
 
     @property
@@ -93,7 +93,7 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
                 )
             )
         added = _shaped(kept, shaping, limit) if shaping is not None else 0.0
-        episodes.append(Episode(kept, samples, _reward(kept) + added, added))
+        episodes.append(TrainEpisode(kept, samples, _reward(kept) + added, added))
     baseline = None
     if group.baseline and (kept := _usable(group.baseline)):
         baseline = _reward(kept) + (_shaped(kept, shaping, limit) if shaping is not None else 0.0)
@@ -168,7 +168,7 @@ def set_advantages(batch: TrainGroup, algorithm: AlgorithmConfig) -> None:
                 sample.advantages[sample.loss_mask] = outcome
 
 
-def _set_process_advantages(episodes: Sequence[Episode]) -> None:
+def _set_process_advantages(episodes: Sequence[TrainEpisode]) -> None:
     """`advantage.grpo_process` of a group.
 
     Steps are ordered as their turns were generated, over all trajectories of a forked episode, so that a token has the
@@ -197,7 +197,7 @@ def _set_process_advantages(episodes: Sequence[Episode]) -> None:
                 sample.advantages[turn.start : turn.end] = ahead[bisect_left(keys, (turn.order, turn.end))]
 
 
-def _set_token_advantages(episode: Episode, algorithm: AlgorithmConfig) -> None:
+def _set_token_advantages(episode: TrainEpisode, algorithm: AlgorithmConfig) -> None:
     """Returns or generalized advantages over the episode's sampled tokens, in the order in which they were sampled.
 
     A step reward stands at the last token of its turn, the reward function's number at the last token of the episode;
@@ -229,7 +229,7 @@ def _set_token_advantages(episode: Episode, algorithm: AlgorithmConfig) -> None:
 class _SampledStream:
     """The sampled tokens of an episode's samples as one sequence, by the order of their generations."""
 
-    def __init__(self, episode: Episode) -> None:
+    def __init__(self, episode: TrainEpisode) -> None:
         numbers, positions, orders = [], [], []
         for k, (trajectory, sample) in enumerate(zip(episode.kept, episode.samples, strict=True)):
             order = np.zeros(len(sample), dtype=np.int64)

@@ -17,7 +17,7 @@ from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import Proof, Verdict, prove
 from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
-from agentloop.data import Checked, RowOrder, check_tasks, load_tasks
+from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
 from agentloop.errors import ModelError, ServerError
 from agentloop.interaction.base import Interactions, load_interactions
 from agentloop.model_folder import resolve_model
@@ -29,7 +29,7 @@ from trainer.console.console import Console
 
 
 @dataclass
-class Prepared:
+class RunInputs:
     """What a run works with. `runner` exists between `connect` and `disconnect`."""
 
     recipe: Recipe
@@ -105,7 +105,7 @@ QUICK_PROOF = 40
 """Conversations of the proof at the start of a run: a third of a second. `agentloop check` tries 200."""
 
 
-def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF, train: bool = True) -> Prepared:
+def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF, train: bool = True) -> RunInputs:
     """Load and check all that a run needs.
 
     Args:
@@ -130,7 +130,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         reward = load_reward(recipe.reward)
         interactions = load_interactions(recipe.interactions) if recipe.interactions else Interactions()
         answered: set[str] = set()
-    splits: dict[str, Checked] = {}
+    splits: dict[str, ValidatedRows] = {}
     for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
         if source is None or (split == "train" and not train):
             continue
@@ -154,7 +154,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
     for notice in [*_said_of(proof), *_without_effect(recipe)]:
         console.notice(notice)
     rows: Sequence[Task] = splits["train"].tasks if train else []
-    return Prepared(
+    return RunInputs(
         recipe=recipe,
         model_path=model_path,
         renderer=renderer,
@@ -179,7 +179,7 @@ def _checked(
     schemas: list[dict[str, Any]] | None,
     check: Callable[[Task, str], None],
     console: Console,
-) -> Checked:
+) -> ValidatedRows:
     """The rows of a split that fit, after a look at each of them."""
     data = recipe.data
     key = f"data.{split}"
@@ -199,7 +199,7 @@ def _checked(
     )
 
 
-def _said_of_rows(recipe: Recipe, split: str, found: Checked) -> list[str]:
+def _said_of_rows(recipe: Recipe, split: str, found: ValidatedRows) -> list[str]:
     """What a user should know of rows that are not as they were written."""
     data = recipe.data
     said = []

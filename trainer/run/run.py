@@ -29,13 +29,13 @@ from trainer.publishing.server_link import ServerLink
 from trainer.publishing.server_process import ServerProcess
 from trainer.publishing.weights_folder import WeightsFolder
 from trainer.rollouts.group_file import read_groups
-from trainer.rollouts.preparation import Preparation, choices
+from trainer.rollouts.preparation import BatchPreparation, choices
 from trainer.rollouts.producer import Group, Producer
 from trainer.rollouts.samples import TrainGroup
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.episode_metrics import episode_metrics, failure_causes
 from trainer.run.evaluation import Evaluation
-from trainer.run.preflight import Prepared
+from trainer.run.preflight import RunInputs
 from trainer.run.rundir import RunDir
 from trainer.run.step_sums import CriticSums, StepSums
 from trainer.types import add_sums
@@ -97,7 +97,7 @@ class TrainRun:
     def __init__(
         self,
         recipe: Recipe,
-        prepared: Prepared,
+        prepared: RunInputs,
         run_dir: RunDir,
         console: Console,
         *,
@@ -331,7 +331,7 @@ class TrainRun:
     ) -> dict[str, Any]:
         """Train on the groups of one step and publish the new version."""
         algorithm = self._recipe.trainer.algorithm
-        preparation = Preparation(self._recipe, workers, self._kl)
+        preparation = BatchPreparation(self._recipe, workers, self._kl)
         batch = self._recipe.rollout.batch_size
         clock = StepClock()
         self._done_in_step = 0
@@ -373,7 +373,7 @@ class TrainRun:
         return metrics
 
     async def _arriving(
-        self, indices: range, preparation: Preparation, producer: Producer, clock: StepClock, groups: list[Group]
+        self, indices: range, preparation: BatchPreparation, producer: Producer, clock: StepClock, groups: list[Group]
     ) -> AsyncIterator[list[TrainGroup]]:
         """The groups of one minibatch in chunks that are worth a call, prepared, while its later groups still run.
 
@@ -407,7 +407,7 @@ class TrainRun:
         chunks: AsyncIterator[list[TrainGroup]],
         workers: WorkerGroup,
         clock: StepClock,
-        preparation: Preparation,
+        preparation: BatchPreparation,
         *,
         policy: bool,
         critic: CriticSums | None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from agentloop.chat.continuation.copied_text import Slots
+from agentloop.chat.continuation.copied_text import TemplateTextCache
 from agentloop.chat.continuation.turn_end import TurnEnd, find_turn_end, without_generation_prompt
 from agentloop.chat.rendering import Rendering
 from agentloop.chat.template import Fixed, Tools
@@ -57,7 +57,7 @@ class Continuations:
         self._shown_calls: dict[int, bool] = {}
         self._histories: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Message]] = {}
         self._places: dict[Hashable, tuple[int, int, bool]] = {}
-        self._slots = Slots(self._template.strings())
+        self._slots = TemplateTextCache(self._template.strings())
         self._separators: set[tuple[int, ...]] = set()
 
     @cached_property

@@ -48,7 +48,7 @@ COMPARED = 64
 """One in so many is rendered, and compared."""
 
 
-class Slots:
+class TemplateTextCache:
     """The text of a template around contents that it only copies, by the shape of what is rendered.
 
     Args:

@@ -22,7 +22,7 @@ INTRODUCTION = (
 )
 
 
-def fold_tools(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Message]:
+def emulate_tool_role(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Message]:
     """The conversation without tool messages, tool calls and schemas; their text stands in the other messages.
 
     Results that follow each other, and a user's message behind them, become one user's message: templates of this kind

@@ -15,7 +15,7 @@ from rollout_server.engines.torch_engine.model.attention import Chunk, PrefillPa
 from rollout_server.engines.torch_engine.model.images import ImagePrompt
 from rollout_server.engines.torch_engine.model.models import Runner
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.sampling.penalties import LogitEdits
+from rollout_server.engines.torch_engine.sampling.penalties import Penalties
 from rollout_server.engines.torch_engine.sampling.sampling import RowSampling, stream_of
 
 PREFILL_CHUNK = 1024
@@ -103,7 +103,7 @@ class Core:
                 sampling.top_k,
                 stream_of(seed),
                 min_p=sampling.min_p,
-                edits=LogitEdits.of(sampling, ends),
+                edits=Penalties.of(sampling, ends),
             ),
             version=self.version,
             images=images,

@@ -16,6 +16,7 @@ import torch
 
 from agentloop.errors import ModelError
 from rollout_server.engines.base import (
+    AnswerChunk,
     EngineError,
     EngineInfo,
     EngineStats,
@@ -23,22 +24,21 @@ from rollout_server.engines.base import (
     Generation,
     GenerationResult,
     PauseMode,
-    Piece,
     RequestError,
     RunningMode,
+    UpdateGroup,
+    WeightsConfirmation,
     WeightsError,
-    WeightsGroup,
-    WeightsReceipt,
     WeightsSource,
 )
 from rollout_server.engines.torch_engine.cache.kv import build_cache
 from rollout_server.engines.torch_engine.core import Core
-from rollout_server.engines.torch_engine.model.batch_invariance import holds
+from rollout_server.engines.torch_engine.model.batch_invariance import is_batch_invariant
 from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
 from rollout_server.engines.torch_engine.model.images import ImagePrompt
 from rollout_server.engines.torch_engine.model.models import LoadedModel, Runner, load_model, slow_runner
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights.loading import Intake
+from rollout_server.engines.torch_engine.weights.loading import WeightLoader
 from rollout_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -61,10 +61,10 @@ class TorchEngine:
     """The embedded engine, an `Engine`. One thread runs all steps; every change happens between two of them."""
 
     def __init__(
-        self, loaded: LoadedModel, core: Core, info: EngineInfo, *, threads: int = 1, intake: Intake | None = None
+        self, loaded: LoadedModel, core: Core, info: EngineInfo, *, threads: int = 1, intake: WeightLoader | None = None
     ) -> None:
         self._loaded = loaded
-        self._intake = intake or Intake(loaded.model)
+        self._intake = intake or WeightLoader(loaded.model)
         self._core = core
         self._info = info
         self._threads = threads
@@ -135,7 +135,7 @@ class TorchEngine:
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         async with self._updating:
             begin = time.perf_counter()
             taken = await asyncio.to_thread(self._intake.take, source, version)
@@ -150,9 +150,9 @@ class TorchEngine:
             asyncio.get_running_loop().run_in_executor(None, before.clear)
             self._core.stats.weight_updates += 1
             self._core.stats.weight_update_s += time.perf_counter() - begin
-            return WeightsReceipt(version, taken.checksum)
+            return WeightsConfirmation(version, taken.checksum)
 
-    async def join_weights_group(self, group: WeightsGroup) -> None:
+    async def join_weights_group(self, group: UpdateGroup) -> None:
         async with self._updating:
             await asyncio.to_thread(self._intake.groups.join, group, self._loaded.kv.device)
 
@@ -275,7 +275,7 @@ class TorchEngine:
         if not future.cancelled():
             running = self._core.add(generation, images)
             self._futures[running] = future
-            if generation.on_piece is not None:
+            if generation.on_chunk is not None:
                 self._listened.append(running)
 
     def _cancel(self, future: asyncio.Future[GenerationResult]) -> None:
@@ -304,7 +304,7 @@ class TorchEngine:
         pieces = [(running, piece) for running in self._listened if (piece := running.next_piece()) is not None]
         if pieces:
             loop = self._futures[pieces[0][0]].get_loop()
-            loop.call_soon_threadsafe(_hand_out, [(r.generation.on_piece, piece) for r, piece in pieces])
+            loop.call_soon_threadsafe(_hand_out, [(r.generation.on_chunk, piece) for r, piece in pieces])
 
     def _deliver(self, finished: list[Running]) -> None:
         pairs = [(self._futures.pop(running), running.result) for running in finished]
@@ -319,7 +319,7 @@ class TorchEngine:
             future.get_loop().call_soon_threadsafe(_fail, future, error)
 
 
-def _hand_out(pieces: list[tuple[Any, Piece]]) -> None:
+def _hand_out(pieces: list[tuple[Any, AnswerChunk]]) -> None:
     for listener, piece in pieces:
         listener(piece)
 
@@ -350,7 +350,7 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
     loaded = load_model(
         settings.model, dtype=getattr(torch, settings.dtype), device=device, context_length=settings.context_length
     )
-    intake = Intake(loaded.model)
+    intake = WeightLoader(loaded.model)
     if settings.weights is not None:
         try:
             intake.put(intake.take(FolderWeights(settings.weights)))
@@ -393,7 +393,7 @@ def _deterministic_runner(settings: ServerSettings, loaded: LoadedModel) -> Runn
         reason = f"it needs --device cpu and --threads 1, not {settings.device} and {settings.threads}"
     elif (runner := FastDecoder.build(loaded, invariant=True)) is None:
         reason = f"{type(loaded.model).__name__} in {settings.dtype} does not run through the engine's own decoder"
-    elif not holds(runner, loaded):
+    elif not is_batch_invariant(runner, loaded):
         reason = "the products of this machine's numerical library depend on their neighbours"
     else:
         return runner

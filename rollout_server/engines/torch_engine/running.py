@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agentloop.wire import VersionSpan
-from rollout_server.engines.base import FinishType, Generation, GenerationResult, Piece
+from rollout_server.engines.base import AnswerChunk, FinishType, Generation, GenerationResult
 from rollout_server.engines.torch_engine.cache.rows import Row
 from rollout_server.engines.torch_engine.model.images import ImagePrompt
 from rollout_server.engines.torch_engine.sampling.sampling import RowSampling
@@ -71,10 +71,10 @@ class Running:
             message=message,
         )
 
-    def next_piece(self) -> Piece | None:
+    def next_piece(self) -> AnswerChunk | None:
         """What was sampled since the piece before, when it is enough for one."""
         count = len(self.logprobs)
-        if count - self.told < self.generation.piece_tokens:
+        if count - self.told < self.generation.stream_tokens:
             return None
         start, self.told = self.told, count
-        return Piece(self.ids[self.prompt_length + start :], self.logprobs[start:], self.spans())
+        return AnswerChunk(self.ids[self.prompt_length + start :], self.logprobs[start:], self.spans())

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from agentloop.client.connections import Lanes
+from agentloop.client.connections import ConnectionPool
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -48,7 +48,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
-async def post(lanes: Lanes, url: str, body: bytes = b"x", read: float = 5.0) -> bytes:
+async def post(lanes: ConnectionPool, url: str, body: bytes = b"x", read: float = 5.0) -> bytes:
     timeout = {"timeout": {"connect": 5.0, "read": read}}
     answer = await lanes.handle_async_request(httpx.Request("POST", url, content=body, extensions=timeout))
     return answer.content
@@ -65,7 +65,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def test_one_connection_serves_one_request_after_the_other() -> None:
     async with serving(echo) as server:
-        lanes = Lanes(4)
+        lanes = ConnectionPool(4)
         assert [await post(lanes, server.url, b"%d" % i) for i in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
         assert server.connections == 1
         await lanes.aclose()
@@ -79,7 +79,7 @@ async def test_answers_reach_their_own_callers_and_connections_are_bounded() -> 
             writer.write(whole(body))
 
     async with serving(slow) as server:
-        lanes = Lanes(8)
+        lanes = ConnectionPool(8)
         bodies = [b"%d" % i for i in range(100)]
         assert await asyncio.gather(*(post(lanes, server.url, body) for body in bodies)) == bodies
         assert server.connections <= 8
@@ -105,7 +105,7 @@ async def test_every_way_to_frame_an_answer_is_read(answer: bytes) -> None:
             await reader.readexactly(1)
 
     async with serving(serve) as server:
-        lanes = Lanes(1)
+        lanes = ConnectionPool(1)
         assert await post(lanes, server.url) == b"abc"
         await lanes.aclose()
 
@@ -119,7 +119,7 @@ async def test_a_caller_that_goes_away_closes_its_connection() -> None:
         await reader.readexactly(1)
 
     async with serving(silent) as server:
-        lanes = Lanes(1)
+        lanes = ConnectionPool(1)
         caller = asyncio.create_task(post(lanes, server.url))
         await asked.wait()
         caller.cancel()
@@ -136,7 +136,7 @@ async def test_a_server_that_does_not_answer_is_a_timeout() -> None:
         await reader.readexactly(10_000)
 
     async with serving(silent) as server:
-        lanes = Lanes(1)
+        lanes = ConnectionPool(1)
         with pytest.raises(httpx.ReadTimeout):
             await post(lanes, server.url, read=0.02)
         await asyncio.wait_for(server.gone.wait(), 5)
@@ -147,7 +147,7 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
         writer.write(whole(await read_request(reader)))
 
     async with serving(once) as server:
-        lanes = Lanes(1)
+        lanes = ConnectionPool(1)
         for number in range(3):
             assert await post(lanes, server.url, b"%d" % number) == b"%d" % number
             await asyncio.sleep(0.02)
@@ -168,7 +168,7 @@ async def test_what_comes_between_two_requests_answers_neither(extra: str) -> No
         writer.write(whole(b"too late"))
 
     async with serving(talkative) as server:
-        lanes = Lanes(1)
+        lanes = ConnectionPool(1)
         assert await post(lanes, server.url, b"1") == b"1"
         await asyncio.sleep(0.05)
         assert await post(lanes, server.url, b"2") == b"2"
@@ -185,16 +185,16 @@ async def test_a_broken_answer_is_a_transport_error(answer: bytes) -> None:
 
     async with serving(serve) as server:
         with pytest.raises(httpx.TransportError):
-            await post(Lanes(1), server.url)
+            await post(ConnectionPool(1), server.url)
 
 
 async def test_nobody_at_the_address_is_a_connect_error() -> None:
     with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.1:9"):
-        await post(Lanes(1), "http://127.0.0.1:9/generate")
+        await post(ConnectionPool(1), "http://127.0.0.1:9/generate")
 
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 This is no TLS\r\n\r\n")
 
     async with serving(plain) as server:
         with pytest.raises(httpx.ConnectError, match="no connection"):
-            await post(Lanes(1), server.url.replace("http:", "https:"))
+            await post(ConnectionPool(1), server.url.replace("http:", "https:"))

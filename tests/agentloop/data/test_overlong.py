@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentloop.chat import ChatRenderer
-from agentloop.data import Checked, Tasks, check_tasks, load_tasks
+from agentloop.data import Tasks, ValidatedRows, check_tasks, load_tasks
 from agentloop.data.overlong import cut_prompt
 from agentloop.errors import DataError, ModelError, RegistryError
 from agentloop.types import Message
@@ -26,7 +26,7 @@ def user(text: Any, **columns: Any) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": text}], **columns}
 
 
-def check(tasks: Tasks, renderer: ChatRenderer, **changes: Any) -> Checked:
+def check(tasks: Tasks, renderer: ChatRenderer, **changes: Any) -> ValidatedRows:
     options: dict[str, Any] = {"schemas": None, "limit": 1000, "overlong": "drop", "agents": ["a", "b"]}
     return check_tasks(tasks, "data.train", renderer=renderer, **{**options, **changes})
 

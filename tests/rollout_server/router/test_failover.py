@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentloop.wire import SamplingParams
-from rollout_server.engines.base import EngineError, FolderWeights, Generation, Piece, WeightsError
+from rollout_server.engines.base import AnswerChunk, EngineError, FolderWeights, Generation, WeightsError
 from rollout_server.router.router import OVERLOAD_TOKENS, Overloaded, Router
 from tests.rollout_server.fakes import FakeReplica, token_at
 
@@ -72,9 +72,9 @@ async def test_what_depends_on_earlier_samples_starts_again(options: dict[str, A
 async def test_a_stream_goes_on_without_a_seam() -> None:
     first, _, router = pair()
     first.dies_after = 8
-    told: list[Piece] = []
+    told: list[AnswerChunk] = []
     generation = request(new=10)
-    generation.on_piece, generation.piece_tokens = told.append, 2
+    generation.on_chunk, generation.stream_tokens = told.append, 2
     result = await router.generate(generation)
     ids = [token for piece in told for token in piece.output_ids]
     assert ids == result.output_ids[: len(ids)] and len(ids) >= 8
@@ -85,7 +85,7 @@ async def test_a_stream_that_cannot_go_on_is_an_error() -> None:
     first, second, router = pair()
     first.dies_after = 8
     generation = request(frequency_penalty=1.0)
-    generation.on_piece, generation.piece_tokens = (lambda piece: None), 4
+    generation.on_chunk, generation.stream_tokens = (lambda piece: None), 4
     with pytest.raises(EngineError, match="streamed"):
         await router.generate(generation)
     assert second.asked == []
@@ -157,7 +157,7 @@ async def test_a_full_queue_refuses() -> None:
     assert refused.value.retry_after_s > 0
     replica.go_on.set()
     await asyncio.gather(*running)
-    assert router.under_way == 0
+    assert router.in_flight == 0
     await router.generate(request())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentloop.errors import ServerStartError
-from rollout_server.engines.base import FolderWeights, WeightsReceipt
+from rollout_server.engines.base import FolderWeights, WeightsConfirmation
 from rollout_server.router.fleet import Fleet
 from rollout_server.router.router import Router
 from tests.rollout_server.fakes import INFO, FakeReplica, FakeSource
@@ -117,7 +117,7 @@ async def test_a_version_that_comes_while_a_replica_catches_up_is_not_missed(
     fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
 ) -> None:
     class Slow(FakeReplica):
-        async def update_weights(self, *arguments: Any) -> WeightsReceipt:
+        async def update_weights(self, *arguments: Any) -> WeightsConfirmation:
             await asyncio.sleep(0.1)
             return await super().update_weights(*arguments)
 

@@ -19,9 +19,9 @@ from rollout_server.engines.base import (
     GenerationResult,
     PauseMode,
     RunningMode,
+    UpdateGroup,
+    WeightsConfirmation,
     WeightsError,
-    WeightsGroup,
-    WeightsReceipt,
     WeightsSource,
 )
 from rollout_server.errors import HttpError
@@ -62,13 +62,13 @@ class FakeEngine:
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
-    ) -> WeightsReceipt:
+    ) -> WeightsConfirmation:
         if isinstance(self.receives, Exception):
             raise self.receives
         self.weight_version = version
-        return WeightsReceipt(version, self.receives)
+        return WeightsConfirmation(version, self.receives)
 
-    async def join_weights_group(self, group: WeightsGroup) -> None:
+    async def join_weights_group(self, group: UpdateGroup) -> None:
         self.asked.append(f"join as {group.rank} of {group.world_size}")
 
     async def leave_weights_group(self, name: str) -> bool:
@@ -199,13 +199,13 @@ async def test_where_nobody_has_the_trainers_checksum_no_version_is_current(tmp_
 async def test_a_late_replica_is_compared_with_the_others(tmp_path: Path) -> None:
     _, router = two_replicas("xxh3:aa")
     await router.update_weights(FolderWeights(tmp_path), "1")
-    router.check_receipt(WeightsReceipt("1", "xxh3:aa"))
-    router.check_receipt(WeightsReceipt("1", "sglang:77"))  # nothing to compare it with
+    router.check_receipt(WeightsConfirmation("1", "xxh3:aa"))
+    router.check_receipt(WeightsConfirmation("1", "sglang:77"))  # nothing to compare it with
     with pytest.raises(WeightsError, match="xxh3:bb"):
-        router.check_receipt(WeightsReceipt("1", "xxh3:bb"))
+        router.check_receipt(WeightsConfirmation("1", "xxh3:bb"))
 
 
-GROUP = WeightsGroup("weights", "127.0.0.1", 1234, 1, 3, "gloo")
+GROUP = UpdateGroup("weights", "127.0.0.1", 1234, 1, 3, "gloo")
 
 
 async def test_replicas_take_the_ranks_of_a_group_in_their_order() -> None:

@@ -12,7 +12,7 @@ import pytest
 from agentloop.config import Recipe
 from agentloop.types import StopReason, Task, Trajectory, Turn
 from trainer.algorithms.kl import KlCoefficient
-from trainer.rollouts.preparation import Preparation
+from trainer.rollouts.preparation import BatchPreparation
 from trainer.rollouts.producer import Group
 from trainer.rollouts.samples import TrainGroup
 from trainer.types import TrainSample
@@ -52,7 +52,7 @@ def episode(reward: float, tokens: int) -> list[Trajectory]:
     ]
 
 
-async def prepared(algorithm: dict[str, Any], kl: float = 0.0) -> tuple[list[TrainGroup], Preparation, KnownRanks]:
+async def prepared(algorithm: dict[str, Any], kl: float = 0.0) -> tuple[list[TrainGroup], BatchPreparation, KnownRanks]:
     trainer: dict[str, Any] = {"algorithm": algorithm}
     if algorithm.get("advantage") == "gae":
         trainer["critic"] = {}
@@ -66,7 +66,7 @@ async def prepared(algorithm: dict[str, Any], kl: float = 0.0) -> tuple[list[Tra
         }
     )
     ranks = KnownRanks()
-    preparation = Preparation(recipe, ranks, KlCoefficient(kl))  # type: ignore[arg-type]
+    preparation = BatchPreparation(recipe, ranks, KlCoefficient(kl))  # type: ignore[arg-type]
     groups = [
         Group(0, Task("0", "a", []), [episode(1.0, 3), episode(0.0, 1)]),
         Group(1, Task("1", "a", []), [episode(1.0, 2), episode(0.5, 2)]),

@@ -12,10 +12,10 @@ import pytest
 from agentloop.config import Recipe
 from agentloop.errors import ConfigError, DataError
 from trainer.console.console import Console
-from trainer.run.preflight import Prepared, prepare
+from trainer.run.preflight import RunInputs, prepare
 
 
-def prepared(repo: Path, folder: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[Prepared, str]:
+def prepared(repo: Path, folder: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[RunInputs, str]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": str(folder / "rows.jsonl"), "default_agent": "single_turn_agent", **sections.pop("data", {})}
     model = {"path": str(repo / "recipes" / "quickstart" / "model")}

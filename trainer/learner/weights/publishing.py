@@ -36,7 +36,7 @@ Take = Callable[[TensorSpec, Tensor], None]
 """What is done on rank 0 with a whole tensor of the published dtype, or one that is still to be cast to it."""
 
 
-class Handout:
+class WeightPublisher:
     """The published tensors of one model: their layout, and the ways out.
 
     Args:

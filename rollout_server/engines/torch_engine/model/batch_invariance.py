@@ -22,7 +22,7 @@ OTHERS = (1, 3, 29)
 
 
 @torch.inference_mode()
-def holds(runner: Runner, loaded: LoadedModel) -> bool:
+def is_batch_invariant(runner: Runner, loaded: LoadedModel) -> bool:
     """Whether one sequence leaves the same bits in the cache when its prompt is cut, in whatever pieces, and when it is
     decoded token by token; and whether the last token's logits are the same alone and among others."""
     length = min(LENGTH, loaded.context_length - 1)

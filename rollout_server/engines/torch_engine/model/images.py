@@ -49,7 +49,7 @@ HINT = "send base64 of a PNG, JPEG, WebP, GIF or BMP file; nothing is fetched or
 ItemT = TypeVar("ItemT")
 
 
-class Kept(Generic[ItemT]):
+class LruCache(Generic[ItemT]):
     """What was used last, within a number of bytes; the newest item stays, whatever its size."""
 
     def __init__(self, limit: int, size: Callable[[ItemT], int]) -> None:
@@ -158,7 +158,7 @@ class ImageReader:
         self._rope_index = rope_index
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="images")
         self._lock = threading.Lock()
-        self._kept: Kept[Patches] = Kept(PATCH_CACHE_BYTES, lambda patches: patches.nbytes)
+        self._kept: LruCache[Patches] = LruCache(PATCH_CACHE_BYTES, lambda patches: patches.nbytes)
         self._in_work: dict[bytes, Future[Patches]] = {}
 
     async def prepare(self, input_ids: Sequence[int], image_data: Sequence[str]) -> ImagePrompt | None:

@@ -20,7 +20,7 @@ import torch
 from agentloop.errors import ModelError
 from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass, attending
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
-from rollout_server.engines.torch_engine.model.images import ImageReader, Kept, Patches
+from rollout_server.engines.torch_engine.model.images import ImageReader, LruCache, Patches
 
 VISION_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """`model_type` of the configs that are loaded with their vision tower."""
@@ -84,7 +84,7 @@ class VisionRunner:
         self._embed = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
         self._full_head = FullPrecisionHead(model)
-        self._features: Kept[Features] = Kept(FEATURE_CACHE_BYTES, lambda features: features.nbytes)
+        self._features: LruCache[Features] = LruCache(FEATURE_CACHE_BYTES, lambda features: features.nbytes)
 
     def prefill(self, chunks: PrefillPass) -> None:
         embeds_TE = self._embed(chunks.tokens)

@@ -20,7 +20,7 @@ _LEAST_REPETITION = 1e-6
 
 
 @dataclass(slots=True, frozen=True)
-class LogitEdits:
+class Penalties:
     """The edits of one row. `ends` cannot be sampled as one of the first `min_new_tokens` tokens."""
 
     repetition_penalty: float = 1.0
@@ -36,7 +36,7 @@ class LogitEdits:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     @classmethod
-    def of(cls, sampling: SamplingParams, ends: frozenset[int]) -> LogitEdits | None:
+    def of(cls, sampling: SamplingParams, ends: frozenset[int]) -> Penalties | None:
         """Those a request asks for, or None if it asks for none. `ends` are all tokens that could end a turn."""
         edits = cls(
             sampling.repetition_penalty,
@@ -49,7 +49,7 @@ class LogitEdits:
         return edits if edits.counts or edits.logit_bias or edits.ends else None
 
 
-class LogitEditor:
+class PenaltyProcessor:
     """The edits of a batch whose rows stay the same, and the counts they need: on the device, a step at a time.
 
     Args:
@@ -60,7 +60,7 @@ class LogitEditor:
 
     def __init__(
         self,
-        edits: SequenceOf[LogitEdits | None],
+        edits: SequenceOf[Penalties | None],
         sampled: SequenceOf[SequenceOf[int]],
         vocab: int,
         device: torch.device,

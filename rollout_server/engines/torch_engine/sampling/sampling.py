@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rollout_server.engines.torch_engine.sampling.penalties import LogitEditor, LogitEdits
+from rollout_server.engines.torch_engine.sampling.penalties import Penalties, PenaltyProcessor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -60,7 +60,7 @@ class RowSampling:
     top_k: int
     stream: int
     min_p: float = 0.0
-    edits: LogitEdits | None = None
+    edits: Penalties | None = None
 
     @property
     def truncates(self) -> bool:
@@ -103,14 +103,14 @@ class Sampler:
         edits = [row.edits for row in rows]
         self._edits = edits if any(edits) else None
         self._sampled = sampled if sampled is not None else [()] * len(rows)
-        self._editor: LogitEditor | None = None
+        self._editor: PenaltyProcessor | None = None
 
     def draw(self, logits_BV: torch.Tensor, counters: npt.NDArray[np.uint64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [B] and their logprobs [B]; row i draws uniform number `counters[i]` of its stream."""
         logits_BV = logits_BV.float()
         if self._edits is not None:
             if self._editor is None:
-                self._editor = LogitEditor(self._edits, self._sampled, logits_BV.shape[1], self._device)
+                self._editor = PenaltyProcessor(self._edits, self._sampled, logits_BV.shape[1], self._device)
             logits_BV = self._editor(logits_BV)
         if self._scale is not None:
             logits_BV = logits_BV * self._scale

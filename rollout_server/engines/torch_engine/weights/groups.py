@@ -9,7 +9,7 @@ import torch
 
 from agentloop.weights.group import broadcast, connect_store, join_group, leave_group
 from agentloop.weights.layout import TensorSpec, buckets
-from rollout_server.engines.base import BroadcastWeights, WeightsError, WeightsGroup
+from rollout_server.engines.base import BroadcastWeights, UpdateGroup, WeightsError
 
 
 class Groups:
@@ -18,7 +18,7 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[str, tuple[Any, torch.device]] = {}
 
-    def join(self, group: WeightsGroup, device: torch.device) -> None:
+    def join(self, group: UpdateGroup, device: torch.device) -> None:
         """Meet the trainer; a group of the same name is left first.
 
         Raises:

@@ -38,7 +38,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(slots=True)
-class Taken:
+class StagedWeights:
     """A version that is ready to be served: tensors by the name of the parameter or buffer that they belong to."""
 
     tensors: dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ class Taken:
     """Of the intake's own, when tensors lie in it."""
 
 
-class Intake:
+class WeightLoader:
     """Reads versions for one model. One at a time, on any thread but the engine's."""
 
     def __init__(self, model: Any) -> None:
@@ -59,7 +59,7 @@ class Intake:
         self._spare: np.ndarray | None = None
         self.groups = Groups()
 
-    def take(self, source: WeightsSource, version: str = "") -> Taken:
+    def take(self, source: WeightsSource, version: str = "") -> StagedWeights:
         """All tensors that the model needs, verified: names, shapes, finite values, checksum. Nothing live is changed.
 
         Raises:
@@ -79,7 +79,7 @@ class Intake:
             raise WeightsError(f"the weights arrived as {taken.checksum}, they were published as {source.checksum}")
         return taken
 
-    def put(self, taken: Taken) -> list[torch.Tensor]:
+    def put(self, taken: StagedWeights) -> list[torch.Tensor]:
         """Serve what was taken; between two steps. Returns what was served before, to be let go of elsewhere: giving
         gigabytes back takes long."""
         before = _adopt(self._live_tensors, self._tied, taken.tensors)
@@ -88,7 +88,7 @@ class Intake:
             self._spare, self._live = self._live, taken.memory
         return before
 
-    def _from_folder(self, source: FolderWeights) -> Taken:
+    def _from_folder(self, source: FolderWeights) -> StagedWeights:
         folder = source.folder
         files = [(file, read_layout(file)) for file in safetensors_files(folder)]
         check = self._check(str(folder), [spec for _, specs in files for spec in specs])
@@ -111,7 +111,7 @@ class Intake:
                     tensors.append((spec, place))
         return check.taken(tensors, memory)
 
-    def _from_shared(self, source: SharedWeights, version: str) -> Taken:
+    def _from_shared(self, source: SharedWeights, version: str) -> StagedWeights:
         folder = source.folder
         reader = self._readers.pop(folder, None) or SharedReader(folder)
         self._readers[folder] = reader
@@ -131,7 +131,7 @@ class Intake:
             check.digest(spec, digest)
         if check is None:
             raise WeightsError(f"{folder} holds no tensors")
-        taken = Taken(check.in_dtype(lying), check.checksum)
+        taken = StagedWeights(check.in_dtype(lying), check.checksum)
         written = reader.checksum()
         if written and taken.checksum != written:
             raise WeightsError(f"the weights arrived as {taken.checksum}, they were written as {written}")
@@ -146,7 +146,7 @@ class Intake:
             known = self._shared[reader.folder] = (reader.data, check, lying)
         return known[1], known[2]
 
-    def _from_group(self, source: BroadcastWeights) -> Taken:
+    def _from_group(self, source: BroadcastWeights) -> StagedWeights:
         specs = _specs_of(source)
         check = self._check("the broadcast", specs)
         device = self.groups.device(source.group)
@@ -213,12 +213,12 @@ class _Check:
 
     def taken(
         self, places: Iterable[tuple[TensorSpec, np.ndarray | torch.Tensor]], memory: np.ndarray | None = None
-    ) -> Taken:
+    ) -> StagedWeights:
         """What has been read, in the dtype of the live tensors."""
         lying = self.lying(places)
         tensors = self.in_dtype(lying)
         stays = any(tensors[name] is lying[name] for name in tensors)
-        return Taken(tensors, self.checksum, memory if stays else None)
+        return StagedWeights(tensors, self.checksum, memory if stays else None)
 
     def lying(self, places: Iterable[tuple[TensorSpec, np.ndarray | torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The tensors where they lie; one at a place that no tensor can have is copied in `in_dtype`."""

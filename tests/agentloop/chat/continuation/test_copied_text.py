@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentloop.chat import ChatRenderer
-from agentloop.chat.continuation.copied_text import COMPARED, MOST_SHAPES, PROBES, SIGHTINGS, Slots
+from agentloop.chat.continuation.copied_text import COMPARED, MOST_SHAPES, PROBES, SIGHTINGS, TemplateTextCache
 from agentloop.types import Message
 
 Renderers = Callable[..., ChatRenderer]
@@ -26,7 +26,7 @@ def says(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
-def warm(slots: Slots, render: Callable[[Message], str]) -> None:
+def warm(slots: TemplateTextCache, render: Callable[[Message], str]) -> None:
     for _ in range(SIGHTINGS):
         slots.fill("shape", says("anything"), render)
 
@@ -81,7 +81,7 @@ def test_most_contents_are_filled_in(renderer_of: Renderers) -> None:
     ],
 )
 def test_a_template_that_changes_contents_has_no_slots(render: Callable[[Message], str]) -> None:
-    slots = Slots(frozenset())
+    slots = TemplateTextCache(frozenset())
     warm(slots, render)
     assert slots.fill("shape", says("anything"), render) is None
 
@@ -92,7 +92,7 @@ def test_what_a_template_could_tell_from_others_is_rendered(content: str) -> Non
         text = str(message["content"]).strip()
         return f"<{text}>" if "secret" not in text else "<hidden>"
 
-    slots = Slots(frozenset({"secret", "\n", ""}))
+    slots = TemplateTextCache(frozenset({"secret", "\n", ""}))
     warm(slots, render)
     assert slots.fill("shape", says("plain"), render) == "<plain>"
     assert slots.fill("shape", says(content), render) is None
@@ -102,7 +102,7 @@ def test_one_in_so_many_is_compared_and_what_was_not_foreseen_ends_it() -> None:
     def render(message: Message) -> str:
         return f"<{message['content']}>" if len(message["content"]) != 7 else "<seven>"
 
-    slots = Slots(frozenset())
+    slots = TemplateTextCache(frozenset())
     warm(slots, render)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -119,7 +119,7 @@ def test_shapes_that_are_seen_once_cost_nothing_and_are_forgotten() -> None:
         rendered.append(str(message["content"]))
         return f"<{message['content']}>"
 
-    slots = Slots(frozenset())
+    slots = TemplateTextCache(frozenset())
     for number in range(3 * MOST_SHAPES):
         assert slots.fill(number, says("x"), render) is None
     assert rendered == [] and len(slots._seen) <= MOST_SHAPES

@@ -13,7 +13,7 @@ from agentloop.errors import ModelError
 from rollout_server.engines.base import Generation
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.engine import create_torch_engine
-from rollout_server.engines.torch_engine.model.batch_invariance import holds
+from rollout_server.engines.torch_engine.model.batch_invariance import is_batch_invariant
 from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
 from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.settings import ServerSettings
@@ -103,7 +103,7 @@ def test_an_answer_goes_on_elsewhere_with_the_same_bits(loaded: LoadedModel) -> 
 
 def test_the_trial_at_the_start_finds_a_runner_that_depends_on_its_neighbours(loaded: LoadedModel) -> None:
     runner = FastDecoder.build(loaded, invariant=True)
-    assert runner is not None and holds(runner, loaded)
+    assert runner is not None and is_batch_invariant(runner, loaded)
 
     class Noisy:
         def decode(self, tokens: torch.Tensor, batch: Any) -> torch.Tensor:
@@ -112,7 +112,7 @@ def test_the_trial_at_the_start_finds_a_runner_that_depends_on_its_neighbours(lo
         prefill = staticmethod(runner.prefill)
         weights_changed = staticmethod(runner.weights_changed)
 
-    assert not holds(Noisy(), loaded)
+    assert not is_batch_invariant(Noisy(), loaded)
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"threads": 2}])

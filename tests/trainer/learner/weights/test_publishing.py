@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from agentloop.weights.layout import checksum, digest_of, read_layout
 from agentloop.weights.shared import Progress, SharedReader
-from trainer.learner.weights.publishing import Handout
+from trainer.learner.weights.publishing import WeightPublisher
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
-def handout(model: Path, dtype: str = "float32", **options: Any) -> Handout:
-    return Handout(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), dtype, **options)
+def handout(model: Path, dtype: str = "float32", **options: Any) -> WeightPublisher:
+    return WeightPublisher(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), dtype, **options)
 
 
 def checksum_of(folder: Path) -> str:

@@ -19,7 +19,7 @@ from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.model.images import FIRST_LOOKUP_ID
 from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights.loading import Intake
+from rollout_server.engines.torch_engine.weights.loading import WeightLoader
 from tests.rollout_server.support import (
     PAD,
     VISION_CLASSES,
@@ -240,7 +240,7 @@ def test_a_weight_update_makes_everything_anew_the_tower_included(
     running = add(core, loaded, ask(ids, [image], new=20))
     for _ in range(steps):
         core.step()
-    intake = Intake(loaded.model)
+    intake = WeightLoader(loaded.model)
     intake.put(intake.take(FolderWeights(other_folder)))
     core.weights_changed("1", "retract")
     while core.busy:

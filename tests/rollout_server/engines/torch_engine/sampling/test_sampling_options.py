@@ -14,7 +14,7 @@ import torch
 from agentloop.wire import SamplingParams
 from rollout_server.engines.base import Generation
 from rollout_server.engines.torch_engine.core import Core
-from rollout_server.engines.torch_engine.sampling.penalties import LogitEdits
+from rollout_server.engines.torch_engine.sampling.penalties import Penalties
 from rollout_server.engines.torch_engine.sampling.sampling import RowSampling, Sampler, stream_of
 from tests.rollout_server.engines.torch_engine.sampling.naive_sampling import edited, truncated, whole
 from tests.rollout_server.support import EOS, TOLERANCE, VOCAB, Reference, load, make_core, random_ids, request, run
@@ -53,7 +53,7 @@ def params(**options: Any) -> SamplingParams:
 def row(sampling: SamplingParams, seed: int = 1) -> RowSampling:
     """As the engine makes it."""
     ends = ENDS | frozenset(sampling.stop_token_ids or ())
-    edits = LogitEdits.of(sampling, ends)
+    edits = Penalties.of(sampling, ends)
     stream = stream_of(seed)
     return RowSampling(sampling.temperature, sampling.top_p, sampling.top_k, stream, sampling.min_p, edits)
 
@@ -141,7 +141,7 @@ def test_edits_that_leave_no_token_or_overflow_do_not_look_like_broken_weights()
     for options in ({"min_new_tokens": 3, "stop_token_ids": list(range(12))}, {"repetition_penalty": 1e-300}):
         sampler = Sampler([row(params(**options))], CPU, [[1]])
         assert torch.isfinite(sampler.draw(LOGITS[None], counters(1))[1]).all()
-    far = RowSampling(1.0, 1.0, -1, 0, edits=LogitEdits(min_new_tokens=3, ends=frozenset({-1, 12, 500})))
+    far = RowSampling(1.0, 1.0, -1, 0, edits=Penalties(min_new_tokens=3, ends=frozenset({-1, 12, 500})))
     assert torch.isfinite(Sampler([far], CPU).draw(LOGITS[None], counters(1))[1]).all()
 
 

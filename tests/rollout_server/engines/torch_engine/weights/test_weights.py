@@ -14,16 +14,16 @@ from rollout_server.engines.base import FolderWeights, WeightsError
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights.loading import Intake
+from rollout_server.engines.torch_engine.weights.loading import WeightLoader
 from tests.rollout_server.support import TOLERANCE, Reference, load, make_core, random_ids, request, run
 
 
 def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
-    return Intake(model).take(FolderWeights(folder)).tensors
+    return WeightLoader(model).take(FolderWeights(folder)).tensors
 
 
 def update(core: Core, loaded: LoadedModel, folder: Path, version: str, mode: str = "retract") -> None:
-    intake = Intake(loaded.model)
+    intake = WeightLoader(loaded.model)
     intake.put(intake.take(FolderWeights(folder)))
     core.weights_changed(version, mode)  # type: ignore[arg-type]
 
