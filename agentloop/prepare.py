@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from agentloop.errors import DataError
+from agentloop.model_folder import download
 
 SYSTEM_PROMPT = (
     "You solve math word problems. Reason step by step. Before you give the final answer, check it at least once "
@@ -101,14 +102,10 @@ def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=["*.parquet", "*.jsonl"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        return download(hub_id, ["*.parquet", "*.jsonl"], repo_type="dataset")
+    except OSError as exc:
         raise DataError(
-            f"--source {hub_id} is no folder and cannot be downloaded: {reason}",
+            f"--source {hub_id} is not a folder and could not be downloaded: {exc}",
             "give a folder with train.jsonl and test.jsonl, or the id of a data set that can be reached",
         ) from exc

@@ -7,11 +7,10 @@ appendix B; per-layer terms as in arXiv 2104.04473, section 5.1, with the pairs 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from agentloop.model_folder import ModelFolder
 from trainer.packing.layout import PackedBatch, PackedLayout
 
 TRAINING = 3
@@ -38,8 +37,8 @@ class ModelShape:
     @classmethod
     def of(cls, model_path: Path | str) -> ModelShape:
         """Read a model folder's `config.json`; of a vision-language model, its text part."""
-        data = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
-        text: dict[str, Any] = data.get("text_config") or data
+        folder = ModelFolder(Path(model_path))
+        text = folder.text_config
         heads = int(text["num_attention_heads"])
         return cls(
             layers=int(text["num_hidden_layers"]),
@@ -48,7 +47,7 @@ class ModelShape:
             heads=heads,
             key_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=int(text.get("head_dim") or text["hidden_size"] // heads),
-            vocab=int(text.get("vocab_size") or data["vocab_size"]),
+            vocab=int(text.get("vocab_size") or folder.config["vocab_size"]),
         )
 
     @property

@@ -2,8 +2,9 @@
 
     python benchmarks/publish.py [--json FILE]
 
-Real: the trainer's publishers and what a rank does for them (`WeightPublisher`), HTTP, the rollout server in a process of
-its own with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with random weights.
+Real: the trainer's publishers and what a rank does for them (`WeightPublisher`), HTTP, the rollout server in
+its own process with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with
+random weights.
 
 `shm` beside a plain copy of the same bytes in memory (numpy, one thread, both sides warm). `disk` beside a plain write
 of the same bytes to a new file in the same folder and a plain read of it into memory that exists. In turn, round by

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentloop.errors import ConfigError, ModelError
+from agentloop.model_folder import ModelFolder
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -79,7 +80,7 @@ def check_model(path: str) -> None:
         ModelError: it is neither a model folder nor something like a hub id.
     """
     folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.exists() and not ModelFolder(folder).has_config:
         raise ModelError(f"{path} is no model: it has no config.json", "give a folder with config.json and safetensors")
     if not folder.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise ModelError(f"there is no model at {path}", "give a folder with config.json and safetensors, or a hub id")

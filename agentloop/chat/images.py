@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentloop.errors import DataError, ModelError
+from agentloop.model_folder import ModelFolder, load_image_processor
 from agentloop.types import Message
 
 if TYPE_CHECKING:
@@ -70,44 +70,20 @@ def load_image_tokens(model_path: str) -> ImageTokens | None:
     Raises:
         ModelError: the model takes images, but not in a way that is known, or Pillow is not installed.
     """
-    folder = Path(model_path)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError:
+    folder = ModelFolder(Path(model_path))
+    if not folder.has_config or not folder.takes_images:
         return None
-    if "vision_config" not in config:
-        return None
-    placeholder = config.get("image_token_id")
+    placeholder = folder.image_token_id
     processor = load_image_processor(model_path)
     if placeholder is None or not hasattr(processor, "get_number_of_image_patches"):
         raise ModelError(
-            f"the images of {config.get('model_type')} cannot be counted in tokens: its processor does not say how",
+            f"the images of {folder.model_type} cannot be counted in tokens: its processor does not say how",
             "use a model of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL family",
         )
     merged = processor.merge_size**2
     return ImageTokens(
         placeholder, lambda height, width: processor.get_number_of_image_patches(height, width, {}) // merged
     )
-
-
-def load_image_processor(model_path: str) -> Any:
-    """A model's image processor.
-
-    Raises:
-        ModelError: it cannot be loaded, or Pillow is not installed.
-    """
-    try:
-        import PIL  # noqa: F401
-        from transformers import AutoImageProcessor
-    except ImportError as exc:
-        raise ModelError(f"{model_path} takes images, and Pillow is not installed", "pip install pillow") from exc
-    try:
-        return AutoImageProcessor.from_pretrained(model_path)
-    except (OSError, ValueError) as exc:
-        raise ModelError(
-            f"{model_path} takes images, but its image processor cannot be loaded: {exc}",
-            "add the model's preprocessor_config.json",
-        ) from exc
 
 
 def images_of(messages: Sequence[Message]) -> Iterator[Any]:

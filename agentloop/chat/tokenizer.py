@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ModelError
+from agentloop.model_folder import ModelFolder
 
 SHORT, REMEMBERED = 24, 8192
 """Characters of the texts that are remembered, and how many: keys, roles, names, ids, the template's own words."""
@@ -37,9 +38,9 @@ def load_tokenizer(path: str, *, model: bool = True) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     folder = Path(path)
-    if model and folder.is_dir() and not (folder / "config.json").is_file():
+    if model and folder.is_dir() and not ModelFolder(folder).has_config:
         raise ModelError(
-            f"model.path {path} holds no config.json", "give the folder of a Hugging Face model, or a hub id"
+            f"model.path {path} has no config.json", "give the folder of a Hugging Face model, or a hub id"
         )
     try:
         if folder.is_dir() and not (folder / "tokenizer.json").is_file():

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from agentloop.model_folder import cached_file
 from agentloop.report.reading import Traced
 from agentloop.text import clean
 
@@ -41,19 +42,12 @@ def load_decoder(model_path: Any, run_dir: Path) -> Decode | None:
     """
     if not isinstance(model_path, str) or not model_path:
         return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
     from tokenizers import Tokenizer
 
     found = next((f for base in (Path(), run_dir) if (f := base / model_path / "tokenizer.json").is_file()), None)
+    found = found or cached_file(model_path, "tokenizer.json")
     if found is None:
-        try:
-            cached = try_to_load_from_cache(model_path, "tokenizer.json")
-        except HFValidationError:
-            return None
-        if not isinstance(cached, str):
-            return None
-        found = Path(cached)
+        return None
     try:
         tokenizer = Tokenizer.from_file(str(found))
     except Exception:  # noqa: BLE001 - the library raises bare Exception for a file it cannot read

@@ -58,7 +58,7 @@ def test_gsm8k_reads_the_hubs_own_layout(tmp_path: Path) -> None:
 
 def test_a_data_set_that_cannot_be_downloaded_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match="cannot be downloaded"):
+    with pytest.raises(DataError, match="could not be downloaded"):
         prepare_gsm8k("no such/data set/at all", tmp_path)
 
 

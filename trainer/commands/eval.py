@@ -22,6 +22,7 @@ from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, RunDirError
 from agentloop.files import write_atomic
+from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import finite, number
@@ -116,7 +117,7 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
     folder = Path(checkpoint).resolve()
     if checkpoint.isdecimal() or checkpoint in (LAST, BEST):
         found = find_checkpoint(recipe.run_dir, checkpoint)
-    elif (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+    elif (model := ModelFolder(folder)).has_config and model.has_weights:
         return Subject(folder.name, weights=folder)
     else:
         found = find_checkpoint(folder, None)

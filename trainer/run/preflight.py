@@ -20,7 +20,7 @@ from agentloop.config import Recipe
 from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
 from agentloop.errors import ModelError, ServerError
 from agentloop.interaction.base import Interactions, load_interactions
-from agentloop.model_folder import resolve_model
+from agentloop.model_folder import ModelFolder
 from agentloop.registry import AGENTS, registered
 from agentloop.reward.loading import RewardFunction, close_reward, load_reward
 from agentloop.tool.session import Toolset, load_toolset
@@ -116,7 +116,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         UserError: what is wrong, and what to do.
     """
     with console.phase("load tokenizer and template"):
-        model_path = resolve_model(recipe.model.path)
+        model_path = str(ModelFolder.resolve(recipe.model.path).path)
         renderer = ChatRenderer(
             load_tokenizer(model_path),
             chat_template=_read_template(recipe.model.chat_template),

@@ -18,7 +18,7 @@ import numpy as np
 
 from agentloop.config import CheckpointConfig, SftRecipe, TrainerConfig
 from agentloop.files import rename_folder
-from agentloop.model_folder import check_target, copy_tokenizer, resolve_model
+from agentloop.model_folder import ModelFolder, check_target, copy_tokenizer
 from agentloop.text import seconds
 from trainer.run.rundir import RunDir
 from trainer.sft.stage import Stage, TokenizedRows, tokenize_rows
@@ -90,7 +90,7 @@ class SftRun:
         out = recipe.out or self._dir.root / "model"
         if recipe.out is not None:
             check_target(out, replace=True, source=recipe.model.path, key="out")
-        self._model_path = resolve_model(recipe.model.path)
+        self._model_path = str(ModelFolder.resolve(recipe.model.path).path)
         if self._resume:
             self._dir.rewind(self.done or -1)  # without a checkpoint the first evaluation is made again too
         local = recipe.model.model_copy(update={"path": self._model_path})

@@ -15,7 +15,6 @@ end-of-turn token is trained, the template's generation prompt is not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from agentloop.chat.proof.conversations import Abilities, find_abilities
 from agentloop.chat.proof.proof import Verdict, prove
 from agentloop.config import SftModel
 from agentloop.errors import DataError, ModelError
+from agentloop.model_folder import ModelFolder
 from agentloop.types import Message, StopReason
 from trainer.sft.rows import Conversation, conversation_of
 
@@ -106,7 +106,9 @@ class SftTokenizer:
             if template is not None:
                 raise
             renderer = exc  # rows of plain text need none
-        return cls(tokenizer, renderer, max_tokens, overlong=overlong, vocabulary=_vocabulary(model.path))
+        folder = ModelFolder(Path(model.path))
+        vocabulary = folder.vocab_size if folder.has_config else None
+        return cls(tokenizer, renderer, max_tokens, overlong=overlong, vocabulary=vocabulary)
 
     def row(self, row: dict[str, Any], where: str) -> SftRow | None:
         """Tokenize `{messages, tools?}` or `{text, loss_from?}`; None: it is too long, and left out.
@@ -257,16 +259,6 @@ def _check_shown(renderer: ChatRenderer, context: Sequence[Message]) -> None:
                 f"the chat template leaves out a message of role {message['role']} that no user's message follows",
                 "put a user's message before the assistant's",
             )
-
-
-def _vocabulary(folder: str) -> int | None:
-    """`vocab_size` of a model folder, where its configuration names it."""
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        return None
-    config = json.loads(file.read_text())
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    return int(size) if size is not None else None
 
 
 def shared_prefix(rows: Sequence[SftRow]) -> np.ndarray:

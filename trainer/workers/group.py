@@ -24,6 +24,7 @@ import numpy as np
 import agentloop.errors
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import AgentloopError, WorkerError
+from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment
 from trainer.algorithms.aggregation import normalizer
 from trainer.channel import (
@@ -497,8 +498,5 @@ async def _spawn(number: int, config: TrainerConfig, log: Path) -> _Rank:
 
 def _hidden_size(model_path: str) -> int:
     """`hidden_size` of a model folder; it only balances work, so that a hub id gets a usual value."""
-    file = Path(model_path) / "config.json"
-    if not file.is_file():
-        return DEFAULT_HIDDEN_SIZE
-    config = json.loads(file.read_text())
-    return int((config.get("text_config") or config).get("hidden_size", DEFAULT_HIDDEN_SIZE))
+    folder = ModelFolder(Path(model_path))
+    return (folder.hidden_size if folder.has_config else None) or DEFAULT_HIDDEN_SIZE

@@ -119,15 +119,15 @@ def test_nothing_but_an_older_model_is_replaced_and_that_when_asked(tmp_path: Pa
     run = save_run(tmp_path / "run", quickstart_model)
     out = tmp_path / "out"
     assert export(run.root, out) == 0
-    with pytest.raises(ConfigError, match=r"holds a model already(.|\n)*--force"):
+    with pytest.raises(ConfigError, match=r"already holds a model(.|\n)*--force"):
         export(run.root, out, step="2")
     before = logits_of(out)
     assert export(run.root, out, step="2", force=True) == 0
     assert not torch.equal(logits_of(out), before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
-    with pytest.raises(ConfigError, match="something else than a model"):
+    with pytest.raises(ConfigError, match="something other than a model"):
         export(run.root, run.root, force=True)
-    with pytest.raises(ConfigError, match="the model that this one comes from"):
+    with pytest.raises(ConfigError, match="the model that this one is made from"):
         export(run.root, quickstart_model, force=True)
 
 

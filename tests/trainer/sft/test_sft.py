@@ -518,5 +518,5 @@ def test_a_recipe_names_the_key_that_is_wrong(chat_model: Path, tmp_path: Path) 
         with pytest.raises(ConfigError, match="stages"):
             sft_command(write_recipe(tmp_path, chat_model, stages=stages), [], resume=False)
     write_recipe(tmp_path, chat_model)
-    with pytest.raises(ConfigError, match="holds something else than a model"):
+    with pytest.raises(ConfigError, match="holds something other than a model"):
         sft_command(path, [f"out={tmp_path}"], resume=False)

@@ -133,9 +133,9 @@ def local_folder(path: str) -> str:
     """`path`, or where the snapshot of a hub id lies."""
     if Path(path).is_dir():
         return path
-    from agentloop.model_folder import resolve_model
+    from agentloop.model_folder import ModelFolder
 
-    return resolve_model(path)
+    return str(ModelFolder.resolve(path).path)
 
 
 class SafetensorsFolder:

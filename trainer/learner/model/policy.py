@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from agentloop.config import FsdpConfig
 from agentloop.errors import ModelError
+from agentloop.model_folder import VISION_TYPES
 from trainer.learner.model.attention import ATTENTION
 from trainer.learner.model.logprobs import selected_logprobs
-from trainer.learner.model.vision import VISION_TYPES, PackedImages, insert_images
+from trainer.learner.model.vision import PackedImages, insert_images
 from trainer.packing.layout import PackedBatch, PackedLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

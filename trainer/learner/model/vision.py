@@ -21,13 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from agentloop.chat.images import load_image_processor, open_image
+from agentloop.chat.images import open_image
 from agentloop.errors import DataError
+from agentloop.model_folder import load_image_processor
 from trainer.packing.layout import Unit
 from trainer.types import TrainSample
-
-VISION_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""`model_type` of the configs that are loaded with their vision tower."""
 
 CACHE_BYTES = 2**28
 """Patches of images seen before: a row comes again in every epoch, and in every micro-batch its group is cut into."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from agentloop.errors import ModelError
+from agentloop.model_folder import VISION_TYPES
 from rollout_server.engines.torch_engine.cache.rows import KVShape
 from rollout_server.engines.torch_engine.model.attention import (
     IMPLEMENTATION,
@@ -20,7 +21,7 @@ from rollout_server.engines.torch_engine.model.attention import (
 )
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
 from rollout_server.engines.torch_engine.model.images import ImageReader
-from rollout_server.engines.torch_engine.model.vision import VISION_TYPES, VisionRunner, load_image_reader
+from rollout_server.engines.torch_engine.model.vision import VisionRunner, load_image_reader
 
 UNSUPPORTED = ("softcap", "s_aux")
 """Options of transformers' attention functions that ours does not honour: capped scores, attention sinks."""

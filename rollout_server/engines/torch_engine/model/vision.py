@@ -18,12 +18,10 @@ from typing import Any
 import torch
 
 from agentloop.errors import ModelError
+from agentloop.model_folder import load_image_processor
 from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass, attending
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
 from rollout_server.engines.torch_engine.model.images import ImageReader, LruCache, Patches
-
-VISION_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""`model_type` of the configs that are loaded with their vision tower."""
 
 FEATURE_CACHE_BYTES = 2**28
 """Rows of images that the tower has run over, under the present weights."""
@@ -35,18 +33,7 @@ def load_image_reader(model: Any, path: str) -> ImageReader:
     Raises:
         ModelError: the model's image processor cannot be loaded.
     """
-    try:
-        import PIL  # noqa: F401
-        from transformers import AutoImageProcessor
-    except ImportError as exc:
-        raise ModelError(f"{path} takes images, and Pillow is not installed", "pip install pillow") from exc
-    try:
-        processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as exc:
-        raise ModelError(
-            f"{path} takes images, but its image processor cannot be loaded: {exc}",
-            "add the model's preprocessor_config.json",
-        ) from exc
+    processor = load_image_processor(path)
     body = model.base_model
     if "mm_token_type_ids" not in inspect.signature(body.get_rope_index).parameters:
         raise ModelError(f"this transformers is too old to serve {path}", "pip install --upgrade transformers")
