@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from agentloop.errors import ConfigError, UserError
@@ -17,38 +19,64 @@ def is_file_reference(reference: str) -> bool:
 
 
 def load_from_file(reference: str, key: str) -> Any:
-    """The object that `path.py:name` names; the file's folder is importable while it loads.
+    """Return the object that `path.py:name` names.
+
+    A file is imported once in a process, as a member of a package of its own folder: `from .reward import score` finds
+    `reward.py` beside it, and two recipes may have files of the same name. The folder is also importable while the
+    file loads (`import helpers`).
 
     Args:
         key: the config key that holds the reference, for the message.
 
     Raises:
-        ConfigError: the file is missing, raises when imported, or has no such name.
+        ConfigError: the file is missing, raises when imported, or does not define the name.
     """
     path_text, _, name = reference.rpartition(":")
     path = Path(path_text)
     if not path.is_file():
         raise ConfigError(f"{key}: {path} does not exist", "write path.py:name, relative to the recipe's folder")
-    module_name = f"_agentloop_user_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+
+    module_name = f"{_package_of(path.parent)}.{path.stem}"
     module = sys.modules.get(module_name)
     if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        sys.path.insert(0, str(path.parent))
         try:
-            spec.loader.exec_module(module)
+            module = _import_file(module_name, path)
         except Exception as exc:
-            del sys.modules[module_name]
             raise ConfigError(
-                f"{key}: {path} cannot be imported: {type(exc).__name__}: {exc}", "mend that file"
+                f"{key}: {path} cannot be imported: {type(exc).__name__}: {exc}", "correct that file"
             ) from exc
-        finally:
-            sys.path.remove(str(path.parent))
     if not hasattr(module, name):
-        raise ConfigError(f"{key}: {path} has no {name!r}", "correct the name after the colon")
+        raise ConfigError(f"{key}: {path} does not define {name!r}", "correct the name after the colon")
     return getattr(module, name)
+
+
+def _package_of(folder: Path) -> str:
+    """Name of the package that stands for `folder`; created when it is first asked for."""
+    digest = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()
+    name = f"_agentloop_user_{re.sub(r'[^0-9A-Za-z_]', '_', folder.resolve().name)}_{digest}"
+    if name not in sys.modules:
+        package = ModuleType(name, f"Files of {folder}.")
+        package.__path__ = [str(folder.resolve())]
+        sys.modules[name] = package
+    return name
+
+
+def _import_file(module_name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+
+    # Registered before it runs: dataclasses and relative imports look the module up by its name.
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 def read_entries(path: Path, key: str, example: str, error: type[UserError]) -> list[Any]:

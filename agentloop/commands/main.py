@@ -23,7 +23,8 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="agentloop",
         help="Reinforcement learning for language-model agents with tools.\n\n"
-        "First steps: `agentloop train --config recipes/quickstart/recipe.yaml`, then open its report.html.",
+        "First steps: `agentloop train --config quickstart`, then open outputs/quickstart/report.html. "
+        "`agentloop recipes copy quickstart my-recipe` makes a folder of your own to change.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -32,7 +33,7 @@ def build_app() -> typer.Typer:
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda e: e.name):
         try:
             register = entry.load()
-        except Exception as exc:  # whatever a foreign module raises at import, it is named here
+        except Exception as exc:  # a foreign module may raise anything at import: name it
             raise RegistryError(
                 f"the commands {entry.name!r} ({entry.value}) cannot be loaded: {exc!r}",
                 "reinstall that package",
@@ -43,10 +44,10 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the console script. User errors exit with 2 and no traceback, other named errors with 1."""
-    # Tokenizers' own threads would fight with the engine and the trainer for the cores.
+    # Threads of the tokenizers library would compete with the engine and the trainer for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        if sys.argv[1:2] != ["env"]:  # `agentloop env` is there to show what is wrong
+        if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong
             check_packages()
         build_app()()
     except AgentloopError as exc:

@@ -1,4 +1,4 @@
-"""Whose packages are these? `trainer` and `tools` are common names: another folder can shadow ours."""
+"""Check that the packages are ours: `trainer`, `tools` and `recipes` are names that other folders have too."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 from agentloop.errors import ConfigError
 
-PACKAGES = ("agentloop", "rollout_server", "trainer", "tools")
+PACKAGES = ("agentloop", "rollout_server", "trainer", "tools", "recipes")
 MARKER = "AGENTLOOP_PACKAGE"
-"""Every package of this project says `AGENTLOOP_PACKAGE = "<distribution>"` in its `__init__.py`."""
+"""Every package of this project sets `AGENTLOOP_PACKAGE = "<distribution>"` in its `__init__.py`."""
 
 DISTRIBUTION = "agentloop-rl"
 
 
 @dataclass(frozen=True)
 class PackageOrigin:
-    """Where a package would be imported from, and whether it is ours."""
+    """The file that a package would be imported from, and whether it is ours."""
 
     name: str
     path: str | None
@@ -30,7 +30,7 @@ class PackageOrigin:
 
 
 def package_origins() -> list[PackageOrigin]:
-    """Find the four packages without importing them (an import would run foreign code)."""
+    """Find the packages without importing them (an import would run foreign code)."""
     origins = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -42,10 +42,10 @@ def package_origins() -> list[PackageOrigin]:
 
 
 def check_packages() -> None:
-    """Stop when one of the four packages is somebody else's.
+    """Stop if one of the packages belongs to another distribution.
 
     Raises:
-        ConfigError: naming the package and the file that is imported in its place.
+        ConfigError: names the package and the file that is imported in its place.
     """
     for origin in package_origins():
         if not origin.ours:
@@ -58,7 +58,7 @@ def check_packages() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a run records about where it ran; written to `env.json`."""
+    """Describe the machine and the installed versions; a run writes this to `env.json`."""
     versions = {}
     for name in (
         "torch",

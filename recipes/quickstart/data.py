@@ -109,12 +109,12 @@ def rows(split: Literal["train", "val"], n: int, seed: int = 0) -> Iterator[Row]
 
 
 def guess(value: int) -> int:
-    """`value` to one significant digit: what one says without working it out.
+    """Round `value` to one significant digit: a guess without calculating.
 
     It follows from the question, so that it costs the model little. An earlier prototype guessed random
     digits, and their noise in the gradient damaged the copying that the tool branch needs.
     """
-    magnitude = 10 ** (len(str(abs(value))) - 1)
+    magnitude = int(10 ** (len(str(abs(value))) - 1))
     return (abs(value) + magnitude // 2) // magnitude * magnitude * (1 if value >= 0 else -1)
 
 
@@ -202,7 +202,7 @@ STAGES: dict[str, tuple[int, list[tuple[float, Maker]]]] = {
 
 
 def sft_rows(stage: str, seed: int = 0) -> Iterator[Row]:
-    """The rows of one stage, kinds already mixed in its proportions."""
+    """Yield the rows of one stage, with its kinds mixed in their shares."""
     n, mixture = STAGES[stage]
     rng = random.Random(f"{stage}/{seed}")
     shares, makers = zip(*mixture, strict=True)
@@ -211,12 +211,12 @@ def sft_rows(stage: str, seed: int = 0) -> Iterator[Row]:
 
 
 def train_rows() -> list[Row]:
-    """What `recipe.yaml` names: 4,096 rows, more than 60 steps of 32 prompts use."""
+    """Return the training rows of `recipe.yaml`: 4,096, more than 60 steps of 32 prompts use."""
     return list(rows("train", 4096))
 
 
 def val_rows() -> list[Row]:
-    """What `recipe.yaml` names: 256 rows."""
+    """Return the 256 evaluation rows of `recipe.yaml`."""
     return list(rows("val", 256))
 
 
@@ -228,11 +228,12 @@ def write_jsonl(path: Path, lines: Iterable[Row]) -> None:
     temporary.replace(path)
 
 
-def prepare(out: Path, seed: int = 0) -> None:
-    """Write the files of all SFT stages into the folder `out`."""
+def prepare(out: Path, seed: int = 0) -> dict[str, int]:
+    """Write the files of all SFT stages into the folder `out`; return the number of rows by file name."""
     out.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
         write_jsonl(out / f"sft_{stage}.jsonl", sft_rows(stage, seed))
+    return {f"sft_{stage}.jsonl": STAGES[stage][0] for stage in STAGES}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from data import TOOLS, with_call, without_call
+from data import TOOLS, with_call, without_call  # type: ignore[import-not-found]  # beside this script
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="the recipe, a YAML file")]
+Config = Annotated[
+    Path, typer.Option("--config", "-c", help="the recipe: a YAML file, or a name of `agentloop recipes list`")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="change keys of the recipe, e.g. run.steps=10 seed=1"),
@@ -33,7 +35,7 @@ def train(config: Config, overrides: Overrides = None, resume: Resume = False, d
 
     Examples:
 
-      agentloop train --config recipes/quickstart/recipe.yaml
+      agentloop train --config quickstart
 
       agentloop train --config recipes/quickstart/recipe.yaml seed=1 run.name=seed1
 
@@ -76,7 +78,7 @@ def evaluate(
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(help="the recipe, a YAML file")],
+    recipe: Annotated[Path, typer.Argument(help="the recipe: a YAML file, or a name of `agentloop recipes list`")],
     overrides: Overrides = None,
     conversations: Annotated[int, typer.Option(min=1, help="conversations to try the chat template on")] = 200,
 ) -> None:

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentloop.commands.template import summary
+from agentloop.commands.recipes import find_config
+from agentloop.commands.template_report import summary
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.types import Task
@@ -23,7 +24,7 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
     Raises:
         UserError: what is wrong, for the user to read.
     """
-    recipe = load_config(Recipe, config, overrides)
+    recipe = load_config(Recipe, find_config(config), overrides)
     with Console() as console:
         prepared = prepare(recipe, console, conversations=conversations)
         for line in summary(prepared.proof, prepared.renderer):

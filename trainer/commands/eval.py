@@ -18,6 +18,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from agentloop.commands.provenance import environment
+from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, RunDirError
@@ -66,7 +67,7 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     Raises:
         AgentloopError: what went wrong, for the user to read.
     """
-    recipe = load_config(Recipe, config, overrides)
+    recipe = load_config(Recipe, find_config(config), overrides)
     if recipe.data.val is None:
         raise ConfigError("data.val names no rows to evaluate", "set data.val")
     subject = find_subject(recipe, checkpoint)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.commands.provenance import environment
+from agentloop.commands.recipes import SFT_FILE, find_config
 from agentloop.config import SftRecipe
 from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
@@ -30,7 +31,7 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
     Raises:
         AgentloopError: what went wrong, for the user to read.
     """
-    recipe = load_config(SftRecipe, config, overrides)
+    recipe = load_config(SftRecipe, find_config(config, SFT_FILE), overrides)
     resolved = json.loads(recipe.model_dump_json())
     if dry_run:
         print(json.dumps(resolved, indent=2))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.commands.provenance import environment
+from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
@@ -32,7 +33,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     Raises:
         AgentloopError: what went wrong, for the user to read.
     """
-    recipe = load_config(Recipe, config, overrides)
+    recipe = load_config(Recipe, find_config(config), overrides)
     resolved = hide_tokens(recipe)
     if dry_run:
         print(json.dumps(resolved, indent=2))

@@ -1,4 +1,4 @@
-"""Somebody else's `trainer` or `tools` must not be run in place of ours."""
+"""A foreign `trainer` or `tools` must not be run in place of ours."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def run_agentloop(*arguments: str, **variables: str) -> subprocess.CompletedProc
     )
 
 
-def test_the_four_packages_are_ours() -> None:
+def test_all_packages_are_ours() -> None:
     assert [origin.name for origin in package_origins() if origin.ours] == [
         "agentloop",
         "rollout_server",
         "trainer",
         "tools",
+        "recipes",
     ]
 
 

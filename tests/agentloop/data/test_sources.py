@@ -98,7 +98,7 @@ def test_rows_can_come_from_functions_generators_and_classes(tmp_path: Path) -> 
     asked = load_from_file(f"{module}:Rows", "data.train").asked
     asked.clear()
     assert tasks[4].prompt[0]["content"] == "row 4" and asked == [4], "a row is asked for when it is needed"
-    with pytest.raises(ConfigError, match="has no 'other'"):
+    with pytest.raises(ConfigError, match="does not define 'other'"):
         open_rows(f"{module}:other", "data.train")
     with pytest.raises(DataError, match=r"data\.train: .*:broken raised KeyError: 'column'"):
         open_rows(f"{module}:broken", "data.train")

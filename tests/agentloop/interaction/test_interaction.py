@@ -16,9 +16,9 @@ from agentloop.episode.episode import Episode
 from agentloop.episode.law import check_episode
 from agentloop.errors import ConfigError, InteractionError
 from agentloop.interaction.base import Interaction, Interactions, Response, load_interactions
-from agentloop.interactions.gsm8k import MISSING, WRONG
 from agentloop.testing import FakeGenerator
 from agentloop.types import EpisodeStatus, Message, StopReason, Task, Trajectory
+from recipes.gsm8k.interaction import MISSING, WRONG
 
 Make = Callable[..., EpisodeRunner]
 Ids = Callable[[str], list[int]]

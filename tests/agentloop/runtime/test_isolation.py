@@ -355,7 +355,7 @@ async def test_a_reward_that_is_no_number_is_named(functions: Path) -> None:
 
 
 def test_a_reward_that_is_not_there_is_found_before_the_run(functions: Path) -> None:
-    with pytest.raises(ConfigError, match="has no 'nobody'"):
+    with pytest.raises(ConfigError, match="does not define 'nobody'"):
         load_reward(RewardConfig(function=f"{functions}:nobody", run_in="process"))
 
 

@@ -175,7 +175,7 @@ async def test_a_reward_is_a_file_or_a_registered_name(tmp_path: Path) -> None:
     ("reference", "kind", "says"),
     [
         ("none.py:score", ConfigError, "does not exist"),
-        ("r.py:nothing", ConfigError, "has no 'nothing'"),
+        ("r.py:nothing", ConfigError, "does not define 'nothing'"),
         ("r.py:number", ConfigError, "is no function"),
         ("broken.py:score", ConfigError, "cannot be imported: ZeroDivisionError"),
         ("unregistered", RegistryError, "known: .*gsm8k"),

@@ -502,7 +502,7 @@ def test_prepare_is_called_with_the_data_folder(
     (tmp_path / "prepare.py").write_text("def make(folder):\n    raise SystemExit(str(folder))\n")
     with pytest.raises(SystemExit, match=str(tmp_path)):
         sft_command(path, [], resume=False)
-    with pytest.raises(ConfigError, match="has no 'mkae'"):
+    with pytest.raises(ConfigError, match="does not define 'mkae'"):
         sft_command(path, [f"prepare={tmp_path / 'prepare.py'}:mkae"], resume=False)
     assert sft_command(path, [], resume=False, dry_run=True) == 0
     assert '"stages"' in capsys.readouterr().out

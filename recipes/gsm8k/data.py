@@ -1,4 +1,4 @@
-"""Public data sets as rows: prompt, tools, ground truth."""
+"""Rows of gsm8k: a word problem, the tool that checks an answer, and the ground truth."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ INSTRUCTION = "Think step by step and give the final answer after `####`."
 SPLITS = ("train", "test")
 
 
-def prepare_gsm8k(source: str, out: Path) -> dict[str, int]:
-    """Write gsm8k as multi-turn tool rows: `out/train.parquet` and `out/test.parquet`.
+def prepare(source: str, out: Path) -> dict[str, int]:
+    """Write `out/train.parquet` and `out/test.parquet`.
 
     Args:
-        source: a folder with `train.jsonl` and `test.jsonl` (or `.parquet`), or the id of a data set on the hub.
+        source: a folder with `train.jsonl` and `test.jsonl` (or `.parquet`), or a data set id of the hub
+            (`openai/gsm8k`).
 
     Returns:
-        Rows by split.
+        Number of rows by file name.
 
     Raises:
         DataError: a file is missing, or a row has no question or no `#### ` answer.
@@ -36,23 +37,26 @@ def prepare_gsm8k(source: str, out: Path) -> dict[str, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    out.mkdir(parents=True, exist_ok=True)
     folder = Path(source) if Path(source).is_dir() else _download(source)
     tables = {
-        split: [gsm8k_row(row, split, index) for index, row in enumerate(_read(folder, split))] for split in SPLITS
+        split: [make_row(row, split, index) for index, row in enumerate(_read(folder, split))] for split in SPLITS
     }
+
+    out.mkdir(parents=True, exist_ok=True)
     for split, rows in tables.items():
         temporary = out / f"{split}.parquet.tmp"
         pq.write_table(pa.Table.from_pylist(rows), temporary)
         temporary.replace(out / f"{split}.parquet")
-    return {split: len(rows) for split, rows in tables.items()}
+    return {f"{split}.parquet": len(rows) for split, rows in tables.items()}
 
 
-def gsm8k_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
-    """One row; the ground truth is the number after `####`, without thousands separators.
+def make_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
+    """Make one training row from gsm8k's `question` and `answer`.
+
+    The ground truth is the number after `####`, without thousands separators.
 
     Raises:
-        DataError: naming split, row and what is missing.
+        DataError: naming split, row and the missing column.
     """
     question, solution = row.get("question"), row.get("answer")
     found = re.search(r"#### (-?[0-9.,]+)", solution or "")
@@ -61,6 +65,7 @@ def gsm8k_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
         raise DataError(
             f"gsm8k {split}, row {index + 1} has no {missing}", "give gsm8k's own question and answer columns"
         )
+
     ground_truth = found.group(1).replace(",", "")
     return {
         "data_source": "openai/gsm8k",
@@ -89,12 +94,16 @@ def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as exc:
-                raise DataError(f"{jsonl}, row {number} is not valid JSON: {exc}", "mend or remove that line") from exc
+                raise DataError(
+                    f"{jsonl}, row {number} is not valid JSON: {exc}", "correct or remove that line"
+                ) from exc
         return
-    # the hub's layout: main/train-00000-of-00001.parquet
+
+    # The hub's layout is main/train-00000-of-00001.parquet.
     files = sorted(folder.glob(f"main/{split}-*.parquet")) or sorted(folder.glob(f"**/{split}*.parquet"))
     if not files:
-        raise DataError(f"{folder} holds no {split}.jsonl and no {split}*.parquet", "give the folder of the data set")
+        raise DataError(f"{folder} has neither {split}.jsonl nor {split}*.parquet", "give the folder of the data set")
+
     import pyarrow.parquet as pq
 
     for file in files:

@@ -1,4 +1,4 @@
-"""gsm8k: is the number after the last `####` the right one?"""
+"""Reward of gsm8k: 1 if the number after the last `####` is correct, else 0."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from agentloop.types import Task, Trajectory
 
 STRICT = re.compile(r"#### (-?[0-9.,]+)")
 FLEXIBLE = re.compile(r"-?[0-9][0-9.,]*|-?\.[0-9]+")
+
 TAIL_CHARACTERS = 300
-"""Where the strict form looks: a long text cannot hide many guesses, and a regular expression stays cheap."""
+"""The strict form searches only this many characters at the end of the text.
+
+A long text cannot hide many guesses, and the regular expression stays cheap.
+"""
 
 
 def extract_answer(text: str, method: Literal["strict", "flexible"] = "strict") -> str | None:
-    """The answer in a solution: after the last `#### ` (strict), or the last number at all (flexible)."""
+    """Return the answer in a solution, or None.
+
+    Args:
+        method: `strict` takes the number after the last `#### `, `flexible` the last number anywhere.
+    """
     found = STRICT.findall(text[-TAIL_CHARACTERS:]) if method == "strict" else FLEXIBLE.findall(text)
     return normalize_number(found[-1]) if found else None
 
 
 def normalize_number(text: str) -> str:
-    """`$1,234.` and `1234` are the same number."""
+    """Remove thousands separators, the dollar sign and a final period: `$1,234.` becomes `1234`."""
     return text.strip().replace(",", "").replace("$", "").rstrip(".")
 
 
@@ -31,13 +39,21 @@ def compute_score(
     method: Literal["strict", "flexible"] = "strict",
     format_score: float = 0.0,
 ) -> float:
-    """1 for the right number, `format_score` for a wrong one, 0 for none."""
+    """Return 1 for the correct number, `format_score` for a wrong number, 0 if there is no number."""
     answer = extract_answer(text, method)
     if answer is None:
         return 0.0
+
     return 1.0 if answer == normalize_number(str(ground_truth)) else format_score
 
 
 def score(task: Task, text: str, trajectory: Trajectory) -> dict[str, float | str]:
-    """The reward of the gsm8k recipe: strict, 1 or 0; and the number that it read, for maj@n."""
+    """Score the last assistant turn.
+
+    Args:
+        text: the last assistant turn, decoded.
+
+    Returns:
+        `score`: 1 or 0, by the strict form. `answer`: the number that was read, for maj@n.
+    """
     return {"score": compute_score(text, str(task.ground_truth)), "answer": extract_answer(text) or ""}

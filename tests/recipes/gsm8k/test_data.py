@@ -12,9 +12,9 @@ import pytest
 
 from agentloop.data import load_tasks
 from agentloop.errors import DataError
-from agentloop.prepare import gsm8k_row, prepare_gsm8k
-from agentloop.rewards.gsm8k import compute_score, extract_answer, score
 from agentloop.types import Task, Trajectory
+from recipes.gsm8k.data import make_row, prepare
+from recipes.gsm8k.reward import compute_score, extract_answer, score
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -23,7 +23,7 @@ def write(path: Path, *rows: Any) -> str:
 
 
 def test_gsm8k_rows_have_tool_and_ground_truth() -> None:
-    row = gsm8k_row({"question": "How many?", "answer": "1 + 1 = 2\n#### 1,234"}, "train", 0)
+    row = make_row({"question": "How many?", "answer": "1 + 1 = 2\n#### 1,234"}, "train", 0)
     assert row["reward_model"]["ground_truth"] == "1234" and row["agent_name"] == "tool_agent"
     assert row["extra_info"]["tools_kwargs"]["calc_gsm8k_reward"]["create_kwargs"] == {"ground_truth": "1234"}
     assert row["prompt"][0]["role"] == "system" and "calc_gsm8k_reward" in row["prompt"][0]["content"]
@@ -32,18 +32,18 @@ def test_gsm8k_rows_have_tool_and_ground_truth() -> None:
 @pytest.mark.parametrize("row", [{"question": "q", "answer": "no mark"}, {"answer": "#### 1"}])
 def test_a_gsm8k_row_without_answer_or_question_is_named(row: dict[str, str]) -> None:
     with pytest.raises(DataError, match="train, row 4 has no"):
-        gsm8k_row(row, "train", 3)
+        make_row(row, "train", 3)
 
 
 def test_gsm8k_is_prepared_whole_or_not_at_all(tmp_path: Path) -> None:
     good = {"question": "q", "answer": "#### 3"}
     write(tmp_path / "train.jsonl", good, good)
     out = tmp_path / "out"
-    with pytest.raises(DataError, match=r"holds no test\.jsonl"):
-        prepare_gsm8k(str(tmp_path), out)
+    with pytest.raises(DataError, match=r"has neither test\.jsonl"):
+        prepare(str(tmp_path), out)
     assert not list(out.glob("*"))
     write(tmp_path / "test.jsonl", good)
-    assert prepare_gsm8k(str(tmp_path), out) == {"train": 2, "test": 1}
+    assert prepare(str(tmp_path), out) == {"train.parquet": 2, "test.parquet": 1}
     tasks = load_tasks(str(out / "train.parquet"), "data.train", "d")
     assert tasks[1].ground_truth == "3" and tasks[1].task_id == "1"
 
@@ -53,13 +53,13 @@ def test_gsm8k_reads_the_hubs_own_layout(tmp_path: Path) -> None:
     for split in ("train", "test"):
         table = pa.Table.from_pylist([{"question": "q", "answer": "#### 3"}])
         pq.write_table(table, tmp_path / "main" / f"{split}-00000-of-00001.parquet")
-    assert prepare_gsm8k(str(tmp_path), tmp_path / "out") == {"train": 1, "test": 1}
+    assert prepare(str(tmp_path), tmp_path / "out") == {"train.parquet": 1, "test.parquet": 1}
 
 
 def test_a_data_set_that_cannot_be_downloaded_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="could not be downloaded"):
-        prepare_gsm8k("no such/data set/at all", tmp_path)
+        prepare("no such/data set/at all", tmp_path)
 
 
 @pytest.mark.parametrize(

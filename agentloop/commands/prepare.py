@@ -1,0 +1,60 @@
+"""`agentloop prepare`: call a recipe's `data.py` to write its rows."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentloop.errors import ConfigError
+
+
+def prepare(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="folder of a recipe, or the name of one")],
+    out: Annotated[Path, typer.Option(help="folder to write the rows to, e.g. data/gsm8k")],
+    source: Annotated[
+        str | None, typer.Option(help="where the data set is: a folder, or a hub id; not for data that is generated")
+    ] = None,
+) -> None:
+    """Write a recipe's rows: calls `prepare` of the recipe's data.py, which makes prompts, tools and ground truth.
+
+    Examples:
+
+      agentloop prepare gsm8k --source openai/gsm8k --out data/gsm8k
+
+      agentloop prepare my-recipe --source ./downloaded --out my-recipe/data
+    """
+    for name, count in prepare_rows(recipe, source, out).items():
+        typer.echo(f"{count:8} rows -> {out / name}")
+
+
+def prepare_rows(recipe: str, source: str | None, out: Path) -> dict[str, int]:
+    """Call `prepare(source, out)` of a recipe's data.py, or `prepare(out)` if its data is generated.
+
+    Returns:
+        Number of rows by file name; empty if `prepare` returns nothing.
+
+    Raises:
+        ConfigError: there is no such recipe, it has no `prepare`, or `source` is missing or not taken.
+        DataError: what data.py found wrong with the data.
+    """
+    from agentloop.commands.recipes import find_recipe
+    from agentloop.imports import load_from_file
+
+    file = find_recipe(recipe) / "data.py"
+    if not file.is_file():
+        raise ConfigError(f"{recipe}: {file} does not exist", "write it, with a function prepare(source, out)")
+    function = load_from_file(f"{file}:prepare", "prepare")
+
+    takes_source = "source" in inspect.signature(function).parameters
+    if takes_source and source is None:
+        raise ConfigError(
+            f"{recipe} needs --source", "give a folder that holds the data set, or its hub id; README.md names it"
+        )
+    if source is not None and not takes_source:
+        raise ConfigError(f"{recipe} generates its rows and takes no --source", "leave --source out")
+
+    arguments: dict[str, Any] = {"source": source} if takes_source else {}
+    return dict(function(out=out, **arguments) or {})

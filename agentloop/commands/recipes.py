@@ -1,0 +1,138 @@
+"""`agentloop recipes`: the recipes that come with the package, found by name and copied to be changed."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentloop.errors import ConfigError
+from agentloop.files import partial_of
+
+RECIPE_FILE, SFT_FILE = "recipe.yaml", "sft.yaml"
+
+NOT_COPIED = shutil.ignore_patterns("__init__.py", "__pycache__", "data", "outputs", ".*")
+"""Files of the installed package, and rows or runs that were written into the folder."""
+
+recipes = typer.Typer(
+    help="The recipes that come with agentloop: list them, and copy one to change it.", no_args_is_help=True
+)
+
+
+@recipes.command("list")
+def list_command() -> None:
+    """List the recipes: name, and the first line of each README."""
+    for name, folder in installed_recipes().items():
+        typer.echo(f"{name:14} {_title(folder)}")
+    typer.echo("\nrun one:   agentloop train --config NAME\ncopy one:  agentloop recipes copy NAME DIR")
+
+
+@recipes.command("copy")
+def copy_command(
+    name: Annotated[str, typer.Argument(help="a name of `agentloop recipes list`")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write; it must not exist yet")],
+) -> None:
+    """Copy a recipe into a folder of your own, with everything that it needs.
+
+    Example:
+
+      agentloop recipes copy quickstart my-recipe
+
+      agentloop train --config my-recipe/recipe.yaml
+    """
+    copy_recipe(name, folder)
+    typer.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    typer.echo(f"read {folder / 'README.md'}, then: agentloop train --config {folder / RECIPE_FILE}")
+
+
+def installed_recipes() -> dict[str, Path]:
+    """Folders of the recipes in the installed package `recipes`, by name."""
+    spec = importlib.util.find_spec("recipes")
+    roots = spec.submodule_search_locations if spec is not None else None
+    folders = [folder for root in roots or () for folder in sorted(Path(root).iterdir())]
+    return {folder.name: folder for folder in folders if (folder / RECIPE_FILE).is_file()}
+
+
+def find_recipe(given: str) -> Path:
+    """Return the folder of a recipe.
+
+    Args:
+        given: a folder, a file in it, or the name of an installed recipe. A folder in the working directory is
+            preferred to an installed recipe of the same name.
+
+    Raises:
+        ConfigError: none of these exists.
+    """
+    path = Path(given)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+
+    known = installed_recipes()
+    if given not in known:
+        raise ConfigError(
+            f"{given} is neither a folder nor the name of a recipe; known names: {', '.join(known) or 'none'}",
+            "give the folder of a recipe, or one of these names",
+        )
+    return known[given]
+
+
+def find_config(given: Path, file: str = RECIPE_FILE) -> Path:
+    """Return the configuration file that `--config` names.
+
+    Args:
+        given: a YAML file, a folder that holds `file`, or the name of an installed recipe. What exists under that path
+            is preferred to a name.
+        file: `recipe.yaml` or `sft.yaml`.
+
+    Returns:
+        The file. A path that looks like a file is returned as it is: reading it reports what is wrong.
+
+    Raises:
+        ConfigError: a bare name that is neither a file nor a recipe.
+    """
+    if given.is_dir():
+        return given / file
+    if given.is_file() or given.suffix or len(given.parts) > 1:
+        return given
+
+    known = installed_recipes()
+    if str(given) not in known:
+        near = difflib.get_close_matches(str(given), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file, or one of {', '.join(known) or 'none'}"
+        raise ConfigError(f"--config {given} is neither a file nor the name of a recipe", hint)
+    return known[str(given)] / file
+
+
+def copy_recipe(name: str, folder: Path) -> None:
+    """Copy the installed recipe `name` to `folder`, completely or not at all.
+
+    Raises:
+        ConfigError: there is no such recipe, or `folder` exists or cannot be written.
+    """
+    known = installed_recipes()
+    if name not in known:
+        raise ConfigError(f"there is no recipe {name!r}", f"choose one of {', '.join(known) or 'none'}")
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already", "give the name of a folder that does not exist yet")
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(known[name], partial, ignore=NOT_COPIED)
+        partial.rename(folder)
+    except OSError as exc:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigError(f"{folder} cannot be written: {exc}", "give a folder that you may write to") from exc
+
+
+def _title(folder: Path) -> str:
+    readme = folder / "README.md"
+    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    return next((line.removeprefix("#").strip() for line in lines if line.startswith("# ")), "")

@@ -1,0 +1,120 @@
+"""What `agentloop template` prints: the verdict, what differs, and one conversation with its ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentloop.chat.proof.proof import Proof, Verdict, prove
+from agentloop.chat.renderer import ChatRenderer
+from agentloop.chat.tokenizer import load_tokenizer
+from agentloop.errors import ConfigError, ModelError
+
+STYLES = {"prompt": "", "model": "bold cyan", "template": "yellow"}
+PLAIN_WIDTH = 120
+
+
+def template_command(
+    model: str,
+    *,
+    chat_template: Path | None,
+    tool_format: str | None,
+    tool_role: str,
+    variables: Sequence[str],
+    tools: Path | None,
+    count: int,
+    seed: int,
+) -> int:
+    """Run `agentloop template`; returns the exit code: 0, or 1 for a refused template.
+
+    Raises:
+        UserError: the model, a file or an option cannot be used.
+    """
+    if chat_template is not None and not chat_template.is_file():
+        raise ModelError(f"--chat-template {chat_template} does not exist", "give a Jinja file")
+    tokenizer = load_tokenizer(model, model=False)
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    try:
+        renderer = ChatRenderer(
+            tokenizer,
+            chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
+            tool_format=tool_format,
+            chat_template_kwargs=_variables(variables),
+            tool_role=tool_role,
+        )
+    except ModelError as exc:
+        console.print(Text.assemble(("refused", "bold red"), f": {exc}"))
+        return 1
+    schemas = None
+    if tools is not None:
+        from agentloop.tool.session import load_toolset
+
+        schemas = load_toolset(tools).schemas
+    proof = prove(renderer, schemas, count=count, seed=seed)
+    for line in summary(proof, renderer):
+        console.print(line)
+    if proof.example:
+        console.print()
+        console.print(_example(proof))
+    return 1 if proof.verdict is Verdict.REFUSED else 0
+
+
+def summary(proof: Proof, renderer: ChatRenderer) -> list[Text]:
+    """The verdict and what a user has to know, a line each."""
+    colour = {Verdict.EXACT: "bold green", Verdict.KEPT: "bold yellow", Verdict.REFUSED: "bold red"}[proof.verdict]
+    tried = f" ({proof.conversations} conversations, {proof.turns} turns)"
+    lines = [Text.assemble(("template     ", "dim"), (proof.verdict.value, colour), tried)]
+    if proof.reason:
+        lines.append(_line("because", proof.reason))
+    stops = " ".join(renderer.encoder.spelling[token] for token in renderer.stop_token_ids)
+    lines.append(
+        _line("turns end in", stops + ("" if renderer.end_of_turn is not None else " (which opens the next turn)"))
+    )
+    lines.append(_line("tool calls", f"{renderer.tool_format.name} format"))
+    if renderer.opens_reasoning:
+        lines.append(_line("reasoning", "the generation prompt opens it"))
+    for ability, reason in proof.abilities.missing.items():
+        lines.append(_line("without", f"{ability}: {reason.splitlines()[0]}"))
+    for difference in proof.differences:
+        lines.append(_line("sampled", repr(difference.sampled)))
+        lines.append(
+            _line("rewritten", f"{difference.rewritten!r} (once the conversation goes on; what was sampled stays)")
+        )
+    return lines
+
+
+def _line(label: str, text: str) -> Text:
+    return Text.assemble((f"{label:13}", "dim"), text)
+
+
+def _example(proof: Proof) -> Table:
+    table = Table(show_lines=True, title="one conversation of the battery", title_justify="left")
+    table.add_column("written by")
+    table.add_column("text", ratio=3, overflow="fold")
+    table.add_column("ids", ratio=2, overflow="fold")
+    for piece in proof.example:
+        style = STYLES[piece.author]
+        table.add_row(Text(piece.author, style), Text(piece.text, style), Text(" ".join(map(str, piece.ids)), "dim"))
+    return table
+
+
+def _variables(assignments: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {assignment} is no assignment", "write it as name=value")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as exc:
+            raise ConfigError(f"--set {assignment}: the value cannot be read: {exc}", "quote it") from exc
+    return values
