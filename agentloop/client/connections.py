@@ -1,8 +1,9 @@
-"""HTTP/1.1 connections for many small requests in flight at once.
+"""An HTTP/1.1 connection pool for many small requests in flight at once.
 
-A general client pays for what a rollout needs none of: it looks at every pooled connection for every request, sends
-head and body in two system calls, and carries proxies, cookies and redirects. Here a connection is one asyncio protocol
-with one request at a time, and a request takes the connection that was freed last.
+A general client pays for features that a rollout does not use: for each request it scans every
+pooled connection, it sends head and body in two system calls, and it handles proxies, cookies and
+redirects. Here a connection is one asyncio protocol with one request at a time, and a request takes
+the connection that was freed last.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import httptools
 import httpx
 
 LARGEST_HEAD = 64 * 1024
+"""Most bytes of an answer's status line and headers."""
 
 Headers = list[tuple[bytes, bytes]]
+
 OnData = Callable[[bytes], None]
+"""Receives the body of an answer as it arrives."""
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[^\x00\r\n]*")
@@ -28,7 +32,7 @@ _VALUE = re.compile(rb"[^\x00\r\n]*")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where connections go."""
+    """The server that a connection leads to."""
 
     host: str
     port: int
@@ -41,29 +45,32 @@ class Origin:
 
 
 def request_head(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A request up to its body, without the blank line.
+    """Return a request's first line and headers, without the blank line that ends them.
 
     Raises:
-        httpx.LocalProtocolError: a header cannot be sent, such as one with a line break in it.
+        httpx.LocalProtocolError: the target or a header cannot be sent, for instance because it
+            contains a line break.
     """
     lines = [b"%b %b HTTP/1.1" % (method, target)]
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise httpx.LocalProtocolError(f"header {name!r} cannot be sent with the value {value!r}")
         lines.append(b"%b: %b" % (name, value))
+
     if not _VALUE.fullmatch(target) or b" " in target:
-        raise httpx.LocalProtocolError(f"{target!r} is no request target")
+        raise httpx.LocalProtocolError(f"{target!r} is not a valid request target")
     return b"\r\n".join(lines) + b"\r\n"
 
 
 class ConnectionPool(httpx.AsyncBaseTransport):
     """An httpx transport over plain asyncio connections.
 
-    Timeouts are httpx's own: `connect` bounds opening a connection, `read` the whole answer. A request's extension
-    `on_data`, a function of bytes, is given the body of a 200 as it comes in; the answer's body is then empty.
+    Timeouts are httpx's own: `connect` limits the opening of a connection, `read` the whole answer.
+    The request extension `on_data`, a function of bytes, receives the body of a 200 as it arrives;
+    the response's body is then empty.
 
     Args:
-        max_connections: requests in flight at most; more wait for a free connection.
+        max_connections: largest number of requests in flight; further ones wait for a connection.
     """
 
     def __init__(self, max_connections: int) -> None:
@@ -100,71 +107,81 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         read_s: float | None = None,
         on_data: OnData | None = None,
     ) -> tuple[int, Headers, bytes]:
-        """Send what `request_head` made and a body; returns status, headers and body of the answer.
+        """Send a head from `request_head` and a body; return status, headers and body of the
+        answer.
 
         Raises:
             httpx.TransportError: the connection cannot be opened, breaks or takes too long.
         """
         async with self._slots:
-            lane = self._take(origin) or await self._open(origin, connect_s)
+            connection = self._take(origin) or await self._open(origin, connect_s)
             try:
                 if read_s is None:
-                    return await lane.exchange(head, body, on_data)
+                    return await connection.exchange(head, body, on_data)
                 async with asyncio.timeout(read_s):
-                    return await lane.exchange(head, body, on_data)
+                    return await connection.exchange(head, body, on_data)
             except TimeoutError as exc:
                 raise httpx.ReadTimeout(f"no answer in {read_s:g} s") from exc
             finally:
-                if lane.reusable:
-                    self._free.append(lane)
-                else:  # also after a cancellation: the server is to see that nobody waits any more
-                    self._all.discard(lane)
-                    lane.abort()
+                if connection.reusable:
+                    self._free.append(connection)
+                else:
+                    # Also after a cancellation: closing tells the server that the caller has left.
+                    self._all.discard(connection)
+                    connection.abort()
 
     async def aclose(self) -> None:
-        for lane in self._all:
-            lane.abort()
+        for connection in self._all:
+            connection.abort()
         self._all.clear()
         self._free.clear()
 
     def _take(self, origin: Origin) -> _Connection | None:
+        """Return an idle connection to `origin`, the one used last; None if there is none."""
         while self._free:
-            lane = self._free.pop()
-            if lane.reusable and lane.origin == origin:
-                return lane
-            self._all.discard(lane)  # the server closed it meanwhile, or it leads elsewhere
-            lane.abort()
+            connection = self._free.pop()
+            if connection.reusable and connection.origin == origin:
+                return connection
+
+            # The server has closed it in the meantime, or it leads to another server.
+            self._all.discard(connection)
+            connection.abort()
         return None
 
     async def _open(self, origin: Origin, timeout: float | None) -> _Connection:
         if origin.secure and self._context is None:
             self._context = ssl.create_default_context()
+
         name = f"{origin.host}:{origin.port}"
         try:
             async with asyncio.timeout(timeout):
-                _, lane = await asyncio.get_running_loop().create_connection(
+                _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: _Connection(origin), origin.host, origin.port, ssl=self._context if origin.secure else None
                 )
         except TimeoutError as exc:
             raise httpx.ConnectTimeout(f"no connection to {name} in time") from exc
         except OSError as exc:
             raise httpx.ConnectError(f"no connection to {name}: {exc}") from exc
-        self._all.add(lane)
-        return lane
+
+        self._all.add(connection)
+        return connection
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; `exchange` is never called twice at once. Some methods are the parser's callbacks."""
+    """One connection, which carries one exchange at a time. It is also httptools' set of parser
+    callbacks.
+    """
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[tuple[int, Headers, bytes]] | None = None
-        self._clean = True  # nothing but whole answers has come so far
+        self._clean = True  # only whole answers have arrived so far
         self._parser = httptools.HttpResponseParser(self)
         self._start(None)
 
     def _start(self, on_data: OnData | None) -> None:
+        """Reset the state of one answer."""
         self._headers: Headers = []
         self._body: list[bytes] = []
         self._on_data = on_data
@@ -174,20 +191,23 @@ class _Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request can be sent."""
+        """Whether the connection can carry another request."""
         return self._clean and self._answer is None and self._transport is not None and not self._transport.is_closing()
 
     async def exchange(self, head: bytes, body: bytes, on_data: OnData | None) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of the answer."""
+        """Send a request; return status, headers and body of the answer."""
         assert self._transport is not None
         self._start(on_data)
         self._clean = False
         answer = self._answer = asyncio.get_running_loop().create_future()
+
+        # Head and body in one write: one system call, and one packet for a small request.
         if body or not head.startswith(b"GET "):
             length = b"" if b"\r\ncontent-length:" in head.lower() else b"content-length: %d\r\n" % len(body)
             self._transport.write(b"%b%b\r\n%b" % (head, length, body))
         else:
             self._transport.write(head + b"\r\n")
+
         try:
             result: tuple[int, Headers, bytes] = await answer
         finally:
@@ -198,33 +218,38 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # -- asyncio.Protocol --------------------------------------------------------------------------------------------
+    # -- asyncio.Protocol
+    # --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses of it
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
-            self.abort()  # what comes between two requests is an answer to neither
+            self.abort()  # data between two requests belongs to neither
             return
+
         if not self._in_body:
             self._head_bytes += len(data)
+
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._fail(httpx.RemoteProtocolError("not an HTTP answer: the server changed the protocol"))
+            self._fail(httpx.RemoteProtocolError("not an HTTP answer: the server switched protocols"))
         except httptools.HttpParserError as exc:
             self._fail(httpx.RemoteProtocolError(f"not an HTTP answer: {exc}"))
+
         if not self._in_body and self._head_bytes > LARGEST_HEAD:
-            self._fail(httpx.RemoteProtocolError(f"not an HTTP answer: its head is over {LARGEST_HEAD} bytes"))
+            self._fail(httpx.RemoteProtocolError(f"not an HTTP answer: its headers are over {LARGEST_HEAD} bytes"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is None and self._in_body and not self._delimited:
-            self._finish()  # the end of the connection is the end of such a body
+            self._finish()  # a body without a length ends with the connection
         else:
-            self._fail(httpx.ReadError(f"the connection broke: {exc or 'closed by the server'}"))
+            self._fail(httpx.ReadError(f"the connection was lost: {exc or 'closed by the server'}"))
 
-    # -- httptools ---------------------------------------------------------------------------------------------------
+    # -- httptools
+    # ---------------------------------------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
@@ -242,7 +267,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:
-            self._start(self._on_data)  # the answer itself is still to come
+            self._start(self._on_data)  # an interim answer (1xx); the final one follows
             return
         if self._answer is not None and not self._answer.done():
             self._clean = self._parser.should_keep_alive()
@@ -250,7 +275,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._answer is None or self._answer.done():
-            self._clean = False  # something follows the answer
+            self._clean = False  # data after the end of the answer
             self._start(None)
 
     def _finish(self) -> None:

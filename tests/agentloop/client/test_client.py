@@ -1,4 +1,4 @@
-"""The client: exact columns out, patience with a server that dies, none with a request that is wrong."""
+"""The client: exact columns, waiting for a server that restarts, no retries for a wrong request."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def free_port() -> int:
 
 @contextmanager
 def mock_sleep() -> Iterator[list[float]]:
-    """Pauses are noted, not made."""
+    """Record pauses instead of making them."""
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -116,7 +116,7 @@ async def test_a_server_that_hangs_up_or_is_overloaded_is_asked_again() -> None:
 
 async def test_patience_ends() -> None:
     async with server(lambda *_: (500, {"error": {"message": "engine on fire"}})) as url:
-        with pytest.raises(ServerError, match="2 times, last with 500: engine on fire"):
+        with pytest.raises(ServerError, match="2 times; last error: 500: engine on fire"):
             await ask(url, retries=1)
 
 
@@ -138,11 +138,11 @@ async def test_a_server_that_is_killed_and_started_again_costs_no_request() -> N
 async def test_a_server_that_asks_to_wait_is_waited_for_without_counting() -> None:
     async with server(lambda n, *_: (503, {}) if n < 6 else good()) as url:
         assert (await ask(url, retries=1, outage_s=30.0)).versions == [3, 3]
-        with pytest.raises(ServerError, match="did not serve"):
+        with pytest.raises(ServerError, match="has been unavailable for"):
             await ask("http://127.0.0.1:9", retries=1, outage_s=0.1)
 
 
-async def test_each_attempt_has_a_request_id_of_its_own() -> None:
+async def test_each_attempt_has_its_own_request_id() -> None:
     seen: list[str] = []
 
     def answer(n: int, _: Any, body: Any) -> Answer:
@@ -155,7 +155,7 @@ async def test_each_attempt_has_a_request_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("value", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", "1e9"])
-async def test_a_retry_after_that_is_no_number_of_seconds_is_no_harm(value: str) -> None:
+async def test_a_retry_after_that_is_not_a_number_of_seconds_is_ignored(value: str) -> None:
     answers = iter([httpx.Response(429, headers={"retry-after": value}), httpx.Response(200, json=good()[1])])
     transport = httpx.MockTransport(lambda _: next(answers))
     with mock_sleep() as slept:
@@ -165,7 +165,7 @@ async def test_a_retry_after_that_is_no_number_of_seconds_is_no_harm(value: str)
 
 @pytest.mark.parametrize("url", ["localhost:30000", "ftp://server", "", "http://"])
 def test_an_address_that_is_none_is_named(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address of a rollout server"):
+    with pytest.raises(ConfigError, match="not the address of a rollout server"):
         GenerateClient(url)
 
 
@@ -185,13 +185,13 @@ async def test_a_refused_request_is_not_sent_again() -> None:
 @pytest.mark.parametrize(
     ("meta", "says"),
     [
-        ({"output_token_logprobs": None}, "no logprob for each"),
-        ({"output_token_logprobs": [[-0.5, 7, None]]}, "no logprob for each"),
+        ({"output_token_logprobs": None}, "not one logprob for each"),
+        ({"output_token_logprobs": [[-0.5, 7, None]]}, "not one logprob for each"),
         ({"output_token_logprobs": [[-0.5, 9, None], [-0.25, 8, None]]}, "logprob of token 9 for token 7"),
-        ({"weight_versions": [{"version": "1", "start": 0, "end": 5}]}, "a version span, 0 to 5, is outside"),
-        ({"weight_versions": [{"version": "1", "start": 2, "end": 1}]}, "a version span"),
-        ({"weight_version": "v3"}, "weight_version is 'v3', which is no policy version"),
-        ({"finish_reason": {"type": "bored"}}, "not one of a rollout server: meta_info.finish_reason.type"),
+        ({"weight_versions": [{"version": "1", "start": 0, "end": 5}]}, "the version span 0 to 5 is outside"),
+        ({"weight_versions": [{"version": "1", "start": 2, "end": 1}]}, "the version span"),
+        ({"weight_version": "v3"}, "weight_version is 'v3', which is not a policy version"),
+        ({"finish_reason": {"type": "bored"}}, "does not follow the /generate protocol: meta_info.finish_reason.type"),
     ],
 )
 async def test_an_answer_that_cannot_be_trusted_is_an_error(meta: dict[str, Any], says: str) -> None:
@@ -208,5 +208,5 @@ async def test_a_plain_text_error_is_shown() -> None:
 
 def test_versions_are_numbers() -> None:
     assert [version_number(v) for v in ("0", "17", "default")] == [0, 17, 0]
-    with pytest.raises(ServerError, match="no policy version"):
+    with pytest.raises(ServerError, match="not a policy version"):
         version_number("step-17")

@@ -48,9 +48,9 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
-async def post(lanes: ConnectionPool, url: str, body: bytes = b"x", read: float = 5.0) -> bytes:
+async def post(pool: ConnectionPool, url: str, body: bytes = b"x", read: float = 5.0) -> bytes:
     timeout = {"timeout": {"connect": 5.0, "read": read}}
-    answer = await lanes.handle_async_request(httpx.Request("POST", url, content=body, extensions=timeout))
+    answer = await pool.handle_async_request(httpx.Request("POST", url, content=body, extensions=timeout))
     return answer.content
 
 
@@ -65,10 +65,10 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def test_one_connection_serves_one_request_after_the_other() -> None:
     async with serving(echo) as server:
-        lanes = ConnectionPool(4)
-        assert [await post(lanes, server.url, b"%d" % i) for i in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+        pool = ConnectionPool(4)
+        assert [await post(pool, server.url, b"%d" % i) for i in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
         assert server.connections == 1
-        await lanes.aclose()
+        await pool.aclose()
 
 
 async def test_answers_reach_their_own_callers_and_connections_are_bounded() -> None:
@@ -79,11 +79,11 @@ async def test_answers_reach_their_own_callers_and_connections_are_bounded() -> 
             writer.write(whole(body))
 
     async with serving(slow) as server:
-        lanes = ConnectionPool(8)
+        pool = ConnectionPool(8)
         bodies = [b"%d" % i for i in range(100)]
-        assert await asyncio.gather(*(post(lanes, server.url, body) for body in bodies)) == bodies
+        assert await asyncio.gather(*(post(pool, server.url, body) for body in bodies)) == bodies
         assert server.connections <= 8
-        await lanes.aclose()
+        await pool.aclose()
 
 
 @pytest.mark.parametrize(
@@ -98,16 +98,16 @@ async def test_answers_reach_their_own_callers_and_connections_are_bounded() -> 
 async def test_every_way_to_frame_an_answer_is_read(answer: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
-        for byte in answer:  # in pieces, as a network may
+        for byte in answer:  # in pieces, as a network may deliver it
             writer.write(bytes([byte]))
             await writer.drain()
         if not answer.startswith(b"HTTP/1.0"):
             await reader.readexactly(1)
 
     async with serving(serve) as server:
-        lanes = ConnectionPool(1)
-        assert await post(lanes, server.url) == b"abc"
-        await lanes.aclose()
+        pool = ConnectionPool(1)
+        assert await post(pool, server.url) == b"abc"
+        await pool.aclose()
 
 
 async def test_a_caller_that_goes_away_closes_its_connection() -> None:
@@ -119,16 +119,16 @@ async def test_a_caller_that_goes_away_closes_its_connection() -> None:
         await reader.readexactly(1)
 
     async with serving(silent) as server:
-        lanes = ConnectionPool(1)
-        caller = asyncio.create_task(post(lanes, server.url))
+        pool = ConnectionPool(1)
+        caller = asyncio.create_task(post(pool, server.url))
         await asked.wait()
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
         await asyncio.wait_for(server.gone.wait(), 5)
         server.serve = echo
-        assert await post(lanes, server.url) == b"x"  # its place is free again
-        await lanes.aclose()
+        assert await post(pool, server.url) == b"x"  # its place is free again
+        await pool.aclose()
 
 
 async def test_a_server_that_does_not_answer_is_a_timeout() -> None:
@@ -136,9 +136,9 @@ async def test_a_server_that_does_not_answer_is_a_timeout() -> None:
         await reader.readexactly(10_000)
 
     async with serving(silent) as server:
-        lanes = ConnectionPool(1)
+        pool = ConnectionPool(1)
         with pytest.raises(httpx.ReadTimeout):
-            await post(lanes, server.url, read=0.02)
+            await post(pool, server.url, read=0.02)
         await asyncio.wait_for(server.gone.wait(), 5)
 
 
@@ -147,9 +147,9 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
         writer.write(whole(await read_request(reader)))
 
     async with serving(once) as server:
-        lanes = ConnectionPool(1)
+        pool = ConnectionPool(1)
         for number in range(3):
-            assert await post(lanes, server.url, b"%d" % number) == b"%d" % number
+            assert await post(pool, server.url, b"%d" % number) == b"%d" % number
             await asyncio.sleep(0.02)
         assert server.connections == 3
 
@@ -168,11 +168,11 @@ async def test_what_comes_between_two_requests_answers_neither(extra: str) -> No
         writer.write(whole(b"too late"))
 
     async with serving(talkative) as server:
-        lanes = ConnectionPool(1)
-        assert await post(lanes, server.url, b"1") == b"1"
+        pool = ConnectionPool(1)
+        assert await post(pool, server.url, b"1") == b"1"
         await asyncio.sleep(0.05)
-        assert await post(lanes, server.url, b"2") == b"2"
-        await lanes.aclose()
+        assert await post(pool, server.url, b"2") == b"2"
+        await pool.aclose()
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from jinja2 import TemplateError
 
 from agentloop.chat import load_tokenizer
-from agentloop.chat.formats import FORMATS, PROBES, find_format
+from agentloop.chat.formats import FORMATS, find_format
 from agentloop.chat.formats.base import ToolFormat
+from agentloop.chat.formats.lookup import PROBES
 from agentloop.chat.sampled import SampledText
 from agentloop.types import ParsedTurn, ToolCall
 

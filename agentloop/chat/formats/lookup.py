@@ -1,0 +1,189 @@
+"""Which tool-call format a model uses: by its name, or by what its chat template renders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from agentloop.chat.formats.base import ToolFormat, Tools
+from agentloop.chat.formats.cohere import CohereFormat
+from agentloop.chat.formats.deepseek_v3 import DeepSeekV3Format
+from agentloop.chat.formats.glm45 import Glm45Format
+from agentloop.chat.formats.harmony import HarmonyFormat
+from agentloop.chat.formats.hermes import HermesFormat
+from agentloop.chat.formats.lfm2 import Lfm2Format
+from agentloop.chat.formats.llama3_json import Llama3JsonFormat
+from agentloop.chat.formats.mistral import MistralFormat
+from agentloop.chat.formats.qwen3_coder import Qwen3CoderFormat
+from agentloop.chat.sampled import SampledText
+from agentloop.errors import ModelError
+from agentloop.registry import load, registered
+
+TOOL_FORMATS = "agentloop.tool_formats"
+"""Entry-point group in which packages register formats: an instance, or a class without arguments."""
+
+FORMATS: dict[str, ToolFormat] = {
+    form.name: form
+    for form in (
+        HermesFormat(),
+        Qwen3CoderFormat(),
+        Glm45Format(),
+        Llama3JsonFormat(),
+        MistralFormat(),
+        HarmonyFormat(),
+        DeepSeekV3Format(),
+        Lfm2Format(),
+        CohereFormat(),
+    )
+}
+"""The built-in formats, in the order in which they are tried on a template."""
+
+ALIASES = {
+    "qwen2_5": "hermes",
+    "qwen3": "hermes",
+    "qwen3_5": "qwen3_coder",
+    "glm4_5": "glm45",
+    "llama3": "llama3_json",
+    "gpt_oss": "harmony",
+    "gptoss": "harmony",
+    "deepseek_r1": "deepseek_v3",
+    "pythonic": "lfm2",
+    "command": "cohere",
+}
+"""Other names of the built-in formats, after the models that write them."""
+
+Call = dict[str, Any]
+"""`{"name": .., "arguments": {..}}`."""
+
+PROBES: list[Call] = [
+    {
+        "name": "probe_tool",
+        "arguments": {
+            "text": "Zürich \"quoted\" 'so'\nand a second line, with \\ and 漢字 🙂",
+            "count": 3,
+            "ratio": 0.5,
+            "flag": True,
+            "nothing": None,
+            "list": [1, "two", None],
+            "object": {"inner": {"key": "value"}, "off": False},
+        },
+    },
+    {"name": "second_probe", "arguments": {"text": "another one"}},
+]
+"""Calls that a template is asked to render. The format that reads them back is the template's."""
+
+_TYPES = {
+    "text": "string",
+    "count": "integer",
+    "ratio": "number",
+    "flag": "boolean",
+    "nothing": "null",
+    "list": "array",
+    "object": "object",
+}
+
+PROBE_TOOLS: Tools = [
+    {
+        "type": "function",
+        "function": {
+            "name": call["name"],
+            "description": "A probe.",
+            "parameters": {
+                "type": "object",
+                "properties": {key: {"type": _TYPES[key], "description": "A probe."} for key in call["arguments"]},
+            },
+        },
+    }
+    for call in PROBES
+]
+"""The schemas of the probes."""
+
+
+def load_format(name: str) -> ToolFormat:
+    """Return the format called `name`: a built-in one, an alias, or one that a package registered.
+
+    Raises:
+        ModelError: the name is not known (the message lists those that are), or what is registered
+            under it is not a format.
+        RegistryError: what is registered cannot be imported.
+    """
+    built_in = FORMATS.get(ALIASES.get(name, name))
+    if built_in is not None:
+        return built_in
+
+    others = registered(TOOL_FORMATS)
+    if name not in others:
+        known = ", ".join([*FORMATS, *ALIASES, *others])
+        raise ModelError(f"model.tool_format {name!r} is not known", f"use one of: {known}")
+    return _load_registered(name)
+
+
+def known_formats() -> dict[str, ToolFormat]:
+    """Return every format by name: the built-in ones, then the registered ones.
+
+    Raises:
+        ModelError: what is registered is not a format.
+        RegistryError: what is registered cannot be imported.
+    """
+    return dict(_formats())
+
+
+def find_format(
+    turn_of: Callable[[Sequence[Call]], SampledText | None], tools: Tools | None = None
+) -> ToolFormat | None:
+    """Return the first format that reads back the calls which a template rendered; None if none
+    does.
+
+    A format that reads one call, but not two in one turn, is chosen only if no other format reads
+    both.
+
+    Args:
+        turn_of: renders an assistant turn with these calls and returns its text, without what
+            precedes the turn; None if the template cannot render them.
+        tools: schemas offered in addition to the probes' own.
+    """
+    one, two = turn_of(PROBES[:1]), turn_of(PROBES)
+    if two is not None and PROBES[1]["name"] not in two.text:
+        two = None  # the template writes one call a turn and silently drops the others
+    schemas = [*PROBE_TOOLS, *(tools or [])]
+
+    def reads(form: ToolFormat, turn: SampledText | None, calls: list[Call]) -> bool:
+        if turn is None:
+            return False
+        parsed = form.parse(turn, schemas)
+        given = [{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls]
+        # Compared as JSON, which distinguishes True from 1 and 3 from 3.0; templates may sort the
+        # keys.
+        return not parsed.malformed_calls and _as_json(given) == _as_json(calls)
+
+    second_best = None
+    for _, form in _formats():
+        if reads(form, one, PROBES[:1]):
+            if two is None or reads(form, two, PROBES):
+                return form
+            second_best = second_best or form
+    return second_best
+
+
+def _as_json(calls: list[Call]) -> str:
+    return json.dumps(calls, sort_keys=True)
+
+
+def _formats() -> Iterator[tuple[str, ToolFormat]]:
+    """Yield every format with its name, the built-in ones first."""
+    yield from FORMATS.items()
+    for name in registered(TOOL_FORMATS):
+        if name not in FORMATS:
+            yield name, _load_registered(name)
+
+
+def _load_registered(name: str) -> ToolFormat:
+    found = load(TOOL_FORMATS, name)
+    form = found() if isinstance(found, type) else found
+    if not callable(getattr(form, "parse", None)):
+        raise ModelError(
+            f"tool format {name!r} is {found!r}, which has no parse method", "subclass BaseFormat, or add parse"
+        )
+    result: ToolFormat = form
+    return result
