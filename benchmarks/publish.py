@@ -1,19 +1,20 @@
-"""What it costs to make a server serve a new policy version: a model of half a billion parameters in bfloat16, 1 GB.
+"""Time to make a server serve a new policy version: half a billion parameters in bfloat16, 1 GB.
 
     python benchmarks/publish.py [--json FILE]
 
-Real: the trainer's publishers and what a rank does for them (`WeightPublisher`), HTTP, the rollout server in
-its own process with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with
-random weights.
+Real parts: the trainer's publishers and the rank's side of them (`WeightPublisher`), HTTP, and the rollout server in
+its own process with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with random
+weights.
 
-`shm` beside a plain copy of the same bytes in memory (numpy, one thread, both sides warm). `disk` beside a plain write
-of the same bytes to a new file in the same folder and a plain read of it into memory that exists. In turn, round by
-round, one transport after the other, as a run has only one; medians of the rounds in which other processes left the
-cores alone. A version counts from the call to the server's confirmation. Trainer and server have a core each: left to
-itself, the scheduler of a machine with two cores puts both on one in every third run, for all of it.
+`shm` is compared with a plain copy of the same bytes in memory (numpy, one thread, both sides warm), `disk` with a
+plain write of the same bytes to a new file in the same folder and a plain read of it into existing memory. Rounds alternate
+between ours and the plain one; the transports are measured one after the other, as a run has only one. The result is
+the median over the rounds in which other processes left the cores idle. A version is timed from the call to the
+server's confirmation. Trainer and server are pinned to one core each: left to itself, the scheduler of a machine with
+two cores puts both on one core in every third run, for the whole run.
 
-Stall: a request streams its tokens one by one meanwhile. The longest gap between two of them during an update, beyond
-the gap that is usual without one, against the time of that update plus 50 ms. Requests keep their cache (`in_place`).
+Stall: meanwhile a request streams its tokens one by one. The longest gap between two of them during an update, minus
+the usual gap, is compared with the time of that update plus 50 ms. Requests keep their cache (`in_place`).
 
 Exit code 1: a bound is not met.
 """

@@ -141,7 +141,8 @@ async def run(plan: Plan, model: Path, tokens: int, logs: Path) -> dict[str, Any
 
     from agentloop.config import TrainerConfig
     from benchmarks.flops import ModelShape, packed_flops
-    from trainer.packing.layout import pack, plan_units
+    from trainer.packing.layout import pack
+    from trainer.packing.units import plan_units
     from trainer.types import LossSpec
     from trainer.workers.group import WorkerGroup
 

@@ -2,29 +2,34 @@
 
     uint32 length of the header | header (JSON) | the buffers one after the other
 
-The header's `arrays` says dtype and shape of each buffer, so that nothing is pickled and nothing is copied twice.
+The header's `arrays` gives dtype and shape of each buffer. Nothing is pickled, and no buffer is copied twice.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
-from trainer.types import TrainSample
+import agentloop.errors
+from agentloop.errors import AgentloopError
+from trainer.types import Sample, TrainSample, ValueSample
 
 _LENGTH = struct.Struct("<I")
 HEADER_LENGTH_BYTES = _LENGTH.size
 
-Message = tuple[dict[str, Any], list[np.ndarray]]
+Message = tuple[Any, list[np.ndarray]]
+"""A JSON body, and the arrays that belong to it."""
+
+S = TypeVar("S", TrainSample, ValueSample)
 
 
-def encode(body: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> list[bytes]:
-    """The bytes of one message, in pieces."""
+def encode(body: Any, arrays: Sequence[np.ndarray] = ()) -> list[bytes]:
+    """Return the bytes of one message, in chunks. `body` may hold dataclasses."""
     arrays = [np.ascontiguousarray(array) for array in arrays]
     described = [{"dtype": array.dtype.str, "shape": array.shape} for array in arrays]
     header = orjson.dumps({"body": body, "arrays": described})
@@ -35,13 +40,13 @@ def header_length(data: bytes) -> int:
     return int(_LENGTH.unpack(data)[0])
 
 
-def decode_header(data: bytes) -> tuple[dict[str, Any], list[tuple[np.dtype, tuple[int, ...]]]]:
-    """The body, and dtype and shape of each array that follows."""
+def decode_header(data: bytes) -> tuple[Any, list[tuple[np.dtype[Any], tuple[int, ...]]]]:
+    """Return the body, and dtype and shape of each array that follows."""
     header = orjson.loads(data)
     return header["body"], [(np.dtype(entry["dtype"]), tuple(entry["shape"])) for entry in header["arrays"]]
 
 
-def array_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+def array_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
     return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
 
@@ -52,7 +57,7 @@ class BlockingChannel:
         self._sock = sock
 
     def receive(self) -> Message | None:
-        """The next message, or None when the other end is gone."""
+        """Return the next message, or None if the other end has closed."""
         try:
             body, described = decode_header(self._read(header_length(self._read(HEADER_LENGTH_BYTES))))
             arrays = [
@@ -63,9 +68,9 @@ class BlockingChannel:
             return None
         return body, arrays
 
-    def send(self, body: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
-        for piece in encode(body, arrays):
-            self._sock.sendall(piece)
+    def send(self, body: Any, arrays: Sequence[np.ndarray] = ()) -> None:
+        for chunk in encode(body, arrays):
+            self._sock.sendall(chunk)
 
     def _read(self, size: int) -> bytearray:
         data = bytearray(size)
@@ -78,56 +83,94 @@ class BlockingChannel:
         return data
 
 
-def samples_to_arrays(samples: Sequence[TrainSample]) -> list[np.ndarray]:
-    """Samples as flat arrays: the ragged columns joined, numbers per sample, and each image once.
+# -- errors ----------------------------------------------------------------------------------------------------------
 
-    `proximal_logprobs` are empty unless all samples have them.
+
+def error_to_json(exc: Exception) -> dict[str, Any]:
+    """Describe an exception as data: errors of `agentloop.errors` by name, any other by its type and message."""
+    if isinstance(exc, AgentloopError):
+        return {"error": type(exc).__name__, "message": exc.message, "hint": exc.hint}
+    return {"error": None, "message": f"{type(exc).__name__}: {exc}", "hint": None}
+
+
+def error_from_json(data: dict[str, Any], otherwise: Callable[[str], AgentloopError]) -> AgentloopError:
+    """Rebuild an exception that `error_to_json` described.
+
+    Args:
+        otherwise: makes the error from a message, if its type is not one of `agentloop.errors`.
     """
-    proximal = bool(samples) and all(sample.proximal_logprobs is not None for sample in samples)
+    kind = getattr(agentloop.errors, data["error"] or "", None)
+    if isinstance(kind, type) and issubclass(kind, AgentloopError):
+        return kind(data["message"], data["hint"])
+    return otherwise(data["message"])
+
+
+# -- samples ---------------------------------------------------------------------------------------------------------
+
+
+def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSample) -> list[np.ndarray]:
+    """Flatten samples into arrays: token columns concatenated, scalars by sample, and each image once.
+
+    An optional column is sent if all samples have it, and is empty otherwise.
+
+    Args:
+        kind: class of the samples, for the names of its columns.
+    """
 
     def joined(name: str, dtype: type) -> np.ndarray:
         parts = [np.asarray(getattr(sample, name), dtype=dtype) for sample in samples]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
 
+    def optional(name: str) -> np.ndarray:
+        complete = all(getattr(sample, name) is not None for sample in samples)
+        return joined(name, np.float32) if complete else np.zeros(0, dtype=np.float32)
+
+    # Samples of a group share their images: compare them by identity, which is cheap, and send each once.
     images = {id(image): image for sample in samples for image in sample.images}
     numbers = {key: number for number, key in enumerate(images)}
+
     return [
         joined("token_ids", np.int64),
         joined("loss_mask", np.bool_),
-        joined("old_logprobs", np.float32),
-        joined("advantages", np.float32),
         np.array([len(sample) for sample in samples], dtype=np.int64),
         np.array([[sample.prompt_length, sample.group_key] for sample in samples], dtype=np.int64).reshape(-1, 2),
         np.array([sample.weight for sample in samples], dtype=np.float64),
-        joined("proximal_logprobs", np.float32) if proximal else np.zeros(0, dtype=np.float32),
         np.concatenate([np.zeros(0, dtype=np.uint8), *images.values()]),
         np.array([len(image) for image in images.values()], dtype=np.int64),
         np.array([len(sample.images) for sample in samples], dtype=np.int64),
         np.array([numbers[id(image)] for sample in samples for image in sample.images], dtype=np.int64),
+        *(joined(name, np.float32) for name in kind.COLUMNS),
+        *(optional(name) for name in kind.OPTIONAL_COLUMNS),
     ]
 
 
-def arrays_to_samples(arrays: Sequence[np.ndarray]) -> list[TrainSample]:
-    """The inverse of `samples_to_arrays`; the samples are views of the arrays."""
-    *arrays, blob, image_lengths, image_counts, image_numbers = arrays
-    token_ids, loss_mask, old_logprobs, advantages, lengths, numbers, weights, proximal = arrays
+def arrays_to_samples(arrays: Sequence[np.ndarray], kind: type[S]) -> list[S]:
+    """Invert `samples_to_arrays`. The samples are views of the arrays."""
+    token_ids, loss_mask, lengths, numbers, weights, blob, image_lengths, image_counts, image_numbers, *rest = arrays
+    if not len(lengths):
+        return []
+
+    ends = np.cumsum(lengths)[:-1]
+    names = (*kind.COLUMNS, *kind.OPTIONAL_COLUMNS)
+    columns = {
+        name: np.split(column, ends) if len(column) or name in kind.COLUMNS else [None] * len(lengths)
+        for name, column in zip(names, rest, strict=True)
+    }
     images = np.split(blob, np.cumsum(image_lengths)[:-1]) if len(image_lengths) else []
-    of_samples = np.split(image_numbers, np.cumsum(image_counts)[:-1])
-    cuts = np.cumsum(lengths)[:-1]
-    columns = [np.split(column, cuts) for column in (token_ids, loss_mask, old_logprobs, advantages)]
-    own = np.split(proximal, cuts) if len(proximal) else [None] * len(lengths)
-    rows = zip(*columns, numbers.tolist(), weights.tolist(), own, of_samples, strict=True) if len(lengths) else ()
+    images_of = np.split(image_numbers, np.cumsum(image_counts)[:-1])
+
+    rows = zip(
+        np.split(token_ids, ends), np.split(loss_mask, ends), numbers.tolist(), weights.tolist(), images_of, strict=True
+    )
     return [
-        TrainSample(
-            ids,
-            mask,
-            old,
-            advantage,
-            prompt_length,
-            group_key,
-            weight,
-            proximal_logprobs=proximal_logprobs,
-            images=tuple(images[number] for number in of_sample),
+        kind(
+            token_ids=ids,
+            loss_mask=mask,
+            prompt_length=prompt_length,
+            group_key=group_key,
+            weight=weight,
+            images=tuple(images[number] for number in numbers_of),
+            **{name: parts[index] for name, parts in columns.items()},
         )
-        for ids, mask, old, advantage, (prompt_length, group_key), weight, proximal_logprobs, of_sample in rows
+        for index, (ids, mask, (prompt_length, group_key), weight, numbers_of) in enumerate(rows)
     ]

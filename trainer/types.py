@@ -1,10 +1,13 @@
-"""What the run hands to the trainer's ranks. Plain numpy: the run's main process imports no torch."""
+"""Data that the main process of a run exchanges with the trainer's ranks.
+
+numpy only: the main process does not import torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,22 +16,47 @@ from agentloop.config import AlgorithmConfig, TrainerConfig
 Aggregation = Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "constant"]
 
 
-@dataclass(slots=True)
-class TrainSample:
-    """One trajectory, ready to train. The four arrays have one length L.
+class Sample(Protocol):
+    """What packing and the channel need of a sample. All arrays that describe its tokens have one length L.
 
     Attributes:
+        COLUMNS: names of its float32 columns, one number for each token.
+        OPTIONAL_COLUMNS: names of those that may be None.
         token_ids: int64.
-        loss_mask: bool; token i is trained, that is, predicted from the tokens before it. Token 0 never is.
-        old_logprobs: float32; the engine's, of the distribution it sampled from; 0 where the mask is 0.
-        advantages: float32; 0 where the mask is 0.
+        loss_mask: bool; True where the token is trained, that is, predicted from the tokens before it.
+            Never True for token 0.
         prompt_length: the prompt is `token_ids[:prompt_length]`.
         group_key: samples of one call with an equal key have an identical prompt, which is computed once for all.
-        weight: factor on this sample's loss, and on what it counts in the normalizer.
-        proximal_logprobs: float32; the trainer's own at the start of the step; None: the loss takes those that it
-            computes anyway, which are the same ones up to the first optimizer step.
-        images: uint8; the files (PNG, JPEG) of its images, in the order of their places in `token_ids`.
+        weight: factor on this sample's loss, and on its share of the normalizer.
+        images: uint8; its image files (PNG, JPEG), in the order of their placeholders in `token_ids`.
     """
+
+    COLUMNS: ClassVar[tuple[str, ...]]
+    OPTIONAL_COLUMNS: ClassVar[tuple[str, ...]]
+
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    prompt_length: int
+    group_key: int
+    weight: float
+    images: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(slots=True)
+class TrainSample:
+    """One trajectory, ready to train the policy. See `Sample` for the fields that are not listed here.
+
+    Attributes:
+        old_logprobs: float32 (L); the engine's logprobs, of the distribution it sampled from; 0 where the mask is 0.
+        advantages: float32 (L); 0 where the mask is 0.
+        proximal_logprobs: float32 (L); the trainer's own at the start of the step. None: the loss uses the logprobs
+            that it computes anyway, which are the same ones until the first optimizer step.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages")
+    OPTIONAL_COLUMNS: ClassVar[tuple[str, ...]] = ("proximal_logprobs",)
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
@@ -48,7 +76,7 @@ class TrainSample:
         return int(np.count_nonzero(self.loss_mask))
 
     def check(self) -> None:
-        """Refuse a sample that could only train something wrong.
+        """Refuse a sample whose fields do not fit together.
 
         Raises:
             ValueError: naming the field.
@@ -59,15 +87,72 @@ class TrainSample:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {n} token ids")
         if self.proximal_logprobs is not None and len(self.proximal_logprobs) != n:
             raise ValueError(f"proximal_logprobs has {len(self.proximal_logprobs)} entries for {n} token ids")
+
         if not 1 <= self.prompt_length <= n:
             raise ValueError(f"prompt_length {self.prompt_length} is outside 1..{n}")
         if self.loss_mask[: self.prompt_length].any():
-            raise ValueError("a token of the prompt has loss mask 1: nothing in the prompt is trained")
+            raise ValueError("a token of the prompt has loss mask 1: prompt tokens must not be trained")
+
+
+@dataclass(slots=True)
+class ValueSample:
+    """One trajectory, ready to train the critic. See `Sample` for the fields that are not listed here.
+
+    Attributes:
+        values: float32 (L); the critic's values before this step; 0 where the mask is 0.
+        returns: float32 (L); the targets; 0 where the mask is 0.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("values", "returns")
+    OPTIONAL_COLUMNS: ClassVar[tuple[str, ...]] = ()
+
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    values: np.ndarray
+    returns: np.ndarray
+    prompt_length: int
+    group_key: int
+    weight: float = 1.0
+    images: tuple[np.ndarray, ...] = ()
+
+    @classmethod
+    def of(cls, sample: TrainSample, *, values: np.ndarray, returns: np.ndarray) -> ValueSample:
+        """The critic's view of a sample of the policy."""
+        return cls(
+            token_ids=sample.token_ids,
+            loss_mask=sample.loss_mask,
+            values=values,
+            returns=returns,
+            prompt_length=sample.prompt_length,
+            group_key=sample.group_key,
+            weight=sample.weight,
+            images=sample.images,
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        return int(np.count_nonzero(self.loss_mask))
+
+
+class TokenNumbers(NamedTuple):
+    """One number for each trained token of a rank's samples, as parallel columns (N).
+
+    Attributes:
+        sample_index, token_index: int64; number n belongs to `samples[sample_index[n]].token_ids[token_index[n]]`.
+        numbers: float32.
+    """
+
+    sample_index: np.ndarray
+    token_index: np.ndarray
+    numbers: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """What a rank needs to know at its start."""
+    """Settings that a rank needs to build its learner."""
 
     model_path: str
     config: TrainerConfig
@@ -80,13 +165,14 @@ class LearnerSettings:
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
-    """The loss that a rank computes for each trained token; the fields are those of `AlgorithmConfig`.
+    """The loss that a rank computes for each trained token. The fields are named as in `AlgorithmConfig`.
 
     Attributes:
-        kind: a loss of `algorithms.policy_loss`; `sft` is cross entropy (advantages are not read).
-        aggregation: how token losses of one sequence are weighed; the run divides the sum (`aggregation.normalizer`).
-        decoupled: the loss's ratio is taken against the proximal policy, not against the engine's logprobs.
-        importance, mask, veto: as in `algorithms.mismatch`.
+        kind: a loss of `learner.losses.policy_loss`; `sft` is cross entropy, which ignores advantages.
+        aggregation: how the token losses of one sequence are weighted; the run divides the sum
+            (`algorithms.aggregation.normalizer`).
+        decoupled: the ratio is taken against the proximal policy instead of the engine's logprobs.
+        importance, mask, veto: as in `learner.losses.mismatch`.
     """
 
     kind: Literal["ppo_clip", "gspo", "cispo", "pg", "sft"] = "ppo_clip"
@@ -129,11 +215,11 @@ class LossSpec:
             veto=correction.veto,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def add_sums(total: dict[str, float], part: Mapping[str, float]) -> None:
-    """Add what one `accumulate`, or one rank of it, returned to `total`: sums are added, of `*_max` the larger kept."""
+    """Merge the result of an `accumulate` call, or of one of its ranks, into `total`.
+
+    Sums are added; of `*_max` the larger is kept.
+    """
     for key, value in part.items():
         total[key] = max(total.get(key, value), value) if key.endswith("_max") else total.get(key, 0.0) + value

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.flops import ModelShape, attention_pairs, packed_flops
 from tests.trainer.conftest import make_samples
 from trainer.learner.model.policy import DeviceBatch, load_policy
-from trainer.packing.layout import PackedLayout, pack, plan_units
+from trainer.packing.layout import PackedLayout, pack
+from trainer.packing.units import plan_units
 
 
 def test_pairs_are_those_that_the_mask_leaves() -> None:

@@ -1,4 +1,4 @@
-"""The critic of `advantage: gae`: a second sharded model in each rank, with an optimizer of its own.
+"""The critic of `advantage: gae`: a second sharded model in each rank, with its own optimizer.
 
 Shapes: N trained tokens, E hidden size.
 """
@@ -24,33 +24,36 @@ SUMS = ("value_loss_sum", "value_clip_sum", "value_sum")
 
 
 class ValueModel(PolicyModel):
-    """The policy's backbone with one number in place of its vocabulary."""
+    """The policy's backbone with a scalar head in place of the vocabulary head."""
 
-    def __init__(self, lm: nn.Module, logprob_chunk: int) -> None:
+    def __init__(self, lm: Any, logprob_chunk: int) -> None:
         super().__init__(lm, logprob_chunk)
         head = lm.get_output_embeddings()
         if head.weight is not lm.get_input_embeddings().weight:
-            head.requires_grad_(False)  # it is not computed, and would never get a gradient
+            head.requires_grad_(False)  # the forward does not use it, so it would never get a gradient
         self.value_head = nn.Linear(head.weight.shape[1], 1, bias=False, device="meta")
 
+    # The policy's forward takes a temperature and returns two tensors; the critic has neither.
     def forward(self, batch: DeviceBatch) -> Tensor:  # type: ignore[override]
-        """The value of the state in which each trained token was sampled, (N) float32."""
-        values_N1 = self.value_head(self.hidden(batch)[batch.predict_from])
-        return values_N1.sum(-1).float()  # a sum, because FSDP2 minds views
+        """Return the value of the state in which each trained token was sampled, (N) float32."""
+        values_N1: Tensor = self.value_head(self.hidden(batch)[batch.predict_from])
+        # `sum` rather than `squeeze`: FSDP2 does not accept a view as the output.
+        return values_N1.sum(-1).float()
 
 
 class Critic:
-    """A rank's share of the value model. `config.critic` has to be set."""
+    """A rank's shard of the value model, with its optimizer. `config.critic` must be set."""
 
     def __init__(self, settings: LearnerSettings, device: torch.device) -> None:
         config = settings.config
         assert config.critic is not None
         self._config = config.critic
         self._reduce_each = config.fsdp.reduce_each_micro_batch
-        # The policy takes its steps after the warm-up, the critic during it too.
+        # The critic also takes steps during the warm-up, in which the policy takes none.
         self._total_steps = settings.total_steps + config.critic_warmup * config.algorithm.minibatches
         self._device = device
-        model = load_sharded(
+
+        self.model = load_sharded(
             settings.model_path,
             config,
             dtype=settings.dtype,
@@ -59,34 +62,40 @@ class Critic:
             device=device,
             kind=ValueModel,
         )
-        # Zero: before its first step a critic knows nothing, and says the same on every rank.
-        nn.init.zeros_(model.value_head.weight)
-        self.model = model
+        # Zero: an untrained critic predicts 0 everywhere, the same on every rank.
+        nn.init.zeros_(self.model.value_head.weight)
         self.optimizer = make_optimizer(self.model, self._config.optim)
         self.steps = 0
 
     def accumulate(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
-        """Forward and backward; gradients add up until `step`. In the batches stand values and returns."""
+        """Run forward and backward over packed `ValueSample`s; gradients add up until `step`.
+
+        Returns:
+            `SUMS` over the trained tokens, and `time_s`.
+        """
         begin = time.perf_counter()
         sums: dict[str, float] = {}
         for number, packed in enumerate(batches, 1):
             if not self._reduce_each:
                 self.model.set_requires_gradient_sync(number == len(batches))
             batch = DeviceBatch.of(packed, self._device)
+
             values_N = self.model(batch)
             losses_N, active_N = clipped_value_loss(
-                values_N, batch.old_logprobs, batch.advantages, self._config.cliprange_value
+                values_N, batch.columns["values"], batch.columns["returns"], self._config.cliprange_value
             )
             weighted_N = losses_N * batch.loss_weights
-            weighted_N.sum().backward()
+            total: Any = weighted_N.sum()  # Any: torch does not annotate Tensor.backward
+            total.backward()
+
             found = [float(column.double().sum()) for column in (weighted_N.detach(), active_N, values_N.detach())]
-            if not packed.sequences:
+            if not packed.sequences:  # the placeholder of a rank without work
                 found = [0.0] * len(SUMS)
             add_sums(sums, dict(zip(SUMS, found, strict=True)))
         return sums | {"time_s": time.perf_counter() - begin}
 
     def step(self, normalizer: float) -> dict[str, float]:
-        """One optimizer step; as `Learner.step`."""
+        """Take one optimizer step, as `Learner.step` does."""
         metrics = take_step(
             reshard(self.model),
             self.optimizer,
@@ -99,10 +108,11 @@ class Critic:
         return metrics
 
     def restore(self, model_state: dict[str, Any], optimizer_state: dict[str, Any], steps: int) -> None:
-        """Take over what a checkpoint holds; the recipe's optimizer settings stay."""
+        """Load the state of a checkpoint; keep the optimizer settings of the recipe."""
         set_state_dict(
             reshard(self.model), self.optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state
         )
         self.optimizer.zero_grad(set_to_none=True)
+        # The checkpoint's settings came with its state; the recipe's current ones win.
         apply_settings(self.optimizer, self._config.optim)
         self.steps = steps

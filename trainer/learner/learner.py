@@ -28,8 +28,18 @@ from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision, re
 from trainer.learner.model.vision import ImageReader
 from trainer.learner.optim import apply_settings, make_optimizer, take_step
 from trainer.learner.weights.publishing import WeightPublisher
-from trainer.packing.layout import PackedBatch, empty_batch, micro_batches, pack, plan_units
-from trainer.types import LearnerSettings, LossSpec, TrainSample, add_sums
+from trainer.packing.layout import PackedBatch, empty_batch, pack
+from trainer.packing.units import micro_batches, plan_units
+from trainer.types import (
+    Aggregation,
+    LearnerSettings,
+    LossSpec,
+    Sample,
+    TokenNumbers,
+    TrainSample,
+    ValueSample,
+    add_sums,
+)
 
 TOKEN_SUMS = (
     "loss_sum",
@@ -101,7 +111,7 @@ class Learner:
     def accumulate(self, samples: Sequence[TrainSample], temperature: float, spec: LossSpec) -> dict[str, float]:
         """Forward and backward over this rank's share; gradients add up, undivided, until `step`."""
         begin = time.perf_counter()
-        batches = self._pack(samples, spec)
+        batches = self._pack(samples, spec.aggregation)
         sums: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
             if not self._reduce_each:
@@ -119,8 +129,8 @@ class Learner:
             spec,
             logprobs,
             entropy,
-            batch.old_logprobs,
-            batch.advantages,
+            batch.columns["old_logprobs"],
+            batch.columns["advantages"],
             reference,
             Segments.of(packed.sample_index, self._device),
             self._proximal(samples, packed),
@@ -182,8 +192,8 @@ class Learner:
         return metrics
 
     def logprobs(
-        self, samples: Sequence[TrainSample], temperature: float, of: Literal["policy", "reference"] = "policy"
-    ) -> tuple[np.ndarray, ...]:
+        self, samples: Sequence[Sample], temperature: float, of: Literal["policy", "reference"] = "policy"
+    ) -> TokenNumbers:
         """Recomputed logprobs of this rank's samples: `(sample_index, token_index, logprob)` columns."""
         if of == "policy":
             return self._columns(samples, lambda batch: self._policy(batch, temperature)[0])
@@ -191,31 +201,29 @@ class Learner:
             raise WorkerError("there is no reference policy in this run", "start the ranks with reference=True")
         return self._columns(samples, lambda batch: self._reference_logprobs(batch, temperature))
 
-    def values(self, samples: Sequence[TrainSample]) -> tuple[np.ndarray, ...]:
+    def values(self, samples: Sequence[Sample]) -> TokenNumbers:
         """The critic's values of the states in which this rank's tokens were sampled, as `logprobs`."""
         columns = self._columns(samples, self.critic.model)
         reshard(self.critic.model)  # as in `_columns`
         return columns
 
-    def accumulate_values(self, samples: Sequence[TrainSample]) -> dict[str, float]:
-        """`accumulate` for the critic, whose samples hold values and returns (`WorkerGroup.accumulate_values`)."""
-        return self.critic.accumulate(self._pack(samples, LossSpec()))
+    def accumulate_values(self, samples: Sequence[ValueSample]) -> dict[str, float]:
+        """`accumulate` for the critic."""
+        return self.critic.accumulate(self._pack(samples, kind=ValueSample))
 
-    def _columns(
-        self, samples: Sequence[TrainSample], forward: Callable[[DeviceBatch], torch.Tensor]
-    ) -> tuple[np.ndarray, ...]:
+    def _columns(self, samples: Sequence[Sample], forward: Callable[[DeviceBatch], torch.Tensor]) -> TokenNumbers:
         """What `forward` gives for each trained token, without a gradient: `(sample_index, token_index, number)`."""
-        columns: list[tuple[np.ndarray, ...]] = []
+        columns: list[TokenNumbers] = []
         with torch.no_grad():
-            for packed in self._pack(samples, LossSpec()):
+            for packed in self._pack(samples):
                 numbers = forward(DeviceBatch.of(packed, self._device))
                 if packed.sequences:
-                    columns.append((packed.sample_index, packed.token_index, numbers.cpu().numpy()))
+                    columns.append(TokenNumbers(packed.sample_index, packed.token_index, numbers.cpu().numpy()))
         # Without a backward the root stays gathered, and its parameters are not those that the optimizer holds.
         reshard(self._policy)
         if not columns:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-        return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
+            return TokenNumbers(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        return TokenNumbers(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
     def publish(self, folder: Path) -> str:
         """Write the policy as a Hugging Face folder; returns the checksum, on rank 0."""
@@ -240,15 +248,20 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         apply_settings(self._optimizer, self._optim)  # what the recipe says now, not what it said when it was saved
 
-    def _pack(self, samples: Sequence[TrainSample], spec: LossSpec) -> list[PackedBatch]:
+    def _pack(
+        self,
+        samples: Sequence[Sample],
+        aggregation: Aggregation = "token_mean",
+        kind: type[Sample] = TrainSample,
+    ) -> list[PackedBatch]:
         """This rank's micro-batches, as many as on the rank that has most: collectives have to match."""
         budget = self._settings.config.tokens_per_micro_batch
         plan = micro_batches(plan_units(samples, budget), budget)
         count = torch.tensor(len(plan), device=self._device)
         if dist.get_world_size() > 1:
             dist.all_reduce(count, dist.ReduceOp.MAX)
-        packed = [pack(samples, units, spec.aggregation) for units in plan]
-        packed += [empty_batch()] * (int(count) - len(packed))
+        packed = [pack(samples, units, aggregation) for units in plan]
+        packed += [empty_batch(kind)] * (int(count) - len(packed))
         if self._images is not None:
             for batch, units in zip(packed, plan, strict=False):
                 batch.images = self._images.attach(samples, units)

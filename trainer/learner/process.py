@@ -24,7 +24,7 @@ import numpy as np
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import AgentloopError
 from trainer.channel import BlockingChannel, Message, arrays_to_samples
-from trainer.types import LearnerSettings, LossSpec
+from trainer.types import LearnerSettings, LossSpec, TrainSample, ValueSample
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 PR_SET_PDEATHSIG = 1
@@ -92,16 +92,20 @@ def _answer(learner: Any, message: Message) -> tuple[dict[str, Any], list[np.nda
     body, arrays = message
     match body["op"]:
         case "accumulate":
-            sums = learner.accumulate(arrays_to_samples(arrays), body["temperature"], LossSpec(**body["loss"]))
+            sums = learner.accumulate(
+                arrays_to_samples(arrays, TrainSample), body["temperature"], LossSpec(**body["loss"])
+            )
             return sums, []
         case "step":
             return learner.step(body["normalizer"]), []
         case "logprobs":
-            return {}, list(learner.logprobs(arrays_to_samples(arrays), body["temperature"], of=body["of"]))
+            return {}, list(
+                learner.logprobs(arrays_to_samples(arrays, TrainSample), body["temperature"], of=body["of"])
+            )
         case "values":
-            return {}, list(learner.values(arrays_to_samples(arrays)))
+            return {}, list(learner.values(arrays_to_samples(arrays, TrainSample)))
         case "accumulate_values":
-            return learner.accumulate_values(arrays_to_samples(arrays)), []
+            return learner.accumulate_values(arrays_to_samples(arrays, ValueSample)), []
         case "step_critic":
             return learner.critic.step(body["normalizer"]), []
         case "reset_optimizer":

@@ -15,7 +15,7 @@ from trainer.algorithms.advantage import whiten
 from trainer.algorithms.kl import KlCoefficient, estimate
 from trainer.rollouts.producer import Group
 from trainer.rollouts.samples import TrainGroup, collect, set_advantages
-from trainer.types import LossSpec, TrainSample
+from trainer.types import LossSpec, ValueSample
 from trainer.workers.group import WorkerGroup
 
 
@@ -85,14 +85,14 @@ class BatchPreparation:
         for batch in chunk:
             set_advantages(batch, self._algorithm)
 
-    def value_samples(self, chunk: Sequence[TrainGroup]) -> list[TrainSample]:
-        """What the critic learns from: its values in the place of logprobs, returns in that of advantages."""
+    def value_samples(self, chunk: Sequence[TrainGroup]) -> list[ValueSample]:
+        """Return the samples that the critic is trained on."""
         found = []
         for batch in chunk:
             for episode in batch.episodes:
                 assert episode.values is not None and episode.returns is not None, "prepared"
                 for sample, values, returns in zip(episode.samples, episode.values, episode.returns, strict=True):
-                    found.append(replace(sample, old_logprobs=values, advantages=returns, proximal_logprobs=None))
+                    found.append(ValueSample.of(sample, values=values, returns=returns))
                     self._values.append(values[sample.loss_mask])
                     self._returns.append(returns[sample.loss_mask])
         return found

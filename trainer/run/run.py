@@ -23,7 +23,7 @@ from agentloop.weights.layout import tensor_bytes
 from trainer.algorithms.kl import KlCoefficient
 from trainer.console.console import Console
 from trainer.loggers import Loggers
-from trainer.packing.layout import packed_length
+from trainer.packing.units import packed_length
 from trainer.publishing.base import Publisher, make_publisher
 from trainer.publishing.server_link import ServerLink
 from trainer.publishing.server_process import ServerProcess

@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +36,8 @@ from trainer.channel import (
     header_length,
     samples_to_arrays,
 )
-from trainer.packing.layout import split_over_ranks
-from trainer.types import LossSpec, TrainSample, add_sums
+from trainer.packing.units import split_over_ranks
+from trainer.types import LossSpec, Sample, TrainSample, ValueSample, add_sums
 
 CLOSE_TIMEOUT_S = 10.0
 LOG_LINES = 20
@@ -206,7 +207,7 @@ class WorkerGroup:
         trained = [sample for sample in samples if sample.loss_mask.any()]
         if not trained:
             return {"tokens": 0.0, "sequences": 0.0, "normalizer": 0.0}
-        answers = await self._share(trained, {"op": "accumulate", "temperature": temperature, "loss": spec.to_json()})
+        answers = await self._share(trained, {"op": "accumulate", "temperature": temperature, "loss": asdict(spec)})
         total: dict[str, float] = {}
         for body, _ in answers[1]:
             add_sums(total, body)
@@ -251,18 +252,15 @@ class WorkerGroup:
         """
         return await self._columns(samples, {"op": "values"})
 
-    async def accumulate_values(self, samples: Sequence[TrainSample]) -> dict[str, float]:
+    async def accumulate_values(self, samples: Sequence[ValueSample]) -> dict[str, float]:
         """Add the gradient of the critic's loss, over trained tokens, to what has been accumulated for it.
-
-        Args:
-            samples: `old_logprobs` hold the values before this step, `advantages` the returns to be learnt.
 
         Returns:
             sums over the trained tokens: `value_loss_sum`, `value_clip_sum`, `value_sum`; `tokens` and `normalizer`, to
             be summed over the calls of a step; `time_s` of the slowest rank.
         """
         total: dict[str, float] = {}
-        _, answers = await self._share(samples, {"op": "accumulate_values"})
+        _, answers = await self._share(samples, {"op": "accumulate_values"}, ValueSample)
         for body, _ in answers:
             add_sums(total, body)
         return total | {
@@ -392,11 +390,11 @@ class WorkerGroup:
     # -- talking to the ranks ----------------------------------------------------------------------------------------
 
     async def _share(
-        self, samples: Sequence[TrainSample], body: dict[str, Any]
+        self, samples: Sequence[Sample], body: dict[str, Any], kind: type[Sample] = TrainSample
     ) -> tuple[list[list[int]], list[Answer]]:
         """Send each rank its part of the samples; returns the parts and the answers."""
         shares = split_over_ranks(samples, len(self._ranks), self._config.tokens_per_micro_batch, self._hidden_size)
-        messages = [(body, samples_to_arrays([samples[index] for index in share])) for share in shares]
+        messages = [(body, samples_to_arrays([samples[index] for index in share], kind)) for share in shares]
         return shares, await self._call(messages)
 
     async def _first(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from agentloop.config import TrainerConfig
 from agentloop.errors import RunDirError, WorkerError
 from tests.trainer.conftest import make_samples
 from trainer.learner.learner import Learner
-from trainer.types import LearnerSettings, TrainSample
+from trainer.types import LearnerSettings, TrainSample, ValueSample
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -31,13 +30,13 @@ def learner(model: Path, *, critic: bool = True, **config: Any) -> Learner:
     return Learner(LearnerSettings(str(model), trainer, "float32", 10, 0))
 
 
-def with_targets(samples: list[TrainSample]) -> list[TrainSample]:
+def with_targets(samples: list[TrainSample]) -> list[ValueSample]:
     rng = np.random.default_rng(7)
     return [
-        replace(
+        ValueSample.of(
             sample,
-            old_logprobs=np.zeros(len(sample), dtype=np.float32),
-            advantages=np.where(sample.loss_mask, rng.normal(size=len(sample)), 0.0).astype(np.float32),
+            values=np.zeros(len(sample), dtype=np.float32),
+            returns=np.where(sample.loss_mask, rng.normal(size=len(sample)), 0.0).astype(np.float32),
         )
         for sample in samples
     ]
@@ -81,7 +80,7 @@ def test_values_are_of_the_state_before_the_token_and_the_gradient_is_that_of_pl
         hidden = plain.model(input_ids=torch.from_numpy(sample.token_ids)[None]).last_hidden_state[0]
         theirs = (hidden @ head.T).squeeze(-1)[:-1]
         assert values[index == i] == pytest.approx(theirs.detach().numpy()[token[index == i] - 1], abs=1e-5)
-        error = (theirs - torch.from_numpy(sample.advantages[1:]))[torch.from_numpy(sample.loss_mask[1:])]
+        error = (theirs - torch.from_numpy(sample.returns[1:]))[torch.from_numpy(sample.loss_mask[1:])]
         total = total + 0.5 * (error**2).sum()
     total.backward()
     sums = of.accumulate_values(samples)

@@ -15,7 +15,8 @@ from tests.trainer.models import save_tiny
 from trainer.learner.model.attention import packed_attention, portable_attention, use_kernel
 from trainer.learner.model.logprobs import selected_logprobs
 from trainer.learner.model.policy import DeviceBatch, PolicyModel, load_policy
-from trainer.packing.layout import PackedLayout, pack, plan_units
+from trainer.packing.layout import PackedLayout, pack
+from trainer.packing.units import plan_units
 from trainer.types import TrainSample
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def test_packed_logprobs_and_gradients_equal_the_plain_ones(tiny_model: Path, te
     packed = pack(samples, plan_units(samples, 10_000), "token_mean")
     assert packed.layout.prefixes, "the test is about shared prompts"
     logprobs, _ = policy(DeviceBatch.of(packed, CPU), temperature)
-    weights = torch.from_numpy(packed.advantages)
+    weights = torch.from_numpy(packed.columns["advantages"])
     (logprobs * weights).sum().backward()
 
     rows = [plain_logprobs(plain, sample, temperature) for sample in samples]
@@ -103,7 +104,7 @@ def test_a_mask_shifted_by_one_token_blows_the_mismatch_up(tiny_model: Path) -> 
     def recomputed(of: list[TrainSample]) -> tuple[np.ndarray, np.ndarray]:
         packed = pack(of, plan_units(of, 10_000), "token_mean")
         with torch.no_grad():
-            return policy(DeviceBatch.of(packed, CPU), 1.0)[0].numpy(), packed.old_logprobs
+            return policy(DeviceBatch.of(packed, CPU), 1.0)[0].numpy(), packed.columns["old_logprobs"]
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="eager")
     for sample in samples:

@@ -131,9 +131,9 @@ async def test_the_critic_learns_returns_and_its_metrics_know_them() -> None:
     batch, preparation, ranks = await prepared({"advantage": "gae", "lam": 1.0})
     assert ranks.asked == ["values"]
     samples = preparation.value_samples(batch)
-    assert [s.old_logprobs[s.loss_mask].tolist() for s in samples] == [[0.5] * 3, [0.5], [0.5] * 2, [0.5] * 2]
+    assert [s.values[s.loss_mask].tolist() for s in samples] == [[0.5] * 3, [0.5], [0.5] * 2, [0.5] * 2]
     returns = [1.0] * 3 + [0.0] + [1.0] * 2 + [0.5] * 2
-    assert [r for s in samples for r in s.advantages[s.loss_mask].tolist()] == returns
+    assert [r for s in samples for r in s.returns[s.loss_mask].tolist()] == returns
     assert preparation.metrics["critic/value_mean"] == 0.5
     assert preparation.metrics["critic/return_mean"] == pytest.approx(math.fsum(returns) / 8)
     assert preparation.metrics["critic/explained_variance"] == pytest.approx(0.0)

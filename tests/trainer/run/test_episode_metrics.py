@@ -7,7 +7,8 @@ import pytest
 
 from agentloop.types import EpisodeStatus, StepReward, StopReason, Task, Trajectory, Turn
 from trainer.algorithms.aggregation import normalizer
-from trainer.packing.layout import pack, plan_units
+from trainer.packing.layout import pack
+from trainer.packing.units import plan_units
 from trainer.rollouts.producer import Group
 from trainer.rollouts.samples import train_samples
 from trainer.run.episode_metrics import episode_metrics, failure_causes

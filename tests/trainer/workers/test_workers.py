@@ -22,7 +22,7 @@ from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import ModelError, WorkerError
 from tests.trainer.conftest import make_samples
 from trainer.channel import arrays_to_samples, samples_to_arrays
-from trainer.types import LossSpec
+from trainer.types import LossSpec, TrainSample
 from trainer.workers.group import RankDied, WorkerGroup, _cause
 
 # An epsilon far above any gradient makes AdamW's first step plain gradient descent with step size lr / eps = 1: the
@@ -220,16 +220,16 @@ def test_the_main_process_needs_no_torch() -> None:
 def test_samples_survive_the_channel() -> None:
     samples = make_samples()
     samples[0].weight = 0.25
-    assert arrays_to_samples(samples_to_arrays(samples))[0].proximal_logprobs is None
+    assert arrays_to_samples(samples_to_arrays(samples), TrainSample)[0].proximal_logprobs is None
     for sample in samples:
         sample.proximal_logprobs = sample.old_logprobs * np.float32(0.9)
-    for before, after in zip(samples, arrays_to_samples(samples_to_arrays(samples)), strict=True):
+    for before, after in zip(samples, arrays_to_samples(samples_to_arrays(samples), TrainSample), strict=True):
         for name in ("token_ids", "loss_mask", "old_logprobs", "advantages", "proximal_logprobs"):
             assert np.array_equal(getattr(before, name), getattr(after, name))
         assert (before.prompt_length, before.group_key, before.weight) == (
             after.prompt_length, after.group_key, after.weight,
         )  # fmt: skip
-    assert arrays_to_samples(samples_to_arrays([])) == []
+    assert arrays_to_samples(samples_to_arrays([]), TrainSample) == []
 
 
 async def test_commands_run_in_order_and_a_cancelled_one_is_finished(tiny_model: Path, tmp_path: Path) -> None:

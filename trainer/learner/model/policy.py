@@ -37,17 +37,17 @@ class DeviceBatch:
     positions: Tensor
     predict_from: Tensor
     targets: Tensor
-    old_logprobs: Tensor
-    advantages: Tensor
+    columns: dict[str, Tensor]
     loss_weights: Tensor
     images: PackedImages | None = None
 
     @classmethod
     def of(cls, batch: PackedBatch, device: torch.device) -> DeviceBatch:
-        names = [field.name for field in fields(cls) if field.name not in ("layout", "images")]
+        names = [field.name for field in fields(cls) if field.name not in ("layout", "columns", "images")]
         tensors = {name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True) for name in names}
+        columns = {name: torch.from_numpy(c).to(device, non_blocking=True) for name, c in batch.columns.items()}
         images = None if batch.images is None else batch.images.to(device)
-        return cls(layout=batch.layout, images=images, **tensors)
+        return cls(layout=batch.layout, columns=columns, images=images, **tensors)
 
 
 class PolicyModel(nn.Module):

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from agentloop.chat.images import open_image
 from agentloop.errors import DataError
 from agentloop.model_folder import load_image_processor
-from trainer.packing.layout import Unit
-from trainer.types import TrainSample
+from trainer.packing.units import Unit
+from trainer.types import Sample
 
 CACHE_BYTES = 2**28
 """Patches of images seen before: a row comes again in every epoch, and in every micro-batch its group is cut into."""
@@ -75,7 +75,7 @@ class ImageReader:
         self._kept: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes = 0
 
-    def attach(self, samples: Sequence[TrainSample], units: Sequence[Unit]) -> PackedImages:
+    def attach(self, samples: Sequence[Sample], units: Sequence[Unit]) -> PackedImages:
         """Images and positions of the row that `trainer.packing.layout.pack` makes of these units.
 
         Raises:
@@ -100,7 +100,7 @@ class ImageReader:
         """Of a row of `tokens` tokens that holds no image."""
         return PackedImages(torch.arange(tokens).expand(3, -1), None, None)
 
-    def _see(self, sample: TrainSample) -> tuple[list[tuple[int, tuple[Tensor, Tensor]]], Tensor]:
+    def _see(self, sample: Sample) -> tuple[list[tuple[int, tuple[Tensor, Tensor]]], Tensor]:
         """The sample's images with where their pads begin, and its positions (3, L)."""
         pads = np.concatenate([[0], sample.token_ids == self._pad, [0]])
         places = np.flatnonzero(np.diff(pads)).reshape(-1, 2).tolist()

@@ -27,7 +27,7 @@ from rollout_server.engines.torch_engine.weights.loading import WeightLoader
 from tests.rollout_server.support import make_core
 from tests.trainer.models import PAD, VISION_END, VISION_START, save_tiny
 from trainer.channel import arrays_to_samples, samples_to_arrays
-from trainer.packing.layout import plan_units, split_over_ranks
+from trainer.packing.units import plan_units, split_over_ranks
 from trainer.rollouts.producer import Group
 from trainer.rollouts.samples import train_samples
 from trainer.types import LossSpec, TrainSample
@@ -198,7 +198,7 @@ def test_logprobs_are_the_engines_own(model: Path) -> None:
             )
         )
     samples = train_samples(grouped(*trajectories), "grpo")
-    samples = arrays_to_samples(samples_to_arrays(samples))
+    samples = arrays_to_samples(samples_to_arrays(samples), TrainSample)
     assert len({sample.group_key for sample in samples}) == 1, "the prompt is shared"
     index, token, ours = learner(model).logprobs(samples, 1.0)
     for i, sample in enumerate(samples):
@@ -235,7 +235,7 @@ def test_images_cross_the_channel_once_each(model: Path) -> None:
     samples = mixed(model)
     arrays = samples_to_arrays(samples)
     assert len(arrays[-3]) == 3
-    for before, after in zip(samples, arrays_to_samples(arrays), strict=True):
+    for before, after in zip(samples, arrays_to_samples(arrays, TrainSample), strict=True):
         assert [image.tobytes() for image in before.images] == [image.tobytes() for image in after.images]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.conftest import make_samples
-from trainer.algorithms.aggregation import normalizer
-from trainer.packing.layout import empty_batch, micro_batches, pack, packed_length, plan_units, split_over_ranks
+from trainer.packing.layout import empty_batch, pack
+from trainer.packing.units import micro_batches, packed_length, plan_units
 from trainer.types import TrainSample
 
 
@@ -61,14 +61,6 @@ def test_a_completion_of_one_token_needs_the_prompt_only() -> None:
     assert packed.predict_from.tolist() == [1, 1]
 
 
-def test_samples_without_a_trained_token_are_left_out() -> None:
-    samples = [sample([1, 2, 3], [0, 0, 0], 2), sample([1, 2, 4, 5], [0, 0, 1, 1], 2)]
-    assert [unit.samples for unit in plan_units(samples, 100)] == [[1]]
-    assert normalizer(samples, "token_mean") == 2
-    assert normalizer(samples, "seq_mean_token_sum") == 1
-    assert normalizer([], "token_mean") == 1
-
-
 @pytest.mark.parametrize("budget", [16, 40, 100, 10_000])
 def test_every_trained_token_is_packed_exactly_once(budget: int) -> None:
     samples = make_samples(groups=5, size=6)
@@ -83,7 +75,7 @@ def test_every_trained_token_is_packed_exactly_once(budget: int) -> None:
             assert packed.targets[n] == samples[index].token_ids[token]
             assert packed.positions[packed.predict_from[n]] == token - 1
             assert packed.tokens[packed.predict_from[n]] == samples[index].token_ids[token - 1]
-            assert packed.old_logprobs[n] == samples[index].old_logprobs[token]
+            assert packed.columns["old_logprobs"][n] == samples[index].old_logprobs[token]
     expected = [(i, int(t)) for i, s in enumerate(samples) for t in np.flatnonzero(s.loss_mask)]
     assert sorted(seen) == expected
 
@@ -92,19 +84,6 @@ def test_loss_weights_follow_the_aggregation() -> None:
     samples = [sample([1, 2, 3, 4], [0, 0, 1, 1], 2, weight=0.5)]
     assert pack(samples, plan_units(samples, 9), "token_mean").loss_weights.tolist() == [0.5, 0.5]
     assert pack(samples, plan_units(samples, 9), "seq_mean_token_mean").loss_weights.tolist() == [0.25, 0.25]
-
-
-def test_ranks_get_about_equal_work_and_every_sample_once() -> None:
-    samples = make_samples(groups=12, size=8, prompt=20, longest=60)
-    shares = split_over_ranks(samples, 3, 512, 4096)
-    assert sorted(index for share in shares for index in share) == list(range(len(samples)))
-    work = [packed_length([samples[index] for index in share]) for share in shares]
-    assert max(work) < 1.25 * min(work)
-
-
-def test_one_group_is_divided_when_there_are_more_ranks_than_groups() -> None:
-    samples = make_samples(groups=1, size=8)
-    assert all(split_over_ranks(samples, 2, 8192, 32))
 
 
 def test_the_empty_batch_trains_nothing() -> None:
