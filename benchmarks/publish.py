@@ -2,19 +2,21 @@
 
     python benchmarks/publish.py [--json FILE]
 
-Real parts: the trainer's publishers and the rank's side of them (`WeightPublisher`), HTTP, and the rollout server in
-its own process with the torch engine, which reads, verifies and serves the weights. The model is a Qwen2 with random
-weights.
+Real parts: the trainer's publishers and the rank's side of them (`WeightPublisher`), HTTP, and the
+rollout server in its own process with the torch engine, which reads, verifies and serves the
+weights. The model is a Qwen2 with random weights.
 
-`shm` is compared with a plain copy of the same bytes in memory (numpy, one thread, both sides warm), `disk` with a
-plain write of the same bytes to a new file in the same folder and a plain read of it into existing memory. Rounds alternate
-between ours and the plain one; the transports are measured one after the other, as a run has only one. The result is
-the median over the rounds in which other processes left the cores idle. A version is timed from the call to the
-server's confirmation. Trainer and server are pinned to one core each: left to itself, the scheduler of a machine with
-two cores puts both on one core in every third run, for the whole run.
+`shm` is compared with a plain copy of the same bytes in memory (numpy, one thread, both sides
+warm), `disk` with a plain write of the same bytes to a new file in the same folder and a plain read
+of it into existing memory. Rounds alternate between ours and the plain one; the transports are
+measured one after the other, as a run has only one. The result is the median over the rounds in
+which other processes left the cores idle. A version is timed from the call to the server's
+confirmation. Trainer and server are pinned to one core each: left to itself, the scheduler of a
+machine with two cores puts both on one core in every third run, for the whole run.
 
-Stall: meanwhile a request streams its tokens one by one. The longest gap between two of them during an update, minus
-the usual gap, is compared with the time of that update plus 50 ms. Requests keep their cache (`in_place`).
+Stall: meanwhile a request streams its tokens one by one. The longest gap between two of them during
+an update, minus the usual gap, is compared with the time of that update plus 50 ms. Requests keep
+their cache (`in_place`).
 
 Exit code 1: a bound is not met.
 """
@@ -43,10 +45,12 @@ from quiet import QUIET_CORES, OtherLoad
 BOUND_SHM = BOUND_DISK = 1.5
 BOUND_STALL_S = 0.05
 WARM_UP = 3
-"""Publications of each kind that are not counted: pages that nobody has used yet cost many times as much."""
+"""Publications of each kind that are not counted: pages that nobody has used yet cost many times as
+much."""
 
 FEWEST_QUIET = 5
-"""Rounds without other processes from which a median is taken; with fewer of them all rounds count."""
+"""Rounds without other processes from which a median is taken; with fewer of them all rounds
+count."""
 
 QWEN2_HALF_BILLION = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -67,8 +71,8 @@ class ThisProcess:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         self.lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         for parameter in self.lm.parameters():
-            # Loaded tensors lie where they lay in the file, at odd multiples of 32 bytes; a rank of the trainer
-            # allocates its own, at multiples of 64, which are copied a tenth faster.
+            # Loaded tensors lie where they lay in the file, at odd multiples of 32 bytes; a rank of
+            # the trainer allocates its own, at multiples of 64, which are copied a tenth faster.
             parameter.data = parameter.data.clone()
         self._handout = WeightPublisher(self.lm, "bfloat16")
 
@@ -112,7 +116,8 @@ def start_server(model: Path, root: Path, scratch: Path) -> tuple[subprocess.Pop
 
 
 class Watch:
-    """What processes other than this one and the server take of the cores, so that rounds can be set aside."""
+    """What processes other than this one and the server take of the cores, so that rounds can be
+    set aside."""
 
     def __init__(self, server: int) -> None:
         self._mine = [psutil.Process(), psutil.Process(server)]
@@ -182,7 +187,8 @@ async def arrivals(url: str, times: list[float], ended: asyncio.Event) -> None:
 
 
 async def stall(publisher: Any, url: str, versions: range) -> list[dict[str, float]]:
-    """For each version: the update's seconds, and the longest gap around it beyond the usual one."""
+    """For each version: the update's seconds, and the longest gap around it beyond the usual
+    one."""
     times: list[float] = []
     ended = asyncio.Event()
     streaming = asyncio.create_task(arrivals(url, times, ended))

@@ -1,8 +1,10 @@
-"""Messages between the run's main process and a rank: a JSON header and raw numpy buffers over a socket pair.
+"""Messages between the run's main process and a rank: a JSON header and raw numpy buffers over a
+socket pair.
 
     uint32 length of the header | header (JSON) | the buffers one after the other
 
-The header's `arrays` gives dtype and shape of each buffer. Nothing is pickled, and no buffer is copied twice.
+The header's `arrays` gives dtype and shape of each buffer. Nothing is pickled, and no buffer is
+copied twice.
 """
 
 from __future__ import annotations
@@ -83,11 +85,13 @@ class BlockingChannel:
         return data
 
 
-# -- errors ----------------------------------------------------------------------------------------------------------
+# -- errors
+# ----------------------------------------------------------------------------------------------------------
 
 
 def error_to_json(exc: Exception) -> dict[str, Any]:
-    """Describe an exception as data: errors of `agentloop.errors` by name, any other by its type and message."""
+    """Describe an exception as data: errors of `agentloop.errors` by name, any other by its type
+    and message."""
     if isinstance(exc, AgentloopError):
         return {"error": type(exc).__name__, "message": exc.message, "hint": exc.hint}
     return {"error": None, "message": f"{type(exc).__name__}: {exc}", "hint": None}
@@ -105,11 +109,13 @@ def error_from_json(data: dict[str, Any], otherwise: Callable[[str], AgentloopEr
     return otherwise(data["message"])
 
 
-# -- samples ---------------------------------------------------------------------------------------------------------
+# -- samples
+# ---------------------------------------------------------------------------------------------------------
 
 
 def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSample) -> list[np.ndarray]:
-    """Flatten samples into arrays: token columns concatenated, scalars by sample, and each image once.
+    """Flatten samples into arrays: token columns concatenated, scalars by sample, and each image
+    once.
 
     An optional column is sent if all samples have it, and is empty otherwise.
 
@@ -125,7 +131,8 @@ def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSampl
         complete = all(getattr(sample, name) is not None for sample in samples)
         return joined(name, np.float32) if complete else np.zeros(0, dtype=np.float32)
 
-    # Samples of a group share their images: compare them by identity, which is cheap, and send each once.
+    # Samples of a group share their images: compare them by identity, which is cheap, and send each
+    # once.
     images = {id(image): image for sample in samples for image in sample.images}
     numbers = {key: number for number, key in enumerate(images)}
 

@@ -17,18 +17,21 @@ Aggregation = Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean",
 
 
 class Sample(Protocol):
-    """What packing and the channel need of a sample. All arrays that describe its tokens have one length L.
+    """What packing and the channel need of a sample. All arrays that describe its tokens have one
+    length L.
 
     Attributes:
         COLUMNS: names of its float32 columns, one number for each token.
         OPTIONAL_COLUMNS: names of those that may be None.
         token_ids: int64.
-        loss_mask: bool; True where the token is trained, that is, predicted from the tokens before it.
-            Never True for token 0.
+        loss_mask: bool; True where the token is trained, that is, predicted from the tokens before
+            it. Never True for token 0.
         prompt_length: the prompt is `token_ids[:prompt_length]`.
-        group_key: samples of one call with an equal key have an identical prompt, which is computed once for all.
+        group_key: samples of one call with an equal key have an identical prompt, which is computed
+            once for all.
         weight: factor on this sample's loss, and on its share of the normalizer.
-        images: uint8; its image files (PNG, JPEG), in the order of their placeholders in `token_ids`.
+        images: uint8; its image files (PNG, JPEG), in the order of their placeholders in
+            `token_ids`.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]]
@@ -46,13 +49,16 @@ class Sample(Protocol):
 
 @dataclass(slots=True)
 class TrainSample:
-    """One trajectory, ready to train the policy. See `Sample` for the fields that are not listed here.
+    """One trajectory, ready to train the policy. See `Sample` for the fields that are not listed
+    here.
 
     Attributes:
-        old_logprobs: float32 (L); the engine's logprobs, of the distribution it sampled from; 0 where the mask is 0.
+        old_logprobs: float32 (L); the engine's logprobs, of the distribution it sampled from; 0
+            where the mask is 0.
         advantages: float32 (L); 0 where the mask is 0.
-        proximal_logprobs: float32 (L); the trainer's own at the start of the step. None: the loss uses the logprobs
-            that it computes anyway, which are the same ones until the first optimizer step.
+        proximal_logprobs: float32 (L); the trainer's own at the start of the step. None: the loss
+            uses the logprobs that it computes anyway, which are the same ones until the first
+            optimizer step.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages")
@@ -96,7 +102,8 @@ class TrainSample:
 
 @dataclass(slots=True)
 class ValueSample:
-    """One trajectory, ready to train the critic. See `Sample` for the fields that are not listed here.
+    """One trajectory, ready to train the critic. See `Sample` for the fields that are not listed
+    here.
 
     Attributes:
         values: float32 (L); the critic's values before this step; 0 where the mask is 0.
@@ -141,7 +148,8 @@ class TokenNumbers(NamedTuple):
     """One number for each trained token of a rank's samples, as parallel columns (N).
 
     Attributes:
-        sample_index, token_index: int64; number n belongs to `samples[sample_index[n]].token_ids[token_index[n]]`.
+        sample_index, token_index: int64; number n belongs to
+            `samples[sample_index[n]].token_ids[token_index[n]]`.
         numbers: float32.
     """
 
@@ -165,10 +173,12 @@ class LearnerSettings:
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
-    """The loss that a rank computes for each trained token. The fields are named as in `AlgorithmConfig`.
+    """The loss that a rank computes for each trained token. The fields are named as in
+    `AlgorithmConfig`.
 
     Attributes:
-        kind: a loss of `learner.losses.policy_loss`; `sft` is cross entropy, which ignores advantages.
+        kind: a loss of `learner.losses.policy_loss`; `sft` is cross entropy, which ignores
+            advantages.
         aggregation: how the token losses of one sequence are weighted; the run divides the sum
             (`algorithms.aggregation.normalizer`).
         decoupled: the ratio is taken against the proximal policy instead of the engine's logprobs.

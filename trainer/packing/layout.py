@@ -1,20 +1,25 @@
-"""Layout of a micro-batch: samples become one long row, with no padding and shared prompts computed once.
+"""Layout of a micro-batch: samples become one long row, with no padding and shared prompts computed
+once.
 
-Two samples of one group, prompt `a b c` (P = 3), completions `d e f` and `g h`, everything after the prompt trained:
+Two samples of one group, prompt `a b c` (P = 3), completions `d e f` and `g h`, everything after
+the prompt trained:
 
     index      0  1  2 | 3  4 | 5
-    tokens     a  b  c | d  e | g            T = 6; the last token of a completion is only ever predicted
-    positions  0  1  2 | 3  4 | 3            both completions continue where the prompt ends
-    segments   prompt    1st    2nd          each attends causally to itself; 1st and 2nd also to all of the prompt
+    tokens     a  b  c | d  e | g            T = 6; the last token of a completion is only ever
+    predicted positions  0  1  2 | 3  4 | 3            both completions continue where the prompt
+    ends segments   prompt    1st    2nd          each attends causally to itself; 1st and 2nd also
+    to all of the prompt
 
-    predict_from  2  3  4   2  5             N = 5; the packed position whose hidden state predicts the target
-    targets       d  e  f   g  h             index 2, the last of the prompt, predicts both first tokens
+    predict_from  2  3  4   2  5             N = 5; the packed position whose hidden state predicts
+    the target targets       d  e  f   g  h             index 2, the last of the prompt, predicts
+    both first tokens
 
-Unpacked this would be 3 + 3 + 3 + 2 = 11 tokens of forward and backward. A token that is not trained (tool output) is
-in `tokens` and has no target; tokens after a sample's last trained token cannot affect the loss and are cut.
+Unpacked this would be 3 + 3 + 3 + 2 = 11 tokens of forward and backward. A token that is not
+trained (tool output) is in `tokens` and has no target; tokens after a sample's last trained token
+cannot affect the loss and are cut.
 
-Adjacent segments of equal length form one *run*, which attention computes as one batch; completions of a group are
-therefore sorted by length. Shapes: T packed tokens, N trained tokens.
+Adjacent segments of equal length form one *run*, which attention computes as one batch; completions
+of a group are therefore sorted by length. Shapes: T packed tokens, N trained tokens.
 """
 
 from __future__ import annotations
@@ -35,8 +40,10 @@ class PackedLayout:
     """Which tokens of a packed row attend to which.
 
     Attributes:
-        runs: `(start, count, length)`: `count` adjacent segments of `length` tokens, each causal within itself.
-        prefixes: `(start, length, prompt_start, prompt_length)`: those tokens also attend to that whole prompt.
+        runs: `(start, count, length)`: `count` adjacent segments of `length` tokens, each causal
+            within itself.
+        prefixes: `(start, length, prompt_start, prompt_length)`: those tokens also attend to that
+            whole prompt.
     """
 
     runs: list[tuple[int, int, int]] = field(default_factory=list)
@@ -59,9 +66,12 @@ class PackedBatch:
     Attributes:
         tokens, positions: int64 (T).
         predict_from, targets: int64 (N).
-        columns: float32 (N) each; the samples' own columns at the targets, by name (`Sample.COLUMNS`).
-        loss_weights: float32 (N); factor on each token's loss, from the aggregation and the sample's weight.
-        sample_index, token_index: int64 (N); target n is `samples[sample_index[n]].token_ids[token_index[n]]`.
+        columns: float32 (N) each; the samples' own columns at the targets, by name
+            (`Sample.COLUMNS`).
+        loss_weights: float32 (N); factor on each token's loss, from the aggregation and the
+            sample's weight.
+        sample_index, token_index: int64 (N); target n is
+            `samples[sample_index[n]].token_ids[token_index[n]]`.
         sequences: number of samples in this micro-batch.
         images: `trainer.learner.model.vision.PackedImages` for a vision-language model, else None.
     """
@@ -98,7 +108,8 @@ def pack(samples: Sequence[Sample], units: Sequence[Unit], aggregation: Aggregat
             sample, start = samples[index], row.end
             row.append(sample.token_ids[prompt:length], prompt)
 
-            # Token i is predicted at i - 1: in the shared prompt, or shifted to where this completion begins.
+            # Token i is predicted at i - 1: in the shared prompt, or shifted to where this
+            # completion begins.
             trained = np.flatnonzero(sample.loss_mask)
             before = trained - 1
             predict_from.append(np.where(before < prompt, prompt_start + before, start + before - prompt))

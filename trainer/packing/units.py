@@ -22,7 +22,8 @@ class Unit:
     Attributes:
         samples: indices into the call's samples, sorted by length.
         lengths: number of tokens computed of each sample, up to its last trained token (exclusive).
-        prompt_length: length of the shared prompt; 0 if the unit is a single sample, which shares nothing.
+        prompt_length: length of the shared prompt; 0 if the unit is a single sample, which shares
+            nothing.
     """
 
     samples: list[int]
@@ -44,7 +45,8 @@ class Unit:
 
 
 def plan_units(samples: Sequence[Sample], max_tokens: int) -> list[Unit]:
-    """Group samples by their prompt, in the order of first appearance; split groups of more than `max_tokens`.
+    """Group samples by their prompt, in the order of first appearance; split groups of more than
+    `max_tokens`.
 
     Samples without a trained token are left out: they have no gradient.
     """
@@ -56,7 +58,8 @@ def plan_units(samples: Sequence[Sample], max_tokens: int) -> list[Unit]:
 
     units = []
     for members in groups.values():
-        # By length: segments of equal length become neighbours, which attention computes as one batch.
+        # By length: segments of equal length become neighbours, which attention computes as one
+        # batch.
         members.sort()
         prompt_length = samples[members[0][1]].prompt_length
         part: list[tuple[int, int]] = []
@@ -80,7 +83,8 @@ def _unit(members: list[tuple[int, int]], prompt_length: int) -> Unit:
 
 
 def micro_batches(units: Sequence[Unit], max_tokens: int) -> list[list[Unit]]:
-    """Fill micro-batches of at most `max_tokens` in order; a larger unit gets a micro-batch to itself."""
+    """Fill micro-batches of at most `max_tokens` in order; a larger unit gets a micro-batch to
+    itself."""
     batches: list[list[Unit]] = []
     room = 0
     for unit in units:
@@ -93,10 +97,12 @@ def micro_batches(units: Sequence[Unit], max_tokens: int) -> list[list[Unit]]:
 
 
 def split_over_ranks(samples: Sequence[Sample], ranks: int, max_tokens: int, hidden_size: int) -> list[list[int]]:
-    """Divide samples over ranks so that each has about the same work; keep groups whole where that is balanced.
+    """Divide samples over ranks so that each has about the same work; keep groups whole where that
+    is balanced.
 
-    The work of a unit is its tokens plus attention pairs / (6 * hidden size): the ratio of their floating-point
-    operations in a decoder block whose MLP is three times as wide as its hidden state.
+    The work of a unit is its tokens plus attention pairs / (6 * hidden size): the ratio of their
+    floating-point operations in a decoder block whose MLP is three times as wide as its hidden
+    state.
 
     Returns:
         for each rank, indices into `samples`, ascending: the order in which it computes them.
