@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -15,11 +13,11 @@ import time
 from pathlib import Path
 
 from agentloop.errors import ConfigError
+from agentloop.runtime import child
 
 log = logging.getLogger(__name__)
 
 PARENT_CHECK_S = 0.5
-_PR_SET_PDEATHSIG = 1
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -63,7 +61,7 @@ def die_with_parent(parent: int) -> None:
     thread and not a task: it also works while a model loads.
     """
     if sys.platform == "linux" and os.getppid() == parent:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        child.die_with_parent()
 
     def watch() -> None:
         while _alive(parent):

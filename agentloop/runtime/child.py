@@ -1,9 +1,17 @@
-"""An engine as a child process: started, waited for, ended with everything that it started."""
+"""Child processes: one way to start them, to read their logs and to end them.
+
+A child reads nothing from the terminal, runs in its own session (Ctrl-C reaches the run, which ends its children in
+order) and is killed by the kernel when its parent dies, however that happens.
+
+`Child` is a server whose output goes to a log: the rollout server and its replicas. `spawn` starts the others as
+asyncio processes: the trainer's ranks, isolated tools and rewards, an export.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -11,42 +19,79 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from agentloop.errors import ServerStartError
 
 LOG_TAIL_LINES = 20
 POLL_S = 0.05
 TERMINATE_S = 5.0
+PR_SET_PDEATHSIG = 1
 
-# Runs in the child before it becomes the engine: the kernel ends it when this process dies, however that happens.
-_TIED_TO_PARENT = """
+# Runs in the child, before the program proper replaces it: the death signal survives `execv`. A program that does not
+# belong to this project is tied like any other, and none runs untied while it imports its libraries.
+_TIED_TO_PARENT = f"""
 import ctypes, os, signal, sys
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, signal.SIGKILL, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
+async def spawn(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | IO[Any],
+    stderr: int | IO[Any],
+    pass_fds: Sequence[int] = (),
+    own_session: bool = True,
+) -> asyncio.subprocess.Process:
+    """Start a child process that dies with this one.
+
+    Args:
+        command: program and arguments.
+        environment: the whole environment.
+        stdin, stdout, stderr: as in `subprocess.Popen`.
+        pass_fds: file descriptors that the child inherits.
+        own_session: keep Ctrl-C away from the child.
+    """
+    return await asyncio.create_subprocess_exec(
+        *_tied(command),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=dict(environment),
+        pass_fds=pass_fds,
+        start_new_session=own_session,
+    )
+
+
 class Child:
-    """One process in a process group of its own.
+    """A server as a child process: started when created, waited for, ended with everything that it started.
 
     Args:
         name: for messages.
-        command: interpreter and arguments.
+        command: program and arguments.
         environment: the whole environment.
-        log_file: takes what it prints.
+        log_file: takes what the child prints; appended to.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log_file: Path) -> None:
         self.name = name
         self.log_file = log_file
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        tied = [sys.executable, "-I", "-c", _TIED_TO_PARENT, str(os.getpid()), *command]
         with log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                tied, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(environment), start_new_session=True
+                _tied(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(environment),
+                start_new_session=True,
             )
 
     @property
@@ -55,17 +100,23 @@ class Child:
 
     @property
     def code(self) -> int | None:
-        """Its exit code, or None while it runs."""
+        """The exit code; None while the child runs."""
         return self._process.poll()
 
-    async def until_ready(self, ready: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
-        """Return when `ready` says so.
+    async def until_ready(
+        self, ready: Callable[[], Awaitable[bool]], timeout_s: float, *, timeout_key: str = "the start time-out"
+    ) -> None:
+        """Return when `ready` returns True.
+
+        Args:
+            timeout_key: the setting of `timeout_s`, for the message.
 
         Raises:
-            ServerStartError: it ended or took too long; the end of its log is in the message.
+            ServerStartError: the child ended or took too long; the end of its log is in the message.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+
         while not await ready():
             if self.code is not None:
                 raise ServerStartError(
@@ -77,18 +128,18 @@ class Child:
                 raise ServerStartError(
                     f"{self.name} did not serve within {timeout_s:.0f} s. The end of {self.log_file}:\n"
                     + log_tail(self.log_file),
-                    "raise the start time-out if the model is large",
+                    f"raise {timeout_key} if the model is large",
                 )
             await asyncio.sleep(POLL_S)
 
     async def ended(self) -> int:
-        """Wait for its end; returns the exit code."""
+        """Wait until the child ends, and return its exit code."""
         while (code := self._process.poll()) is None:  # noqa: ASYNC110  # a process sets no event
             await asyncio.sleep(POLL_S)
         return code
 
     async def stop(self) -> None:
-        """Ask it to end, then make it."""
+        """Ask the child to end, and kill it after `TERMINATE_S` seconds."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TERMINATE_S):
@@ -96,25 +147,37 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """End the whole group at once."""
+        """Kill the child and all that it started."""
         self._signal(signal.SIGKILL)
         await self.ended()
 
     def _signal(self, number: signal.Signals) -> None:
-        # Also when the leader is gone: what it started may live on.
+        # The whole group, also when its leader has ended: what the leader started may still run.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
 
+def _tied(command: Sequence[str]) -> list[str]:
+    """Wrap a command so that it dies with this process."""
+    return [sys.executable, "-I", "-c", _TIED_TO_PARENT, str(os.getpid()), *command]
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux). For processes that `spawn` did not start."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log, indented."""
+    """Return the last lines of a log, indented."""
     if not path.exists():
         return "    (no log was written)"
-    return "\n".join("    " + line for line in path.read_text(errors="replace").splitlines()[-lines:])
+    last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    return "\n".join(f"    {line}" for line in last) or "    (the log is empty)"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+    """Return a port on which nothing listens now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -123,13 +186,18 @@ def free_port(host: str = "127.0.0.1") -> int:
 ALLOCATOR = ":".join(
     f"glibc.malloc.{setting}" for setting in ("hugetlb=1", f"mmap_threshold={2**25}", f"trim_threshold={2**30}")
 )
-"""glibc keeps what is freed and uses huge pages: else 8% of a step would go into tens of thousands of page faults."""
+"""glibc keeps freed memory and uses huge pages. Without, tens of thousands of page faults take 8% of a step."""
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """This process's environment, with `threads` intra-op threads: read by torch when it is imported."""
+def child_environment(threads: int, *, allocator: bool = True) -> dict[str, str]:
+    """Return this process's environment with `threads` intra-op threads, which torch reads when it is imported.
+
+    Args:
+        allocator: also set `ALLOCATOR`. Leave it out where a child's address space is limited.
+    """
     environment = dict(os.environ)
     environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(threads)
-    environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if allocator:
+        environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
     return environment

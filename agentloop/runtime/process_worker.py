@@ -6,12 +6,10 @@ What the function prints goes to stderr: stdout carries the answers.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import inspect
 import json
 import numbers
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +19,7 @@ SIZE_BYTES = 4
 
 
 def main() -> None:
-    """Serve calls until the parent is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not outlive the parent, in a loop or not
+    """Serve calls until stdin ends."""
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

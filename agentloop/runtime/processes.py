@@ -26,6 +26,7 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 from agentloop.errors import AgentloopError
+from agentloop.runtime.child import child_environment, spawn
 
 RunIn = Literal["inline", "thread", "process"]
 DEFAULT_WORKERS = {"thread": 8, "process": 2}
@@ -270,15 +271,12 @@ class _Process:
         self._listener: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "agentloop.runtime.process_worker",
+        self._process = await spawn(
+            [sys.executable, "-m", "agentloop.runtime.process_worker"],
+            environment=child_environment(1, allocator=False),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for the run, which ends its processes itself
         )
         self._listener = asyncio.create_task(self._listen(), name=f"stderr of {self._name}")
 

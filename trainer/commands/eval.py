@@ -24,7 +24,7 @@ from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, RunDirError
 from agentloop.files import write_atomic
 from agentloop.model_folder import ModelFolder
-from agentloop.runtime.child import child_environment
+from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import finite, number
 from trainer.commands.export import BEST, LAST, find_checkpoint
@@ -37,8 +37,6 @@ from trainer.run.rundir import RunDir
 
 PLAIN_COLUMNS = 200
 """Width of the table where nobody looks at it in a terminal."""
-
-LOG_LINES = 10
 
 MODEL = "model"
 """The label of a recipe's model as it is."""
@@ -184,11 +182,12 @@ async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Pa
         "--dtype", recipe.model.dtype, "--model", model_path,
     ]  # fmt: skip
     with log.open("wb") as file:
-        process = await asyncio.create_subprocess_exec(
-            *command,
+        process = await spawn(
+            command,
+            environment=child_environment(recipe.trainer.threads),
             stdout=file,
-            stderr=asyncio.subprocess.STDOUT,
-            env=child_environment(recipe.trainer.threads),
+            stderr=file,
+            own_session=False,  # Ctrl-C ends the export too
         )
         try:
             code = await process.wait()
@@ -197,8 +196,7 @@ async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Pa
             await process.wait()
             raise
     if code:
-        said = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
-        raise RunDirError(f"{checkpoint} cannot be served:\n  {said}", "check --checkpoint and model.path")
+        raise RunDirError(f"{checkpoint} cannot be served:\n{log_tail(log)}", "check --checkpoint and model.path")
 
 
 def _print(metrics: dict[str, Any]) -> None:

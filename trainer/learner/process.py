@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import logging
-import os
-import signal
 import socket
 import sys
 import traceback
@@ -27,14 +24,12 @@ from trainer.channel import BlockingChannel, Message, arrays_to_samples
 from trainer.types import LearnerSettings, LossSpec, TrainSample, ValueSample
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--fd", type=int, required=True, help="inherited socket to the main process")
     channel = BlockingChannel(socket.socket(fileno=arguments.parse_args().fd))
-    _die_with_parent()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trainer").setLevel(logging.INFO)
     first = channel.receive()
@@ -53,15 +48,6 @@ def main() -> None:
         except Exception as exc:  # noqa: BLE001 - as above
             channel.send(_described(exc))
     _end()
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it dies (Linux)."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died between the two calls
-            sys.exit(1)
 
 
 def _start(start: dict[str, Any]) -> Any:

@@ -9,18 +9,15 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.errors import ConfigError, ServerStartError
-from agentloop.runtime.child import child_environment
+from agentloop.runtime.child import Child, child_environment, log_tail
 
-LOG_TAIL_LINES = 20
 ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as the next one
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
 
@@ -51,7 +48,7 @@ class ServerProcess:
         self._on_restart = on_restart
         self._ready_file = log_file.with_name("server.ready.json")
         self._port = rollout.port
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._watch: asyncio.Task[None] | None = None
         self._weights: tuple[int, Path | None] = (0, None)
         self.restarts = 0
@@ -80,7 +77,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._child.pid if self._child else None
 
     async def stop(self) -> None:
         """Ask it to end, then make it."""
@@ -88,16 +85,11 @@ class ServerProcess:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        process.terminate()
-        try:
-            await asyncio.to_thread(process.wait, 5)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.to_thread(process.wait)
+        if self._child is not None:
+            await self._child.stop()
+
+    async def _is_ready(self) -> bool:
+        return self._ready_file.exists()
 
     async def _launch(self) -> None:
         version, weights = self._weights
@@ -135,51 +127,27 @@ class ServerProcess:
             if token:
                 command += [option, variable]
                 environment[variable] = token
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_file.open("ab") as log:
-            # A session of its own: Ctrl-C at the terminal reaches the run, which ends its children in order.
-            self._process = subprocess.Popen(  # noqa: ASYNC220  # returns at once; waiting is asynchronous
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
+        self._child = Child("the rollout server", command, environment, self._log_file)
+        try:
+            await self._child.until_ready(
+                self._is_ready, rollout.start_timeout_s, timeout_key="rollout.start_timeout_s"
             )
-        deadline = asyncio.get_running_loop().time() + rollout.start_timeout_s
-        while not self._ready_file.exists():
-            code = self._process.poll()
-            if code is not None:
-                raise ServerStartError(
-                    f"the rollout server ended with code {code} before it served. The end of {self._log_file}:\n"
-                    + log_tail(self._log_file),
-                    "the last line above names the cause",
-                )
-            if asyncio.get_running_loop().time() > deadline:
-                await self.stop()
-                raise ServerStartError(
-                    f"the rollout server did not answer within {rollout.start_timeout_s:.0f} s. The end of "
-                    f"{self._log_file}:\n" + log_tail(self._log_file),
-                    "raise rollout.start_timeout_s if the model is large",
-                )
-            await asyncio.sleep(0.02)
+        except ServerStartError:
+            await self._child.stop()
+            raise
         ready = json.loads(self._ready_file.read_text())
         self.url = ready["url"]
         self._port = int(self.url.rsplit(":", 1)[1])  # a restarted server has to be found where it was
 
     async def _supervise(self) -> None:
         while True:
-            process = self._process
-            assert process is not None and self.died is not None
-            while process.poll() is None:  # noqa: ASYNC110  # a process sets no event
-                await asyncio.sleep(0.1)
+            assert self._child is not None and self.died is not None
+            code = await self._child.ended()
             if self.restarts >= self._rollout.max_restarts:
-                self._give_up(f"the rollout server died {self.restarts + 1} times, last with code {process.returncode}")
+                self._give_up(f"the rollout server died {self.restarts + 1} times, last with code {code}")
                 return
             self.restarts += 1
-            self._on_restart(
-                f"the rollout server died (code {process.returncode}); starting it again at version {self._weights[0]}"
-            )
+            self._on_restart(f"the rollout server died (code {code}); starting it again at version {self._weights[0]}")
             await asyncio.sleep(min(5.0, 0.2 * 2 ** (self.restarts - 1)))
             try:
                 await self._launch()
@@ -213,10 +181,3 @@ def check_port(host: str, port: int) -> None:
                 f"rollout.port {port} on {host} cannot be used: {exc.strerror}",
                 "stop what listens there, give another rollout.port, or 0 for a free one",
             ) from exc
-
-
-def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log, indented."""
-    if not path.exists():
-        return "    (no log was written)"
-    return "\n".join("    " + line for line in path.read_text(errors="replace").splitlines()[-lines:])

@@ -26,7 +26,7 @@ import agentloop.errors
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import AgentloopError, WorkerError
 from agentloop.model_folder import ModelFolder
-from agentloop.runtime.child import child_environment
+from agentloop.runtime.child import child_environment, log_tail, spawn
 from trainer.algorithms.aggregation import normalizer
 from trainer.channel import (
     HEADER_LENGTH_BYTES,
@@ -40,7 +40,6 @@ from trainer.packing.units import split_over_ranks
 from trainer.types import LossSpec, Sample, TrainSample, ValueSample, add_sums
 
 CLOSE_TIMEOUT_S = 10.0
-LOG_LINES = 20
 DEFAULT_HIDDEN_SIZE = 1024
 
 DEATH_IS_SEEN_S = 5.0
@@ -84,7 +83,7 @@ class _Rank:
         except (asyncio.IncompleteReadError, ConnectionError) as exc:
             code = await self.process.wait()
             raise RankDied(
-                f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{self._log_tail()}",
+                f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{log_tail(self.log)}",
                 "an exit code of -9 is most often memory: lower trainer.tokens_per_micro_batch",
             ) from exc
         if "ok" in answer:
@@ -96,10 +95,6 @@ class _Rank:
         if known is not None:
             return known(answer["message"], answer["hint"])
         return WorkerError(f"trainer rank {self.number} failed: {answer['message']}", f"see {self.log}")
-
-    def _log_tail(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
-        return "\n".join(f"    {line}" for line in lines[-LOG_LINES:]) or "    (empty)"
 
     async def end(self) -> None:
         """Close the socket, which tells the process to end; kill it when it does not."""
@@ -476,19 +471,12 @@ async def _spawn(number: int, config: TrainerConfig, log: Path) -> _Rank:
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     with theirs, log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "trainer.learner.process",
-            "--fd",
-            str(theirs.fileno()),
-            stdin=asyncio.subprocess.DEVNULL,
+        process = await spawn(
+            [sys.executable, "-P", "-m", "trainer.learner.process", "--fd", str(theirs.fileno())],
+            environment=environment,
             stdout=output,
             stderr=output,
-            env=environment,
             pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C reaches the main process only, which ends its ranks in order
         )
     reader, writer = await asyncio.open_connection(sock=ours)
     return _Rank(number, process, reader, writer, log)
