@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NotRequired, TypedDict
 
+from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.errors import TokenLawError
 
 TRAJECTORY_FORMAT = 1
@@ -179,10 +181,10 @@ class Trajectory:
     does not say. `broken_rule` says what a rejected trajectory breaks (`errors.LawRule`).
     """
 
-    token_ids: list[int]
-    loss_mask: list[int]
-    logprobs: list[float | None]
-    versions: list[int | None]
+    token_ids: Sequence[int]
+    loss_mask: Sequence[int]
+    logprobs: Sequence[float | None]
+    versions: Sequence[int | None]
     prompt_length: int
     turns: list[Turn] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)
@@ -213,18 +215,19 @@ class Trajectory:
 
     @property
     def sampled_tokens(self) -> int:
-        return sum(self.loss_mask)
+        return self.loss_mask.count(1)
 
     @property
     def min_version(self) -> int | None:
         """The oldest policy version that sampled a token, or None when nothing was sampled."""
-        return min((v for v in self.versions if v is not None), default=None)
+        return min((version for version in set(self.versions) if version is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
         """The versioned JSON form, as traces and checkpoints hold it. Images are left out."""
         data = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("turns", "step_rewards", "images")
         }
+        data |= {name: list(data[name]) for name in ("token_ids", "loss_mask", "logprobs", "versions")}
         data["messages"] = [_without_images(message) for message in self.messages]
         data["turns"] = [asdict(turn) for turn in self.turns]
         data["step_rewards"] = [asdict(reward) for reward in self.step_rewards]
@@ -254,6 +257,10 @@ class Trajectory:
                 for turn in data["turns"]
             ]
             data["step_rewards"] = [StepReward(**reward) for reward in data.get("step_rewards", ())]
+            data["token_ids"] = TokenIds(data["token_ids"])
+            data["loss_mask"] = LossMask(data["loss_mask"])
+            data["logprobs"] = Logprobs(data["logprobs"])
+            data["versions"] = Versions(data["versions"])
             data["stop_reason"] = StopReason(data["stop_reason"])
             data["status"] = EpisodeStatus(data["status"])
             return cls(**data)

@@ -233,13 +233,12 @@ def reset_peak() -> None:
 
 
 def own_bytes(trajectories: list[Trajectory]) -> int:
-    """Bytes of the four columns: the lists, and each number in them once, as the allocator rounds it."""
-    lists, numbers = 0, {}
-    for trajectory in trajectories:
-        for column in (trajectory.token_ids, trajectory.loss_mask, trajectory.logprobs, trajectory.versions):
-            lists += sys.getsizeof(column)
-            numbers.update(zip(map(id, column), column, strict=True))
-    return lists + sum(-(-sys.getsizeof(number) // 16) * 16 for number in numbers.values())
+    """Bytes of the four columns, with all that they have allocated to grow into, as the allocator rounds it."""
+    return sum(
+        -(-sys.getsizeof(column) // 16) * 16
+        for trajectory in trajectories
+        for column in (trajectory.token_ids, trajectory.loss_mask, trajectory.logprobs, trajectory.versions)
+    )
 
 
 def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:

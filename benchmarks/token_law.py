@@ -97,9 +97,11 @@ class PlantedRunner(EpisodeRunner):
             past = main.turns[0]  # the fork trains what it copied
             fork = trajectories[0]
             for column in ("loss_mask", "logprobs", "versions"):
-                getattr(fork, column)[past.start : past.end] = getattr(main, column)[past.start : past.end]
+                entries = list(getattr(fork, column))
+                entries[past.start : past.end] = getattr(main, column)[past.start : past.end]
+                setattr(fork, column, entries)
         elif self.fault == "length":
-            main.versions.append(None)
+            main.versions = [*main.versions, None]
         elif self.fault == "silent" and main.error:
             main.error = None
         return trajectories

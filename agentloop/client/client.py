@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import httpx
+import numpy as np
 import orjson
 from pydantic import ValidationError
 
@@ -124,7 +125,11 @@ class GenerateClient:
         retries = Retries(self._retries, self._outage_s)
         for attempt in itertools.count():
             # The server may still be working on an attempt that timed out, so each has its own id.
-            body = orjson.dumps({**request, "rid": f"{rid}.{attempt}" if attempt else rid})
+            body = orjson.dumps(
+                {**request, "rid": f"{rid}.{attempt}" if attempt else rid},
+                default=np.asarray,  # a column of token ids, which is not a list
+                option=orjson.OPT_SERIALIZE_NUMPY,
+            )
             try:
                 answer = await self._post(body, session_id)
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.episode.law import extend_digest
 from agentloop.errors import LawRule, TokenLawError
 from agentloop.types import Trajectory, Turn
@@ -23,10 +24,10 @@ class TokenLedger:
     __slots__ = ("_digest", "_logprobs", "_mask", "_prompt_length", "_token_ids", "_versions", "turns")
 
     def __init__(self) -> None:
-        self._token_ids: list[int] = []
-        self._mask: list[int] = []
-        self._logprobs: list[float | None] = []
-        self._versions: list[int | None] = []
+        self._token_ids = TokenIds()
+        self._mask = LossMask()
+        self._logprobs = Logprobs()
+        self._versions = Versions()
         self._digest = 0
         self._prompt_length = 0
         self.turns: list[Turn] = []
@@ -35,8 +36,8 @@ class TokenLedger:
         return len(self._token_ids)
 
     @property
-    def token_ids(self) -> list[int]:
-        """The trajectory so far; not to be changed by the caller."""
+    def token_ids(self) -> TokenIds:
+        """The trajectory so far: the column itself, which grows with it."""
         return self._token_ids
 
     @property
@@ -63,14 +64,14 @@ class TokenLedger:
             raise TokenLawError("the ledger has a prompt already", rule=LawRule.PROMPT)
         if not ids:
             raise TokenLawError("the prompt is empty", rule=LawRule.EMPTY)
-        self._extend(ids, 0)
+        self._append_unsampled(ids, extend_digest(self._digest, ids))
         self._prompt_length = len(ids)
 
     def add_observed(self, ids: Sequence[int]) -> None:
         """Append tokens that nobody sampled: tool output, user turns, template text."""
         if not self._token_ids:
             raise TokenLawError("an observation needs a prompt before it", rule=LawRule.PROMPT)
-        self._extend(ids, 0)
+        self._append_unsampled(ids, extend_digest(self._digest, ids))
 
     def add_sampled(self, turn: Turn, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
         """Append a sampled turn, with the engine's own logprobs and versions; sets the turn's span and digest.
@@ -86,18 +87,22 @@ class TokenLedger:
                 "the server has to return a logprob and a version for each sampled id",
                 LawRule.COLUMNS,
             )
-        self._digest = turn.sampled_digest = extend_digest(self._digest, ids)
+        # What can be refused is converted before anything is written.
+        digest = extend_digest(self._digest, ids)
+        checked_logprobs = Logprobs(logprobs)
+
         turn.start, turn.end = len(self._token_ids), len(self._token_ids) + len(ids)
         self._token_ids.extend(ids)
-        self._mask.extend([1] * len(ids))
-        self._logprobs.extend(logprobs)
+        self._mask.extend(1, len(ids))
+        self._logprobs.extend(checked_logprobs)
         self._versions.extend(versions)
+        self._digest = turn.sampled_digest = digest
         self.turns.append(turn)
 
     def copy(self) -> TokenLedger:
         """A ledger with the same past whose sampled tokens are masked: they train in the original alone."""
         other = TokenLedger()
-        other._extend(self._token_ids, 0)
+        other._append_unsampled(self._token_ids, self._digest)
         other._prompt_length = len(self._token_ids)
         return other
 
@@ -112,9 +117,9 @@ class TokenLedger:
             turns=self.turns,
         )
 
-    def _extend(self, ids: Sequence[int], mask: int) -> None:
-        self._digest = extend_digest(self._digest, ids)
+    def _append_unsampled(self, ids: Sequence[int], digest: int) -> None:
         self._token_ids.extend(ids)
-        self._mask.extend([mask] * len(ids))
-        self._logprobs.extend([None] * len(ids))
-        self._versions.extend([None] * len(ids))
+        self._mask.extend(0, len(ids))
+        self._logprobs.extend_none(len(ids))
+        self._versions.extend_run(None, len(ids))
+        self._digest = digest

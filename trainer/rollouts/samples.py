@@ -76,6 +76,8 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
         samples = []
         for trajectory in kept:
             token_ids = np.asarray(trajectory.token_ids, dtype=np.int64)
+            loss_mask = np.asarray(trajectory.loss_mask, dtype=bool)
+            logprobs = np.asarray(trajectory.logprobs, dtype=np.float64)  # None is NaN
             images = tuple(_file(image, files) for image in trajectory.images)
             # A fork's prompt is not that of the group, and a loop may change its own: equal keys need equal prompts.
             key = (token_ids[: trajectory.prompt_length].tobytes(), *(image.tobytes() for image in images))
@@ -83,8 +85,8 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
             samples.append(
                 TrainSample(
                     token_ids=token_ids,
-                    loss_mask=np.asarray(trajectory.loss_mask, dtype=bool),
-                    old_logprobs=np.array([lp or 0.0 for lp in trajectory.logprobs], dtype=np.float32),
+                    loss_mask=loss_mask,
+                    old_logprobs=np.where(loss_mask, logprobs, 0.0).astype(np.float32),
                     advantages=np.zeros(len(token_ids), dtype=np.float32),
                     prompt_length=trajectory.prompt_length,
                     group_key=group.index + (prompt << KEYS_OF_GROUP),

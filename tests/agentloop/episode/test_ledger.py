@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -131,9 +132,10 @@ def breaks(trajectory: Trajectory) -> bool:
     column=st.sampled_from(["token_ids", "loss_mask", "logprobs", "versions", "start", "end"]),
     place=st.integers(0, 30),
     value=st.sampled_from([None, -1, 0, 1, 2, 0.5, -0.5, float("nan"), float("inf"), -float("inf")]),
+    compact=st.booleans(),
 )
 def test_one_changed_value_is_caught_exactly_if_it_breaks_the_law(
-    turns: list[tuple[int, int]], column: str, place: int, value: Any
+    turns: list[tuple[int, int]], column: str, place: int, value: Any, compact: bool
 ) -> None:
     ledger = TokenLedger()
     ledger.add_prompt([1, 2])
@@ -148,8 +150,13 @@ def test_one_changed_value_is_caught_exactly_if_it_breaks_the_law(
         setattr(trajectory.turns[place % len(turns)], column, value)
     else:
         assume(value is not None or column != "loss_mask")
-        entries = getattr(trajectory, column)
+        whole = getattr(trajectory, column)
+        entries: Any = list(whole)
         entries[place % len(entries)] = value
+        if compact:
+            with suppress(TypeError, ValueError):  # a value that only a list can hold
+                entries = type(whole)(entries)
+        setattr(trajectory, column, entries)
     if breaks(trajectory):
         with pytest.raises(TokenLawError):
             check_trajectory(trajectory)

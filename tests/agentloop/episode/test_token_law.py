@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -117,66 +118,75 @@ class Twice(AgentLoop):
     def plant(self, episode: Episode) -> None: ...
 
 
+def change(ledger: TokenLedger, name: str, edit: Callable[[list[Any]], None]) -> None:
+    """Put an edited copy in the place of a column: the columns themselves refuse to be written to."""
+    column = getattr(ledger, name)
+    entries = list(column)
+    edit(entries)
+    setattr(ledger, name, type(column)(entries))
+
+
+def put(place: int, value: Any) -> Callable[[list[Any]], None]:
+    return lambda entries: entries.__setitem__(place, value)
+
+
 class EncodesAgain(Twice):
     """Puts other ids of the same text in the place of sampled ones."""
 
     def plant(self, episode: Episode) -> None:
         turn = episode.turns[1]
-        episode._ledger.token_ids[turn.end - 2] = 0
+        change(episode._ledger, "_token_ids", put(turn.end - 2, 0))
 
 
 class ShiftsItsMask(Twice):
     def plant(self, episode: Episode) -> None:
-        del episode._ledger._mask[episode.turns[1].start]
-        episode._ledger._mask.append(0)
+        change(episode._ledger, "_mask", lambda mask: mask.append(mask.pop(episode.turns[1].start) and 0))
 
 
 class TrainsItsPrompt(Twice):
     def plant(self, episode: Episode) -> None:
-        ledger = episode._ledger
-        ledger._mask[0], ledger._logprobs[0], ledger._versions[0] = 1, -0.5, 0
+        for column, value in (("_mask", 1), ("_logprobs", -0.5), ("_versions", 0)):
+            change(episode._ledger, column, put(0, value))
 
 
 class LosesALogprob(Twice):
     def plant(self, episode: Episode) -> None:
-        episode._ledger._logprobs[episode.turns[0].start] = None
+        change(episode._ledger, "_logprobs", put(episode.turns[0].start, None))
 
 
 class ChangesItsHistory(Twice):
     def between(self, episode: Episode) -> None:
-        episode._ledger.token_ids[0] += 1
+        change(episode._ledger, "_token_ids", put(0, episode._ledger.token_ids[0] + 1))
 
 
 class ChangesItsHistoryInTheEnd(Twice):
     def plant(self, episode: Episode) -> None:
-        episode._ledger.token_ids[1] += 1
+        change(episode._ledger, "_token_ids", put(1, episode._ledger.token_ids[1] + 1))
 
 
 class SlipsATokenIn(Twice):
     """Writes an id behind the ledger's back, with all its columns."""
 
     def between(self, episode: Episode) -> None:
-        ledger = episode._ledger
-        for column, value in ((ledger._token_ids, 7), (ledger._mask, 0), (ledger._logprobs, None)):
-            column.append(value)  # type: ignore[arg-type]
-        ledger._versions.append(None)
+        for column, value in (("_token_ids", 7), ("_mask", 0), ("_logprobs", None), ("_versions", None)):
+            change(episode._ledger, column, lambda entries, value=value: entries.append(value))  # type: ignore[misc]
 
 
 class ForksWithItsMask(Twice):
     def plant(self, episode: Episode) -> None:
         copied, own = episode.fork()._ledger, episode._ledger
-        copied._mask, copied._logprobs, copied._versions = list(own._mask), list(own._logprobs), list(own._versions)
+        copied._mask, copied._logprobs, copied._versions = deepcopy((own._mask, own._logprobs, own._versions))
         copied.turns, copied._prompt_length = list(own.turns), own.prompt_length
 
 
 class DropsAVersion(Twice):
     def plant(self, episode: Episode) -> None:
-        episode._ledger._versions.pop()
+        change(episode._ledger, "_versions", lambda versions: versions.pop())
 
 
 class LengthensItsMask(Twice):
     def plant(self, episode: Episode) -> None:
-        episode._ledger._mask.append(0)
+        change(episode._ledger, "_mask", lambda mask: mask.append(0))
 
 
 class RewardsTheQuestion(Twice):
@@ -226,7 +236,9 @@ async def test_an_engine_that_changes_the_prompt_it_was_given_is_found_out(
 ) -> None:
     class Scribbles(FakeGenerator):
         async def generate(self, input_ids: Any, *args: Any, **kwargs: Any) -> GenerateResult:
-            input_ids[2] += 1
+            with pytest.raises(TypeError):
+                input_ids[2] += 1
+            input_ids._data[2] += 1  # behind the column's back
             return await super().generate(input_ids, *args, **kwargs)
 
     [trajectory] = await make_runner(Scribbles([turn(ANSWER)])).run(

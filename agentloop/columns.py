@@ -1,0 +1,292 @@
+"""Compact columns of a trajectory: about 14 bytes a token, where Python lists take about 50.
+
+A trajectory has four columns of one length, one entry a token:
+
+    column      class       stored as                                         bytes
+    token_ids   TokenIds    int32                                             4 a token
+    loss_mask   LossMask    one byte                                          1 a token
+    logprobs    Logprobs    float64; one NaN bit pattern stands for None      8 a token
+    versions    Versions    runs: where each one ends, and its version        about 12 a run
+
+Each reads like a list: `len`, an index, a slice (a new list), iteration, `==` with a list, `in`, `count`, `index`.
+Entries cannot be changed, only appended. `numpy.asarray(column)` copies a column into an array.
+
+Logprobs are not rounded to float32: they are the engine's own to the bit, and the wire carries doubles.
+Worker processes that call reward functions load this module, so it does not import numpy at the top.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby, pairwise, repeat
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from agentloop.errors import LawRule, TokenLawError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
+
+NO_LOGPROB_BITS = 0x7FF8_0000_6E6F_6E65
+"""Bits of the NaN that stands for None in `Logprobs`. Arithmetic does not produce this payload."""
+
+_NO_LOGPROB_BYTES = array("Q", [NO_LOGPROB_BITS]).tobytes()
+_NO_LOGPROB = array("d", _NO_LOGPROB_BYTES)[0]
+
+
+class Column(Sequence[T]):
+    """Base of the four columns: an append-only sequence that equals the list of its entries."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def tolist(self, begin: int = 0, end: int | None = None) -> list[T]:
+        """Return the entries `[begin:end]` as a new list; `0 <= begin <= end <= len(self)`."""
+
+    @abstractmethod
+    def _entry(self, index: int) -> T:
+        """Return one entry; a negative index counts from the end."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if not isinstance(index, slice):
+            return self._entry(index)
+
+        begin, end, step = index.indices(len(self))
+        return self.tolist(begin, max(begin, end)) if step == 1 else self.tolist()[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Column):
+            return len(self) == len(other) and self.tolist() == other.tolist()
+        if isinstance(other, list):
+            return len(self) == len(other) and self.tolist() == other
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # a column grows, so it cannot have a lasting hash
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.tolist()!r})"
+
+
+class TokenIds(Column[int]):
+    """Token ids, 4 bytes each.
+
+    Raises:
+        TokenLawError: an id does not fit into 32 bits.
+        TypeError: an id is not an integer.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self._data = _int32(ids)
+
+    def extend(self, ids: Iterable[int]) -> None:
+        """Append ids: all of them, or none when one is refused."""
+        self._data.extend(_int32(ids))
+
+    def tolist(self, begin: int = 0, end: int | None = None) -> list[int]:
+        return self._data[begin:end].tolist()
+
+    def _entry(self, index: int) -> int:
+        return self._data[index]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._data)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self._data.__sizeof__()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return _copy(self._data, dtype, copy)
+
+
+class LossMask(Column[int]):
+    """Loss mask, one byte a token.
+
+    Raises:
+        TypeError, ValueError: an entry is not an integer in 0..255; only 0 and 1 are lawful.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, mask: Iterable[int] = ()) -> None:
+        self._data = bytearray(iter(mask))  # iter: bytearray(5) would be five zeros
+
+    def extend(self, mask: int, tokens: int) -> None:
+        """Append `mask` for a number of tokens."""
+        self._data += bytes((mask,)) * tokens
+
+    def tolist(self, begin: int = 0, end: int | None = None) -> list[int]:
+        return list(self._data[begin:end])
+
+    def count(self, value: Any) -> int:
+        return self._data.count(value)
+
+    def _entry(self, index: int) -> int:
+        return self._data[index]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._data)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self._data.__sizeof__()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return _copy(array("B", self._data), dtype, copy)
+
+
+class Logprobs(Column["float | None"]):
+    """Logprobs, 8 bytes each; None for a token that was not sampled. As a numpy array, None is NaN.
+
+    Raises:
+        TypeError: an entry is neither a number nor None.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, logprobs: Iterable[float | None] = ()) -> None:
+        self._data = _float64(logprobs)
+
+    def extend(self, logprobs: Iterable[float | None]) -> None:
+        """Append logprobs: all of them, or none when one is refused."""
+        self._data.extend(_float64(logprobs))
+
+    def extend_none(self, tokens: int) -> None:
+        """Append None for a number of tokens."""
+        self._data.frombytes(_NO_LOGPROB_BYTES * tokens)
+
+    def bits(self) -> array[int]:
+        """Return a copy of the entries as 64-bit patterns, which tell None from every other NaN."""
+        return array("Q", self._data.tobytes())
+
+    def tolist(self, begin: int = 0, end: int | None = None) -> list[float | None]:
+        part = self._data[begin:end]
+        bits = array("Q", part.tobytes())
+        return [None if pattern == NO_LOGPROB_BITS else value for pattern, value in zip(bits, part, strict=True)]
+
+    def _entry(self, index: int) -> float | None:
+        value = self._data[index]
+        if value == value or array("d", (value,)).tobytes() != _NO_LOGPROB_BYTES:
+            return value
+        return None
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[float | None]:
+        return iter(self.tolist())
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self._data.__sizeof__()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return _copy(self._data, dtype, copy)
+
+
+class Versions(Column["int | None"]):
+    """Policy versions as runs of equal entries; None for tokens that were not sampled.
+
+    Example: `[None, None, 3, 3, 4]` has the runs `(0, 2, None), (2, 4, 3), (4, 5, 4)`.
+    """
+
+    __slots__ = ("_ends", "_values")
+
+    def __init__(self, versions: Iterable[int | None] = ()) -> None:
+        self._ends = array("i")
+        self._values: list[int | None] = []
+        self.extend(versions)
+
+    def extend(self, versions: Iterable[int | None]) -> None:
+        """Append versions, token by token."""
+        versions = versions if isinstance(versions, list) else list(versions)
+        if versions and versions.count(versions[0]) == len(versions):  # the usual turn: one version
+            self.extend_run(versions[0], len(versions))
+            return
+
+        for version, run in groupby(versions):
+            self.extend_run(version, sum(1 for _ in run))
+
+    def extend_run(self, version: int | None, tokens: int) -> None:
+        """Append one version for a number of tokens."""
+        if not tokens:
+            return
+
+        end = len(self) + tokens
+        if self._values and self._values[-1] == version:
+            self._ends[-1] = end
+        else:
+            self._ends.append(end)
+            self._values.append(version)
+
+    def runs(self) -> Iterator[tuple[int, int, int | None]]:
+        """Yield (start, end, version) of each run, in order."""
+        for (start, end), version in zip(pairwise((0, *self._ends)), self._values, strict=True):
+            yield start, end, version
+
+    def tolist(self, begin: int = 0, end: int | None = None) -> list[int | None]:
+        end = len(self) if end is None else end
+        found: list[int | None] = []
+        for number in range(bisect_right(self._ends, begin), len(self._values)):
+            last = min(self._ends[number], end)
+            found += [self._values[number]] * (last - begin)
+            begin = last
+            if last == end:
+                break
+        return found
+
+    def _entry(self, index: int) -> int | None:
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} tokens")
+        return self._values[bisect_right(self._ends, position)]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[int | None]:
+        return chain.from_iterable(repeat(version, end - start) for start, end, version in self.runs())
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self._ends.__sizeof__() + self._values.__sizeof__()
+
+
+def _int32(ids: Iterable[int]) -> array[int]:
+    if isinstance(ids, TokenIds):
+        return ids._data[:]
+    try:
+        return array("i", ids)
+    except OverflowError as exc:
+        raise TokenLawError(f"a token id does not fit into 32 bits: {exc}", rule=LawRule.COLUMNS) from exc
+
+
+def _float64(logprobs: Iterable[float | None]) -> array[float]:
+    if isinstance(logprobs, Logprobs):
+        return logprobs._data[:]
+    logprobs = logprobs if isinstance(logprobs, list) else list(logprobs)
+    try:
+        return array("d", logprobs)
+    except TypeError:  # None among them, or something that is refused below
+        return array("d", [_NO_LOGPROB if value is None else value for value in logprobs])
+
+
+def _copy(data: array[Any], dtype: Any, copy: bool | None) -> np.ndarray:
+    """Copy a buffer into an array: a view would forbid the column to grow, and could be written to."""
+    import numpy as np
+
+    if copy is False:
+        raise ValueError("a column cannot be viewed without a copy: leave out copy=False")
+    return np.array(memoryview(data), dtype=dtype)
