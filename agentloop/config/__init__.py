@@ -4,14 +4,7 @@ so no key can be documented that does not exist, and no key exists undocumented.
 
 from __future__ import annotations
 
-from agentloop.config.algorithm import (
-    WHITENED,
-    WITH_GROUP_BASELINE,
-    WITH_RETURNS,
-    AlgorithmConfig,
-    CorrectionConfig,
-    ShapingConfig,
-)
+from agentloop.config.algorithm import ESTIMATORS, AlgorithmConfig, CorrectionConfig, Needs, ShapingConfig
 from agentloop.config.recipe import AgentConfig, DataConfig, EvalConfig, Recipe, RewardConfig
 from agentloop.config.rollout import PublishConfig, RolloutConfig, SamplingConfig
 from agentloop.config.run import CheckpointConfig, ClusterConfig, LoggerConfig, ModelConfig, RunConfig, TraceConfig
@@ -20,9 +13,7 @@ from agentloop.config.sft import SftModel, SftRecipe, SftRunConfig, SftStage
 from agentloop.config.trainer import CriticConfig, FsdpConfig, LoraConfig, OptimConfig, TrainerConfig
 
 __all__ = [
-    "WHITENED",
-    "WITH_GROUP_BASELINE",
-    "WITH_RETURNS",
+    "ESTIMATORS",
     "AgentConfig",
     "AlgorithmConfig",
     "CheckpointConfig",
@@ -35,6 +26,7 @@ __all__ = [
     "LoggerConfig",
     "LoraConfig",
     "ModelConfig",
+    "Needs",
     "OptimConfig",
     "PublishConfig",
     "Recipe",

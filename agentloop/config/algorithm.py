@@ -1,8 +1,9 @@
-"""Keys of a recipe: advantages, losses, corrections, shaping (docs/algorithms.md)."""
+"""Recipe keys of the algorithm: advantage, loss, correction, reward shaping (docs/algorithms.md)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,36 +11,37 @@ from agentloop.config.section import Section
 
 
 class CorrectionConfig(Section):
-    """What is done about an engine whose probabilities are not the trainer's, or are of older weights."""
+    """Correct for engine probabilities that differ from the trainer's, or that come from older weights."""
 
     decoupled: bool = Field(
         False,
-        description="take the loss's ratio against the proximal policy, the trainer's own logprobs at the start of the "
-        "step, instead of the engine's",
+        description="take the loss ratio against the proximal policy (the trainer's logprobs at the start of the step) "
+        "instead of the engine's logprobs",
     )
     importance: Literal["none", "token", "sequence"] | None = Field(
         None,
-        description="factor proximal / engine probability on each token's loss; needs decoupled; null: token with "
+        description="multiply each token's loss by proximal / engine probability; needs decoupled; null: token if "
         "decoupled, else none",
     )
-    importance_cap: float | None = Field(2.0, gt=0, description="the factor at most; null: not truncated")
+    importance_cap: float | None = Field(2.0, gt=0, description="upper bound of that factor; null: no bound")
     mask: Literal["none", "token", "geometric"] = Field(
         "none",
-        description="leave out tokens by their proximal / engine probability, or samples by the geometric mean of it",
+        description="drop tokens by their proximal / engine probability ratio, or whole samples by its geometric mean",
     )
-    mask_low: float | None = Field(None, ge=0, description="keep from here; null: 0.5 for token, 0.99 for geometric")
-    mask_high: float | None = Field(None, gt=0, description="keep up to here; null: 5 for token, 1.01 for geometric")
+    mask_low: float | None = Field(None, ge=0, description="lowest ratio kept; null: 0.5 for token, 0.99 for geometric")
+    mask_high: float | None = Field(None, gt=0, description="highest ratio kept; null: 5 for token, 1.01 for geometric")
     veto: float | None = Field(
-        None, gt=0, lt=1, description="leave out samples with a token below this proximal / engine probability"
+        None, gt=0, lt=1, description="drop samples that have a token below this proximal / engine probability ratio"
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> CorrectionConfig:
         if self.importance not in (None, "none") and not self.decoupled:
             raise ValueError(
-                f"importance={self.importance} needs decoupled=true: a ratio against the engine's logprobs holds that "
-                "factor already"
+                f"importance={self.importance} needs decoupled=true: a ratio against the engine's logprobs already "
+                "contains that factor"
             )
+
         low, high = self.mask_bounds
         if self.mask != "none" and low >= high:
             raise ValueError(f"mask_low {low:g} is not below mask_high {high:g}")
@@ -47,7 +49,7 @@ class CorrectionConfig(Section):
 
     @property
     def mask_bounds(self) -> tuple[float, float]:
-        """`mask_low` and `mask_high`, or what null means for this mask."""
+        """`mask_low` and `mask_high`, with the defaults of this mask for null."""
         low, high = (0.5, 5.0) if self.mask == "token" else (0.99, 1.01)
         return (
             low if self.mask_low is None else self.mask_low,
@@ -56,34 +58,34 @@ class CorrectionConfig(Section):
 
     @property
     def effective_importance(self) -> Literal["none", "token", "sequence"]:
-        """`importance`, or what null means."""
+        """`importance`, with null resolved."""
         return self.importance or ("token" if self.decoupled else "none")
 
     @property
     def chosen(self) -> bool:
-        """Whether anything is done."""
+        """Whether any correction is on."""
         return self.decoupled or self.mask != "none" or self.veto is not None
 
 
 class ShapingConfig(Section):
-    """What is added to an episode's reward for its length and its turns; all off (docs/algorithms.md)."""
+    """Adjust an episode's reward for its length and its turns; off by default (docs/algorithms.md)."""
 
     overlong_buffer: int | None = Field(
         None,
         ge=1,
-        description="tokens before max_response_tokens from which on the reward falls, linearly; null: off",
+        description="the reward falls linearly over the last this many tokens before max_response_tokens; null: off",
     )
-    overlong_penalty: float = Field(1.0, gt=0, description="by how much it has fallen at max_response_tokens")
+    overlong_penalty: float = Field(1.0, gt=0, description="how far the reward has fallen at max_response_tokens")
     wrong_reward: float | None = Field(
         None, lt=0, description="reward of an episode that earned 0 or less, e.g. -1; null: what it earned"
     )
     turn_bonus: float = Field(
         0.0,
         ge=0,
-        description="added to wrong_reward for each turn after the first; can teach to call tools without end",
+        description="added to wrong_reward for each turn after the first; can teach the policy to call tools endlessly",
     )
     turn_bonus_cap: float | None = Field(
-        -0.6, le=0, description="wrong_reward with its bonus at most; null: 0, which is not safe"
+        -0.6, le=0, description="upper bound of wrong_reward plus its bonus; null: 0, which is not safe"
     )
 
     @model_validator(mode="after")
@@ -96,62 +98,98 @@ class ShapingConfig(Section):
 
     @property
     def chosen(self) -> bool:
-        """Whether anything is changed."""
+        """Whether any shaping is on."""
         return self.overlong_buffer is not None or self.wrong_reward is not None
 
 
-WITH_RETURNS = ("reinforce_pp", "gae")
-"""Estimators that give each token a reward, and so know a discount."""
+@dataclass(frozen=True)
+class Needs:
+    """What an advantage estimator needs from the rest of a run.
 
-WHITENED = ("reinforce_pp", "reinforce_pp_baseline", "gae")
-"""Estimators that are whitened over the batch unless told otherwise."""
+    Attributes:
+        group_baseline: its baseline comes from the other episodes of the group, so a group has at least two.
+        greedy_episode: each group gets one more episode, decoded greedily.
+        step_rewards: it reads every step reward separately, not only an episode's reward.
+        token_rewards: each token has a reward of its own, so `gamma` applies.
+        critic: it reads a value model, so `trainer.critic` and `lam` apply.
+        whitened: its advantages are whitened over the batch unless `whiten` says otherwise.
+    """
 
-WITH_GROUP_BASELINE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
-"""Estimators by which an episode alone in its group teaches nothing."""
+    group_baseline: bool = False
+    greedy_episode: bool = False
+    step_rewards: bool = False
+    token_rewards: bool = False
+    critic: bool = False
+    whitened: bool = False
+
+
+ESTIMATORS: dict[str, Needs] = {
+    "grpo": Needs(group_baseline=True),
+    "dr_grpo": Needs(group_baseline=True),
+    "rloo": Needs(group_baseline=True),
+    "grpo_process": Needs(step_rewards=True),
+    "reinforce_pp": Needs(token_rewards=True, whitened=True),
+    "reinforce_pp_baseline": Needs(group_baseline=True, whitened=True),
+    "remax": Needs(greedy_episode=True),
+    "gae": Needs(token_rewards=True, critic=True, whitened=True),
+}
+"""Every value of `advantage` and its needs.
+
+To add an estimator, write its function in `trainer.algorithms.advantage` and add one row here. The rest of the code
+reads the needs and never compares names.
+"""
+
+if TYPE_CHECKING:
+    Advantage = str
+else:
+    Advantage = Literal[tuple(ESTIMATORS)]  # pydantic checks the value and lists the names when it refuses one
+
+
+def estimators_with(need: str) -> str:
+    """Name the estimators that have a need, for messages: `"token_rewards"` -> `"reinforce_pp and gae"`."""
+    return " and ".join(name for name, needs in ESTIMATORS.items() if getattr(needs, need))
 
 
 class AlgorithmConfig(Section):
-    """The estimator and the loss: docs/algorithms.md has formula, source and use of every value."""
+    """Advantage estimator and loss: docs/algorithms.md has formula, source and use of every value."""
 
-    advantage: Literal[
-        "grpo", "dr_grpo", "rloo", "grpo_process", "reinforce_pp", "reinforce_pp_baseline", "remax", "gae"
-    ] = Field(
+    advantage: Advantage = Field(
         "grpo",
-        description="grpo, dr_grpo, rloo: group baseline of the reward; grpo_process: of each step reward; "
-        "reinforce_pp: return, no baseline; reinforce_pp_baseline: group mean; remax: reward of a greedy episode; gae: "
-        "a critic",
+        description="grpo, dr_grpo, rloo: reward against the group's; grpo_process: each step reward against the "
+        "group's; reinforce_pp: return, no baseline; reinforce_pp_baseline: group mean; remax: reward of a greedy "
+        "episode; gae: a critic",
     )
     gamma: float = Field(1.0, gt=0, le=1, description="reinforce_pp, gae: discount from one sampled token to the next")
-    lam: float = Field(1.0, ge=0, le=1, description="gae: 0 trusts the critic, 1 the returns")
+    lam: float = Field(1.0, ge=0, le=1, description="gae: 0 trusts the critic, 1 trusts the returns")
     whiten: bool | None = Field(
         None,
-        description="whiten the advantages over the batch, which waits for its last group; null: for reinforce_pp, "
+        description="whiten the advantages over the batch, which waits for its last group; null: on for reinforce_pp, "
         "reinforce_pp_baseline and gae",
     )
     dynamic_sampling: int = Field(
-        0, ge=0, description="how often a group with equal rewards is replaced by another prompt's; 0: never"
+        0, ge=0, description="how often to replace a group with equal rewards by one of another prompt; 0: never"
     )
     shaping: ShapingConfig = Field(default_factory=ShapingConfig)
     loss: Literal["ppo_clip", "gspo", "cispo", "pg"] = Field("ppo_clip", description="policy loss")
     aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "constant"] = Field(
-        "token_mean", description="how token losses become one number"
+        "token_mean", description="how token losses are reduced to one number"
     )
     aggregation_constant: float | None = Field(
-        None, gt=0, description="aggregation=constant: sum over a sequence divided by this, mean over sequences"
+        None, gt=0, description="aggregation=constant: divide each sequence's sum by this, then average over sequences"
     )
-    clip_ratio_low: float = Field(0.2, ge=0, le=1, description="lower bound: ratio >= 1 - this")
-    clip_ratio_high: float = Field(0.2, ge=0, description="upper bound: ratio <= 1 + this")
+    clip_ratio_low: float = Field(0.2, ge=0, le=1, description="lower clip bound: ratio >= 1 - this")
+    clip_ratio_high: float = Field(0.2, ge=0, description="upper clip bound: ratio <= 1 + this")
     clip_ratio_c: float | None = Field(None, gt=1, description="ppo_clip: dual clip for negative advantages; null: off")
     minibatches: int = Field(1, ge=1, description="optimizer steps per batch")
-    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the initial policy; 0: no reference")
-    kl_in: Literal["loss", "reward"] = Field("loss", description="a term of the loss, or taken from the reward")
+    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the initial policy; 0: keep no reference")
+    kl_in: Literal["loss", "reward"] = Field("loss", description="add the KL to the loss, or subtract it from rewards")
     kl_estimator: Literal["k1", "k2", "k3", "low_var_kl"] = Field(
-        "k3", description="of each token; low_var_kl: k3, at most 10"
+        "k3", description="KL estimate of each token; low_var_kl: k3, capped at 10"
     )
     kl_target: float | None = Field(
-        None, gt=0, description="lead kl_coef so that train/kl_ref comes to this, nats a token; null: fixed"
+        None, gt=0, description="adapt kl_coef so that train/kl_ref approaches this, in nats per token; null: fixed"
     )
-    kl_gain: float = Field(0.1, gt=0, lt=5, description="kl_target: how fast kl_coef follows")
+    kl_gain: float = Field(0.1, gt=0, lt=5, description="kl_target: how fast kl_coef adapts")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
 
@@ -161,32 +199,38 @@ class AlgorithmConfig(Section):
             raise ValueError(
                 "aggregation=constant and aggregation_constant belong together, e.g. the agents' max_response_tokens"
             )
+        if self.clip_ratio_c is not None and self.loss != "ppo_clip":
+            raise ValueError(f"clip_ratio_c is read by ppo_clip, not by loss={self.loss}")
+
         if not self.kl_coef:
             for key in ("kl_in", "kl_target"):
                 if getattr(self, key) not in ("loss", None):
                     raise ValueError(f"{key}={getattr(self, key)} needs a kl_coef above 0")
-        if self.kl_in == "reward" and self.advantage == "grpo_process":
-            raise ValueError("kl_in=reward does not go with advantage=grpo_process: use kl_in=loss")
-        if self.gamma != 1 and self.advantage not in WITH_RETURNS:
-            raise ValueError(f"gamma is read by {' and '.join(WITH_RETURNS)}, not by advantage={self.advantage}")
-        if self.lam != 1 and self.advantage != "gae":
-            raise ValueError(f"lam is read by gae, not by advantage={self.advantage}")
-        if self.clip_ratio_c is not None and self.loss != "ppo_clip":
-            raise ValueError(f"clip_ratio_c is read by ppo_clip, not by loss={self.loss}")
+        if self.kl_in == "reward" and self.needs.step_rewards:
+            raise ValueError(f"kl_in=reward cannot be combined with advantage={self.advantage}: use kl_in=loss")
+
+        for key, need in (("gamma", "token_rewards"), ("lam", "critic")):
+            if getattr(self, key) != 1 and not getattr(self.needs, need):
+                raise ValueError(f"{key} is read by {estimators_with(need)}, not by advantage={self.advantage}")
         return self
 
     @property
+    def needs(self) -> Needs:
+        """What the chosen estimator needs."""
+        return ESTIMATORS[self.advantage]
+
+    @property
     def whitens(self) -> bool:
-        """`whiten`, or what null means."""
-        return self.advantage in WHITENED if self.whiten is None else self.whiten
+        """`whiten`, with null resolved."""
+        return self.needs.whitened if self.whiten is None else self.whiten
 
     @property
     def needs_whole_batch(self) -> str | None:
-        """Why training cannot begin before a step's last group is there; None: it can."""
+        """Why training has to wait for a step's last group; None if it can start with the first."""
         if self.whitens:
             return "advantages are whitened over the batch"
         if self.minibatches > 1 and self.correction.chosen:
             return "the proximal policy is computed for all minibatches before the first optimizer step"
-        if self.minibatches > 1 and self.advantage == "gae":
+        if self.minibatches > 1 and self.needs.critic:
             return "values are computed for all minibatches before the critic's first optimizer step"
         return None

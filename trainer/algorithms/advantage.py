@@ -8,12 +8,8 @@ sampled (prompts, tool output) are in none of these arrays, so no return is cut 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-
-GroupKind = Literal["grpo", "dr_grpo", "rloo", "reinforce_pp_baseline"]
-"""Estimators that need the rewards of one group and nothing else."""
 
 STD_EPSILON = 1e-6
 """Added to the standard deviation, so that a group of equal rewards has advantage 0 and not NaN."""
@@ -138,12 +134,12 @@ _KINDS = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo, "reinforce_pp_baseline
 """REINFORCE++ with a baseline (arXiv 2501.03262, section 3.2): `r - mean(r)` of the group, whitened over the batch."""
 
 
-def advantages(rewards: np.ndarray, kind: GroupKind) -> np.ndarray:
+def advantages(rewards: np.ndarray, kind: str) -> np.ndarray:
     """The advantages of one group, float64.
 
     Args:
         rewards: (G), finite.
-        kind: the estimator.
+        kind: an estimator that needs the rewards of one group and nothing else.
 
     Raises:
         ValueError: an unknown kind, or a reward that is not finite.
