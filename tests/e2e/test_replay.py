@@ -54,17 +54,16 @@ async def test_a_mask_shifted_by_one_token_shows_as_mismatch(
 ) -> None:
     import numpy as np
 
-    from agentloop.config import TrainerConfig
+    from agentloop.config import AlgorithmConfig, TrainerConfig
     from agentloop.types import Task
     from trainer.rollouts.producer import Group
-    from trainer.rollouts.samples import train_samples
+    from trainer.rollouts.samples import collect, set_advantages
     from trainer.workers.group import WorkerGroup
 
-    samples = [
-        sample
-        for index, trajectory in enumerate(traced)
-        for sample in train_samples(Group(index, Task("0", "a", []), [[trajectory]]), "grpo")
-    ]
+    groups = [collect(Group(index, Task("0", "a", []), [[trajectory]])) for index, trajectory in enumerate(traced)]
+    for group in groups:
+        set_advantages(group, AlgorithmConfig(advantage="grpo"))
+    samples = [sample for group in groups for sample in group.samples]
     workers = await WorkerGroup.start(
         model_path=str(quickstart_model),
         config=TrainerConfig(),

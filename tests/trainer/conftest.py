@@ -10,10 +10,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from agentloop.config import TrainerConfig
+from agentloop.config import AlgorithmConfig, TrainerConfig
+from trainer.rollouts.producer import Group
+from trainer.rollouts.samples import collect, set_advantages
 from trainer.types import TrainSample
 
 VOCAB = 96
+
+
+def samples_of(group: Group, advantage: str) -> list[TrainSample]:
+    """The samples of one group, with the advantages of an estimator that needs nothing but the group."""
+    batch = collect(group)
+    set_advantages(batch, AlgorithmConfig(advantage=advantage))
+    return batch.samples
 
 
 @pytest.fixture(scope="session")

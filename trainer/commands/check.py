@@ -26,25 +26,25 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
     """
     recipe = load_config(Recipe, find_config(config), overrides)
     with Console() as console:
-        prepared = prepare(recipe, console, conversations=conversations)
-        for line in summary(prepared.proof, prepared.renderer):
+        inputs = prepare(recipe, console, conversations=conversations)
+        for line in summary(inputs.proof, inputs.renderer):
             console.notice(line.plain)
-        for split, tasks in (("train", prepared.train), ("val", prepared.val)):
+        for split, tasks in (("train", inputs.train), ("val", inputs.val)):
             if tasks:
-                console.notice(f"{split:12} {_rows(prepared, tasks)}")
-        console.notice(f"{'agents':12} {', '.join(prepared.agents)}")
-        console.notice(f"{'tools':12} {', '.join(prepared.toolset.tools) or 'none'}")
-        console.notice(f"{'interactions':12} {', '.join(sorted(prepared.interactions.named)) or 'none'}")
-        console.notice(f"{'steps':12} {prepared.total_steps}")
+                console.notice(f"{split:12} {_rows(inputs, tasks)}")
+        console.notice(f"{'agents':12} {', '.join(inputs.agents)}")
+        console.notice(f"{'tools':12} {', '.join(inputs.toolset.tools) or 'none'}")
+        console.notice(f"{'interactions':12} {', '.join(sorted(inputs.interactions.named)) or 'none'}")
+        console.notice(f"{'steps':12} {inputs.total_steps}")
         console.notice("nothing was found that would stop a run")
     return 0
 
 
-def _rows(prepared: RunInputs, tasks: Sequence[Task]) -> str:
+def _rows(inputs: RunInputs, tasks: Sequence[Task]) -> str:
     measured = tasks[:MEASURED_ROWS]
-    schemas = prepared.toolset.schemas or None
-    lengths = [len(prepared.renderer.start(task.prompt, schemas)) for task in measured]
+    schemas = inputs.toolset.schemas or None
+    lengths = [len(inputs.renderer.start(task.prompt, schemas)) for task in measured]
     return (
         f"{len(tasks)} rows; tokens of the first prompt, tools counted: mean {statistics.fmean(lengths):.0f}, "
-        f"longest {max(lengths)} of {prepared.recipe.data.max_prompt_tokens}"
+        f"longest {max(lengths)} of {inputs.recipe.data.max_prompt_tokens}"
     )

@@ -71,12 +71,12 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     subject = find_subject(recipe, checkpoint)
     run_dir = RunDir(out or recipe.run_dir / "evaluations" / subject.label)
     console = Console()
-    prepared = prepare(recipe, console, train=False)
+    inputs = prepare(recipe, console, train=False)
     check_port(recipe.rollout.host, recipe.rollout.port)
     for folder in (run_dir.logs, run_dir.traces):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        metrics = run_loops(_evaluate(recipe, prepared, run_dir, console, subject))
+        metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject))
     except (asyncio.CancelledError, KeyboardInterrupt):
         console.close()
         console.notice("stopped; nothing was written")
@@ -125,23 +125,18 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
 
 
 async def _evaluate(
-    recipe: Recipe, prepared: RunInputs, run_dir: RunDir, console: Console, subject: Subject
+    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
 ) -> dict[str, Any]:
-    async with _server(recipe, prepared, run_dir, console, subject) as url:
+    async with _server(recipe, inputs, run_dir, console, subject) as url:
         most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
-        await prepared.connect(url, max_concurrent=most)
-        try:
-            evaluation = Evaluation(
-                recipe, lambda: prepared.runner, prepared.val, run_dir, console, total_steps=0, record=lambda _: None
-            )
+        async with inputs.runner(url, max_in_flight=most) as runner:
+            evaluation = Evaluation(recipe, runner, inputs.val, run_dir, console, total_steps=0, record=lambda _: None)
             return await evaluation.measure(subject.step, subject.version)
-        finally:
-            await prepared.disconnect()
 
 
 @contextlib.asynccontextmanager
 async def _server(
-    recipe: Recipe, prepared: RunInputs, run_dir: RunDir, console: Console, subject: Subject
+    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
 ) -> AsyncIterator[str]:
     """A rollout server with what is evaluated; the one that the recipe names, if it does."""
     if recipe.rollout.url is not None:
@@ -149,7 +144,7 @@ async def _server(
         return
     weights = subject.weights
     server = ServerProcess(
-        model_path=prepared.model_path,
+        model_path=inputs.model_path,
         model=recipe.model,
         rollout=recipe.rollout,
         seed=recipe.seed_for("rollout"),
@@ -162,7 +157,7 @@ async def _server(
             weights = run_dir.weights / f"v_{subject.version}"
             with console.phase(f"load checkpoint of step {subject.step}"):
                 log = run_dir.logs / "export.log"
-                await _unpack(recipe, prepared.model_path, subject.checkpoint, weights, log)
+                await _unpack(recipe, inputs.model_path, subject.checkpoint, weights, log)
         with console.phase("start rollout server"):
             url = await server.start(subject.version, weights)
         yield url

@@ -44,7 +44,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     if not resume:
         run_dir.check_free()
     check_loggers(recipe.loggers)
-    prepared = prepare(recipe, console)
+    inputs = prepare(recipe, console)
     check_port(recipe.rollout.host, recipe.rollout.port)
     for change in run_dir.open(resolved, environment(), resume=resume):
         console.notice(f"changed since the run was started: {change}")
@@ -53,7 +53,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     loggers = _open_loggers(recipe, resolved, run_dir, console, resume=resume)
     failed = True
     try:
-        result = run_loops(TrainRun(recipe, prepared, run_dir, console, resume=resume, loggers=loggers).run())
+        result = run_loops(TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers).run())
         failed = False
     except asyncio.CancelledError:  # Ctrl-C before the first step: nothing to save
         failed = False

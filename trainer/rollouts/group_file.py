@@ -1,4 +1,4 @@
-"""Finished groups on their way into a checkpoint and out of it: `groups.jsonl`, one group a line."""
+"""Write finished groups into a checkpoint and read them back: `groups.jsonl`, one group a line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ GROUPS_FILE = "groups.jsonl"
 
 
 def encode_groups(groups: Sequence[Group]) -> bytes:
-    """The lines of `groups`. Those with images are left out: a trajectory's JSON form has none, so they are sampled
-    again."""
+    """Return the lines of `groups`.
+
+    Groups with images are left out: a trajectory's JSON form does not hold them, so a resumed run samples those groups
+    again.
+    """
     return b"".join(
         _line(group) for group in groups if not any(t.images for t in (*group.trajectories, *group.baseline))
     )
@@ -38,17 +41,19 @@ def _line(group: Group) -> bytes:
 
 
 def read_groups(checkpoint: Path, tasks: Sequence[Task], rows: PicksRows) -> list[Group]:
-    """The groups of a checkpoint; none when it was saved without.
+    """Return the groups of a checkpoint; an empty list if it has no `groups.jsonl`.
 
     Args:
-        tasks, rows: the training rows, and which of them a group works on.
+        tasks: the training rows.
+        rows: the row of a group, by the group's index.
 
     Raises:
-        RunDirError: the file is damaged, or a group's row is not the one that it was.
+        RunDirError: the file is damaged, or the row of a group has changed.
     """
     path = checkpoint / GROUPS_FILE
     if not path.is_file():
         return []
+
     groups = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -66,12 +71,14 @@ def read_groups(checkpoint: Path, tasks: Sequence[Task], rows: PicksRows) -> lis
             same = data["task_id"] == group.task.task_id
         except (orjson.JSONDecodeError, TokenLawError, KeyError, TypeError) as exc:
             raise RunDirError(
-                f"{path}, line {number}, is no finished group: {exc!r}", "delete the file to sample its groups again"
+                f"{path}, line {number}, is not a finished group: {exc!r}", "delete the file to sample its groups again"
             ) from exc
+
         if not same:
             raise RunDirError(
-                f"{path}: group {group.index} worked on row {data['task_id']}, which is row {group.task.task_id} now",
-                "set data.* and seed as they were, or delete the file to sample its groups again",
+                f"{path}: group {group.index} was sampled from row {data['task_id']}, which is now row "
+                f"{group.task.task_id}",
+                "restore data.* and seed, or delete the file to sample its groups again",
             )
         groups.append(group)
     return groups

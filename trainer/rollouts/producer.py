@@ -1,8 +1,8 @@
-"""Admission of work: which group may start when, and handing finished groups on in order.
+"""Run the groups of a training run: admit each as the policy version allows, and return them in order.
 
-Group g belongs to training step g // batch_size, always. It may start once the server serves version
-`step - max_staleness` or newer; it is trained at version `step`. So no token can be more than `max_staleness` versions
-behind, nothing has to be thrown away to keep the bound, and which rows a step holds does not depend on timing.
+Group g always belongs to training step g // batch_size. It may start once the server serves version
+`step - max_staleness` or newer, and it is trained at version `step`. So no token is more than `max_staleness` versions
+behind, no group is discarded to keep that bound, and the rows of a step never depend on timing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.algorithms.dynamic_sampling import replacement, teaches_nothing
 
 
 class RunsEpisodes(Protocol):
-    """The part of `agentloop.agent.runner.EpisodeRunner` that a producer needs. It returns failures, it raises none."""
+    """The part of `agentloop.agent.runner.EpisodeRunner` that a producer needs; failures are returned, not raised."""
 
     async def run(
         self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
@@ -28,7 +28,7 @@ class RunsEpisodes(Protocol):
 
 
 class PicksRows(Protocol):
-    """Which row a group works on: a pure function of the group's index, so that a resumed run picks the same."""
+    """Map a group's index to its row: a pure function, so that a resumed run picks the same rows."""
 
     def __getitem__(self, index: int) -> int: ...
 
@@ -38,9 +38,9 @@ class Group:
     """`group_size` episodes of one prompt. An episode is a list of trajectories: more than one after a fork.
 
     Attributes:
-        baseline: the greedily decoded episode of the prompt, which is not trained; empty: none was asked for.
-        replaced: how often another prompt took the place of one whose episodes taught nothing.
-        given_up: the last of them taught nothing either.
+        baseline: the greedily decoded episode of the prompt, which is not trained; empty if the algorithm has none.
+        replaced: how often dynamic sampling replaced the prompt because its episodes taught nothing.
+        given_up: the last replacement taught nothing either.
     """
 
     index: int
@@ -58,17 +58,17 @@ class Group:
 
 
 class Producer:
-    """Runs the groups of a training run as the policy version allows.
+    """Run the groups of a training run as the policy version allows.
 
     Args:
         tasks: the training rows.
-        rows: row of a group, by the group's index.
-        total_steps: no group beyond it is admitted.
-        first_step: where a resumed run goes on.
-        on_episode: called whenever an episode has ended, with its trajectories.
-        replacements: how often a group whose rewards are all equal is replaced (`algorithms.dynamic_sampling`).
-        greedy_baseline: each group gets one more episode, at temperature 0 (ReMax).
-        step_rewards: a group with equal rewards teaches something if its step rewards differ.
+        rows: the row of a group, by the group's index.
+        total_steps: groups of later steps are never admitted.
+        first_step: completed steps of a resumed run.
+        on_episode: called with the trajectories of each episode as it ends.
+        replacements: how often to replace a group whose rewards are all equal (`algorithms.dynamic_sampling`).
+        greedy_baseline: add one episode at temperature 0 to each group (ReMax).
+        step_rewards: compare step rewards too when deciding whether a group's rewards are all equal.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Producer:
         self._on_episode = on_episode
         self._running: dict[int, asyncio.Task[Group]] = {}
         self._restored: dict[int, Group] = {}
-        self._taken: dict[int, Group] = {}  # of the step that is being trained
+        self._taken: dict[int, Group] = {}  # groups of the step in training: a checkpoint still needs them
 
     def admit(self, version: int) -> None:
-        """Start every group that may start now that the server serves `version`: all steps before it are trained."""
-        done = version * self._config.batch_size
+        """Start every group allowed to start once the server serves `version`."""
+        done = version * self._config.batch_size  # steps before `version` are trained
         self._taken = {index: group for index, group in self._taken.items() if index >= done}
         limit = min(self._total_groups, (version + self._config.max_staleness + 1) * self._config.batch_size)
         while self._next < limit:
@@ -113,31 +113,30 @@ class Producer:
             self._next += 1
 
     async def take(self, index: int) -> Group:
-        """Wait for group `index` and hand it over; each group can be taken once."""
+        """Wait for group `index` and return it. Each group can be taken once."""
         group = await self._running[index]
         del self._running[index]
         self._taken[index] = group
         return group
 
     def state(self) -> list[Group]:
-        """The groups that are finished and not trained on, by index: what a checkpoint keeps beside the tensors.
+        """Return the groups that are finished but not trained yet, by index; a checkpoint stores them.
 
-        Groups that still run are not in it. They have no state that could be written down (tools, open connections),
-        and a resumed run starts them again.
+        Running groups are not included: tools and open connections cannot be saved, so a resumed run starts them again.
         """
         ready = [task for task in self._running.values() if task.done() and not task.cancelled()]
         finished = [*self._taken.values(), *(task.result() for task in ready if task.exception() is None)]
         return sorted(finished, key=lambda group: group.index)
 
     def restore(self, groups: Sequence[Group]) -> None:
-        """Take over the groups of a checkpoint's `state`; called before the first `admit`.
+        """Reuse the groups of a checkpoint's `state`. Call it before the first `admit`.
 
         Raises:
-            RunDirError: a group is of another size, too stale, or without the greedy episode that is asked for now.
+            RunDirError: a group has another size, is too stale, or lacks the greedy episode that the algorithm needs.
         """
         for group in groups:
             self._check(group)
-            # As if it had been sampled just now, in the time that it took.
+            # Keep the duration, and pretend that it ended just now: the clock restarts with the process.
             now = time.perf_counter()
             group.started_s, group.finished_s = now - (group.finished_s - group.started_s), now
             self._restored[group.index] = group
@@ -146,6 +145,7 @@ class Producer:
         step = group.index // self._config.batch_size
         versions = [v for trajectory in group.trajectories if (v := trajectory.min_version) is not None]
         staleness = step - min(versions, default=step)
+
         fault = None
         if len(group.episodes) != self._config.group_size:
             fault, key = f"has {len(group.episodes)} episodes", "rollout.group_size"
@@ -155,12 +155,12 @@ class Producer:
             fault, key = "has no greedy episode", "trainer.algorithm.advantage"
         if fault is not None:
             raise RunDirError(
-                f"group {group.index}, which the checkpoint holds finished, {fault}",
-                f"set {key} as before, or delete the checkpoint's groups.jsonl to sample its groups again",
+                f"group {group.index} of the checkpoint {fault}",
+                f"restore the earlier {key}, or delete the checkpoint's groups.jsonl to sample its groups again",
             )
 
     async def close(self) -> None:
-        """Cancel what still runs; tools are closed by their episodes."""
+        """Cancel running groups; their episodes close their tools."""
         tasks = list(self._running.values())
         self._running.clear()
         for task in tasks:
@@ -168,9 +168,10 @@ class Producer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _group(self, index: int) -> Group:
-        """Group `index`; where its prompt teaches nothing, that of a replacement, in the same slot."""
+        """Run group `index`; if its prompt teaches nothing, run a replacement prompt in its place."""
         if (restored := self._restored.pop(index, None)) is not None:
             return restored
+
         begin = time.perf_counter()
         for attempt in range(self._replacements + 1):
             group = await self._attempt(index, attempt)
@@ -183,9 +184,10 @@ class Producer:
     async def _attempt(self, index: int, attempt: int) -> Group:
         task = self._tasks[self._rows[replacement(index, attempt)]]
         group = Group(index, task, [])
-        name = f"g{index}.{attempt}" if attempt else f"g{index}"  # seeds follow from it: each attempt samples anew
-        # Slots are taken in the order of the groups (the semaphore is first come, first served), so that the groups
-        # which the trainer wants first also finish first.
+        name = f"g{index}.{attempt}" if attempt else f"g{index}"  # seeds derive from the name
+
+        # Tasks are created in group order and the semaphore is fair, so the groups that the trainer takes first also
+        # start first.
         sampling = [self._config.sampling] * self._config.group_size
         if self._greedy_baseline:
             sampling.append(self._config.sampling.model_copy(update={"temperature": 0.0}))
@@ -201,13 +203,14 @@ class Producer:
         finally:
             for episode in episodes:
                 episode.cancel()
+
         group.episodes = finished[: self._config.group_size]
         group.baseline = finished[-1] if self._greedy_baseline else []
         group.finished_s = time.perf_counter()
         return group
 
     def _scores(self, group: Group) -> list[Hashable]:
-        """What each scored episode of a group was worth, as the estimator sees it."""
+        """Return the score of each scored episode, as far as the estimator distinguishes them."""
         return [
             (episode[-1].reward, tuple(s.value for t in episode for s in t.step_rewards) if self._step_rewards else ())
             for episode in group.episodes

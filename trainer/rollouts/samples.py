@@ -1,4 +1,4 @@
-"""From a finished group to samples: who is trained, and with what advantage. No torch."""
+"""Turn a finished group into training samples: which episodes are trained, and with which advantage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.rollouts.producer import Group
 from trainer.types import TrainSample
 
 KEYS_OF_GROUP = 40
-"""Bits of a `group_key` that hold the group's index; those above tell the prompts of one group apart."""
+"""Low bits of a `group_key` that hold the group's index; the bits above distinguish the prompts of one group."""
 
 ResponseLimit = Callable[[str], int]
 """`max_response_tokens` by agent name."""
@@ -28,16 +28,16 @@ ResponseLimit = Callable[[str], int]
 
 @dataclass(slots=True)
 class TrainEpisode:
-    """A trainable episode: its trajectories, one sample for each, and what is said of their tokens later.
+    """A trainable episode: its trajectories, one sample for each, and quantities computed for their tokens.
 
     Attributes:
-        kept: its trajectories, the main one last.
+        kept: the trajectories, the main one last.
         samples: parallel to `kept`; advantages are 0 until `set_advantages`.
-        reward: shaped, and less the KL penalty, once those are known.
-        added: what shaping has added to the reward.
-        penalties: for each sample (L) what is taken from each token's reward; None: nothing.
-        values: for each sample (L) the critic's values; None: no critic.
-        returns: for each sample (L) the critic's targets, set with the advantages.
+        reward: the shaped reward; `set_advantages` subtracts the KL penalties.
+        added: what shaping added to the reward.
+        penalties: for each sample (L), subtracted from each token's reward; None: no penalty.
+        values: for each sample (L), the critic's values; None: no critic.
+        returns: for each sample (L), the critic's targets, set together with the advantages.
     """
 
     kept: list[Trajectory]
@@ -51,7 +51,7 @@ class TrainEpisode:
 
 @dataclass(slots=True)
 class TrainGroup:
-    """The trainable episodes of a group. `baseline`: the reward of its greedy episode, shaped, if there is one."""
+    """The trainable episodes of a group. `baseline`: the shaped reward of its greedy episode, if it has one."""
 
     group: Group
     episodes: list[TrainEpisode]
@@ -63,14 +63,19 @@ class TrainGroup:
 
 
 def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseLimit = lambda _: 0) -> TrainGroup:
-    """The trainable trajectories of a group, without advantages yet.
+    """Make samples of a group's trainable trajectories, without advantages yet.
 
-    Failed and rejected episodes are left out before a baseline is taken: a failure of the machinery says nothing about
-    the policy. The trajectories of a forked episode share its reward; each has the weight 1 / (how many they are), in
-    loss and normalizer, so that the episode counts as one trajectory does.
+    Failed and rejected episodes are left out before a baseline is taken: an infrastructure failure says nothing about
+    the policy. The trajectories of a forked episode share its reward. Each gets the weight 1 / (number of them), in
+    loss and normalizer, so that the episode counts as much as one with a single trajectory.
+
+    Args:
+        shaping: reward shaping; None: rewards stay as they are.
+        limit: response limit of an agent, read by overlong shaping.
     """
     prompts: dict[tuple[bytes, ...], int] = {}
     files: dict[int, np.ndarray] = {}
+
     episodes = []
     for kept in filter(None, map(_usable, group.episodes)):
         samples = []
@@ -79,7 +84,9 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
             loss_mask = np.asarray(trajectory.loss_mask, dtype=bool)
             logprobs = np.asarray(trajectory.logprobs, dtype=np.float64)  # None is NaN
             images = tuple(_file(image, files) for image in trajectory.images)
-            # A fork's prompt is not that of the group, and a loop may change its own: equal keys need equal prompts.
+
+            # A fork's prompt differs from the group's, and a loop may change its own. Samples with equal keys share
+            # one computed prompt, so the key comes from the prompt itself.
             key = (token_ids[: trajectory.prompt_length].tobytes(), *(image.tobytes() for image in images))
             prompt = prompts.setdefault(key, len(prompts))
             samples.append(
@@ -94,8 +101,10 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
                     images=images,
                 )
             )
+
         added = _shaped(kept, shaping, limit) if shaping is not None else 0.0
         episodes.append(TrainEpisode(kept, samples, _reward(kept) + added, added))
+
     baseline = None
     if group.baseline and (kept := _usable(group.baseline)):
         baseline = _reward(kept) + (_shaped(kept, shaping, limit) if shaping is not None else 0.0)
@@ -103,7 +112,7 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
 
 
 def _file(image: Any, files: dict[int, np.ndarray]) -> np.ndarray:
-    """The bytes of an image as the rollout server got them; one array for each image object of a group."""
+    """Return an image's bytes as the rollout server got them; one array for each image object of a group."""
     if id(image) not in files:
         files[id(image)] = np.frombuffer(base64.b64decode(image_data(image)), dtype=np.uint8)
     return files[id(image)]
@@ -120,12 +129,13 @@ def _reward(kept: Sequence[Trajectory]) -> float:
 
 
 def _shaped(kept: Sequence[Trajectory], shaping: ShapingConfig, limit: ResponseLimit) -> float:
-    """What shaping adds to the reward of an episode; the length that counts is that of its main trajectory."""
+    """Return what shaping adds to an episode's reward; its length is that of its main trajectory."""
     main, reward = kept[-1], _reward(kept)
     added = 0.0
     if shaping.wrong_reward is not None and reward <= 0:
         turns = sum(len(trajectory.turns) for trajectory in kept)
         added = wrong_answer(turns, shaping.wrong_reward, shaping.turn_bonus, shaping.turn_bonus_cap) - reward
+
     if shaping.overlong_buffer is not None:
         added += overlong_penalty(
             main.response_length, limit(main.agent_name), shaping.overlong_buffer, shaping.overlong_penalty
@@ -133,64 +143,54 @@ def _shaped(kept: Sequence[Trajectory], shaping: ShapingConfig, limit: ResponseL
     return added
 
 
-def train_samples(group: Group, estimator: str) -> list[TrainSample]:
-    """The samples of a group under an estimator that needs no more than the group."""
-    batch = collect(group)
-    set_advantages(batch, AlgorithmConfig.model_validate({"advantage": estimator}))
-    return batch.samples
-
-
 def set_advantages(batch: TrainGroup, algorithm: AlgorithmConfig) -> None:
-    """Write the advantages of a group into its samples (and, with a critic, `returns`); whitening comes later.
+    """Write a group's advantages into its samples and, with a critic, `returns`. Whitening happens later.
 
-    A group whose greedy episode failed has no baseline and so no advantages: its episodes are left out.
+    A group whose greedy episode failed has no baseline and therefore no advantages: its episodes are removed.
     """
     for episode in batch.episodes:
         if episode.penalties is not None:
             episode.reward -= math.fsum(float(column.sum()) for column in episode.penalties)
-    kind = algorithm.advantage
+
     if not batch.episodes:
         return
-    if kind == "grpo_process":
+    if algorithm.needs.step_rewards:
         _set_process_advantages(batch.episodes)
-    elif kind in ("reinforce_pp", "gae"):
+    elif algorithm.needs.token_rewards:
         for episode in batch.episodes:
             _set_token_advantages(episode, algorithm)
+    elif algorithm.needs.greedy_episode and batch.baseline is None:
+        batch.episodes = []
     else:
-        rewards = np.array([episode.reward for episode in batch.episodes], dtype=np.float64)
-        if kind != "remax":
-            outcomes = advantages(rewards, kind)
-        elif batch.baseline is None:
-            batch.episodes = []
-            return
-        else:
-            outcomes = remax(rewards, batch.baseline)
-        for episode, outcome in zip(batch.episodes, outcomes, strict=True):
-            for sample in episode.samples:
-                sample.advantages[sample.loss_mask] = outcome
+        _set_outcome_advantages(batch, algorithm)
+
+
+def _set_outcome_advantages(batch: TrainGroup, algorithm: AlgorithmConfig) -> None:
+    """Give all sampled tokens of an episode one advantage, from its reward and a baseline."""
+    rewards = np.array([episode.reward for episode in batch.episodes], dtype=np.float64)
+    if algorithm.needs.greedy_episode:
+        assert batch.baseline is not None
+        outcomes = remax(rewards, batch.baseline)
+    else:
+        outcomes = advantages(rewards, algorithm.advantage)
+
+    for episode, outcome in zip(batch.episodes, outcomes, strict=True):
+        for sample in episode.samples:
+            sample.advantages[sample.loss_mask] = outcome
 
 
 def _set_process_advantages(episodes: Sequence[TrainEpisode]) -> None:
-    """`advantage.grpo_process` of a group.
+    """Apply `advantage.grpo_process` to a group.
 
-    Steps are ordered as their turns were generated, over all trajectories of a forked episode, so that a token has the
-    rewards of its own turn and of all that came after it. The reward function's number is the reward of a last step,
-    which ends with the episode. In an episode without step rewards the reward, whatever it came from, is its only step:
-    in a group without any, this is `grpo`. Without a reward function, turns after the last rewarded one have 0.
+    Steps are ordered as their turns were generated, over all trajectories of a forked episode, so that a token gets
+    the rewards of its own turn and of everything that came after it. The reward function's number is the reward of a
+    last step, which ends with the episode. In an episode without step rewards the reward is its only step, whatever it
+    came from; in a group without any step rewards this equals `grpo`. Without a reward function, turns after the last
+    rewarded one get 0.
     """
-    steps_of_episodes = []
-    for episode in episodes:
-        steps: list[tuple[tuple[float, int], float]] = []
-        for trajectory in episode.kept:
-            orders = {(turn.start, turn.end): turn.order for turn in trajectory.turns}
-            steps += [((orders[r.start, r.end], r.end), r.value) for r in trajectory.step_rewards]
-        steps.sort(key=lambda step: step[0])
-        last = episode.kept[-1]
-        if last.outcome is not None or not steps:
-            steps.append(((math.inf, 0), _reward(episode.kept) if last.outcome is None else last.outcome))
-        steps[-1] = (steps[-1][0], steps[-1][1] + episode.added)
-        steps_of_episodes.append(steps)
+    steps_of_episodes = [_steps(episode) for episode in episodes]
     values = grpo_process([[value for _, value in steps] for steps in steps_of_episodes])
+
     for episode, steps, of_steps in zip(episodes, steps_of_episodes, values, strict=True):
         keys = [key for key, _ in steps]
         ahead = [*of_steps.tolist(), 0.0]
@@ -199,37 +199,65 @@ def _set_process_advantages(episodes: Sequence[TrainEpisode]) -> None:
                 sample.advantages[turn.start : turn.end] = ahead[bisect_left(keys, (turn.order, turn.end))]
 
 
-def _set_token_advantages(episode: TrainEpisode, algorithm: AlgorithmConfig) -> None:
-    """Returns or generalized advantages over the episode's sampled tokens, in the order in which they were sampled.
+def _steps(episode: TrainEpisode) -> list[tuple[tuple[float, int], float]]:
+    """Return an episode's steps as ((generation order, end), reward), in order."""
+    steps: list[tuple[tuple[float, int], float]] = []
+    for trajectory in episode.kept:
+        orders = {(turn.start, turn.end): turn.order for turn in trajectory.turns}
+        steps += [((orders[r.start, r.end], r.end), r.value) for r in trajectory.step_rewards]
+    steps.sort(key=lambda step: step[0])
 
-    A step reward stands at the last token of its turn, the reward function's number at the last token of the episode;
-    without either, the reward does. Trajectories of a forked episode are one sequence of decisions: what a sub-agent
-    sampled is followed by what was generated after it, wherever that stands.
+    last = episode.kept[-1]
+    if last.outcome is not None or not steps:
+        steps.append(((math.inf, 0), _reward(episode.kept) if last.outcome is None else last.outcome))
+    steps[-1] = (steps[-1][0], steps[-1][1] + episode.added)
+    return steps
+
+
+def _set_token_advantages(episode: TrainEpisode, algorithm: AlgorithmConfig) -> None:
+    """Set returns, or generalized advantages, over the episode's sampled tokens in the order they were sampled.
+
+    The trajectories of a forked episode are one sequence of decisions: what a sub-agent sampled is followed by what
+    was generated after it, in whichever trajectory that is.
     """
     stream = _SampledStream(episode)
+    rewards = _token_rewards(episode, stream)
+    columns = [sample.advantages for sample in episode.samples]
+    if not algorithm.needs.critic:
+        stream.write(discounted_returns(rewards, algorithm.gamma), columns)
+        return
+
+    assert episode.values is not None, "values are computed before the advantages"
+    values = stream.read(episode.values)
+    found = gae(rewards, values, algorithm.gamma, algorithm.lam)
+    stream.write(found, columns)
+    episode.returns = [np.zeros(len(sample), dtype=np.float32) for sample in episode.samples]
+    stream.write(found + values, episode.returns)
+
+
+def _token_rewards(episode: TrainEpisode, stream: _SampledStream) -> np.ndarray:
+    """Return the reward of each token of the stream, float64.
+
+    A step reward belongs to the last token of its turn, the reward function's number to the last token of the episode;
+    without either, the last token gets the episode's reward.
+    """
     rewards = np.zeros(len(stream), dtype=np.float64)
     steps = [(k, reward) for k, trajectory in enumerate(episode.kept) for reward in trajectory.step_rewards]
     for k, reward in steps:
         rewards[stream.place(k, reward.end - 1)] += reward.value
+
     last = episode.kept[-1]
     if last.outcome is not None or not steps:
         rewards[-1] += _reward(episode.kept) if last.outcome is None else last.outcome
     rewards[-1] += episode.added
+
     if episode.penalties is not None:
         rewards -= stream.read(episode.penalties)
-    if algorithm.advantage == "reinforce_pp":
-        stream.write(discounted_returns(rewards, algorithm.gamma), [s.advantages for s in episode.samples])
-        return
-    assert episode.values is not None, "the critic comes first"
-    values = stream.read(episode.values)
-    found = gae(rewards, values, algorithm.gamma, algorithm.lam)
-    stream.write(found, [s.advantages for s in episode.samples])
-    episode.returns = [np.zeros(len(s), dtype=np.float32) for s in episode.samples]
-    stream.write(found + values, episode.returns)
+    return rewards
 
 
 class _SampledStream:
-    """The sampled tokens of an episode's samples as one sequence, by the order of their generations."""
+    """The sampled tokens of an episode's samples as one sequence, in the order of their generations."""
 
     def __init__(self, episode: TrainEpisode) -> None:
         numbers, positions, orders = [], [], []
@@ -237,10 +265,12 @@ class _SampledStream:
             order = np.zeros(len(sample), dtype=np.int64)
             for turn in trajectory.turns:
                 order[turn.start : turn.end] = turn.order
+
             sampled = np.flatnonzero(sample.loss_mask)
             numbers.append(np.full(len(sampled), k))
             positions.append(sampled)
             orders.append(order[sampled])
+
         number, position = np.concatenate(numbers), np.concatenate(positions)
         ranking = np.lexsort((position, number, np.concatenate(orders)))
         self._number, self._position = number[ranking], position[ranking]
@@ -249,12 +279,12 @@ class _SampledStream:
         return len(self._number)
 
     def place(self, number: int, position: int) -> int:
-        """Where in the stream the last sampled token of a sample at or before `position` is."""
+        """Return the index in the stream of sample `number`'s last sampled token at or before `position`."""
         candidates = np.flatnonzero((self._number == number) & (self._position <= position))
         return int(candidates[-1])
 
     def read(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """The numbers of the sampled tokens, float64."""
+        """Gather one number for each token of the stream from per-sample columns, float64."""
         result = np.zeros(len(self), dtype=np.float64)
         for k, column in enumerate(columns):
             rows = self._number == k
@@ -262,7 +292,7 @@ class _SampledStream:
         return result
 
     def write(self, numbers: np.ndarray, columns: Sequence[np.ndarray]) -> None:
-        """Put numbers of the sampled tokens back where they are."""
+        """Scatter one number for each token of the stream into per-sample columns."""
         for k, column in enumerate(columns):
             rows = self._number == k
             column[self._position[rows]] = numbers[rows]

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are made, what is in them beside the tensors, and which of them stay."""
+"""When a run saves checkpoints, what they hold beside the tensors, and which of them stay."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainer.workers.group import WorkerGroup
 
 
 class Checkpoints:
-    """The checkpoints of one run. At most one is being written.
+    """The checkpoints of one run. At most one is being written at a time.
 
     Args:
-        warn: told when one could not be written. The run goes on, and the older ones stay.
+        warn: called when a checkpoint could not be written. The run continues and older checkpoints stay.
     """
 
     def __init__(
@@ -30,24 +30,31 @@ class Checkpoints:
         self._writing: int | None = None
         self._numbers = itertools.count()
 
+    def due(self, step: int, total_steps: int) -> bool:
+        """Return whether to save after this step; the last one is always saved."""
+        every = self._config.every
+        return step == total_steps or (every is not None and step % every == 0)
+
     async def save(self, state: dict[str, Any], groups: Sequence[Group], *, wait: bool = False) -> None:
-        """Save this moment; without `wait` it is written while the next step goes on.
+        """Save the present state. Without `wait` it is written while the next step runs.
 
         Args:
-            state: `step`, `version` and what else the run has to know of it.
-            groups: finished, and not trained on yet.
-            wait: until it is written, for nothing comes after it.
+            state: `step`, `version` and whatever else the run has to restore.
+            groups: finished groups that are not trained yet.
+            wait: return when it is written: nothing follows that could wait for it.
 
         Raises:
-            WorkerError: with `wait`, when it could not be written.
+            WorkerError: with `wait`, it could not be written.
         """
         await self.settle()
         step = int(state["step"])
+
         files = {}
         if lines := encode_groups(groups):
-            # A name of its own: Ctrl-C may have cut off the waiting for a save, not the save.
+            # A unique name: Ctrl-C may have cancelled the wait for an earlier save but not the save itself.
             files[GROUPS_FILE] = self._dir.checkpoints / f".step_{step}.groups.{next(self._numbers)}"
             files[GROUPS_FILE].write_bytes(lines)
+
         folder = self._dir.checkpoint_of(step)
         if wait:
             await self._workers.save(folder, state, files=files)
@@ -59,12 +66,12 @@ class Checkpoints:
             await self.settle()
 
     async def look(self) -> None:
-        """Note whether the one that is being written is done."""
+        """Check whether the checkpoint being written is complete, without waiting."""
         if self._writing is not None:
             self._note(*await self._workers.saved(wait=False))
 
     async def settle(self) -> None:
-        """Wait for the one that is being written."""
+        """Wait for the checkpoint being written."""
         if self._writing is not None:
             self._note(*await self._workers.saved(wait=True))
 
@@ -73,6 +80,8 @@ class Checkpoints:
             return
         step, self._writing = self._writing, None
         if error:
-            self._warn(f"the checkpoint of step {step} could not be written: {error}; older ones stay, the run goes on")
+            self._warn(
+                f"the checkpoint of step {step} could not be written: {error}; the run continues, older ones stay"
+            )
         else:
             self._dir.prune_checkpoints(self._config)

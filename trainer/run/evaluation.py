@@ -1,8 +1,8 @@
-"""Evaluation on `data.val`: the same agent loops, their own sampling, between training steps or beside them.
+"""Evaluation on `data.val` with the same agent loops, between training steps or in the background.
 
-An evaluation between steps measures one version. One in the background goes on while the trainer publishes: its
-episodes, and within an episode its turns, may come from several versions. Its number is that of none of them; which
-ones it spans is written beside it, and it stands at the step where it began.
+An evaluation between steps measures one version. A background evaluation continues while the trainer publishes, so its
+episodes, and even the turns of one episode, can come from several versions. Its result belongs to no single version;
+the range it spans is written beside it, under the step at which it began.
 """
 
 from __future__ import annotations
@@ -21,14 +21,26 @@ from trainer.run.episode_metrics import failure_causes
 from trainer.run.eval_metrics import Outcome, eval_metrics
 from trainer.run.rundir import RunDir
 
-SAID_EVERY_S = 30.0
-"""Seconds between two words on a background evaluation; the bar is the training's."""
+PROGRESS_EVERY_S = 30.0
+"""Interval of progress lines in a background evaluation, in seconds; the progress bar shows the training."""
 
 BACKGROUND_SHARE = 4
-"""A background evaluation has one in so many of the episodes in flight, unless the recipe says how many."""
+"""A background evaluation runs this fraction of the training's episodes in flight, unless the recipe sets a number."""
 
 OnEpisode = Callable[[int, int, list[Trajectory]], None]
-"""Told of each finished episode: row, sample, trajectories."""
+"""Called with each finished episode: row, sample, trajectories."""
+
+
+def max_in_flight(recipe: Recipe) -> int:
+    """Return how many episodes training and evaluation can have in flight together."""
+    training, evaluating = recipe.rollout.max_concurrent, _eval_in_flight(recipe, background=recipe.eval.background)
+    return training + evaluating if recipe.eval.background else max(training, evaluating)
+
+
+def _eval_in_flight(recipe: Recipe, *, background: bool) -> int:
+    training = recipe.rollout.max_concurrent
+    default = max(1, training // BACKGROUND_SHARE) if background else training
+    return recipe.eval.max_concurrent or default
 
 
 async def run_episodes(
@@ -41,7 +53,7 @@ async def run_episodes(
     max_concurrent: int,
     on_episode: OnEpisode,
 ) -> None:
-    """Run `n` episodes of every task; at most `max_concurrent` exist at one time, and none is kept."""
+    """Run `n` episodes of every task, at most `max_concurrent` at a time, and keep none of them."""
 
     def episodes() -> Iterator[tuple[int, Task, int]]:
         for row, task in enumerate(tasks):
@@ -68,19 +80,19 @@ class Evaluation:
     """The evaluations of a run.
 
     Args:
-        runner: gives what runs episodes; asked when an evaluation begins.
+        runner: runs the episodes.
         tasks: the validation rows.
-        total_steps: of the run; the last step is evaluated whenever any is.
-        record: called with the line of an evaluation that is not part of a step's own.
+        total_steps: steps of the run; the last one is evaluated if any is.
+        record: called with the metrics of an evaluation that are not part of a step's line.
 
     Attributes:
-        rewards: mean reward of every evaluation that has ended, in the order in which they began.
+        rewards: mean reward of every finished evaluation, in the order they began.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        runner: Callable[[], RunsEpisodes],
+        runner: RunsEpisodes,
         tasks: Sequence[Task],
         run_dir: RunDir,
         console: Console,
@@ -99,29 +111,17 @@ class Evaluation:
         self._running: asyncio.Task[dict[str, Any]] | None = None
         self.rewards: list[float] = []
 
-    @property
-    def connections(self) -> int:
-        """Requests that training and evaluation have in flight at most."""
-        training = self._recipe.rollout.max_concurrent
-        if self._config.background:
-            return training + self._at_once(background=True)
-        return max(training, self._at_once(background=False))
-
-    def _at_once(self, background: bool) -> int:
-        training = self._recipe.rollout.max_concurrent
-        return self._config.max_concurrent or (max(1, training // BACKGROUND_SHARE) if background else training)
-
     def due(self, step: int) -> bool:
-        """Whether the version that this step makes is to be evaluated."""
+        """Return whether to evaluate the version that this step makes."""
         every = self._config.every
         return bool(self._tasks) and every is not None and (step % every == 0 or step == self._total_steps)
 
     def due_first(self, step: int) -> bool:
-        """Whether to evaluate before training begins, or goes on from this step."""
+        """Return whether to evaluate before training starts at, or continues from, this step."""
         return bool(self._tasks) and (self._config.only or (step == 0 and self._config.before_train))
 
     async def before(self, step: int, version: int) -> None:
-        """Do what is due before training begins, or goes on from `step`.
+        """Run the evaluation that is due before training starts at, or continues from, `step`.
 
         Raises:
             RunError: as `at`.
@@ -132,16 +132,16 @@ class Evaluation:
                 self._record(metrics)
                 self._console.eval(metrics)
         elif step and self._config.background and self.due(step):
-            # A killed run may have begun it, and its checkpoint came before its end.
+            # The killed run may have begun it and written its checkpoint before the end.
             done = {row["step"] for row in self._dir.read_metrics() if "eval/reward_mean" in row}
             if step not in done:
                 await self.at(step, version)
 
     async def at(self, step: int, version: int) -> dict[str, Any]:
-        """Evaluate the version of a step that is due.
+        """Evaluate the version of a step.
 
         Returns:
-            The numbers; empty when they come later, from an evaluation that has now begun in the background.
+            the metrics; empty if the evaluation now runs in the background and reports later.
 
         Raises:
             RunError: too many episodes failed.
@@ -154,10 +154,10 @@ class Evaluation:
         return {}
 
     async def settle(self, *, wait: bool) -> None:
-        """Write the line of a background evaluation that has ended.
+        """Record a background evaluation that has ended.
 
         Args:
-            wait: for one that still runs.
+            wait: wait for one that is still running.
 
         Raises:
             RunError: as `at`.
@@ -171,20 +171,20 @@ class Evaluation:
         self._console.eval(metrics)
 
     async def close(self) -> None:
-        """Give up a background evaluation that still runs."""
+        """Cancel a background evaluation that is still running."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
             self._running = None
 
     async def measure(self, step: int, version: int, *, background: bool = False) -> dict[str, Any]:
-        """Run an evaluation to its end; its numbers, under `step`, with the version that it began with.
+        """Run an evaluation to its end and return its metrics, under `step` and the version it began with.
 
         Raises:
             RunError: as `at`.
         """
         config = self._config
-        begin = said = time.perf_counter()
+        begin = reported = time.perf_counter()
         total = len(self._tasks) * config.n
         outcomes: list[Outcome] = []
         logged: dict[int, list[Trajectory]] = {}
@@ -192,44 +192,45 @@ class Evaluation:
         oldest = newest = version
 
         def on_episode(row: int, sample: int, episode: list[Trajectory]) -> None:
-            nonlocal oldest, newest, said
+            nonlocal oldest, newest, reported
             outcomes.append(Outcome.of(row, episode))
             number = row * config.n + sample
             if number < config.log_generations:
                 logged[number] = episode
             if episode[-1].status is not EpisodeStatus.OK and len(unhealthy) < 100:
                 unhealthy.append(episode[-1])
-            for trajectory in episode:
-                versions = set(trajectory.versions) - {None}
-                oldest = min(oldest, *versions) if versions else oldest  # type: ignore[type-var]
-                newest = max(newest, *versions) if versions else newest  # type: ignore[type-var]
+            versions = {v for trajectory in episode for v in trajectory.versions if v is not None}
+            oldest, newest = min({oldest, *versions}), max({newest, *versions})
             if not background:
                 self._console.progress(len(outcomes), total, "evaluation")
-            elif time.perf_counter() - said >= SAID_EVERY_S:
-                said = time.perf_counter()
+            elif time.perf_counter() - reported >= PROGRESS_EVERY_S:
+                reported = time.perf_counter()
                 self._console.notice(f"evaluation of step {step}: {len(outcomes):,}/{total:,} episodes")
 
         await run_episodes(
-            self._runner(),
+            self._runner,
             self._tasks,
             n=config.n,
             sampling=config.sampling,
             seed=self._recipe.seed_for("rollout"),
-            max_concurrent=self._at_once(background),
+            max_concurrent=_eval_in_flight(self._recipe, background=background),
             on_episode=on_episode,
         )
+
         took = time.perf_counter() - begin
         numbers = await asyncio.to_thread(eval_metrics, outcomes, config.n, config.pass_reward)
         metrics = {"step": step, "version": version, **numbers}
         metrics |= {"eval/version_min": oldest, "eval/version_max": newest}
-        # Not `time_s` in the background: that is time which the run spends on evaluation alone.
+        # `time_s` counts only time in which the run does nothing but evaluate.
         metrics["eval/background_s" if background else "eval/time_s"] = took
+
         if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):
             causes = "\n  - ".join(failure_causes(unhealthy))
             raise RunError(
                 f"{metrics['eval/failed']} of {total} episodes of an evaluation failed. First causes:\n  - {causes}",
-                "mend the cause; run.max_failed_fraction sets the bound",
+                "fix the cause; run.max_failed_fraction sets the limit",
             )
+
         if logged:
             kept = [trajectory for number in sorted(logged) for trajectory in logged[number]]
             await asyncio.to_thread(self._dir.write_trace, step, "eval", kept[: config.log_generations])

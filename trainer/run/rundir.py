@@ -1,4 +1,4 @@
-"""The run directory: its layout, who may use it, and writing so that a reader never sees half a file."""
+"""The run directory: its layout, who may use it, and writes that a reader never sees half done."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from agentloop.files import write_atomic
 from agentloop.types import Trajectory
 
 FIXED = ("model.path",)
-"""Keys that no run may change on its way: its optimizer's state and its reference belong to one model."""
+"""Keys that a resumed run cannot change: optimizer state and reference belong to one model."""
 
 FIXED_WITH_GROUPS = ("rollout.batch_size", "rollout.group_size")
-"""Keys that may not change while a checkpoint holds finished groups: their indices say which step they belong to."""
+"""Keys that cannot change while a checkpoint holds finished groups: a group's index determines its step."""
 
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """What a checkpoint says beside the tensors."""
+    """The state that a checkpoint records beside the tensors."""
 
     step: int
     version: int
@@ -34,12 +34,12 @@ class CheckpointState:
 
     @property
     def groups_file(self) -> Path:
-        """Groups that were finished when it was made and not trained on yet (`trainer.rollouts.group_file`)."""
+        """The file of groups that were finished but not trained yet (`trainer.rollouts.group_file`)."""
         return self.path / "groups.jsonl"
 
 
 class RunDir:
-    """Paths of a run and the few operations on them.
+    """The paths of a run and operations on them.
 
     outputs/<run>/config/resolved.json  env.json  metrics.jsonl  logs/*.log  traces/step_N/{train,eval}.jsonl
                   checkpoints/step_N/   weights/v_N/   report.html
@@ -57,18 +57,18 @@ class RunDir:
 
     @property
     def holds_run(self) -> bool:
-        """Whether there is something to lose: a start that failed before its first number may be repeated."""
+        """Whether the folder holds results; a start that failed before its first metrics may be repeated."""
         return self.metrics_file.exists() or bool(self.list_checkpoints())
 
     def check_free(self) -> None:
         """Refuse to start a new run over an old one.
 
         Raises:
-            RunDirError: with the two ways out.
+            RunDirError: it holds a run.
         """
         if self.holds_run:
             raise RunDirError(
-                f"{self.root} holds a run already",
+                f"{self.root} already holds a run",
                 "continue it with --resume, or give this run another name: run.name=<name> (or run.dir=<folder>)",
             )
 
@@ -76,21 +76,23 @@ class RunDir:
         """Claim the directory for a run.
 
         Returns:
-            On resume, one line `key: old -> new` for every config value that changed; else an empty list.
+            on resume, one line `key: old -> new` for every config value that changed; else an empty list.
 
         Raises:
-            RunDirError: it holds a run and `resume` is False, or holds none and `resume` is True; or a key was changed
-                that has to stay.
+            RunDirError: it holds a run and `resume` is False; it does not and `resume` is True; or a key changed that
+                a resumed run cannot change.
         """
         if not resume:
             self.check_free()
         elif not self.config_file.exists():
             raise RunDirError(
-                f"--resume: {self.root} holds no run",
-                "check run.name and run.dir, or leave out --resume to start one",
+                f"--resume: {self.root} does not hold a run",
+                "check run.name and run.dir, or start a new run without --resume",
             )
+
         changes = _changes(json.loads(self.config_file.read_text()), config) if resume else {}
         self._check_changes(changes)
+
         for folder in (self.logs, self.traces, self.checkpoints, self.weights):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config_file, orjson.dumps(config, option=orjson.OPT_INDENT_2))
@@ -99,7 +101,7 @@ class RunDir:
         return [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
 
     def _clear_partial_checkpoints(self) -> None:
-        """Remove what a run left that was killed while it saved; what it was about to replace stays."""
+        """Remove the partial checkpoint of a run killed while saving; keep the one that it was replacing."""
         for hidden in self.checkpoints.glob(".step_*"):
             place = self.checkpoints / hidden.name.removeprefix(".").split(".")[0]
             if hidden.suffix == ".stale" and not place.exists():
@@ -112,37 +114,35 @@ class RunDir:
     def _check_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
         checkpoints = self.list_checkpoints()
         if not checkpoints:
-            return  # it starts from the beginning
+            return  # the run starts over, so any key may change
         groups = checkpoints[-1].groups_file
         for key in (*FIXED, *(FIXED_WITH_GROUPS if groups.exists() else ())):
             if key in changes:
                 old, new = changes[key]
                 way_out = "start a new run: run.name=<name>"
                 if key in FIXED_WITH_GROUPS:
-                    way_out = f"delete {groups} to sample again what it holds"
+                    way_out = f"delete {groups} to sample its groups again"
                 raise RunDirError(
-                    f"--resume: {key} was {old} and is {new} now; a run cannot change it on its way",
-                    f"give {key}={old}, or {way_out}",
+                    f"--resume: {key} was {old} and is now {new}; a resumed run cannot change it",
+                    f"set {key}={old}, or {way_out}",
                 )
 
-    def weights_of(self, version: int) -> Path:
-        return self.weights / f"v_{version}"
-
     def checkpoint_of(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
         return self.checkpoints / f"step_{step}"
 
     def list_checkpoints(self) -> list[CheckpointState]:
-        """Whole checkpoints, oldest first. A folder without `state.json` was never finished and does not count."""
+        """Return complete checkpoints, oldest first. A folder without `state.json` is incomplete and skipped."""
         found = []
         for state_file in self.checkpoints.glob("step_*/state.json"):
             state = json.loads(state_file.read_text())
             found.append(CheckpointState(state["step"], state["version"], state_file.parent, state.get("kl_coef")))
         return sorted(found, key=lambda state: state.step)
 
-    def prune(self, *, keep_checkpoints: int, current_version: int) -> None:
-        """Delete checkpoints beyond the newest `keep_checkpoints`, and published weights that nobody can ask for."""
-        self.prune_checkpoints(CheckpointConfig(keep=keep_checkpoints))
-        self.prune_weights(current_version)
+    def last_checkpoint(self) -> CheckpointState | None:
+        """Return the newest complete checkpoint; None if there is none."""
+        found = self.list_checkpoints()
+        return found[-1] if found else None
 
     def prune_checkpoints(self, config: CheckpointConfig) -> None:
         """Delete checkpoints that are neither among the newest nor among the best."""
@@ -153,9 +153,9 @@ class RunDir:
                     shutil.rmtree(state.path, ignore_errors=True)
 
     def prune_weights(self, current_version: int) -> None:
-        """Delete published weights that nobody can ask for.
+        """Delete published weights that are no longer needed.
 
-        A restarted server loads the current version, and one older may still be loading: two versions stay.
+        Two versions stay: a restarted server loads the current one, and the one before may still be loading somewhere.
         """
         for folder in self.weights.glob("v_*"):
             suffix = folder.name.removeprefix("v_")
@@ -163,7 +163,7 @@ class RunDir:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def best_checkpoints(self, config: CheckpointConfig) -> list[CheckpointState]:
-        """The best `keep_best` checkpoints by the metrics of their steps, best first; of equals the newest."""
+        """Return the best `keep_best` checkpoints by the metrics of their steps, best first; newer ones win ties."""
         if not config.keep_best:
             return []
         scores = {
@@ -171,18 +171,19 @@ class RunDir:
             for row in self.read_metrics()
             if isinstance(row.get(config.best_metric), (int, float))
         }
+
         sign = 1.0 if config.best_is == "highest" else -1.0
         scored = [state for state in self.list_checkpoints() if state.step in scores]
         scored.sort(key=lambda state: (sign * scores[state.step], state.step), reverse=True)
         return scored[: config.keep_best]
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add one step's line; a single write, so that a kill leaves at most one torn last line."""
+        """Append one line in a single write, so that a kill leaves at most one torn last line."""
         with self.metrics_file.open("ab") as file:
             file.write(orjson.dumps(metrics) + b"\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines."""
+        """Return all complete lines."""
         if not self.metrics_file.exists():
             return []
         rows = []
@@ -194,16 +195,17 @@ class RunDir:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Forget what was written after `step`: the resumed run writes it again."""
+        """Remove what was written after `step`: a resumed run writes it again."""
         kept = [row for row in self.read_metrics() if row["step"] <= step]
         write_atomic(self.metrics_file, b"".join(orjson.dumps(row) + b"\n" for row in kept))
+
         for folder in self.traces.glob("step_*"):
             suffix = folder.name.removeprefix("step_")
             if suffix.isdigit() and int(suffix) > step:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def write_trace(self, step: int, split: str, trajectories: Iterable[Trajectory]) -> None:
-        """Write `traces/step_N/<split>.jsonl`, one trajectory a line."""
+        """Write `traces/step_N/<split>.jsonl`, one trajectory a line, under its name when it is complete."""
         lines = b"".join(
             orjson.dumps(trajectory.to_json(), option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
             for trajectory in trajectories
@@ -216,7 +218,7 @@ class RunDir:
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Old and new value of each key that is not the same in both."""
+    """Return old and new value of each key that differs."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     both = {key: (before.get(key, "(absent)"), after.get(key, "(absent)")) for key in before.keys() | after.keys()}
     return {key: both[key] for key in sorted(both) if both[key][0] != both[key][1]}

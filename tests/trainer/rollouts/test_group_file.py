@@ -54,7 +54,7 @@ def test_groups_with_images_are_left_out_because_they_would_come_back_without(tm
 
 def test_groups_of_other_rows_are_refused(tmp_path: Path) -> None:
     (tmp_path / GROUPS_FILE).write_bytes(encode_groups([group(1)]))
-    with pytest.raises(RunDirError, match="row row 0, which is row row 1 now"):
+    with pytest.raises(RunDirError, match="row row 0, which is now row row 1"):
         read_groups(tmp_path, TASKS, [0, 1, 2, 3])
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from agentloop.types import EpisodeStatus, StepReward, StopReason, Task, Trajectory, Turn
+from tests.trainer.conftest import samples_of
 from trainer.algorithms.aggregation import normalizer
 from trainer.packing.layout import pack
 from trainer.packing.units import plan_units
 from trainer.rollouts.producer import Group
-from trainer.rollouts.samples import train_samples
 from trainer.run.episode_metrics import episode_metrics, failure_causes
 from trainer.types import TrainSample
 
@@ -38,7 +38,7 @@ def group(*episodes: list[Trajectory]) -> Group:
 
 
 def test_advantages_are_on_sampled_tokens_only() -> None:
-    samples = train_samples(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
+    samples = samples_of(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
     for sample, sign in zip(samples, (1, -1), strict=True):
         assert (np.sign(sample.advantages) == [0, 0, sign, 0, sign]).all()
         assert sample.loss_mask.tolist() == [False, False, True, False, True]
@@ -48,15 +48,15 @@ def test_advantages_are_on_sampled_tokens_only() -> None:
 
 @pytest.mark.parametrize("status", [EpisodeStatus.FAILED, EpisodeStatus.REJECTED])
 def test_failures_are_masked_and_do_not_move_the_baseline(status: EpisodeStatus) -> None:
-    plain = train_samples(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
-    with_failure = train_samples(group([trajectory(1.0)], [trajectory(None, status)], [trajectory(0.0)]), "grpo")
+    plain = samples_of(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
+    with_failure = samples_of(group([trajectory(1.0)], [trajectory(None, status)], [trajectory(0.0)]), "grpo")
     assert len(with_failure) == 2
     for a, b in zip(plain, with_failure, strict=True):
         assert (a.advantages == b.advantages).all()
 
 
 def test_a_forked_episode_weighs_as_one() -> None:
-    samples = train_samples(group([trajectory(1.0), trajectory(1.0)], [trajectory(0.0)]), "grpo")
+    samples = samples_of(group([trajectory(1.0), trajectory(1.0)], [trajectory(0.0)]), "grpo")
     assert [sample.weight for sample in samples] == [0.5, 0.5, 1.0]
     assert samples[0].advantages[2] == -samples[2].advantages[2] > 0
 
@@ -72,8 +72,8 @@ def weight_of(samples: list[TrainSample], chosen: range, aggregation: str) -> fl
 def test_an_episode_counts_once_in_the_loss_whatever_the_number_of_its_trajectories(
     aggregation: str, forks: int
 ) -> None:
-    plain = train_samples(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
-    forked = train_samples(group([trajectory(1.0)] * forks, [trajectory(0.0)]), "grpo")
+    plain = samples_of(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
+    forked = samples_of(group([trajectory(1.0)] * forks, [trajectory(0.0)]), "grpo")
     assert len(forked) == forks + 1
     assert weight_of(forked, range(forks), aggregation) == pytest.approx(weight_of(plain, range(1), aggregation))
     assert weight_of(forked, range(forks, forks + 1), aggregation) == pytest.approx(
@@ -85,7 +85,7 @@ def test_an_episode_counts_once_in_the_loss_whatever_the_number_of_its_trajector
 def test_trajectories_of_a_forked_episode_share_its_weight(aggregation: str, share: float) -> None:
     short = trajectory(1.0)
     short.loss_mask, short.turns = [0, 0, 1, 0, 0], short.turns[:1]
-    samples = train_samples(group([short, trajectory(1.0)], [trajectory(0.0)]), "grpo")
+    samples = samples_of(group([short, trajectory(1.0)], [trajectory(0.0)]), "grpo")
     assert weight_of(samples, range(2), aggregation) == pytest.approx(share)
 
 
@@ -94,10 +94,10 @@ def test_samples_share_a_prompt_only_where_it_is_the_same() -> None:
     fork.prompt_length, fork.loss_mask, fork.turns = 3, [0, 0, 0, 0, 1], fork.turns[1:]
     other = trajectory(0.0)
     other.token_ids = [9, *other.token_ids[1:]]
-    samples = train_samples(group([fork, trajectory(1.0)], [trajectory(0.0)], [other]), "grpo")
+    samples = samples_of(group([fork, trajectory(1.0)], [trajectory(0.0)], [other]), "grpo")
     keys = [sample.group_key for sample in samples]
     assert keys[1] == keys[2] and len({*keys}) == 3
-    next_group = train_samples(Group(4, TASK, [[fork, trajectory(1.0)]]), "grpo")
+    next_group = samples_of(Group(4, TASK, [[fork, trajectory(1.0)]]), "grpo")
     assert not {*keys} & {sample.group_key for sample in next_group}
     batch = pack(samples, plan_units(samples, 10_000), "token_mean")
     for index, position, target in zip(batch.sample_index, batch.token_index, batch.targets, strict=True):
@@ -113,23 +113,21 @@ def test_process_supervision_gives_each_turn_what_is_ahead_of_it() -> None:
     b.step_rewards = [StepReward("calculator", 0.0, 2, 3), StepReward("user", 1.0, 4, 5)]
     # R = {1, 1 | 0, 1, 0}: mean 0.6, std sqrt(0.3)
     high, low = 0.4 / (np.sqrt(0.3) + 1e-6), -0.6 / (np.sqrt(0.3) + 1e-6)
-    first, second = train_samples(group([a], [b]), "grpo_process")
+    first, second = samples_of(group([a], [b]), "grpo_process")
     assert first.advantages.tolist() == pytest.approx([0, 0, 2 * high, 0, high], abs=1e-6)
     assert second.advantages.tolist() == pytest.approx([0, 0, 2 * low + high, 0, high + low], abs=1e-6)
 
 
 def test_process_supervision_without_step_rewards_is_grpo() -> None:
     episodes = [[trajectory(1.0)], [trajectory(0.0)], [trajectory(0.25), trajectory(0.25)]]
-    for a, b in zip(
-        train_samples(group(*episodes), "grpo_process"), train_samples(group(*episodes), "grpo"), strict=True
-    ):
+    for a, b in zip(samples_of(group(*episodes), "grpo_process"), samples_of(group(*episodes), "grpo"), strict=True):
         assert a.advantages.tolist() == b.advantages.tolist() and a.weight == b.weight
 
 
 def test_process_supervision_without_a_reward_function_counts_no_step_twice() -> None:
     a, b = trajectory(1.0), trajectory(0.0)  # rewards that are the sums of the steps
     a.step_rewards = [StepReward("calculator", 1.0, 2, 3)]
-    first, second = train_samples(group([a], [b]), "grpo_process")
+    first, second = samples_of(group([a], [b]), "grpo_process")
     one = 0.5 / (np.sqrt(0.5) + 1e-6)
     assert first.advantages.tolist() == pytest.approx([0, 0, one, 0, 0], abs=1e-6), "nothing came after the second turn"
     assert second.advantages.tolist() == pytest.approx([0, 0, -one, 0, -one], abs=1e-6)
@@ -145,14 +143,14 @@ def test_process_supervision_orders_the_turns_of_all_trajectories() -> None:
         t.outcome = 0.0
     # R = {1, 0 | 0}: mean 1/3, std sqrt(1/3)
     step, end = (2 / 3) / (np.sqrt(1 / 3) + 1e-6), (-1 / 3) / (np.sqrt(1 / 3) + 1e-6)
-    of_fork, of_main, of_other = train_samples(group([fork, main], [other]), "grpo_process")
+    of_fork, of_main, of_other = samples_of(group([fork, main], [other]), "grpo_process")
     assert of_fork.advantages.tolist() == pytest.approx([0, 0, step + end, 0, end], abs=1e-6)
     assert of_main.advantages.tolist() == pytest.approx([0, 0, step + end, 0, end], abs=1e-6)
     assert of_other.advantages.tolist() == pytest.approx([0, 0, end, 0, end], abs=1e-6)
 
 
 def test_a_group_in_which_everything_failed_gives_no_samples() -> None:
-    assert train_samples(group([trajectory(None, EpisodeStatus.FAILED)]), "grpo") == []
+    assert samples_of(group([trajectory(None, EpisodeStatus.FAILED)]), "grpo") == []
 
 
 def test_the_numbers_of_a_step() -> None:

@@ -14,7 +14,7 @@ from agentloop.config import Recipe
 from agentloop.errors import RunError
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.console.console import Console
-from trainer.run.evaluation import Evaluation
+from trainer.run.evaluation import Evaluation, max_in_flight
 from trainer.run.rundir import RunDir
 
 TASKS = [Task(str(i), "a", [], data_source="odd" if i % 2 else "even") for i in range(5)]
@@ -65,7 +65,7 @@ class Setting:
         self.dir = RunDir(folder)
         self.lines: list[dict[str, Any]] = []
         self.evaluation = Evaluation(
-            self.recipe, lambda: self.runner, TASKS, self.dir, Console(io.StringIO(), terminal=False), total_steps=7,
+            self.recipe, self.runner, TASKS, self.dir, Console(io.StringIO(), terminal=False), total_steps=7,
             record=self.record,
         )  # fmt: skip
 
@@ -89,10 +89,10 @@ def test_the_steps_that_are_evaluated(tmp_path: Path) -> None:
 
 
 def test_there_are_connections_for_both(tmp_path: Path) -> None:
-    assert Setting(tmp_path).evaluation.connections == 8
-    assert Setting(tmp_path, max_concurrent=20).evaluation.connections == 20
-    assert Setting(tmp_path, background=True).evaluation.connections == 8 + 2
-    assert Setting(tmp_path, background=True, max_concurrent=5).evaluation.connections == 8 + 5
+    assert max_in_flight(Setting(tmp_path).recipe) == 8
+    assert max_in_flight(Setting(tmp_path, max_concurrent=20).recipe) == 20
+    assert max_in_flight(Setting(tmp_path, background=True).recipe) == 8 + 2
+    assert max_in_flight(Setting(tmp_path, background=True, max_concurrent=5).recipe) == 8 + 5
 
 
 async def test_every_row_is_run_n_times_with_the_sampling_of_evaluations(tmp_path: Path) -> None:

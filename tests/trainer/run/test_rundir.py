@@ -37,7 +37,7 @@ def test_a_start_that_failed_before_its_first_number_may_be_repeated(tmp_path: P
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunDirError, match="holds no run"):
+    with pytest.raises(RunDirError, match="does not hold a run"):
         RunDir(tmp_path / "nothing").open({}, {}, resume=True)
 
 
@@ -92,7 +92,7 @@ def test_a_model_is_not_changed_on_the_way(tmp_path: Path) -> None:
     run_dir.open({"model": {"path": "/a"}}, {}, resume=False)
     run_dir.open({"model": {"path": "/b"}}, {}, resume=True)  # nothing is saved yet: it starts from the beginning
     save(run_dir, 1)
-    with pytest.raises(RunDirError, match=r"model.path was /b and is /c now(?s:.*)model.path=/b"):
+    with pytest.raises(RunDirError, match=r"model.path was /b and is now /c(?s:.*)model.path=/b"):
         run_dir.open({"model": {"path": "/c"}}, {}, resume=True)
 
 
@@ -103,7 +103,7 @@ def test_a_batch_keeps_its_size_while_finished_groups_wait_in_a_checkpoint(tmp_p
     assert run_dir.open({"rollout": {"batch_size": 8}}, {}, resume=True) == ["rollout.batch_size: 4 -> 8"]
     groups = run_dir.list_checkpoints()[-1].groups_file
     groups.write_bytes(b"{}\n")
-    with pytest.raises(RunDirError, match=r"rollout.batch_size was 8 and is 4 now(?s:.*)delete .*groups.jsonl"):
+    with pytest.raises(RunDirError, match=r"rollout.batch_size was 8 and is now 4(?s:.*)delete .*groups.jsonl"):
         run_dir.open({"rollout": {"batch_size": 4}}, {}, resume=True)
     groups.unlink()
     run_dir.open({"rollout": {"batch_size": 4}}, {}, resume=True)
@@ -124,8 +124,9 @@ def test_pruning_keeps_the_newest_checkpoints_and_the_weights_in_use(tmp_path: P
     for step in (1, 2, 3):
         run_dir.checkpoint_of(step).mkdir()
         (run_dir.checkpoint_of(step) / "state.json").write_text(f'{{"step": {step}, "version": {step}}}')
-        run_dir.weights_of(step).mkdir()
-    run_dir.prune(keep_checkpoints=2, current_version=3)
+        (run_dir.weights / f"v_{step}").mkdir()
+    run_dir.prune_checkpoints(CheckpointConfig(keep=2))
+    run_dir.prune_weights(3)
     assert [state.step for state in run_dir.list_checkpoints()] == [2, 3]
     assert sorted(p.name for p in run_dir.weights.iterdir()) == ["v_2", "v_3"]
 

@@ -435,7 +435,7 @@ def test_a_run_that_is_stopped_and_killed_comes_to_the_same_bits(
     stopped = run_dir.list_checkpoints()[-1].step
     assert stopped >= min(first, second), "Ctrl-C saves the step that it ends with"
     assert run_until(tmp_path, max(stopped, first, second), signal.SIGKILL, "--resume") == -signal.SIGKILL
-    with pytest.raises(RunDirError, match="holds a run already"):
+    with pytest.raises(RunDirError, match="already holds a run"):
         sft_command(path, [], resume=False)
     assert sft_command(path, [], resume=True) == 0
     assert "changed since" not in capsys.readouterr().out

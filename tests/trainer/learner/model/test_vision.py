@@ -25,11 +25,11 @@ from rollout_server.engines.base import FolderWeights, Generation
 from rollout_server.engines.torch_engine.model.models import load_model
 from rollout_server.engines.torch_engine.weights.loading import WeightLoader
 from tests.rollout_server.support import make_core
+from tests.trainer.conftest import samples_of
 from tests.trainer.models import PAD, VISION_END, VISION_START, save_tiny
 from trainer.channel import arrays_to_samples, samples_to_arrays
 from trainer.packing.units import plan_units, split_over_ranks
 from trainer.rollouts.producer import Group
-from trainer.rollouts.samples import train_samples
 from trainer.types import LossSpec, TrainSample
 from trainer.workers.group import WorkerGroup
 
@@ -197,7 +197,7 @@ def test_logprobs_are_the_engines_own(model: Path) -> None:
                 status=EpisodeStatus.OK,
             )
         )
-    samples = train_samples(grouped(*trajectories), "grpo")
+    samples = samples_of(grouped(*trajectories), "grpo")
     samples = arrays_to_samples(samples_to_arrays(samples), TrainSample)
     assert len({sample.group_key for sample in samples}) == 1, "the prompt is shared"
     index, token, ours = learner(model).logprobs(samples, 1.0)
@@ -216,7 +216,7 @@ def test_prompts_with_other_images_are_not_shared(model: Path) -> None:
             images=[{"bytes": image.tobytes()}], reward=1.0,
         )  # fmt: skip
 
-    keys = [sample.group_key for sample in train_samples(grouped(trajectory(a), trajectory(b), trajectory(a)), "grpo")]
+    keys = [sample.group_key for sample in samples_of(grouped(trajectory(a), trajectory(b), trajectory(a)), "grpo")]
     assert keys[0] == keys[2] != keys[1]
 
 

@@ -1,12 +1,10 @@
-"""Two steps of a run with real ranks and scripted episodes, for choices of an algorithm that touch its every part."""
+"""Two training steps with real ranks and scripted episodes, for algorithms that use every part of a step."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,8 @@ import pytest_asyncio
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.types import StepReward, StopReason, Task, Trajectory, Turn
 from tests.trainer.conftest import VOCAB
-from trainer.console.console import Console
-from trainer.rollouts.preparation import choices
 from trainer.rollouts.producer import Producer
-from trainer.run.run import TrainRun
-from trainer.run.rundir import RunDir
+from trainer.run.step import PolicyState, StepTrainer
 from trainer.workers.group import WorkerGroup
 
 TASKS = [Task(task_id=str(i), agent_name="a", prompt=[]) for i in range(5)]
@@ -55,7 +50,15 @@ class Script:
 
 
 class NoPublisher:
-    async def publish(self, version: int) -> None: ...
+    """A publisher without a server: every version counts as served."""
+
+    async def write(self, version: int) -> Path:
+        raise NotImplementedError
+
+    async def publish(self, version: int) -> float:
+        return 0.0
+
+    async def close(self) -> None: ...
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -89,16 +92,11 @@ def recipe_of(algorithm: dict[str, Any], **trainer: Any) -> Recipe:
     )
 
 
-async def two_steps(recipe: Recipe, workers: WorkerGroup, folder: Path) -> tuple[list[dict[str, Any]], str]:
-    said = io.StringIO()
-    run = TrainRun(
-        recipe,
-        SimpleNamespace(total_steps=2, val=[]),  # type: ignore[arg-type]
-        RunDir(folder / "run"),
-        Console(said, terminal=False),
-        resume=False,
-    )
+async def two_steps(recipe: Recipe, workers: WorkerGroup) -> tuple[list[dict[str, Any]], list[str]]:
+    """The metrics of two training steps, and the warnings."""
+    warnings: list[str] = []
     algorithm = recipe.trainer.algorithm
+    trainer = StepTrainer(recipe, PolicyState.at(None, algorithm), workers, NoPublisher(), warnings.append)
     producer = Producer(
         Script(),
         TASKS,
@@ -107,12 +105,12 @@ async def two_steps(recipe: Recipe, workers: WorkerGroup, folder: Path) -> tuple
         seed=0,
         total_steps=2,
         replacements=algorithm.dynamic_sampling,
-        greedy_baseline=algorithm.advantage == "remax",
+        greedy_baseline=algorithm.needs.greedy_episode,
     )
     producer.admit(0)
-    rows = [await run._step(step, producer, workers, None, NoPublisher()) for step in (1, 2)]  # type: ignore[arg-type]
+    rows = [(await trainer.run(step, producer)).metrics() for step in (1, 2)]
     await producer.close()
-    return rows, said.getvalue()
+    return rows, warnings
 
 
 class SimpleRows:
@@ -175,9 +173,9 @@ CHOICES: list[tuple[str, dict[str, Any], Callable[[dict[str, Any], dict[str, Any
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("algorithm", "shows"), [choice[1:] for choice in CHOICES], ids=[c[0] for c in CHOICES])
 async def test_two_steps_train_what_the_recipe_says(
-    workers: WorkerGroup, tmp_path: Path, algorithm: dict[str, Any], shows: Callable[..., bool]
+    workers: WorkerGroup, algorithm: dict[str, Any], shows: Callable[..., bool]
 ) -> None:
-    rows, _ = await two_steps(recipe_of(algorithm), workers, tmp_path)
+    rows, _ = await two_steps(recipe_of(algorithm), workers)
     for row in rows[1:] if algorithm["advantage"] == "gae" else rows:
         assert math.isfinite(row["train/loss"]) and row["train/grad_norm"] > 0.0
         assert 0.0 < row["mismatch/ess"] < 1.0 < row["mismatch/weight_max"]
@@ -186,27 +184,10 @@ async def test_two_steps_train_what_the_recipe_says(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_mismatch_without_a_correction_is_said_loudly_and_one_with_it_is_not(
-    workers: WorkerGroup, tmp_path: Path
-) -> None:
-    _, said = await two_steps(recipe_of({}), workers, tmp_path / "plain")
-    assert said.count("warning: engine and trainer disagree") == 2
+async def test_a_mismatch_is_warned_of_unless_a_correction_is_on(workers: WorkerGroup) -> None:
+    _, warnings = await two_steps(recipe_of({}), workers)
+    assert len(warnings) == 2 and all(text.startswith("engine and trainer disagree") for text in warnings)
     for key in ("trainer.mismatch_warn", "trainer.algorithm.correction", "decoupled", "importance", "mask", "veto"):
-        assert key in said
-    _, said = await two_steps(recipe_of({"correction": {"decoupled": True}}), workers, tmp_path / "corrected")
-    assert "disagree" not in said
-
-
-def test_what_waits_for_the_whole_batch_and_what_is_unwise_is_said() -> None:
-    def said(**algorithm: Any) -> str:
-        notices, warnings = choices(recipe_of(algorithm))
-        return " ".join(notices + warnings)
-
-    assert said() == ""
-    assert "whitened" in said(advantage="reinforce_pp") and "last group" in said(advantage="reinforce_pp")
-    assert said(advantage="reinforce_pp", whiten=False) == ""
-    assert "proximal" in said(minibatches=2, correction={"decoupled": True})
-    assert "proximal" in said(minibatches=2, correction={"mask": "token"})
-    assert said(correction={"decoupled": True}) == ""
-    assert "expected gradient of 0" in said(kl_coef=0.1, kl_estimator="k1")
-    assert "without end" in said(shaping={"wrong_reward": -1, "turn_bonus": 0.1, "turn_bonus_cap": None})
+        assert key in warnings[0]
+    _, warnings = await two_steps(recipe_of({"correction": {"decoupled": True}}), workers)
+    assert warnings == []

@@ -1,0 +1,85 @@
+"""What a user should know of a run that is not an error: one line for each notice or warning."""
+
+from __future__ import annotations
+
+from agentloop.chat.proof.proof import Proof, Verdict
+from agentloop.config import AlgorithmConfig, DataConfig, TrainerConfig
+from agentloop.data import ValidatedRows
+
+
+def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]:
+    """Report rows that are not used as they were written."""
+    notices = []
+    if found.without_agent:
+        notices.append(f"data.{split}: {found.without_agent} rows name no agent; they run {data.default_agent}")
+
+    rows = len(found.tasks) + found.dropped
+    longer = f"their prompts are longer than data.max_prompt_tokens {data.max_prompt_tokens}"
+    if found.dropped:
+        notices.append(f"data.{split}: {found.dropped} of {rows} rows left out, {longer}")
+    if found.cut:
+        notices.append(f"data.{split}: {found.cut} of {rows} rows cut, {longer}")
+    return notices
+
+
+def template_notices(proof: Proof) -> list[str]:
+    """Report limits of a chat template that is accepted."""
+    notices = []
+    if proof.verdict is Verdict.KEPT and proof.differences:
+        first = proof.differences[0]
+        notices.append(
+            "the chat template rewrites earlier turns when a conversation continues; training keeps them as they were "
+            f"sampled: {first.sampled!r} would become {first.rewritten!r} (`agentloop template` shows more)"
+        )
+    if "tool schemas" in proof.abilities.missing:
+        notices.append(f"tool schemas: {proof.abilities.missing['tool schemas']}")
+    return notices
+
+
+def unused_settings(trainer: TrainerConfig) -> list[str]:
+    """Report settings of the trainer that have no effect in this run."""
+    notices = []
+    if trainer.device == "cpu" and (trainer.fsdp.offload_policy or trainer.fsdp.offload_reference):
+        notices.append("trainer.fsdp.offload_*: no effect with trainer.device cpu, where all state is in host memory")
+    if trainer.fsdp.offload_reference and (trainer.lora is not None or not trainer.algorithm.kl_coef):
+        notices.append("trainer.fsdp.offload_reference: no effect, this run keeps no separate reference model")
+    return notices
+
+
+def algorithm_notices(algorithm: AlgorithmConfig) -> list[str]:
+    """Report consequences of the chosen algorithm."""
+    reason = algorithm.needs_whole_batch
+    return [] if reason is None else [f"training waits for the last group of a step: {reason}"]
+
+
+def algorithm_warnings(algorithm: AlgorithmConfig) -> list[str]:
+    """Report choices of the algorithm that are probably mistakes."""
+    warnings = []
+    if algorithm.kl_coef and algorithm.kl_in == "loss" and algorithm.kl_estimator == "k1":
+        warnings.append(
+            "trainer.algorithm.kl_estimator=k1 in the loss has an expected gradient of 0 on policy, so it does not "
+            "regularize. Use k2, k3 or low_var_kl, or kl_in=reward"
+        )
+    if algorithm.shaping.turn_bonus and algorithm.shaping.turn_bonus_cap is None:
+        warnings.append(
+            "trainer.algorithm.shaping.turn_bonus without turn_bonus_cap: each turn makes a wrong answer cheaper, so a "
+            "policy may learn to call tools without end. Set turn_bonus_cap (docs/algorithms.md)"
+        )
+    return warnings
+
+
+def mismatch_warning(trainer: TrainerConfig, mismatch: float | None) -> str | None:
+    """Report a step whose engine logprobs differ from the trainer's, unless a correction handles it.
+
+    Args:
+        mismatch: `mismatch/logprob_abs_mean` of the step; None: nothing was trained.
+    """
+    if mismatch is None or mismatch <= trainer.mismatch_warn or trainer.algorithm.correction.chosen:
+        return None
+    return (
+        f"engine and trainer disagree: the mean |logprob difference| {mismatch:.3g} exceeds trainer.mismatch_warn "
+        f"{trainer.mismatch_warn:g}, and no correction is on, so the loss treats the engine's probabilities as the "
+        "trainer's. Check dtype, temperature and that the published weights arrived; if the difference is expected "
+        "(low precision, max_staleness), set trainer.algorithm.correction: decoupled, importance, importance_cap, "
+        "mask, veto (docs/algorithms.md)"
+    )

@@ -1,0 +1,213 @@
+"""The processes of a run: trainer ranks, rollout server, and the connections between them.
+
+`start_processes` is an async context. It starts ranks and server side by side, at a checkpoint's version if there is
+one, and ends everything in any case: runner, publisher, connection, ranks, server, published weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from agentloop.agent.runner import EpisodeRunner
+from agentloop.config import Recipe
+from agentloop.errors import InfrastructureError
+from agentloop.weights.layout import tensor_bytes
+from trainer.console.console import Console
+from trainer.publishing.base import Publisher, make_publisher
+from trainer.publishing.server_link import ServerLink
+from trainer.publishing.server_process import ServerProcess
+from trainer.publishing.weights_folder import WeightsFolder
+from trainer.run.evaluation import max_in_flight
+from trainer.run.preflight import RunInputs
+from trainer.run.rundir import CheckpointState, RunDir
+from trainer.workers.group import WorkerGroup
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The running processes.
+
+    Attributes:
+        workers: the trainer's ranks.
+        server: the rollout server; None if the recipe names one that runs elsewhere.
+        publisher: sends new versions from the ranks to the server.
+        runner: runs episodes on the server.
+    """
+
+    workers: WorkerGroup
+    server: ServerProcess | None
+    publisher: Publisher
+    runner: EpisodeRunner
+
+    async def guard(self, work: Awaitable[T]) -> T:
+        """Await `work`, but stop waiting when the rollout server is given up.
+
+        Raises:
+            ServerStartError: the server died and could not be restarted.
+        """
+        task = asyncio.ensure_future(work)
+        died = self.server.died if self.server is not None else None
+        if died is None:
+            return await task
+
+        try:
+            await asyncio.wait([task, died], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _cancel(task)
+            raise
+        if died.done() and not task.done():
+            await _cancel(task)
+            died.result()
+        return await task
+
+
+@contextlib.asynccontextmanager
+async def start_processes(
+    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, checkpoint: CheckpointState | None
+) -> AsyncIterator[Processes]:
+    """Start trainer and rollout server, and end them when the block ends.
+
+    Args:
+        checkpoint: where the run continues; None: from the model of the recipe.
+
+    Raises:
+        InfrastructureError: a process did not start; the end of its log is in the message.
+        ConfigError: the folder of published weights belongs to another user.
+    """
+    version = checkpoint.version if checkpoint is not None else 0
+    async with AsyncExitStack() as stack:
+        weights = WeightsFolder(run_dir.weights, recipe.rollout.publish.folder, local=recipe.rollout.url is None)
+        weights.open()
+        server = _make_server(recipe, inputs, run_dir, console, weights)
+        served = _ServedWeights(server)
+        # Pushed first, so that it runs last: processes that still read the weights have ended by then.
+        stack.callback(served.keep, weights)
+        if server is not None:
+            stack.push_async_callback(server.stop)
+
+        url: str | None = None
+        if checkpoint is None and server is not None:
+            with console.phase("start trainer and rollout server"):
+                workers, url = await _start_both(_start_workers(recipe, inputs, run_dir), server.start(0, None), stack)
+        else:
+            with console.phase("start trainer"):
+                workers = await _start_workers(recipe, inputs, run_dir)
+                stack.push_async_callback(workers.close)
+        if checkpoint is not None:
+            with console.phase(f"load checkpoint of step {checkpoint.step}"):
+                await workers.load(checkpoint.path / "trainer")
+
+        await _check_room(weights, workers, run_dir, console)
+        link = ServerLink(
+            running=recipe.rollout.publish.running,
+            token=recipe.rollout.admin_token or recipe.rollout.token,
+            timeout_s=recipe.rollout.start_timeout_s,
+        )
+        stack.push_async_callback(link.close)
+        publisher = make_publisher(recipe, workers, link, weights.path, served.note)
+        stack.push_async_callback(publisher.close)
+
+        if url is None and server is not None:
+            with console.phase("start rollout server"):
+                folder = await publisher.write(version)
+                # A run that was killed after its last step publishes nothing more: these are the weights it keeps.
+                served.note(version, folder)
+                url = await server.start(version, folder)
+        url = url or str(recipe.rollout.url)
+        link.connect(url)
+        if server is None:
+            await publisher.publish(version)
+
+        async with inputs.runner(url, max_in_flight=max_in_flight(recipe)) as runner:
+            yield Processes(workers, server, publisher, runner)
+
+
+class _ServedWeights:
+    """The version that the server serves and its folder, for a restarted server and for the end of the run."""
+
+    def __init__(self, server: ServerProcess | None) -> None:
+        self._server = server
+        self._version = 0
+        self._folder: Path | None = None
+
+    def note(self, version: int, folder: Path) -> None:
+        """Record a version that a server can start from now."""
+        self._version, self._folder = version, folder
+        if self._server is not None:
+            self._server.serves(version, folder)
+
+    def keep(self, weights: WeightsFolder) -> None:
+        """Keep the last version in the run directory and remove the rest."""
+        weights.close(self._folder, f"v_{self._version}")
+
+
+def _make_server(
+    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, weights: WeightsFolder
+) -> ServerProcess | None:
+    if recipe.rollout.url is not None:
+        return None
+    return ServerProcess(
+        model_path=inputs.model_path,
+        model=recipe.model,
+        rollout=recipe.rollout,
+        seed=recipe.seed_for("rollout"),
+        log_file=run_dir.logs / "server.log",
+        weights_roots=[run_dir.weights, weights.path],
+        on_restart=console.warn,
+    )
+
+
+def _start_workers(recipe: Recipe, inputs: RunInputs, run_dir: RunDir) -> Awaitable[WorkerGroup]:
+    trainer = recipe.trainer
+    # Of the policy; the learning-rate schedule is stretched over them.
+    optimizer_steps = max(1, inputs.total_steps - trainer.critic_warmup) * trainer.algorithm.minibatches
+    return WorkerGroup.start(
+        model_path=inputs.model_path,
+        config=trainer,
+        dtype=recipe.model.dtype,
+        total_steps=optimizer_steps,
+        seed=recipe.seed_for("trainer"),
+        log_dir=run_dir.logs,
+        reference=trainer.algorithm.kl_coef > 0,
+    )
+
+
+async def _start_both(
+    start_workers: Awaitable[WorkerGroup], start_server: Awaitable[str], stack: AsyncExitStack
+) -> tuple[WorkerGroup, str]:
+    """Start ranks and server concurrently; return the ranks and the server's URL.
+
+    If one fails, the other is awaited too, so that the stack can end it, and an infrastructure error is raised before
+    any other.
+    """
+    workers, url = results = await asyncio.gather(start_workers, start_server, return_exceptions=True)
+    if not isinstance(workers, BaseException):
+        stack.push_async_callback(workers.close)
+
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: not isinstance(error, InfrastructureError)):
+        raise error
+    assert not isinstance(workers, BaseException) and not isinstance(url, BaseException)
+    return workers, url
+
+
+async def _check_room(weights: WeightsFolder, workers: WorkerGroup, run_dir: RunDir, console: Console) -> None:
+    """Publish in the run directory if shared memory has no room for the model."""
+    layout = await workers.layout()
+    size = sum(tensor_bytes(dtype, shape) for _, dtype, shape in layout)
+    if weights.passes and not weights.fits(size):
+        console.warn(f"{weights.path} has no room for the weights; they are published in {run_dir.weights} instead")
+        weights.fall_back()
+
+
+async def _cancel(task: asyncio.Future[T]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

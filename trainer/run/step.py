@@ -1,0 +1,293 @@
+"""One training step: take groups, accumulate gradients, step the optimizers, publish the new version.
+
+    arriving groups -> chunks -> preparation -> workers.accumulate -> workers.step -> publisher.publish
+
+`StepTrainer` runs a step; it needs ranks, a publisher and a producer, and nothing else of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentloop.config import AlgorithmConfig, Recipe
+from agentloop.errors import RunError
+from agentloop.types import EpisodeStatus, Trajectory
+from trainer.algorithms.kl import KlCoefficient
+from trainer.packing.units import packed_length
+from trainer.publishing.base import Publisher
+from trainer.rollouts.preparation import BatchPreparation
+from trainer.rollouts.producer import Group, Producer
+from trainer.rollouts.samples import TrainGroup
+from trainer.run.episode_metrics import episode_metrics, failure_causes
+from trainer.run.notices import mismatch_warning
+from trainer.run.rundir import CheckpointState
+from trainer.run.step_sums import CriticSums, StepSums
+from trainer.types import add_sums
+from trainer.workers.group import WorkerGroup
+
+
+@dataclass
+class PolicyState:
+    """The state of the policy beside its tensors.
+
+    Attributes:
+        version: the version that the ranks hold and the server serves.
+        kl: the coefficient of the KL term.
+        updating: whether optimizer steps of a version that is not published yet have run. Stopping now would lose the
+            step, and the weights belong to no version.
+    """
+
+    version: int
+    kl: KlCoefficient
+    updating: bool = False
+
+    @classmethod
+    def at(cls, checkpoint: CheckpointState | None, algorithm: AlgorithmConfig) -> PolicyState:
+        """Return the state of a checkpoint; None: of a new run."""
+        kl = KlCoefficient(algorithm.kl_coef, algorithm.kl_target, algorithm.kl_gain)
+        if checkpoint is None:
+            return cls(0, kl)
+        kl.resume(checkpoint.kl_coef)
+        return cls(checkpoint.version, kl)
+
+    def saved(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint of `step` records in `state.json`."""
+        return {"step": step, "version": self.version, "kl_coef": self.kl.value}
+
+
+@dataclass
+class StepClock:
+    """Where a step's seconds went."""
+
+    begin: float = field(default_factory=time.perf_counter)
+    train_s: float = 0.0
+    train_wait_s: float = 0.0
+    publish_s: float = 0.0
+    rollout_first: float = float("inf")
+    rollout_last: float = 0.0
+
+    def saw(self, group: Group) -> None:
+        """Extend the time span of the step's rollouts by a group."""
+        self.rollout_first = min(self.rollout_first, group.started_s)
+        self.rollout_last = max(self.rollout_last, group.finished_s)
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the duration of the block to the attribute `name`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """A step whose version is served.
+
+    Attributes:
+        version: the new version.
+        groups: the groups that were trained.
+        numbers: metrics of training and of the chosen algorithm.
+    """
+
+    step: int
+    version: int
+    groups: list[Group]
+    clock: StepClock
+    numbers: dict[str, Any]
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        return [trajectory for group in self.groups for trajectory in group.trajectories]
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the step's line of `metrics.jsonl`. `step/time_s` ends at this call."""
+        now, clock = time.perf_counter(), self.clock
+        episodes = episode_metrics(self.groups, self.version - 1)
+        rollout_s = max(1e-9, clock.rollout_last - clock.rollout_first)
+        return {
+            "step": self.step,
+            "version": self.version,
+            **episodes,
+            "rollout/time_s": rollout_s,
+            "rollout/tokens_per_s": episodes["rollout/tokens"] / rollout_s,
+            "rollout/wait_s": max(0.0, now - max(clock.rollout_last, clock.begin)),
+            "train/time_s": clock.train_s,
+            "train/wait_s": clock.train_wait_s,
+            "publish/time_s": clock.publish_s,
+            "step/time_s": now - clock.begin,
+            **self.numbers,
+        }
+
+
+class StepTrainer:
+    """Run the training steps of a recipe.
+
+    Args:
+        policy: advanced by one version with each step.
+        warn: called with each warning.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        policy: PolicyState,
+        workers: WorkerGroup,
+        publisher: Publisher,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._recipe = recipe
+        self._policy = policy
+        self._workers = workers
+        self._publisher = publisher
+        self._warn = warn
+
+    async def run(self, step: int, producer: Producer) -> TrainedStep:
+        """Train on the groups of one step, publish the new version and admit the groups that it allows.
+
+        Raises:
+            RunError: too many episodes failed.
+            WorkerError: a rank failed.
+            ServerError: the version could not be published.
+        """
+        policy = self._policy
+        update = _Update(self._recipe, policy, self._workers, producer)
+        await update.run(step)
+        check_failures(update.groups, self._recipe.run.max_failed_fraction, self._warn)
+
+        with update.clock.measure("publish_s"):
+            await self._publisher.publish(policy.version + 1)
+        # Without an await in between: Ctrl-C then saves a checkpoint of either the old or the new version.
+        policy.version += 1
+        policy.kl.update(update.sums.kl_ref)
+        policy.updating = False
+        producer.admit(policy.version)
+
+        numbers = update.numbers()
+        if warning := mismatch_warning(self._recipe.trainer, numbers["mismatch/logprob_abs_mean"]):
+            self._warn(warning)
+        return TrainedStep(step, policy.version, update.groups, update.clock, numbers)
+
+
+class _Update:
+    """The update of one step: its collaborators, and what accumulates over its minibatches."""
+
+    def __init__(self, recipe: Recipe, policy: PolicyState, workers: WorkerGroup, producer: Producer) -> None:
+        self._recipe = recipe
+        self._algorithm = recipe.trainer.algorithm
+        self._policy = policy
+        self._workers = workers
+        self._producer = producer
+        self._preparation = BatchPreparation(recipe, workers, policy.kl)
+        self._critic = CriticSums() if self._algorithm.needs.critic else None
+        self.groups: list[Group] = []
+        self.clock = StepClock()
+        self.sums = StepSums()
+
+    async def run(self, step: int) -> None:
+        """Take the groups of a step and train on them, minibatch by minibatch."""
+        batch, count = self._recipe.rollout.batch_size, self._algorithm.minibatches
+        first, size = (step - 1) * batch, batch // count
+        arriving = [self._arriving(range(base, base + size)) for base in range(first, first + batch, size)]
+
+        if self._algorithm.needs_whole_batch:
+            collected = [[chunk async for chunk in chunks] for chunks in arriving]
+            self._preparation.finish([group for chunks in collected for chunk in chunks for group in chunk])
+            arriving = [_replay(chunks) for chunks in collected]
+
+        # While the critic warms up, the policy is not trained.
+        train_policy = step > self._recipe.trainer.critic_warmup
+        for number, chunks in enumerate(arriving):
+            totals = await self._accumulate(chunks, train_policy=train_policy)
+            self.sums.add(totals, first=number == 0)
+            await self._step_optimizers(totals.get("normalizer", 0.0))
+        self.sums.add(self._preparation.sums, first=False)
+
+    async def _arriving(self, indices: range) -> AsyncIterator[list[TrainGroup]]:
+        """Yield the prepared groups of one minibatch in chunks worth a call, while later groups still run.
+
+        The end of a chunk depends only on the groups' tokens, never on timing: floating-point sums, and therefore a
+        resumed run, are reproduced to the bit.
+        """
+        budget = self._recipe.trainer.tokens_per_micro_batch * self._recipe.trainer.ranks
+        chunk: list[TrainGroup] = []
+        tokens = 0
+        for index in indices:
+            with self.clock.measure("train_wait_s"):
+                group = await self._producer.take(index)
+            self.clock.saw(group)
+            self.groups.append(group)
+
+            chunk.append(self._preparation.collect(group))
+            tokens += packed_length(chunk[-1].samples)
+            if tokens >= budget or index == indices[-1]:
+                with self.clock.measure("train_s"):
+                    await self._preparation.prepare(chunk)
+                yield chunk
+                chunk, tokens = [], 0
+
+    async def _accumulate(self, chunks: AsyncIterator[list[TrainGroup]], *, train_policy: bool) -> dict[str, float]:
+        """Accumulate the gradients of one minibatch, chunk by chunk; return the policy's sums."""
+        totals: dict[str, float] = {}
+        temperature = self._recipe.rollout.sampling.temperature
+        async for chunk in chunks:
+            samples = [sample for group in chunk for sample in group.samples]
+            if not samples:
+                continue
+            with self.clock.measure("train_s"):
+                if train_policy:
+                    loss = self._preparation.loss
+                    add_sums(totals, await self._workers.accumulate(samples, temperature=temperature, loss=loss))
+                if self._critic is not None:
+                    values = self._preparation.value_samples(chunk)
+                    self._critic.add(await self._workers.accumulate_values(values))
+        return totals
+
+    async def _step_optimizers(self, normalizer: float) -> None:
+        """Step the policy's optimizer and the critic's, each if a gradient was accumulated for it."""
+        if normalizer > 0:
+            self._policy.updating = True
+            with self.clock.measure("train_s"):
+                self.sums.optimizer(await self._workers.step(normalizer))
+        if self._critic is not None and self._critic.pending:
+            self._policy.updating = True
+            with self.clock.measure("train_s"):
+                self._critic.stepped(await self._workers.step_critic(self._critic.pending))
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the metrics of training and of the chosen algorithm."""
+        numbers = self.sums.metrics(self.clock.train_s)
+        if self._algorithm.dynamic_sampling:
+            numbers["dynamic_sampling/replaced"] = sum(group.replaced for group in self.groups)
+            numbers["dynamic_sampling/given_up"] = sum(group.given_up for group in self.groups)
+        numbers |= self._preparation.metrics
+        return numbers | (self._critic.metrics if self._critic is not None else {})
+
+
+def check_failures(groups: list[Group], max_fraction: float, warn: Callable[[str], None]) -> None:
+    """Warn of failed episodes.
+
+    Raises:
+        RunError: more than `max_fraction` of the episodes failed; the message has the first causes.
+    """
+    last = [episode[-1] for group in groups for episode in (*group.episodes, group.baseline) if episode]
+    failed = [trajectory for trajectory in last if trajectory.status is not EpisodeStatus.OK]
+    if len(failed) > max_fraction * len(last):
+        raise RunError(
+            f"{len(failed)} of {len(last)} episodes of this step failed. First causes:\n  - "
+            + "\n  - ".join(failure_causes(failed)),
+            "fix the cause, then continue with --resume; run.max_failed_fraction sets the limit",
+        )
+    if failed:
+        warn(f"{len(failed)} of {len(last)} episodes failed: " + "; ".join(failure_causes(failed, 1)))
+
+
+async def _replay(chunks: list[list[TrainGroup]]) -> AsyncIterator[list[TrainGroup]]:
+    """Yield collected chunks as an async iterator."""
+    for chunk in chunks:
+        yield chunk
