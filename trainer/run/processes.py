@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.config import Recipe
@@ -58,8 +58,9 @@ class Processes:
         if died is None:
             return await task
 
+        waiting: list[asyncio.Future[Any]] = [task, died]
         try:
-            await asyncio.wait([task, died], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await _cancel(task)
             raise
