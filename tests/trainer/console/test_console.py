@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from trainer.console.console import HEADER_EVERY, SAMPLE_LINES, Console
+from trainer.console.console import HEADER_EVERY, Console
+from trainer.console.samples import SAMPLE_LINES
 
 METRICS = {
     "reward/mean": 0.3125,
@@ -264,7 +265,7 @@ def test_an_evaluation_of_several_samples_a_row_says_more_than_their_mean() -> N
 
 def test_without_a_bar_long_work_says_now_and_then_how_far_it_is() -> None:
     out = io.StringIO()
-    console = Console(out, terminal=False, said_every_s=0)
+    console = Console(out, terminal=False, report_every_s=0)
     with console.phase("check rows"):
         for done in (1, 20_000, 50_000):
             console.phase_progress(done, 50_000)
