@@ -1,4 +1,4 @@
-"""A calculator: arithmetic in a small language of its own, never `eval`."""
+"""A calculator: evaluates arithmetic from a parsed syntax tree, never with `eval`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ast
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from agentloop.tool.base import Tool
 from agentloop.types import ToolResult
 
 MAX_CHARACTERS = 500
 MAX_BITS = 4096
-"""Integers beyond it are refused: a model may well write 9**9**9."""
+"""Larger integers are refused: a model may write 9**9**9."""
 
 Number = int | float
 
@@ -30,13 +30,14 @@ UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.UAdd: operator.pos, 
 
 
 def evaluate(expression: str) -> Number:
-    """The value of an arithmetic expression: numbers, + - * / // % **, parentheses.
+    """Return the value of an arithmetic expression: numbers, + - * / // % **, parentheses.
 
     Raises:
-        ValueError: it is no such expression, or its value is out of bounds; the text is for the model to read.
+        ValueError: the expression is not arithmetic, or its value is out of bounds. The model reads the text.
     """
     if len(expression) > MAX_CHARACTERS:
         raise ValueError(f"the expression has more than {MAX_CHARACTERS} characters")
+
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError):
@@ -45,13 +46,14 @@ def evaluate(expression: str) -> Number:
         raise ValueError("division by zero") from None
     except OverflowError:
         raise ValueError("the result is too large") from None
-    if not math.isfinite(value):  # 1e999, and what floats make of it
+
+    if not math.isfinite(value):  # 1e999 is infinite
         raise ValueError("the result is too large")
     return value
 
 
 def format_number(value: Number) -> str:
-    """Whole numbers without a fraction, others with up to ten significant digits."""
+    """Format whole numbers without a fraction, others with up to ten significant digits."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.10g}"
     return str(value)
@@ -62,7 +64,7 @@ def _value(node: ast.expr) -> Number:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return value
         case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
-            return UNARY[type(op)](_value(operand))  # type: ignore[no-any-return]
+            return cast("Number", UNARY[type(op)](_value(operand)))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
             return _binary(op, _value(left), _value(right))
     raise ValueError("only numbers, + - * / // % ** and parentheses can be used")
@@ -73,16 +75,17 @@ def _binary(op: ast.operator, left: Number, right: Number) -> Number:
         bits = left.bit_length() if isinstance(left, int) else 64
         if abs(right) > MAX_BITS or (isinstance(right, int) and bits * abs(right) > MAX_BITS):
             raise ValueError("the power is too large")
+
     result = BINARY[type(op)](left, right)
     if isinstance(result, complex):
         raise ValueError("the result is not a real number")
     if isinstance(result, int) and result.bit_length() > MAX_BITS:
         raise ValueError("the result is too large")
-    return result  # type: ignore[no-any-return]
+    return cast("Number", result)
 
 
 class Calculator(Tool):
-    """Evaluates the argument `expression`."""
+    """Evaluate the argument `expression`."""
 
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
         try:

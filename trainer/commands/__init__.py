@@ -1,4 +1,7 @@
-"""`agentloop train`, `eval`, `check`, `sft` and `export`."""
+"""The trainer's commands: `agentloop train`, `eval`, `check`, `sft` and `export`.
+
+This file holds their options and help; each other file is the body of one command and is imported when it runs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="change keys of the recipe, e.g. run.steps=10 seed=1"),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint of this run's directory")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in the run directory")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")]
 
 
@@ -28,20 +31,21 @@ def register(app: typer.Typer) -> None:
 
 
 def train(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
-    """Train a policy by reinforcement learning as a recipe says.
+    """Train a policy by reinforcement learning, as configured in a recipe.
 
-    Starts the rollout server and the trainer, runs agent loops against them, writes outputs/<run.name>/ with metrics,
-    traces, checkpoints and report.html.
+    Starts the rollout server and the trainer, runs agent loops against them, and writes outputs/<run.name>/ with
+    metrics, traces, checkpoints and report.html.
 
     Examples:
 
       agentloop train --config quickstart
 
-      agentloop train --config recipes/quickstart/recipe.yaml seed=1 run.name=seed1
+      agentloop train --config my-recipe/recipe.yaml seed=1 run.name=seed1
 
-      agentloop train --config recipes/quickstart/recipe.yaml --resume
+      agentloop train --config my-recipe/recipe.yaml --resume
 
-    `agentloop config` prints every key with its meaning. Ctrl-C stops cleanly and prints how to go on.
+    `agentloop config` prints every key with its meaning. Ctrl-C saves a checkpoint and prints the
+    command that continues the run.
     """
     from trainer.commands.train import train_command
 
@@ -55,22 +59,22 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="N|best|last|FOLDER",
-            help="a checkpoint of the recipe's run, or the folder of one or of weights; else the recipe's model",
+            help="a checkpoint of the recipe's run, or a folder of a checkpoint or of weights; default: its model",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="where to write; else <run directory>/evaluations/<what was evaluated>")
+        Path | None, typer.Option(help="folder to write to; default: <run directory>/evaluations/<name>")
     ] = None,
 ) -> None:
-    """Evaluate a model or a checkpoint on data.val, with the recipe's agent loops; nothing is trained.
+    """Evaluate a model or a checkpoint on data.val with the recipe's agent loops. Trains nothing.
 
-    Prints a table with a line for each data source, and writes eval.json and a trace.
+    Prints a table with one line per data source, and writes eval.json and a trace.
 
     Examples:
 
-      agentloop eval --config recipes/quickstart/recipe.yaml eval.max_rows=64
+      agentloop eval --config quickstart eval.max_rows=64
 
-      agentloop eval --config recipes/quickstart/recipe.yaml --checkpoint 60 eval.n=8 eval.sampling.temperature=1
+      agentloop eval --config quickstart --checkpoint 60 eval.n=8 eval.sampling.temperature=1
     """
     from trainer.commands.eval import eval_command
 
@@ -80,15 +84,15 @@ def evaluate(
 def check(
     recipe: Annotated[Path, typer.Argument(help="the recipe: a YAML file, or a name of `agentloop recipes list`")],
     overrides: Overrides = None,
-    conversations: Annotated[int, typer.Option(min=1, help="conversations to try the chat template on")] = 200,
+    conversations: Annotated[int, typer.Option(min=1, help="probe conversations for the chat template")] = 200,
 ) -> None:
-    """Check all that a run needs without starting one: recipe, model, tools, reward, rows, and the chat template.
+    """Check everything that a run needs without starting one: recipe, model, tools, reward, rows, chat template.
 
-    The template is proven on a battery of conversations: what an episode makes of them, token by token, against the
-    template's own rendering. It is `exact`, `exact with sampled turns kept` (what differs is shown), or refused with
-    the reason.
+    The chat template is proven on probe conversations: the tokens of an episode are compared with the template's own
+    rendering. The verdict is `exact`, `exact with sampled turns kept` (the differences are shown), or refused with the
+    reason.
 
-    Example: agentloop check recipes/quickstart/recipe.yaml
+    Example: agentloop check quickstart
     """
     from trainer.commands.check import check_command
 
@@ -96,22 +100,22 @@ def check(
 
 
 def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
-    """Fine-tune a model on conversations with tool calls: loss on the assistant's turns, in the stages of a recipe.
+    """Fine-tune a model on conversations with tool calls. The loss is on the assistant's turns.
 
-    Rows are {messages, tools} or {text}, in .jsonl or .parquet files. What is trained are the ids that the model has to
-    sample in a rollout of the conversation. Writes outputs/<run.name>/ with metrics, checkpoints and the finished
-    model, which `agentloop serve` and a training recipe take.
+    Rows are {messages, tools} or {text}, in .jsonl or .parquet files. The trained ids are those that the model would
+    have to sample in a rollout of the conversation. Writes outputs/<run.name>/ with metrics, checkpoints and the
+    finished model, which `agentloop serve` and a training recipe can load.
 
     Examples:
 
-      agentloop sft --config recipes/quickstart/sft.yaml
+      agentloop sft --config quickstart
 
       agentloop sft --config sft.yaml stages.0.epochs=3 max_tokens=4096 overlong=drop
 
       agentloop sft --config sft.yaml --resume
 
-    `agentloop config --sft` prints every key with its meaning, docs/sft.md explains data of your own. Ctrl-C saves and
-    prints how to go on.
+    `agentloop config --sft` prints every key with its meaning; docs/sft.md explains the format of the data. Ctrl-C
+    saves a checkpoint and prints the command that continues the run.
     """
     from trainer.commands.sft import sft_command
 
@@ -124,25 +128,25 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write")],
     step: Annotated[
-        str | None, typer.Option(metavar="N|best|last", help="which checkpoint of the run; last if not given")
+        str | None, typer.Option(metavar="N|best|last", help="checkpoint of the run; default: last")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="bfloat16|float32", help="of the weights; the run's model.dtype if not given")
+        str | None,
+        typer.Option(metavar="bfloat16|float32", help="of the weights; default: the run's model.dtype"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="the model that the run started from, if it lies elsewhere by now; a hub id too")
+        str | None, typer.Option(help="the model that the run started from, if it has moved: a folder or a hub id")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a model that is in --out already")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing model in --out")] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder: weights, configuration, tokenizer and chat template.
 
-    The folder is what transformers, SGLang, vLLM and `agentloop serve` load. It holds safetensors, in files of 4 GB
-    with an index when there are more than one, and it appears under its name when it is whole. Checkpoints of any
-    number of ranks are read in one process, on the CPU, one tensor at a time: memory does not depend on the model's
-    size.
+    transformers, SGLang, vLLM and `agentloop serve` load such a folder. The weights are safetensors, in files of 4 GB
+    at most. The folder appears under its name when it is complete. Checkpoints of any number of ranks are read in one
+    process, on the CPU, one tensor at a time, so memory does not grow with the model.
 
-    `best` is the checkpoint whose evaluation had the highest reward (of `agentloop sft`: the lowest loss), among those
-    that the run has kept.
+    `best` is the checkpoint with the highest evaluation reward (for `agentloop sft`: the lowest loss) among those that
+    the run has kept.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""The body of `agentloop check`: what a run would find wrong at its start, and the proof of its chat template."""
+"""`agentloop check`: the checks that a run makes before it starts, and the proof of its chat template."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trainer.console.console import Console
 from trainer.run.preflight import RunInputs, prepare
 
 MEASURED_ROWS = 2_000
-"""Prompts are rendered for so many rows of a split; the rest are like them."""
+"""Rows of a split whose prompts are rendered to measure their length."""
 
 
 def check_command(config: Path, overrides: list[str], *, conversations: int) -> int:
     """Run `agentloop check`; returns the exit code.
 
     Raises:
-        UserError: what is wrong, for the user to read.
+        UserError: a problem that would stop a run, with its fix.
     """
     recipe = load_config(Recipe, find_config(config), overrides)
     with Console() as console:
@@ -36,7 +36,7 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
         console.notice(f"{'tools':12} {', '.join(inputs.toolset.tools) or 'none'}")
         console.notice(f"{'interactions':12} {', '.join(sorted(inputs.interactions.named)) or 'none'}")
         console.notice(f"{'steps':12} {inputs.total_steps}")
-        console.notice("nothing was found that would stop a run")
+        console.notice("no problem found: a run would start")
     return 0
 
 
@@ -45,6 +45,6 @@ def _rows(inputs: RunInputs, tasks: Sequence[Task]) -> str:
     schemas = inputs.toolset.schemas or None
     lengths = [len(inputs.renderer.start(task.prompt, schemas)) for task in measured]
     return (
-        f"{len(tasks)} rows; tokens of the first prompt, tools counted: mean {statistics.fmean(lengths):.0f}, "
+        f"{len(tasks)} rows; tokens of the first prompt with tool schemas: mean {statistics.fmean(lengths):.0f}, "
         f"longest {max(lengths)} of {inputs.recipe.data.max_prompt_tokens}"
     )

@@ -1,4 +1,4 @@
-"""The body of `agentloop eval`: one evaluation, of a model or of a run's checkpoint, without training."""
+"""`agentloop eval`: evaluate a model or a run's checkpoint, without training."""
 
 from __future__ import annotations
 
@@ -36,21 +36,20 @@ from trainer.run.preflight import RunInputs, prepare
 from trainer.run.rundir import RunDir
 
 PLAIN_COLUMNS = 200
-"""Width of the table where nobody looks at it in a terminal."""
+"""Width of the table when the output is not a terminal."""
 
 MODEL = "model"
-"""The label of a recipe's model as it is."""
+"""Label of the recipe's model with its own weights."""
 
 COUNTS = ("episodes", "failed")
 ENDS = ("tool_calls_mean", "response_tokens_mean")
 HEADS = {"reward_mean": "reward", "tool_calls_mean": "tools", "response_tokens_mean": "tokens"}
-"""The table's columns: those at its begin, those at its end (what is between differs with n), and what they are called.
-"""
+"""The table's first and last columns, and their headings. The columns between depend on `eval.n`."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: the recipe's model with its own weights, those of a checkpoint, or those in a folder."""
+    """The weights to evaluate: the recipe's model as it is, a checkpoint, or a folder of weights."""
 
     label: str
     step: int = 0
@@ -63,11 +62,11 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     """Run `agentloop eval`; returns the exit code.
 
     Raises:
-        AgentloopError: what went wrong, for the user to read.
+        AgentloopError: the evaluation cannot start, or failed.
     """
     recipe = load_config(Recipe, find_config(config), overrides)
     if recipe.data.val is None:
-        raise ConfigError("data.val names no rows to evaluate", "set data.val")
+        raise ConfigError("data.val is not set: there are no rows to evaluate", "set data.val")
     subject = find_subject(recipe, checkpoint)
     run_dir = RunDir(out or recipe.run_dir / "evaluations" / subject.label)
     console = Console()
@@ -79,7 +78,7 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
         metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject))
     except (asyncio.CancelledError, KeyboardInterrupt):
         console.close()
-        console.notice("stopped; nothing was written")
+        console.notice("stopped: no result was written")
         return EXIT_INTERRUPTED
     result = {
         "model": recipe.model.path,
@@ -99,19 +98,22 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
 
 
 def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
-    """What `--checkpoint` means: a step of the recipe's run, `last` or `best`; a run's or a checkpoint's folder; or one
-    with safetensors.
+    """Find the weights that `--checkpoint` names.
+
+    Args:
+        checkpoint: a step of the recipe's run, `last` or `best`; or the folder of a run, of a
+            checkpoint, or of safetensors.
 
     Raises:
         RunDirError: there is no such checkpoint.
-        ConfigError: the run serves no weights of its own.
+        ConfigError: the recipe uses a running server, whose weights cannot be chosen.
     """
     if checkpoint is None:
         return Subject(MODEL)
     if recipe.rollout.url is not None:
         raise ConfigError(
-            "--checkpoint: rollout.url names a running server, whose weights an evaluation does not change",
-            "set rollout.url to null, or leave out --checkpoint",
+            "--checkpoint cannot be combined with rollout.url: the weights of a running server are not changed",
+            "set rollout.url to null, or omit --checkpoint",
         )
     folder = Path(checkpoint).resolve()
     if checkpoint.isdecimal() or checkpoint in (LAST, BEST):
@@ -138,7 +140,7 @@ async def _evaluate(
 async def _server(
     recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
 ) -> AsyncIterator[str]:
-    """A rollout server with what is evaluated; the one that the recipe names, if it does."""
+    """Yield the URL of a server with the weights to evaluate: the recipe's `rollout.url`, or one that is started."""
     if recipe.rollout.url is not None:
         yield recipe.rollout.url
         return
@@ -167,10 +169,10 @@ async def _server(
 
 
 async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Path, log: Path) -> None:
-    """Write the weights of a checkpoint as a folder that a server starts from, in a process: this one has no torch.
+    """Export a checkpoint to a folder that a server can load, in a child process: this one does not import torch.
 
     Raises:
-        RunDirError: it is no checkpoint of the recipe's model; the end of the process' log is in the message.
+        RunDirError: the checkpoint does not belong to the recipe's model; the message has the end of the child's log.
     """
     command = [
         sys.executable, "-P", "-m", "agentloop.commands.main", "export", str(checkpoint), "--out", str(weights),
@@ -195,7 +197,7 @@ async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Pa
 
 
 def _print(metrics: dict[str, Any]) -> None:
-    """The table: a line for all rows, and one for each data source."""
+    """Print the table, without colour or wrapping when the output is not a terminal."""
     rich = RichConsole(highlight=False, markup=False)
     if not rich.is_terminal:
         rich.width = PLAIN_COLUMNS
@@ -203,7 +205,7 @@ def _print(metrics: dict[str, Any]) -> None:
 
 
 def table(metrics: dict[str, Any]) -> Table:
-    """The numbers of an evaluation: a line for all rows, and one for each data source."""
+    """Return the results as a table: one line for all rows, and one per data source."""
     own = [key.removeprefix("eval/") for key in metrics if key.startswith("eval/")]
     sources = [key.removesuffix("/reward_mean") for key in own if key.endswith("/reward_mean")]
     prefixes = [f"{source}/" for source in sources]

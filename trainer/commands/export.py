@@ -1,4 +1,4 @@
-"""The body of `agentloop export`: which checkpoint, of which model, to which folder."""
+"""`agentloop export`: find the checkpoint and its model, then write the folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAST, BEST = "last", "best"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint, and what its run says of the model and its adapters; empty where there is no run."""
+    """A checkpoint, with the model and LoRA alpha from its run's configuration; empty without a run directory."""
 
     path: Path
     step: int
@@ -32,21 +32,23 @@ def export_command(
     """Run `agentloop export`; returns the exit code.
 
     Raises:
-        UserError: what is wrong, for the user to read.
+        UserError: there is no such checkpoint, or the target cannot be used.
     """
     found = find_checkpoint(source, step)
     model_path = model or found.model.get("path")
     if model_path is None:
         raise RunDirError(
-            f"{found.path} does not lie in a run directory, so that its model is not known",
-            "name the model that the run started from with --model",
+            f"{found.path} is not in a run directory, so its model is unknown",
+            "give the model that the run started from with --model",
         )
     check_target(out, replace=force, source=model_path, key="--out")
     if dtype not in (None, "float32", "bfloat16"):
-        raise ConfigError(f"--dtype {dtype} is not known", "one of: float32, bfloat16")
+        raise ConfigError(f"unknown --dtype {dtype}", "use float32 or bfloat16")
     dtype = dtype or found.model.get("dtype", "float32")
     template = found.model.get("chat_template")
-    from trainer.learner.export import export_checkpoint  # torch and transformers: after what needs neither
+
+    # Imports torch and transformers, so it comes after the checks that need neither.
+    from trainer.learner.export import export_checkpoint
 
     with Console() as console:
         console.notice(f"checkpoint of step {found.step}: {found.path}")
@@ -69,14 +71,14 @@ def export_command(
 
 
 def find_checkpoint(source: Path, step: str | None) -> Source:
-    """The checkpoint that is meant by a run directory or by a checkpoint's own folder.
+    """Find a checkpoint in a run directory, or by its own folder.
 
     Args:
         step: a number, `last` or `best`; None: `last`.
 
     Raises:
-        RunDirError: there is no such run, or no such checkpoint in it; those that are there are named.
-        ConfigError: `step` is none of these.
+        RunDirError: the run or the checkpoint does not exist; the message lists the existing ones.
+        ConfigError: `step` is not a number, `last` or `best`.
     """
     if not source.is_dir():
         raise RunDirError(
@@ -95,42 +97,42 @@ def find_checkpoint(source: Path, step: str | None) -> Source:
     states = run.list_checkpoints()
     if not states:
         raise RunDirError(
-            f"{run.root} holds no finished checkpoint",
-            "a run saves one after every `checkpoint.every` steps and at its end",
+            f"{run.root} has no finished checkpoint",
+            "a run saves one every `checkpoint.every` steps and at its end",
         )
     state = _chosen(run, states, step or LAST)
     return Source(state.path, state.step, *_read(run))
 
 
 def _one(checkpoint: Path, step: str | None) -> Source:
-    """A checkpoint that was named itself."""
+    """Return a checkpoint that was given by its own folder."""
     if step is not None:
         raise ConfigError(
-            f"--step {step}: {checkpoint} is one checkpoint already", "leave out --step, or give the run directory"
+            f"--step {step}: {checkpoint} is already a single checkpoint", "omit --step, or give the run directory"
         )
     if not (checkpoint / "state.json").is_file():
-        raise RunDirError(f"the checkpoint {checkpoint} was never finished", "give another one")
+        raise RunDirError(f"the checkpoint {checkpoint} is incomplete: it has no state.json", "give another one")
     state = json.loads((checkpoint / "state.json").read_text())
     run = RunDir(checkpoint.resolve().parent.parent)
     return Source(checkpoint, state.get("step", 0), *_read(run))
 
 
 def _chosen(run: RunDir, states: list[CheckpointState], step: str) -> CheckpointState:
-    there = ", ".join(str(state.step) for state in states)
+    existing = ", ".join(str(state.step) for state in states)
     if step == LAST:
         return states[-1]
     if step == BEST:
-        return _best(run, there)
+        return _best(run, existing)
     if not step.isdecimal():
-        raise ConfigError(f"--step {step} is no step", "give a number, last or best")
+        raise ConfigError(f"--step {step} is not a step", "give a number, last or best")
     state = next((state for state in states if state.step == int(step)), None)
     if state is None:
-        raise RunDirError(f"{run.root} holds no checkpoint of step {step}", f"there are: {there}")
+        raise RunDirError(f"{run.root} has no checkpoint of step {step}", f"existing checkpoints: {existing}")
     return state
 
 
-def _best(run: RunDir, there: str) -> CheckpointState:
-    """The checkpoint whose step has the best value of what the run compares by; of a fine-tuning, the lowest loss."""
+def _best(run: RunDir, existing: str) -> CheckpointState:
+    """Return the checkpoint with the best value of the run's metric; for fine-tuning, the lowest loss."""
     config = json.loads(run.config_file.read_text()) if run.config_file.is_file() else {}
     compares = {"best_metric": "eval/loss", "best_is": "lowest"}
     if "stages" not in config:
@@ -139,14 +141,14 @@ def _best(run: RunDir, there: str) -> CheckpointState:
     best = run.best_checkpoints(CheckpointConfig.model_validate({"keep_best": 1, **compares}))
     if not best:
         raise RunDirError(
-            f"no checkpoint of {run.root} was evaluated, so that none is known as the best (there are: {there})",
-            "give a step; for another time, evaluate at the steps that are saved (eval.every and checkpoint.every)",
+            f"none of the checkpoints of {run.root} was evaluated, so the best one is unknown (existing: {existing})",
+            "give a step; in future runs, let eval.every and checkpoint.every fall on the same steps",
         )
     return best[0]
 
 
 def _read(run: RunDir) -> tuple[dict[str, Any], float | None]:
-    """The section `model` of the run's configuration, and alpha of its adapters, of a policy or a fine-tuning."""
+    """Return section `model` and LoRA alpha from the configuration of a training or fine-tuning run."""
     if not run.config_file.is_file():
         return {}, None
     config = json.loads(run.config_file.read_text())

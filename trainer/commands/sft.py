@@ -1,4 +1,4 @@
-"""The body of `agentloop sft`: configuration, data preparation, stages, and what is said on the way."""
+"""`agentloop sft`: configuration, data preparation, the stages, and console output."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
 from agentloop.imports import load_from_file
 from agentloop.text import seconds
+from trainer.commands.train import EXIT_INTERRUPTED
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.run.rundir import RunDir
 from trainer.sft.run import SftRun
-
-EXIT_INTERRUPTED = 130
-"""What shells expect after Ctrl-C."""
 
 
 def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bool = False) -> int:
     """Run `agentloop sft`; returns the exit code.
 
     Raises:
-        AgentloopError: what went wrong, for the user to read.
+        AgentloopError: the run cannot start, or failed.
     """
     recipe = load_config(SftRecipe, find_config(config, SFT_FILE), overrides)
     resolved = json.loads(recipe.model_dump_json())
     if dry_run:
         print(json.dumps(resolved, indent=2))
         return 0
+
     begin = time.monotonic()
     run_dir = RunDir(recipe.run.dir or Path("outputs") / recipe.run.name)
     if not resume:
@@ -58,17 +57,17 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
             console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
             return EXIT_INTERRUPTED
         console.close()
-        console.notice(f"done in {time.monotonic() - begin:.0f} s; the model, ready to serve and to train: {out}")
+        console.notice(f"done in {time.monotonic() - begin:.0f} s: the model is in {out}")
     return 0
 
 
 def _run(
     recipe: SftRecipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, *, resume: bool
 ) -> Path | None:
-    """The folder of the finished model; None: the run was stopped."""
+    """Run all stages; return the folder of the finished model, or None if the run was stopped."""
 
     def on_log(entry: dict[str, Any]) -> None:
-        _say(console, entry)
+        _print_entry(console, entry)
         if "step" in entry:
             loggers.log(entry)
 
@@ -85,7 +84,7 @@ def _run(
     try:
         out = asyncio.run(run.run())
         failed = False
-    except (asyncio.CancelledError, KeyboardInterrupt):  # before the first step, or twice: this moment is not saved
+    except (asyncio.CancelledError, KeyboardInterrupt):  # before the first step, or a second Ctrl-C: nothing is saved
         return None
     finally:
         loggers.close(failed=failed)
@@ -101,8 +100,8 @@ def _prepare(recipe: SftRecipe, console: Console) -> None:
     load_from_file(str(recipe.prepare), "prepare")(folder)
 
 
-def _say(console: Console, entry: dict[str, Any]) -> None:
-    """One line for an event, for an evaluation or for some steps."""
+def _print_entry(console: Console, entry: dict[str, Any]) -> None:
+    """Print one line for an event, an evaluation or a step."""
     if "event" in entry:
         console.notice(entry["event"])
         return

@@ -1,4 +1,4 @@
-"""The body of `agentloop train`: configuration, checks, run, report, and what is said at the end."""
+"""`agentloop train`: configuration, checks, the run, its report and summary."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from trainer.run.run import RunResult, TrainRun
 from trainer.run.rundir import RunDir
 
 EXIT_INTERRUPTED = 130
-"""What shells expect after Ctrl-C."""
+"""Exit code that shells expect after Ctrl-C."""
 
 
 def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bool) -> int:
     """Run `agentloop train`; returns the exit code.
 
     Raises:
-        AgentloopError: what went wrong, for the user to read.
+        AgentloopError: the run cannot start, or failed.
     """
     recipe = load_config(Recipe, find_config(config), overrides)
     resolved = hide_tokens(recipe)
     if dry_run:
         print(json.dumps(resolved, indent=2))
         return 0
+
     begin = time.monotonic()
     console = Console()
     run_dir = RunDir(recipe.run_dir)
@@ -71,7 +72,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
 
 
 def hide_tokens(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe as plain data, as it is written to files, shown in the report and given to loggers."""
+    """Return the resolved recipe as plain data without secrets, for files, the report and loggers."""
     resolved: dict[str, Any] = json.loads(recipe.model_dump_json())
     for key in ("token", "admin_token"):
         if resolved["rollout"][key]:
@@ -82,7 +83,7 @@ def hide_tokens(recipe: Recipe) -> dict[str, Any]:
 def _open_loggers(
     recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, *, resume: bool
 ) -> Loggers:
-    """The loggers of the recipe, opened; a resumed run goes on in what it logged before."""
+    """Open the recipe's loggers; a resumed run continues what it logged before."""
     checkpoints = run_dir.list_checkpoints() if resume else []
     options: dict[str, Any] = {
         "name": recipe.run.name,

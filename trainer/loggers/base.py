@@ -1,4 +1,4 @@
-"""What a logger is given, and what it has to do."""
+"""The interface of a metric logger, and what it knows of the run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from agentloop.files import write_atomic
 
 @dataclass(frozen=True)
 class LoggerRun:
-    """What a logger is told of the run.
+    """The run that a logger writes for.
 
     Attributes:
         name: `run.name`.
-        config: the resolved recipe as plain data, tokens hidden.
-        folder: the logger's own, in the run directory; it exists, and is kept when the run is resumed.
-        resumed_at: the step that a resumed run goes on from: what was logged of later steps is logged again. -1: it
-            begins anew. None: a new run.
+        config: the resolved recipe as plain data, without secrets.
+        folder: the logger's folder in the run directory. It exists, and survives a resume.
+        resumed_at: the step that a resumed run continues from; later steps are logged again. -1 if the run starts
+            over, None for a new run.
     """
 
     name: str
@@ -29,35 +29,36 @@ class LoggerRun:
     resumed_at: int | None = None
 
     def remember(self, **state: str) -> None:
-        """Keep something for the time after a resume, the id of the run at a service for instance."""
+        """Keep values across a resume, for example the run's id at a service."""
         write_atomic(self.folder / "state.json", json.dumps({**self.remembered, **state}).encode())
 
     @property
     def remembered(self) -> dict[str, str]:
-        """What `remember` kept, in this process or in one before it."""
+        """The values that `remember` kept, in this process or an earlier one."""
         file = self.folder / "state.json"
         return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
 class MetricLogger(Protocol):
-    """A place that metrics are written to. Made as `Logger(run, **options)`; all its calls come from one thread.
+    """A destination of metrics. Constructed as `Logger(run, **options)`; all calls come from one thread.
 
-    A class may have the attribute `library`: the module that it needs, which preflight looks for.
+    Attributes:
+        library: optional; the module that the logger needs. It is looked for before the run starts.
     """
 
     library: ClassVar[str]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step's numbers. A step may come more than once, with other numbers: a background evaluation's."""
+        """Write one step's metrics. A step may come twice with different keys: a background evaluation ends later."""
         ...
 
     def close(self, *, failed: bool) -> None:
-        """Write what is not written yet, and say how the run ended."""
+        """Write what is pending, and record how the run ended."""
         ...
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
+    """Flatten a nested mapping to dotted keys."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:

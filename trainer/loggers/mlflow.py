@@ -1,4 +1,4 @@
-"""MLflow."""
+"""Logger for MLflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from trainer.loggers.base import LoggerRun, flat
 
 NOT_IN_NAMES = re.compile(r"[^\w./ :-]")
-"""What MLflow refuses in names: `eval/pass@4` becomes `eval/pass_4`."""
+"""Characters that MLflow refuses in names: `eval/pass@4` becomes `eval/pass_4`."""
 
 PARAMS_AT_ONCE = 100
 LONGEST_PARAM = 500
@@ -18,12 +18,12 @@ LONGEST_PARAM = 500
 class MlflowLogger:
     """A run of an MLflow experiment.
 
-    A resumed run goes on under the same id. Of the steps that it does again MLflow keeps both values, and takes the
-    later one for the latest.
+    A resumed run keeps its id. For steps that are done again, MLflow keeps both values and shows the later one as the
+    latest.
 
     Args:
-        experiment: made if it is not there.
-        tracking_uri: a server, `sqlite:///file.db`, ...; null: MLFLOW_TRACKING_URI, or what MLflow does without.
+        experiment: created if it does not exist.
+        tracking_uri: a server, `sqlite:///file.db`, ...; null: MLFLOW_TRACKING_URI, or MLflow's default.
     """
 
     library = "mlflow"
@@ -33,15 +33,17 @@ class MlflowLogger:
         from mlflow.entities import Metric, Param
 
         self._metric = Metric
-        self._client = MlflowClient(tracking_uri=tracking_uri)  # the client has no state that belongs to a thread
+        self._client = MlflowClient(tracking_uri=tracking_uri)  # the client may be used from any thread
         self._id = run.remembered.get("id", "")
         if self._id:
             self._client.update_run(self._id, status="RUNNING")
             return
+
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment)
         self._id = self._client.create_run(number, run_name=run.name).info.run_id
         run.remember(id=self._id)
+
         params = [Param(_name(key), str(value)[:LONGEST_PARAM]) for key, value in flat(run.config).items()]
         for begin in range(0, len(params), PARAMS_AT_ONCE):
             self._client.log_batch(self._id, params=params[begin : begin + PARAMS_AT_ONCE])

@@ -1,4 +1,4 @@
-"""TensorBoard event files, without torch: the run's main process does not import it."""
+"""Logger for TensorBoard. It writes event files without torch, which the main process does not import."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trainer.loggers.base import LoggerRun
 
 
 class TensorboardLogger:
-    """Writes event files to `<run>/loggers/tensorboard`; look at them with `tensorboard --logdir outputs`.
+    """Write event files to `<run>/loggers/tensorboard`; view them with `tensorboard --logdir outputs`.
 
-    What a resumed run does again is overwritten: TensorBoard leaves out what it read of steps after the one that the
-    run goes on from.
+    Steps that a resumed run does again are replaced: TensorBoard drops the points after the step that the run continues
+    from.
 
     Args:
-        folder: where else to write; relative to the working directory.
+        folder: another folder to write to, relative to the working directory.
     """
 
     library = "tensorboard"
@@ -30,6 +30,7 @@ class TensorboardLogger:
 
         self._event, self._summary = Event, Summary
         self._writer = EventFileWriter(str(Path(folder) / run.name if folder else run.folder))
+
         if run.resumed_at is not None:
             purge = Event(
                 wall_time=time.time(), step=run.resumed_at + 1, session_log=SessionLog(status=SessionLog.START)

@@ -1,4 +1,4 @@
-"""Loggers in threads of their own: the event loop hands a step's numbers over and goes on."""
+"""Run each logger in its own thread: the event loop queues a step's metrics and does not wait."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from agentloop.errors import ConfigError, UserError
 from agentloop.registry import LOGGERS, load
 from trainer.loggers.base import LoggerRun, MetricLogger
 
-WAITING_LINES = 1000
-"""Steps that wait for a logger at most; what comes when there are so many is left out."""
+MAX_QUEUED = 1000
+"""Steps queued for one logger at most; further steps are dropped with a warning."""
 
 OPEN_TIMEOUT_S = 120.0
 FLUSH_TIMEOUT_S = 60.0
@@ -30,11 +30,11 @@ Factory = Callable[..., MetricLogger]
 
 
 def check_loggers(configs: Sequence[LoggerConfig]) -> list[Factory]:
-    """Load what `loggers` names; nothing is opened and no library imported.
+    """Load the classes that `loggers` names. Opens nothing and imports no logger's library.
 
     Raises:
-        RegistryError: no such logger is registered, or it is broken.
-        ConfigError: its library is not installed, or it does not know an option.
+        RegistryError: no such logger is registered, or it cannot be loaded.
+        ConfigError: its library is not installed, or an option is unknown.
     """
     factories = []
     for config in configs:
@@ -59,54 +59,55 @@ class _Close:
 
 
 class LoggerThread:
-    """One logger and the thread that it lives in. What fails there is told in words, once.
+    """One logger and its thread. A failure there is reported once and never stops the run.
 
     Args:
-        make: makes the logger; called in the thread.
-        tell: called in the thread with what the user should know.
-        waiting: steps that wait at most.
+        make: constructs the logger; called in the thread.
+        warn: called in the thread with a message for the user.
+        queued: steps queued at most.
     """
 
     def __init__(
-        self, name: str, make: Callable[[], MetricLogger], tell: Callable[[str], None], waiting: int = WAITING_LINES
+        self, name: str, make: Callable[[], MetricLogger], warn: Callable[[str], None], queued: int = MAX_QUEUED
     ) -> None:
         self.name = name
         self._make = make
-        self._tell = tell
-        self._inbox: queue.Queue[tuple[int, dict[str, float]] | _Close] = queue.Queue(waiting)
+        self._warn = warn
+        self._inbox: queue.Queue[tuple[int, dict[str, float]] | _Close] = queue.Queue(queued)
         self._opened = threading.Event()
         self._error: BaseException | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"logger {name}", daemon=True)
         self._thread.start()
 
     def wait_open(self, timeout_s: float) -> None:
-        """Wait until the logger is made.
+        """Wait until the logger is constructed.
 
         Raises:
-            ConfigError: it could not be, or not in time.
+            ConfigError: that failed, or took too long.
         """
         if not self._opened.wait(timeout_s):
             raise ConfigError(
-                f"loggers: {self.name} was not ready after {timeout_s:.0f} s", "check its server, or leave it out"
+                f"loggers: {self.name} was not ready after {timeout_s:.0f} s",
+                "check its server, or remove it from loggers",
             )
         if isinstance(self._error, UserError):
             raise self._error
         if self._error is not None:
             raise ConfigError(
-                f"loggers: {self.name} cannot be opened: {_words(self._error)}",
-                "correct its options or your login (docs/metrics.md), or leave it out",
+                f"loggers: {self.name} cannot be opened: {_first_line(self._error)}",
+                "correct its options or your login (docs/metrics.md), or remove it from loggers",
             ) from self._error
 
     def put(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand over a step's numbers; never waits."""
+        """Queue a step's metrics; never waits."""
         try:
             self._inbox.put_nowait((step, metrics))
         except queue.Full:
-            self._tell_once("full", f"logger {self.name} is too slow or hangs: steps are missing there from {step} on")
+            self._warn_once("full", f"logger {self.name} is too slow or hangs: steps from {step} on are missing there")
 
     def close(self, *, failed: bool, timeout_s: float) -> None:
-        """Have everything written, and wait for that."""
+        """Wait until everything is written, at most `timeout_s`."""
         end = time.monotonic() + timeout_s
         try:
             self._inbox.put(_Close(failed), timeout=timeout_s)
@@ -114,16 +115,17 @@ class LoggerThread:
         except queue.Full:
             pass
         if self._thread.is_alive():
-            self._tell(f"logger {self.name} has not written everything after {timeout_s:.0f} s")
+            self._warn(f"logger {self.name} did not finish writing within {timeout_s:.0f} s")
 
     def _work(self) -> None:
         try:
             logger = self._make()
-        except BaseException as exc:  # noqa: BLE001  # a library may call sys.exit; it ends this thread alone
+        except BaseException as exc:  # noqa: BLE001  # a library may call sys.exit; that ends only this thread
             self._error = exc
             return
         finally:
             self._opened.set()
+
         while True:
             item = self._inbox.get()
             try:
@@ -132,26 +134,26 @@ class LoggerThread:
                     return
                 logger.log(*item)
             except BaseException as exc:  # noqa: BLE001  # as above; a logger never stops a run
-                self._tell_once("log", f"logger {self.name} failed, the run goes on without it: {_words(exc)}")
+                self._warn_once("log", f"logger {self.name} failed; the run continues without it: {_first_line(exc)}")
                 if isinstance(item, _Close):
                     return
 
-    def _tell_once(self, kind: str, text: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
-            self._tell(text)
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._warn(text)
 
 
 class Loggers:
     """All loggers of a run.
 
     Args:
-        configs: what the recipe names.
-        root: run directory; each logger gets a folder `loggers/<name>` there.
-        warn: called on the caller's own thread, from `log` and `close`.
+        configs: section `loggers` of the recipe.
+        root: run directory; each logger gets the folder `loggers/<name>` in it.
+        warn: called in the caller's thread, from `log` and `close`.
 
     Raises:
-        UserError: as `check_loggers`, or a logger cannot be opened.
+        UserError: see `check_loggers`; or a logger cannot be opened.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class Loggers:
         self._flush_timeout_s = flush_timeout_s
         self._warnings: deque[str] = deque()
         self._threads: list[LoggerThread] = []
+
         folder = root / "loggers"
         if resumed_at is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -178,6 +181,7 @@ class Loggers:
             run = LoggerRun(name, config, folder / (f"{entry.name}-{again + 1}" if again else entry.name), resumed_at)
             run.folder.mkdir(parents=True, exist_ok=True)
             self._threads.append(LoggerThread(entry.name, _maker(factory, run, entry.options), self._warnings.append))
+
         try:
             for thread in self._threads:
                 thread.wait_open(open_timeout_s)
@@ -186,20 +190,20 @@ class Loggers:
             raise
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Hand a line of `metrics.jsonl` to all loggers: its finite numbers, under the same keys."""
+        """Send a line of `metrics.jsonl` to all loggers: its finite numbers, under the same keys."""
         numbers = {key: float(value) for key, value in metrics.items() if key != "step" and _is_number(value)}
         for thread in self._threads:
             thread.put(int(metrics["step"]), numbers)
-        self._say()
+        self._report()
 
     def close(self, *, failed: bool) -> None:
-        """Write everything and end; waits for it, but not for ever."""
+        """Write everything and close all loggers; waits with a time limit."""
         threads, self._threads = self._threads, []
         for thread in threads:
             thread.close(failed=failed, timeout_s=self._flush_timeout_s)
-        self._say()
+        self._report()
 
-    def _say(self) -> None:
+    def _report(self) -> None:
         while self._warnings:
             self._warn(self._warnings.popleft())
 
@@ -212,6 +216,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _words(exc: BaseException) -> str:
+def _first_line(exc: BaseException) -> str:
     lines = str(exc).strip().splitlines()
     return f"{type(exc).__name__}: {lines[0][:300]}" if lines else type(exc).__name__

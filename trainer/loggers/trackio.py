@@ -1,4 +1,4 @@
-"""Trackio: metrics in a local SQLite file, with a dashboard."""
+"""Logger for Trackio: metrics in a local SQLite file, with a dashboard."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from trainer.loggers.base import LoggerRun
 
 
 class TrackioLogger:
-    """A run of a Trackio project; look at it with `trackio show`.
+    """A run of a Trackio project; view it with `trackio show`.
 
-    A resumed run goes on under the same name. The steps that it does again are there twice.
+    A resumed run keeps its name. Steps that are done again appear twice.
 
     Args:
-        options: of `trackio.init`: project, space_id, ...
+        options: arguments of `trackio.init`: space_id, ...
     """
 
     library = "trackio"
@@ -31,4 +31,4 @@ class TrackioLogger:
         self._run.log(dict(metrics), step=step)
 
     def close(self, *, failed: bool) -> None:
-        self._run.finish()
+        self._run.finish()  # type: ignore[no-untyped-call]  # trackio has no annotations here

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Logger for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trainer.loggers.base import LoggerRun
 class WandbLogger:
     """A run at Weights & Biases; `mode: offline` writes it to `<run>/loggers/wandb` for a later `wandb sync`.
 
-    A resumed run goes on under the same id. The steps that it does again are there twice: wandb has no way to take
-    a point back. `step` is the x axis of all charts, for wandb's own counter cannot go back.
+    A resumed run keeps its id. Steps that are done again appear twice, because wandb cannot remove a point. `step` is
+    the x axis of all charts, because wandb's own counter cannot decrease.
 
     Args:
-        options: of `wandb.init`: project, entity, group, tags, mode, ...
+        options: arguments of `wandb.init`: entity, group, tags, mode, ...
     """
 
     library = "wandb"
@@ -31,11 +31,12 @@ class WandbLogger:
             "resume": "allow",
             "dir": str(run.folder),
             "config": run.config,
-            # Its copy of the console would be a second hand on the terminal.
+            # Its capture of the console would interfere with the progress bar.
             "settings": wandb.Settings(console="off"),
         }
         self._run = wandb.init(project=project, **{**defaults, **options})
         run.remember(id=str(self._run.id))
+
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

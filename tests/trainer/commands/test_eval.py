@@ -46,12 +46,12 @@ def test_a_folder_with_weights_stands_for_the_models_own(recipe: Recipe, tmp_pat
 
 
 def test_what_is_no_checkpoint_is_refused_with_those_that_are(recipe: Recipe, checkpoint: Path) -> None:
-    with pytest.raises(RunDirError, match=r"holds no checkpoint of step 9[\s\S]*there are: 4"):
+    with pytest.raises(RunDirError, match=r"has no checkpoint of step 9[\s\S]*existing checkpoints: 4"):
         find_subject(recipe, "9")
     with pytest.raises(RunDirError, match="does not exist"):
         find_subject(recipe, "elsewhere")
     recipe.rollout.url = "http://127.0.0.1:1"
-    with pytest.raises(ConfigError, match="names a running server"):
+    with pytest.raises(ConfigError, match="cannot be combined with rollout.url"):
         find_subject(recipe, "4")
 
 

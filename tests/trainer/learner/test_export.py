@@ -71,11 +71,11 @@ def test_the_step_is_the_last_a_number_or_the_best(tmp_path: Path, quickstart_mo
     assert find_checkpoint(run.root, None).step == find_checkpoint(run.checkpoints, "last").step == 4
     assert find_checkpoint(run.root, "2").step == find_checkpoint(run.root, "best").step == 2
     assert find_checkpoint(run.checkpoint_of(2), None).model["path"] == str(quickstart_model)
-    with pytest.raises(RunDirError, match=r"no checkpoint of step 3(.|\n)*there are: 2, 4"):
+    with pytest.raises(RunDirError, match=r"no checkpoint of step 3(.|\n)*existing checkpoints: 2, 4"):
         find_checkpoint(run.root, "3")
-    with pytest.raises(ConfigError, match="is no step"):
+    with pytest.raises(ConfigError, match="is not a step"):
         find_checkpoint(run.root, "newest")
-    with pytest.raises(ConfigError, match="is one checkpoint already"):
+    with pytest.raises(ConfigError, match="is already a single checkpoint"):
         find_checkpoint(run.checkpoint_of(2), "4")
     config = json.loads(run.config_file.read_text())
     run.append_metrics({"step": 4, "other": 1.0})
@@ -88,7 +88,7 @@ def test_the_step_is_the_last_a_number_or_the_best(tmp_path: Path, quickstart_mo
     run.append_metrics({"step": 4, "eval/loss": 2.0})
     assert find_checkpoint(run.root, "best").step == 2
     (run.checkpoint_of(2) / "state.json").unlink()
-    with pytest.raises(RunDirError, match="never finished"):
+    with pytest.raises(RunDirError, match="is incomplete"):
         find_checkpoint(run.checkpoint_of(2), None)
     shutil.rmtree(run.checkpoint_of(4))
     with pytest.raises(RunDirError, match="no finished checkpoint"):
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, quickstart_mod
     state = {"model.lm.model.embed_tokens.weight.lora_A": torch.zeros(1)}
     dcp.save(state, checkpoint_id=tmp_path / "bare" / "trainer", no_dist=True)
     (tmp_path / "bare" / "state.json").write_text('{"step": 1, "version": 1}')
-    with pytest.raises(RunDirError, match="its model is not known"):
+    with pytest.raises(RunDirError, match="its model is unknown"):
         export(tmp_path / "bare", tmp_path / "out")
     with pytest.raises(RunDirError, match="is missing"):
         export(tmp_path / "bare", tmp_path / "out", model=str(tiny_model))

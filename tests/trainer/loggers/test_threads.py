@@ -54,7 +54,7 @@ def test_a_logger_that_fails_is_told_of_once_and_tried_again() -> None:
         thread.put(step, {})
     thread.close(failed=True, timeout_s=5)
     assert [step for step, _ in recorder.lines] == [0, 3] and recorder.closed is True
-    assert told == ["logger own failed, the run goes on without it: ConnectionError: the service"]
+    assert told == ["logger own failed; the run continues without it: ConnectionError: the service"]
 
 
 def test_a_logger_that_hangs_holds_nobody_up() -> None:
@@ -65,7 +65,7 @@ def test_a_logger_that_hangs_holds_nobody_up() -> None:
             began.set()
             free.wait(20)
 
-    thread = LoggerThread("own", Hangs, told.append, waiting=3)
+    thread = LoggerThread("own", Hangs, told.append, queued=3)
     thread.put(0, {})
     assert began.wait(5)
     for step in range(1, 8):
@@ -73,8 +73,8 @@ def test_a_logger_that_hangs_holds_nobody_up() -> None:
     thread.close(failed=False, timeout_s=0.01)
     free.set()
     assert told == [
-        "logger own is too slow or hangs: steps are missing there from 4 on",
-        "logger own has not written everything after 0 s",
+        "logger own is too slow or hangs: steps from 4 on are missing there",
+        "logger own did not finish writing within 0 s",
     ]
 
 
@@ -157,7 +157,7 @@ def test_finite_numbers_reach_the_loggers_and_warnings_the_caller(tmp_path: Path
     loggers.close(failed=False)
     written = [(tmp_path / "loggers" / name / "lines.txt").read_text() for name in ("recorder", "recorder-2")]
     assert written == ["run run None\n3 {'a': 1.0, 'b': 2.5, 'f': 1.0}\nclosed False\n"] * 2
-    assert warned == ["logger broken_recorder failed, the run goes on without it: OSError: no room"]
+    assert warned == ["logger broken_recorder failed; the run continues without it: OSError: no room"]
 
 
 @pytest.mark.usefixtures("example_loggers")
