@@ -1,4 +1,19 @@
-"""Messages to ids and sampled ids to messages."""
+"""Messages to ids, and sampled ids to messages, for any model with a chat template.
+
+Messages and the ids of a trajectory come in; the ids to append go out, and sampled turns come back
+as text, reasoning and tool calls. What was sampled is never rendered, decoded or encoded again. In
+the order in which messages meet the files:
+
+    renderer       `ChatRenderer`: start a conversation, extend it, parse sampled turns
+    template       `Template`: a chat template, rendered as text; environment: its Jinja environment
+    tokenizer      `SafeEncoder`: encode text so that contents never become control tokens
+    rendering      `Rendering`: template and encoder together; contents are protected
+    images         how images count in tokens, and how they are sent to the engine
+    continuation/  what a template writes between a sampled turn and the next
+    sampled        `SampledText`: a sampled turn that keeps the positions of its control tokens
+    formats/       tool-call formats; call_json: JSON that a model wrote, read strictly
+    proof/         the proof, before a run, that a template keeps the token law
+"""
 
 from agentloop.chat.formats import HermesFormat, ToolFormat, load_format
 from agentloop.chat.renderer import ChatRenderer

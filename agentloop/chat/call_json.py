@@ -1,7 +1,7 @@
-"""JSON that a model wrote: read strictly, and never more than the rest of the system can carry.
+"""Read JSON that a model wrote: strictly, and only values that the rest of the system can handle.
 
-What a call holds goes on to tools, into the next prompt and into the trace. Values that one of them cannot take are
-faults of the call, told to the model, not of the run.
+The values of a call go to tools, into the next prompt and into the trace. A value that one of them
+cannot handle makes the call malformed, which is reported to the model; it never fails the run.
 """
 
 from __future__ import annotations
@@ -12,29 +12,32 @@ import re
 from typing import Any, NoReturn
 
 DEEPEST = 64
-"""Levels of nesting that are read."""
+"""Most levels of nesting that are read."""
 
 _SPACE = re.compile(r"\s*")
 
 
 class CallError(ValueError):
-    """Why a piece of JSON cannot be used; the text is for the model to read."""
+    """A call cannot be read. The text is shown to the model."""
 
 
 def read_json(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value that begins at `text[start]`, white space skipped, and where the text goes on after it.
+    """Read the JSON value that begins at `text[start]`, after white space; return it and its end.
 
     Raises:
-        CallError: not JSON, or a value that is no finite number, no 64-bit integer, no text, or nested too deeply.
+        CallError: it is not JSON, it contains a number that is infinite or an integer of more than
+            64 bits, a string with half of a surrogate pair, or it is nested too deeply.
     """
     space = _SPACE.match(text, start)
-    assert space is not None  # it matches the empty text too
+    assert space is not None  # it also matches the empty string
     try:
         value, end = _DECODER.raw_decode(text, space.end())
     except json.JSONDecodeError as exc:
         raise CallError(f"not valid JSON ({exc.msg})") from exc
     except RecursionError as exc:
         raise CallError(f"nested in more than {DEEPEST} levels") from exc
+
+    # The checks below walk the value only if its text can contain what they look for.
     body = text[space.end() : end]
     if body.count("{") + body.count("[") > DEEPEST and _depth(value) > DEEPEST:
         raise CallError(f"nested in more than {DEEPEST} levels")
@@ -44,7 +47,7 @@ def read_json(text: str, start: int) -> tuple[Any, int]:
 
 
 def _integer(digits: str) -> int:
-    # The length first: turning thousands of digits into a number is slow, and refused by Python in the end.
+    # Length first: converting thousands of digits is slow, and Python refuses it in the end.
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
         raise CallError("an integer of more than 64 bits")
     return int(digits)
@@ -58,14 +61,14 @@ def _float(digits: str) -> float:
 
 
 def _constant(name: str) -> NoReturn:
-    raise CallError(f"not valid JSON ({name} is no number)")
+    raise CallError(f"not valid JSON ({name} is not a number)")
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_constant)
 
 
 def _depth(value: Any) -> int:
-    """Levels of nesting, without recursion of our own."""
+    """Count the levels of nesting, without recursion."""
     depth, level = 0, [value]
     while level:
         inner = [item for item in level if isinstance(item, (dict, list))]
@@ -78,4 +81,4 @@ def _refuse_lone_surrogates(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as exc:
-        raise CallError("half of a surrogate pair, which is no character") from exc
+        raise CallError("half of a surrogate pair, which is not a character") from exc

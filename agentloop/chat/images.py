@@ -1,8 +1,8 @@
-"""Images in prompts: how many tokens each one takes, and the form in which they go to the engine.
+"""Images in prompts: how many tokens each one takes, and how they are sent to the engine.
 
-A vision-language model's template writes one placeholder an image; the model's processor repeats it once for every
-token that the image becomes. The ledger holds the repeated form, the one that the engine computes with and the trainer
-trains on.
+A vision-language model's template writes one placeholder for each image; the model's processor
+repeats it once for every token of the image. The ledger holds the repeated form, with which the
+engine computes and on which the trainer trains.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ IMAGE_KEYS = ("image", "image_url")
 
 @dataclass(frozen=True, slots=True)
 class ImageTokens:
-    """A model's images in tokens.
+    """How the images of a model count in tokens.
 
     Attributes:
-        placeholder: id of the token that stands for a part of an image (`<|image_pad|>`).
-        count: tokens of an image of (height, width) pixels.
+        placeholder: id of the token that represents a part of an image (`<|image_pad|>`).
+        count: returns the number of tokens of an image of (height, width) pixels.
     """
 
     placeholder: int
     count: Callable[[int, int], int]
 
     def expand(self, ids: Sequence[int], messages: Sequence[Message]) -> list[int]:
-        """`ids` with each placeholder repeated as often as its image has tokens.
+        """Return `ids` with each placeholder repeated once for every token of its image.
 
         Raises:
-            ModelError: the template wrote another number of placeholders than there are images.
+            ModelError: the number of placeholders differs from the number of images.
         """
         images = list(images_of(messages))
         places = ids.count(self.placeholder) if isinstance(ids, list) else sum(i == self.placeholder for i in ids)
         if places != len(images):
             raise ModelError(
                 f"the chat template writes {places} image placeholders for {len(images)} images",
-                'give images as content parts {"type": "image", "image": ...}, in messages whose role the template '
-                "shows images of",
+                'give images as content parts {"type": "image", "image": ...}, in messages of a role for which the '
+                "template shows images",
             )
+
         expanded: list[int] = []
         remaining = iter(images)
         for token in ids:
@@ -63,12 +64,12 @@ class ImageTokens:
 
 
 def load_image_tokens(model_path: str) -> ImageTokens | None:
-    """How a model folder's processor counts images; None for a model without images.
+    """Return how a model folder's processor counts images; None for a model without images.
 
-    The families whose image processors merge patches (Qwen2-VL, Qwen2.5-VL, Qwen3-VL) are known.
+    Supported are the families whose image processors merge patches: Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
 
     Raises:
-        ModelError: the model takes images, but not in a way that is known, or Pillow is not installed.
+        ModelError: the model's image processor is not supported, or Pillow is not installed.
     """
     folder = ModelFolder(Path(model_path))
     if not folder.has_config or not folder.takes_images:
@@ -80,6 +81,7 @@ def load_image_tokens(model_path: str) -> ImageTokens | None:
             f"the images of {folder.model_type} cannot be counted in tokens: its processor does not say how",
             "use a model of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL family",
         )
+
     merged = processor.merge_size**2
     return ImageTokens(
         placeholder, lambda height, width: processor.get_number_of_image_patches(height, width, {}) // merged
@@ -87,7 +89,7 @@ def load_image_tokens(model_path: str) -> ImageTokens | None:
 
 
 def images_of(messages: Sequence[Message]) -> Iterator[Any]:
-    """The images in messages, in the order in which a template writes them."""
+    """Yield the images in messages, in the order in which a template writes them."""
     for message in messages:
         content = message["content"]
         if isinstance(content, list):
@@ -99,10 +101,13 @@ def images_of(messages: Sequence[Message]) -> Iterator[Any]:
 
 
 def open_image(value: Any) -> Image:
-    """A Pillow image of what a row or a tool gives: an image, bytes, `{"bytes"}` or `{"path"}`, a path, a data URL.
+    """Open an image as a row or a tool gives it.
+
+    Args:
+        value: a Pillow image, bytes, a dict with `bytes`, `path` or `url`, a path, or a data URL.
 
     Raises:
-        DataError: it is none of them, or no image.
+        DataError: the value is not one of them, or not an image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -110,6 +115,7 @@ def open_image(value: Any) -> Image:
         return value
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or value.get("url")
+
     try:
         if isinstance(value, bytes):
             return Image.open(io.BytesIO(value))
@@ -118,18 +124,20 @@ def open_image(value: Any) -> Image:
         if isinstance(value, str | Path):
             return Image.open(value)
     except (OSError, UnidentifiedImageError, binascii.Error) as exc:
-        raise DataError(f"an image cannot be read: {exc}", "give PNG or JPEG data, or the path of such a file") from exc
-    raise DataError(f"{type(value).__name__} is no image", "give bytes, a path, a data URL or a Pillow image")
+        raise DataError(f"cannot read an image: {exc}", "give PNG or JPEG data, or the path of such a file") from exc
+
+    raise DataError(f"a {type(value).__name__} is not an image", "give bytes, a path, a data URL or a Pillow image")
 
 
 def image_data(value: Any) -> str:
-    """An image in base64, as the rollout server takes it: PNG, unless it came as bytes already."""
+    """Return an image in base64 for the rollout server: as PNG, or the bytes that were given."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return base64.b64encode(value["bytes"]).decode()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, str) and value.startswith("data:"):
         return value.partition(",")[2]
+
     buffer = io.BytesIO()
     open_image(value).convert("RGB").save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

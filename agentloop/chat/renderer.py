@@ -1,14 +1,15 @@
 """`ChatRenderer`: from messages to ids and back, without ever rendering again what was sampled.
 
-The prompt of turn k+1 is the trajectory so far plus `extend(...)`. What `extend` appends is found by rendering a short
-dummy conversation, a question and an answer that are known, with the new messages after them: the text behind the
-answer is the template's own, whatever the real history is. So its cost does not grow with the history. With the ChatML
-template, for one tool message:
+The prompt of turn k+1 is the trajectory so far plus `extend(...)`. To find what to append, `extend`
+renders a short conversation that is known, a question and an answer, with the new messages after
+them: the text after the answer is the template's own, whatever the real history is. So the cost
+does not grow with the history. With the ChatML template, for one tool message:
 
-    rendered   <|im_start|>user\\nQUESTION<|im_end|>\\n<|im_start|>assistant\\nANSWER<|im_end|>\\n<|im_start|>user\\n...
-    appended                                                                              ^^^^^^^^^^^^^^^^^^^^^^^^^
+    rendered   ...<|im_start|>assistant\\nANSWER<|im_end|>\\n<|im_start|>user\\n...
+    appended                                    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 
-A template for which that is not true, because it changes earlier turns or counts them, is refused.
+A template for which this does not hold, because it changes earlier turns or counts them, is
+refused.
 """
 
 from __future__ import annotations
@@ -18,17 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from agentloop.chat.continuation.continuation import (
-    QUESTION,
-    TOOL,
-    VALUE,
-    Continuation,
-    Continuations,
-    assistant,
-    changes,
-    result,
-    user,
-)
+from agentloop.chat.continuation.continuation import Continuation, Continuations, not_append_only
+from agentloop.chat.continuation.probe import QUESTION, TOOL, VALUE, assistant, result, user
 from agentloop.chat.continuation.tool_role import emulate_tool_role
 from agentloop.chat.formats import ToolFormat, find_format, known_formats, load_format
 from agentloop.chat.images import ImageTokens
@@ -40,11 +32,13 @@ from agentloop.errors import ModelError
 from agentloop.types import Message, ParsedTurn, StopReason
 
 REMEMBERED = 1024
+"""Largest number of renderings whose ids are cached."""
+
 REMEMBERED_CHARACTERS = 32_000
-"""The ids of so many renderings are kept, of messages no longer than this."""
+"""Renderings of longer messages are not cached."""
 
 REASONING_OPENINGS = ("<think>", "[THINK]", "<|START_THINKING|>")
-"""A generation prompt that ends in one of these has the model begin inside of its reasoning."""
+"""If a generation prompt ends in one of these, the model begins inside of its reasoning."""
 
 
 class ChatRenderer:
@@ -53,18 +47,24 @@ class ChatRenderer:
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         chat_template: Jinja text that replaces the tokenizer's own.
-        tool_format: name of the tool-call format; None: found by rendering calls and reading them back.
-        chat_template_kwargs: further variables of the template, such as `{"enable_thinking": False}`.
-        tool_role: how tool results are shown. `tool`: as the template's own tool messages. `user`: for a template that
-            has none, as users' messages; the tools are then described in the system message.
-        images: how the model's images count in tokens; None: messages hold no images.
+        tool_format: name of the tool-call format; None: find it by rendering calls and reading them
+            back.
+        chat_template_kwargs: further variables of the template, such as `{"enable_thinking":
+            False}`.
+        tool_role: how tool results are shown. `tool`: as the template's own tool messages. `user`:
+            as user messages, for a template that has no tool messages; the system message describes
+            the tools.
+        images: how images count in tokens; None: messages contain no images.
 
     Attributes:
-        end_of_turn: id of the token that ends an assistant's turn within a conversation; None where none does (GLM).
-        closing_ids: ids that end a turn, wherever it stands: `<|im_end|>`; gpt-oss' `<|end|>`, `<|return|>`,
-        `<|call|>`. stop_token_ids: ids after which the model has spoken: where an engine should stop. tool_format:
-        reads its calls. unread_call: a call as the template renders it, when no known format reads it back; None: one
-        does.
+        end_of_turn: id of the token that ends an assistant's turn within a conversation; None if no
+            token does (GLM).
+        closing_ids: ids that end a turn anywhere in a conversation: `<|im_end|>`; for gpt-oss
+            `<|end|>`, `<|return|>` and `<|call|>`.
+        stop_token_ids: ids after which an engine should stop.
+        opens_reasoning: whether the generation prompt opens a block of reasoning.
+        tool_format: reads the model's calls.
+        unread_call: a call as the template renders it, if no known format reads it back; else None.
 
     Raises:
         ModelError: there is no chat template, or its turns end in no token.
@@ -80,17 +80,20 @@ class ChatRenderer:
         images: ImageTokens | None = None,
     ) -> None:
         if tool_role not in ("tool", "user"):
-            raise ModelError(f"model.tool_role {tool_role!r} is not known", "one of: tool, user")
+            raise ModelError(f"model.tool_role {tool_role!r} is not known", "use one of: tool, user")
+
         self.tokenizer = tokenizer
         self.template = Template(tokenizer, chat_template, chat_template_kwargs or {})
         self.encoder = SafeEncoder(tokenizer)
         self._rendering = Rendering(self.template, self.encoder, images)
         self._continuations = Continuations(self._rendering)
-        self._folds = tool_role == "user"
+        self._emulates_tool_role = tool_role == "user"
         self._remembered: dict[str, Any] = {}
         self._system_shown = False
+
+        # Where turns end, and where an engine should therefore stop.
         answer = self._continuations.answer_end
-        call = None if self._folds else self._continuations.call_end
+        call = None if self._emulates_tool_role else self._continuations.call_end
         ends = [end for end in (answer, call) if end is not None]
         added = self.encoder.added
         self.end_of_turn: int | None = added[answer.closer] if answer.closer else None
@@ -99,21 +102,23 @@ class ChatRenderer:
         self.stop_token_ids: list[int] = sorted(finals | set(self._continuations.openings.values()))
         special = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
         self._stop_ids = frozenset(self.stop_token_ids) | self.closing_ids | special
+
         self.opens_reasoning = self._generation_prompt().rstrip().endswith(REASONING_OPENINGS)
         self.unread_call: str | None = None
         self.tool_format: ToolFormat = load_format(tool_format) if tool_format else self._find_format()
 
     def start(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
-        """Ids of a conversation's start, up to and including the generation prompt."""
+        """Return the ids of a conversation's start, up to and including the generation prompt."""
 
         def build(messages: Sequence[Message], tools: Tools) -> array[int]:
             return array(
                 "i", self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
             )
 
-        if self._folds:
+        if self._emulates_tool_role:
             messages, tools = emulate_tool_role(messages, tools), None
         self._system_shown |= bool(messages) and messages[0]["role"] == "system"
+
         ids: array[int] = self._memo(f"start{self._rendering.schemas_key(tools)}{messages!r}", build, messages, tools)
         return ids.tolist()
 
@@ -124,42 +129,47 @@ class ChatRenderer:
         messages: Sequence[Message],
         tools: Tools = None,
     ) -> list[int]:
-        """The ids to append so that the model can speak after the new `messages`.
+        """Return the ids to append so that the model can speak after the new `messages`.
 
-        What the turn lacks of its own end comes first: the end-of-turn token after a `length` stop, the separator that
-        the template puts behind that token. What was sampled of it already, be it the token that opens the next turn
-        (GLM) or one that ends the last turn of all (gpt-oss' `<|return|>`), is not repeated.
+        They begin with what the sampled turn lacks of its end: the end-of-turn token after a
+        `length` stop, and the separator that the template puts after that token. What the model
+        sampled of it already is not repeated; that may also be the token that opens the next turn
+        (GLM), or one that ends the last turn of a conversation (gpt-oss' `<|return|>`).
 
         Args:
             token_ids: the trajectory so far; it ends in a sampled turn.
-            stop_reason: how that turn ended. What counts is what `token_ids` end in.
+            stop_reason: how that turn ended. Only the ids at the end of `token_ids` are evaluated.
             messages: only the new ones.
-            tools: the schemas that `start` was given. They are known again by identity: do not change them in place.
+            tools: the schemas that were given to `start`. They are recognized by identity: do not
+                change them in place.
 
         Raises:
             ModelError: the template cannot render these messages after an assistant turn.
         """
-        if self._folds:
+        if self._emulates_tool_role:
             messages, tools = emulate_tool_role(messages, None), None
+
         names = self._called_names(token_ids, messages)
         key = f"extend{self._rendering.schemas_key(tools)}{names}{messages!r}"
         found: Continuation = self._memo(key, lambda m, t: self._continuations.find(m, t, names), messages, tools)
         if found.moves_system and self._system_shown:
-            raise changes("the system message", messages)
+            raise not_append_only("the system message", messages)
         return found.ids[self._already_there(token_ids, found) :].tolist()
 
     def check(self, tools: Tools = None) -> None:
-        """Refuse, before a run starts, a template that cannot go on after a turn (DESIGN section 3, rule 6).
+        """Refuse, before a run starts, a template that cannot continue after a turn (token law,
+        rule 6).
 
         Args:
-            tools: the schemas that the run offers; with them, tool results have to be rendered, else a user's message.
+            tools: the schemas that the run offers. With them the template has to render tool
+                results, else a user message.
 
         Raises:
             ModelError: what the template cannot do.
         """
         if tools and self.unread_call is not None:
             raise ModelError(
-                f"no known format reads the template's tool call back: {self.unread_call!r}",
+                f"no known format can read the template's tool call: {self.unread_call!r}",
                 f"set model.tool_format to one of {', '.join(sorted(known_formats()))}, or model.chat_template to a "
                 "matching one",
             )
@@ -167,91 +177,106 @@ class ChatRenderer:
         self.extend([], StopReason.STOP, [result("x") if tools else user("x")], tools)
 
     def parse(self, sampled_ids: Sequence[int], tools: Tools = None) -> ParsedTurn:
-        """Read one sampled turn; the token that ended it is left out, bytes that are no UTF-8 become U+FFFD.
+        """Read one sampled turn. The tokens that ended it are left out; invalid UTF-8 becomes
+        U+FFFD.
 
         Args:
-            sampled_ids: as the engine gave them.
+            sampled_ids: as the engine returned them.
             tools: schemas, for formats that write arguments without types.
         """
         end = len(sampled_ids)
         while end and sampled_ids[end - 1] in self._stop_ids:
             end -= 1
+
         turn = self._rendering.text_of(list(sampled_ids[:end]))
         return self.tool_format.parse(turn, list(tools) if tools else None, reasoning_open=self.opens_reasoning)
 
     def call_id(self, sampled: str, turn: int, number: int) -> str:
-        """The id of a call: the model's own where it wrote one that the template takes, else nine letters and digits.
+        """Return the id of a call: the model's own if the template takes it, else nine letters and
+        digits.
 
         Args:
-            sampled: as `parse` gave it; empty: the model wrote none.
-            turn, number: of the call; ids of an episode differ.
+            sampled: the id that `parse` found; empty if the model wrote none.
+            turn, number: place of the call in the episode, which makes the id unique there.
         """
         if sampled and self._continuations.takes_call_id(sampled):
             return sampled
         return f"c{turn % 10_000:04d}{number % 10_000:04d}"
 
     def whole(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
-        """Ids of a whole conversation with the generation prompt, rendered and encoded in one piece.
+        """Return the ids of a whole conversation with the generation prompt, rendered in one piece.
 
-        It is what episodes are proven against, and never what they are made of: it renders sampled turns again.
+        Episodes are checked against it and never built from it, because it renders sampled turns
+        again.
         """
-        if self._folds:
+        if self._emulates_tool_role:
             messages, tools = emulate_tool_role(messages, tools), None
         return self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
 
     def turn_ids(self, message: Message, *, cut: bool = False) -> list[int]:
-        """The ids of an assistant's message as a model would sample it, with the token that ends it unless `cut`.
+        """Return the ids of an assistant's message as a model would sample it, as the answer to a
+        question.
 
-        It is the answer to a question: behind a longer history a template may write the earlier turns in another way.
+        After a longer history a template may write earlier turns differently.
+
+        Args:
+            message: the assistant's message.
+            cut: leave out the token that ends the turn.
 
         Raises:
             ModelError: the template cannot render it.
         """
-        folded = emulate_tool_role([message], None)[0] if self._folds else message
-        text = self._rendering.protected([folded], None, lambda m, _: self._turn_text(m[0]))
+        emulated = emulate_tool_role([message], None)[0] if self._emulates_tool_role else message
+        text = self._rendering.protected([emulated], None, lambda m, _: self._turn_text(m[0]))
         ids = self.encoder.encode_protected(text, MARK)
+
         end = max((i for i, token in enumerate(ids) if token in self.stop_token_ids), default=None)
         if end is not None:
             return ids[:end] if cut else ids[: end + 1]
         if cut or not self.stop_token_ids:
             return ids
-        # Nothing ends a turn: the model stops by opening the next one.
+
+        # No token ends a turn: the model stops by opening the next one.
         is_call = bool(message.get("tool_calls"))
         return [*ids, self._continuations.openings[is_call]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, control tokens shown."""
+        """Return the text of ids, control tokens included."""
         return self.encoder.decode(ids)
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of content, as plain text."""
+        """Return the ids of content, with control tokens read as plain text."""
         return self.encoder.encode_plain(text)
 
     def keeps_system(self, conversation: list[Message], tools: Tools = None) -> bool:
-        """Whether a system message before this conversation stays where the first prompt showed it."""
-        if self._folds:
+        """Whether a system message before this conversation stays where the first prompt put it."""
+        if self._emulates_tool_role:
             conversation, tools = emulate_tool_role(conversation, None), None
         return self._continuations.keeps_system(conversation, tools)
 
     def shows_tools(self, tools: Tools) -> bool:
-        """Whether the first prompt tells the model of the tools."""
-        return self._folds or self.template.render([user(QUESTION)], tools, generate=True) != self.template.render(
-            [user(QUESTION)], None, generate=True
-        )
+        """Whether the first prompt describes the tools to the model."""
+        return self._emulates_tool_role or self.template.render(
+            [user(QUESTION)], tools, generate=True
+        ) != self.template.render([user(QUESTION)], None, generate=True)
 
     def _memo(self, key: str, build: Callable[..., Any], messages: Sequence[Message], tools: Tools) -> Any:
-        """What `build` makes of the messages. The samples of a group begin alike: repeats are remembered."""
+        """Return `build(messages, tools)`, cached by `key`: the samples of a group begin alike."""
         known = self._remembered.get(key)
         if known is None:
             known = build(messages, tools)
             if len(key) <= REMEMBERED_CHARACTERS:
                 if len(self._remembered) >= REMEMBERED:
-                    del self._remembered[next(iter(self._remembered))]  # the oldest: groups come and go in order
+                    # Drop the oldest: groups come and go in order.
+                    del self._remembered[next(iter(self._remembered))]
                 self._remembered[key] = known
         return known
 
     def _called_names(self, token_ids: Sequence[int], messages: Sequence[Message]) -> tuple[str, ...]:
-        """Names of the tools whose results lead the new messages; some templates write them."""
+        """Return the names of the tools whose results come first in the new messages.
+
+        Some templates write them. A result without a name gets that of the call in the last turn.
+        """
         names: list[str] = []
         unknown = False
         for message in messages:
@@ -260,37 +285,47 @@ class ChatRenderer:
             name = message.get("name")
             unknown |= not name
             names.append(self._rendering.harmless(str(name or TOOL)))
+
+        # The last turn is parsed only if the template would show the name.
         if unknown and self._continuations.names_matter:
             called = [call.name for call in self.parse(self._last_turn(token_ids)).tool_calls]
             for i, message in enumerate(messages[: len(names)]):
                 if not message.get("name"):
                     if not called:
                         raise ModelError(
-                            "the chat template writes the name of the called tool beside its result, and the turn "
-                            "before holds no call that could be read",
+                            "the chat template writes the name of the called tool beside its result, but the turn "
+                            "before has no readable call",
                             'give the message a name: {"role": "tool", "name": ..., "content": ...}',
                         )
                     names[i] = self._rendering.harmless(called[min(i, len(called) - 1)])
         return tuple(names)
 
     def _already_there(self, token_ids: Sequence[int], found: Continuation) -> int:
-        """How much of the continuation the trajectory ends in."""
+        """Return how many ids of the continuation are at the end of the trajectory already."""
         if not token_ids:
             return 0
+
+        # ids[key - 1] ends the turn, or opens the next one.
         ids, lead = found.ids, found.lead
-        key = found.closed or lead  # what ends the turn, or the token that opens the next one, is ids[key - 1]
+        key = found.closed or lead
+
+        # Longest first: that token and a part of the separator after it.
         for end in range(lead, key, -1):
             if array("i", token_ids[key - end - 1 :]) == ids[key - 1 : end]:
-                return end  # with a separator behind it
+                return end
+
+        # That token alone, or another that ends turns.
         if token_ids[-1] == ids[key - 1] or (found.closed and token_ids[-1] in self.closing_ids):
             return key
+
+        # A part of what the template writes before that token.
         for end in range(key - 1, 0, -1):
             if array("i", token_ids[-end:]) == ids[:end]:
-                return end  # a part of what comes before it
+                return end
         return 0
 
     def _last_turn(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """The end of the trajectory from its last generation prompt on. Only the last turn is looked through."""
+        """Return the trajectory after its last generation prompt; searched from the end."""
         opening = self.generation_prompt_ids
         size = len(opening)
         for begin in range(len(token_ids) - size, -1, -1):
@@ -298,10 +333,15 @@ class ChatRenderer:
                 return token_ids[begin + size :]
         return token_ids
 
-    # -- formats -----------------------------------------------------------------------------------------------------
+    # -- the generation prompt and the format of calls
+
+    @cached_property
+    def generation_prompt_ids(self) -> list[int]:
+        """The ids that the template adds for the model to speak."""
+        return self.encoder.encode(self._generation_prompt())
 
     def _generation_prompt(self) -> str:
-        """What the template adds for the model to speak; empty when it adds nothing."""
+        """Return the text that the template adds for the model to speak; empty if it adds none."""
         without = self.template.render([user(QUESTION)], None, generate=False)
         prompted = self.template.render([user(QUESTION)], None, generate=True)
         if prompted.startswith(without) and len(prompted) > len(without):
@@ -309,7 +349,7 @@ class ChatRenderer:
         return prompted[self._rendering.common_prefix(without, prompted) :]
 
     def _find_format(self) -> ToolFormat:
-        """The format that reads back calls which the template rendered."""
+        """Return the format that reads back the calls which the template renders."""
 
         def turn_of(calls: Sequence[dict[str, Any]]) -> SampledText | None:
             message = assistant("")
@@ -328,39 +368,36 @@ class ChatRenderer:
 
         turn = turn_of([{"name": TOOL, "arguments": {"argument": VALUE}}])
         found = None
-        if turn is not None and TOOL in turn.text and not self._folds:
+        if turn is not None and TOOL in turn.text and not self._emulates_tool_role:
             found = find_format(turn_of, None)
             if found is None:
                 self.unread_call = turn.text
-        # hermes reads turns without calls as they are
+
+        # hermes returns the text of turns without calls unchanged.
         return found or load_format("hermes")
 
     def _turn_text(self, message: Message) -> str:
-        """An assistant's message as it stands at the end of a conversation, from behind the generation prompt on."""
+        """Return an assistant's message as the last of a conversation, without the prompt."""
         prompt = self.template.render([user(QUESTION)], None, generate=True)
         text = self.template.render([user(QUESTION), message], None, generate=False)
         return text[self._rendering.common_prefix(prompt, text) :]
 
     def begins_with_prompt(self, message: Message) -> bool:
-        """Whether a turn as the template writes it, when it comes last, begins with the generation prompt.
+        """Whether the template writes this message, at the end, behind the generation prompt.
 
-        With `enable_thinking: false` a prompt closes the reasoning; a turn that has some could not follow it.
+        With `enable_thinking: false` the prompt closes the reasoning, so a turn that has some does
+        not.
         """
-        folded = emulate_tool_role([message], None)[0] if self._folds else message
+        emulated = emulate_tool_role([message], None)[0] if self._emulates_tool_role else message
         prompt = self.template.render([user(QUESTION)], None, generate=True)
-        return self.template.render([user(QUESTION), folded], None, generate=False).startswith(prompt)
-
-    @cached_property
-    def generation_prompt_ids(self) -> list[int]:
-        """What the template adds for the model to speak."""
-        return self.encoder.encode(self._generation_prompt())
+        return self.template.render([user(QUESTION), emulated], None, generate=False).startswith(prompt)
 
     def rendered_turn(self, message: Message) -> SampledText:
-        """An assistant's message as the template writes it when it comes last: what a model would sample.
+        """Return an assistant's message at the end of a conversation: what a model would sample.
 
         Raises:
             ModelError: the template cannot render it.
         """
-        turn = self._turn_text(emulate_tool_role([message], None)[0] if self._folds else message)
+        turn = self._turn_text(emulate_tool_role([message], None)[0] if self._emulates_tool_role else message)
         controls = {match.start(): match.group() for match in self.encoder.pattern.finditer(turn)}
         return SampledText(turn, controls, self.encoder.spellings)

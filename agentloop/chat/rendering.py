@@ -1,4 +1,4 @@
-"""Rendering and encoding together: contents are text, whatever control tokens are spelled in them."""
+"""Rendering and encoding together: contents stay text, whatever control tokens they spell."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from agentloop.errors import ModelError
 from agentloop.types import Message
 
 MARK = "\ue0a7"
-"""Stands around the number of a control token while its content is rendered; a private-use character."""
+"""A private-use character that encloses the number of a control token during rendering."""
 
 LONGEST_CONTROL = 256
-"""Characters; no control token is longer."""
+"""Most characters of a control token."""
 
 MOST_SCHEMAS = 1024
-"""Lists of tool schemas that are known again."""
+"""Largest number of tool schema lists that are remembered."""
 
 Render = Callable[[Sequence[Message], Tools], str]
 
@@ -32,7 +32,7 @@ class Rendering:
     Args:
         template: renders messages.
         encoder: encodes what it renders.
-        images: how images count in tokens; None: messages hold no images.
+        images: how images count in tokens; None: messages contain no images.
     """
 
     def __init__(self, template: Template, encoder: SafeEncoder, images: ImageTokens | None = None) -> None:
@@ -45,18 +45,23 @@ class Rendering:
         self._marked: dict[int, bool] = {}
 
     def schemas_key(self, tools: Tools) -> int:
-        """A number for these schemas, 0 for none. Lists that hold the same objects are known without reading them."""
+        """Return a number that stands for these schemas; 0 for none.
+
+        Lists of the same objects are recognized by identity, without reading them.
+        """
         if not tools:
             return 0
+
         identity = tuple(map(id, tools))
         known = self._by_identity.get(identity)
         if known is None:
-            if len(self._by_identity) >= MOST_SCHEMAS:  # a loop that makes new schemas for every episode
+            if len(self._by_identity) >= MOST_SCHEMAS:  # an agent builds new ones each episode
                 self._by_identity.clear()
                 self._by_text.clear()
+
             text = json.dumps(list(tools), sort_keys=True, default=repr)
             number = self._by_text.setdefault(text, next(self._numbers))
-            # The schemas are kept, so that no other object can get the same identity.
+            # The schemas are kept alive, so that no other object can get the same id.
             known = self._by_identity[identity] = (number, list(tools))
         return known[0]
 
@@ -69,32 +74,45 @@ class Rendering:
         return True
 
     def encode(self, messages: Sequence[Message], tools: Tools, render: Render) -> list[int]:
-        """Encode what `render` makes of the messages; control tokens in them and in the tools stay plain text."""
+        """Return the ids of the rendered messages. Control tokens in messages and tools stay plain
+        text.
+
+        Raises:
+            ModelError: the messages contain images that the model does not take, or the template
+                does not render each image once.
+        """
         text = self.protected(messages, tools, render)
         ids = self.encoder.encode_protected(text, MARK) if MARK in text else self.encoder.encode(text)
+
         if any(isinstance(message["content"], list) for message in messages) and any(images_of(messages)):
             if self._images is None:
-                raise ModelError("the messages hold images, and the model takes none", "use a vision-language model")
+                raise ModelError(
+                    "the messages contain images, but the model does not accept images", "use a vision-language model"
+                )
             return self._images.expand(ids, messages)
         return ids
 
     def protected(self, messages: Sequence[Message], tools: Tools, render: Render) -> str:
-        """The rendering, in which control tokens are the template's alone: those in contents are under marks."""
+        """Return the rendering with marks in place of the control tokens that contents spell.
+
+        All control tokens left in it are the template's own.
+        """
         if not self.has_marks(messages, tools):
             return render(messages, tools)
+
         protected = [_separate_parts(_map_texts(message, self._protect)) for message in messages]
         return render(protected, _map_texts(list(tools), self._protect) if tools else None)
 
     def has_marks(self, messages: Sequence[Message], tools: Tools) -> bool:
-        """Whether `protected` puts anything under marks."""
+        """Whether `protected` replaces anything by marks."""
         return self._has_marks(list(messages)) or self._tools_have_marks(tools)
 
     def harmless(self, text: str) -> str:
-        """A name that the model made up, for the probe's turn, which is the template's part of a rendering."""
+        """Return a name that the model made up in a form that is safe in the probe's turn."""
         return text if self.encoder.is_plain(text) and MARK not in text else self._protect(text)
 
     def _has_marks(self, contents: Any) -> bool:
-        """Whether a control token is spelled anywhere in them, or could be together with what stands around."""
+        """Whether a text spells a control token, or could do so with the text around it."""
         return any(not self.encoder.is_plain(text) or MARK in text for text in texts(contents))
 
     def _tools_have_marks(self, tools: Tools) -> bool:
@@ -109,8 +127,11 @@ class Rendering:
         return self.encoder.protect(text.replace(MARK, "\ufffd"), MARK)
 
     def common_prefix(self, one: str, two: str) -> int:
-        """How many characters two renderings begin with alike, none of them a part of a control token that differs."""
+        """Return the length of the common beginning of two renderings; it ends in no half control
+        token.
+        """
         size = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+
         for text in (one, two):
             for match in self.encoder.pattern.finditer(text, max(size - LONGEST_CONTROL, 0)):
                 if match.start() < size < match.end():
@@ -120,13 +141,14 @@ class Rendering:
         return size
 
     def text_of(self, ids: list[int]) -> SampledText:
-        """The text of sampled ids, with the places of their control tokens."""
+        """Return the text of sampled ids, with the positions of their control tokens."""
         controls = self.encoder.ids
         places = [i for i, token in enumerate(ids) if token in controls]
         pieces: list[str] = []
         found: dict[int, str] = {}
         position = begin = 0
         before: list[int] = []
+
         for i in places:
             if i > begin:
                 pieces.append(self._decode_after(before, ids[begin:i]))
@@ -135,19 +157,20 @@ class Rendering:
             pieces.append(spelling)
             position += len(spelling)
             before, begin = [ids[i]], i + 1
+
         if begin < len(ids):
             pieces.append(self._decode_after(before, ids[begin:]))
         return SampledText("".join(pieces), found, self.encoder.spellings)
 
     def _decode_after(self, before: list[int], ids: list[int]) -> str:
-        """Text of ids that stand behind a control token: alone, some tokenizers would drop their leading space."""
+        """Decode ids after a control token; alone, some tokenizers drop their leading space."""
         if not before:
             return self.encoder.decode(ids)
         return self.encoder.decode(before + ids)[len(self.encoder.spelling[before[0]]) :]
 
 
 def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a message with every string of it changed."""
+    """Return a copy of a message with every string changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -158,7 +181,7 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _separate_parts(message: Message) -> Message:
-    """Put a mark that stands for nothing between text parts, so that no two make up a control token."""
+    """Put an empty mark between text parts, so that no two of them form a control token."""
     content = message.get("content")
     if not isinstance(content, list):
         return message

@@ -1,4 +1,4 @@
-"""`SampledText`: what a model said, as text that still knows which of its characters were sampled as control tokens."""
+"""`SampledText`: a sampled turn as text that keeps the positions of its control tokens."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ _SPACE = re.compile(r"\s*")
 
 
 def skip_space(text: str, position: int) -> int:
-    """The first place in `text` from `position` on that holds no white space; the text's length: none."""
+    """Return the first position from `position` on that is not white space, or the length."""
     space = _SPACE.match(text, position)
     assert space is not None  # it matches the empty text too
     return space.end()
 
 
 class SampledText:
-    """A sampled turn as text that knows which parts of it are control tokens (added tokens of the tokenizer, by id).
+    """A sampled turn as text that knows which parts of it are control tokens (the tokenizer's added
+    tokens).
 
-    A tag that the tokenizer has as an added token is found only where its id was sampled; the same characters spelled
-    with ordinary tokens are text. A tag that is no added token is found as text. So a model that quotes a page about
-    tool calls makes none.
+    A tag that is an added token is found only where its id was sampled; the same characters spelled
+    with ordinary tokens are text. A tag that is not an added token is found as text. So a model
+    that quotes a page about tool calls does not call a tool.
 
     Args:
-        text: the decoded turn, control tokens shown.
-        controls: where in `text` a control token begins, and its spelling.
+        text: the decoded turn, control tokens included.
+        controls: the spelling of each control token, by its position in `text`.
         known: the spellings of all added tokens of the tokenizer, sampled here or not.
     """
 
@@ -47,17 +48,19 @@ class SampledText:
         return f"SampledText({self.text!r}, {self._controls!r})"
 
     def find(self, tag: str, start: int = 0, end: int | None = None) -> int:
-        """Where `tag` first stands wholly inside of `text[start:end]`; -1: nowhere."""
+        """Return the first position of `tag` inside of `text[start:end]`; -1 if it is not there."""
         if tag not in self._known:
             return self._find_text(tag, start) if end is None else self.text.find(tag, start, end)
+
         end = len(self.text) if end is None else min(end, len(self.text))
         places = self._places.get(tag, [])
         first = bisect_left(places, start)
         return places[first] if first < len(places) and places[first] + len(tag) <= end else -1
 
     def _find_text(self, tag: str, start: int) -> int:
-        # The last answer holds up to the place it names. A turn that repeats one tag ten thousand times, and never the
-        # one that closes it, would be read from there to its end as many times.
+        # The last result is valid up to the position it names. Without it, a turn that repeats one
+        # tag ten thousand times, and never the tag that closes it, would be searched to its end as
+        # many times.
         since, place = self._found.get(tag, (start + 1, 0))
         if since <= start and (start <= place or place < 0):
             return place
@@ -66,20 +69,23 @@ class SampledText:
         return place
 
     def find_first(self, tags: Iterable[str], start: int = 0) -> tuple[int, str] | None:
-        """The tag that comes first from `start` on, with its place; of two at one place the longer. None: none."""
+        """Return the first tag from `start` on and its position: (position, tag).
+
+        Of two tags at one position the longer is returned; None if no tag is found.
+        """
         found = [(place, -len(tag), tag) for tag in tags if (place := self.find(tag, start)) >= 0]
         return (min(found)[0], min(found)[2]) if found else None
 
     def at(self, tag: str, position: int) -> bool:
-        """Whether `tag` stands at `position`."""
+        """Whether `tag` is at `position`."""
         return self.find(tag, position, position + len(tag)) == position
 
     def skip_space(self, position: int) -> int:
-        """The first place from `position` on that holds no white space; the text's length: none."""
+        """Return the first position from `position` on that is not white space, or the length."""
         return skip_space(self.text, position)
 
     def cut(self, start: int, end: int | None = None) -> SampledText:
-        """The part from `start` to `end`, with the control tokens that stand wholly inside of it."""
+        """Return the part from `start` to `end`, with the control tokens that lie inside of it."""
         start, end, _ = slice(start, end).indices(len(self.text))
         inside = {
             place - start: spelling
@@ -90,10 +96,10 @@ class SampledText:
 
     def __getitem__(self, part: slice) -> SampledText:
         if part.step not in (None, 1):
-            raise ValueError("a sampled text can be cut, not strided")
+            raise ValueError("a SampledText cannot be sliced with a step")
         return self.cut(part.start or 0, part.stop)
 
     def strip(self) -> SampledText:
-        """Without the white space at both ends."""
+        """Return the text without white space at both ends."""
         start = self.skip_space(0)
         return self.cut(start, max(start, len(self.text.rstrip())))

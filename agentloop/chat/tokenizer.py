@@ -1,4 +1,4 @@
-"""Loading a tokenizer, and encoding text so that content can never become a control token."""
+"""Load a tokenizer, and encode text so that contents can never become control tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from agentloop.errors import ModelError
 from agentloop.model_folder import ModelFolder
 
 SHORT, REMEMBERED = 24, 8192
-"""Characters of the texts that are remembered, and how many: keys, roles, names, ids, the template's own words."""
+"""Texts of at most `SHORT` characters are cached, `REMEMBERED` of them: keys, roles, names, the
+template's words.
+"""
 
 LONG, LONG_REMEMBERED = 32_000, 32
-"""The same of what came last of longer ones: the system message with its tool schemas is the same in every row."""
+"""Longer texts are cached by last use: the system message with its tool schemas is the same in
+every row.
+"""
 
 _ONE = "\ue0a8"
-"""A control token of our own, a private-use character."""
+"""A private-use character that serves as the only control token of a second tokenizer."""
 
 
 def load_tokenizer(path: str, *, model: bool = True) -> Any:
@@ -27,13 +31,14 @@ def load_tokenizer(path: str, *, model: bool = True) -> Any:
 
     Args:
         path: the folder or id.
-        model: the folder has to be a model's; else one with a tokenizer alone will do.
+        model: require the folder of a model; False: a folder with only a tokenizer is enough.
 
-    `tokenizer.json` is read as it is. transformers' `AutoTokenizer` would import torch for it, which costs the process
-    of the agent loops a second of CPU and 200 MB that it has no use for; it serves where there is no such file.
+    `tokenizer.json` is read directly. transformers' `AutoTokenizer` imports torch, which would cost
+    the process of the agent loops a second of CPU and 200 MB; it is used only if there is no such
+    file.
 
     Raises:
-        ModelError: the folder holds no tokenizer, or nothing is there.
+        ModelError: the path does not exist, or contains no fast tokenizer.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -42,6 +47,7 @@ def load_tokenizer(path: str, *, model: bool = True) -> Any:
         raise ModelError(
             f"model.path {path} has no config.json", "give the folder of a Hugging Face model, or a hub id"
         )
+
     try:
         if folder.is_dir() and not (folder / "tokenizer.json").is_file():
             from transformers import AutoTokenizer
@@ -52,9 +58,10 @@ def load_tokenizer(path: str, *, model: bool = True) -> Any:
     except (OSError, ValueError) as exc:
         reason = str(exc).strip().splitlines()[0]
         raise ModelError(
-            f"no tokenizer can be loaded from model.path {path}: {reason}",
+            f"cannot load a tokenizer from model.path {path}: {reason}",
             "give a folder with config.json, tokenizer.json and tokenizer_config.json, or the id of a model on the hub",
         ) from exc
+
     if not tokenizer.is_fast:
         raise ModelError(
             f"{path} has no fast tokenizer (tokenizer.json)", "convert it with transformers' AutoTokenizer"
@@ -63,9 +70,18 @@ def load_tokenizer(path: str, *, model: bool = True) -> Any:
 
 
 class SafeEncoder:
-    """Encodes text in two ways: with control tokens recognized, and with all of them read as plain text.
+    """Encodes text in two ways: with control tokens recognized, or with all of them read as plain
+    text.
 
-    Control tokens are the added tokens of the tokenizer, special or not, but for those that are only white space.
+    Control tokens are the added tokens of the tokenizer, special or not, except those that are only
+    white space.
+
+    Attributes:
+        added: the id of each control token, by its spelling.
+        ids: the ids of all control tokens.
+        spelling: the spelling of each control token, by its id.
+        spellings: the spellings of all control tokens.
+        pattern: matches any control token; of two at one position, the longer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -77,36 +93,45 @@ class SafeEncoder:
         self.spelling: dict[int, str] = {index: token.content for index, token in added.items()}
         self._order = list(self.added)
         self._number = {token: number for number, token in enumerate(self._order)}
+
         spellings = "|".join(re.escape(token) for token in sorted(self.added, key=len, reverse=True))
         self.pattern = re.compile(spellings or r"(?!)")
+
         self._plain: dict[str, bool] = {}
         self._pieces: dict[str, list[int]] = {}
         self._long_pieces = lru_cache(LONG_REMEMBERED)(self._encode_whole)
         self._tokens = list(added.values())
+
+        # For texts that could form a control token together with their neighbours.
         self._longest = max(map(len, self.added), default=0)
         self._ends = frozenset(token[cut:] for token in self.added for cut in range(1, len(token)))
         self._starts = frozenset(token[:cut] for token in self.added for cut in range(1, len(token)))
         self._last = re.compile("|".join(sorted({re.escape(token[-1]) for token in self.added})) or r"(?!)")
         self._first = re.compile("|".join(sorted({re.escape(token[0]) for token in self.added})) or r"(?!)")
+
+        # Tokens that take the white space beside them.
         self._eats_right = {token.content for token in added.values() if token.rstrip}
         self._eats_left = {token.content for token in added.values() if token.lstrip}
-        # Tokens with this flag are looked for after normalization: "＜end＞" may become "<end>" only then.
+
+        # Tokens with this flag are matched after normalization, which may turn "＜end＞" into
+        # "<end>".
         self._matches_normalized = any(token.normalized for token in added.values()) and bool(self._backend.normalizer)
 
     def find_control(self, text: str, start: int = 0) -> re.Match[str] | None:
-        """The first spelling of a control token in `text[start:]`."""
+        """Return the first match of a control token in `text[start:]`."""
         return self.pattern.search(text, start)
 
     def has_control(self, text: str) -> bool:
-        """Whether the tokenizer would find a control token in `text`."""
+        """Whether the tokenizer finds a control token in `text`."""
         if self.pattern.search(text):
             return True
         return self._matches_normalized and self.pattern.search(self._normalized(text)) is not None
 
     def is_plain(self, text: str) -> bool:
-        """Whether `text` spells no control token, and cannot become a part of one beside other text."""
+        """Whether `text` contains no control token and cannot form one with the text beside it."""
         if len(text) > SHORT:
             return not (self.has_control(text) or self._may_join(text))
+
         known = self._plain.get(text)
         if known is None:
             if len(self._plain) >= REMEMBERED:
@@ -115,7 +140,7 @@ class SafeEncoder:
         return known
 
     def encode(self, text: str) -> list[int]:
-        """Encode text of the template: control tokens become their ids, nothing is added around."""
+        """Encode text of the template: control tokens become their ids; no tokens are added."""
         return self._encode_pieces(text) if self._splits_cleanly else self._encode_whole(text)
 
     def _encode_whole(self, text: str) -> list[int]:
@@ -123,8 +148,10 @@ class SafeEncoder:
         return ids
 
     def _encode_pieces(self, text: str) -> list[int]:
-        """`_encode_whole`, a quarter cheaper: what stands between control tokens is mostly the template's own, short
-        and the same each time.
+        """Encode the text between control tokens separately: the same ids, at three quarters of the
+        cost.
+
+        The text between control tokens is mostly the template's own, short, and the same each time.
         """
         ids: list[int] = []
         position = 0
@@ -138,6 +165,7 @@ class SafeEncoder:
     def _encode_piece(self, text: str) -> list[int]:
         if len(text) > SHORT:
             return self._long_pieces(text) if len(text) <= LONG else self._encode_whole(text)
+
         ids = self._pieces.get(text)
         if ids is None:
             if len(self._pieces) >= REMEMBERED:
@@ -147,40 +175,43 @@ class SafeEncoder:
 
     @cached_property
     def _splits_cleanly(self) -> bool:
-        """Whether control tokens split a text before all else, and take nothing of what stands beside them."""
+        """Whether control tokens split a text before any other step and leave the rest as it is."""
         tokens = self._tokens
         plain = not any(token.lstrip or token.rstrip or token.normalized or token.single_word for token in tokens)
         return plain and not self._start_matters
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, control tokens shown, nothing tidied up; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ids, control tokens included; invalid UTF-8 becomes U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def encode_plain(self, text: str) -> list[int]:
-        """Encode text of a user, a tool or a page: no control id can come out."""
+        """Encode text of a user, a tool or a page; the result never contains a control token."""
         return self._without_controls(text) if self.has_control(text) else self.encode(text)
 
     def protect(self, text: str, mark: str) -> str:
-        """`text` with every control spelling replaced by `mark` + number + `mark`.
+        """Return `text` with every control token replaced by `mark` + its number + `mark`.
 
-        Where it begins with the end of a spelling, or ends with the beginning of one, `mark` + `mark` keeps it apart
-        from its neighbour; white space at its ends stays outside, for a template to strip.
+        If the text could form a control token with its neighbours, `mark` + `mark` is put at both
+        ends, inside of the white space there, which a template may strip.
         """
         if self._matches_normalized and not self.pattern.search(text):
             text = self._normalized(text)
+
         apart = mark + mark if self._may_join(text) else ""
         text = self.pattern.sub(lambda match: f"{mark}{self._number[match.group()]}{mark}", text)
         if not apart:
             return text
+
         core = text.strip()
         begin = text.index(core)
         return f"{text[:begin]}{apart}{core}{apart}{text[begin + len(core) :]}"
 
     def encode_protected(self, text: str, mark: str) -> list[int]:
-        """Encode a rendering whose contents were protected: template tokens become ids, contents stay text.
+        """Encode a rendering whose contents were protected: template tokens become ids, contents
+        stay text.
 
-        Added tokens always split the text before anything else happens to it, so encoding piece by piece gives the same
-        ids as encoding the whole. `mark` + `mark` stands for nothing.
+        Added tokens split a text before any other step, so encoding piece by piece gives the same
+        ids as encoding the whole. `mark` + `mark` is removed.
         """
         protected = re.compile(f"{re.escape(mark)}(\\d*){re.escape(mark)}")
 
@@ -192,7 +223,8 @@ class SafeEncoder:
         position = 0
         for match in self.pattern.finditer(text):
             if match.start() < position:
-                continue  # a later token inside the white space that an earlier one took
+                continue  # it lies in the white space that the token before it took
+
             piece = text[position : match.start()]
             ids += plain(piece.rstrip() if match.group() in self._eats_left else piece)
             ids.append(self.added[match.group()])
@@ -202,21 +234,24 @@ class SafeEncoder:
         return ids + plain(text[position:])
 
     def _plain_behind(self, text: str) -> list[int]:
-        """Encode plain text that stands behind a control token: some tokenizers write a space before a text's start."""
+        """Encode plain text that follows a control token; some tokenizers add a space at a text's
+        start.
+        """
         if not text or not self._start_matters:
             return self.encode_plain(text)
+
         backend = self._one_control
         ids: list[int] = backend.encode(_ONE + text.replace(_ONE, ""), add_special_tokens=False).ids[1:]
         return ids if self.ids.isdisjoint(ids) else self.encode_plain(text)
 
     @cached_property
     def _start_matters(self) -> bool:
-        """Whether text is encoded in another way at the very start than behind a control token."""
+        """Whether text at the very start is encoded differently from text after a control token."""
         return any(self._encode_whole(token + "a b")[1:] != self._encode_whole("a b") for token in self._order[:1])
 
     @cached_property
     def _one_control(self) -> Any:
-        """The tokenizer with one control token that no text holds, and no other."""
+        """A copy of the tokenizer whose only control token is one that no text contains."""
         from tokenizers import AddedToken, Tokenizer
 
         data = json.loads(self._backend.to_str())
@@ -226,9 +261,12 @@ class SafeEncoder:
         return backend
 
     def _may_join(self, text: str) -> bool:
-        """Whether it begins with the end of a control token's spelling, or ends with the beginning of one."""
+        """Whether the text begins with the end of a control token, or ends with the beginning of
+        one.
+        """
         if self._matches_normalized:
             text = self._normalized(text)
+
         head, tail = text.lstrip()[: self._longest], text.rstrip()[-self._longest :]
         if self._last.search(head) and any(head[: m.end()] in self._ends for m in self._last.finditer(head)):
             return True
@@ -240,7 +278,7 @@ class SafeEncoder:
         return str(self._backend.normalizer.normalize_str(text)) if self._backend.normalizer else text
 
     def _without_controls(self, text: str) -> list[int]:
-        """The tokenizer's own steps, without the one that looks for added tokens."""
+        """Run the tokenizer's steps, except the one that finds added tokens."""
         text = self._normalized(text)
         splitter = self._backend.pre_tokenizer
         pieces = [piece for piece, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
@@ -250,7 +288,8 @@ class SafeEncoder:
     def _piece(self, model: Any, piece: str) -> Sequence[int]:
         ids = [token.id for token in model.tokenize(piece)]
         if len(piece) > 1 and not self.ids.isdisjoint(ids):
-            # A vocabulary may hold the spelling of a control token as a word of its own: halves do not match it.
+            # A vocabulary may contain the spelling of a control token as an ordinary word; halves
+            # do not match.
             half = len(piece) // 2
             return [*self._piece(model, piece[:half]), *self._piece(model, piece[half:])]
         return ids

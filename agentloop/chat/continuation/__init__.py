@@ -1,0 +1,12 @@
+"""Continuations: what a chat template writes between a sampled turn and the next one.
+
+New messages come in; the ids to append to the trajectory go out, up to and including the generation
+prompt. They are found by rendering a known probe turn with the new messages after it, so sampled
+turns are never rendered. The files, in the order in which messages meet them:
+
+    tool_role      `emulate_tool_role`: rewrite tool messages for templates that have none
+    probe          the known conversation: a question, and an answer or a turn with calls
+    turn_end       `TurnEnd`: which control token ends a turn, or which one opens the next
+    copied_text    `TemplateTextCache`: the text around contents that a template only copies
+    continuation   `Continuations`: find a continuation; refuse templates that do not only append
+"""

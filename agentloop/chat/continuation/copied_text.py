@@ -1,11 +1,14 @@
-"""Contents that a template only copies: its text around them is remembered, and not rendered again.
+"""The template text cache: fill in contents that a template only copies, instead of rendering them.
 
-Rendering is a fifth of what a turn costs, and most of what is rendered is a tool's result that the template writes as
-it is, between words of its own. That it does is found, not assumed: the template is tried on contents of every kind,
-and a content is filled in only when nothing that the template knows could tell it from those. A template can look into
-a content with the strings that are written in it (`'</think>' in content`), at its ends (`trim`), or at its kind
-(numbers, nothing at all): contents with one of those strings, with white space at an end, or empty are always rendered.
-One in so many of the others is rendered too, and compared.
+Rendering is a fifth of the cost of a turn, and most of what is rendered is a tool result that the
+template copies between words of its own. That it copies is tested, not assumed: the template is
+tried on contents of every kind, and a content is filled in only if nothing the template knows could
+distinguish it from those.
+
+A template can look into a content with the strings written in the template (`'</think>' in
+content`), at its ends (`trim`), or at its kind (a number, empty). So contents that contain one of
+those strings, have white space at an end, or are empty are always rendered. One in `COMPARED` of
+the others is rendered too, and compared.
 """
 
 from __future__ import annotations
@@ -40,19 +43,23 @@ PROBES = (
     "a, b; c: d | e / f",
     "long " * 2000 + "end",
 )
+"""Contents of every kind, on which a template is tried."""
+
 SIGHTINGS = 3
-"""A shape is tried when it has been seen so often; those with an id that a model made up are seen once."""
+"""A shape is tried at this sighting. Shapes with an id that a model made up are seen only once."""
 
 MOST_SHAPES = 1024
+"""Largest number of shapes that are remembered."""
+
 COMPARED = 64
-"""One in so many is rendered, and compared."""
+"""One in this many filled-in contents is also rendered, and compared."""
 
 
 class TemplateTextCache:
-    """The text of a template around contents that it only copies, by the shape of what is rendered.
+    """A template's text around contents that it only copies, by the shape of the message.
 
     Args:
-        strings: every string that the template could look for in a content.
+        strings: every string that the template could search for in a content.
     """
 
     def __init__(self, strings: frozenset[str]) -> None:
@@ -63,23 +70,30 @@ class TemplateTextCache:
         self._filled = 0
 
     def fill(self, shape: Hashable, message: Message, render: Callable[[Message], str]) -> str | None:
-        """What `render` makes of the message, without rendering it; None: it has to be rendered.
+        """Return what `render` would return for the message; None if it has to be rendered.
 
         Args:
-            shape: everything that the rendering depends on but for the message's content.
+            shape: everything that the rendering depends on, except the message's content.
+            message: its content is a string.
+            render: renders the message in its context.
         """
         content = message["content"]
         assert isinstance(content, str)
+
         around = self._around.get(shape)
         if around is None and shape not in self._around and self._is_due(shape):
             around = self._around[shape] = self._find(message, render)
+
+        # Contents that the template could distinguish from the probes are rendered.
         if around is None or not content or content != content.strip() or self._strings.search(content):
             return None
+
         text = f"{around[0]}{content}{around[1]}"
         self._filled += 1
         if self._filled % COMPARED == 0 and text != (rendered := render(message)):
             warnings.warn(
-                f"the chat template looks into contents in a way that was not foreseen: {rendered!r} is not {text!r}",
+                f"the chat template looks into contents in an unexpected way: it renders {rendered!r}, not {text!r}; "
+                "such contents are no longer cached",
                 stacklevel=2,
             )
             self._around[shape] = None
@@ -87,33 +101,35 @@ class TemplateTextCache:
         return text
 
     def before(self, shape: Hashable) -> str:
-        """The text before the content, of a shape that is filled in; else nothing."""
+        """Return the text before the content of a shape that is filled in; else an empty string."""
         around = self._around.get(shape)
         return around[0] if around else ""
 
     def _is_due(self, shape: Hashable) -> bool:
+        """Count a sighting of the shape; return whether the template should be tried on it now."""
         sightings = self._seen.pop(shape, 0) + 1
         if sightings >= SIGHTINGS:
             if len(self._around) >= MOST_SHAPES:
                 self._around.clear()
             return True
+
         if len(self._seen) >= MOST_SHAPES:
             self._seen.clear()
         self._seen[shape] = sightings
         return False
 
     def _find(self, message: Message, render: Callable[[Message], str]) -> tuple[str, str] | None:
-        """The text before and behind the content; None: the template does not only copy it."""
+        """Return the text before and after the content; None if it is not only copied."""
         try:
             before, marker, behind = render(_with(message, MARKER)).partition(MARKER)
             if not marker or MARKER in behind:
                 return None
             copies = all(render(_with(message, probe)) == f"{before}{probe}{behind}" for probe in PROBES)
-        except ModelError:  # it refuses some contents
+        except ModelError:  # the template refuses some contents
             return None
         return (before, behind) if copies else None
 
 
 def _with(message: Message, content: str) -> Message:
     changed: Any = {**message, "content": content}
-    return changed  # type: ignore[no-any-return]
+    return changed  # type: ignore[no-any-return]  # a TypedDict cannot be rebuilt from `**`

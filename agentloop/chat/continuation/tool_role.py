@@ -1,8 +1,8 @@
-"""Tools for chat templates that know none: results become users' messages, and the tools are told in the system
-message.
+"""Tool-role emulation: tools for chat templates that do not support them.
 
-It serves templates without a tool role (Gemma 3, Phi 3.5) when the recipe says `model.tool_role: user`. What the model
-reads and writes is the hermes format, so its calls are read by the parser of that name.
+Results become user messages, and the tools are described in the system message. It is meant for
+templates without a tool role (Gemma 3, Phi 3.5) and is switched on with `model.tool_role: user`.
+The model reads and writes calls in the hermes format, so the hermes parser reads them.
 """
 
 from __future__ import annotations
@@ -23,30 +23,35 @@ INTRODUCTION = (
 
 
 def emulate_tool_role(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Message]:
-    """The conversation without tool messages, tool calls and schemas; their text stands in the other messages.
+    """Return the conversation with tool messages, calls and schemas written into the other
+    messages.
 
-    Results that follow each other, and a user's message behind them, become one user's message: templates of this kind
-    often demand that roles alternate.
+    Consecutive results, and a user message after them, become one user message, because templates
+    of this kind often require that roles alternate.
     """
-    folded: list[Message] = []
+    emulated: list[Message] = []
     results: list[str] = []
     for message in messages:
         if message["role"] == "tool":
             results.append(f"<tool_response>\n{_text(message)}\n</tool_response>")
             continue
+
         if results:
             if message["role"] == "user":
                 message = {**message, "content": "\n".join([*results, _text(message)])}
             else:
-                folded.append({"role": "user", "content": "\n".join(results)})
+                emulated.append({"role": "user", "content": "\n".join(results)})
             results = []
-        folded.append(_without_calls(message))
+        emulated.append(_without_calls(message))
+
     if results:
-        folded.append({"role": "user", "content": "\n".join(results)})
-    return _introduce(folded, tools) if tools else folded
+        emulated.append({"role": "user", "content": "\n".join(results)})
+
+    return _introduce(emulated, tools) if tools else emulated
 
 
 def _introduce(messages: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """Describe the tools in the system message, which is added if there is none."""
     schemas = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     introduction = INTRODUCTION.format(schemas=schemas)
     if messages and messages[0]["role"] == "system":

@@ -1,4 +1,6 @@
-"""Contents that are filled in and not rendered: only where the template copies them, and then always as it would."""
+"""Contents are filled in without rendering only where the template copies them, with its exact
+text.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,16 @@ def says(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
-def warm(slots: TemplateTextCache, render: Callable[[Message], str]) -> None:
+def warm(cache: TemplateTextCache, render: Callable[[Message], str]) -> None:
     for _ in range(SIGHTINGS):
-        slots.fill("shape", says("anything"), render)
+        cache.fill("shape", says("anything"), render)
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def pair(request: pytest.FixtureRequest, renderer_of: Renderers) -> tuple[ChatRenderer, ChatRenderer]:
-    """A renderer that fills in, and one that renders everything."""
+    """A renderer that fills contents in, and one that renders all of them."""
     filling, rendering = renderer_of(request.param), renderer_of(request.param)
-    rendering._continuations._slots.fill = lambda *_: None  # type: ignore[method-assign]
+    rendering._continuations._text_cache.fill = lambda *_: None  # type: ignore[method-assign]
     filling.name = rendering.name = request.param  # type: ignore[attr-defined]
     return filling, rendering
 
@@ -58,13 +60,13 @@ def test_what_is_filled_in_is_what_would_be_rendered(
 
 
 def test_most_contents_are_filled_in(renderer_of: Renderers) -> None:
-    slots = renderer_of("qwen2_5")._continuations._slots
-    before = slots._filled
+    cache = renderer_of("qwen2_5")._continuations._text_cache
+    before = cache._filled
     renderer = renderer_of("qwen2_5")
-    slots = renderer._continuations._slots
+    cache = renderer._continuations._text_cache
     for number in range(10):
         renderer.extend([], "stop", [says(f"The value is {number}.")])
-    assert slots._filled == before + 10 - SIGHTINGS + 1
+    assert cache._filled == before + 10 - SIGHTINGS + 1
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,10 @@ def test_most_contents_are_filled_in(renderer_of: Renderers) -> None:
         lambda m: "<nothing>",
     ],
 )
-def test_a_template_that_changes_contents_has_no_slots(render: Callable[[Message], str]) -> None:
-    slots = TemplateTextCache(frozenset())
-    warm(slots, render)
-    assert slots.fill("shape", says("anything"), render) is None
+def test_a_template_that_changes_contents_is_not_cached(render: Callable[[Message], str]) -> None:
+    cache = TemplateTextCache(frozenset())
+    warm(cache, render)
+    assert cache.fill("shape", says("anything"), render) is None
 
 
 @pytest.mark.parametrize("content", ["", " ", " x", "x\n", "a secret", "secretly"])
@@ -92,24 +94,24 @@ def test_what_a_template_could_tell_from_others_is_rendered(content: str) -> Non
         text = str(message["content"]).strip()
         return f"<{text}>" if "secret" not in text else "<hidden>"
 
-    slots = TemplateTextCache(frozenset({"secret", "\n", ""}))
-    warm(slots, render)
-    assert slots.fill("shape", says("plain"), render) == "<plain>"
-    assert slots.fill("shape", says(content), render) is None
+    cache = TemplateTextCache(frozenset({"secret", "\n", ""}))
+    warm(cache, render)
+    assert cache.fill("shape", says("plain"), render) == "<plain>"
+    assert cache.fill("shape", says(content), render) is None
 
 
-def test_one_in_so_many_is_compared_and_what_was_not_foreseen_ends_it() -> None:
+def test_one_in_64_is_compared_and_an_unexpected_text_ends_it() -> None:
     def render(message: Message) -> str:
         return f"<{message['content']}>" if len(message["content"]) != 7 else "<seven>"
 
-    slots = TemplateTextCache(frozenset())
-    warm(slots, render)
+    cache = TemplateTextCache(frozenset())
+    warm(cache, render)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = [slots.fill("shape", says("sevenly"), render) for _ in range(COMPARED)]
+        found = [cache.fill("shape", says("sevenly"), render) for _ in range(COMPARED)]
     assert "<seven>" in found and found[-1] in (None, "<seven>")
     assert len(said) == 1 and "looks into contents" in str(said[0].message)
-    assert slots.fill("shape", says("other"), render) is None
+    assert cache.fill("shape", says("other"), render) is None
 
 
 def test_shapes_that_are_seen_once_cost_nothing_and_are_forgotten() -> None:
@@ -119,11 +121,11 @@ def test_shapes_that_are_seen_once_cost_nothing_and_are_forgotten() -> None:
         rendered.append(str(message["content"]))
         return f"<{message['content']}>"
 
-    slots = TemplateTextCache(frozenset())
+    cache = TemplateTextCache(frozenset())
     for number in range(3 * MOST_SHAPES):
-        assert slots.fill(number, says("x"), render) is None
-    assert rendered == [] and len(slots._seen) <= MOST_SHAPES
-    warm(slots, render)
+        assert cache.fill(number, says("x"), render) is None
+    assert rendered == [] and len(cache._seen) <= MOST_SHAPES
+    warm(cache, render)
     assert len(rendered) == len(PROBES) + 1
 
 

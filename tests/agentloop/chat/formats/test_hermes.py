@@ -71,7 +71,7 @@ def test_a_string_may_hold_the_closing_tag() -> None:
         ('<tool_call>\n{"name": "x", "arguments": "y"}\n</tool_call>', '"arguments"'),
         ("<tool_call>\n</tool_call>", "not valid JSON"),
         # What would end a run later, in a tool, a tokenizer or the trace, is the call's fault here.
-        ('<tool_call>{"name": "x", "arguments": {"n": NaN}}</tool_call>', "NaN is no number"),
+        ('<tool_call>{"name": "x", "arguments": {"n": NaN}}</tool_call>', "NaN is not a number"),
         ('<tool_call>{"name": "x", "arguments": {"n": 1e999}}</tool_call>', "too large"),
         ('<tool_call>{"name": "x", "arguments": {"n": 9223372036854775808}}</tool_call>', "64 bits"),
         ('<tool_call>{"name": "x", "arguments": {"n": ' + "9" * 9000 + "}}</tool_call>", "64 bits"),
