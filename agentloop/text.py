@@ -1,7 +1,8 @@
-"""Text of unknown origin made safe to look at, and numbers made short. Used by the report and by the run's console.
+"""Make untrusted text safe to display, and format numbers briefly, for the report and the console.
 
-Model and tool output is untrusted: beside HTML (which the template escapes) it can hold terminal escape sequences,
-halves of surrogate pairs that no encoder takes, and characters that reorder what the reader sees.
+Model and tool output is untrusted. Besides HTML (which the template escapes) it can contain
+terminal escape sequences, halves of surrogate pairs, which cannot be encoded, and characters that
+reorder the visible text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _VISIBLE: dict[int, str] = {
     0x7F: "\u2421",
     **dict.fromkeys(range(0x80, 0xA0), _REPLACEMENT),
     **dict.fromkeys(range(0xD800, 0xE000), _REPLACEMENT),
-    # Marks that turn the direction of text around: shown by name, so that nothing is displayed out of order.
+    # Marks that change the direction of text are shown by their code, so that nothing is displayed
+    # out of order.
     **{code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)},
     0xFFFE: _REPLACEMENT,
     0xFFFF: _REPLACEMENT,
@@ -24,10 +26,11 @@ _VISIBLE: dict[int, str] = {
 
 
 def clean(value: object, limit: int | None = None) -> str:
-    """`value` as text that any terminal and any browser shows as it is.
+    """Return `value` as text that any terminal and any browser displays unchanged.
 
-    Newlines and tabs stay. Other control characters become their pictures (ESC is `␛`), lone surrogates become U+FFFD,
-    direction marks are spelled out. Longer than `limit` characters: cut, with `…` at the end.
+    Newlines and tabs stay. Other control characters become their pictures (ESC is `␛`), lone
+    surrogates become U+FFFD, and direction marks their codes. Text of more than `limit` characters
+    is cut and ends in `…`.
     """
     text = str(value)
     if limit is not None and len(text) > limit:
@@ -36,7 +39,7 @@ def clean(value: object, limit: int | None = None) -> str:
 
 
 def finite(value: object) -> float | None:
-    """`value` as a float if it is a finite number, else None. Booleans are no numbers."""
+    """Return `value` as a float if it is a finite number, else None. Booleans are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -47,40 +50,46 @@ def finite(value: object) -> float | None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that exist."""
+    """Return the mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number in about five characters: `0.934`, `38.2`, `18.4k`, `1.2e-7`; `–` for None."""
+    """Return a number in about five characters: `0.934`, `18.4k`, `1.2e-7`; `–` for None."""
     if value is None or not math.isfinite(value):
         return "–"
+
     size = abs(value)
     if size == 0:
         return "0"
     if size < 1e-3 or size >= 1e9:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}"
+
     for bound, factor, suffix in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if size >= bound:
             return f"{value / factor:.{1 if size / factor < 100 else 0}f}{suffix}"
+
     if size >= 1000:
         return f"{value:.0f}"
     if float(value).is_integer():
         return str(int(value))
+
     decimals = max(0, digits - 1 - max(0, math.floor(math.log10(size))) + (1 if size < 1 else 0))
     return f"{value:.{decimals}f}"
 
 
 def seconds(value: float | None) -> str:
-    """A duration: `0.84s`, `12.3s`, `4m 02s`, `1h 03m`; `–` for None."""
+    """Return a duration: `0.84s`, `12.3s`, `4m 02s`, `1h 03m`; `–` for None."""
     if value is None or not math.isfinite(value):
         return "–"
+
     if value < 10:
         return f"{value:.2f}s" if value < 1 else f"{value:.1f}s"
     if value < 60:
         return f"{value:.0f}s" if value >= 59.5 else f"{value:.1f}s"
+
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes}m {rest:02d}s"
@@ -89,7 +98,7 @@ def seconds(value: float | None) -> str:
 
 
 def plain_json(value: Any) -> str:
-    """A config value as short text: strings as they are, the rest as in the recipe."""
+    """Return a config value as short text: strings unchanged, other values as in a recipe."""
     if value is None:
         return "null"
     if isinstance(value, bool):

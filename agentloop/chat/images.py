@@ -74,11 +74,12 @@ def load_image_tokens(model_path: str) -> ImageTokens | None:
     folder = ModelFolder(Path(model_path))
     if not folder.has_config or not folder.takes_images:
         return None
+
     placeholder = folder.image_token_id
     processor = load_image_processor(model_path)
     if placeholder is None or not hasattr(processor, "get_number_of_image_patches"):
         raise ModelError(
-            f"the images of {folder.model_type} cannot be counted in tokens: its processor does not say how",
+            f"cannot count the image tokens of a {folder.model_type} model: its processor does not report them",
             "use a model of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL family",
         )
 

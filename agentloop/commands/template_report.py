@@ -1,4 +1,4 @@
-"""What `agentloop template` prints: the verdict, what differs, and one conversation with its ids."""
+"""`agentloop template`: print the verdict, the differences, and one conversation with its ids."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ def template_command(
     count: int,
     seed: int,
 ) -> int:
-    """Run `agentloop template`; returns the exit code: 0, or 1 for a refused template.
+    """Run `agentloop template`; return the exit code: 0, or 1 for a refused template.
 
     Raises:
-        UserError: the model, a file or an option cannot be used.
+        UserError: the model, a file or an option is not usable.
     """
     if chat_template is not None and not chat_template.is_file():
         raise ModelError(f"--chat-template {chat_template} does not exist", "give a Jinja file")
+
     tokenizer = load_tokenizer(model, model=False)
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
+
     try:
         renderer = ChatRenderer(
             tokenizer,
@@ -52,11 +54,13 @@ def template_command(
     except ModelError as exc:
         console.print(Text.assemble(("refused", "bold red"), f": {exc}"))
         return 1
+
     schemas = None
     if tools is not None:
         from agentloop.tool.session import load_toolset
 
         schemas = load_toolset(tools).schemas
+
     proof = prove(renderer, schemas, count=count, seed=seed)
     for line in summary(proof, renderer):
         console.print(line)
@@ -67,25 +71,25 @@ def template_command(
 
 
 def summary(proof: Proof, renderer: ChatRenderer) -> list[Text]:
-    """The verdict and what a user has to know, a line each."""
+    """Return the verdict and its details, one line each."""
     colour = {Verdict.EXACT: "bold green", Verdict.KEPT: "bold yellow", Verdict.REFUSED: "bold red"}[proof.verdict]
     tried = f" ({proof.conversations} conversations, {proof.turns} turns)"
     lines = [Text.assemble(("template     ", "dim"), (proof.verdict.value, colour), tried)]
     if proof.reason:
-        lines.append(_line("because", proof.reason))
+        lines.append(_line("reason", proof.reason))
+
     stops = " ".join(renderer.encoder.spelling[token] for token in renderer.stop_token_ids)
-    lines.append(
-        _line("turns end in", stops + ("" if renderer.end_of_turn is not None else " (which opens the next turn)"))
-    )
+    lines.append(_line("turns end in", stops + ("" if renderer.end_of_turn is not None else " (opens the next turn)")))
     lines.append(_line("tool calls", f"{renderer.tool_format.name} format"))
     if renderer.opens_reasoning:
-        lines.append(_line("reasoning", "the generation prompt opens it"))
+        lines.append(_line("reasoning", "opened by the generation prompt"))
+
     for ability, reason in proof.abilities.missing.items():
-        lines.append(_line("without", f"{ability}: {reason.splitlines()[0]}"))
+        lines.append(_line("missing", f"{ability}: {reason.splitlines()[0]}"))
     for difference in proof.differences:
         lines.append(_line("sampled", repr(difference.sampled)))
         lines.append(
-            _line("rewritten", f"{difference.rewritten!r} (once the conversation goes on; what was sampled stays)")
+            _line("rewritten", f"{difference.rewritten!r} (when the conversation continues; the sampled ids stay)")
         )
     return lines
 
@@ -95,7 +99,7 @@ def _line(label: str, text: str) -> Text:
 
 
 def _example(proof: Proof) -> Table:
-    table = Table(show_lines=True, title="one conversation of the battery", title_justify="left")
+    table = Table(show_lines=True, title="example conversation", title_justify="left")
     table.add_column("written by")
     table.add_column("text", ratio=3, overflow="fold")
     table.add_column("ids", ratio=2, overflow="fold")
@@ -106,15 +110,16 @@ def _example(proof: Proof) -> Table:
 
 
 def _variables(assignments: Sequence[str]) -> dict[str, Any]:
+    """Read the template variables of the `--set` options."""
     import yaml
 
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--set {assignment} is no assignment", "write it as name=value")
+            raise ConfigError(f"--set {assignment} is not an assignment", "write it as name=value")
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError as exc:
-            raise ConfigError(f"--set {assignment}: the value cannot be read: {exc}", "quote it") from exc
+            raise ConfigError(f"--set {assignment}: cannot read the value: {exc}", "quote it") from exc
     return values

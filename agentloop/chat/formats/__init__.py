@@ -4,7 +4,7 @@ A `SampledText` comes in, a `ParsedTurn` goes out: text, reasoning, tool calls, 
 with the reason that the model is shown. docs/tool_formats.md lists the formats. The files:
 
     lookup        the format of a model: by name, by entry point, or by what its template renders
-    base          `ToolFormat` and the base classes: reasoning, tags around a call, calls written as JSON
+    base          `ToolFormat` and base classes: reasoning, tags around a call, calls as JSON
     hermes, qwen3_coder, glm45, llama3_json, mistral, harmony, deepseek_v3, lfm2, cohere
                   one format each
     typed         arguments written as bare text between tags: their type and their end

@@ -1,4 +1,4 @@
-"""What a tool-call format is, and what formats share: reasoning, tags around a call, calls written as JSON."""
+"""`ToolFormat` and what formats share: reasoning, tags around a call, calls written as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Tools = list[dict[str, Any]]
 
 
 class ToolFormat(Protocol):
-    """Reads tool calls from a sampled turn; never raises on what a model may write."""
+    """Reads tool calls from a sampled turn. It never raises, whatever the model wrote."""
 
     @property
     def name(self) -> str: ...
@@ -25,26 +25,29 @@ class ToolFormat(Protocol):
         """Read one turn.
 
         Args:
-            turn: what was sampled, without the token that ended it.
-            tools: the schemas offered; formats whose arguments are untyped text take the types from them.
-            reasoning_open: the prompt has opened a block of reasoning already; the turn begins inside of it.
+            turn: the sampled text, without the token that ended it.
+            tools: the offered schemas; formats that write arguments as untyped text take their
+                types from them.
+            reasoning_open: the prompt has opened a block of reasoning, so the turn begins inside of
+                it.
         """
         ...
 
 
 class BaseFormat(ABC):
-    """A format that looks for calls behind the reasoning. Subclasses write `read`.
+    """A format that looks for calls after the reasoning. Subclasses implement `read`.
 
     Attributes:
-        name: what `model.tool_format` calls it.
-        reasoning_tags: what opens and closes a block of reasoning at a turn's beginning; None: there is no such block.
+        name: its name in `model.tool_format`.
+        reasoning_tags: the tags around the reasoning at the beginning of a turn; None: the format
+            has none.
     """
 
     name: str
     reasoning_tags: tuple[str, str] | None = ("<think>", "</think>")
 
     def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
-        """Read one turn. A call that cannot be read is returned as malformed, with the reason."""
+        """Read one turn; an unreadable call is returned as malformed, with the reason."""
         reasoning, said = self._split(turn, reasoning_open)
         parsed = ParsedTurn(text="", reasoning=reasoning or None)
         if said is not None:
@@ -53,18 +56,20 @@ class BaseFormat(ABC):
 
     @abstractmethod
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
-        """Add the turn's calls to `parsed`; returns the text around them."""
+        """Add the turn's calls to `parsed`; return the text around them."""
 
     def _split(self, turn: SampledText, is_open: bool) -> tuple[str, SampledText | None]:
-        """The reasoning, and what comes after it; None: the block was never closed, so nothing does."""
+        """Return the reasoning and the turn after it; None if the reasoning was never closed."""
         if self.reasoning_tags is None:
             return "", turn
+
         opening, closing = self.reasoning_tags
         start = turn.skip_space(0)
-        if turn.at(opening, start):  # also when it is open already: some models open it once more
+        if turn.at(opening, start):  # some models open it again when the prompt already did
             start += len(opening)
         elif not is_open:
             return "", turn
+
         end = turn.find(closing, start)
         if end < 0:
             return turn.text[start:].strip(), None
@@ -72,12 +77,12 @@ class BaseFormat(ABC):
 
 
 class TaggedFormat(BaseFormat):
-    """A format whose calls stand between two tags. Subclasses write `read_call`.
+    """A format whose calls stand between two tags. Subclasses implement `read_call`.
 
     Attributes:
-        opening: the tag before a call, or before the list of them.
-        closing: the tag behind it.
-        dropped: tags that are left out of the text around the calls.
+        opening: the tag before a call, or before a list of calls.
+        closing: the tag after it.
+        dropped: tags that are removed from the text around the calls.
     """
 
     opening: str
@@ -95,12 +100,13 @@ class TaggedFormat(BaseFormat):
 
     @abstractmethod
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
-        """Add the call whose body begins at `start` to `parsed`; returns where the text goes on."""
+        """Add the call whose body begins at `start` to `parsed`; return the position after it."""
 
     def _around(self, turn: SampledText, start: int, end: int) -> str:
-        """The text between two calls, without the tags that are dropped."""
+        """Return the text between two calls, without the dropped tags."""
         if not self.dropped:
             return turn.text[start:end]
+
         kept: list[str] = []
         while (found := turn.find_first(self.dropped, start)) and found[0] < end:
             kept.append(turn.text[start : found[0]])
@@ -108,32 +114,39 @@ class TaggedFormat(BaseFormat):
         return "".join([*kept, turn.text[start:end]])
 
     def end_call(self, turn: SampledText, end: int) -> int:
-        """Where the text goes on behind the closing tag that follows a body which ends at `end`.
+        """Return the position after the closing tag that follows a body ending at `end`.
 
         Raises:
-            CallError: something else follows.
+            CallError: something else follows the body.
         """
         place = turn.skip_space(end)
         if turn.at(self.closing, place):
             return place + len(self.closing)
         if turn.find(self.closing, end) < 0 or turn.at(self.opening, place):
             raise CallError(f"cut off before {self.closing}")
-        raise CallError(f"text after the call: {self.closing} has to follow it")
+        raise CallError(f"text after the call: {self.closing} must follow it")
 
     def refuse(self, turn: SampledText, start: int, end: int, reason: str, parsed: ParsedTurn) -> int:
-        """Note that the call whose body begins at `start`, and is no body from `end` on, is malformed.
+        """Record a malformed call; return the position after it.
 
-        It reaches to the next closing tag. Returns where the text goes on.
+        The call extends to the next closing tag.
+
+        Args:
+            start: where the body of the call begins.
+            end: where it stops being readable.
+            reason: shown to the model.
         """
         close = turn.find(self.closing, end)
         again = turn.skip_space(end)
-        if turn.at(self.opening, again):  # its closing tag was forgotten; the next call is a good one perhaps
+        if turn.at(self.opening, again):
+            # The closing tag was forgotten; the next call may be a good one.
             stop, on = end, again
         elif close < 0:
             stop, on = len(turn), len(turn)
             reason = f"cut off before {self.closing}"
         else:
             stop, on = close, close + len(self.closing)
+
         parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), reason))
         return on
 
@@ -141,21 +154,22 @@ class TaggedFormat(BaseFormat):
 def json_call(
     value: Any, *, name: str = "name", arguments: tuple[str, ...] = ("arguments",), call_id: str | None = None
 ) -> ToolCall:
-    """The call that a JSON value says.
+    """Return the call that a JSON value describes.
 
     Args:
-        value: what was read.
+        value: the JSON value.
         name: the key of the tool's name.
-        arguments: the keys under which the arguments may stand; the first is the one that a fault tells the model.
+        arguments: the keys that may hold the arguments; an error message names the first.
         call_id: the key of the call's id, which may be missing.
 
     Raises:
-        CallError: it says none.
+        CallError: the value does not describe a call.
     """
     if not isinstance(value, dict):
         raise CallError("the call is not a JSON object")
     if not isinstance(value.get(name), str):
         raise CallError(f'the call has no string "{name}"')
+
     given = None
     for key in arguments:
         if key in value:
@@ -163,15 +177,16 @@ def json_call(
             break
     if not isinstance(given, dict):
         raise CallError(f'the call has no object "{arguments[0]}"')
+
     written = value.get(call_id) if call_id else None
     return ToolCall(value[name], given, written if isinstance(written, str) else "")
 
 
 def read_object(text: str, start: int) -> tuple[dict[str, Any], int]:
-    """The JSON object that begins at `text[start]`, and where the text goes on after it.
+    """Read the JSON object that begins at `text[start]`; return it and the position after it.
 
     Raises:
-        CallError: there is no object that can be used.
+        CallError: there is no valid JSON object.
     """
     value, end = read_json(text, start)
     if not isinstance(value, dict):
@@ -180,17 +195,22 @@ def read_object(text: str, start: int) -> tuple[dict[str, Any], int]:
 
 
 def read_calls(text: str, start: int, parsed: ParsedTurn, call_of: Callable[[Any], ToolCall]) -> tuple[int, str | None]:
-    """Read a JSON array of calls one by one: a bad one, or a cut, does not cost those before it.
+    """Read a JSON array of calls one by one, so that a malformed or cut one does not lose those
+    before it.
 
     Args:
-        call_of: makes the call of a value; what it raises makes that one malformed.
+        text: the turn.
+        start: where the array begins.
+        parsed: receives the calls.
+        call_of: makes a call of a value; if it raises CallError, the call is malformed.
 
     Returns:
-        Where the text goes on behind the array, and None; or where it is at fault, and the fault.
+        The position after the array and None; or the position of a fault and the reason.
     """
     position = skip_space(text, start)
     if not text.startswith("[", position):
         return position, "the calls are not a JSON array"
+
     position = skip_space(text, position + 1)
     while not text.startswith("]", position):
         try:
@@ -201,6 +221,7 @@ def read_calls(text: str, start: int, parsed: ParsedTurn, call_of: Callable[[Any
             parsed.tool_calls.append(call_of(value))
         except CallError as exc:
             parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
+
         position = skip_space(text, end)
         if text.startswith(",", position):
             position = skip_space(text, position + 1)
@@ -211,7 +232,7 @@ def read_calls(text: str, start: int, parsed: ParsedTurn, call_of: Callable[[Any
 
 
 def why(fault: CallError, text: str) -> str:
-    """What to tell the model of JSON that cannot be read: that it does not end, where the text ends before it."""
+    """Return the reason for the model: a turn that ended inside of the JSON is called cut off."""
     cause = fault.__cause__
     if isinstance(cause, json.JSONDecodeError):
         at_end = cause.pos >= len(text.rstrip()) or cause.msg.startswith("Unterminated string")

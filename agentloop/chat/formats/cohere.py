@@ -1,6 +1,7 @@
-"""`<|START_ACTION|>[{"tool_call_id": .., "tool_name": .., "parameters": {..}}]<|END_ACTION|>`: Cohere's Command models.
+"""`<|START_ACTION|>[{"tool_call_id": .., "tool_name": .., "parameters": {..}}]<|END_ACTION|>`:
+Cohere's Command models.
 
-The first of them write the same array behind `Action: ` in a fence of three backticks.
+The first of them write the same array after `Action: `, in a fence of three backticks.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
 _FENCED = re.compile(r"^Action:\s*```(?:json)?\s*(?=\[)", re.MULTILINE)
 NO_CALL = ("directly-answer", "directly_answer")
-"""The tools of the first Command models that stand for calling none."""
+"""In the first Command models a call of one of these means that no tool is called."""
 
 
 class CohereFormat(TaggedFormat):
-    """Calls as an array between tags; the tags around reasoning and answer are dropped."""
+    """Calls as an array between tags; the tags around the answer are dropped."""
 
     name = "cohere"
     reasoning_tags = ("<|START_THINKING|>", "<|END_THINKING|>")
@@ -29,6 +30,7 @@ class CohereFormat(TaggedFormat):
         fenced = _FENCED.search(turn.text)
         if fenced is None or 0 <= turn.find(self.opening) < fenced.start():
             return super().read(turn, parsed, tools)
+
         end, fault = read_calls(turn.text, fenced.end(), parsed, _call)
         parsed.tool_calls[:] = [call for call in parsed.tool_calls if call.name not in NO_CALL]
         if fault:

@@ -1,7 +1,8 @@
-"""`<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\\n```json\\n{..}\\n```<｜tool▁call▁end｜>`: DeepSeek V3 and R1.
+"""`<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\\n```json\\n{..}\\n```<｜tool▁call▁end｜>`: DeepSeek
+V3 and R1.
 
-V3.1 writes `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{..}<｜tool▁call▁end｜>`. Both put the calls of a turn between
-`<｜tool▁calls▁begin｜>` and `<｜tool▁calls▁end｜>`.
+V3.1 writes `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{..}<｜tool▁call▁end｜>`. Both put the calls of a turn
+between `<｜tool▁calls▁begin｜>` and `<｜tool▁calls▁end｜>`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ SEPARATOR, FENCE = "<｜tool▁sep｜>", "```"
 
 
 class DeepSeekV3Format(TaggedFormat):
-    """Calls with the name before or behind a separator, and JSON arguments with or without a fence."""
+    """Calls with the name before or after a separator; the JSON arguments may be fenced."""
 
     name = "deepseek_v3"
     opening, closing = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
@@ -27,17 +28,20 @@ class DeepSeekV3Format(TaggedFormat):
             found = turn.find_first((SEPARATOR, self.closing), start)
             if found is None or found[1] != SEPARATOR:
                 raise CallError(f"no {SEPARATOR} between the name and the arguments")
+
             name = turn.text[start : found[0]].strip()
             end = body = found[0] + len(SEPARATOR)
             if not turn.text.startswith("{", turn.skip_space(body)):
+                # V3 and R1: the name follows the separator, and the arguments are fenced.
                 fence = turn.text.find(FENCE, body)
                 name = turn.text[body:fence].strip() if fence >= 0 else "\n"
                 if "\n" in name:
-                    raise CallError(f"{SEPARATOR} has to be followed by the name and, fenced, the arguments as JSON")
+                    raise CallError(f"{SEPARATOR} must be followed by the name and the arguments as fenced JSON")
                 body = fence + len(FENCE)
                 body += len("json") * turn.text.startswith("json", body)
             if not name:
                 raise CallError("the call names no tool")
+
             arguments, end = read_object(turn.text, body)
             place = turn.skip_space(end)
             if turn.text.startswith(FENCE, place):

@@ -1,4 +1,6 @@
-"""`<tool_call>NAME\\n<arg_key>KEY</arg_key>\\n<arg_value>VALUE</arg_value>\\n</tool_call>`: GLM 4.5 and later."""
+"""`<tool_call>NAME\\n<arg_key>KEY</arg_key>\\n<arg_value>VALUE</arg_value>\\n</tool_call>`: GLM 4.5
+and later.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Glm45Format(TaggedFormat):
                 raise CallError(f"cut off before {self.closing}")
             call.name = turn.text[start : found[0]].strip()
             if not _NAME.fullmatch(call.name):
-                raise CallError(f"{self.opening} has to be followed by the tool's name alone, then {KEY}")
+                raise CallError(f"{self.opening} must be followed by the tool's name alone, then {KEY}")
+
             schemas = schemas_of(tools, call.name)
             end = found[0]
             while turn.at(KEY, end):
@@ -51,11 +54,11 @@ class Glm45Format(TaggedFormat):
 
 
 def _key(turn: SampledText, start: int) -> tuple[str, int]:
-    """The key at `start`, and where its value begins."""
+    """Return the key at `start`, and where its value begins."""
     close = turn.find(END_KEY, start)
     if close < 0:
         raise CallError(f"{KEY} without {END_KEY}")
     place = turn.skip_space(close + len(END_KEY))
     if not turn.at(VALUE, place):
-        raise CallError(f"{END_KEY} has to be followed by {VALUE}")
+        raise CallError(f"{END_KEY} must be followed by {VALUE}")
     return turn.text[start + len(KEY) : close], place + len(VALUE)

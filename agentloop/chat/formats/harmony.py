@@ -1,8 +1,8 @@
 """`<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{..}<|call|>`: gpt-oss.
 
-A turn is one or more messages: a header, `<|message|>`, the content and a token that ends it. The `<|start|>assistant`
-of the first one belongs to the prompt. A header names a channel, and a recipient when its message is a call; the
-recipient may stand before the channel or behind it.
+A turn is one or more messages: a header, `<|message|>`, the content, and a token that ends the
+message. The `<|start|>assistant` of the first one belongs to the prompt. A header names a channel,
+and a recipient if the message is a call; the recipient comes before or after the channel.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ ENDS = ("<|end|>", "<|call|>", "<|return|>")
 ANALYSIS = "analysis"
 FUNCTIONS = "functions."
 CODE = "python"
-"""The recipient whose messages are program text, not JSON: a call with the one argument `code`."""
+"""The recipient of program text instead of JSON: a call with the single argument `code`."""
+
 NO_TOOL = ("", "all", "assistant", "user")
+"""Recipients that are not tools."""
 
 _TO = r"to=([^\s<|]*)"
 _BEFORE_CHANNEL = re.compile(rf"(?:assistant\b)?\s*{_TO}")
@@ -28,12 +30,14 @@ _IN_CHANNEL = re.compile(rf"(?:^|\s){_TO}")
 
 
 class HarmonyFormat:
-    """Messages in channels: analysis is reasoning, what has a recipient is a call, the rest is text."""
+    """Messages in channels: analysis is reasoning, a message with a recipient is a call, the rest
+    is text.
+    """
 
     name = "harmony"
 
     def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
-        """Read one turn. A call that cannot be read is returned as malformed, with the reason."""
+        """Read one turn; an unreadable call is returned as malformed, with the reason."""
         parsed = ParsedTurn(text="")
         texts: list[str] = []
         reasoning: list[str] = []
@@ -42,17 +46,20 @@ class HarmonyFormat:
             position = _stop(turn, 0)
             reasoning.append(turn.text[:position])
             position = _behind_ends(turn, position)
+
         while position < len(turn):
             message = turn.find(MESSAGE, position)
             channel, recipient = _header(turn, position, message if message >= 0 else len(turn))
             if message < 0:
-                # A header that was cut off says nothing yet, unless it is a call's; text without one is an answer.
+                # The header was cut off: a malformed call if it has a recipient. Text without a
+                # header is an answer.
                 if recipient:
                     reason = f"cut off before {MESSAGE}"
                     parsed.malformed_calls.append(MalformedCall(turn.text[position:].strip(), reason))
                 elif channel is None:
                     texts.append(turn.text[position:])
                 break
+
             content = message + len(MESSAGE)
             if recipient:
                 stop = _read_call(turn, content, recipient, parsed)
@@ -60,17 +67,19 @@ class HarmonyFormat:
                 stop = _stop(turn, content)
                 (reasoning if channel == ANALYSIS else texts).append(turn.text[content:stop])
             position = _behind_ends(turn, stop)
+
         parsed.text = "\n".join(filter(None, map(str.strip, texts)))
         parsed.reasoning = "\n".join(filter(None, map(str.strip, reasoning))) or None
         return parsed
 
 
 def _header(turn: SampledText, start: int, end: int) -> tuple[str | None, str | None]:
-    """Channel and recipient of the header between `start` and `end`; None: it names none."""
+    """Return channel and recipient of the header from `start` to `end`; None for a missing one."""
     typed = turn.find(CONSTRAIN, start, end)
     end = typed if typed >= 0 else end
     if turn.at(START, start):
         start += len(START)
+
     at = turn.find(CHANNEL, start, end)
     role, named = (turn.text[start:at], turn.text[at + len(CHANNEL) : end]) if at >= 0 else (turn.text[start:end], "")
     found = _BEFORE_CHANNEL.fullmatch(role.strip()) or _IN_CHANNEL.search(named)
@@ -80,7 +89,7 @@ def _header(turn: SampledText, start: int, end: int) -> tuple[str | None, str | 
 
 
 def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn) -> int:
-    """Read the call whose arguments begin at `start`; returns where its message stops."""
+    """Read the call whose arguments begin at `start`; return where its message ends."""
     name = recipient.removeprefix(FUNCTIONS)
     end = start
     try:
@@ -89,7 +98,7 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
         if turn.text[end:stop].strip():
             raise CallError("text after the JSON object")
         if not name:
-            raise CallError(f"to={FUNCTIONS} has to be followed by the tool's name")
+            raise CallError(f"to={FUNCTIONS} must be followed by the tool's name")
     except CallError as exc:
         stop = _stop(turn, end)
         body = turn.text[start:stop].strip()
@@ -102,13 +111,13 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
 
 
 def _stop(turn: SampledText, start: int) -> int:
-    """Where the content that begins at or before `start` ends."""
+    """Return where the content at `start` ends."""
     found = turn.find_first((*ENDS, START), start)
     return found[0] if found else len(turn)
 
 
 def _behind_ends(turn: SampledText, position: int) -> int:
-    """Behind the token that ends a message, and the start of the next."""
+    """Return the position after the token that ends a message, where the next one begins."""
     for tag in ENDS:
         if turn.at(tag, position):
             position += len(tag)

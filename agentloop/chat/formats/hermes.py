@@ -9,7 +9,7 @@ from agentloop.types import ParsedTurn
 
 
 class HermesFormat(TaggedFormat):
-    """Calls as JSON objects between tags, any number of them, text around them kept."""
+    """Calls as JSON objects between tags, any number of them; the text around them is kept."""
 
     name = "hermes"
     opening, closing = "<tool_call>", "</tool_call>"
@@ -17,7 +17,7 @@ class HermesFormat(TaggedFormat):
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
         end = start
         try:
-            # The JSON decides where the call ends: a string in it may hold the closing tag.
+            # The JSON determines where the call ends: a string in it may contain the closing tag.
             value, end = read_json(turn.text, start)
             on = self.end_call(turn, end)
             parsed.tool_calls.append(json_call(value))

@@ -1,4 +1,6 @@
-"""`<|tool_call_start|>[f(a="x", n=1), g()]<|tool_call_end|>`: LFM2, and others that write calls as Python does."""
+"""`<|tool_call_start|>[f(a="x", n=1), g()]<|tool_call_end|>`: LFM2, and others that write calls as
+Python does.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ class Lfm2Format(TaggedFormat):
         try:
             if not turn.text.startswith("[", end):
                 raise CallError("the calls are not a list: [name(key=value), ..]")
+
             end = turn.skip_space(end + 1)
             while not turn.text.startswith("]", end):
                 call, behind = read_python_call(turn.text, end)
@@ -29,6 +32,7 @@ class Lfm2Format(TaggedFormat):
                     end = turn.skip_space(end + 1)
                 elif not turn.text.startswith("]", end):
                     raise CallError("calls are separated by commas, and ] ends their list")
+
             end += 1
             return self.end_call(turn, end)
         except CallError as exc:

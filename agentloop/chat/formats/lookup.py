@@ -21,7 +21,7 @@ from agentloop.errors import ModelError
 from agentloop.registry import load, registered
 
 TOOL_FORMATS = "agentloop.tool_formats"
-"""Entry-point group in which packages register formats: an instance, or a class without arguments."""
+"""Entry-point group of formats: an instance, or a class without arguments."""
 
 FORMATS: dict[str, ToolFormat] = {
     form.name: form

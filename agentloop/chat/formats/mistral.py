@@ -1,6 +1,8 @@
-"""`[TOOL_CALLS] [{"name": .., "arguments": {..}, "id": ..}]`, and `[TOOL_CALLS]NAME[ARGS]{..}`: Mistral's models.
+"""`[TOOL_CALLS] [{"name": .., "arguments": {..}, "id": ..}]`, and `[TOOL_CALLS]NAME[ARGS]{..}`:
+Mistral's models.
 
-The second form, of the newer tokenizers, is repeated for each call, and may hold the id: `NAME[CALL_ID]ID[ARGS]{..}`.
+The second form, of the newer tokenizers, is repeated for each call and may contain the id:
+`NAME[CALL_ID]ID[ARGS]{..}`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ CALLS, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 
 
 class MistralFormat(BaseFormat):
-    """Calls behind a tag that nothing closes: the JSON ends them."""
+    """Calls after a tag without a closing tag: the end of the JSON ends them."""
 
     name = "mistral"
     reasoning_tags = ("[THINK]", "[/THINK]")
@@ -25,6 +27,7 @@ class MistralFormat(BaseFormat):
         while (start := turn.find(CALLS, position)) >= 0:
             kept.append(turn.text[position:start])
             body = turn.skip_space(start + len(CALLS))
+
             fault = None
             if turn.text.startswith("[", body) and not turn.at(ARGUMENTS, body) and not turn.at(CALL_ID, body):
                 position, fault = read_calls(turn.text, body, parsed, _call)
@@ -34,26 +37,31 @@ class MistralFormat(BaseFormat):
                     parsed.tool_calls.append(call)
                 except CallError as exc:
                     position, fault = body, why(exc, turn.text)
+
             if fault:
                 following = turn.find(CALLS, position)
                 stop = following if following >= 0 else len(turn)
                 parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), fault))
                 position = stop
+
         kept.append(turn.text[position:])
         return "".join(kept)
 
     def _read_call(self, turn: SampledText, start: int) -> tuple[ToolCall, int]:
-        """The one call that a tag is followed by, and where the text goes on."""
+        """Read the single call that follows a tag; return it and the position after it."""
         if turn.text.startswith("{", start):
             value, end = read_json(turn.text, start)
             return _call(value), end
+
         found = turn.find_first((ARGUMENTS, CALLS), start)
         if found is None or found[1] != ARGUMENTS:
             raise CallError(f"no {ARGUMENTS} between the name and the arguments")
+
         cut = turn.find(CALL_ID, start, found[0])
         name = turn.text[start : cut if cut >= 0 else found[0]].strip()
         if not name:
             raise CallError("the call names no tool")
+
         call_id = turn.text[cut + len(CALL_ID) : found[0]].strip() if cut >= 0 else ""
         arguments, end = read_object(turn.text, found[0] + len(ARGUMENTS))
         return ToolCall(name, arguments, call_id), end

@@ -1,7 +1,8 @@
-"""Calls that a model writes as Python does, `f(a="x", n=1)`: read character by character, never evaluated.
+"""Read calls that a model writes as Python does, `f(a="x", n=1)`, without evaluating anything.
 
-Python's own parser is not used: it refuses names such as `get-weather` and arguments such as `from`, needs to be told
-where the text ends, warns about the backslashes of regular expressions and fails on deep nesting in several ways.
+Python's own parser is not used: it refuses names such as `get-weather` and arguments such as
+`from`, cannot find where a call ends in a text, warns about the backslashes of regular expressions,
+and fails on deep nesting in several ways.
 """
 
 from __future__ import annotations
@@ -38,54 +39,63 @@ _ESCAPES = {
 
 
 def read_python_call(text: str, start: int) -> tuple[ToolCall, int]:
-    """The call that begins at `text[start]`, and where the text goes on after it.
+    """Read the call that begins at `text[start]`; return it and the position after it.
 
     Raises:
-        CallError: no call with keyword arguments that are literals stands there.
+        CallError: there is no call whose arguments are keyword arguments with literal values.
     """
     name = _NAME.match(text, start)
     if name is None:
         raise CallError("a call is written as name(key=value)")
     end = skip_space(text, name.end())
     if not text.startswith("(", end):
-        raise CallError(f"{name[0]!r} has to be followed by its arguments in parentheses")
+        raise CallError(f"{name[0]!r} must be followed by its arguments in parentheses")
+
     call = ToolCall(name[0], {})
     end = skip_space(text, end + 1)
     while not text.startswith(")", end):
         key = _NAME.match(text, end)
         after = skip_space(text, key.end()) if key else end
         if key is None or not text.startswith("=", after):
-            raise CallError(f"the arguments of {name[0]} have to be written as key=value")
+            raise CallError(f"the arguments of {name[0]} must be written as key=value")
         if key[0] in call.arguments:
             raise CallError(f"the argument {key[0]!r} is given twice")
+
         call.arguments[key[0]], end = _read(text, skip_space(text, after + 1), DEEPEST - 1)
         end = _next(text, end, ")")
     return call, end + 1
 
 
 def _next(text: str, position: int, close: str) -> int:
-    """Behind the comma after an item, or at the bracket that closes the list of them."""
+    """Return the position after the comma that follows an item, or of the closing bracket."""
     position = skip_space(text, position)
     if text.startswith(",", position):
         return skip_space(text, position + 1)
     if not text.startswith(close, position):
-        raise CallError(f"a comma or {close} has to follow each value")
+        raise CallError(f"each value must be followed by a comma or {close}")
     return position
 
 
 def _read(text: str, start: int, levels: int) -> tuple[Any, int]:
-    """The literal at `start`, and where the text goes on; `levels` of nesting are left."""
+    """Read the literal at `start`; return it and the position after it.
+
+    Args:
+        levels: levels of nesting that are left.
+    """
     opening = text[start : start + 1]
     if opening in ("[", "{"):
         if not levels:
             raise CallError(f"nested in more than {DEEPEST} levels")
         return _read_list(text, start, levels - 1) if opening == "[" else _read_dict(text, start, levels - 1)
+
     string = _STRING.match(text, start)
     if string:
         return _string(text, start, string), string.end()
+
     word = _NAME.match(text, start)
     if word and word[0] in _WORDS:
         return _WORDS[word[0]], word.end()
+
     number = _NUMBER.match(text, start)
     if number and (number[2] or (number[3] or "") > "."):
         sign, whole, fraction, exponent = (part or "" for part in number.groups())
@@ -94,7 +104,8 @@ def _read(text: str, start: int, levels: int) -> tuple[Any, int]:
         value, end = read_json(spelled, 0)
         if end == len(spelled):
             return value, number.end()
-    raise CallError(f"{text[start : start + 20]!r} is no string, number, True, False, None, list or dict")
+
+    raise CallError(f"{text[start : start + 20]!r} is not a string, number, True, False, None, list or dict")
 
 
 def _read_list(text: str, start: int, levels: int) -> tuple[list[Any], int]:
@@ -115,6 +126,7 @@ def _read_dict(text: str, start: int, levels: int) -> tuple[dict[str, Any], int]
         end = skip_space(text, end)
         if not isinstance(key, str) or not text.startswith(":", end):
             raise CallError("a dict is written as {'key': value}, its keys strings")
+
         items[key], end = _read(text, skip_space(text, end + 1), levels)
         end = _next(text, end, "}")
     return items, end + 1
@@ -124,19 +136,21 @@ def _string(text: str, start: int, match: re.Match[str]) -> str:
     body = next(match[name] for name in "abcd" if match[name] is not None)
     if match["raw"] or "\\" not in body:
         return body
+
     if match["d"] is not None:
         try:
-            # Templates write strings as JSON does, where \/ and pairs of surrogates have a meaning.
+            # Templates write strings as JSON, in which \/ and surrogate pairs have a meaning.
             value, end = read_json(text, start)
             if end == match.end():
                 return str(value)
         except CallError:
             pass
+
     result = _ESCAPE.sub(_unescape, body)
     try:
         result.encode()
     except UnicodeEncodeError as exc:
-        raise CallError("half of a surrogate pair, which is no character") from exc
+        raise CallError("half of a surrogate pair, which is not a character") from exc
     return result
 
 
@@ -145,4 +159,4 @@ def _unescape(match: re.Match[str]) -> str:
     if len(code) > 1 or code in "01234567":
         number = int(code, 8) if code[0] in "01234567" else int(code[1:], 16)
         return chr(number) if number <= 0x10FFFF else match[0]
-    return _ESCAPES.get(code, match[0])  # Python, too, keeps the backslash of what is no escape
+    return _ESCAPES.get(code, match[0])  # Python also keeps the backslash of an unknown escape

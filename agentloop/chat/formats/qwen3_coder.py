@@ -42,8 +42,9 @@ class Qwen3CoderFormat(TaggedFormat):
                 except CallError as exc:
                     raise CallError(f"argument {key!r}: {exc}") from exc
                 call.arguments[key] = value
+
             if not turn.at(END_FUNCTION, end):
-                raise CallError(f"{PARAMETER}KEY> or {END_FUNCTION} has to stand where the arguments end")
+                raise CallError(f"{PARAMETER}KEY> or {END_FUNCTION} must follow each argument")
             end += len(END_FUNCTION)
             on = self.end_call(turn, end)
         except CallError as exc:
@@ -53,11 +54,12 @@ class Qwen3CoderFormat(TaggedFormat):
 
 
 def _named(turn: SampledText, tag: str, start: int) -> tuple[str, int]:
-    """The name in `<tag=NAME>`, and where the text goes on."""
+    """Return the name in `<tag=NAME>` and the position after it."""
     if not turn.at(tag, start):
         raise CallError(f"the call does not begin with {tag}NAME>")
+
     end = turn.text.find(">", start)
     name = turn.text[start + len(tag) : end] if end >= 0 else ""
     if not name.strip() or "\n" in name:
-        raise CallError(f"{tag} holds no name that ends in >")
+        raise CallError(f"{tag} is not followed by a name and >")
     return name, end + 1

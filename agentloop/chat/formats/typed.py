@@ -1,4 +1,4 @@
-"""Arguments that a model writes as bare text between tags: what type they have, and where they end."""
+"""Arguments that a model writes as bare text between tags: find their type and their end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from agentloop.chat.formats.base import Tools
 from agentloop.chat.sampled import SampledText
 
 MOST_CLOSINGS = 64
-"""Closing tags that are looked at for one value: a value may hold some, and no turn may cost quadratic time."""
+"""Most closing tags tried for one value, which may contain some: bounds the time to read a turn."""
 
 _KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 _PYTHON = {"True": True, "False": False, "None": None}
 
 
 def schemas_of(tools: Tools, name: str) -> dict[str, Any]:
-    """The schemas of a tool's arguments, by argument; empty when the tool is not offered."""
+    """Return the schemas of a tool's arguments, by argument; empty if the tool is not offered."""
     for tool in tools:
         function = tool.get("function") or {}
         if function.get("name") == name:
@@ -27,9 +27,10 @@ def schemas_of(tools: Tools, name: str) -> dict[str, Any]:
 
 
 def types_of(schema: Any) -> frozenset[str] | None:
-    """The JSON types that a schema allows; None: it does not say."""
+    """Return the JSON types that a schema allows; None if it does not say."""
     if not isinstance(schema, dict):
         return None
+
     given = schema.get("type")
     types = {given} if isinstance(given, str) else set(given) if isinstance(given, list) else set()
     for branch in [*(schema.get("anyOf") or []), *(schema.get("oneOf") or [])]:
@@ -37,10 +38,13 @@ def types_of(schema: Any) -> frozenset[str] | None:
         if inner is None:
             return None
         types |= inner
+
+    # A schema without a type may list its values.
     if not types:
         types = {
             _kind(value) for value in [*(schema.get("enum") or []), *([schema["const"]] if "const" in schema else [])]
         }
+
     if not types or not types <= {*_KINDS.values(), "null"}:
         return None
     return frozenset(types | {"null"}) if schema.get("nullable") is True else frozenset(types)
@@ -49,25 +53,29 @@ def types_of(schema: Any) -> frozenset[str] | None:
 def read_typed(
     turn: SampledText, start: int, closing: str, followers: Sequence[str], schema: Any, *, own_lines: bool
 ) -> tuple[Any, int]:
-    """The value that begins at `start`, and where the text goes on behind its closing tag.
+    """Read the value that begins at `start`; return it and the position after its closing tag.
 
-    A string is the text itself; anything else is JSON, or one of Python's True, False and None. Where the schema does
-    not say, JSON that is no string counts as what it is and all else as text.
+    A string is the text itself; any other value is JSON, or Python's True, False or None. If the
+    schema gives no type, JSON is read as JSON unless it is a string, and all else is text.
 
     Args:
-        closing: the tag behind the value.
-        followers: what may stand behind that tag, white space between; with none of them there it belongs to the value.
+        turn: the sampled turn.
+        start: where the value begins.
+        closing: the tag after the value.
+        followers: the tags that may follow the closing tag, after white space. A closing tag that
+            none of them follows belongs to the value.
         schema: the JSON schema of the argument, or None.
-        own_lines: the value stands on lines of its own: a newline before and behind it is none of its own.
+        own_lines: the value is on its own lines: the newlines before and after it are not part of
+            it.
 
     Raises:
-        CallError: the value does not end, or has not the type that the schema names.
+        CallError: the value does not end, or does not have the type that the schema gives.
     """
     types = types_of(schema)
     fault = ""
     if types is None or types - {"string"}:
         try:
-            # JSON decides where it ends: a string in it may hold the closing tag.
+            # The JSON determines where it ends: a string in it may contain the closing tag.
             value, end = read_json(turn.text, start)
             place = turn.skip_space(end)
             if turn.at(closing, place) and _is_meant(value, types):
@@ -75,23 +83,26 @@ def read_typed(
             fault = "text after the JSON value"
         except CallError as exc:
             fault = str(exc)
+
     end = _end(turn, start, closing, followers)
     if end < 0:
         raise CallError(f"cut off before {closing}")
+
     text = turn.text[start:end]
     on = end + len(closing)
     if own_lines:
         text = text.removeprefix("\n").removesuffix("\n")
+
     word = text.strip()
     if types and word in _PYTHON and _kind(_PYTHON[word]) in types:
         return _PYTHON[word], on
     if types is None or "string" in types:
         return text, on
-    raise CallError(f"it has to be of type {' or '.join(sorted(types))}, written as JSON: {fault}")
+    raise CallError(f"it must be of type {' or '.join(sorted(types))}, written as JSON: {fault}")
 
 
 def _is_meant(value: Any, types: frozenset[str] | None) -> bool:
-    """Whether a value that reads as JSON is meant as JSON, not as a text that looks like it."""
+    """Whether a value that parses as JSON is meant as JSON, not as text that looks like it."""
     kind = _kind(value)
     if types is None:
         return kind != "string"
@@ -99,6 +110,9 @@ def _is_meant(value: Any, types: frozenset[str] | None) -> bool:
 
 
 def _end(turn: SampledText, start: int, closing: str, followers: Sequence[str]) -> int:
+    """Return where the closing tag of the value at `start` begins: the first one that a follower
+    follows.
+    """
     first = place = turn.find(closing, start)
     for _ in range(MOST_CLOSINGS):
         if place < 0:

@@ -1,4 +1,4 @@
-"""Conversations on which a chat template is tried: random, the same for a seed, of what the template can render."""
+"""Probe conversations: random, reproducible by seed, and limited to what a template can render."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOOLS: list[dict[str, Any]] = [
     }
     for name, description in (("look_up", "Looks something up."), ("count_words", "Counts words."))
 ]
-"""Offered in the battery when a run's own schemas are not at hand."""
+"""Tools of the probe conversations if the run's own schemas are not known."""
 
 WORDS = [
     "12 * 34",
@@ -54,7 +54,13 @@ WORDS = [
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One sampled turn and what follows it. `cut`: the turn ran out of tokens before its end-of-turn token."""
+    """One sampled turn and the messages after it.
+
+    Attributes:
+        turn: the assistant's message.
+        cut: the turn ran out of tokens before its end-of-turn token.
+        follow: the messages that follow.
+    """
 
     turn: Message
     cut: bool
@@ -63,7 +69,13 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """How an episode begins and goes on. `hostile`: control tokens are spelled in its contents."""
+    """A whole probe conversation.
+
+    Attributes:
+        start: the messages of the first prompt.
+        exchanges: the turns, and what follows each.
+        hostile: its contents spell control tokens.
+    """
 
     start: list[Message]
     exchanges: list[Exchange]
@@ -72,7 +84,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a template can render; `missing` holds its own words for the rest, by ability."""
+    """What a template can render; `missing` gives the reason for each ability that it lacks."""
 
     system: bool
     users: bool
@@ -86,7 +98,7 @@ class Abilities:
 
 
 def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | None) -> Abilities:
-    """Try each kind of message once."""
+    """Find what the template can render, by trying each kind of message once."""
     missing: dict[str, str] = {}
     user, answer = _message("user", "Begin."), _message("assistant", "Done.")
 
@@ -106,24 +118,30 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
             return False
         return True
 
+    # What can follow a turn.
     call = _calls([("look_up", {"query": "probe-query"})])
     two = _calls([("look_up", {"query": "probe-query"}), ("count_words", {"query": "probe-other"})])
     result, other = _result("look_up", "Found.", 0), _result("count_words", "7", 1)
     users = can("users' messages after a turn", [user], answer, [user])
     results = can("tool results", [user], answer, [result])
     calls = can("tool calls", [user], call, [result] if results else [user])
-    results = results or calls  # some templates have results after calls alone
+    results = results or calls  # some templates render results only after calls
     if results:
         missing.pop("tool results", None)
+
+    # Whether the model sees the tools, and its calls can be read.
     if tools and (results or calls) and not renderer.shows_tools(tools):
-        missing["tool schemas"] = "the chat template leaves them out: describe the tools in the rows' system message"
+        missing["tool schemas"] = "the chat template leaves them out; describe the tools in the rows' system message"
     if results and renderer.unread_call is not None:
         missing["reading tool calls"] = (
-            f"no known format reads them: {renderer.unread_call!r}\n  fix: set model.tool_format or model.chat_template"
+            f"no known format can read them: {renderer.unread_call!r}\n"
+            "  fix: set model.tool_format or model.chat_template"
         )
+
     follow = [result] if results else [user]
-    # A template that cannot keep a system message is not refused for it: it is the rows' business to have none.
+    # A template that cannot keep a system message is not refused: the rows may have none.
     system = can_system(renderer, [user, call if calls else answer, *follow], tools, missing)
+
     return Abilities(
         system=system,
         users=users,
@@ -143,28 +161,31 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
 def can_system(
     renderer: ChatRenderer, conversation: list[Message], tools: Sequence[dict[str, Any]] | None, missing: dict[str, str]
 ) -> bool:
-    """Whether a conversation can begin with a system message; if not, why goes to `missing`."""
+    """Whether a conversation can begin with a system message; a reason is added to `missing`."""
     name, words = "system messages", "Be brief."
     try:
         text = renderer.template.render([_message("system", words), conversation[0]], tools, generate=True)
     except ModelError as exc:
         missing[name] = str(exc)
         return False
+
     if words not in text:
         missing[name] = "the chat template leaves them out"
     elif not renderer.keeps_system(conversation, tools):
-        missing[name] = "the chat template writes them elsewhere once the conversation goes on"
+        missing[name] = "the chat template moves them when the conversation continues"
     return name not in missing
 
 
 def conversations(
     renderer: ChatRenderer, abilities: Abilities, *, count: int, seed: int, users: bool = True
 ) -> Iterator[Conversation]:
-    """`count` conversations of 1 to 8 turns, 0 to 3 calls a turn, all stop reasons, reasoning on and off, Unicode, and
-    control tokens spelled in the contents of every third.
+    """Yield `count` random conversations.
+
+    They have 1 to 8 turns with 0 to 3 calls each, all stop reasons, turns with and without
+    reasoning, and Unicode. The contents of every third conversation spell control tokens.
 
     Args:
-        users: whether users' messages may follow; else tool results alone.
+        users: whether user messages may follow a turn; else only tool results do.
     """
     controls = sorted(renderer.encoder.added) or ["<none>"]
     for number in range(count):
@@ -174,7 +195,9 @@ def conversations(
 
 
 def showcase(abilities: Abilities) -> Conversation:
-    """One short conversation to show: a call and its result, where the template has them, and an answer."""
+    """Return a short conversation to show: a call and its result, if the template has them, and an
+    answer.
+    """
     exchanges = []
     if abilities.results:
         call = (
@@ -189,6 +212,8 @@ def showcase(abilities: Abilities) -> Conversation:
 
 
 def _conversation(rng: random.Random, abilities: Abilities, controls: list[str], users: bool) -> Conversation:
+    """Return a random conversation. The order of the draws is part of the meaning of a seed."""
+
     def words(low: int = 1, high: int = 6) -> str:
         return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
 
@@ -204,6 +229,7 @@ def _conversation(rng: random.Random, abilities: Abilities, controls: list[str],
     if abilities.system and rng.random() < 0.5:
         start.append(_message("system", content()))
     start.append(_message("user", content()))
+
     exchanges = []
     for turn_number in range(rng.randint(1, 8)):
         calls = 0
@@ -211,6 +237,7 @@ def _conversation(rng: random.Random, abilities: Abilities, controls: list[str],
             calls = rng.randint(1, 3) if abilities.several_calls or not abilities.calls else 1
         if not calls and not users:
             break
+
         turn = _message("assistant", words(1, 8))
         follow: list[Message] = []
         if calls:
@@ -227,6 +254,7 @@ def _conversation(rng: random.Random, abilities: Abilities, controls: list[str],
             if rng.random() < 0.1:
                 turn = _message("assistant", "")
             follow = [_message("user", content())]
+
         if abilities.reasoning and rng.random() < 0.4 and not (calls and turn["content"]):
             turn["reasoning_content"] = words(2, 10)
         exchanges.append(Exchange(turn, rng.random() < 0.25, follow))
@@ -238,7 +266,7 @@ def _arguments(rng: random.Random, words: Any) -> dict[str, Any]:
 
 
 def _needles(turn: Message) -> list[str]:
-    """What has to be seen of a turn in its rendering."""
+    """Return the texts of a turn that its rendering has to contain."""
     found = [str(turn["reasoning_content"])] if "reasoning_content" in turn else []
     for call in turn.get("tool_calls", ()):
         found += [call["function"]["name"], str(call["function"]["arguments"]["query"])]

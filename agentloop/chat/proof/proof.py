@@ -1,18 +1,19 @@
-"""The proof that a chat template keeps the token law, made before a run starts (DESIGN section 3, rules 2, 3 and 6).
+"""Prove, before a run starts, that a chat template keeps the token law (rules 2, 3 and 6).
 
-Each conversation of the battery is played twice. Once as an episode: `start`, then for every turn the ids that the
-template gives it, as if sampled, and what `extend` appends. And once as the template's own rendering of the whole
-conversation, encoded in one piece. Three things have to hold after every turn:
+Each probe conversation is played twice: once as an episode, with `start`, the template's ids of
+each turn as if they had been sampled, and `extend`; and once as the template's own rendering of the
+whole conversation, encoded in one piece. Three things have to hold after every turn:
 
-1. What `extend` returned is exactly the end of the whole rendering's ids, and there it stands behind the end of the
-   turn.
-2. What was not sampled stands in the whole rendering, in order, beginning at its start: nothing that the model was
-   shown is written in another way later.
-3. Control tokens that are spelled in contents are text: replaced by a harmless word, they change no control id.
+1. The ids that `extend` returned are exactly the end of the whole rendering's ids, and before them
+   stands the end of the turn.
+2. The ids that were not sampled are in the whole rendering, in order, from its start on: nothing
+   that the model was shown is rewritten later.
+3. Control tokens spelled in contents are text: replacing the contents by a harmless word changes no
+   control id.
 
-Where both ways give the same ids throughout, the template is exact. Where they differ inside of sampled turns alone,
-because the template drops earlier reasoning or ends the last turn with another token, what was sampled stays, and the
-difference is shown.
+If both ways give the same ids throughout, the template is exact. If they differ only inside of
+sampled turns, because the template drops earlier reasoning or ends the last turn with another
+token, the sampled ids stay, and the difference is shown.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from agentloop.types import Message
 
 
 class Verdict(StrEnum):
-    """What the battery found of a template."""
+    """The result of the probe conversations."""
 
     EXACT = "exact"  # the episode's ids are those of the template's own rendering
-    KEPT = "exact with sampled turns kept"  # the template writes earlier turns in another way; what was sampled stays
-    REFUSED = "refused"  # episodes with this template would break the law
+    KEPT = "exact with sampled turns kept"  # earlier turns are rewritten; the sampled ids stay
+    REFUSED = "refused"  # episodes with this template would break the token law
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A sampled turn, and what the template makes of it once the conversation goes on."""
+    """A sampled turn, and how the template rewrites it when the conversation continues."""
 
     sampled: str
     rewritten: str
@@ -46,7 +47,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an example: who wrote it, its text and its ids."""
+    """A part of an example: its author (`prompt`, `model` or `template`), text and ids."""
 
     author: str
     text: str
@@ -55,14 +56,14 @@ class Piece:
 
 @dataclass
 class Proof:
-    """What was tried and what was found.
+    """The result for one template.
 
     Attributes:
-        verdict: of all that was tried.
-        reason: why it was refused; empty otherwise.
-        conversations, turns: how many were played.
-        abilities: what the template can render, and in its own words what not.
-        differences: the first sampled turns that the template writes in another way later.
+        verdict: the verdict over all conversations.
+        abilities: what the template can render, and why it cannot render the rest.
+        reason: why the template was refused; else empty.
+        conversations, turns: numbers of played conversations and turns.
+        differences: the first sampled turns that the template rewrites later.
         example: one conversation, piece by piece.
     """
 
@@ -75,21 +76,22 @@ class Proof:
     example: list[Piece] = field(default_factory=list)
 
     def require(self, *, tools: bool = False, users: bool = False, system: bool = False) -> None:
-        """Refuse a run that needs what the template cannot do.
+        """Refuse a run that needs something the template cannot do.
 
         Args:
-            tools: the run offers tools, so their results have to follow a turn.
-            users: users' messages follow a turn.
+            tools: the run offers tools, so results follow a turn.
+            users: user messages follow a turn.
             system: prompts begin with a system message.
 
         Raises:
-            ModelError: why, and what to change.
+            ModelError: the reason, and what to change.
         """
         if self.verdict is Verdict.REFUSED:
             raise ModelError(
                 f"the chat template cannot keep the token law: {self.reason}",
                 "set model.chat_template to one that passes `agentloop template`",
             )
+
         needs = {
             "tool results": tools,
             "reading tool calls": tools,
@@ -103,10 +105,11 @@ class Proof:
 
 
 class _Broken(Exception):
-    """The battery found a violation; its text is the reason."""
+    """A probe conversation found a violation; the text is the reason."""
 
 
 SHOWN_DIFFERENCES = 3
+"""Largest number of differences that are kept to be shown."""
 
 
 def prove(
@@ -115,19 +118,23 @@ def prove(
     """Try a template on `count` conversations.
 
     Args:
-        tools: the schemas that the run offers; None: those of the battery, where the template takes any.
-        count: conversations; 200 take a second or two.
+        tools: the schemas that the run offers; None: those of the probe conversations, if the
+            template takes any.
+        count: number of conversations; 200 take a second or two.
+        seed: of the random conversations.
     """
     schemas = list(tools) if tools else TOOLS
     abilities = find_abilities(renderer, schemas)
     if not abilities.results and tools is None:
         schemas = []
         abilities = _merge(find_abilities(renderer, None), abilities)
+
     proof = Proof(Verdict.EXACT, abilities)
     if not (abilities.users or abilities.results):
         proof.verdict = Verdict.REFUSED
         proof.reason = next(iter(abilities.missing.values()), "nothing can follow a turn")
         return proof
+
     try:
         proof.example = _play(renderer, showcase(abilities), schemas or None, proof)
         for conversation in conversations(renderer, abilities, count=count, seed=seed):
@@ -139,6 +146,7 @@ def prove(
 
 
 def _merge(without_tools: Abilities, with_tools: Abilities) -> Abilities:
+    """Return the abilities without tools, with the reasons why there are no tools."""
     missing = {**with_tools.missing, **without_tools.missing}
     for ability in ("users' messages after a turn", "reasoning", "system messages"):
         if ability not in without_tools.missing:
@@ -157,18 +165,19 @@ def _merge(without_tools: Abilities, with_tools: Abilities) -> Abilities:
 
 
 def _play(renderer: ChatRenderer, conversation: Conversation, tools: Any, proof: Proof) -> list[Piece]:
-    """Play one conversation both ways; returns it piece by piece.
+    """Play one conversation both ways and compare; return it piece by piece.
 
     Raises:
-        _Broken: where they differ outside of sampled turns.
+        _Broken: the two differ outside of sampled turns.
     """
     history: list[Message] = list(conversation.start)
     ids = renderer.start(history, tools)
     whole = renderer.whole(history, tools)
     if ids != whole:
-        raise _Broken(f"the first prompt is not the template's own: {_around(renderer, ids, whole)}")
+        raise _Broken(f"the first prompt differs from the template's own rendering: {_around(renderer, ids, whole)}")
     if conversation.hostile:
         _check_harmless(renderer, lambda messages: renderer.start(messages, tools), history)
+
     shown, differs = [ids], False
     example = [Piece("prompt", renderer.decode(ids), ids)]
     for exchange in conversation.exchanges:
@@ -179,17 +188,22 @@ def _play(renderer: ChatRenderer, conversation: Conversation, tools: Any, proof:
         history += [exchange.turn, *exchange.follow]
         ids = before + added
         whole = renderer.whole(history, tools)
+
+        # 1. What was appended is the end of the whole.
         if exchange.cut:
-            # White space that a template puts before its end-of-turn token (" </s>") cannot melt into the turn's last
-            # token any more: the text is the template's, the ids are from the end-of-turn token on.
+            # White space before an end-of-turn token (" </s>") can no longer merge with the turn's
+            # last token: the text is the template's, but the ids are equal only from the
+            # end-of-turn token on.
             first = next((i for i, token in enumerate(added) if token in renderer.encoder.ids), 0)
             added = added[first:]
         if whole[-len(added) :] != added:
             raise _Broken(
-                "what is appended after a turn is not what the template writes there: "
+                "the ids appended after a turn differ from the template's own: "
                 f"{_around(renderer, added, whole[-len(added) :])}"
             )
         _check_join(renderer, sampled, whole[: -len(added)], cut=exchange.cut)
+
+        # 2. What was shown before stays.
         shown.append(added)
         if ids != whole:
             _check_shown(renderer, shown, whole)
@@ -197,25 +211,32 @@ def _play(renderer: ChatRenderer, conversation: Conversation, tools: Any, proof:
             if not differs and len(proof.differences) < SHOWN_DIFFERENCES:
                 proof.differences.append(_difference(renderer, ids, whole))
             differs = True
+
+        # 3. Control tokens in contents stay text.
         if conversation.hostile:
             _check_harmless(
                 renderer,
                 lambda messages, before=before, stop=stop: renderer.extend(before, stop, messages, tools),
                 exchange.follow,
             )
+
         proof.turns += 1
         example += [Piece("model", renderer.decode(sampled), sampled), Piece("template", renderer.decode(added), added)]
     return example
 
 
 def _check_join(renderer: ChatRenderer, sampled: list[int], rest: list[int], *, cut: bool) -> None:
-    """What is appended begins where the sampled turn ends: in the whole rendering the same end stands before it.
+    """Check that the appended ids follow the end of the turn in the whole rendering too.
+
+    Args:
+        rest: the whole rendering without the appended ids.
 
     Raises:
-        _Broken: something between the two is missing, such as the newline behind the end-of-turn token.
+        _Broken: something between the two is missing, such as the newline after the end-of-turn
+            token.
     """
     if cut:
-        prompt = renderer.generation_prompt_ids  # all of the turn may be reasoning that the template drops
+        prompt = renderer.generation_prompt_ids  # the whole turn may be dropped reasoning
         joined = (
             not (sampled or prompt)
             or rest[-1] == (sampled or prompt)[-1]
@@ -227,28 +248,28 @@ def _check_join(renderer: ChatRenderer, sampled: list[int], rest: list[int], *, 
         joined = rest[-1] == sampled[-1] or (rest[-1] in closers and sampled[-1] in closers)
     if not joined:
         raise _Broken(
-            "what is appended after a turn does not join it: the template writes "
+            "the ids appended after a turn do not join it: the template writes "
             f"{renderer.decode(rest[-8:])!r} where the turn ends in {renderer.decode(sampled[-8:])!r}"
         )
 
 
 def _header(renderer: ChatRenderer) -> str:
-    """What opens the model's turn, without the reasoning that the generation prompt may open inside of it."""
+    """Return the text that opens the model's turn, without the tag that may open its reasoning."""
     text = renderer.decode(renderer.generation_prompt_ids)
     opening = next((tag for tag in REASONING_OPENINGS if text.rstrip().endswith(tag)), None)
     return text[: text.rindex(opening)] if opening else text
 
 
 def _same_end(one: str, two: str) -> bool:
-    """White space aside: a template may trim it, or put some before its end-of-turn token."""
+    """Compare the ends of two texts without white space, which a template may trim or add."""
     return one.rstrip().endswith(two.rstrip()[-8:].lstrip())
 
 
 def _check_shown(renderer: ChatRenderer, shown: Sequence[list[int]], whole: list[int]) -> None:
-    """Everything that was not sampled stands in the whole rendering, in order.
+    """Check that everything that was not sampled is in the whole rendering, in order.
 
     Raises:
-        _Broken: the first piece that does not.
+        _Broken: a piece is missing; the message quotes it.
     """
     prompt = renderer.generation_prompt_ids
     position = 0
@@ -257,19 +278,19 @@ def _check_shown(renderer: ChatRenderer, shown: Sequence[list[int]], whole: list
         if number == 0:
             found = 0 if whole[: len(body)] == body else -1
         elif number == len(shown) - 1:
-            found = len(whole) - len(piece)  # its place was checked: it is the end
+            found = len(whole) - len(piece)  # it was checked to be the end
         else:
             found = _find(whole, body, position)
         if found < position:
-            raise _Broken(
-                f"the template writes in another way later what the model was shown: {renderer.decode(body)!r}"
-            )
+            raise _Broken(f"the template later rewrites what the model was shown: {renderer.decode(body)!r}")
         position = found + len(body)
 
 
 def _find(ids: list[int], piece: list[int], start: int) -> int:
+    """Return where `piece` first begins in `ids[start:]`; -1 if it is not there."""
     if not piece:
         return start
+
     first = piece[0]
     for position in range(start, len(ids) - len(piece) + 1):
         if ids[position] == first and ids[position : position + len(piece)] == piece:
@@ -278,29 +299,30 @@ def _find(ids: list[int], piece: list[int], start: int) -> int:
 
 
 def _check_harmless(renderer: ChatRenderer, render: Any, messages: Sequence[Message]) -> None:
-    """Spelled control tokens in contents change no control id.
+    """Check that control tokens spelled in contents change no control id.
 
     Raises:
-        _Broken: they do.
+        _Broken: they change one.
     """
     calm: list[Message] = [{**message, "content": "harmless"} for message in messages]
     controls = renderer.encoder.ids
     hostile_ids, calm_ids = ([token for token in render(each) if token in controls] for each in (messages, calm))
     if hostile_ids != calm_ids:
         raise _Broken(
-            f"control tokens in a content become control tokens: {renderer.decode(hostile_ids)!r} instead of "
+            f"text in a content became a control token: {renderer.decode(hostile_ids)!r} instead of "
             f"{renderer.decode(calm_ids)!r}"
         )
 
 
 def _around(renderer: ChatRenderer, one: list[int], two: list[int]) -> str:
+    """Return the text around the first difference of two sequences."""
     at = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
     begin = max(at - 4, 0)
     return f"{renderer.decode(one[begin : at + 8])!r} instead of {renderer.decode(two[begin : at + 8])!r}"
 
 
 def _difference(renderer: ChatRenderer, ids: list[int], whole: list[int]) -> Difference:
-    """Where two sequences differ first, up to the end of that turn."""
+    """Return the text of both sequences from their first difference on."""
     begin = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
     low = max(begin - 6, 0)
     sampled, rewritten = (renderer.decode(side[low : begin + 120]) for side in (ids, whole))

@@ -21,7 +21,7 @@ from agentloop.tool.session import Toolset
 from agentloop.types import EpisodeStatus, Task, ToolResult, Trajectory
 
 CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12 * 34"}}\n</tool_call><|im_end|>'
-OWN = Path(__file__).parent / "chat" / "templates"
+OWN = Path(__file__).parent / "templates"
 Make = Callable[..., EpisodeRunner]
 Ids = Callable[[str], list[int]]
 
