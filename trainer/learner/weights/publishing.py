@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from agentloop.files import rename_folder
+from agentloop.files import partial_of, rename_folder
 from agentloop.weights.group import broadcast, join_group, leave_group, open_store
 from agentloop.weights.layout import CODES, Digest, TensorSpec, buckets, checksum, plan_file, tensor_bytes
 from agentloop.weights.shared import PIECE, SharedWriter
@@ -69,7 +69,7 @@ class WeightPublisher:
 
     def to_folder(self, folder: Path) -> str:
         """Write a Hugging Face folder, which appears under its name when it is whole; returns the checksum."""
-        partial = folder.with_name(f".{folder.name}.partial")
+        partial = partial_of(folder)
         shards = (
             Shards(partial, [(s.name, s.dtype, s.shape) for s in self.specs], self._shard_bytes) if _first() else None
         )
