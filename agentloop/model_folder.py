@@ -1,7 +1,6 @@
-"""Read a model folder in the Hugging Face layout: its place, its config.json, its tokenizer.
+"""A model folder in the Hugging Face layout: where it is, what its config.json says, and its files beside the weights.
 
-The one reader of such folders. Neither torch nor transformers is imported until an image processor
-is loaded.
+The one reader of such folders. Neither torch nor transformers is imported until an image processor is loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ TOKENIZER_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
-"""Files of tokenizers and image processors, which are copied together with `*.jinja`."""
+"""Files that tokenizers and image processors are saved in. Chat templates (`*.jinja`) are copied along with them."""
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Patterns of the files that make up a model on the hub."""
@@ -42,7 +41,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 """The file in which transformers looks for a chat template first."""
 
 VISION_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""`model_type` of the models whose vision tower is loaded, by the server and by the trainer."""
+"""`model_type` of the configs that are loaded with their vision tower, by the server and by the trainer."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class ThisProcess:
         import torch.distributed as dist
         from transformers import AutoModelForCausalLM
 
-        from trainer.learner.weights.publishing import WeightPublisher
+        from trainer.learner.weights.publisher import WeightPublisher
 
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         self.lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -74,7 +74,7 @@ class ThisProcess:
             # Loaded tensors lie where they lay in the file, at odd multiples of 32 bytes; a rank of
             # the trainer allocates its own, at multiples of 64, which are copied a tenth faster.
             parameter.data = parameter.data.clone()
-        self._handout = WeightPublisher(self.lm, "bfloat16")
+        self.publisher = WeightPublisher(self.lm, "bfloat16")
 
     def bytes(self) -> np.ndarray:
         """All parameters in a row."""
@@ -82,11 +82,9 @@ class ThisProcess:
 
         return torch.cat([p.detach().reshape(-1).view(torch.uint8) for p in self.lm.parameters()]).numpy()
 
-    async def publish(self, folder: Path) -> str:
-        return await asyncio.to_thread(self._handout.to_folder, folder)
-
-    async def publish_shared(self, folder: Path, *, reader_s: float = 0.0) -> str:
-        return await asyncio.to_thread(self._handout.to_shared, folder, reader_s=reader_s)
+    async def ask(self, command: Any) -> Any:
+        """Run a command of a publisher. It sees a learner of which only `publisher` exists."""
+        return await asyncio.to_thread(command.run, self)
 
 
 def make_model(folder: Path) -> None:
@@ -210,18 +208,19 @@ async def stall(publisher: Any, url: str, versions: range) -> list[dict[str, flo
 
 
 async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dict[str, Any]:
-    from trainer.publishing.base import DiskPublisher, SharedPublisher
+    from trainer.publishing.disk import DiskPublisher
     from trainer.publishing.server_link import ServerLink
+    from trainer.publishing.shared import SharedPublisher
 
     make_model(scratch / "model")
     process, url = start_server(scratch / "model", root, scratch)
     workers = ThisProcess(scratch / "model")
     source = workers.bytes()
     target = np.zeros_like(source)
-    link = ServerLink(running="in_place", token=None, timeout_s=120, url=url)
+    link = ServerLink(url, running="in_place", token=None, timeout_s=120)
     ways = {
-        "shm": SharedPublisher(workers, link, root, lambda *_: None),  # type: ignore[arg-type]
-        "disk": DiskPublisher(workers, link, root, lambda *_: None),  # type: ignore[arg-type]
+        "shm": SharedPublisher(workers, link, root, lambda *_: None),
+        "disk": DiskPublisher(workers, link, root, lambda *_: None),
     }
     peers = {
         "shm": lambda: timed(lambda: np.copyto(target, source)),

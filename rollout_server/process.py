@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from agentloop.errors import ConfigError
-from agentloop.files import write_atomic
 from agentloop.runtime import child
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,10 @@ def url_of(sock: socket.socket, host: str) -> str:
 
 def write_ready_file(path: Path, url: str) -> None:
     """Say that the server serves; whoever sees the file sees all of it."""
-    write_atomic(path, json.dumps({"url": url, "pid": os.getpid()}).encode(), durable=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    draft.replace(path)
 
 
 def die_with_parent(parent: int) -> None:

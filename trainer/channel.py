@@ -38,11 +38,11 @@ def encode(body: Any, arrays: Sequence[np.ndarray] = ()) -> list[bytes]:
     return [_LENGTH.pack(len(header)) + header, *(array.tobytes() for array in arrays)]
 
 
-def header_length(data: bytes) -> int:
+def header_length(data: bytes | bytearray) -> int:
     return int(_LENGTH.unpack(data)[0])
 
 
-def decode_header(data: bytes) -> tuple[Any, list[tuple[np.dtype[Any], tuple[int, ...]]]]:
+def decode_header(data: bytes | bytearray) -> tuple[Any, list[tuple[np.dtype[Any], tuple[int, ...]]]]:
     """Return the body, and dtype and shape of each array that follows."""
     header = orjson.loads(data)
     return header["body"], [(np.dtype(entry["dtype"]), tuple(entry["shape"])) for entry in header["arrays"]]
@@ -85,8 +85,7 @@ class BlockingChannel:
         return data
 
 
-# -- errors
-# ----------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------------------
 
 
 def error_to_json(exc: Exception) -> dict[str, Any]:
@@ -109,8 +108,7 @@ def error_from_json(data: dict[str, Any], otherwise: Callable[[str], AgentloopEr
     return otherwise(data["message"])
 
 
-# -- samples
-# ---------------------------------------------------------------------------------------------------------
+# -- samples ---------------------------------------------------------------------------------------------------------
 
 
 def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSample) -> list[np.ndarray]:
@@ -124,7 +122,7 @@ def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSampl
     """
 
     def joined(name: str, dtype: type) -> np.ndarray:
-        parts = [np.asarray(getattr(sample, name), dtype=dtype) for sample in samples]
+        parts: list[np.ndarray] = [np.asarray(getattr(sample, name), dtype=dtype) for sample in samples]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
 
     def optional(name: str) -> np.ndarray:
@@ -158,9 +156,10 @@ def arrays_to_samples(arrays: Sequence[np.ndarray], kind: type[S]) -> list[S]:
         return []
 
     ends = np.cumsum(lengths)[:-1]
-    names = (*kind.COLUMNS, *kind.OPTIONAL_COLUMNS)
-    columns = {
-        name: np.split(column, ends) if len(column) or name in kind.COLUMNS else [None] * len(lengths)
+    protocol: type[Sample] = kind
+    names = (*protocol.COLUMNS, *protocol.OPTIONAL_COLUMNS)
+    columns: dict[str, Sequence[Any]] = {
+        name: np.split(column, ends) if len(column) or name in protocol.COLUMNS else [None] * len(lengths)
         for name, column in zip(names, rest, strict=True)
     }
     images = np.split(blob, np.cumsum(image_lengths)[:-1]) if len(image_lengths) else []

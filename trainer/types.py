@@ -46,6 +46,10 @@ class Sample(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def trained_tokens(self) -> int:
+        """The number of tokens with loss mask 1."""
+
 
 @dataclass(slots=True)
 class TrainSample:
@@ -156,6 +160,32 @@ class TokenNumbers(NamedTuple):
     sample_index: np.ndarray
     token_index: np.ndarray
     numbers: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Result of publishing the policy.
+
+    Attributes:
+        checksum: of the tensors (`agentloop.weights.layout.checksum`), from rank 0; empty from the others.
+        error: why the tensors did not reach the engines; empty if they did, or if the transport only writes.
+    """
+
+    checksum: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStatus:
+    """State of a rank's part of a checkpoint.
+
+    Attributes:
+        done: whether the writing has ended.
+        error: why it failed; empty if it did not.
+    """
+
+    done: bool
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

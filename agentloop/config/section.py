@@ -1,4 +1,4 @@
-"""The base class of every section of a recipe."""
+"""What every section of a recipe is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, and assigned values are validated too."""
+    """Base of every section: unknown keys are errors, values are checked again when assigned."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)

@@ -25,7 +25,7 @@ PROGRESS = "progress"
 MAX_VERSION_BYTES = 64
 POLL_S = 0.0002
 
-PIECE = 4 * 2**20
+PROGRESS_BYTES = 4 * 2**20
 """Bytes after which the writer says how far it is: what was written just before is read from the cores' caches."""
 
 STALLED_S = 30.0
@@ -151,8 +151,8 @@ class SharedReader:
                     yield spec, complete
 
         for spec, complete in itertools.chain(in_order(), late):
-            for begin in range(spec.begin, spec.end, PIECE) or (spec.begin,):
-                end = min(begin + PIECE, spec.end)
+            for begin in range(spec.begin, spec.end, PROGRESS_BYTES) or (spec.begin,):
+                end = min(begin + PROGRESS_BYTES, spec.end)
                 if complete < end:
                     complete = _await(self.folder, progress, version, end, stalled_s)
                 yield spec, self.data[begin:end]

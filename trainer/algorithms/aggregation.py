@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.types import Aggregation, TrainSample
+from trainer.types import Aggregation, Sample
 
 
 def token_weight(sample_weight: float, trained_tokens: int, aggregation: Aggregation) -> float:
@@ -17,7 +17,7 @@ def token_weight(sample_weight: float, trained_tokens: int, aggregation: Aggrega
     return sample_weight / (trained_tokens if aggregation == "seq_mean_token_mean" else 1)
 
 
-def normalizer(samples: Sequence[TrainSample], aggregation: Aggregation, constant: float = 1.0) -> float:
+def normalizer(samples: Sequence[Sample], aggregation: Aggregation, constant: float = 1.0) -> float:
     """The number that `WorkerGroup.step` divides the summed gradient by: what the samples weigh together.
 
     - `token_mean`: trained tokens; every token of a batch weighs the same. DAPO (arXiv 2503.14476), equation 12.

@@ -26,7 +26,8 @@ from agentloop.weights.layout import TensorSpec
 from trainer.learner.model.loading import SafetensorsFolder, local_folder, plan_names
 from trainer.learner.model.lora import adapter_names, is_adapter, merged
 from trainer.learner.model.policy import loader_of
-from trainer.learner.weights.publishing import MAX_SHARD_BYTES, Shards, WeightPublisher, write_config
+from trainer.learner.weights.base import PublishedTensors, write_config
+from trainer.learner.weights.disk import MAX_SHARD_BYTES, Shards
 
 PREFIX = "model.lm."
 """Prefix of a checkpoint's language-model keys: `model` of the checkpoint, `lm` of `PolicyModel`."""
@@ -74,7 +75,7 @@ def export_checkpoint(
     lm = _empty_model(model_path)
     saved.check(lm, model_path)
     merger = _Merger(saved, lm, model_path, lora_alpha)
-    layout = WeightPublisher(lm, dtype)
+    layout = PublishedTensors(lm, dtype)
     size = layout.specs[-1].end
     partial = partial_of(out)
     shutil.rmtree(partial, ignore_errors=True)
@@ -86,9 +87,9 @@ def export_checkpoint(
         )
     partial.mkdir()
     try:
-        shards = Shards(partial, [(spec.name, spec.dtype, spec.shape) for spec in layout.specs], shard_bytes)
+        shards = Shards(partial, layout.specs, shard_bytes)
         for spec in layout.specs:
-            shards.take(spec, merger.read(spec))
+            shards.add(spec, merger.read(spec))
             if on_progress is not None:
                 on_progress(spec.end, size)
         shards.close()

@@ -27,7 +27,7 @@ from trainer.learner.model.matmul import use_products
 from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision, reshard
 from trainer.learner.model.vision import ImageReader
 from trainer.learner.optim import apply_settings, make_optimizer, take_step
-from trainer.learner.weights.publishing import WeightPublisher
+from trainer.learner.weights.publisher import WeightPublisher
 from trainer.packing.layout import PackedBatch, empty_batch, pack
 from trainer.packing.units import micro_batches, plan_units
 from trainer.types import (
@@ -71,7 +71,7 @@ class Learner:
         self._policy = self._load()
         self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
         self._saver = CheckpointSaver()
-        self.handout = WeightPublisher(self._policy.lm, settings.dtype)
+        self.publisher = WeightPublisher(self._policy.lm, settings.dtype)
         # With adapters the frozen policy is the model without them: no second copy.
         adapted = config.lora is not None
         self._reference = self._load(reference=True) if settings.reference and not adapted else None
@@ -227,7 +227,7 @@ class Learner:
 
     def publish(self, folder: Path) -> str:
         """Write the policy as a Hugging Face folder; returns the checksum, on rank 0."""
-        return self.handout.to_folder(folder)
+        return self.publisher.disk.publish(folder=folder).checksum
 
     def save(
         self, folder: Path, state: dict[str, Any], files: Mapping[str, str] | None = None, *, wait: bool = True

@@ -1,18 +1,17 @@
-"""Layout of a micro-batch: samples become one long row, with no padding and shared prompts computed
-once.
+"""Layout of a micro-batch: one long row of samples, without padding, shared prompts computed once.
 
 Two samples of one group, prompt `a b c` (P = 3), completions `d e f` and `g h`, everything after
 the prompt trained:
 
     index      0  1  2 | 3  4 | 5
-    tokens     a  b  c | d  e | g            T = 6; the last token of a completion is only ever
-    predicted positions  0  1  2 | 3  4 | 3            both completions continue where the prompt
-    ends segments   prompt    1st    2nd          each attends causally to itself; 1st and 2nd also
-    to all of the prompt
+    tokens     a  b  c | d  e | g       T = 6; the last token of a completion is only predicted
+    positions  0  1  2 | 3  4 | 3       both completions continue where the prompt ends
+    segments   prompt    1st    2nd     each attends causally to itself; 1st and 2nd also to the
+                                        whole prompt
 
-    predict_from  2  3  4   2  5             N = 5; the packed position whose hidden state predicts
-    the target targets       d  e  f   g  h             index 2, the last of the prompt, predicts
-    both first tokens
+    predict_from  2  3  4   2  5        N = 5; the packed position whose hidden state predicts the
+                                        target
+    targets       d  e  f   g  h        index 2, the last of the prompt, predicts both first tokens
 
 Unpacked this would be 3 + 3 + 3 + 2 = 11 tokens of forward and backward. A token that is not
 trained (tool output) is in `tokens` and has no target; tokens after a sample's last trained token

@@ -1,4 +1,4 @@
-"""The trainer's connection to the rollout server, for what administrates."""
+"""The trainer's admin connection to the rollout server: weight updates, pauses, and facts about it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from agentloop.wire import PauseRequest
 OWN_FIELDS = ("running", "checksum", "bucket_bytes", "copy_path")
 """Fields of an update that a bare SGLang does not know."""
 
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+
 
 class Conflict(Exception):
-    """409: the server's replicas are not what the request takes them to be."""
+    """The server answered 409: its replicas have changed since the request was made."""
 
 
 class ServerLink:
     """Speaks to one server.
 
     Args:
-        running: what becomes of requests that run during an update.
+        url: of the server.
+        running: what happens to requests that run during an update.
         timeout_s: of a request, and of all attempts at one update together.
-        url: of the server; it may be said later with `connect`.
     """
 
     def __init__(
-        self, *, running: Literal["retract", "in_place", "wait"], token: str | None, timeout_s: float, url: str = ""
+        self, url: str, *, running: Literal["retract", "in_place", "wait"], token: str | None, timeout_s: float
     ) -> None:
         self._mode: Literal["retract", "in_place", "wait"] = running
         self._timeout_s = timeout_s
-        self._ours: bool | None = None
+        self._is_ours: bool | None = None
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=timeout_s,
@@ -42,27 +45,25 @@ class ServerLink:
             trust_env=False,  # no proxy between a run and its server
         )
 
-    def connect(self, url: str) -> None:
-        """From now on speak to the server at `url`."""
-        self._http.base_url = httpx.URL(url)
-
     @property
     def running(self) -> Literal["retract", "in_place"]:
-        """As a field of an update; with `wait` nothing runs any more by then."""
+        """The mode as a field of an update. With `wait`, nothing runs any more when the update is sent."""
         return "in_place" if self._mode == "in_place" else "retract"
 
     async def update(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One weight update. Requests wait as long as the server needs to change the weights; it reads them before.
+        """Send one weight update and return the answer.
 
-        A bare SGLang reads them in the pause, and would wait for the end of all requests without one.
+        Our server reads the weights before it pauses, so that requests wait only while it changes
+        them. A bare SGLang reads them in the pause, and without one would wait for all requests to end.
         """
-        if self._ours is None:
-            self._ours = "engine" in await self._get("/server_info")
-        if self._ours and self._mode != "wait":
+        if self._is_ours is None:
+            self._is_ours = "engine" in await self._get("/server_info")
+        if self._is_ours and self._mode != "wait":
             return await self.post(path, body)
-        if not self._ours:
+
+        if not self._is_ours:
             body = {key: value for key, value in body.items() if key not in OWN_FIELDS}
-        mode = "retract" if self._mode == "wait" and not self._ours else self._mode
+        mode = "retract" if self._mode == "wait" and not self._is_ours else self._mode
         await self.post("/pause_generation", PauseRequest(mode=mode).model_dump())
         try:
             return await self.post(path, body)
@@ -70,18 +71,18 @@ class ServerLink:
             await self.post("/continue_generation", {})
 
     async def until_served(self, version: int, attempt: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-        """Repeat `attempt` until the server says that it serves `version`.
+        """Repeat `attempt` until the server confirms that it serves `version`.
 
         Raises:
             ServerError: it does not within the time limit.
-            RequestRejected: it refuses.
+            RequestRejected: it refuses the weights.
         """
         begin = time.perf_counter()
-        pause: float = 0.05
+        pause = FIRST_PAUSE_S
         while True:
             try:
                 answer = await attempt()
-                # Our server's answer to an update is what all its replicas confirmed.
+                # Our server answers an update after all its replicas have confirmed it.
                 if answer.get("weight_version") == str(version):
                     return
                 served = await self.served_version()
@@ -90,31 +91,32 @@ class ServerLink:
                 reason = f"the server still serves version {served}"
             except (httpx.TransportError, ServerError, Conflict) as exc:
                 reason = str(exc) or type(exc).__name__
+
             if time.perf_counter() - begin > self._timeout_s:
                 raise ServerError(
                     f"version {version} could not be published in {self._timeout_s:.0f} s: {reason}",
                     "see logs/server.log",
                 )
             await asyncio.sleep(pause)
-            pause = min(2.0, 2 * pause)
+            pause = min(LONGEST_PAUSE_S, 2 * pause)
 
     async def served_version(self) -> int:
-        """The version that the server says it serves."""
+        """Return the version that the server reports; 0 if it is not a number."""
         version = str((await self._get("/server_info")).get("weight_version", "0"))
         return int(version) if version.isdigit() else 0
 
     async def serving_ranks(self) -> int:
-        """Ranks that the serving replicas take in a weights group."""
+        """Return the number of ranks that the serving replicas have in a weight update group."""
         facts = await self._get("/server_info")
         if "engine" not in facts:
             return int(facts.get("tp_size") or 1)
         return sum(int(state["ranks"]) for state in facts["states"] if state["state"] == "serving")
 
     async def post(self, path: str, body: dict[str, Any], *, ignore: bool = False) -> dict[str, Any]:
-        """POST; the answer.
+        """Send a POST request and return the answer.
 
         Args:
-            ignore: whether a refusal is none.
+            ignore: return an empty answer instead of raising an error.
 
         Raises:
             RequestRejected: 4xx.
@@ -132,7 +134,7 @@ class ServerLink:
         try:
             decoded = answer.json()
         except ValueError:
-            return {}  # SGLang answers some of them with plain text
+            return {}  # SGLang answers some requests with plain text
         return decoded if isinstance(decoded, dict) else {}
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Where published weights lie: in memory (tmpfs) if trainer and server are on one machine, else in the run's folder."""
+"""Where published weights lie: in memory (tmpfs) if trainer and server share a machine, else in the run's folder."""
 
 from __future__ import annotations
 
@@ -10,65 +10,62 @@ from pathlib import Path
 import psutil
 
 from agentloop.errors import ConfigError
-from agentloop.files import partial_of, rename_folder
 from agentloop.weights.shared import PROGRESS
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the folder is made below for this user alone
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # `WeightsFolder.create` makes a folder that only this user can enter
 OWNER = "owner.pid"
+
 ROOM = 3
-"""Versions that have to fit: the one that is served, the one before, and the one that is written."""
+"""Versions that must fit: the one that is served, the one before it, and the one that is written."""
+
+KEPT_VERSIONS = 2
+"""Version folders that stay: the one that is served, and the one before it, which may still be loading."""
 
 
 class WeightsFolder:
-    """The folder of one run; nothing of it is left when the run ends.
+    """The folder for the published weights of one run. Made with `create`.
 
-    Args:
-        run: the run's own `weights` folder.
-        named: what the recipe says; None: a folder in memory.
-        local: whether the server sees this machine's memory.
+    Attributes:
+        path: where versions are published now.
     """
 
-    def __init__(self, run: Path, named: Path | None, *, local: bool) -> None:
+    def __init__(self, run: Path, path: Path) -> None:
         self._run = run
-        self.path = run
-        self._is_ours = False
-        if named is not None:
-            self.path = named.absolute() / _name_of(run)
-        elif local and os.access(SHARED_MEMORY, os.W_OK):
-            self.path = SHARED_MEMORY / _name_of(run)
+        self.path = path
+
+    @classmethod
+    def create(cls, run: Path, named: Path | None, *, local: bool) -> WeightsFolder:
+        """Make the folder, empty. A run that was killed may have left files in it.
+
+        Args:
+            run: the `weights` folder of the run directory.
+            named: `rollout.publish.folder`; None: a folder in memory, if possible.
+            local: whether the server can read this machine's memory.
+
+        Raises:
+            ConfigError: the folder belongs to another user.
+        """
+        path = choose_path(run, named, local=local)
+        if path != run:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink() or (path.exists() and path.stat().st_uid != os.getuid()):
+                raise ConfigError(
+                    f"{path} belongs to another user", "name a folder of your own with rollout.publish.folder"
+                )
+            shutil.rmtree(path, ignore_errors=True)
+            # Before this run claims memory, free what killed runs of this user still hold.
+            _sweep(path.parent)
+            path.mkdir(mode=0o700)
+            (path / OWNER).write_text(str(os.getpid()))
+        return cls(run, path)
 
     @property
     def passes(self) -> bool:
-        """Whether it goes when the run ends."""
+        """Whether the folder is removed when the run ends."""
         return self.path != self._run
 
-    def open(self) -> None:
-        """Make it, empty: a run that was killed may have left something.
-
-        Raises:
-            ConfigError: it belongs to somebody else.
-        """
-        if not self.passes:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_symlink() or (self.path.exists() and self.path.stat().st_uid != os.getuid()):
-            raise ConfigError(f"{self.path} is not this user's", "name a folder with rollout.publish.folder")
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._sweep()
-        self.path.mkdir(mode=0o700)
-        (self.path / OWNER).write_text(str(os.getpid()))
-
-    def _sweep(self) -> None:
-        """Remove what killed runs left in memory, whichever they were."""
-        for other in self.path.parent.glob(f"agentloop-{os.getuid()}-*"):
-            owner = other / OWNER
-            if owner.is_file() and owner.stat().st_uid == os.getuid():
-                text = owner.read_text()
-                if text.isdecimal() and not psutil.pid_exists(int(text)):
-                    shutil.rmtree(other, ignore_errors=True)
-
     def fits(self, size: int) -> bool:
-        """Whether a model of `size` bytes has room in it, as often as it is needed."""
+        """Whether there is room for all versions of a model of `size` bytes."""
         return shutil.disk_usage(self.path).free > ROOM * size
 
     def fall_back(self) -> None:
@@ -82,21 +79,42 @@ class WeightsFolder:
         if not self.passes:
             return
         if last is not None and last.is_dir():
-            partial = partial_of(self._run / name)
+            partial = self._run / f".{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(last, partial, ignore=shutil.ignore_patterns(PROGRESS))
-            rename_folder(partial, self._run / name)
+            shutil.rmtree(self._run / name, ignore_errors=True)
+            partial.rename(self._run / name)
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def prune_versions(folder: Path, current: int, kept: int) -> None:
-    """Delete `v_N` folders older than the newest `kept` up to `current`."""
+def choose_path(run: Path, named: Path | None, *, local: bool) -> Path:
+    """Return the folder to publish in; arguments as in `WeightsFolder.create`."""
+    # The same name at each start of a run, so that the next start finds what a killed one left.
+    name = f"agentloop-{os.getuid()}-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]}"
+    if named is not None:
+        return named.absolute() / name
+    if local and os.access(SHARED_MEMORY, os.W_OK):
+        return SHARED_MEMORY / name
+    return run
+
+
+def version_folder(folder: Path, version: int) -> Path:
+    return folder / f"v_{version}"
+
+
+def prune_versions(folder: Path, current: int) -> None:
+    """Delete the `v_N` folders of all but the newest `KEPT_VERSIONS` versions up to `current`."""
     for path in folder.glob("v_*"):
         suffix = path.name.removeprefix("v_")
-        if suffix.isdigit() and int(suffix) <= current - kept:
+        if suffix.isdigit() and int(suffix) <= current - KEPT_VERSIONS:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _name_of(run: Path) -> str:
-    # The same for every start of the same run, so that the next one finds what a killed one left.
-    return f"agentloop-{os.getuid()}-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]}"
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs of this user left in `folder`."""
+    for other in folder.glob(f"agentloop-{os.getuid()}-*"):
+        owner = other / OWNER
+        if owner.is_file() and owner.stat().st_uid == os.getuid():
+            text = owner.read_text()
+            if text.isdecimal() and not psutil.pid_exists(int(text)):
+                shutil.rmtree(other, ignore_errors=True)

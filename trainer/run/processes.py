@@ -19,9 +19,10 @@ from agentloop.config import Recipe
 from agentloop.errors import InfrastructureError
 from agentloop.weights.layout import tensor_bytes
 from trainer.console.console import Console
-from trainer.publishing.base import Publisher, make_publisher
+from trainer.publishing.base import Publisher
 from trainer.publishing.server_link import ServerLink
 from trainer.publishing.server_process import ServerProcess
+from trainer.publishing.transports import make_publisher, write_version
 from trainer.publishing.weights_folder import WeightsFolder
 from trainer.run.evaluation import max_in_flight
 from trainer.run.preflight import RunInputs
@@ -85,8 +86,7 @@ async def start_processes(
     """
     version = checkpoint.version if checkpoint is not None else 0
     async with AsyncExitStack() as stack:
-        weights = WeightsFolder(run_dir.weights, recipe.rollout.publish.folder, local=recipe.rollout.url is None)
-        weights.open()
+        weights = WeightsFolder.create(run_dir.weights, recipe.rollout.publish.folder, local=recipe.rollout.url is None)
         server = _make_server(recipe, inputs, run_dir, console, weights)
         served = _ServedWeights(server)
         # Pushed first, so that it runs last: processes that still read the weights have ended by then.
@@ -107,7 +107,16 @@ async def start_processes(
                 await workers.load(checkpoint.path / "trainer")
 
         await _check_room(weights, workers, run_dir, console)
+        if url is None and server is not None:
+            with console.phase("start rollout server"):
+                folder = await write_version(recipe, workers, weights.path, version)
+                # A run that was killed after its last step publishes nothing more: these are the weights it keeps.
+                served.note(version, folder)
+                url = await server.start(version, folder)
+        url = url or str(recipe.rollout.url)
+
         link = ServerLink(
+            url,
             running=recipe.rollout.publish.running,
             token=recipe.rollout.admin_token or recipe.rollout.token,
             timeout_s=recipe.rollout.start_timeout_s,
@@ -115,15 +124,6 @@ async def start_processes(
         stack.push_async_callback(link.close)
         publisher = make_publisher(recipe, workers, link, weights.path, served.note)
         stack.push_async_callback(publisher.close)
-
-        if url is None and server is not None:
-            with console.phase("start rollout server"):
-                folder = await publisher.write(version)
-                # A run that was killed after its last step publishes nothing more: these are the weights it keeps.
-                served.note(version, folder)
-                url = await server.start(version, folder)
-        url = url or str(recipe.rollout.url)
-        link.connect(url)
         if server is None:
             await publisher.publish(version)
 

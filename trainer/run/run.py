@@ -18,6 +18,7 @@ from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.types import Trajectory
 from trainer.console.console import Console
 from trainer.loggers import Loggers
+from trainer.publishing.weights_folder import prune_versions
 from trainer.rollouts.group_file import read_groups
 from trainer.rollouts.producer import Group, Producer
 from trainer.run.checkpoints import Checkpoints
@@ -138,7 +139,7 @@ class TrainRun:
                 if stopping or checkpoints.due(step, total):
                     last = stopping or step == total
                     await checkpoints.save(policy.saved(step), producer.state(), wait=last)
-                self._dir.prune_weights(policy.version)
+                prune_versions(self._dir.weights, policy.version)
                 if stopping:
                     return self._result(step, evaluation, interrupted=True)
             return self._result(total, evaluation)

@@ -152,16 +152,6 @@ class RunDir:
                 if state not in best:
                     shutil.rmtree(state.path, ignore_errors=True)
 
-    def prune_weights(self, current_version: int) -> None:
-        """Delete published weights that are no longer needed.
-
-        Two versions stay: a restarted server loads the current one, and the one before may still be loading somewhere.
-        """
-        for folder in self.weights.glob("v_*"):
-            suffix = folder.name.removeprefix("v_")
-            if suffix.isdigit() and int(suffix) < current_version - 1:
-                shutil.rmtree(folder, ignore_errors=True)
-
     def best_checkpoints(self, config: CheckpointConfig) -> list[CheckpointState]:
         """Return the best `keep_best` checkpoints by the metrics of their steps, best first; newer ones win ties."""
         if not config.keep_best:
@@ -210,7 +200,11 @@ class RunDir:
             orjson.dumps(trajectory.to_json(), option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
             for trajectory in trajectories
         )
-        write_atomic(self.traces / f"step_{step}" / f"{split}.jsonl", lines, durable=False)
+        folder = self.traces / f"step_{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{split}.jsonl.tmp"
+        temporary.write_bytes(lines)
+        temporary.replace(folder / f"{split}.jsonl")
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from agentloop.weights.layout import TensorSpec, plan_file
-from agentloop.weights.shared import PIECE, Progress, SharedReader, SharedWriter, StalledError, await_shared
+from agentloop.weights.shared import PROGRESS_BYTES, Progress, SharedReader, SharedWriter, StalledError, await_shared
 
-SHAPES = [("big", "float32", (PIECE // 2,)), ("small", "float32", (10,))]
+SHAPES = [("big", "float32", (PROGRESS_BYTES // 2,)), ("small", "float32", (10,))]
 
 
 def fill(writer: SharedWriter, value: int, wait: threading.Event | None = None) -> list[TensorSpec]:
@@ -20,8 +20,8 @@ def fill(writer: SharedWriter, value: int, wait: threading.Event | None = None) 
     writer.open(header, specs[-1].end)
     for spec in specs:
         if wait is not None and spec is specs[0]:
-            writer.data[spec.begin : spec.begin + PIECE] = value
-            writer.progress.reach(spec.begin + PIECE)
+            writer.data[spec.begin : spec.begin + PROGRESS_BYTES] = value
+            writer.progress.reach(spec.begin + PROGRESS_BYTES)
             assert wait.wait(10)
         writer.data[spec.begin : spec.end] = value
         writer.progress.reach(spec.end)
@@ -37,12 +37,12 @@ def test_a_reader_gets_each_piece_when_it_is_complete(tmp_path: Path) -> None:
     reader = SharedReader(tmp_path)
     pieces = reader.follow("1", 10)
     spec, piece = next(pieces)
-    assert (spec.name, len(piece), set(piece[::1000])) == ("big", PIECE, {7})
-    assert not go_on.is_set() and not writer.data[spec.begin + PIECE : spec.end].any()
+    assert (spec.name, len(piece), set(piece[::1000])) == ("big", PROGRESS_BYTES, {7})
+    assert not go_on.is_set() and not writer.data[spec.begin + PROGRESS_BYTES : spec.end].any()
     go_on.set()
     rest = list(pieces)
     thread.join()
-    assert [(spec.name, len(piece)) for spec, piece in rest] == [("big", PIECE), ("small", 40)]
+    assert [(spec.name, len(piece)) for spec, piece in rest] == [("big", PROGRESS_BYTES), ("small", 40)]
     assert all((piece == 7).all() for _, piece in rest)
     assert reader.checksum() == "xxh3:7"
 

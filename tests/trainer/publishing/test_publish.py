@@ -21,9 +21,14 @@ from agentloop.config import PublishConfig, Recipe
 from agentloop.errors import RequestRejected, ServerError
 from agentloop.weights.shared import Progress
 from tests.trainer.conftest import make_samples
-from trainer.publishing.base import DiskPublisher, DistributedPublisher, Publisher, SharedPublisher, make_publisher
+from trainer.publishing.base import Publisher
+from trainer.publishing.broadcast import BroadcastPublisher
+from trainer.publishing.disk import DiskPublisher
 from trainer.publishing.server_link import ServerLink
-from trainer.types import LossSpec
+from trainer.publishing.shared import SharedPublisher
+from trainer.publishing.transports import make_publisher
+from trainer.rank_commands import JoinGroup, Layout, OpenGroup, PublishWeights
+from trainer.types import LossSpec, Published
 from trainer.workers.group import WorkerGroup
 
 
@@ -120,7 +125,7 @@ def publisher_of(
 async def test_each_version_is_served_by_both_replicas_also_after_one_died(
     transport: str, server: Started, workers: WorkerGroup, root: Path
 ) -> None:
-    link = ServerLink(running="retract", token=None, timeout_s=60, url=server.url)
+    link = ServerLink(server.url, running="retract", token=None, timeout_s=60)
     noted: dict[int, Path] = {}
     publisher = publisher_of(transport, workers, link, root, noted)
     first = int((await facts(server))["weight_version"]) + 1
@@ -170,36 +175,28 @@ class FakeWorkers:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    async def publish(self, folder: Path) -> str:
-        folder.mkdir(parents=True)
-        return "xxh3:00"
-
-    async def publish_shared(self, folder: Path, *, reader_s: float = 0.0) -> str:
-        if self.error:
-            raise self.error
-        Progress(folder).finish("xxh3:00")
-        return "xxh3:00"
-
-    async def publish_broadcast(self, group: str, bucket_bytes: int, folder: Path | None) -> tuple[str, str]:
-        return "xxh3:00", ""
-
-    async def layout(self) -> list[tuple[str, str, list[int]]]:
-        return [("a", "float32", [2])]
-
-    async def open_group(self, address: str) -> int:
-        return 1
-
-    async def join_group(self, group: str, world_size: int, backend: str) -> str:
-        return ""
-
-    async def leave_group(self, group: str) -> None: ...
+    async def ask(self, command: Any) -> Any:
+        match command:
+            case PublishWeights("disk", options):
+                options["folder"].mkdir(parents=True)
+            case PublishWeights("shared", options):
+                if self.error:
+                    raise self.error
+                Progress(options["folder"]).finish("xxh3:00")
+            case Layout():
+                return [("a", "float32", [2])]
+            case OpenGroup():
+                return 1
+            case JoinGroup():
+                return ""
+        return Published("xxh3:00")
 
 
 class FakeLink(ServerLink):
     """A server that writes down what it is asked, and refuses when told to."""
 
     def __init__(self, running: Any = "retract", refuses: Exception | None = None, ours: bool = True) -> None:
-        super().__init__(running=running, token=None, timeout_s=0.2)
+        super().__init__("http://fake", running=running, token=None, timeout_s=0.2)
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.refuses = refuses
         self.ours = ours
@@ -283,7 +280,7 @@ async def test_what_becomes_of_running_requests_is_said(
 
 async def test_a_group_counts_the_serving_replicas_ranks_and_is_made_again_after_a_refusal(tmp_path: Path) -> None:
     link = FakeLink()
-    publisher = DistributedPublisher(
+    publisher = BroadcastPublisher(
         FakeWorkers(), link, tmp_path, nothing, bucket_bytes=10, address="127.0.0.1", backend="gloo"
     )
     await publisher.publish(1)

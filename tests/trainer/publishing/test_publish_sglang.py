@@ -44,7 +44,7 @@ async def workers(tiny_model: Path, trainer_config: Any, tmp_path: Path) -> Asyn
 async def test_sglang_serves_what_the_trainer_published(
     transport: str, server: Started, workers: WorkerGroup, root: Path
 ) -> None:
-    link = ServerLink(running="retract", token=None, timeout_s=120, url=server.url)
+    link = ServerLink(server.url, running="retract", token=None, timeout_s=120)
     publisher = publisher_of(transport, workers, link, root, {})
     first = int((await facts(server))["weight_version"]) + 1
     checksums = set()

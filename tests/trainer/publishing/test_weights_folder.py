@@ -8,46 +8,39 @@ from pathlib import Path
 import pytest
 
 from agentloop.errors import ConfigError
-from trainer.publishing.weights_folder import SHARED_MEMORY, WeightsFolder, prune_versions
+from trainer.publishing.weights_folder import SHARED_MEMORY, WeightsFolder, choose_path, prune_versions
 
 
 def test_it_is_in_memory_on_one_machine_and_in_the_run_else(tmp_path: Path) -> None:
-    assert WeightsFolder(tmp_path, None, local=True).path.parent == SHARED_MEMORY
-    assert WeightsFolder(tmp_path, None, local=False).path == tmp_path
-    named = WeightsFolder(tmp_path, tmp_path / "elsewhere", local=False)
-    assert named.path.parent == tmp_path / "elsewhere"
+    assert choose_path(tmp_path, None, local=True).parent == SHARED_MEMORY
+    assert choose_path(tmp_path, None, local=False) == tmp_path
+    assert choose_path(tmp_path, tmp_path / "elsewhere", local=False).parent == tmp_path / "elsewhere"
 
 
 def test_each_run_has_its_own_and_finds_what_a_killed_one_left(tmp_path: Path) -> None:
     named = tmp_path / "memory"
-    first = WeightsFolder(tmp_path / "a", named, local=True)
-    first.open()
+    first = WeightsFolder.create(tmp_path / "a", named, local=True)
     (first.path / "v_7").mkdir()
-    other = WeightsFolder(tmp_path / "b", named, local=True)
-    other.open()
+    other = WeightsFolder.create(tmp_path / "b", named, local=True)
     assert other.path != first.path and (first.path / "v_7").exists()
-    again = WeightsFolder(tmp_path / "a", named, local=True)
-    again.open()
+    again = WeightsFolder.create(tmp_path / "a", named, local=True)
     assert again.path == first.path and not (again.path / "v_7").exists()
     assert again.path.stat().st_mode & 0o777 == 0o700
 
 
 def test_what_another_killed_run_left_is_removed_too(tmp_path: Path) -> None:
-    left, lives = (WeightsFolder(tmp_path / name, tmp_path / "memory", local=True) for name in ("left", "lives"))
-    left.open()
-    lives.open()
+    left, lives = (WeightsFolder.create(tmp_path / name, tmp_path / "memory", local=True) for name in ("left", "lives"))
     ended = subprocess.Popen(["true"])
     ended.wait()
     (left.path / "owner.pid").write_text(str(ended.pid))
-    WeightsFolder(tmp_path / "new", tmp_path / "memory", local=True).open()
+    WeightsFolder.create(tmp_path / "new", tmp_path / "memory", local=True)
     assert lives.path.exists() and not left.path.exists()
 
 
 def test_the_last_version_is_kept_in_the_run_when_it_ends(tmp_path: Path) -> None:
     run = tmp_path / "run" / "weights"
     run.mkdir(parents=True)
-    folder = WeightsFolder(run, tmp_path / "memory", local=True)
-    folder.open()
+    folder = WeightsFolder.create(run, tmp_path / "memory", local=True)
     slot = folder.path / "odd"
     slot.mkdir()
     for name in ("model.safetensors", "config.json", "progress"):
@@ -60,8 +53,7 @@ def test_the_last_version_is_kept_in_the_run_when_it_ends(tmp_path: Path) -> Non
 def test_without_room_the_runs_own_folder_is_used(tmp_path: Path) -> None:
     run = tmp_path / "weights"
     run.mkdir()
-    folder = WeightsFolder(run, tmp_path / "memory", local=True)
-    folder.open()
+    folder = WeightsFolder.create(run, tmp_path / "memory", local=True)
     assert folder.fits(1000) and not folder.fits(2**60)
     before = folder.path
     folder.fall_back()
@@ -72,15 +64,15 @@ def test_without_room_the_runs_own_folder_is_used(tmp_path: Path) -> None:
 
 def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
-    folder = WeightsFolder(tmp_path / "run", tmp_path / "memory", local=True)
-    folder.path.parent.mkdir()
-    folder.path.symlink_to(tmp_path / "theirs")
+    path = choose_path(tmp_path / "run", tmp_path / "memory", local=True)
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "theirs")
     with pytest.raises(ConfigError, match=r"rollout\.publish\.folder"):
-        folder.open()
+        WeightsFolder.create(tmp_path / "run", tmp_path / "memory", local=True)
 
 
 def test_old_versions_are_deleted_but_for_two(tmp_path: Path) -> None:
     for name in ("v_1", "v_2", "v_3", "v_4", "v_x", "even"):
         (tmp_path / name).mkdir()
-    prune_versions(tmp_path, current=3, kept=2)
+    prune_versions(tmp_path, current=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["even", "v_2", "v_3", "v_4", "v_x"]

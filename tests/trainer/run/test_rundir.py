@@ -119,16 +119,13 @@ def test_what_a_killed_save_left_is_removed_and_what_it_was_to_replace_stays(tmp
     assert [path.name for path in run_dir.checkpoints.iterdir()] == ["step_1"]
 
 
-def test_pruning_keeps_the_newest_checkpoints_and_the_weights_in_use(tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
     run_dir = make(tmp_path)
     for step in (1, 2, 3):
         run_dir.checkpoint_of(step).mkdir()
         (run_dir.checkpoint_of(step) / "state.json").write_text(f'{{"step": {step}, "version": {step}}}')
-        (run_dir.weights / f"v_{step}").mkdir()
     run_dir.prune_checkpoints(CheckpointConfig(keep=2))
-    run_dir.prune_weights(3)
     assert [state.step for state in run_dir.list_checkpoints()] == [2, 3]
-    assert sorted(p.name for p in run_dir.weights.iterdir()) == ["v_2", "v_3"]
 
 
 def test_a_trace_reads_back_as_the_same_trajectory(tmp_path: Path) -> None:

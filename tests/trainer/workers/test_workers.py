@@ -23,7 +23,8 @@ from agentloop.errors import ModelError, WorkerError
 from tests.trainer.conftest import make_samples
 from trainer.channel import arrays_to_samples, samples_to_arrays
 from trainer.types import LossSpec, TrainSample
-from trainer.workers.group import RankDied, WorkerGroup, _cause
+from trainer.workers.group import WorkerGroup, _cause
+from trainer.workers.rank import RankDied
 
 # An epsilon far above any gradient makes AdamW's first step plain gradient descent with step size lr / eps = 1: the
 # change of the published weights is the gradient.

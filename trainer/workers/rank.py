@@ -1,0 +1,124 @@
+"""One rank process as the main process sees it: started, sent messages, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agentloop.errors import WorkerError
+from agentloop.runtime.child import child_environment, log_tail, spawn
+from trainer.channel import HEADER_LENGTH_BYTES, array_bytes, decode_header, encode, error_from_json, header_length
+
+CLOSE_TIMEOUT_S = 10.0
+
+RawAnswer = tuple[Any, list[np.ndarray]]
+"""JSON body and arrays of an answer."""
+
+
+class RankDied(WorkerError):
+    """A rank process ended. Errors of other ranks at that moment are consequences."""
+
+
+class Rank:
+    """One process and its socket."""
+
+    def __init__(
+        self,
+        number: int,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log: Path,
+    ) -> None:
+        self.number = number
+        self.process = process
+        self.log = log
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def spawn(cls, number: int, *, threads: int, log: Path) -> Rank:
+        """Start the process; its first message must be `rank_commands.Start`.
+
+        Args:
+            threads: intra-op threads of the process.
+            log: receives what it prints; appended to.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs, log.open("ab") as output:
+            process = await spawn(
+                [sys.executable, "-P", "-m", "trainer.learner.process", "--fd", str(theirs.fileno())],
+                environment=_environment(threads),
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(number, process, reader, writer, log)
+
+    async def call(self, body: Any, arrays: Sequence[np.ndarray] = ()) -> RawAnswer:
+        """Send one message and return its answer.
+
+        Raises:
+            RankDied: the process ended; the message ends with the last lines of its log.
+            AgentloopError: the error that the rank reported.
+        """
+        try:
+            self._writer.writelines(encode(body, arrays))
+            await self._writer.drain()
+
+            length = header_length(await self._reader.readexactly(HEADER_LENGTH_BYTES))
+            answer, described = decode_header(await self._reader.readexactly(length))
+            received = [
+                np.frombuffer(await self._reader.readexactly(array_bytes(dtype, shape)), dtype=dtype).reshape(shape)
+                for dtype, shape in described
+            ]
+        except (asyncio.IncompleteReadError, ConnectionError) as exc:
+            raise await self._exit_report() from exc
+
+        if "ok" in answer:
+            return answer["ok"], received
+        raise error_from_json(
+            answer,
+            lambda message: WorkerError(f"trainer rank {self.number} failed: {message}", f"see {self.log}"),
+        )
+
+    async def end(self) -> None:
+        """Close the socket, at which the process exits; kill it after `CLOSE_TIMEOUT_S` seconds."""
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            self.kill()
+            await self.process.wait()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    async def _exit_report(self) -> RankDied:
+        code = await self.process.wait()
+        return RankDied(
+            f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{log_tail(self.log)}",
+            "exit code -9 usually means out of memory: lower trainer.tokens_per_micro_batch",
+        )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    environment = child_environment(threads)
+    if sys.platform == "linux":
+        # Ranks are local. A host name that resolves to another address would make gloo hang.
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # The rank must import the trainer that started it. `-P` keeps the working directory out of its
+    # path, which may hold another package of that name.
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    return environment
