@@ -1,4 +1,6 @@
-"""What `token_law.py` feeds the system: random texts, scripted turns, the engine that speaks them and the agent."""
+"""Input of `token_law.py`: random texts, scripted turns, the engine that returns them, and the
+agent.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ LIMITS: dict[str, dict[str, int]] = {
     "few_turns": {"max_assistant_turns": 5, "max_response_tokens": 100_000, "max_tool_response_tokens": 512},
     "few_tokens": {"max_assistant_turns": 40, "max_response_tokens": 300, "max_tool_response_tokens": 16},
 }
-"""Most episodes end as their script does, the others at a limit."""
+"""Agent limits. Most episodes end with their script, the others at a limit."""
 
 SCHEMA: dict[str, Any] = {
     "type": "function",
@@ -53,15 +55,20 @@ ODD = (
     "assistant\n",
 )
 BREAKS = ("abort", "nan", "lengths")
-"""What a broken engine does: it cuts a turn off, gives a logprob that is none, or another number of them than ids."""
+"""Faults of a broken engine: it aborts a turn, returns NaN as a logprob, or fewer logprobs than
+ids.
+"""
 
 
 class Chance:
-    """Seeded chance: ids of the whole vocabulary, control tokens among them, and texts.
+    """A seeded source of random ids and texts. The ids cover the whole vocabulary, control tokens
+    included.
 
     Args:
-        vocabulary: ids are below it. Models have more rows than the tokenizer has tokens, and may sample those too.
-        controls: spelling to id; spelled out in texts, and put into the middle of turns as ids.
+        seed: of all random numbers.
+        vocabulary: ids are below it. Models have more rows than the tokenizer has tokens, and may
+            sample them.
+        controls: control tokens, spelling to id; spelled in texts, and put into turns as ids.
     """
 
     def __init__(self, seed: int, vocabulary: int, controls: dict[str, int]) -> None:
@@ -75,11 +82,12 @@ class Chance:
         self._at = 0
 
     def sampled(self, count: int) -> tuple[list[int], list[float]]:
-        """`count` random ids with random logprobs."""
+        """Return `count` random ids with random logprobs."""
         if self._at + count > len(self._ids):
             self._ids = self._numbers.integers(0, self._vocabulary, BLOCK).tolist()
             self._logprobs = (-self._numbers.exponential(2.0, BLOCK)).tolist()
             self._at = 0
+
         begin, self._at = self._at, self._at + count
         ids = self._ids[begin : self._at]
         if ids and self.random.random() < 0.25:
@@ -87,12 +95,14 @@ class Chance:
         return ids, self._logprobs[begin : self._at]
 
     def length(self) -> int:
-        """Tokens of a turn: mostly few, sometimes none, seldom hundreds."""
+        """Return the number of tokens of a turn: mostly few, sometimes none, rarely hundreds."""
         draw = self.random.random()
         return int(draw * 30) if draw < 0.98 else int((draw - 0.98) * 20_000)
 
     def text(self) -> str:
-        """What a tool, a page or a user may write: words, any script, spelled control tokens, or nothing."""
+        """Return text of a tool, a page or a user: words, any script, spelled control tokens, or
+        nothing.
+        """
         draw = self.random.random()
         if draw < 0.5:
             return " ".join(self.random.choices(WORDS, k=int(draw * 24)))
@@ -100,12 +110,14 @@ class Chance:
             return self.random.choice(ODD) + " ".join(self.random.choices(WORDS, k=3)) + self.random.choice(ODD)
         if draw < 0.9:
             return "".join(chr(self._character()) for _ in range(int((draw - 0.75) * 100)))
+
         pieces = [self.random.choice(self._spellings), *self.random.choices(WORDS, k=2), self.random.choice(ODD)]
         self.random.shuffle(pieces)
         return self.random.choice(("", " ", "\n")).join(pieces)
 
     def _character(self) -> int:
-        # No half of a surrogate pair, which is no text, and nothing private: one such character is the renderer's own.
+        # No surrogates, which are not text, and no private-use characters: the renderer uses one of
+        # them.
         draw = self.random.random()
         if draw < 0.6:
             return 0x20 + int(draw * 3000)
@@ -114,7 +126,7 @@ class Chance:
 
 @dataclass(slots=True)
 class Scripted:
-    """One turn that the engine will speak, and what is observed after it when it calls no tool."""
+    """One turn that the engine will return, and the messages after it if it calls no tool."""
 
     ids: list[int]
     logprobs: list[float]
@@ -126,7 +138,7 @@ class Scripted:
 
 @dataclass(slots=True)
 class Call:
-    """What the engine was sent and what it gave, kept apart from all that the system holds."""
+    """What the engine received and returned, recorded independently of the system under test."""
 
     prompt: list[int]
     ids: list[int]
@@ -137,7 +149,7 @@ class Call:
 
 @dataclass(slots=True)
 class Plan:
-    """One episode: its script, what came of it at the engine, and what its tool returned."""
+    """One episode: its script, the engine's record of it, and the results of its tool."""
 
     template: str
     turns: list[Scripted]
@@ -149,7 +161,7 @@ class Plan:
 
 
 class Engine:
-    """Speaks the script of each session; `await` on it lets other episodes run between."""
+    """Returns the script of each session, and lets other episodes run in between."""
 
     def __init__(self) -> None:
         self.plans: dict[str, Plan] = {}
@@ -164,6 +176,7 @@ class Engine:
         columns = turn.ids[:most], turn.logprobs[:most], turn.versions[:most]
         plan.calls.append(Call(list(input_ids), *columns, stop))
         await asyncio.sleep(0)
+
         ids, logprobs, versions = (list(column) for column in columns)
         if turn.breaks and ids:
             plan.broke = turn.breaks
@@ -177,7 +190,7 @@ class Engine:
 
 
 class LookUp(Tool):
-    """Returns a random text, which is also kept in the plan."""
+    """Returns a random text, which is also recorded in the plan."""
 
     def __init__(self, chance: Chance) -> None:
         super().__init__({}, SCHEMA)
@@ -194,13 +207,14 @@ class LookUp(Tool):
 
 
 class Follower(AgentLoop):
-    """Follows the script: generates, runs the calls that it finds, else observes what the script says; may fork."""
+    """Follows the script: generates, runs calls or observes the script's messages, and may fork."""
 
     async def run(self, episode: Episode) -> None:
         plan: Plan = episode.task.extra_info["plan"]
         while len(plan.calls) < len(plan.turns):
             script = plan.turns[len(plan.calls)]
             turn = await episode.generate()
+
             if plan.fork_after == len(plan.calls) and len(plan.calls) < len(plan.turns):
                 plan.forks += 1
                 other = episode.fork()
@@ -208,6 +222,7 @@ class Follower(AgentLoop):
                 await other.generate()
                 if len(plan.calls) == len(plan.turns):
                     return
+
             if episode.tools and turn.tool_calls:
                 await episode.call_tools(turn.tool_calls)
             elif episode.tools and turn.malformed_calls:

@@ -1,13 +1,15 @@
-"""The token law (DESIGN section 3, rules 1 to 5) over random episodes; exit code 1 and the reason at a violation.
+"""Check the token law (rules 1 to 5) over random episodes; a violation is printed and gives exit
+code 1.
 
     python benchmarks/token_law.py --turns 1_000_000
 
-Real: `EpisodeRunner`, `Episode`, `TokenLedger`, `ChatRenderer`, `ToolSession`, the Qwen tokenizer, chat templates.
-Fake: the engine, which says random ids of the whole vocabulary (control tokens in the middle, ids that no token has),
-stops for random reasons, changes its policy version in the middle of a turn, and breaks in some episodes. Observed are
-random tool results, users' messages, any script, spelled control tokens. The checks are in `law_oracle.py`.
+Real: `EpisodeRunner`, `Episode`, `TokenLedger`, `ChatRenderer`, `ToolSession`, the Qwen tokenizer,
+chat templates. Fake: the engine. It returns random ids of the whole vocabulary (control tokens
+inside of turns, ids without a token), stops for random reasons, changes its policy version within a
+turn, and breaks in some episodes. Observed messages are random tool results and user messages in
+any script, with spelled control tokens. The checks are in `law_oracle.py`.
 
-`--plant` breaks one thing on purpose: the program then has to find it, and exits with 1.
+`--plant` breaks one thing on purpose; the program then has to find it and exit with 1.
 """
 
 from __future__ import annotations
@@ -41,16 +43,20 @@ from agentloop.types import Message, StopReason, Task, Trajectory
 from agentloop.wire import SamplingParams
 
 AT_ONCE = 64
+"""Episodes that run side by side."""
+
 ROWS_BEYOND = 267
 """A Qwen2.5 model has rows for 151,936 ids; its tokenizer has tokens for 151,669 of them."""
 
 CONTEXT = 12_000
+"""Context length of the fake model, in tokens."""
+
 ONE_IN = 40
-"""Turns of which one is rendered again in a whole conversation."""
+"""Text and ids around one in this many turns are compared with a whole rendering."""
 
 
 class Planted:
-    """An engine's answers and prompts on their way, with one fault in them."""
+    """An engine whose prompts or answers have one planted fault."""
 
     def __init__(self, engine: Engine, tokenizer: Any, fault: str) -> None:
         self._engine = engine
@@ -73,20 +79,20 @@ class Planted:
 
 
 class PlantedRenderer(ChatRenderer):
-    """A renderer with one fault in what it appends."""
+    """A renderer with one planted fault in the ids it appends."""
 
     fault = ""
 
     def extend(self, token_ids: Any, stop_reason: Any, messages: Any, tools: Any = None) -> list[int]:
         ids = super().extend(token_ids, stop_reason, messages, tools)
-        if self.fault == "separator":  # the newline that most templates write after an end token
+        if self.fault == "separator":  # drop the newline after the end-of-turn token
             return ids[:1] + ids[2:] if ids[0] == self.end_of_turn else ids[1:]
         text = self.decode(ids)
         return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids  # "control"
 
 
 class PlantedRunner(EpisodeRunner):
-    """A runner that changes trajectories on their way out."""
+    """A runner with one planted fault in its trajectories."""
 
     fault = ""
 
@@ -117,11 +123,11 @@ PLANTS = {
     "length": 5,
     "silent": 5,
 }
-"""Faults that can be planted, and the rule that each breaks."""
+"""Faults that can be planted, and the rule that each one breaks."""
 
 
 class Bench:
-    """One chat template: random episodes through a real runner, and their checks."""
+    """One chat template: runs random episodes with a real runner and checks them."""
 
     def __init__(self, name: str, template: str, tokenizer: Any, chance: Chance, plant: str | None) -> None:
         kind = PlantedRenderer if plant in ("separator", "control") else ChatRenderer
@@ -164,7 +170,7 @@ class Bench:
         return runner
 
     def _spoken_calls(self) -> list[list[int]]:
-        """Calls as a model may spell them: cut into pieces at random and encoded piece by piece."""
+        """Return calls as a model may sample them: cut at random and encoded piece by piece."""
         assert self.oracle.call_text is not None
         encode, random = self.oracle.encode, self.chance.random
         calls = []
@@ -179,13 +185,14 @@ class Bench:
         return calls
 
     def plan(self, group: str, tools: bool) -> Plan:
-        """A random episode of 1 to 32 turns."""
+        """Return a random episode of 1 to 32 turns."""
         chance, random = self.chance, self.chance.random
         shapes = self._shapes[tools]
         version = int(random.random() * 1000)
         turns = []
         for _ in range(1 + int(random.random() * 32)):
             ids, logprobs = chance.sampled(chance.length())
+
             draw = random.random()
             stop = StopReason.STOP
             if tools and draw < 0.3:
@@ -195,13 +202,16 @@ class Bench:
                 ids, logprobs = [*ids, random.choice(self._ends)], [*logprobs, -0.25]
             elif draw < 0.95 or not ids:
                 stop = StopReason.LENGTH
+
             versions = [version] * len(ids)
-            if ids and random.random() < 0.2:  # an update in the middle of the turn
+            if ids and random.random() < 0.2:  # a weight update within the turn
                 cut = int(random.random() * len(ids))
                 version += 1
                 versions[cut:] = [version] * (len(ids) - cut)
+
             new = [observed(role, chance.text()) for role in shapes[int(random.random() * len(shapes))]]
             turns.append(Scripted(ids, logprobs, versions, stop, new))
+
         if random.random() < 0.03:
             turns[int(random.random() * len(turns))].breaks = random.choice(BREAKS)
         fork_after = 1 + int(random.random() * (len(turns) - 1)) if len(turns) > 1 and random.random() < 0.1 else None
@@ -213,7 +223,7 @@ class Bench:
         """Run `AT_ONCE` episodes side by side and check each.
 
         Raises:
-            Violation: the first that is found.
+            Violation: the first violation found.
         """
         random, chance = self.chance.random, self.chance
         self.engine.plans.clear()
@@ -228,6 +238,7 @@ class Bench:
             agent = random.choice(("roomy", "roomy", "few_turns", "few_tokens"))
             task = Task(group, agent, prompt, extra_info={"plan": plan})
             jobs.append((plan, task, group, tools))
+
         sampling = SamplingConfig(max_new_tokens=512)
         results = await asyncio.gather(
             *(
@@ -235,6 +246,7 @@ class Bench:
                 for _, task, group, tools in jobs
             )
         )
+
         for (plan, task, group, tools), trajectories in zip(jobs, results, strict=True):
             sample = [random.random() * ONE_IN < 1 for _ in range(len(plan.turns) + 1)]
             try:
@@ -248,12 +260,13 @@ class Bench:
 
 
 def benches(options: argparse.Namespace) -> list[Bench]:
-    """One bench for each template that the renderer accepts; the others are named, with the reason."""
+    """Return one bench for each template that the renderer accepts; print the refusals."""
     folder = existing(options.templates, "--templates")
     templates = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jinja"))}
     tokenizer = load_with_controls(options.tokenizer, templates)
     controls = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}
     chance = Chance(options.seed, len(tokenizer) + ROWS_BEYOND, controls)
+
     made = []
     for name, template in templates.items():
         if options.template and name not in options.template:
@@ -273,25 +286,27 @@ def benches(options: argparse.Namespace) -> list[Bench]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=1_000_000, help="random turns in all")
+    parser.add_argument("--turns", type=int, default=1_000_000, help="total number of random turns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--templates", type=Path, default=SHARED / "chat_templates", help="folder of *.jinja")
-    parser.add_argument("--template", nargs="+", help="only these, by the name of the file")
-    parser.add_argument("--plant", choices=sorted(PLANTS), help="break this on purpose: exit code 1 is right then")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--template", nargs="+", help="use only these templates, by file name")
+    parser.add_argument(
+        "--plant", choices=sorted(PLANTS), help="plant this fault: exit code 1 is then the correct result"
+    )
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     add_tokenizer_option(parser)
     options = parser.parse_args()
 
     running = benches(options)
-    wall, cpu, said = time.perf_counter(), time.process_time(), 0.0
+    wall, cpu, printed = time.perf_counter(), time.process_time(), 0.0
     done = 0
     try:
         while done < options.turns:
             for bench in running:
                 asyncio.run(bench.batch())
             done = sum(bench.turns for bench in running)
-            if time.perf_counter() - said > 10:
-                said = time.perf_counter()
+            if time.perf_counter() - printed > 10:
+                printed = time.perf_counter()
                 print(f"{done:>10,} turns, {done / (time.process_time() - cpu):,.0f} a second of CPU", flush=True)
     except Violation as exc:
         print(f"VIOLATION of {exc}; after {sum(bench.turns for bench in running):,} turns")
@@ -301,16 +316,16 @@ def main() -> None:
     checked = sum(bench.oracle.checked for bench in running)
     print(f"{done:,} random turns in {episodes:,} episodes over {len(running)} templates: 0 violations")
     print(f"{done / cpu_seconds:,.0f} turns a second of CPU, {done / seconds:,.0f} a second, checks included")
-    print(f"{checked:,} places compared in text with whole renderings, control tokens at every place")
+    print(f"{checked:,} places compared in full with whole renderings, the control tokens of all places")
     print(
-        "ended as: "
+        "episodes ended as: "
         + ", ".join(f"{n:,} {how}" for how, n in sum((b.statuses for b in running), Counter()).most_common())
     )
     if options.json:
         figures = {"turns": done, "episodes": episodes, "seconds": seconds, "cpu_s": cpu_seconds, "violations": 0}
         options.json.write_text(json.dumps(figures), encoding="utf-8")
     if options.plant:
-        print(f"{options.plant} was planted and not found")
+        print(f"the planted fault {options.plant!r} was not found")
         sys.exit(3)
 
 
