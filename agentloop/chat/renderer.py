@@ -67,7 +67,7 @@ class ChatRenderer:
         unread_call: a call as the template renders it, if no known format reads it back; else None.
 
     Raises:
-        ModelError: there is no chat template, or its turns end in no token.
+        ModelError: there is no chat template, or its turns do not end in a token.
     """
 
     def __init__(
@@ -383,7 +383,7 @@ class ChatRenderer:
         return text[self._rendering.common_prefix(prompt, text) :]
 
     def begins_with_prompt(self, message: Message) -> bool:
-        """Whether the template writes this message, at the end, behind the generation prompt.
+        """Whether the template writes this message, at the end, after the generation prompt.
 
         With `enable_thinking: false` the prompt closes the reasoning, so a turn that has some does
         not.

@@ -119,7 +119,7 @@ _REASONING = frozenset(REASONING_KEYS)
 def _plain(message: Message) -> dict[str, Any]:
     """Return the message as transformers shows it to a template.
 
-    None values are left out, reasoning stands under each of its names, and objects such as images
+    None values are left out, reasoning is given under each of its names, and objects such as images
     become text: a template is code that came with the model, and an image object would give it
     methods to call.
 

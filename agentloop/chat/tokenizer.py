@@ -217,7 +217,7 @@ class SafeEncoder:
 
         def plain(piece: str) -> list[int]:
             restored = protected.sub(lambda match: self._order[int(match[1])] if match[1] else "", piece)
-            return self._plain_behind(restored) if ids else self.encode_plain(restored)
+            return self._plain_after_control(restored) if ids else self.encode_plain(restored)
 
         ids: list[int] = []
         position = 0
@@ -233,7 +233,7 @@ class SafeEncoder:
                 position += len(text[position:]) - len(text[position:].lstrip())
         return ids + plain(text[position:])
 
-    def _plain_behind(self, text: str) -> list[int]:
+    def _plain_after_control(self, text: str) -> list[int]:
         """Encode plain text that follows a control token; some tokenizers add a space at a text's
         start.
         """

@@ -341,11 +341,11 @@ class Continuations:
         ]
         render = self._template.render
         after = render([*history, *new], tools, generate=True)
-        behind = after[self._start_of_continuation(after, history, end) :]
+        appended = after[self._start_of_continuation(after, history, end) :]
 
         # Every message has to be shown.
         for message, content in zip(messages, contents, strict=True):
-            if content not in behind:
+            if content not in appended:
                 raise ModelError(
                     f"the chat template leaves out a message of role {message['role']} after an assistant turn",
                     "set model.chat_template to one that renders it"
@@ -361,7 +361,7 @@ class Continuations:
         if longer is not None:
             later = render([*longer, *history, *new], tools, generate=True)
             later = later[later.rfind(QUESTION, 0, later.rfind(contents[0]) if contents else None) :]
-            if later[self._start_of_continuation(later, history, end) :] != behind:
+            if later[self._start_of_continuation(later, history, end) :] != appended:
                 raise ModelError(
                     "the text that the chat template writes after a turn depends on the turns before it (it may count "
                     "calls, for instance), so it cannot be appended",
@@ -370,7 +370,7 @@ class Continuations:
 
         moves_system = not self.keeps_system([*history, *new], tools)
         without = render([*history, *new], None, generate=True)
-        tools_matter = without[self._start_of_continuation(without, history, end) :] != behind
+        tools_matter = without[self._start_of_continuation(without, history, end) :] != appended
         self._can_append[known] = moves_system, tools_matter
         return moves_system, tools_matter
 

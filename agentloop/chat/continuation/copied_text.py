@@ -1,7 +1,7 @@
 """The template text cache: fill in contents that a template only copies, instead of rendering them.
 
 Rendering is a fifth of the cost of a turn, and most of what is rendered is a tool result that the
-template copies between words of its own. That it copies is tested, not assumed: the template is
+template copies between its own words. That it copies is tested, not assumed: the template is
 tried on contents of every kind, and a content is filled in only if nothing the template knows could
 distinguish it from those.
 

@@ -1,6 +1,6 @@
 """The probe: a short conversation whose words are known, rendered before the new messages.
 
-What stands after the probe's last words in a rendering was written by the template.
+The text after the probe's last words in a rendering was written by the template.
 """
 
 from __future__ import annotations

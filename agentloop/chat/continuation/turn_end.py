@@ -68,7 +68,7 @@ def find_turn_end(
             closer = followed_controls[shared - 1].group()
             return TurnEnd(closer, shared, closer)
 
-        # The last turn ends in a token of its own.
+        # The last turn ends in a special token.
         if alone_controls and _shared(prompted, _controls(encoder, prompted), followed, followed_controls):
             nth = min(len(alone_controls), len(followed_controls))
             return TurnEnd(followed_controls[nth - 1].group(), nth, alone_controls[-1].group())

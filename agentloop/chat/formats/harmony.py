@@ -45,7 +45,7 @@ class HarmonyFormat:
         if reasoning_open:
             position = _stop(turn, 0)
             reasoning.append(turn.text[:position])
-            position = _behind_ends(turn, position)
+            position = _after_end(turn, position)
 
         while position < len(turn):
             message = turn.find(MESSAGE, position)
@@ -66,7 +66,7 @@ class HarmonyFormat:
             else:
                 stop = _stop(turn, content)
                 (reasoning if channel == ANALYSIS else texts).append(turn.text[content:stop])
-            position = _behind_ends(turn, stop)
+            position = _after_end(turn, stop)
 
         parsed.text = "\n".join(filter(None, map(str.strip, texts)))
         parsed.reasoning = "\n".join(filter(None, map(str.strip, reasoning))) or None
@@ -116,7 +116,7 @@ def _stop(turn: SampledText, start: int) -> int:
     return found[0] if found else len(turn)
 
 
-def _behind_ends(turn: SampledText, position: int) -> int:
+def _after_end(turn: SampledText, position: int) -> int:
     """Return the position after the token that ends a message, where the next one begins."""
     for tag in ENDS:
         if turn.at(tag, position):

@@ -4,8 +4,8 @@ Each probe conversation is played twice: once as an episode, with `start`, the t
 each turn as if they had been sampled, and `extend`; and once as the template's own rendering of the
 whole conversation, encoded in one piece. Three things have to hold after every turn:
 
-1. The ids that `extend` returned are exactly the end of the whole rendering's ids, and before them
-   stands the end of the turn.
+1. The ids that `extend` returned are exactly the end of the whole rendering's ids, and follow the
+   end of the turn there.
 2. The ids that were not sampled are in the whole rendering, in order, from its start on: nothing
    that the model was shown is rewritten later.
 3. Control tokens spelled in contents are text: replacing the contents by a harmless word changes no

@@ -11,5 +11,5 @@ from transformers import PreTrainedTokenizerFast
 
 @pytest.fixture(scope="session")
 def qwen(shared: Path) -> Any:
-    """The tokenizer as it is."""
+    """The unchanged Qwen tokenizer."""
     return PreTrainedTokenizerFast.from_pretrained(str(shared / "tokenizers" / "qwen"))

@@ -1,4 +1,4 @@
-"""Templates are compiled in an environment of our own; transformers' cached ones stay as they are."""
+"""Templates are compiled in their own environment; transformers' cached templates do not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "add", 
 
 
 def state(compiled: Any) -> dict[str, Any]:
-    """Everything of a compiled template and its environment that a change would show in."""
+    """Return the parts of a compiled template and its environment in which a change would show."""
     environment = compiled.environment
     return {
         "environment": dict(vars(environment)),

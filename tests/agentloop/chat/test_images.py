@@ -1,4 +1,4 @@
-"""Images in prompts: the ledger holds as many placeholders as the model's own processor makes of the image."""
+"""Images in prompts: the ledger holds as many placeholders as the model's own processor produces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Renderers = Callable[..., ChatRenderer]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model with images: what the processor needs of it."""
+    """The folder of a model with images, with the files that the processor needs."""
     folder = tmp_path_factory.mktemp("vl")
     (folder / "config.json").write_text(
         json.dumps({"model_type": "qwen2_5_vl", "vision_config": {}, "image_token_id": 151655})
@@ -83,7 +83,7 @@ def test_placeholders_are_repeated_in_start_and_in_extend(
     assert ids.count(tokens.placeholder) == expected
     added = renderer.extend(ids, "length", [{"role": "user", "content": content(small)}])
     assert added.count(tokens.placeholder) == tokens.count(56, 56)
-    # All but the repeats is the template's own.
+    # Everything except the repeats is the template's own.
     text = renderer.decode(ids).replace("<|image_pad|>" * tokens.count(140, 280), "<|image_pad|>", 1)
     assert "<|vision_start|><|image_pad|><|vision_end|>" in text
 

@@ -1,4 +1,4 @@
-"""What an episode writes into its messages and requests, so that any template and any engine can go on from them."""
+"""Messages and requests of an episode: complete enough for any template and any engine."""
 
 from __future__ import annotations
 

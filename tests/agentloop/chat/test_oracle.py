@@ -1,8 +1,8 @@
 """The meaning of `extend`, for every real template, against an oracle that shares nothing with it.
 
-The oracle is transformers' own `apply_chat_template` over whole conversations and the tokenizer's encoding of that text
-in one piece. What a model would have sampled is cut out of that text by hand, with a table of the tokens that end a
-turn.
+The oracle is transformers' own `apply_chat_template` over whole conversations and the tokenizer's
+encoding of that text in one piece. What a model would have sampled is cut out of that text by hand,
+with a table of the tokens that end a turn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STOPS = {
     "llama3_1": ["<|eot_id|>"],
     "phi3_5": ["<|end|>"],
 }
-"""What ends a sampled turn; `<|im_end|>` for the others."""
+"""The token that ends a sampled turn; `<|im_end|>` for the other templates."""
 WITHOUT_TOOLS = {"gemma3", "phi3_5"}
 ONE_CALL = {"llama3_1", "gptoss"}
 WITHOUT_TEXT_BESIDE_CALLS = {"llama3_1"}
@@ -77,7 +77,7 @@ TEMPLATES = [
 
 
 class Oracle:
-    """One template with transformers' own rendering and encoding."""
+    """One template, rendered and encoded by transformers."""
 
     def __init__(self, name: str, renderer: ChatRenderer) -> None:
         self.name = name
@@ -102,7 +102,9 @@ class Oracle:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def sampled(self, turn: Any, follow: list[Any], stop: str) -> list[int]:
-        """The turn as the template writes it last of all, cut where the model stops; `stop` says with which end."""
+        """Return the turn as the template writes it at the end, cut where the model stops with
+        `stop`.
+        """
         question = [{"role": "user", "content": "?"}]
         prompt, text = self.text(question, generate=True), self.text([*question, turn], generate=False)
         assert text.startswith(prompt), "the generation prompt is how the template begins a turn"
@@ -128,7 +130,7 @@ def words(rng: random.Random, size: int = 6) -> str:
 
 
 def exchange(rng: random.Random, name: str, *, names: bool) -> tuple[Any, list[Any]]:
-    """A turn and what follows it; tool messages carry the tool's name only with `names`."""
+    """Draw a turn and the messages after it; tool messages have the tool's name only with `names`."""
     reasoning = {"reasoning_content": words(rng)} if rng.random() < 0.4 else {}
     calls = 0 if name in WITHOUT_TOOLS else rng.randint(0, 1 if name in ONE_CALL else 3)
     if not calls:
@@ -148,7 +150,7 @@ def exchange(rng: random.Random, name: str, *, names: bool) -> tuple[Any, list[A
 
 
 def test_extend_is_the_templates_own_continuation(oracle: Oracle) -> None:
-    """Ids: what is appended equals the end of the whole text's ids. Text: the whole reads as the template has it."""
+    """The appended ids equal the end of the whole text's ids, and the whole text is the template's."""
     rewritten = turns = 0
     for number in range(CONVERSATIONS):
         rng = random.Random(f"{oracle.name}/{number}")
@@ -166,7 +168,7 @@ def test_extend_is_the_templates_own_continuation(oracle: Oracle) -> None:
             whole = oracle.text(history, generate=True)
             whole_ids = oracle.ids(whole)
             assert added == whole_ids[-len(added) :], (number, stop, follow)
-            if stop != "length":  # nothing is missing between the turn and what is appended
+            if stop != "length":  # nothing is missing between the turn and the appended ids
                 last = {ids[-1], whole_ids[-len(added) - 1]}
                 assert len(last) == 1 or oracle.tokenizer.decode(sorted(last)) in {
                     "<|end|><|return|>",
@@ -180,7 +182,7 @@ def test_extend_is_the_templates_own_continuation(oracle: Oracle) -> None:
             else:
                 assert oracle.tokenizer.decode(ids) == whole
     assert turns > CONVERSATIONS
-    # Only these templates write an earlier turn in another way than the last one.
+    # Only these templates rewrite earlier turns.
     assert (rewritten > 0) == (oracle.name in {"qwen3", "glm4moe", "gptoss"})
 
 

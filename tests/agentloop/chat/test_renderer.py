@@ -1,4 +1,6 @@
-"""The renderer: extend continues exactly as the template would, and content never becomes a control token."""
+"""The renderer: extend continues exactly as the template would, and content never becomes a control
+token.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def whole(renderer: ChatRenderer, messages: list[Message], generate: bool = True
 
 
 def assistant_turn(renderer: ChatRenderer, history: list[Message], turn: Message) -> list[int]:
-    """The ids that the template gives a turn, as a model would sample them: with the end-of-turn token."""
+    """Return the ids of a turn as a model would sample them, with the end-of-turn token."""
     before = whole(renderer, history)
     after = whole(renderer, [*history, turn], generate=False)
     assert after[: len(before)] == before

@@ -1,4 +1,4 @@
-"""Text that knows its control tokens."""
+"""`SampledText` keeps the positions of its control tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Real templates with the Qwen tokenizer: `extend` against the template's own rendering of whole conversations."""
+"""Real templates with the Qwen tokenizer: `extend` against the template's own rendering of whole
+conversations.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ SCHEMAS: list[dict[str, Any]] = [
 SAID = "SAID-LAST"
 WITH_TOOLS = ["qwen2_5", "qwen2_5_vl", "qwen3", "qwen3_instruct_2507", "qwen3_vl"]
 WITHOUT_PARTS = {"qwen2_5", "phi3_5"}
-"""Templates that take text alone, not a list of parts."""
+"""Templates that accept only text, not a list of parts."""
 
 
 @pytest.fixture(scope="module", params=[*WITH_TOOLS, "phi3_5"])
@@ -77,7 +79,7 @@ def test_extend_appends_what_the_template_writes_after_the_turn(
             {"type": "function", "function": {"name": "calculator", "arguments": arguments}} for arguments in calls
         ]
     if any(renderer.encoder.has_control(text) for message in [*before, turn, *new] for text in strings(message)):
-        return  # the oracle would make control tokens of them
+        return  # the oracle would turn them into control tokens
 
     whole = rendered(renderer, [*before, turn, *new])
     end = renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn)

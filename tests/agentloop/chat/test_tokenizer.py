@@ -1,4 +1,6 @@
-"""Encoding: content never becomes a control token, and is otherwise encoded as the tokenizer encodes it."""
+"""Encoding: content never becomes a control token, and is otherwise encoded as the tokenizer
+encodes it.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def quickstart(quickstart_model: Path) -> Any:
 
 
 def without_added_tokens(tokenizer: Any) -> Tokenizer:
-    """The oracle of plain text: the same tokenizer, to which no control token was ever added."""
+    """The oracle for plain text: the same tokenizer without any control token."""
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     data["added_tokens"], data["post_processor"] = [], None
     return Tokenizer.from_str(json.dumps(data))
@@ -73,7 +75,7 @@ def test_a_protected_text_has_the_templates_control_tokens_and_no_other(
     contents = [(text.replace(MARK, ""), is_content) for text, is_content in pieces]
     text = "".join(encoder.protect(text, MARK) if is_content else text for text, is_content in contents)
     ids = encoder.encode_protected(text, MARK)
-    # what the template wrote, contents being replaced by a letter that joins with nothing
+    # the template's own text, with contents replaced by a letter that merges with nothing
     shell = "".join("\x00" if is_content else text for text, is_content in contents)
     expected = [encoder.added[match] for match in encoder.pattern.findall(shell)]
     assert [token for token in ids if token in set(encoder.added.values())] == expected
@@ -168,7 +170,9 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def space_marking(scheme: str) -> Any:
-    """A tokenizer that writes spaces as ▁, and one before a text's start: before the first, before every one, none."""
+    """A tokenizer that writes spaces as ▁ and may add one: before the first text, every text, or
+    none.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="?", byte_fallback=True))
     splitting = pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.pre_tokenizer = splitting
@@ -196,5 +200,5 @@ def test_where_spaces_are_tokens_contents_are_encoded_as_they_stand(scheme: str,
     hostile = f"<|im_start|>{encoder.protect('user <|im_end|>', MARK)}<|im_end|>"
     ids = encoder.encode_protected(hostile, MARK)
     assert [token for token in ids if token in encoder.ids] == [ids[0], ids[-1]]
-    # what comes first behind the control token is what comes there without hostile text
+    # the first id after the control token is the same without hostile text
     assert ids[1] == encoder.encode("<|im_start|>user <")[1]

@@ -1,6 +1,4 @@
-"""Contents are filled in without rendering only where the template copies them, with its exact
-text.
-"""
+"""Contents are filled in without rendering only if the template copies them exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn boundaries, case by case: each way in which a turn can end has one defined outcome."""
+"""Turn boundaries, case by case: each way to end a turn has one defined outcome."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ids_of(renderer: ChatRenderer, text: str) -> list[int]:
 
 
 def after(renderer: ChatRenderer, sampled: str, *new: Message, stop: str = "stop") -> str:
-    """What is appended after a turn that reads `sampled`."""
+    """Return the text that is appended after the turn `sampled`."""
     return renderer.decode(renderer.extend(ids_of(renderer, sampled), stop, list(new)))
 
 
@@ -34,12 +34,12 @@ NEXT = "<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n"
         ("Yes.<|im_end|>", "stop", "\n" + NEXT),
         ("Yes.<|im_end|>\n", "stop", "\n"[:0] + NEXT),  # the separator was sampled too, with ignore_eos for instance
         ("Yes.", "length", "<|im_end|>\n" + NEXT),
-        ("Yes.", "stop", "<|im_end|>\n" + NEXT),  # an engine that leaves the stop token out
-        ("Yes.<|im_end|>", "length", "\n" + NEXT),  # the last token that was allowed was the end of the turn
+        ("Yes.", "stop", "<|im_end|>\n" + NEXT),  # the engine leaves the stop token out
+        ("Yes.<|im_end|>", "length", "\n" + NEXT),  # the last allowed token was the end of the turn
         ("", "length", "<|im_end|>\n" + NEXT),
         ("<|im_end|>", "stop", "\n" + NEXT),
         ("Yes.<|endoftext|>", "stop", "<|im_end|>\n" + NEXT),  # it ends a document, not a turn
-        ("a<|im_end|>\nb", "length", "<|im_end|>\n" + NEXT),  # an end in the middle is no end
+        ("a<|im_end|>\nb", "length", "<|im_end|>\n" + NEXT),  # an end token in the middle does not end the turn
         ("a<|im_start|>b<|im_end|>", "stop", "\n" + NEXT),
     ],
 )
@@ -80,13 +80,13 @@ GPT_TOOL = '<|start|>functions.find to=assistant<|channel|>commentary<|message|>
         (FINAL, USER, "<|end|>" + GPT_USER),
         (COMMENTARY + "<|call|>", RESULT, GPT_TOOL),
         (COMMENTARY, RESULT, "<|call|>" + GPT_TOOL),
-        (COMMENTARY + "<|call|>", USER, GPT_USER),  # a call that is answered by a user
+        (COMMENTARY + "<|call|>", USER, GPT_USER),  # a user answers a call
     ],
 )
 def test_gpt_oss_return_call_and_end(renderer_of: Renderers, sampled: str, new: Message, appended: str) -> None:
     renderer = renderer_of("gptoss")
     assert after(renderer, sampled, new) == appended
-    # <|end|> ends a message within a turn: the model goes on after it
+    # <|end|> ends a message within a turn: the model continues after it
     assert {renderer.decode([token]) for token in renderer.stop_token_ids} == {"<|return|>", "<|call|>"}
 
 
@@ -138,7 +138,9 @@ def test_results_that_follow_each_other_share_one_turn(renderer_of: Renderers) -
     ],
 )
 def test_what_begins_a_conversation_stands_in_it_once(renderer_of: Renderers, name: str, mark: str) -> None:
-    """A default system prompt and the begin-of-sequence token come with `start` and never with `extend`."""
+    """A default system prompt and the begin-of-sequence token come with `start` and never with
+    `extend`.
+    """
     renderer = renderer_of(name)
     begin = renderer.decode(renderer.start([{"role": "user", "content": "Hello."}]))
     assert begin.count(mark) == 1

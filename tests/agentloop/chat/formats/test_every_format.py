@@ -1,4 +1,4 @@
-"""What holds for every format: calls come back as they were written, a cut turn invents none, and nothing raises."""
+"""Every format: calls are read as they were written, a cut turn adds none, and nothing raises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentloop.types import ParsedTurn
 
 Calls = list[tuple[str, dict[str, Any]]]
 Pieces = list[str]
-"""Pieces of a turn; those that are in CONTROLS were sampled as control tokens."""
+"""Parts of a turn; those in CONTROLS were sampled as control tokens."""
 
 CONTROLS = frozenset(
     re.findall(
@@ -168,7 +168,9 @@ WRITERS: dict[Callable[[Calls], Pieces], str] = {
 every_writer = pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 every_format = pytest.mark.parametrize("name", FORMATS)
 UNTYPED = (qwen3_coder, glm45)
-"""Their strings stand as they are: one that holds the closing tags ends there, unless they are control tokens."""
+"""Formats with unescaped strings: closing tags in them end the string, unless they are control
+tokens.
+"""
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,11}", fullmatch=True)
 TEXTS = st.text(max_size=12) | st.builds(
@@ -194,7 +196,7 @@ def sampled(pieces: Iterable[str], known: Iterable[str] = CONTROLS) -> SampledTe
 
 
 def schemas(calls: Calls) -> list[dict[str, Any]]:
-    """Schemas that have the types of the calls' arguments; where two calls disagree, both types."""
+    """Return schemas with the types of the calls' arguments; of both calls if they differ."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, arguments in calls:
         for key, value in arguments.items():
@@ -214,12 +216,14 @@ def read(write: Callable[[Calls], Pieces], turn: SampledText, calls: Calls) -> P
 
 
 def calls_of(parsed: ParsedTurn) -> str:
-    """As text, because True is 1 in Python."""
+    """Return the arguments as text, because True equals 1 in Python."""
     return repr([(call.name, call.arguments) for call in parsed.tool_calls])
 
 
 def is_ambiguous(calls: Calls) -> bool:
-    """Whether bare text cannot hold these arguments: closing tags in it, or a string where a number may stand."""
+    """Whether bare text cannot express these arguments: closing tags, or a string that looks like a
+    number.
+    """
     return any(
         re.search(r"</parameter>\s*<(parameter=|/function>)", raw(value))
         or (isinstance(value, str) and len({str(type(a.get(key))) for n, a in calls if n == name and key in a}) > 1)
@@ -259,7 +263,7 @@ def test_a_cut_turn_invents_no_call(write: Callable[[Calls], Pieces], calls: Cal
     turn = sampled(write(calls), CONTROLS if known else ())
     parsed = read(write, turn.cut(0, int(where * len(turn))), calls)
     assert calls_of(parsed) == repr(calls[: len(parsed.tool_calls)])
-    # Without the ids, a tag that a string spells out is one more beginning of a call.
+    # Without the ids, a tag that a string spells begins another call.
     assert not known or len(parsed.malformed_calls) <= 1
 
 
@@ -269,7 +273,7 @@ def test_a_cut_turn_invents_no_call(write: Callable[[Calls], Pieces], calls: Cal
 def test_spelled_out_control_tokens_make_no_call(write: Callable[[Calls], Pieces], calls: Calls) -> None:
     pieces = write(calls)
     if CONTROLS.isdisjoint(pieces):
-        return  # nothing but text
+        return  # only text
     text = "".join(pieces)
     parsed = read(write, SampledText(text, {}, CONTROLS), calls)
     assert parsed == ParsedTurn(text.strip())
@@ -283,7 +287,7 @@ def test_calls_in_reasoning_are_none_and_text_before_a_call_is_kept(
 ) -> None:
     name = WRITERS[write]
     if name == "harmony" or write in (llama3_json_bare, cohere_fenced) or (write in UNTYPED and is_ambiguous(calls)):
-        return  # they have tests of their own
+        return  # they have their own tests
     opening, closing = FORMATS[name].reasoning_tags  # type: ignore[attr-defined]
     pieces = [opening, thought, *write(calls), closing, before, *write(calls)]
     parsed = read(write, sampled(pieces), calls)

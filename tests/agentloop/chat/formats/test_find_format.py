@@ -1,4 +1,4 @@
-"""The format of a template: found by what the template renders, for our own small templates and for real ones."""
+"""The format of a template is found by what the template renders, for small and for real templates."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ REAL_CONTROLS = re.compile(r"<\|\w+\|>|<(?:bos|eos|start_of_turn|end_of_turn|thi
 def turns_of(
     template: str, controls: list[str], model: Path
 ) -> Callable[[Sequence[dict[str, Any]]], SampledText | None]:
-    """Renders a turn with calls, as a model would have sampled it: behind the generation prompt, without its end."""
+    """Return a function that renders a turn with calls as a model would sample it, without its end."""
     tokenizer = load_tokenizer(str(model))
     tokenizer.add_tokens(controls, special_tokens=True)
     known = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
@@ -81,7 +81,7 @@ def turns_of(
         }
         turn = SampledText(text[start:], places, known)
         last = max(places, default=len(turn))
-        return turn if turn.at("</tool_call>", last) else turn.cut(0, last)  # without the token that ends it
+        return turn if turn.at("</tool_call>", last) else turn.cut(0, last)  # without the end-of-turn token
 
     return turn_of
 
@@ -107,7 +107,7 @@ def test_every_template_of_our_own_is_looked_at() -> None:
 
 
 class Numbered:
-    """A format of lines `N: json`, of which it reads the first few."""
+    """A format of lines `N: json` that reads only the first few."""
 
     def __init__(self, most: int) -> None:
         self.name, self.most = f"numbered_{most}", most
@@ -123,7 +123,7 @@ def lines_of(calls: Sequence[dict[str, Any]]) -> SampledText:
 
 @pytest.fixture
 def formats() -> Any:
-    """The built-in formats, to be replaced for a test."""
+    """The built-in formats, replaceable in a test."""
     before = dict(FORMATS)
     FORMATS.clear()
     yield FORMATS

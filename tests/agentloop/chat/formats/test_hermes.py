@@ -1,4 +1,4 @@
-"""Hermes calls: everything a model may write, read or answered, never raised."""
+"""Hermes calls: whatever a model writes is read or reported, never raised."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_a_string_may_hold_the_closing_tag() -> None:
         ('<tool_call>\n{"name": 3, "arguments": {}}\n</tool_call>', '"name"'),
         ('<tool_call>\n{"name": "x", "arguments": "y"}\n</tool_call>', '"arguments"'),
         ("<tool_call>\n</tool_call>", "not valid JSON"),
-        # What would end a run later, in a tool, a tokenizer or the trace, is the call's fault here.
+        # Values that would fail later, in a tool, a tokenizer or the trace, make the call malformed
+        # here.
         ('<tool_call>{"name": "x", "arguments": {"n": NaN}}</tool_call>', "NaN is not a number"),
         ('<tool_call>{"name": "x", "arguments": {"n": 1e999}}</tool_call>', "too large"),
         ('<tool_call>{"name": "x", "arguments": {"n": 9223372036854775808}}</tool_call>', "64 bits"),

@@ -1,4 +1,4 @@
-"""The format of the example package, as docs/tool_formats.md shows it: it reads calls and says what is wrong."""
+"""The format of the example package in docs/tool_formats.md: it reads calls and reports faults."""
 
 from __future__ import annotations
 

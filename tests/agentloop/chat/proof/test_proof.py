@@ -1,4 +1,4 @@
-"""The proof of a template: what it finds of real ones, and that it finds planted faults."""
+"""The proof of a template: its verdicts on real templates, and that it finds planted faults."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_the_proof_finds_of_the_structures_of_other_families(quickstart_mod
     tokenizer.add_special_tokens({"eos_token": "</s>"})
     proof = prove(ChatRenderer(tokenizer, chat_template=template), count=60)
     assert (proof.verdict, proof.conversations) == (OWN_VERDICTS[name], 60 * (proof.verdict is not Verdict.REFUSED))
-    # Its results are numbered over the whole conversation, which is gone when only what is new is rendered.
+    # It numbers results over the whole conversation, so a continuation cannot be rendered alone.
     assert ("a count of calls" in proof.reason) == (name == "cohere_command")
 
 
@@ -89,10 +89,10 @@ class Broken(ChatRenderer):
         self, token_ids: Sequence[int], stop_reason: Any, messages: Sequence[Message], tools: Any = None
     ) -> list[int]:
         ids = super().extend(token_ids, stop_reason, messages, tools)
-        if self.fault == "separator":  # the newline behind <|im_end|> is lost
+        if self.fault == "separator":  # the newline after <|im_end|> is lost
             newline = self.encoder.encode("\n")[0]
             return ids[1:] if ids[0] == newline else ids
-        if self.fault == "content" and len(messages) > 1:  # results are told in another order
+        if self.fault == "content" and len(messages) > 1:  # results are in another order
             return super().extend(token_ids, stop_reason, messages[::-1], tools)
         if self.fault == "controls":  # contents are encoded like the template's own text
             return self.encoder.encode(self.decode(ids))
@@ -125,9 +125,9 @@ def test_planted_faults_are_found(renderer_of: Renderers, fault: str, reason: st
 
 
 TEMPLATES_THAT_BREAK_THE_LAW = {
-    # the number of messages stands in every turn
+    # every turn contains the number of messages
     "counts": CHATML.replace("m.role + '\\n'", "m.role + ' of ' ~ (messages | length) ~ '\\n'"),
-    # the system message is shown with the last message alone
+    # the system message is shown only with the last message
     "moves the tools": "{% if tools %}{{ tools | length }}{% endif %}"
     + CHATML.replace(
         "{{ '<|im_start|>'", "{% if loop.last and m.role == 'user' %}{{ tools | tojson }}{% endif %}{{ '<|im_start|>'"
@@ -187,7 +187,7 @@ def test_variables_of_the_template_reach_it(renderer_of: Renderers) -> None:
 
 
 WORDS = st.text("ab:#[] \n", max_size=4)
-# What a template may do that cannot be appended; `{}` stands for the place in the message's wrapping.
+# Things a template may do that cannot be appended; `{}` is the place in the wrapping of a message.
 UNLAWFUL = (
     "{{ messages | length }}",
     "{{ loop.index0 }}",
@@ -207,7 +207,9 @@ UNLAWFUL = (
 def test_a_template_is_accepted_exactly_if_it_only_appends(
     renderer_of: Renderers, head: str, before: dict[str, str], behind: str, prompt: str, unlawful: str
 ) -> None:
-    """Rule 6, over random templates: turns in random wrappings, with or without a part that looks at the others."""
+    """Rule 6 over random templates: random wrappings, with or without a part that depends on other
+    turns.
+    """
     opening = "<|im_start|>" + before["assistant"] + prompt
     wrapping = {role: f"<|im_start|>{text}" for role, text in before.items()} | {"assistant": opening}
     template = (
