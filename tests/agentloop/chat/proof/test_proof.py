@@ -77,7 +77,7 @@ def test_what_the_proof_finds_of_the_structures_of_other_families(quickstart_mod
     proof = prove(ChatRenderer(tokenizer, chat_template=template), count=60)
     assert (proof.verdict, proof.conversations) == (OWN_VERDICTS[name], 60 * (proof.verdict is not Verdict.REFUSED))
     # It numbers results over the whole conversation, so a continuation cannot be rendered alone.
-    assert ("a count of calls" in proof.reason) == (name == "cohere_command")
+    assert ("it may count calls" in proof.reason) == (name == "cohere_command")
 
 
 class Broken(ChatRenderer):
