@@ -1,42 +1,45 @@
-"""What crosses HTTP between agent loops, trainer and rollout server: SGLang's dialect, restricted to tokens.
+"""Messages over HTTP between agent loops, trainer and rollout server: SGLang's dialect, restricted
+to tokens.
 
-The models are strict: an unknown field is an error, a number is a number. Importing this module costs pydantic only.
+The models are strict: unknown fields and wrong types are errors. Importing this module costs
+    pydantic only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 SESSION_HEADER = "X-Session-Id"
-"""Requests that carry the same value go to the same replica, where their prefix is cached."""
+"""Requests with the same value go to the same replica, where their prefix is cached."""
 
 
 class WireModel(BaseModel):
-    """Base of all messages: unknown fields are refused, infinities and NaN too."""
+    """Base of all requests: refuses unknown fields, infinities and NaN."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 
+MaxNewTokens = Annotated[int, Field(ge=1, description="sampled tokens of one turn at most")]
 
-class SamplingParams(WireModel):
-    """How to sample. Names and defaults are SGLang's."""
 
-    max_new_tokens: int = Field(128, ge=1, description="sampled tokens at most")
+class SamplingFields(BaseModel):
+    """Fields that a request's sampling parameters and a recipe's `sampling` section share. Names
+    are SGLang's."""
+
+    max_new_tokens: MaxNewTokens
     temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(-1, ge=-1, description="-1: all tokens")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample from the likeliest tokens of this total probability")
+    top_k: int = Field(-1, ge=-1, description="sample from this many of the likeliest tokens; -1: all")
     min_p: float = Field(
-        0.0, ge=0.0, le=1.0, description="leave out tokens less likely than this share of the likeliest"
+        0.0, ge=0.0, le=1.0, description="drop tokens less likely than this share of the likeliest one's probability"
     )
     repetition_penalty: float = Field(
-        1.0,
-        gt=0.0,
-        le=2.0,
-        description="positive logits of tokens sampled before are divided by it, negative ones multiplied",
+        1.0, gt=0.0, le=2.0, description="divides positive logits of tokens sampled before, multiplies negative ones"
     )
     presence_penalty: float = Field(
         0.0, ge=-2.0, le=2.0, description="subtracted from the logits of tokens sampled before"
@@ -44,18 +47,11 @@ class SamplingParams(WireModel):
     frequency_penalty: float = Field(
         0.0, ge=-2.0, le=2.0, description="subtracted from a token's logit once for each time it was sampled"
     )
-    logit_bias: dict[int, LogitBias] | None = Field(None, description="added to the logits of these token ids")
-    min_new_tokens: int = Field(
-        0, ge=0, description="no end token and no stop token before so many tokens were sampled"
+    logit_bias: dict[int, LogitBias] | None = Field(
+        None, description="added to the logits of these token ids, e.g. {151643: -100}; null: none"
     )
-    stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
-    ignore_eos: bool = Field(False, description="do not stop at the model's own end tokens")
-    stream_interval: int | None = Field(None, ge=1, description="tokens between two events of a stream; null: 1")
-    sampling_seed: int | None = Field(
-        None,
-        ge=0,
-        lt=2**63,
-        description="same seed, same weights, same prompt: same tokens, whatever else runs",
+    min_new_tokens: int = Field(
+        0, ge=0, description="no end token and no stop token before this many tokens; fewer where a limit leaves less"
     )
 
     @field_validator("min_new_tokens")
@@ -67,16 +63,40 @@ class SamplingParams(WireModel):
         return value
 
 
+class SamplingParams(SamplingFields, WireModel):
+    """How to sample one generation. Defaults are SGLang's."""
+
+    max_new_tokens: MaxNewTokens = 128
+    stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
+    ignore_eos: bool = Field(False, description="do not stop at the model's own end tokens")
+    stream_interval: int | None = Field(None, ge=1, description="tokens between two events of a stream; null: 1")
+    sampling_seed: int | None = Field(
+        None, ge=0, lt=2**63, description="same seed, same weights, same prompt: same tokens, whatever else runs"
+    )
+
+    @classmethod
+    def merged(cls, base: SamplingFields, changes: Mapping[str, Any], *, room: int) -> SamplingParams:
+        """Return `base` with `changes`, its limits of new tokens cut to `room`.
+
+        Raises:
+            ValidationError: a change is not a field, or its value is wrong.
+        """
+        values = {name: getattr(base, name) for name in SamplingFields.model_fields} | dict(changes)
+        values["max_new_tokens"] = min(values["max_new_tokens"], room)
+        values["min_new_tokens"] = min(values["min_new_tokens"], values["max_new_tokens"])
+        return cls(**values)
+
+
 class GenerateRequest(WireModel):
-    """`POST /generate`. Tokens in; there is no field for text on purpose."""
+    """`POST /generate`. Tokens in; on purpose there is no field for text."""
 
     input_ids: Annotated[list[int], Field(min_length=1, description="the whole prompt")]
     sampling_params: SamplingParams
     return_logprob: bool = True
-    rid: str | None = Field(None, max_length=256, description="request id, to abort it by")
-    session_id: str | None = Field(None, max_length=256, description="as the header X-Session-Id, which comes first")
+    rid: str | None = Field(None, max_length=256, description="request id, for /abort_request")
+    session_id: str | None = Field(None, max_length=256, description="as the header X-Session-Id, which wins over it")
     image_data: list[str] | str | None = Field(None, description="images as base64 data, in the prompt's order")
-    stream: bool = Field(False, description="answer in server-sent events while it is sampled")
+    stream: bool = Field(False, description="answer with server-sent events while it is sampled")
 
 
 class VersionSpan(WireModel):
@@ -99,7 +119,7 @@ class FinishReason(BaseModel):
 
 
 class MetaInfo(BaseModel):
-    """Facts about one generation. A bare SGLang adds fields of its own: they are kept."""
+    """Facts about one generation. Extra fields of a bare SGLang are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -114,7 +134,8 @@ class MetaInfo(BaseModel):
 
 
 class GenerateResponse(BaseModel):
-    """Answer of `POST /generate`: sampled ids, each with its logprob and the policy version that sampled it."""
+    """Answer of `POST /generate`: sampled ids, each with its logprob and the policy version that
+    sampled it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -126,17 +147,18 @@ WeightsVersion = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class UpdateRequest(WireModel):
-    """What all weight updates have in common."""
+    """Fields of every weight update."""
 
     weight_version: WeightsVersion | None = Field(None, description="null: the folder's name")
     flush_cache: bool = True
     abort_all_requests: bool = False
     checksum: str | None = Field(
         None,
-        description="checksum of the published tensors (`agentloop.weights.layout`): a replica refuses others",
+        description="checksum of the published tensors (`agentloop.weights.layout`): a replica refuses different ones",
     )
     running: Literal["retract", "in_place"] = Field(
-        "retract", description="what becomes of requests that run, unless the server is paused: recomputed, or not"
+        "retract",
+        description="running requests: retract recomputes their KV cache, in_place keeps it; a pause decides itself",
     )
 
 
@@ -148,35 +170,34 @@ class UpdateWeightsFromDiskRequest(UpdateRequest):
 
 
 class UpdateWeightsFromTensorRequest(UpdateRequest):
-    """Serve `model.safetensors` of a folder in shared memory where it lies, while or after it is written.
+    """Serve `model.safetensors` of a folder in shared memory without a copy, while or after it is
+    written.
 
-    SGLang's fields for pickled tensors are not taken: unpickling runs whatever code the sender likes.
+    SGLang's fields for pickled tensors are refused: unpickling runs any code that the sender likes.
     """
 
     shm_path: str
 
 
 class UpdateWeightsFromDistributedRequest(UpdateRequest):
-    """Receive broadcasts of rank 0 in a group; the answer comes when they have arrived and are served."""
+    """Receive the broadcasts of rank 0 of a group; answered once the tensors are served."""
 
     names: list[str] = Field(min_length=1)
     dtypes: list[str] = Field(description="torch's names, as float32")
     shapes: list[list[Annotated[int, Field(ge=0)]]]
     group_name: str = "weight_update_group"
     load_format: Literal["flattened_bucket"] | None = Field(
-        None, description="flattened_bucket: tensors travel together, as bytes in a row; null: one broadcast of each"
+        None, description="flattened_bucket: one broadcast for the bytes of many tensors; null: one for each tensor"
     )
     bucket_bytes: int | None = Field(
-        None, ge=1, description="size at which a flattened bucket ends; null: all tensors are in one"
+        None, ge=1, description="size at which a flattened bucket ends; null: one bucket for all tensors"
     )
-    copy_path: str | None = Field(
-        None, description="folder with the same tensors, for replicas that have to be started again later"
-    )
+    copy_path: str | None = Field(None, description="folder with the same tensors, for replicas that restart later")
 
 
 class InitWeightsUpdateGroupRequest(WireModel):
-    """Join a group whose rank 0 keeps a store at `master_address:master_port`; the serving replicas take the ranks from
-    `rank_offset` on, in their order."""
+    """Join an update group whose rank 0 runs a TCP store at `master_address:master_port`. The
+    serving replicas take the ranks from `rank_offset` on, in their order."""
 
     master_address: str
     master_port: int = Field(ge=1, le=65535)
@@ -187,7 +208,7 @@ class InitWeightsUpdateGroupRequest(WireModel):
 
 
 class DestroyWeightsUpdateGroupRequest(WireModel):
-    """Leave a group."""
+    """Leave an update group."""
 
     group_name: str = "weight_update_group"
 
@@ -199,13 +220,15 @@ class AdminResponse(BaseModel):
 
     success: bool
     message: str = ""
-    weight_version: str | None = Field(None, description="after an update: what every serving replica confirmed")
-    checksum: str | None = Field(None, description="after an update: of what they serve")
+    weight_version: str | None = Field(
+        None, description="after an update: the version that every serving replica confirmed"
+    )
+    checksum: str | None = Field(None, description="after an update: checksum of that version")
 
 
 class PauseRequest(WireModel):
-    """`retract`: drop the KV cache of running requests and recompute it later; `in_place`: keep it; `wait`: let them
-    end first; `abort`: end them now."""
+    """`retract`: drop the KV cache of running requests and recompute it later; `in_place`: keep it;
+    `wait`: let them end first; `abort`: end them now."""
 
     mode: Literal["retract", "in_place", "wait", "abort"] = "retract"
 
@@ -219,7 +242,7 @@ class AbortRequest(WireModel):
 
 
 class MemoryRequest(WireModel):
-    """Which memory to release or to take again."""
+    """Which device memory to release or to take again."""
 
     tags: list[Literal["weights", "kv_cache"]] | None = Field(None, description="null: both")
 
@@ -237,7 +260,7 @@ class ServerInfo(BaseModel):
     vocab_size: int
     replicas: int
     pid: int
-    checksum: str | None = Field(None, description="of the weights that are served; null: the model's own")
+    checksum: str | None = Field(None, description="checksum of the served weights; null: the model's own")
     incremental_streaming_output: bool = False
 
 

@@ -1,4 +1,4 @@
-"""`python -m rollout_server`: how a run starts its server, by name, in whatever environment holds the engine."""
+"""`python -m rollout_server`: starts a server by name, in the environment that holds its engine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 import typer
 
 from agentloop.errors import AgentloopError, UserError
-from rollout_server.commands import serve
+from rollout_server.commands import serve_command
 
 
 def main() -> None:
-    """Serve. Errors that a user made exit with 2 and a line that says what to do."""
+    """Serve. Errors of the user exit with code 2 and a message that says how to fix them."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(serve)
+    app.command()(serve_command())
     try:
         app()
     except AgentloopError as exc:

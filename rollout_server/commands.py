@@ -1,111 +1,109 @@
-"""`agentloop serve`, and the same options behind `python -m rollout_server`."""
+"""`agentloop serve`, and the same options behind `python -m rollout_server`.
+
+The options are made from the fields of `ServerSettings`: a new field there is a new option here.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from agentloop.errors import ConfigError
-from rollout_server.settings import ServerSettings, token_from_environment
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+from agentloop.config.server import ServerSettings, option_name
+from rollout_server.process import THREAD_VARIABLES
+from rollout_server.settings import load_settings
 
 
 def register(app: typer.Typer) -> None:
     """Add the server's commands to the `agentloop` program."""
-    app.command("serve")(serve)
+    app.command("serve")(serve_command())
 
 
-def serve(
-    model: Annotated[str, typer.Option(help="folder with config.json and safetensors, or a hub id")],
-    engine: Annotated[str, typer.Option(help="torch: embedded; sglang; or a registered name")] = "torch",
-    replicas: Annotated[int, typer.Option(help="engines; more than one run as child processes")] = 1,
-    replica_url: Annotated[
-        list[str] | None, typer.Option(help="route to a server that runs already; repeat for more")
-    ] = None,
-    host: Annotated[str, typer.Option(help="address to bind; any but loopback needs --token-env")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: a free one; it is logged and in --ready-file")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    max_running: Annotated[int, typer.Option(help="requests that decode at once; others wait")] = 64,
-    max_kv_tokens: Annotated[int | None, typer.Option(help="KV cache in tokens; default: from --max-running")] = None,
-    context_length: Annotated[int | None, typer.Option(help="longest sequence; default: the model's own")] = None,
-    threads: Annotated[int, typer.Option(help="intra-op threads of a replica; leave cores to the others")] = 1,
-    python: Annotated[str | None, typer.Option(help="interpreter of the engine's own environment, for sglang")] = None,
-    engine_arg: Annotated[
-        list[str] | None, typer.Option(help="passed on to SGLang, as --engine-arg=--mem-fraction-static=0.7")
-    ] = None,
-    gpus_per_replica: Annotated[int, typer.Option(help="tensor parallelism of one SGLang replica")] = 1,
-    max_queue: Annotated[
-        int | None, typer.Option(help="requests that may wait; beyond, 503 with Retry-After. Default: no limit")
-    ] = None,
-    stream_tokens: Annotated[
-        int, typer.Option(help="tokens of an answer that are lost at most when its replica dies; 0: all")
-    ] = 64,
-    weights_root: Annotated[
-        list[Path] | None, typer.Option(help="folder that /update_weights_from_disk may read; repeat for more")
-    ] = None,
-    weight_version: Annotated[str, typer.Option(help="what the weights at the start are called")] = "0",
-    weights: Annotated[Path | None, typer.Option(help="published weights to start from, not the model's own")] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="written when it serves: {url, pid}")] = None,
-    token_env: Annotated[str | None, typer.Option(help="environment variable that holds the bearer token")] = None,
-    admin_token_env: Annotated[
-        str | None, typer.Option(help="variable with a token of its own for pause, update, abort and the like")
-    ] = None,
-    log_dir: Annotated[Path | None, typer.Option(help="replicas' logs; default: a temporary folder")] = None,
-    probe_timeout: Annotated[
-        float, typer.Option(help="seconds without a sampled token after which a replica is taken for hung")
-    ] = 20.0,
-    start_timeout: Annotated[float, typer.Option(help="seconds that a replica may take to start")] = 300.0,
-    drain: Annotated[float, typer.Option(help="seconds that requests may take to end after SIGTERM")] = 10.0,
-    incremental_streaming_output: Annotated[
-        bool, typer.Option(help="events of a stream hold new tokens only, as with SGLang's flag of this name")
-    ] = False,
-    deterministic: Annotated[
-        str,
-        typer.Option(
-            help="on: answers do not depend, to the bit, on what else is served; auto: where the engine can; off"
-        ),
-    ] = "off",
-    parent_pid: Annotated[int | None, typer.Option(help="end when this process is gone")] = None,
-    seed: Annotated[int, typer.Option(help="of requests that bring no sampling_seed")] = 0,
-) -> None:
-    """Serve a model: tokens in, tokens out, in SGLang's HTTP dialect.
+def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[..., None]:
+    """Return the `serve` command, with one option for each field of `model`, and `--settings`."""
 
-    Try it:
+    def serve(context: typer.Context, settings: Path | None, **options: Any) -> None:
+        """Serve a model: tokens in, tokens out, in SGLang's HTTP dialect.
 
-        agentloop serve --model recipes/quickstart/model --port 30000
+        Try it:
 
-        curl localhost:30000/generate -d '{"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 8}}'
+            agentloop serve --model recipes/quickstart/model --port 30000
 
-    A trainer changes the weights with /pause_generation, /update_weights_from_disk (folders under --weights-root only)
-    and /continue_generation; requests that run meanwhile are finished, and tell which version sampled which token.
-    State: /health, /server_info, /metrics. The schema: /openapi.json.
-    """
-    try:
-        settings = ServerSettings(
-            model=model, engine=engine, host=host, port=port, device=device, dtype=dtype, max_running=max_running,
-            max_kv_tokens=max_kv_tokens, context_length=context_length, threads=threads,
-            weights_roots=tuple(weights_root or ()), weight_version=weight_version, weights=weights,
-            ready_file=ready_file, token=token_from_environment("token-env", token_env), parent_pid=parent_pid,
-            seed=seed, replicas=replicas, replica_urls=tuple(replica_url or ()), python=python,
-            engine_args=tuple(engine_arg or ()), gpus_per_replica=gpus_per_replica, max_queue=max_queue,
-            stream_tokens=stream_tokens, admin_token=token_from_environment("admin-token-env", admin_token_env),
-            log_dir=log_dir, probe_timeout_s=probe_timeout, start_timeout_s=start_timeout, drain_s=drain,
-            incremental_streaming_output=incremental_streaming_output, deterministic=deterministic,
-        )  # fmt: skip
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{name}: {first['msg']}", "see agentloop serve --help") from None
-    # Before torch is imported: its thread pools are sized once.
-    for variable in _THREAD_VARIABLES:
-        os.environ[variable] = str(threads)
+            curl localhost:30000/generate -d '{"input_ids": [1, 2, 3], "sampling_params":
+            {"max_new_tokens": 8}}'
+
+        A trainer changes the weights with /pause_generation, /update_weights_from_disk (folders
+        under --weights-root only) and /continue_generation. Requests that run meanwhile are
+        finished, and name the version that sampled each token. State: /health, /server_info,
+        /metrics. The schema: /openapi.json.
+        """
+        given = {name: value for name, value in options.items() if _is_given(context, name)}
+        raise typer.Exit(_serve(load_settings(model, settings, given)))
+
+    file = Annotated[Path | None, typer.Option(help="JSON file of settings; options on the command line replace them")]
+    parameters = [
+        _parameter("context", typer.Context),
+        _parameter("settings", file, None),
+        *(_option(name, field) for name, field in model.model_fields.items()),
+    ]
+    # typer reads the options of a command from its signature and annotations.
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any function may have one
+    serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return serve
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return the parameter of one field. Whether its value is right is left to the model."""
+    kind, choices = _kind(field.annotation)
+    help_text = (field.description or "").replace("null: ", "default: ")
+    option = option_name(name)
+    if kind is bool:
+        option += f"/--no-{option.removeprefix('--')}"
+
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    info = typer.Option(
+        option,
+        help=help_text + ("; repeat for more" if typing.get_origin(kind) is list else ""),
+        metavar=f"[{'|'.join(choices)}]" if choices else None,
+        show_default="required" if field.is_required() else default not in (None, (), []),
+    )
+    return _parameter(
+        name, Annotated[kind | None, info], default or None if typing.get_origin(kind) is list else default
+    )
+
+
+def _kind(annotation: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the type of an option's value, and the values to choose from if they are few."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kind = next(option for option in options if option is not types.NoneType)
+    if typing.get_origin(kind) is typing.Literal:
+        return str, typing.get_args(kind)
+    if typing.get_origin(kind) in (list, tuple):
+        return list[typing.get_args(kind)[0]], ()  # type: ignore[misc]  # a type that is made at run time
+    return kind, ()
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _serve(settings: ServerSettings) -> int:
+    # Before torch is imported: it sizes its thread pools once.
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(settings.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from rollout_server.launch import serve as launch
+    from rollout_server.launch import serve
 
-    raise typer.Exit(launch(settings))
+    return serve(settings)

@@ -1,87 +1,148 @@
-"""What a client did wrong, as the JSON that every 4xx and 5xx carries: `{"error": {"message", "field", "type"}}`."""
+"""The server's error tree, and the one table that says how each error is answered over HTTP.
+
+ServingError
+├── EngineError            500  the engine failed a correct request: sending it again may succeed
+│   ├── ReplicaGone        500  the replica no longer answers: another one can take the request
+│   └── NotServing         503  a health check found nothing that serves
+├── Overloaded             503  the queue is full, with Retry-After
+├── WeightsError           400  the weights of an update cannot be served; the old version stays
+└── RequestError           400  the request is wrong: sending it again cannot help
+    ├── Unauthorized       401
+    ├── Forbidden          403
+    ├── Conflict           409  the request does not fit the server's state
+    ├── TooLarge           413
+    └── Refused            4xx  another server refused, with a status of its own
+
+Every 4xx and 5xx answer carries `{"error": {"message", "field", "type"}}`.
+"""
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
 
-from agentloop.wire import GenerateRequest
-from rollout_server.api.sglang_fields import drop_without_effect
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
+from agentloop.errors import AgentloopError
 
 
-class HttpError(Exception):
-    """An answer other than 200."""
+class ServingError(AgentloopError):
+    """Root of the errors that a request can end with.
 
-    def __init__(
-        self, status: int, kind: str, message: str, field: str | None = None, retry_after_s: float | None = None
-    ) -> None:
+    Args:
+        message: what is wrong, and what to do about it.
+        field: the field of the request at fault, if it is one.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.message = message
         self.field = field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.message, self.field))
+
+
+class EngineError(ServingError):
+    """The engine failed a correct request: the caller may send it again."""
+
+
+class ReplicaGone(EngineError):
+    """The replica no longer answers; the request is correct and can be sent to another replica."""
+
+
+class NotServing(EngineError):
+    """A health check found no replica that serves, or one that samples nothing."""
+
+
+class Overloaded(ServingError):
+    """The queue is full; the client may come back in `retry_after_s` seconds."""
+
+    def __init__(self, in_flight: int, retry_after_s: float) -> None:
+        super().__init__(f"{in_flight} requests are in flight, which is the limit")
+        self.in_flight = in_flight
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.in_flight, self.retry_after_s))
+
+
+class WeightsError(ServingError):
+    """Weights cannot be served; the old version stays in service."""
+
+
+class RequestError(ServingError):
+    """The request is wrong, for instance an image that cannot be read: it must not be sent again."""
+
+
+class Unauthorized(RequestError):
+    """The bearer token is missing or wrong."""
+
+
+class Forbidden(RequestError):
+    """The request names something outside what this server may touch."""
+
+
+class Conflict(RequestError):
+    """The request is well-formed and does not fit the server's present state or engine."""
+
+
+class TooLarge(RequestError):
+    """The request's body is larger than the limit."""
+
+
+class Refused(RequestError):
+    """Another server refused a request that was passed on to it, with `status`."""
+
+    def __init__(self, status: int, message: str, field: str | None = None) -> None:
+        super().__init__(message, field)
+        self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.status, self.message, self.field))
+
+
+ANSWERS: dict[type[ServingError], tuple[int, str]] = {
+    EngineError: (500, "engine_error"),
+    NotServing: (503, "engine_error"),
+    Overloaded: (503, "overloaded"),
+    WeightsError: (400, "invalid_request"),
+    RequestError: (400, "invalid_request"),
+    Unauthorized: (401, "unauthorized"),
+    Forbidden: (403, "forbidden"),
+    Conflict: (409, "conflict"),
+    TooLarge: (413, "too_large"),
+}
+"""Status and `type` of the answer to each error. A class that is not listed is answered like its
+base."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """The HTTP answer to an error."""
+
+    status: int
+    kind: str
+    message: str
+    field: str | None = None
+    retry_after_s: float | None = None
 
     @property
     def body(self) -> bytes:
+        """The JSON that every 4xx and 5xx carries."""
         return orjson.dumps({"error": {"message": self.message, "field": self.field, "type": self.kind}})
 
-
-def bad_request(message: str, field: str | None) -> HttpError:
-    return HttpError(400, "invalid_request", message, field)
-
-
-def parse(model: type[ModelT], body: bytes) -> ModelT:
-    """Read a request strictly: a number is a number, an unknown field is an error.
-
-    Raises:
-        HttpError: 400 that names the first wrong field.
-    """
-    try:
-        return model.model_validate_json(body or b"{}", strict=True)
-    except ValidationError as exc:
-        error = explain(model, exc)
-        if not any(e["type"] == "extra_forbidden" or e["input"] is None for e in exc.errors(include_url=False)):
-            raise error from None
-    # What SGLang's clients send beyond our own fields is looked at only here: most requests have none of it.
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise error from None  # NaN, for one, is known to pydantic alone
-    if not isinstance(request, dict):
-        raise error
-    if (refused := drop_without_effect(request, generate=model is GenerateRequest)) is not None:
-        raise bad_request(f"{refused[0]} is not served: {refused[1]}", refused[0])
-    try:
-        return model.model_validate_json(orjson.dumps(request), strict=True)
-    except ValidationError as exc:
-        raise explain(model, exc) from None
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.retry_after_s is None:
+            return {}
+        return {"retry-after": str(max(1, round(self.retry_after_s)))}
 
 
-def explain(model: type[BaseModel], error: ValidationError) -> HttpError:
-    """The first wrong field; an unknown one with the name that was probably meant."""
-    # An unknown field explains a missing one next to it, so it comes first.
-    details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
-    path = [str(part) for part in details["loc"]]
-    field = ".".join(path) or None
-    if details["type"] != "extra_forbidden":
-        return bad_request(f"{field or 'body'}: {details['msg']}", field)
-    known = list(_model_at(model, path[:-1]).model_fields)
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
-    return bad_request(f"unknown field {field!r}; {hint}", field)
+def answer_to(error: ServingError) -> ErrorAnswer:
+    """Return the answer that `ANSWERS` gives for an error."""
+    status, kind = next(ANSWERS[base] for base in type(error).__mro__ if base in ANSWERS)
+    if isinstance(error, Refused):
+        status = error.status
+    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
 
-
-def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    for part in path:
-        annotation: Any = model.model_fields[part].annotation
-        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return model
+    return ErrorAnswer(status, kind, error.message, error.field, retry_after_s)

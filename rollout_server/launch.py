@@ -13,16 +13,21 @@ from pathlib import Path
 
 import uvicorn
 
+from agentloop.config.server import ServerSettings
+from agentloop.errors import ModelError
+from agentloop.model_folder import CONFIG_FILE, ModelFolder, download
 from rollout_server.api.app import build_app
 from rollout_server.engines import engine_factory
-from rollout_server.engines.base import FolderWeights
-from rollout_server.model_facts import model_facts
+from rollout_server.engines.base import EngineInfo, FolderWeights
 from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
-from rollout_server.replica.base import LocalReplica
-from rollout_server.replica.starting import SglangSource, TorchSource, UrlSource
-from rollout_server.router.fleet import Fleet, Source
+from rollout_server.replica.local import LocalReplica
+from rollout_server.replica.starting.base import Source
+from rollout_server.replica.starting.sglang import SglangSource
+from rollout_server.replica.starting.torch import TorchSource
+from rollout_server.replica.starting.url import UrlSource
+from rollout_server.router.fleet import Fleet
 from rollout_server.router.router import Router
-from rollout_server.settings import ServerSettings, check_model
+from rollout_server.settings import check_model
 
 log = logging.getLogger("rollout_server")
 
@@ -30,18 +35,22 @@ FAILURE_CHECK_S = 0.25
 
 
 def serve(settings: ServerSettings) -> int:
-    """Serve until told to stop; returns the exit code.
+    """Serve until the process is stopped; returns the exit code.
 
     Raises:
-        UserError: the port, the model or the engine's name is wrong.
-        ServerStartError: a replica does not start.
+        UserError: the port, the model, a token or the engine's name is wrong.
+        ServerStartError: a replica did not start.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.parent_pid is not None:
         die_with_parent(settings.parent_pid)
-    # First of all: a taken port and a wrong path are known before seconds go into loading.
+
+    # Cheap checks first: report a missing token, a wrong path or a taken port before the model is
+    # loaded.
+    settings.check_tokens()
     check_model(settings.model)
     sock = bind(settings.host, settings.port)
+
     router, fleet = build_router(settings)
     app = build_app(router, settings=settings)
     config = uvicorn.Config(
@@ -51,6 +60,7 @@ def serve(settings: ServerSettings) -> int:
     )  # fmt: skip
     server = _Server(config, settings, router, fleet)
     server.run(sockets=[sock])
+
     if server.start_error is not None:
         raise server.start_error
     if router.failure:
@@ -60,16 +70,18 @@ def serve(settings: ServerSettings) -> int:
 
 
 def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
-    """One embedded engine in this process, or a fleet of others behind the same router."""
+    """Build a router over one engine in this process, or over a fleet of other processes."""
     in_process = settings.replicas == 1 and settings.engine != "sglang" and not settings.replica_urls
     replicas = len(settings.replica_urls) or settings.replicas
     limit = None if settings.max_queue is None else settings.max_running * replicas + settings.max_queue
+
     if in_process:
         engine = engine_factory(settings.engine)(settings)
         return Router([LocalReplica(engine)], max_in_flight=limit), None
+
     if settings.engine != "sglang":
-        engine_factory(settings.engine)  # an unknown name is an error here, not in a log
-    info = model_facts(settings.engine, settings.model, settings.context_length)
+        engine_factory(settings.engine)  # report an unknown name here, not in a replica's log
+    info = engine_info(settings)
     router = Router(
         info=info,
         version=settings.weight_version,
@@ -77,6 +89,7 @@ def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
         max_in_flight=limit,
         start_timeout_s=settings.start_timeout_s,
     )
+
     log_dir = settings.log_dir or Path(tempfile.mkdtemp(prefix="agentloop-serve-"))
     sources: list[Source]
     if settings.replica_urls:
@@ -86,14 +99,43 @@ def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
     else:
         token = secrets.token_urlsafe(32)
         sources = [TorchSource(settings, i, info, token, log_dir) for i in range(replicas)]
+
     log.info("starting %d replicas; their logs are in %s", len(sources), log_dir)
-    return router, Fleet(
-        router, sources, probe_every_s=settings.probe_every_s, probe_timeout_s=settings.probe_timeout_s
-    )
+    fleet = Fleet(router, sources, probe_every_s=settings.probe_every_s, probe_timeout_s=settings.probe_timeout_s)
+    return router, fleet
+
+
+def engine_info(settings: ServerSettings) -> EngineInfo:
+    """Read what the checks of requests need (vocabulary, context, vision tower), without loading
+    the model.
+
+    Raises:
+        ModelError: config.json is missing or lacks a value, or `context_length` exceeds the
+            model's.
+    """
+    model, context_length = settings.model, settings.context_length
+    folder = ModelFolder(Path(model))
+    if not folder.has_config:
+        try:
+            folder = ModelFolder(download(model, [CONFIG_FILE]))
+        except OSError as exc:
+            raise ModelError(f"the config.json of {model} could not be fetched: {exc}", "download the model") from exc
+
+    vocab, longest = folder.vocab_size, folder.context_length or context_length
+    if not vocab or not longest:
+        raise ModelError(
+            f"the config.json of {model} has no vocab_size or no max_position_embeddings", "give --context-length"
+        )
+    if context_length is not None and context_length > longest:
+        raise ModelError(
+            f"--context-length {context_length} is beyond the model's {longest}", f"give at most {longest}"
+        )
+    return EngineInfo(settings.engine, model, context_length or longest, vocab, images=folder.takes_images)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it serves and ends when the engine has failed for good."""
+    """uvicorn's server, extended: it writes the ready file once it serves, and ends when the engine
+    has failed."""
 
     def __init__(self, config: uvicorn.Config, settings: ServerSettings, router: Router, fleet: Fleet | None) -> None:
         super().__init__(config)
@@ -107,24 +149,26 @@ class _Server(uvicorn.Server):
         if self._fleet is not None and not await self._start_fleet(self._fleet):
             self.should_exit = True
             return
+
         await super().startup(list(sockets or []))
         if sockets and self.started:
             url = url_of(sockets[0], self._settings.host)
             if self._settings.ready_file is not None:
                 write_ready_file(self._settings.ready_file, url)
-            log.info("serving %s at %s, version %s", self._settings.model, url, self._router.weight_version)
+            log.info("serving %s at %s, version %s", self._settings.model, url, self._router.weights.version)
             self._watcher = asyncio.create_task(self._watch(), name="engine watch")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
             await super().shutdown(sockets)
+        # After the last answers: replicas work on them until then.
         if self._fleet is not None:
             await self._fleet.close()
         await self._router.close()
 
     async def _start_fleet(self, fleet: Fleet) -> bool:
-        """Start the replicas, unless somebody asks to stop meanwhile."""
+        """Start the replicas; False if that failed, or if the server was stopped meanwhile."""
         starting = asyncio.create_task(fleet.start())
         while not starting.done():
             await asyncio.wait([starting], timeout=FAILURE_CHECK_S)
@@ -134,13 +178,13 @@ class _Server(uvicorn.Server):
             await starting
         except asyncio.CancelledError:
             return False
-        except Exception as exc:  # noqa: BLE001  # raised again where the process ends
+        except Exception as exc:  # noqa: BLE001  # raised again in `serve`
             self.start_error = exc
             return False
         return True
 
     async def _watch(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            while not self._router.failure:  # noqa: ASYNC110  # set by another thread, looked at rarely
+            while not self._router.failure:  # noqa: ASYNC110  # set by another thread, and rarely needed
                 await asyncio.sleep(FAILURE_CHECK_S)
             self.should_exit = True

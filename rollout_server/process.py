@@ -1,4 +1,4 @@
-"""The server as a process: its port, its parent, its ready file."""
+"""The server as a process: its port, its parent, its threads, its ready file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ import time
 from pathlib import Path
 
 from agentloop.errors import ConfigError
+from agentloop.files import write_atomic
 from agentloop.runtime import child
 
 log = logging.getLogger(__name__)
 
 PARENT_CHECK_S = 0.5
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Numerical libraries read these when they are imported, to size their thread pools."""
+
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, taken before a model is loaded so that a taken port is known at once.
+    """Return a bound socket. Bind before a model is loaded, so that a taken port is reported at once.
 
     Raises:
         ConfigError: naming the port and the ways out.
@@ -33,7 +37,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         sock.close()
         if exc.errno == errno.EADDRINUSE:
-            fix = "stop what listens there, give another --port, or 0 for a free one"
+            fix = "stop the process that listens there, give another --port, or 0 for a free one"
             raise ConfigError(f"port {port} on {host} is taken", fix) from exc
         reason = f"port {port} on {host} cannot be bound: {exc.strerror or exc}"
         raise ConfigError(reason, "give another --host or --port") from exc
@@ -41,24 +45,21 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(sock: socket.socket, host: str) -> str:
-    """The URL under which the socket is reached from this machine."""
+    """Return the URL under which this machine reaches the socket."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{sock.getsockname()[1]}"
 
 
 def write_ready_file(path: Path, url: str) -> None:
-    """Say that the server serves; whoever sees the file sees all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-    draft.replace(path)
+    """Announce that the server serves: a reader that sees the file sees all of it."""
+    write_atomic(path, json.dumps({"url": url, "pid": os.getpid()}).encode())
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process when process `parent` is gone, however it went.
+    """End this process when process `parent` is gone, however it ended.
 
-    The kernel's signal is immediate; the thread is for systems without it and for a parent that is no direct one. A
-    thread and not a task: it also works while a model loads.
+    The kernel's signal is immediate. A thread covers systems without it, and a parent that is not
+    the direct one; it is a thread rather than a task because it has to work while a model loads.
     """
     if sys.platform == "linux" and os.getppid() == parent:
         child.die_with_parent()
@@ -66,7 +67,7 @@ def die_with_parent(parent: int) -> None:
     def watch() -> None:
         while _alive(parent):
             time.sleep(PARENT_CHECK_S)
-        log.error("process %d, which this server belongs to, is gone", parent)
+        log.error("parent process %d is gone: this server ends too", parent)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
@@ -79,7 +80,7 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    # A parent that was killed and is not waited for by anybody would still answer the signal.
+    # A killed process that its own parent has not reaped still accepts signals.
     return _state(pid) != "Z"
 
 

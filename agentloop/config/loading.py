@@ -65,7 +65,12 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     return validate(model, typing.cast("dict[str, Any]", data), source=str(path))
 
 
-def validate(model: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT:
+def validate(
+    model: type[ConfigT],
+    data: dict[str, Any],
+    source: str,
+    hint: str = "`agentloop config` prints every key with its meaning and default",
+) -> ConfigT:
     """Validate plain data; errors name the key and say what to do."""
     try:
         return model.model_validate(data)
@@ -75,7 +80,7 @@ def validate(model: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT
         count = f"{len(lines)} errors" if len(lines) > 1 else "an error"
         raise ConfigError(
             f"{source} has {count}:\n" + "\n".join(f"  - {line}" for line in lines),
-            "`agentloop config` prints every key with its meaning and default",
+            hint,
         ) from exc
 
 

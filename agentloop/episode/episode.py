@@ -111,16 +111,11 @@ class Episode:
         self._render_pending()
         ledger, budget = self._ledger, self._budget
         room, out_of_room = self._room(len(ledger), ledger.response_length)
-        values = {
-            **self._sampling.model_dump(),
-            "sampling_seed": self._turn_seed(),
-            "stop_token_ids": self._renderer.stop_token_ids or None,
-            **sampling,
-        }
-        most = min(values["max_new_tokens"], self.config.max_turn_tokens or room, room)
-        values["max_new_tokens"] = most
-        values["min_new_tokens"] = min(values["min_new_tokens"], most)
-        params = SamplingParams(**values)
+        own = {"sampling_seed": self._turn_seed(), "stop_token_ids": self._renderer.stop_token_ids or None}
+        params = SamplingParams.merged(
+            self._sampling, {**own, **sampling}, room=min(self.config.max_turn_tokens or room, room)
+        )
+        most = params.max_new_tokens
         session = f"{self.group_id}/{self.sample_index}"
         order, digest = budget.generations, ledger.digest
         rid = f"{session}/{order}-{time.monotonic_ns():x}"

@@ -1,4 +1,4 @@
-"""How an administrative route is added: strict JSON in, `{success, message, ...}` out."""
+"""Administrative routes: strict JSON in, `{success, message, ...}` out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from fastapi import FastAPI, Request, Response
 
 from agentloop.wire import AdminResponse, ErrorBody
 from rollout_server.api.asgi import read_body
-from rollout_server.errors import parse
+from rollout_server.api.parsing import parse
+from rollout_server.errors import ErrorAnswer
 
 
 def add_admin(
@@ -19,7 +20,13 @@ def add_admin(
     model: type[Any],
     act: Callable[[Any], Awaitable[str]] | Callable[[Any], Awaitable[dict[str, Any]]],
 ) -> None:
-    """Add a route; what `act` returns is the answer's message, or its fields."""
+    """Add a route.
+
+    Args:
+        model: the request's message.
+        act: performs the request; returns the answer's message, or its fields. Its docstring is the
+            description.
+    """
 
     async def route(request: Request) -> Response:
         answer = await act(parse(model, await read_body(request.scope, request.receive)))
@@ -33,10 +40,15 @@ def add_admin(
 
 
 def done(message: str) -> Response:
-    """200, with a message."""
+    """Return a 200 with a message."""
     return to_json(orjson.dumps({"success": True, "message": message}))
 
 
-def to_json(body: bytes, status: int = 200) -> Response:
-    """JSON that is encoded already."""
-    return Response(body, status, media_type="application/json")
+def refused(answer: ErrorAnswer) -> Response:
+    """Return the response to an error."""
+    return Response(answer.body, answer.status, answer.headers, media_type="application/json")
+
+
+def to_json(body: bytes) -> Response:
+    """Return a 200 with encoded JSON."""
+    return Response(body, media_type="application/json")

@@ -1,4 +1,5 @@
-"""Reading a body and sending JSON, straight over ASGI: a framework's part here can cost more than a generation."""
+"""Read a body and send JSON directly over ASGI: on this path a framework can cost more than a
+generation."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 
 from starlette.types import Receive, Scope, Send
 
-from rollout_server.errors import HttpError
+from rollout_server.errors import ErrorAnswer, RequestError, TooLarge
 
 MAX_BODY_BYTES = 64 * 2**20
 
@@ -14,21 +15,23 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """The whole body.
+    """Return the whole body.
 
     Raises:
-        HttpError: 413 when it is larger than `MAX_BODY_BYTES`; 400 when the client left in the middle.
+        TooLarge: it is larger than `MAX_BODY_BYTES`.
+        RequestError: the client left before it was sent.
     """
+    too_large = TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    too_large = HttpError(413, "too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise too_large
+
     parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise HttpError(400, "disconnected", "the client left before its body was read")
+            raise RequestError("the client left before its body was read")
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)
@@ -45,7 +48,7 @@ async def send_json(send: Send, body: bytes, status: int = 200, headers: Headers
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: HttpError) -> None:
-    retry = error.retry_after_s
-    headers = [] if retry is None else [(b"retry-after", b"%d" % max(1, round(retry)))]
-    await send_json(send, error.body, error.status, headers)
+async def send_error(send: Send, answer: ErrorAnswer) -> None:
+    """Send the answer to an error."""
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    await send_json(send, answer.body, answer.status, headers)

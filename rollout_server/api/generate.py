@@ -1,4 +1,4 @@
-"""`POST /generate`: the path that every token takes, kept short."""
+"""`POST /generate`: the path of every token, kept short."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from agentloop.wire import SESSION_HEADER, GenerateRequest
+from agentloop.wire import SESSION_HEADER, GenerateRequest, SamplingParams
 from rollout_server.api.asgi import read_body, send_error, send_json
-from rollout_server.api.metrics import Metrics
+from rollout_server.api.metrics import CLIENT_LEFT, Metrics
+from rollout_server.api.parsing import parse
 from rollout_server.api.stream import EventStream, encode
-from rollout_server.engines.base import EngineError, Generation, GenerationResult, RequestError
-from rollout_server.errors import HttpError, bad_request, parse
-from rollout_server.router.router import Overloaded, Router
+from rollout_server.engines.base import Generation, GenerationResult
+from rollout_server.errors import RequestError, ServingError, answer_to
+from rollout_server.router.router import Router
 
 DISCONNECT_CHECK_S = 0.25
-"""A request that takes longer than this is watched for its client going away; shorter ones are not worth a task."""
+"""Requests that take longer than this are watched for a disconnecting client; shorter ones do not
+repay a task."""
 
 _SESSION_HEADER = SESSION_HEADER.lower().encode()
 
@@ -43,59 +45,66 @@ class GenerateEndpoint:
             )
             if request.stream:
                 stream = EventStream(send, generation, incremental=self._incremental, logprobs=request.return_logprob)
-                result = await stream.follow(self._run(generation, session, receive))
+                result = await stream.follow(self._run(stream.generation, session, receive))
             else:
                 result = await self._run(generation, session, receive)
-        except HttpError as exc:
-            self._metrics.count_request(exc.status)
-            await send_error(send, exc)
+        except ServingError as exc:
+            answer = answer_to(exc)
+            self._metrics.count_request(answer.status)
+            await send_error(send, answer)
             return
+
         if result is None:
-            self._metrics.count_request(499)
+            self._metrics.count_request(CLIENT_LEFT)
             return
         self._metrics.count_request(200, time.perf_counter() - begin)
-        if request.stream:
-            return
-        await send_json(send, encode(generation, result, return_logprob=request.return_logprob))
+        if not request.stream:
+            await send_json(send, encode(generation, result, return_logprob=request.return_logprob))
 
     def accept(self, request: GenerateRequest) -> Generation:
-        """Check what only the server can: vocabulary and context.
+        """Check what depends on the model: vocabulary, context and images.
 
         Raises:
-            HttpError: 400 that names the field.
+            RequestError: naming the field.
         """
         info, ids, sampling = self._router.info, request.input_ids, request.sampling_params
         if max(ids) >= info.vocab_size or min(ids) < 0:
             place, wrong = next((i, t) for i, t in enumerate(ids) if not 0 <= t < info.vocab_size)
-            raise bad_request(
+            raise RequestError(
                 f"input_ids[{place}] is {wrong}, outside the vocabulary 0..{info.vocab_size - 1}", f"input_ids.{place}"
             )
-        for place, token in enumerate(sampling.stop_token_ids or ()):
-            if not 0 <= token < info.vocab_size:
-                raise bad_request(
-                    f"stop_token_ids[{place}] is {token}, outside the vocabulary 0..{info.vocab_size - 1}",
-                    f"sampling_params.stop_token_ids.{place}",
-                )
-        for token in sampling.logit_bias or ():
-            if not 0 <= token < info.vocab_size:
-                raise bad_request(
-                    f"logit_bias names token {token}, outside the vocabulary 0..{info.vocab_size - 1}",
-                    f"sampling_params.logit_bias.{token}",
-                )
+        self._check_sampled_ids(sampling)
+
         if len(ids) + sampling.max_new_tokens > info.context_length:
-            raise bad_request(
+            raise RequestError(
                 f"{len(ids)} prompt tokens and max_new_tokens {sampling.max_new_tokens} are more than "
                 f"the context of {info.context_length}",
                 "input_ids" if len(ids) >= info.context_length else "sampling_params.max_new_tokens",
             )
+
         rid = request.rid or self._prefix + str(next(self._numbers))
         images = [request.image_data] if isinstance(request.image_data, str) else request.image_data or []
         if images and not info.images:
-            raise bad_request("this engine serves a model without images", "image_data")
+            raise RequestError("the served model does not take images", "image_data")
         return Generation(rid, ids, sampling, image_data=images)
 
+    def _check_sampled_ids(self, sampling: SamplingParams) -> None:
+        vocab_size = self._router.info.vocab_size
+        for place, token in enumerate(sampling.stop_token_ids or ()):
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"stop_token_ids[{place}] is {token}, outside the vocabulary 0..{vocab_size - 1}",
+                    f"sampling_params.stop_token_ids.{place}",
+                )
+        for token in sampling.logit_bias or ():
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"logit_bias names token {token}, outside the vocabulary 0..{vocab_size - 1}",
+                    f"sampling_params.logit_bias.{token}",
+                )
+
     async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
-        """The result, or None when the client went away first."""
+        """Return the result, or None when the client left before it."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
@@ -116,12 +125,6 @@ class GenerateEndpoint:
         timer = loop.call_later(DISCONNECT_CHECK_S, start_watching)
         try:
             return await self._router.generate(generation, session)
-        except EngineError as exc:
-            raise HttpError(500, "engine_error", str(exc)) from exc
-        except Overloaded as exc:
-            raise HttpError(503, "overloaded", str(exc), retry_after_s=exc.retry_after_s) from exc
-        except RequestError as exc:
-            raise bad_request(str(exc), exc.field) from exc
         except asyncio.CancelledError:
             if left:
                 task.uncancel()

@@ -1,4 +1,4 @@
-"""`/metrics`: counted where it happens by plain integers, put into Prometheus' form only when somebody asks."""
+"""`/metrics`: plain integers count on the way; Prometheus' form is made only when it is requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COUNTERS = {
     "sampled_tokens": "tokens sampled",
     "finished": "generations that ended by stop or length",
     "failed": "generations that the engine failed",
-    "aborted": "generations that were cut off",
+    "aborted": "generations that were aborted",
     "preempted": "running requests that lost their cache because it was full",
     "steps": "engine steps",
     "step_failures": "engine steps that raised",
@@ -33,8 +33,12 @@ _GAUGES = {
 }
 
 
+CLIENT_LEFT = 499
+"""Counted as the status of requests whose client left before the answer."""
+
+
 class Metrics(Collector):
-    """The server's numbers."""
+    """The server's metrics."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -44,12 +48,12 @@ class Metrics(Collector):
         self._registry.register(self)
 
     def count_request(self, status: int, seconds: float = 0.0) -> None:
-        """Count one answer of `/generate` (499: the client left before it)."""
+        """Count one answer of `/generate`."""
         self._requests[status] += 1
         self._seconds += seconds
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -57,7 +61,10 @@ class Metrics(Collector):
         for status, count in self._requests.items():
             requests.add_metric([str(status)], count)
         yield requests
-        yield CounterMetricFamily("rollout_request_seconds", "wall time of good answers", value=self._seconds)
+        yield CounterMetricFamily(
+            "rollout_request_seconds", "wall time of answers with status 200", value=self._seconds
+        )
+
         router = self._router
         for name, text, value in (
             ("resent", "requests sent to another replica because theirs died", router.resent),
@@ -65,22 +72,24 @@ class Metrics(Collector):
             ("sessions_moved", "sessions that left their replica", router.moved),
         ):
             yield CounterMetricFamily(f"rollout_{name}", text, value=value)
-        yield GaugeMetricFamily("rollout_under_way", "requests taken in and not answered", value=router.in_flight)
-        fenced = CounterMetricFamily("rollout_fenced", "times that a replica was fenced", labels=["replica"])
+
+        yield GaugeMetricFamily("rollout_under_way", "requests accepted and not yet answered", value=router.in_flight)
+        fenced = CounterMetricFamily("rollout_fenced", "how often a replica was fenced", labels=["replica"])
         for member in router.members:
-            fenced.add_metric([member.replica.name], member.fenced)
+            fenced.add_metric([member.name], member.fenced)
         yield fenced
-        replicas = [(member.replica, member.replica.stats()) for member in router.members]
+
+        all_stats = [(member.name, member.stats()) for member in router.members]
         for kind, names in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
             for name, text in names.items():
                 family = kind(f"rollout_{name}", text, labels=["replica"])
-                for replica, stats in replicas:
-                    family.add_metric([replica.name], getattr(stats, name))
+                for replica, stats in all_stats:
+                    family.add_metric([replica], getattr(stats, name))
                 yield family
+
         state = GaugeMetricFamily("rollout_replica", "replicas by state", labels=["replica", "state", "version"])
         for member in router.members:
-            replica = member.replica
-            paused = member.serves and replica.stats().paused
-            name = "failed" if replica.failure else "paused" if paused else member.state
-            state.add_metric([replica.name, name, replica.weight_version], 1)
+            paused = member.serves and member.stats().paused
+            name = "failed" if member.failure else "paused" if paused else member.state
+            state.add_metric([member.name, name, member.weight_version], 1)
         yield state

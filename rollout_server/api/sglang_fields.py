@@ -1,6 +1,8 @@
-"""Fields of SGLang's requests that this server has no use for: which it takes without effect, and which it refuses.
+"""Fields of SGLang's requests that this server has no use for: which it takes without effect, and
+which it refuses.
 
-docs/rollout_server.md shows the same table; a test compares the two. Any other unknown field is a 400.
+docs/rollout_server.md shows the same table; a test compares the two. Any other unknown field is a
+400.
 """
 
 from __future__ import annotations

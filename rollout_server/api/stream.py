@@ -4,82 +4,93 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from starlette.types import Send
 
 from rollout_server.engines.base import AnswerChunk, Generation, GenerationResult
-from rollout_server.errors import HttpError
+from rollout_server.errors import ServingError, answer_to
 
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
 
 class EventStream:
-    """Events of one answer, in SGLang's form: `data: <json>`, at the end `data: [DONE]`.
+    """The events of one answer, in SGLang's form: `data: <json>`, at the end `data: [DONE]`.
+
+    Attributes:
+        generation: the request to run; its chunks become events.
 
     Args:
-        incremental: each event holds the tokens since the one before; else all so far, which is SGLang's default.
+        generation: the request as accepted.
+        incremental: each event holds the new tokens; else all tokens so far, which is SGLang's
+            default.
         logprobs: whether events hold logprobs.
     """
 
     def __init__(self, send: Send, generation: Generation, *, incremental: bool, logprobs: bool) -> None:
         self._send = send
-        self._generation = generation
         self._incremental = incremental
         self._logprobs = logprobs
-        self._pieces: asyncio.Queue[AnswerChunk | None] = asyncio.Queue()
+        self._chunks: asyncio.Queue[AnswerChunk | None] = asyncio.Queue()
         self._ids: list[int] = []
         self._pairs: list[tuple[float, int, None]] = []
-        self._told = 0
+        self._sent = 0
         self._started = False
-        generation.on_chunk = self._pieces.put_nowait
-        generation.stream_tokens = generation.sampling.stream_interval or 1
+        self.generation = replace(
+            generation,
+            on_chunk=self._chunks.put_nowait,
+            stream_tokens=generation.sampling.stream_interval or 1,
+        )
 
     async def follow(self, answer: Awaitable[GenerationResult | None]) -> GenerationResult | None:
-        """Send events until there is an answer; None when the client left.
+        """Send events until there is an answer; returns None when the client left.
 
         Raises:
-            HttpError: before the first event. Later it becomes an event: the status is sent already.
+            ServingError: before the first event. Later the error becomes an event: the status has
+                been sent.
         """
         writer = asyncio.create_task(self._write())
         try:
             result = await answer
-            self._pieces.put_nowait(None)
+            self._chunks.put_nowait(None)
             await writer
-        except HttpError as exc:
+        except ServingError as exc:
             if not self._started:
                 raise
-            await self._event(exc.body)
+            await self._event(answer_to(exc).body)
             await self._end()
             return None
         finally:
             writer.cancel()
+
         if result is not None:
-            start = self._told if self._incremental else 0
-            await self._event(encode(self._generation, result, return_logprob=self._logprobs, start=start))
+            start = self._sent if self._incremental else 0
+            await self._event(encode(self.generation, result, return_logprob=self._logprobs, start=start))
             await self._end()
         return result
 
     async def _write(self) -> None:
-        while (piece := await self._pieces.get()) is not None:
-            await self._event(self._encode(piece))
+        while (chunk := await self._chunks.get()) is not None:
+            await self._event(self._encode(chunk))
 
-    def _encode(self, piece: AnswerChunk) -> bytes:
-        pairs = [(logprob, token, None) for logprob, token in zip(piece.logprobs, piece.output_ids, strict=True)]
-        self._told += len(pairs)
+    def _encode(self, chunk: AnswerChunk) -> bytes:
+        pairs = [(logprob, token, None) for logprob, token in zip(chunk.logprobs, chunk.output_ids, strict=True)]
+        self._sent += len(pairs)
         if self._incremental:
-            self._ids, self._pairs = piece.output_ids, pairs
+            self._ids, self._pairs = chunk.output_ids, pairs
         else:
-            self._ids = self._ids + piece.output_ids
+            self._ids = self._ids + chunk.output_ids
             self._pairs = self._pairs + pairs
+
         meta: dict[str, Any] = {
-            "id": self._generation.rid,
+            "id": self.generation.rid,
             "finish_reason": None,
-            "prompt_tokens": len(self._generation.input_ids),
-            "completion_tokens": self._told,
-            "weight_version": piece.spans[-1].version,
-            "weight_versions": [{"version": s.version, "start": s.start, "end": s.end} for s in piece.spans],
+            "prompt_tokens": len(self.generation.input_ids),
+            "completion_tokens": self._sent,
+            "weight_version": chunk.spans[-1].version,
+            "weight_versions": [{"version": s.version, "start": s.start, "end": s.end} for s in chunk.spans],
         }
         if self._logprobs:
             meta["output_token_logprobs"] = self._pairs
@@ -96,7 +107,7 @@ class EventStream:
 
 
 def encode(generation: Generation, result: GenerationResult, *, return_logprob: bool, start: int = 0) -> bytes:
-    """The `GenerateResponse` as JSON, its tokens from number `start` on."""
+    """Return the `GenerateResponse` as JSON, with the tokens from index `start` on."""
     finish: dict[str, Any] = {"type": result.finish}
     if result.finish == "stop":
         finish["matched"] = result.matched
@@ -104,6 +115,7 @@ def encode(generation: Generation, result: GenerationResult, *, return_logprob: 
         finish["length"] = generation.sampling.max_new_tokens
     else:
         finish["message"] = result.message
+
     meta: dict[str, Any] = {
         "id": generation.rid,
         "finish_reason": finish,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+from agentloop.config.server import ServerSettings
 from agentloop.errors import RegistryError
 from rollout_server.engines.base import Engine
-from rollout_server.settings import ServerSettings
 
 ENGINE_GROUP = "agentloop.engines"
 

@@ -14,27 +14,6 @@ PauseMode = Literal["retract", "in_place", "abort"]
 RunningMode = Literal["retract", "in_place"]
 
 
-class EngineError(Exception):
-    """The engine failed a request that was right: the caller may send it again."""
-
-
-class RequestError(Exception):
-    """A request is wrong in a way that only the engine sees, such as an image that is none: it is never sent again.
-
-    Args:
-        message: what is wrong.
-        field: which field of the request.
-    """
-
-    def __init__(self, message: str, field: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-class WeightsError(Exception):
-    """Weights cannot be served: the old version goes on serving."""
-
-
 @dataclass(slots=True, frozen=True)
 class FolderWeights:
     """Safetensors in a folder, read into memory of the engine's own.

@@ -1,46 +1,48 @@
-"""What replicas confirm about a new version, and whether they mean the same one."""
+"""Checksums that replicas confirm after an update, and which of them counts."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from rollout_server.engines.base import (
-    BroadcastWeights,
-    FolderWeights,
-    WeightsConfirmation,
-    WeightsError,
-    WeightsSource,
-)
+from rollout_server.engines.base import BroadcastWeights, FolderWeights, WeightsConfirmation, WeightsSource
+from rollout_server.errors import WeightsError
 
 
 def agreed(expected: str | None, checksums: Sequence[str]) -> dict[str, str]:
-    """The checksum that counts, by algorithm: the trainer's own where it is of that algorithm, else that of most.
+    """Return the checksum that counts, by algorithm: the trainer's if it is of that algorithm, else
+    the most frequent.
 
-    Engines with a checksum function of their own can be compared among themselves only.
+    Engines that have a checksum function of their own are compared only with each other.
+
+    Example: `agreed("xxh3:aa", ["xxh3:aa", "xxh3:bb", "sglang:11"])` is `{"xxh3": "xxh3:aa",
+        "sglang": "sglang:11"}`.
     """
     counts: dict[str, Counter[str]] = {}
     for checksum in checksums:
         counts.setdefault(_algorithm(checksum), Counter())[checksum] += 1
+
     result = {algorithm: count.most_common(1)[0][0] for algorithm, count in counts.items()}
     if expected is not None and _algorithm(expected) in result:
         result[_algorithm(expected)] = expected
     return result
 
 
-def check(receipt: WeightsConfirmation, checksums: Mapping[str, str]) -> None:
-    """Compare a receipt with what counts.
+def check(confirmation: WeightsConfirmation, checksums: Mapping[str, str]) -> None:
+    """Compare a replica's confirmation with the checksum that counts.
 
     Raises:
-        WeightsError: the replica serves something else.
+        WeightsError: the replica serves different weights.
     """
-    counts = checksums.get(_algorithm(receipt.checksum), receipt.checksum)
-    if counts != receipt.checksum:
-        raise WeightsError(f"it serves {receipt.checksum} as version {receipt.version}, which is {counts}")
+    counts = checksums.get(_algorithm(confirmation.checksum), confirmation.checksum)
+    if counts != confirmation.checksum:
+        raise WeightsError(
+            f"checksum mismatch: it serves {confirmation.checksum} as version {confirmation.version}, which is {counts}"
+        )
 
 
 def lasting(source: WeightsSource) -> WeightsSource:
-    """Where the same weights will be found later: a broadcast is over, its copy stays."""
+    """Return where the same weights can be loaded later: a broadcast is over, its copy stays."""
     if isinstance(source, BroadcastWeights) and source.copy is not None:
         return FolderWeights(source.copy, source.checksum)
     return source

@@ -1,65 +1,35 @@
-"""Keeps the replicas of a router alive: started, watched, fenced, started again, brought to the current version."""
+"""Keeps the replicas of a router alive: starts, probes, fences and restarts them, at the current
+version."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from agentloop.errors import ServerStartError
-from rollout_server.engines.base import (
-    EngineError,
-    EngineInfo,
-    EngineStats,
-    Generation,
-    GenerationResult,
-    WeightsConfirmation,
-    WeightsError,
-)
-from rollout_server.errors import HttpError
-from rollout_server.replica.base import Replica, ReplicaGone
-from rollout_server.router.router import Member, Router
+from rollout_server.errors import EngineError, RequestError, WeightsError
+from rollout_server.replica.starting.base import Source
+from rollout_server.router.members import Member
+from rollout_server.router.router import Router
 
 log = logging.getLogger(__name__)
 
 LONGEST_BACKOFF_S = 30.0
 FIRST_BACKOFF_S = 0.25
 WELL_AFTER_S = 30.0
-"""A replica that has served for so long starts again without waiting."""
-
-
-class Source(Protocol):
-    """Where a replica comes from: a process to start, or a URL."""
-
-    @property
-    def name(self) -> str: ...
-
-    async def start(self) -> Replica:
-        """A replica that answers.
-
-        Raises:
-            ServerStartError: there is none.
-        """
-        ...
-
-    async def ended(self) -> str:
-        """Wait for its end, if it has one of its own; returns the reason."""
-        ...
-
-    async def stop(self, *, gently: bool) -> None:
-        """Leave nothing of it behind."""
-        ...
+"""A replica that has served this long is restarted without growing pauses."""
 
 
 class Fleet:
-    """One keeper task for each replica of `router`.
+    """One supervisor task for each replica of `router`.
 
     Args:
         router: gets a member for each source.
-        probe_every_s: pause between two probes by generation.
-        probe_timeout_s: a replica that samples nothing for so long is taken for hung.
-        max_starts: a replica that fails to start so often in a row is given up.
+        probe_every_s: pause between two probes.
+        probe_timeout_s: a replica that samples nothing for this long counts as hung.
+        max_starts: a replica whose start fails this often in a row is given up.
     """
 
     def __init__(
@@ -72,115 +42,117 @@ class Fleet:
         max_starts: int = 5,
     ) -> None:
         self._router = router
-        self._sources = list(sources)
+        self._members = router.members
         self._probe_every_s = probe_every_s
         self._probe_timeout_s = probe_timeout_s
         self._max_starts = max_starts
-        self._keepers: list[asyncio.Task[None]] = []
-        for source in sources:
-            router.members.append(Member(_NotStarted(source.name, router.info), state="starting"))
+        self._supervised = [(router.members.add(source.name), source) for source in sources]
+        self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start all replicas at once, and keep them from then on.
+        """Start all replicas at once, and supervise them from then on.
 
         Raises:
-            ServerStartError: one does not start; all are stopped again.
+            ServerStartError: a replica did not start; all are stopped again.
         """
-        members = self._router.members[-len(self._sources) :]
-        starting = [asyncio.create_task(source.start()) for source in self._sources]
+        starting = [asyncio.create_task(source.start()) for _, source in self._supervised]
         try:
-            for member, replica in zip(members, await asyncio.gather(*starting), strict=True):
+            for (member, _), replica in zip(self._supervised, await asyncio.gather(*starting), strict=True):
                 member.replica = replica
-            sources = self._sources
-            await asyncio.gather(*(self._admit(m, source) for m, source in zip(members, sources, strict=True)))
+            await asyncio.gather(*(self._admit(member, source) for member, source in self._supervised))
         except BaseException:
             for task in starting:
                 task.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
-            await asyncio.gather(*(source.stop(gently=False) for source in self._sources))
+            await asyncio.gather(*(source.stop(gently=False) for _, source in self._supervised))
             raise
-        for member, source in zip(members, self._sources, strict=True):
-            keeper = self._keep(member, source, running=True)
-            self._keepers.append(asyncio.create_task(keeper, name=f"keeper of {source.name}"))
+
+        for member, source in self._supervised:
+            supervisor = self._supervise(member, source)
+            self._supervisors.append(asyncio.create_task(supervisor, name=f"supervisor of {source.name}"))
 
     async def close(self) -> None:
-        """Stop all of them."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        await asyncio.gather(*(source.stop(gently=True) for source in self._sources))
+        """Stop all replicas."""
+        for supervisor in self._supervisors:
+            supervisor.cancel()
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
+        await asyncio.gather(*(source.stop(gently=True) for _, source in self._supervised))
 
-    async def _keep(self, member: Member, source: Source, *, running: bool) -> None:
-        failures = 0
-        backoff = FIRST_BACKOFF_S
+    async def _supervise(self, member: Member, source: Source) -> None:
+        """Watch a replica that serves; restart it, with growing pauses, each time it stops serving."""
+        running, failures, backoff = True, 0, FIRST_BACKOFF_S
         loop = asyncio.get_running_loop()
         while True:
             try:
                 if not running:
                     member.replica = await source.start()
                     await self._admit(member, source)
-                    log.info("replica %s serves version %s again", source.name, self._router.weight_version)
+                    log.info("replica %s serves again, at version %s", source.name, self._router.weights.version)
                 running, failures, since = False, 0, loop.time()
                 reason = await self._watch(member, source)
                 if loop.time() - since > WELL_AFTER_S:
                     backoff = FIRST_BACKOFF_S
-                await self._router.fence(member, reason)
+                await self._members.fence(member, reason)
             except Exception as exc:
-                if not isinstance(exc, ServerStartError | EngineError | WeightsError | HttpError):
-                    log.exception("the keeper of %s stumbled", source.name)
+                if not isinstance(exc, ServerStartError | EngineError | WeightsError | RequestError):
+                    log.exception("supervisor of replica %s failed unexpectedly", source.name)
                 failures += 1
                 log.error("replica %s did not start: %s", source.name, exc)
-                await self._router.fence(member, str(exc), "failed" if failures >= self._max_starts else "fenced")
+                await self._members.fence(member, str(exc), "failed" if failures >= self._max_starts else "fenced")
+
             await source.stop(gently=False)
             if member.state == "failed":
-                log.error("replica %s is given up after %d starts that failed", source.name, failures)
+                log.error("replica %s is given up after %d failed starts", source.name, failures)
                 return
             member.state = "starting"
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, LONGEST_BACKOFF_S)
 
     async def _admit(self, member: Member, source: Source) -> None:
-        """Let it serve once it has the current version. One that dies or hangs on the way holds nobody up.
+        """Admit a replica once it has loaded the current version. If it dies or hangs meanwhile,
+        nothing waits for it.
 
         Raises:
-            EngineError: it did.
+            EngineError: it died or hung.
             WeightsError: it cannot serve that version.
         """
-        coming = asyncio.create_task(self._bring_to_version(member))
-        trouble = asyncio.create_task(self._first_of(source.ended(), self._stay_alive(member)))
+        loading = asyncio.create_task(self._bring_to_version(member))
+        trouble = asyncio.create_task(self._first_of(source.ended(), self._stays_alive(member)))
         try:
-            await asyncio.wait([coming, trouble], return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                raise EngineError(f"on the way to version {self._router.weight_version}: {trouble.result()}")
-            coming.result()
+            await asyncio.wait([loading, trouble], return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                raise EngineError(f"while loading version {self._router.weights.version}: {trouble.result()}")
+            loading.result()
         finally:
-            await _cancel(coming, trouble)
+            await _cancel(loading, trouble)
 
     async def _bring_to_version(self, member: Member) -> None:
-        """Load the current weights, paused as the others are, and let it serve.
-
-        The long part runs beside other updates; the last look and the admission do not, so that no version slips by.
-        """
-        router, replica = self._router, member.replica
+        """Load the current weights into a started replica, pause it like the others, and admit it."""
+        router, weights, replica = self._router, self._router.weights, member.started
         while True:
-            source, version = router.source, router.weight_version
+            # Loading takes long and runs beside other updates, which may make this version an old
+            # one.
+            source, version = weights.source, weights.version
             if source is not None and replica.weight_version != version:
-                receipt = await replica.update_weights(source, version)
-                if version == router.weight_version:
-                    router.check_receipt(receipt)
-            async with router.changing:
-                if router.source is None or replica.weight_version == router.weight_version:
+                confirmation = await replica.update_weights(source, version)
+                if version == weights.version:
+                    weights.check_confirmation(confirmation)
+
+            # The last comparison and the admission exclude updates, so that the replica cannot miss
+            # one in between.
+            async with weights.changing:
+                if weights.source is None or replica.weight_version == weights.version:
                     paused = None
-                    while paused != router.paused:
+                    while paused != router.paused:  # a pause may begin or end while the replica follows it
                         paused = router.paused
                         await (replica.resume() if paused is None else replica.pause(paused))
-                    await router.admit(member)
+                    await self._members.admit(member)
                     return
 
     async def _watch(self, member: Member, source: Source) -> str:
-        """Wait until it is dead, hung or fenced; returns why."""
+        """Wait until the replica is dead, hung or fenced; returns the reason."""
         return await self._first_of(
-            source.ended(), self._stay_alive(member), self._go_on_sampling(member), _fenced(member)
+            source.ended(), self._stays_alive(member), self._keeps_sampling(member), _fenced(member)
         )
 
     @staticmethod
@@ -192,36 +164,38 @@ class Fleet:
         finally:
             await _cancel(*tasks)
 
-    async def _stay_alive(self, member: Member) -> str:
-        """Wait until it answers nothing."""
+    async def _stays_alive(self, member: Member) -> str:
+        """Return, with the reason, when the replica no longer answers."""
         while True:
-            failure = await self._try(member.replica.alive())
+            failure = await self._try(member.started.alive())
             if failure is not None:
-                return f"it answers nothing: {failure}"
+                return f"it does not answer: {failure}"
             await asyncio.sleep(self._probe_every_s)
 
-    async def _go_on_sampling(self, member: Member) -> str:
-        """Wait until it samples nothing. A pause or an update holds sampling up, and says nothing about it."""
+    async def _keeps_sampling(self, member: Member) -> str:
+        """Return, with the reason, when the replica no longer samples. Pauses and updates are not
+        held against it."""
         while True:
             await asyncio.sleep(self._probe_every_s)
-            if self._held:
+            if self._paused:
                 continue
-            failure = await self._try(member.replica.probe())
-            if failure is not None and not self._held:
+            failure = await self._try(member.started.probe())
+            if failure is not None and not self._paused:
                 return f"it samples nothing: {failure}"
 
     async def _try(self, probe: Coroutine[Any, Any, None]) -> str | None:
-        """What went wrong with a probe, or None."""
+        """Return why a probe failed, or None."""
         try:
             async with asyncio.timeout(self._probe_timeout_s):
                 await probe
-        except (EngineError, HttpError, TimeoutError) as exc:
-            return str(exc) or f"not in {self._probe_timeout_s:g} s"
+        except (EngineError, RequestError, TimeoutError) as exc:
+            return str(exc) or f"timed out after {self._probe_timeout_s:g} s"
         return None
 
     @property
-    def _held(self) -> bool:
-        return self._router.paused is not None or self._router.changing.locked()
+    def _paused(self) -> bool:
+        """Whether sampling may stand still without a fault."""
+        return self._router.paused is not None or self._router.weights.changing.locked()
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:
@@ -233,49 +207,3 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 async def _fenced(member: Member) -> str:
     await member.left.wait()
     return member.reason
-
-
-class _NotStarted:
-    """What stands for a replica before its first start."""
-
-    failure = None
-    weight_version = ""
-    stream_tokens = 0
-    ranks = 1
-
-    def __init__(self, name: str, info: EngineInfo) -> None:
-        self.name = name
-        self.info = info
-
-    async def generate(self, generation: Generation) -> GenerationResult:
-        raise ReplicaGone(f"{self.name} is not started")
-
-    async def abort(self, rid: str | None) -> int:
-        return 0
-
-    async def pause(self, mode: object) -> None: ...
-
-    async def resume(self) -> None: ...
-
-    async def flush_cache(self) -> None: ...
-
-    async def update_weights(self, source: object, version: str, running: object = None) -> WeightsConfirmation:
-        raise ReplicaGone(f"{self.name} is not started")
-
-    async def join_weights_group(self, group: object) -> None: ...
-
-    async def leave_weights_group(self, name: str) -> bool:
-        return False
-
-    async def memory(self, what: object, tags: object) -> None: ...
-
-    async def probe(self) -> None: ...
-
-    async def alive(self) -> None: ...
-
-    async def refresh(self) -> None: ...
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
-
-    async def close(self) -> None: ...

@@ -1,42 +1,63 @@
-"""What a dead replica had already sampled of an answer, and how another one goes on from there."""
+"""Failover: what a dead replica had sampled of an answer, and how another replica continues it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import AnswerChunk, Generation, GenerationResult
 
 
+class ChunkRelay:
+    """Passes chunks to the caller's callback and remembers whether there were any."""
+
+    def __init__(self, on_chunk: Callable[[AnswerChunk], None]) -> None:
+        self._on_chunk = on_chunk
+        self.sent = False
+
+    def __call__(self, chunk: AnswerChunk) -> None:
+        self.sent = True
+        self._on_chunk(chunk)
+
+
 class PartialAnswer:
     """The part of one answer that outlived its replicas.
 
-    Sampling goes on exactly where it stopped: the kept tokens become prompt, and the uniform numbers of a seeded
-    request depend on a token's position alone. Penalties look back at sampled tokens only, so requests that have them
-    start again; so do those with images, whose kept tokens may not be taken for more of them.
+    Sampling continues exactly where it stopped: the kept tokens become prompt, and the random
+    numbers of a seeded request depend only on a token's position. Penalties look back at sampled
+    tokens only, so requests with penalties start again; so do requests with images, because a kept
+    token could be mistaken for one of an image.
+
+    Args:
+        generation: the caller's request; it is not changed.
+        stream_tokens: tokens per chunk, which are lost at most when a replica dies.
     """
 
     def __init__(self, generation: Generation, stream_tokens: int) -> None:
         self._generation = generation
-        self._piece_tokens = stream_tokens
+        self._stream_tokens = stream_tokens
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._spans: list[VersionSpan] = []
-        self._base = 0  # tokens of replicas that died
+        self._base = 0  # tokens sampled by replicas that died
 
     @property
     def tokens(self) -> int:
-        """How many tokens are kept."""
+        """Number of kept tokens."""
         return len(self._ids)
 
     def rest(self) -> Generation:
-        """The request for what is still to be sampled."""
+        """Return the request for the tokens still to be sampled, whose chunks are kept here."""
         self._base = len(self._ids)
         whole = self._generation
         sampling = whole.sampling
         if self._ids:
             sampling = sampling.model_copy(update={"max_new_tokens": sampling.max_new_tokens - self._base})
-        every = min(self._piece_tokens, whole.stream_tokens) if whole.on_chunk is not None else self._piece_tokens
+
+        every = self._stream_tokens
+        if whole.on_chunk is not None:
+            every = min(every, whole.stream_tokens)
         return replace(
             whole,
             input_ids=whole.input_ids + self._ids,
@@ -46,7 +67,7 @@ class PartialAnswer:
         )
 
     def whole(self, result: GenerationResult) -> GenerationResult:
-        """The answer as one, when `result` is that of the last `rest`."""
+        """Return the whole answer, given the result of the last `rest`."""
         base = self._base
         if base:
             result.output_ids = self._ids[:base] + result.output_ids
@@ -56,7 +77,8 @@ class PartialAnswer:
         return result
 
     def finished(self) -> GenerationResult | None:
-        """The answer, when nothing is left to sample: its replica died between the last token and the answer."""
+        """Return the answer if nothing is left to sample: the replica died between its last token
+        and its answer."""
         if len(self._ids) < self._generation.sampling.max_new_tokens:
             return None
         spans = self._spans_until(len(self._ids))
@@ -64,19 +86,19 @@ class PartialAnswer:
             self._ids, self._logprobs, spans, "length", None, cached_tokens=0, weight_version=spans[-1].version
         )
 
-    def _keep(self, piece: AnswerChunk) -> None:
-        self._ids += piece.output_ids
-        self._logprobs += piece.logprobs
-        self._spans = joined(self._spans_until(self._base), piece.spans, self._base)
+    def _keep(self, chunk: AnswerChunk) -> None:
+        self._ids += chunk.output_ids
+        self._logprobs += chunk.logprobs
+        self._spans = joined(self._spans_until(self._base), chunk.spans, self._base)
         if self._generation.on_chunk is not None:
-            self._generation.on_chunk(replace(piece, spans=self._spans))
+            self._generation.on_chunk(replace(chunk, spans=self._spans))
 
     def _spans_until(self, end: int) -> list[VersionSpan]:
         return [s.model_copy(update={"end": min(s.end, end)}) for s in self._spans if s.start < end]
 
 
 def joined(first: list[VersionSpan], second: list[VersionSpan], offset: int) -> list[VersionSpan]:
-    """The spans of two parts of one answer, the second of which starts at token `offset`."""
+    """Join the spans of two parts of one answer; the second part starts at token `offset`."""
     spans = list(first)
     for span in second:
         moved = VersionSpan(version=span.version, start=span.start + offset, end=span.end + offset)
@@ -87,8 +109,9 @@ def joined(first: list[VersionSpan], second: list[VersionSpan], offset: int) -> 
     return spans
 
 
-def can_go_on(generation: Generation) -> bool:
-    """Whether a cut answer can be continued with the same distribution for every token still to come."""
+def can_continue(generation: Generation) -> bool:
+    """Return whether another replica can continue an answer with the same distribution for every
+    remaining token."""
     sampling = generation.sampling
     looks_back = (
         sampling.presence_penalty

@@ -10,11 +10,11 @@ import httpx
 import pytest
 import torch
 
+from agentloop.config.server import ServerSettings
 from rollout_server.api.app import build_app
 from rollout_server.engines.torch_engine.engine import TorchEngine, create_torch_engine
-from rollout_server.replica.base import LocalReplica
+from rollout_server.replica.local import LocalReplica
 from rollout_server.router.router import Router
-from rollout_server.settings import ServerSettings
 from tests.rollout_server.support import save_model
 
 torch.set_num_threads(1)

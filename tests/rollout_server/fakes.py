@@ -17,10 +17,9 @@ from rollout_server.engines.base import (
     RunningMode,
     UpdateGroup,
     WeightsConfirmation,
-    WeightsError,
     WeightsSource,
 )
-from rollout_server.replica.base import ReplicaGone
+from rollout_server.errors import ReplicaGone, WeightsError
 
 INFO = EngineInfo("fake", "nowhere", 1000, 500)
 

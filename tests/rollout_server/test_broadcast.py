@@ -14,11 +14,11 @@ import httpx
 import pytest
 from safetensors.torch import load_file
 
+from agentloop.config.server import ServerSettings
 from rollout_server.api.app import build_app
 from rollout_server.engines.torch_engine.engine import TorchEngine
-from rollout_server.replica.base import LocalReplica
+from rollout_server.replica.local import LocalReplica
 from rollout_server.router.router import Router
-from rollout_server.settings import ServerSettings
 from tests.rollout_server.broadcaster import layout
 from tests.rollout_server.support import TOLERANCE
 from tests.rollout_server.test_transports import PROMPT, checksum_of, error_of

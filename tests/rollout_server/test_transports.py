@@ -13,15 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from agentloop.config.server import ServerSettings
 from agentloop.weights.layout import checksum, digest_of, plan_file, read_layout
 from agentloop.weights.shared import SharedWriter
 from rollout_server.api.app import build_app
-from rollout_server.engines.base import FolderWeights, SharedWeights, WeightsError
+from rollout_server.engines.base import FolderWeights, SharedWeights
 from rollout_server.engines.torch_engine.engine import TorchEngine
 from rollout_server.engines.torch_engine.weights.loading import WeightLoader
-from rollout_server.replica.base import LocalReplica
+from rollout_server.errors import WeightsError
+from rollout_server.replica.local import LocalReplica
 from rollout_server.router.router import Router
-from rollout_server.settings import ServerSettings
 from tests.rollout_server.support import TOLERANCE, Reference, load, random_ids
 
 PROMPT = random_ids(30, seed=3)

@@ -1,6 +1,7 @@
-"""The rollout server as a child of the run: started, watched, started again at the version it had to serve.
+"""The rollout server as a child of the run: started, supervised, restarted at the version that it
+has to serve.
 
-The server is a program of its own, started by name: nothing of `rollout_server` is imported here.
+The server is started by name: nothing of `rollout_server` is imported here.
 """
 
 from __future__ import annotations
@@ -15,17 +16,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentloop.config import ModelConfig, RolloutConfig
+from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
 from agentloop.runtime.child import Child, child_environment, log_tail
 
-ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as the next one
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
+ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as above
+
+REPLICAS_SHARE = 0.9
+"""Share of `rollout.start_timeout_s` that the replicas may take: the server reports their failure
+before the run gives up on the server."""
+
+LONGEST_BACKOFF_S = 5.0
+FIRST_BACKOFF_S = 0.2
 
 
 class ServerProcess:
     """One rollout server under supervision.
 
-    `restarts` counts how often it was started again after it died. `died` is set, with the reason, when it is given up.
+    Attributes:
+        restarts: how often it was restarted after it died.
+        died: fails, with the reason, when the server is given up; None before `start`.
+        url: base URL of the running server.
     """
 
     def __init__(
@@ -44,35 +56,37 @@ class ServerProcess:
         self._rollout = rollout
         self._seed = seed
         self._log_file = log_file
-        self._weights_roots = list(weights_roots)
+        self._weights_roots = tuple(weights_roots)
         self._on_restart = on_restart
         self._ready_file = log_file.with_name("server.ready.json")
+        self._settings_file = log_file.with_name("server.settings.json")
         self._port = rollout.port
         self._child: Child | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
         self._weights: tuple[int, Path | None] = (0, None)
         self.restarts = 0
         self.died: asyncio.Future[None] | None = None
         self.url = ""
 
     async def start(self, version: int, weights: Path | None) -> str:
-        """Start and wait until it serves `version`; returns its URL.
+        """Start the server and wait until it serves `version`; returns its URL.
 
         Args:
             version: policy version of the weights.
             weights: published folder to serve; None: the model's own.
 
         Raises:
-            ServerStartError: it died or did not answer in time; the last lines of its log are in the message.
+            ServerStartError: it died or did not answer in time; the last lines of its log are in
+                the message.
         """
         self._weights = (version, weights)
         self.died = asyncio.get_running_loop().create_future()
         await self._launch()
-        self._watch = asyncio.create_task(self._supervise(), name="watch the rollout server")
+        self._supervisor = asyncio.create_task(self._supervise(), name="supervisor of the rollout server")
         return self.url
 
     def serves(self, version: int, weights: Path) -> None:
-        """Tell which weights a restarted server has to start from."""
+        """Set the weights that a restarted server starts from."""
         self._weights = (version, weights)
 
     @property
@@ -80,53 +94,26 @@ class ServerProcess:
         return self._child.pid if self._child else None
 
     async def stop(self) -> None:
-        """Ask it to end, then make it."""
-        if self._watch:
-            self._watch.cancel()
+        """Terminate the server, and kill it if it does not end in time."""
+        if self._supervisor:
+            self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-        if self._child is not None:
+                await self._supervisor
+        if self._child is not None and self._child.code is None:
             await self._child.stop()
 
-    async def _is_ready(self) -> bool:
-        return self._ready_file.exists()
-
     async def _launch(self) -> None:
-        version, weights = self._weights
         rollout = self._rollout
         self._ready_file.unlink(missing_ok=True)
-        command = [
-            sys.executable, "-P", "-m", "rollout_server",
-            "--model", self._model_path, "--engine", rollout.engine, "--host", rollout.host, "--port", str(self._port),
-            "--device", rollout.device, "--dtype", self._model.dtype, "--max-running", str(rollout.max_running),
-            "--threads", str(rollout.threads),
-            "--weight-version", str(version), "--seed", str(self._seed), "--ready-file", str(self._ready_file),
-            "--parent-pid", str(os.getpid()), "--replicas", str(rollout.replicas),
-            "--gpus-per-replica", str(rollout.gpus_per_replica), "--stream-tokens", str(rollout.stream_tokens),
-            "--probe-timeout", str(rollout.probe_timeout_s), "--start-timeout", str(0.9 * rollout.start_timeout_s),
-            "--log-dir", str(self._log_file.parent), "--deterministic", rollout.determinism(self._model.dtype),
-        ]  # fmt: skip
-        command += [f"--engine-arg={argument}" for argument in rollout.engine_args]
-        if rollout.python is not None:
-            command += ["--python", rollout.python]
-        if rollout.max_queue is not None:
-            command += ["--max-queue", str(rollout.max_queue)]
-        for root in self._weights_roots:
-            command += ["--weights-root", str(root)]
-        if weights is not None:
-            command += ["--weights", str(weights)]
-        if rollout.max_kv_tokens is not None:
-            command += ["--max-kv-tokens", str(rollout.max_kv_tokens)]
-        if rollout.context_length is not None:
-            command += ["--context-length", str(rollout.context_length)]
+        file = self._settings().save(self._settings_file)
+
+        # Secrets go by the environment: the settings file stays in the run's folder.
         environment = child_environment(rollout.threads)
-        for option, variable, token in (
-            ("--token-env", TOKEN_VARIABLE, rollout.token),
-            ("--admin-token-env", ADMIN_TOKEN_VARIABLE, rollout.admin_token),
-        ):
+        for variable, token in ((TOKEN_VARIABLE, rollout.token), (ADMIN_TOKEN_VARIABLE, rollout.admin_token)):
             if token:
-                command += [option, variable]
                 environment[variable] = token
+
+        command = [sys.executable, "-P", "-m", "rollout_server", "--settings", str(file)]
         self._child = Child("the rollout server", command, environment, self._log_file)
         try:
             await self._child.until_ready(
@@ -135,20 +122,46 @@ class ServerProcess:
         except ServerStartError:
             await self._child.stop()
             raise
-        ready = json.loads(self._ready_file.read_text())
-        self.url = ready["url"]
-        self._port = int(self.url.rsplit(":", 1)[1])  # a restarted server has to be found where it was
+        self.url = json.loads(self._ready_file.read_text())["url"]
+        self._port = int(self.url.rsplit(":", 1)[1])  # a restarted server must be found at the same URL
+
+    def _settings(self) -> ServerSettings:
+        version, weights = self._weights
+        rollout = self._rollout
+        return ServerSettings(
+            **{
+                **rollout.engine_options(),
+                "model": self._model_path,
+                "dtype": self._model.dtype,
+                "port": self._port,
+                "seed": self._seed,
+                "deterministic": rollout.determinism(self._model.dtype),
+                "weights_roots": self._weights_roots,
+                "weight_version": str(version),
+                "weights": weights,
+                "start_timeout_s": REPLICAS_SHARE * rollout.start_timeout_s,
+                "token_env": TOKEN_VARIABLE if rollout.token else None,
+                "admin_token_env": ADMIN_TOKEN_VARIABLE if rollout.admin_token else None,
+                "ready_file": self._ready_file,
+                "log_dir": self._log_file.parent,
+                "parent_pid": os.getpid(),
+            }
+        )
+
+    async def _is_ready(self) -> bool:
+        return self._ready_file.exists()
 
     async def _supervise(self) -> None:
         while True:
-            assert self._child is not None and self.died is not None
+            assert self._child is not None
             code = await self._child.ended()
             if self.restarts >= self._rollout.max_restarts:
                 self._give_up(f"the rollout server died {self.restarts + 1} times, last with code {code}")
                 return
+
             self.restarts += 1
-            self._on_restart(f"the rollout server died (code {code}); starting it again at version {self._weights[0]}")
-            await asyncio.sleep(min(5.0, 0.2 * 2 ** (self.restarts - 1)))
+            self._on_restart(f"the rollout server died (code {code}); restarting it at version {self._weights[0]}")
+            await asyncio.sleep(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self.restarts - 1)))
             try:
                 await self._launch()
             except ServerStartError as exc:
@@ -159,13 +172,11 @@ class ServerProcess:
         assert self.died is not None
         if not self.died.done():
             tail = "" if "The end of" in reason else f". The end of {self._log_file}:\n{log_tail(self._log_file)}"
-            self.died.set_exception(
-                ServerStartError(reason + tail, "see the whole log; continue the run with --resume")
-            )
+            self.died.set_exception(ServerStartError(reason + tail, "read the whole log; resume the run with --resume"))
 
 
 def check_port(host: str, port: int) -> None:
-    """Fail early when a named port is taken.
+    """Fail early when a configured port is taken.
 
     Raises:
         ConfigError: naming the port and the two ways out.
@@ -179,5 +190,5 @@ def check_port(host: str, port: int) -> None:
         except OSError as exc:
             raise ConfigError(
                 f"rollout.port {port} on {host} cannot be used: {exc.strerror}",
-                "stop what listens there, give another rollout.port, or 0 for a free one",
+                "stop the process that listens there, give another rollout.port, or 0 for a free one",
             ) from exc

@@ -14,21 +14,19 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
+from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
 from rollout_server.engines.base import (
     AnswerChunk,
-    EngineError,
     EngineInfo,
     EngineStats,
     FolderWeights,
     Generation,
     GenerationResult,
     PauseMode,
-    RequestError,
     RunningMode,
     UpdateGroup,
     WeightsConfirmation,
-    WeightsError,
     WeightsSource,
 )
 from rollout_server.engines.torch_engine.cache.kv import build_cache
@@ -39,7 +37,7 @@ from rollout_server.engines.torch_engine.model.images import ImagePrompt
 from rollout_server.engines.torch_engine.model.models import LoadedModel, Runner, load_model, slow_runner
 from rollout_server.engines.torch_engine.running import Running
 from rollout_server.engines.torch_engine.weights.loading import WeightLoader
-from rollout_server.settings import ServerSettings
+from rollout_server.errors import EngineError, RequestError, WeightsError
 
 log = logging.getLogger(__name__)
 

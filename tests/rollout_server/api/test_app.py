@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from agentloop.config.server import ServerSettings
 from agentloop.wire import GenerateResponse, ServerInfo
 from rollout_server.api.app import ADMIN_PATHS, build_app
 from rollout_server.engines.torch_engine.engine import TorchEngine
-from rollout_server.replica.base import LocalReplica
+from rollout_server.replica.local import LocalReplica
 from rollout_server.router.router import Router
-from rollout_server.settings import ServerSettings
 from tests.rollout_server.support import CONTEXT, TOLERANCE, VOCAB, Reference, random_ids
 
 
@@ -174,8 +174,11 @@ async def test_what_it_says_of_itself(client: httpx.AsyncClient) -> None:
     assert {"/generate", "/update_weights_from_disk", "/health", *ADMIN_PATHS} <= set(schema["paths"])
 
 
-async def test_the_token_is_asked_for_everywhere_but_at_health(engine_factory: Callable[..., TorchEngine]) -> None:
-    app = build_app(Router([LocalReplica(engine_factory())]), settings=ServerSettings(model="", token="secret"))
+async def test_the_token_is_required_everywhere_but_at_health(
+    engine_factory: Callable[..., TorchEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_TOKEN", "secret")
+    app = build_app(Router([LocalReplica(engine_factory())]), settings=ServerSettings(model="", token_env="A_TOKEN"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
         assert (await http.get("/health")).status_code == 200
         for headers in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):

@@ -84,7 +84,7 @@ async def test_a_seeded_answer_is_the_same_when_its_replica_is_killed(
         await running(http, tokens=3100)
         states = (await http.get("/server_info")).json()["states"]
         busy = next(index for index, state in enumerate(states) if state["in_flight"])
-        victim = next(c for c in server.children() if f"replica-{busy}.ready.json" in " ".join(c.cmdline()))
+        victim = next(c for c in server.children() if f"replica-{busy}.settings.json" in " ".join(c.cmdline()))
         victim.send_signal(signal.SIGKILL)
         again = (await answer).json()
         assert again["output_ids"] == whole["output_ids"]
@@ -100,7 +100,7 @@ async def test_a_seeded_answer_is_the_same_when_its_replica_is_killed(
     ("options", "says"),
     [
         (["--replicas", "2", "--engine", "sglang", "--python", "/nowhere/python"], "No such file"),
-        (["--replica-url", "http://127.0.0.1:9", "--start-timeout", "1"], "no rollout server that answers"),
+        (["--replica-url", "http://127.0.0.1:9", "--start-timeout", "1"], "does not answer as a rollout server"),
         (["--replicas", "2", "--device", "cuda:99"], "CUDA"),
     ],
 )

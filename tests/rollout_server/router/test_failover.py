@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from agentloop.wire import SamplingParams
-from rollout_server.engines.base import AnswerChunk, EngineError, FolderWeights, Generation, WeightsError
-from rollout_server.router.router import OVERLOAD_TOKENS, Overloaded, Router
+from rollout_server.engines.base import AnswerChunk, FolderWeights, Generation
+from rollout_server.errors import EngineError, Overloaded, WeightsError
+from rollout_server.router.router import OVERLOAD_TOKENS, Router
 from tests.rollout_server.fakes import FakeReplica, token_at
 
 
@@ -107,7 +108,7 @@ async def test_requests_of_a_hung_replica_are_sent_again_when_it_is_fenced() -> 
     first.go_on.clear()
     answer = asyncio.create_task(router.generate(request()))
     await asyncio.sleep(0)
-    await router.fence(router.members[0], "hung")
+    await router.members.fence(router.members[0], "hung")
     assert len((await answer).output_ids) == 10
     assert len(second.asked) == 1 and router.members[0].in_flight_tokens == 0
 
@@ -115,19 +116,19 @@ async def test_requests_of_a_hung_replica_are_sent_again_when_it_is_fenced() -> 
 async def test_a_request_waits_for_a_replica_when_none_serves() -> None:
     _, _, router = pair()
     for member in router.members:
-        await router.fence(member, "dead")
+        await router.members.fence(member, "dead")
     answer = asyncio.create_task(router.generate(request()))
     await asyncio.sleep(0.01)
     assert not answer.done()
     router.members[1].replica = FakeReplica("new")
-    await router.admit(router.members[1])
+    await router.members.admit(router.members[1])
     assert len((await answer).output_ids) == 10
 
 
 async def test_a_request_does_not_wait_for_what_is_given_up() -> None:
     _, _, router = pair()
     for member in router.members:
-        await router.fence(member, "no such model", "failed")
+        await router.members.fence(member, "no such model", "failed")
     with pytest.raises(EngineError, match="no such model"):
         await router.generate(request())
 
@@ -164,9 +165,9 @@ async def test_a_full_queue_refuses() -> None:
 async def test_one_replica_that_refuses_a_version_is_fenced(tmp_path: Path) -> None:
     first, _, router = pair()
     first.refuses = WeightsError("a tensor is missing")
-    await router.update_weights(FolderWeights(tmp_path), "1")
+    await router.weights.update(FolderWeights(tmp_path), "1")
     assert [member.state for member in router.members] == ["fenced", "serving"]
-    assert router.weight_version == "1" and router.source == FolderWeights(tmp_path)
+    assert router.weights.version == "1" and router.weights.source == FolderWeights(tmp_path)
     assert "version 1" in router.members[0].reason
 
 
@@ -174,9 +175,9 @@ async def test_a_version_that_all_refuse_changes_nothing(tmp_path: Path) -> None
     first, second, router = pair()
     first.refuses = second.refuses = WeightsError("a tensor is missing")
     with pytest.raises(WeightsError, match="missing"):
-        await router.update_weights(FolderWeights(tmp_path), "1")
+        await router.weights.update(FolderWeights(tmp_path), "1")
     assert [member.state for member in router.members] == ["serving", "serving"]
-    assert router.weight_version == "0" and router.source is None
+    assert router.weights.version == "0" and router.weights.source is None
 
 
 async def test_pause_wait_lets_requests_end_and_holds_new_ones() -> None:

@@ -77,8 +77,8 @@ async def test_a_replica_that_hangs_in_an_update_does_not_hold_it_up(
     await fleet.start()
     a.replicas[0].stopped = True
     async with asyncio.timeout(10):
-        await router.update_weights(FolderWeights(tmp_path), "1")
-    assert router.weight_version == "1" and router.members[0].fenced == 1
+        await router.weights.update(FolderWeights(tmp_path), "1")
+    assert router.weights.version == "1" and router.members[0].fenced == 1
     await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
     assert a.replicas[1].weight_version == "1"
 
@@ -105,7 +105,7 @@ async def test_a_restarted_replica_serves_the_current_version_and_pauses_as_the_
     a, b = FakeSource("a"), FakeSource("b")
     router, fleet = fleet_of(a, b)
     await fleet.start()
-    await router.update_weights(FolderWeights(tmp_path), "7")
+    await router.weights.update(FolderWeights(tmp_path), "7")
     await router.pause("retract")
     a.die()
     await until(lambda: len(a.replicas) == 2 and router.members[0].serves)
@@ -124,10 +124,10 @@ async def test_a_version_that_comes_while_a_replica_catches_up_is_not_missed(
     a, b = FakeSource("a", Slow), FakeSource("b")
     router, fleet = fleet_of(a, b)
     await fleet.start()
-    await router.update_weights(FolderWeights(tmp_path), "1")
+    await router.weights.update(FolderWeights(tmp_path), "1")
     a.die()
     await until(lambda: len(a.replicas) == 2)
-    await router.update_weights(FolderWeights(tmp_path), "2")
+    await router.weights.update(FolderWeights(tmp_path), "2")
     await until(lambda: router.members[0].serves)
     assert a.replicas[1].weight_version == "2"
 
@@ -169,7 +169,7 @@ async def test_a_restarted_replica_that_does_not_come_to_the_version_does_not_se
     a, b = FakeSource("a", second_is_faulty), FakeSource("b")
     router, fleet = fleet_of(a, b)
     await fleet.start()
-    await router.update_weights(FolderWeights(tmp_path), "1")
+    await router.weights.update(FolderWeights(tmp_path), "1")
     a.die()
     await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
     assert a.replicas[1].asked == [] and a.replicas[2].weight_version == "1"

@@ -11,7 +11,6 @@ import pytest
 from agentloop.wire import SamplingParams
 from rollout_server.engines.base import (
     BroadcastWeights,
-    EngineError,
     EngineInfo,
     EngineStats,
     FolderWeights,
@@ -21,11 +20,10 @@ from rollout_server.engines.base import (
     RunningMode,
     UpdateGroup,
     WeightsConfirmation,
-    WeightsError,
     WeightsSource,
 )
-from rollout_server.errors import HttpError
-from rollout_server.replica.base import LocalReplica
+from rollout_server.errors import Conflict, EngineError, WeightsError
+from rollout_server.replica.local import LocalReplica
 from rollout_server.router.router import Router
 
 
@@ -128,7 +126,7 @@ async def test_administration_reaches_all_replicas(tmp_path: Path) -> None:
     engines = [FakeEngine() for _ in range(2)]
     router = Router([LocalReplica(engine) for engine in engines])
     await router.pause("in_place")
-    await router.update_weights(FolderWeights(tmp_path), "3")
+    await router.weights.update(FolderWeights(tmp_path), "3")
     await router.flush_cache()
     await router.resume()
     assert await router.abort(None) == 6
@@ -156,9 +154,9 @@ def two_replicas(*receives: str | Exception) -> tuple[list[FakeEngine], Router]:
 
 async def test_a_replica_that_disagrees_with_the_trainer_is_fenced(tmp_path: Path) -> None:
     engines, router = two_replicas("xxh3:aa", "xxh3:bb")
-    receipt = await router.update_weights(FolderWeights(tmp_path, "xxh3:bb"), "1")
+    receipt = await router.weights.update(FolderWeights(tmp_path, "xxh3:bb"), "1")
     assert [member.state for member in router.members] == ["fenced", "serving"]
-    assert (receipt.checksum, router.weight_version, router.checksum) == ("xxh3:bb", "1", "xxh3:bb")
+    assert (receipt.checksum, router.weights.version, router.weights.checksum) == ("xxh3:bb", "1", "xxh3:bb")
     assert "xxh3:aa" in router.members[0].reason
     engines[1].go_on.set()
     await router.generate(generation("a"))
@@ -167,42 +165,42 @@ async def test_a_replica_that_disagrees_with_the_trainer_is_fenced(tmp_path: Pat
 
 async def test_a_replica_that_disagrees_with_most_is_fenced(tmp_path: Path) -> None:
     _, router = two_replicas("xxh3:aa", "xxh3:bb", "xxh3:bb")
-    await router.update_weights(FolderWeights(tmp_path), "1")
+    await router.weights.update(FolderWeights(tmp_path), "1")
     assert [member.state for member in router.members] == ["fenced", "serving", "serving"]
 
 
 async def test_engines_with_checksums_of_their_own_are_compared_among_themselves(tmp_path: Path) -> None:
     _, router = two_replicas("xxh3:aa", "sglang:11", "sglang:11", "sglang:22")
-    await router.update_weights(FolderWeights(tmp_path, "xxh3:aa"), "1")
+    await router.weights.update(FolderWeights(tmp_path, "xxh3:aa"), "1")
     assert [member.state for member in router.members] == ["serving", "serving", "serving", "fenced"]
 
 
 async def test_one_that_refuses_is_fenced_and_where_all_refuse_the_weights_are_wrong(tmp_path: Path) -> None:
     _, router = two_replicas("xxh3:aa", WeightsError("a page of mine is broken"))
-    await router.update_weights(FolderWeights(tmp_path), "1")
+    await router.weights.update(FolderWeights(tmp_path), "1")
     assert [member.state for member in router.members] == ["serving", "fenced"]
     _, router = two_replicas(WeightsError("no such file"), WeightsError("no such file"))
     with pytest.raises(WeightsError, match="no such file"):
-        await router.update_weights(FolderWeights(tmp_path), "1")
+        await router.weights.update(FolderWeights(tmp_path), "1")
     assert [member.state for member in router.members] == ["serving", "serving"]
-    assert (router.weight_version, router.source) == ("0", None)
+    assert (router.weights.version, router.weights.source) == ("0", None)
 
 
 async def test_where_nobody_has_the_trainers_checksum_no_version_is_current(tmp_path: Path) -> None:
     _, router = two_replicas("xxh3:aa", "xxh3:aa")
     with pytest.raises(EngineError):
-        await router.update_weights(FolderWeights(tmp_path, "xxh3:bb"), "1")
+        await router.weights.update(FolderWeights(tmp_path, "xxh3:bb"), "1")
     assert [member.state for member in router.members] == ["fenced", "fenced"]
-    assert router.source is None
+    assert router.weights.source is None
 
 
 async def test_a_late_replica_is_compared_with_the_others(tmp_path: Path) -> None:
     _, router = two_replicas("xxh3:aa")
-    await router.update_weights(FolderWeights(tmp_path), "1")
-    router.check_receipt(WeightsConfirmation("1", "xxh3:aa"))
-    router.check_receipt(WeightsConfirmation("1", "sglang:77"))  # nothing to compare it with
+    await router.weights.update(FolderWeights(tmp_path), "1")
+    router.weights.check_confirmation(WeightsConfirmation("1", "xxh3:aa"))
+    router.weights.check_confirmation(WeightsConfirmation("1", "sglang:77"))  # nothing to compare it with
     with pytest.raises(WeightsError, match="xxh3:bb"):
-        router.check_receipt(WeightsConfirmation("1", "xxh3:bb"))
+        router.weights.check_confirmation(WeightsConfirmation("1", "xxh3:bb"))
 
 
 GROUP = UpdateGroup("weights", "127.0.0.1", 1234, 1, 3, "gloo")
@@ -210,20 +208,20 @@ GROUP = UpdateGroup("weights", "127.0.0.1", 1234, 1, 3, "gloo")
 
 async def test_replicas_take_the_ranks_of_a_group_in_their_order() -> None:
     engines, router = two_replicas("xxh3:aa", "xxh3:aa")
-    await router.join_weights_group(GROUP)
+    await router.weights.join_group(GROUP)
     assert [engine.asked for engine in engines] == [["join as 1 of 3"], ["join as 2 of 3"]]
-    with pytest.raises(HttpError, match="3 ranks"):
-        await router.join_weights_group(replace(GROUP, world_size=2))
+    with pytest.raises(Conflict, match="3 ranks"):
+        await router.weights.join_group(replace(GROUP, world_size=2))
 
 
 async def test_a_broadcast_is_for_the_replicas_that_joined_and_its_copy_for_later_ones(tmp_path: Path) -> None:
     _, router = two_replicas("xxh3:aa", "xxh3:aa")
     source = BroadcastWeights(("a",), ("float32",), ((1,),), "weights", copy=tmp_path)
-    with pytest.raises(HttpError, match="initialize it again"):
-        await router.update_weights(source, "1")
-    await router.join_weights_group(GROUP)
-    await router.update_weights(source, "1")
-    assert router.source == FolderWeights(tmp_path)
+    with pytest.raises(Conflict, match="initialize it again"):
+        await router.weights.update(source, "1")
+    await router.weights.join_group(GROUP)
+    await router.weights.update(source, "1")
+    assert router.weights.source == FolderWeights(tmp_path)
     router.members[1].replica = LocalReplica(FakeEngine(), "started again")
-    with pytest.raises(HttpError, match="initialize it again"):
-        await router.update_weights(source, "2")
+    with pytest.raises(Conflict, match="initialize it again"):
+        await router.weights.update(source, "2")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from rollout_server.engines.base import RequestError
+from rollout_server.errors import RequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,8 @@ import torch
 
 from agentloop.weights.group import broadcast, connect_store, join_group, leave_group
 from agentloop.weights.layout import TensorSpec, buckets
-from rollout_server.engines.base import BroadcastWeights, UpdateGroup, WeightsError
+from rollout_server.engines.base import BroadcastWeights, UpdateGroup
+from rollout_server.errors import WeightsError
 
 
 class Groups:

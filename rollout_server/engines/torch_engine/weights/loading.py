@@ -23,8 +23,9 @@ from agentloop.weights.layout import (
     tensor_bytes,
 )
 from agentloop.weights.shared import STALLED_S, SharedReader, StalledError
-from rollout_server.engines.base import BroadcastWeights, FolderWeights, SharedWeights, WeightsError, WeightsSource
+from rollout_server.engines.base import BroadcastWeights, FolderWeights, SharedWeights, WeightsSource
 from rollout_server.engines.torch_engine.weights.groups import Groups
+from rollout_server.errors import WeightsError
 
 OLD_PREFIXES = (("visual.", "model.visual."), ("model.", "model.language_model."))
 """Prefixes in checkpoints of Qwen2-VL and Qwen2.5-VL, and what transformers calls them in the model."""

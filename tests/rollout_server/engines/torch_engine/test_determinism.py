@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
 from rollout_server.engines.base import Generation
 from rollout_server.engines.torch_engine.core import Core
@@ -16,7 +17,6 @@ from rollout_server.engines.torch_engine.engine import create_torch_engine
 from rollout_server.engines.torch_engine.model.batch_invariance import is_batch_invariant
 from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
 from rollout_server.engines.torch_engine.model.models import LoadedModel
-from rollout_server.settings import ServerSettings
 from tests.rollout_server.support import load, make_core, random_ids, request, run, save_model
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rollout_server.engines.base import EngineError, FolderWeights, WeightsError
+from rollout_server.engines.base import FolderWeights
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.engine import MAX_STEP_FAILURES, TorchEngine
 from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass
 from rollout_server.engines.torch_engine.model.models import Runner
+from rollout_server.errors import EngineError, WeightsError
 from tests.rollout_server.support import TOLERANCE, Reference, load, make_core, random_ids, request
 
 EngineFactory = Callable[..., TorchEngine]

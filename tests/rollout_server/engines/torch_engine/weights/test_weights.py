@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rollout_server.engines.base import FolderWeights, WeightsError
+from rollout_server.engines.base import FolderWeights
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
 from rollout_server.engines.torch_engine.weights.loading import WeightLoader
+from rollout_server.errors import WeightsError
 from tests.rollout_server.support import TOLERANCE, Reference, load, make_core, random_ids, request, run
 
 

@@ -1,0 +1,71 @@
+"""Read requests strictly, and explain what is wrong with them in one line that names the field."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from agentloop.config.loading import section_of
+from agentloop.wire import GenerateRequest
+from rollout_server.api.sglang_fields import drop_without_effect
+from rollout_server.errors import RequestError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parse(model: type[ModelT], body: bytes) -> ModelT:
+    """Validate a request's JSON: a number must be a number, an unknown field is an error.
+
+    Raises:
+        RequestError: naming the first wrong field.
+    """
+    try:
+        return model.model_validate_json(body or b"{}", strict=True)
+    except ValidationError as exc:
+        error = explain(model, exc)
+        if not any(e["type"] == "extra_forbidden" or e["input"] is None for e in exc.errors(include_url=False)):
+            raise error from None
+
+    # Fields that only SGLang's clients send are handled here, off the fast path: most requests have
+    # none.
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise error from None  # pydantic accepts NaN, orjson does not
+    if not isinstance(request, dict):
+        raise error
+    if (refused := drop_without_effect(request, generate=model is GenerateRequest)) is not None:
+        raise RequestError(f"{refused[0]} is not supported: {refused[1]}", refused[0])
+
+    try:
+        return model.model_validate_json(orjson.dumps(request), strict=True)
+    except ValidationError as exc:
+        raise explain(model, exc) from None
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> RequestError:
+    """Return an error for the first wrong field; for an unknown field it names the nearest known
+    one."""
+    # Report an unknown field before a missing one: it is usually the misspelled name of it.
+    details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
+    path = [str(part) for part in details["loc"]]
+    field = ".".join(path) or None
+    if details["type"] != "extra_forbidden":
+        return RequestError(f"{field or 'body'}: {details['msg']}", field)
+
+    known = list(_model_at(model, path[:-1]).model_fields)
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
+    return RequestError(f"unknown field {field!r}; {hint}", field)
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    """Return the model of the nested message at `path`."""
+    for part in path:
+        nested, _ = section_of(model.model_fields[part].annotation)
+        assert nested is not None
+        model = nested
+    return model

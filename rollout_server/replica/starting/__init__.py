@@ -1,0 +1,8 @@
+"""Where replicas come from: each `Source` starts one replica, again after it died.
+
+In: the server's settings and the number of the replica. Out: a `Replica` that answers.
+
+`base.py` is the protocol, and what all child processes have in common. `torch.py` starts `python -m
+rollout_server` with one embedded engine, `sglang.py` starts SGLang's own server, `url.py` connects
+to a server that someone else started.
+"""

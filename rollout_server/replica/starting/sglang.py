@@ -1,0 +1,86 @@
+"""Replicas that are child processes of SGLang's own server, in its own Python environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from agentloop.config.server import ServerSettings
+from agentloop.runtime.child import Child, free_port
+from rollout_server.process import THREAD_VARIABLES
+from rollout_server.replica.base import Replica
+from rollout_server.replica.sglang import SglangReplica
+from rollout_server.replica.starting.base import ChildSource
+
+CPU_TOTAL_TOKENS = 200_000
+"""KV cache on a CPU, in tokens: SGLang's own default is a share of all memory."""
+
+
+class SglangSource(ChildSource):
+    """One replica as a server of SGLang."""
+
+    async def start(self) -> Replica:
+        settings = self._settings
+        port = free_port()
+        on_gpu = settings.device != "cpu"
+        child = Child(
+            f"replica {self.name}",
+            sglang_command(settings, self._index, port),
+            sglang_environment(settings),
+            self._log_file,
+        )
+        self._child = child
+        replica = SglangReplica(
+            self.name,
+            f"http://127.0.0.1:{port}",
+            self._info,
+            on_gpu=on_gpu,
+            tensor_parallel=settings.gpus_per_replica if on_gpu else 1,
+            version=settings.first_version,
+            stream_tokens=settings.stream_tokens,
+            admin_timeout_s=settings.probe_timeout_s,
+            update_timeout_s=settings.update_timeout_s,
+        )
+        try:
+            await child.until_ready(replica.is_up, settings.start_timeout_s)
+        except BaseException:
+            await replica.close()
+            raise
+        return replica
+
+
+def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]:
+    """Return the command line of replica `index`."""
+    command = [
+        settings.python or sys.executable, "-m", "sglang.launch_server",
+        "--model-path", settings.model, "--host", "127.0.0.1", "--port", str(port),
+        "--dtype", settings.dtype, "--random-seed", str(settings.seed + index),
+        "--max-running-requests", str(settings.max_running), "--weight-version", settings.first_version,
+        "--skip-tokenizer-init", "--incremental-streaming-output", "--log-level", "warning",
+        "--enable-fp32-lm-head",  # as the torch engine: 16-bit logits are the largest part of the mismatch
+    ]  # fmt: skip
+    device = settings.device.partition(":")[0]
+    if device == "cpu":
+        # SGLang's own CPU kernels need AMX and a special build; this path runs on any CPU.
+        command += ["--device", "cpu", "--model-impl", "transformers", "--attention-backend", "torch_native"]
+        command += ["--max-total-tokens", str(settings.max_kv_tokens or CPU_TOTAL_TOKENS)]
+        command += ["--sleep-on-idle"]  # else it keeps busy a core that trainer and tools share
+    else:
+        command += ["--device", device, "--base-gpu-id", str(index * settings.gpus_per_replica)]
+        command += ["--tp-size", str(settings.gpus_per_replica)]
+        if settings.max_kv_tokens is not None:
+            command += ["--max-total-tokens", str(settings.max_kv_tokens)]
+    if settings.context_length is not None:
+        command += ["--context-length", str(settings.context_length)]
+    return [*command, *settings.engine_args]
+
+
+def sglang_environment(settings: ServerSettings) -> dict[str, str]:
+    """Return the environment of a replica: ours without the variables of our interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    environment.update(dict.fromkeys(THREAD_VARIABLES, str(settings.threads)))
+    if settings.python and "/" in settings.python:
+        # It starts tools (ninja, triton's compiler) that are installed beside its interpreter.
+        environment["PATH"] = f"{Path(settings.python).absolute().parent}:{environment.get('PATH', '')}"
+    return environment
