@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from agentloop.config.server import ServerSettings, option_name
+from agentloop.config.server import ServerSettings
 from rollout_server.process import THREAD_VARIABLES
 from rollout_server.settings import load_settings
 
@@ -36,12 +36,13 @@ def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[...,
 
             agentloop serve --model recipes/quickstart/model --port 30000
 
-            curl localhost:30000/generate -d '{"input_ids": [1, 2, 3], "sampling_params":
-            {"max_new_tokens": 8}}'
+            curl localhost:30000/generate -d \\
+              '{"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 8}}'
 
-        A trainer changes the weights with /pause_generation, /update_weights_from_disk (folders
-        under --weights-root only) and /continue_generation. Requests that run meanwhile are
-        finished, and name the version that sampled each token. State: /health, /server_info,
+        A trainer changes the weights with /pause_generation,
+        /update_weights_from_disk (folders under --weights-root only) and
+        /continue_generation. Requests that run meanwhile are finished, and name
+        the version that sampled each token. State: /health, /server_info,
         /metrics. The schema: /openapi.json.
         """
         given = {name: value for name, value in options.items() if _is_given(context, name)}
@@ -50,8 +51,10 @@ def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[...,
     file = Annotated[Path | None, typer.Option(help="JSON file of settings; options on the command line replace them")]
     parameters = [
         _parameter("context", typer.Context),
+        # Required options first.
+        *(_option(model, name, field) for name, field in model.model_fields.items() if field.is_required()),
+        *(_option(model, name, field) for name, field in model.model_fields.items() if not field.is_required()),
         _parameter("settings", file, None),
-        *(_option(name, field) for name, field in model.model_fields.items()),
     ]
     # typer reads the options of a command from its signature and annotations.
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any function may have one
@@ -59,11 +62,11 @@ def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[...,
     return serve
 
 
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+def _option(model: type[ServerSettings], name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the parameter of one field. Whether its value is right is left to the model."""
     kind, choices = _kind(field.annotation)
     help_text = (field.description or "").replace("null: ", "default: ")
-    option = option_name(name)
+    option = model.option(name)
     if kind is bool:
         option += f"/--no-{option.removeprefix('--')}"
 

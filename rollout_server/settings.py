@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from agentloop.config.loading import validate
-from agentloop.config.server import ServerSettings, option_name
+from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ModelError
 from agentloop.model_folder import ModelFolder
 
@@ -37,9 +37,9 @@ def load_settings(model: type[SettingsT], file: Path | None, options: dict[str, 
         return model(**options)
     except ValidationError as exc:
         first = exc.errors()[0]
-        name = option_name(str(first["loc"][0]))
-        message = "is missing" if first["type"] == "missing" else first["msg"]
-        raise ConfigError(f"{name}: {message}", "see agentloop serve --help") from None
+        name = model.option(str(first["loc"][0]))
+        message = f"{name} is missing" if first["type"] == "missing" else f"{name}: {first['msg']}"
+        raise ConfigError(message, "see agentloop serve --help") from None
 
 
 def check_model(path: str) -> None:

@@ -8,6 +8,7 @@ of them.
 from __future__ import annotations
 
 import os
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +130,17 @@ class ServerSettings(EngineOptions):
         the first to serve."""
         return self.weight_version if self.weights is None else "initial"
 
+    @classmethod
+    def option(cls, field: str) -> str:
+        """Return the command-line option of a field.
+
+        `probe_timeout_s` is `--probe-timeout`; `weights_roots` is `--weights-root`, repeated for each value.
+        """
+        name = field.removesuffix("_s")
+        if typing.get_origin(cls.model_fields[field].annotation) in (list, tuple):
+            name = name.removesuffix("s")
+        return "--" + name.replace("_", "-")
+
     @model_validator(mode="after")
     def _protected(self) -> ServerSettings:
         if self.host not in LOOPBACK and not self.token_env:
@@ -139,22 +151,13 @@ class ServerSettings(EngineOptions):
         return self
 
 
-def option_name(field: str) -> str:
-    """Return the command-line option of a field: `probe_timeout_s` is `--probe-timeout`,
-    `weights_roots` is `--weights-root`, which is repeated for each value."""
-    name = field.removesuffix("_s")
-    annotation = ServerSettings.model_fields[field].annotation
-    if getattr(annotation, "__origin__", None) in (list, tuple):
-        name = name.removesuffix("s")
-    return "--" + name.replace("_", "-")
-
-
 def _secret(field: str, variable: str | None) -> str | None:
     if variable is None:
         return None
     value = os.environ.get(variable, "")
     if not value:
         raise ConfigError(
-            f"{option_name(field)} {variable}: that variable is not set", f"export {variable}=<a long random string>"
+            f"{ServerSettings.option(field)} {variable}: that variable is not set",
+            f"export {variable}=<a long random string>",
         )
     return value

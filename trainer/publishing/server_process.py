@@ -105,7 +105,7 @@ class ServerProcess:
     async def _launch(self) -> None:
         rollout = self._rollout
         self._ready_file.unlink(missing_ok=True)
-        file = self._settings().save(self._settings_file)
+        file = self.settings.save(self._settings_file)
 
         # Secrets go by the environment: the settings file stays in the run's folder.
         environment = child_environment(rollout.threads)
@@ -125,7 +125,9 @@ class ServerProcess:
         self.url = json.loads(self._ready_file.read_text())["url"]
         self._port = int(self.url.rsplit(":", 1)[1])  # a restarted server must be found at the same URL
 
-    def _settings(self) -> ServerSettings:
+    @property
+    def settings(self) -> ServerSettings:
+        """The settings that the server is started with next."""
         version, weights = self._weights
         rollout = self._rollout
         return ServerSettings(
