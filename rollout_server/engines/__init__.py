@@ -1,4 +1,11 @@
-"""Engines: what turns token ids into token ids. `create_engine` imports the one that is asked for, and only that."""
+"""Engines sample token ids from token ids; they know no text.
+
+In comes a `Generation` (prompt ids, sampling parameters), out goes a `GenerationResult` (ids,
+logprobs, version spans). `base.py` is the seam: the data and the `Engine` protocol. `torch_engine/`
+is the embedded engine. `engine_factory` finds an engine by name, also in installed packages, and
+imports only that one. SGLang is not an engine in this sense: it runs in another process, behind
+`rollout_server/replica`.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +22,25 @@ EngineFactory = Callable[[ServerSettings], Engine]
 
 
 def engine_factory(name: str) -> EngineFactory:
-    """The factory of engine `name`: the embedded `torch`, or one that a package registered in `agentloop.engines`.
+    """The factory of engine `name`: the embedded `torch`, or one that a package registered in
+    `agentloop.engines`.
 
     Raises:
-        RegistryError: nobody registered that name, or its entry point cannot be loaded.
+        RegistryError: the name is not registered, or its entry point cannot be loaded.
     """
     if name == "torch":
-        from rollout_server.engines.torch_engine.engine import create_torch_engine
+        from rollout_server.engines.torch_engine.create import create_torch_engine
 
         return create_torch_engine
+
     registered = {entry.name: entry for entry in entry_points(group=ENGINE_GROUP)}
     if name not in registered:
         known = ", ".join(sorted({"torch", *registered}))
-        raise RegistryError(f"no engine is called {name!r}", f"known engines: {known}")
+        raise RegistryError(f"unknown engine {name!r}", f"known engines: {known}")
     try:
         factory: EngineFactory = registered[name].load()
-    except Exception as exc:  # whatever a foreign module raises at import, it is named here
+    except Exception as exc:  # a foreign module may raise anything when it is imported
         raise RegistryError(
-            f"the engine {name!r} ({registered[name].value}) cannot be loaded: {exc!r}", "reinstall its package"
+            f"engine {name!r} ({registered[name].value}) cannot be loaded: {exc!r}", "reinstall its package"
         ) from exc
     return factory

@@ -1,4 +1,4 @@
-"""The seam between server and engine: plain data in, plain data out, one protocol."""
+"""The seam between server and engines: plain data in, plain data out, one protocol."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ PauseMode = Literal["retract", "in_place", "abort"]
 RunningMode = Literal["retract", "in_place"]
 
 
+# Sources: where the trainer published a version. Each has a transport of the same name on both
+# sides, `trainer/publishing` and `torch_engine/weights`.
+
+
 @dataclass(slots=True, frozen=True)
 class FolderWeights:
-    """Safetensors in a folder, read into memory of the engine's own.
+    """Safetensors files in a folder, which the engine copies into its memory.
 
-    `checksum` is what the trainer says of them (`agentloop.weights.layout.checksum`); None: it says nothing.
+    Attributes:
+        checksum: as the trainer computed it (`agentloop.weights.layout.checksum`); None: not
+            checked.
     """
 
     folder: Path
@@ -27,8 +33,12 @@ class FolderWeights:
 
 @dataclass(slots=True, frozen=True)
 class SharedWeights:
-    """One safetensors file in shared memory, used where it lies if dtype and device allow, and read while it is being
-    written (`agentloop.weights.shared`). Nobody may change it before the version after it is served."""
+    """One safetensors file in shared memory, read while it is being written
+    (`agentloop.weights.shared`).
+
+    The engine serves the tensors where they lie, if dtype and device allow. The file must not
+    change before the next version is served.
+    """
 
     folder: Path
     checksum: str | None = None
@@ -38,8 +48,13 @@ class SharedWeights:
 class BroadcastWeights:
     """Tensors that rank 0 of a weights group is about to broadcast.
 
-    `bucket_bytes` None: one broadcast of each tensor. Else tensors travel together, as the bytes of all in a row
-    (`agentloop.weights.layout.buckets`). `copy` is a folder with the same tensors, for a replica that was not there.
+    Attributes:
+        names, dtypes, shapes: of the tensors, in the order of the broadcasts.
+        group: name of an `UpdateGroup` that the engine has joined.
+        bucket_bytes: size of the buckets in which tensors are broadcast together, as their
+            concatenated bytes (`agentloop.weights.layout.buckets`); None: one broadcast for each
+            tensor.
+        copy: folder with the same tensors, for replicas that start later.
     """
 
     names: tuple[str, ...]
@@ -56,7 +71,8 @@ WeightsSource = FolderWeights | SharedWeights | BroadcastWeights
 
 @dataclass(slots=True, frozen=True)
 class UpdateGroup:
-    """A group to receive broadcasts in, whose rank 0 keeps a TCP store at `address:port`."""
+    """A process group that receives broadcasts. Its rank 0, the trainer, keeps a TCP store at
+    `address:port`."""
 
     name: str
     address: str
@@ -68,7 +84,7 @@ class UpdateGroup:
 
 @dataclass(slots=True, frozen=True)
 class WeightsConfirmation:
-    """What is served now: the version, and the checksum of the tensors as they came, its algorithm before a colon."""
+    """The version that is served now, and the checksum (`algorithm:digest`) of its tensors."""
 
     version: str
     checksum: str
@@ -76,7 +92,7 @@ class WeightsConfirmation:
 
 @dataclass(slots=True, frozen=True)
 class AnswerChunk:
-    """What has been sampled of an answer since the piece before it. The spans cover the whole answer so far."""
+    """The tokens of an answer sampled since its last chunk; spans of the whole answer so far."""
 
     output_ids: list[int]
     logprobs: list[float]
@@ -85,13 +101,14 @@ class AnswerChunk:
 
 @dataclass(slots=True)
 class Generation:
-    """One request, validated: every id is in the vocabulary and prompt plus new tokens fit the context.
+    """One validated request: its ids are in the vocabulary, its tokens fit the context.
 
-    With `on_chunk` an engine tells of the answer while it grows, at least `stream_tokens` tokens at a time, on the
-    event loop's thread. What comes after the last piece is in the result alone, which always holds everything.
-
-    `image_data` holds the prompt's images in base64, in their order; `input_ids` hold one pad token for each token that
-    an image becomes.
+    Attributes:
+        input_ids: the prompt; it has one pad token for each token that an image becomes.
+        on_chunk: called on the event loop's thread while the answer grows. Tokens after the last
+            chunk are in the result only, which always has all of them.
+        stream_tokens: smallest number of tokens in a chunk.
+        image_data: the prompt's images in base64, in their order.
     """
 
     rid: str
@@ -104,10 +121,16 @@ class Generation:
 
 @dataclass(slots=True)
 class GenerationResult:
-    """What became of a `Generation`.
+    """The answer to a `Generation`.
 
-    `logprobs[i]` belongs to `output_ids[i]`: natural log of its probability in the distribution after temperature and
-    before truncation by top-p and top-k (temperature 0: at temperature 1). The spans cover the output exactly.
+    Attributes:
+        logprobs: for each output id the natural log of its probability, after temperature and
+            before truncation by top-p and top-k; temperature 0 counts as 1.
+        spans: the policy versions that sampled the output; they cover it exactly.
+        matched: the stop token that ended it.
+        cached_tokens: prompt tokens that did not have to be computed.
+        weight_version: that was served when it ended.
+        message: why it was aborted.
     """
 
     output_ids: list[int]
@@ -122,7 +145,7 @@ class GenerationResult:
 
 @dataclass(slots=True, frozen=True)
 class EngineInfo:
-    """What does not change while an engine lives."""
+    """Facts that do not change while an engine runs. `images`: whether the model takes images."""
 
     name: str
     model_path: str
@@ -133,7 +156,7 @@ class EngineInfo:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the start, and the state of now. Counters only grow."""
+    """Counters since the start, which only grow, and the present state."""
 
     running: int = 0
     waiting: int = 0
@@ -152,72 +175,75 @@ class EngineStats:
     kv_tokens_max: int = 0
     weight_updates: int = 0
     weight_update_s: float = 0.0
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
-    """A generator of tokens. All methods are called from one event loop."""
+    """Samples tokens. All methods are called on one event loop."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     @property
     def weight_version(self) -> str:
-        """The version that the next token is sampled from."""
+        """The version that samples the next token."""
         ...
 
     @property
     def failure(self) -> str | None:
-        """Why the engine will never answer again, or None while it serves."""
+        """Why the engine has stopped for good; None while it serves."""
         ...
 
     async def generate(self, generation: Generation) -> GenerationResult:
-        """Generate. A cancelled call frees what it held at the next step.
+        """Sample an answer. Cancelling the call frees its resources at the next step.
 
         Raises:
-            EngineError: the engine failed; sending the same again may succeed.
+            EngineError: the engine failed; sending the request again may succeed.
             RequestError: the request is wrong.
         """
         ...
 
     async def abort(self, rid: str | None) -> int:
-        """End request `rid` (None: all) with finish reason `abort`; returns how many were ended."""
+        """Finish request `rid` (None: all) with reason `abort`; returns how many were finished."""
         ...
 
     async def pause(self, mode: PauseMode) -> None:
-        """Return when no step runs. `retract` drops the KV cache of running requests, `in_place` keeps it."""
+        """Stop between two steps. `retract` drops the KV cache of running requests, `in_place`
+        keeps it, `abort` finishes them."""
         ...
 
     async def resume(self) -> None: ...
 
     async def flush_cache(self) -> None:
-        """Forget the prefixes of finished requests."""
+        """Drop the cached prefixes of finished requests."""
         ...
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
     ) -> WeightsConfirmation:
-        """Serve the weights of `source` as `version` from the next step on. All of them are read and verified while the
-        old version goes on, before anything live changes. Kept prefixes are forgotten.
+        """Serve the weights of `source` as `version` from the next step on.
+
+        They are read and verified while the old version serves. Cached prefixes are dropped.
 
         Args:
-            running: whether requests that run are recomputed or keep their cache; a pause decides by its own mode.
+            running: whether the cache of running requests is recomputed or kept. While paused, the
+                pause's mode counts instead.
 
         Raises:
-            WeightsError: these are not this model's weights, whole and finite; the old version goes on serving.
+            WeightsError: these are not this model's weights, complete and finite; the old version
+                stays in service.
         """
         ...
 
     async def join_weights_group(self, group: UpdateGroup) -> None:
-        """Meet the trainer in a group for `BroadcastWeights`; one of the same name is left first.
+        """Join a group for `BroadcastWeights`, after leaving one of the same name.
 
         Raises:
-            WeightsError: the group did not come about.
+            WeightsError: the group could not be formed.
         """
         ...
 
     async def leave_weights_group(self, name: str) -> bool:
-        """Close a group; False: there was none of this name."""
+        """Leave a group; False if there is none of this name."""
         ...
 
     def stats(self) -> EngineStats: ...

@@ -12,7 +12,8 @@ import torch
 
 from agentloop.config.server import ServerSettings
 from rollout_server.api.app import build_app
-from rollout_server.engines.torch_engine.engine import TorchEngine, create_torch_engine
+from rollout_server.engines.torch_engine.create import create_torch_engine
+from rollout_server.engines.torch_engine.engine import TorchEngine
 from rollout_server.replica.local import LocalReplica
 from rollout_server.router.router import Router
 from tests.rollout_server.support import save_model

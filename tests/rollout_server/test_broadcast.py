@@ -135,7 +135,7 @@ async def test_a_trainer_that_dies_leaves_the_old_version_serving(
     await asyncio.sleep(0.1)
     await trainer.end()
     answer = await call
-    assert answer.status_code == 400 and "broke off" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "the broadcast failed" in answer.json()["error"]["message"]
     assert error_of(await generate(http), {"0": model_dir}) < TOLERANCE
     # The group is of no use any more, and the server says so.
     again = await http.post("/update_weights_from_distributed", json=request)

@@ -113,7 +113,7 @@ def test_a_model_that_is_none_is_an_error_without_a_traceback(
         (["--token-env", "AGENTLOOP_NO_SUCH_VARIABLE"], "not set"),
         (["--max-running", "0"], "--max-running"),
         (["--dtype", "float8"], "--dtype"),
-        (["--engine", "steam"], "no engine is called 'steam'"),
+        (["--engine", "steam"], "unknown engine 'steam'"),
     ],
 )
 def test_wrong_options_are_refused(model_dir: Path, arguments: list[str], says: str) -> None:

@@ -1,9 +1,9 @@
-"""The embedded engine: continuous batching over a transformers causal language model, in this process.
+"""The embedded engine: continuous batching over a transformers causal language model.
 
-A request's life: `engine.py` takes it from the event loop into the engine's thread; `core.py` admits it, fills its
-row of the KV cache in chunks and decodes it with all others, one token a step, as a `batch.py`. `kv.py` owns the
-pools of `rows.py` in the memory of `memory.py`, `prefix.py` finds rows whose tokens a new prompt shares,
-`attention.py` attends over them, `sampling.py` draws. `models.py` runs any architecture through transformers' own
-code; `fast_decoder.py` runs the common ones with a fraction of the operators. `weights.py` brings in a new policy
-version.
+In comes a `Generation`, out goes a `GenerationResult`. `create.py` builds the engine from a
+server's settings. A request's life: `engine.py` moves it from the event loop to the engine's
+thread, where it is a `running.py`; `core.py` admits it to a row of the KV cache (`cache/`),
+prefills its prompt in chunks and decodes it, one token a step, in the `batch.py` of all others.
+`model/` runs the layers, `sampling/` draws the tokens. `weights/` brings in a new policy version
+between two steps.
 """

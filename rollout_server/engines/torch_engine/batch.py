@@ -1,4 +1,4 @@
-"""The requests that decode together, and what stays the same for them from step to step."""
+"""The decode batch: requests that decode together, and the tensors that their steps share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from rollout_server.engines.torch_engine.running import Running
 from rollout_server.engines.torch_engine.sampling.sampling import RowSampling, Sampler
 
 IDLE_SHARE = 8
-"""A batch is built anew when an eighth of its rows has finished; until then they are computed and ignored."""
+"""A batch is rebuilt when an eighth of its rows has finished; until then finished rows are computed
+and ignored."""
 
 _IDLE = RowSampling(temperature=1.0, top_p=1.0, top_k=-1, stream=0)
 
 
 class Batch:
-    """The decode batch: one entry for each active row of the cache, None for holes and rows still being filled.
+    """One entry for each active row of the cache; None for holes and for rows whose prompt is still
+    being prefilled.
 
-    A finished request's entry becomes None: its row is computed on, behind what it keeps, until the batch is built
-    anew.
+    The entry of a request becomes None when it finishes. Its row stays in the batch until the next
+    rebuild, and writes behind the tokens that are kept.
     """
 
     def __init__(self, cache: KVCache, running: dict[int, Running], device: torch.device) -> None:
@@ -32,24 +34,28 @@ class Batch:
         self._fewest = self._steps_left = 1
         if not self.ready:
             return
+
         self.tokens = torch.tensor([e.ids[-1] if e else 0 for e in self.entries], device=device)
         self.positions = np.array([len(e.ids) if e else 0 for e in self.entries], dtype=np.uint64)
         self.sampler = Sampler(
             [e.sampling if e else _IDLE for e in self.entries], device, [e.counted if e else () for e in self.entries]
         )
+
         self.decoding = DecodePass(cache, [row.filled if row else 0 for row in rows], ready, device)
         offsets = [e.images.delta if e and e.images else 0 for e in self.entries]
         if any(offsets):
             self.decoding.offsets = torch.tensor(offsets, device=device)
+
         self._steps_left = min(e.row.pool.capacity - e.row.filled for e in self.entries if e and e.row)
         self._fewest = self.ready - self.ready // IDLE_SHARE
 
     @property
     def worn_out(self) -> bool:
-        """A row is full, or too many have finished."""
+        """A row is full, or too many requests have finished."""
         return self.ready < self._fewest or not self._steps_left
 
     def advance(self, tokens: torch.Tensor) -> None:
+        """Feed the sampled `tokens` [B] to the next step."""
         self.tokens = tokens
         self.sampler.advance(tokens)
         self.positions += np.uint64(1)

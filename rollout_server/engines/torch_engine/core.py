@@ -1,4 +1,7 @@
-"""Continuous batching: who has a row, whose prompt is filled next, who decodes. No threads, no event loop."""
+"""Continuous batching: who gets a row, whose prompt is prefilled next, who decodes.
+
+Synchronous: no threads, no event loop.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,20 @@ from rollout_server.engines.torch_engine.sampling.penalties import Penalties
 from rollout_server.engines.torch_engine.sampling.sampling import RowSampling, stream_of
 
 PREFILL_CHUNK = 1024
-"""Prompt tokens of one step at most, so that a long prompt does not hold up the others' decoding."""
+"""Largest number of prompt tokens in one step, so that a long prompt does not delay the decoding of
+others."""
 
 LOOK_AHEAD = 64
-"""Waiting requests looked at in one step."""
+"""Number of waiting requests that one step considers for admission."""
 
 GREEDY_BELOW = 1e-5
-"""Lower temperatures are taken as 0: their scaled logits would overflow."""
+"""Lower temperatures count as 0, because their scaled logits would overflow."""
 
 ADMIT_SHARE = 16
-ADMIT_HELD_STEPS = 4
-"""Requests are admitted a sixteenth of the running ones at a time, or after so many steps: filling four prompts in one
-pass costs little more than filling one, and the others lose a few milliseconds."""
+ADMIT_AFTER_STEPS = 4
+"""Requests are admitted a sixteenth of the running ones at a time, or after this many steps:
+prefilling four prompts in one pass costs little more than one, and the waiting ones lose a few
+milliseconds."""
 
 
 class NonFiniteError(Exception):
@@ -42,11 +47,16 @@ class Core:
 
     Args:
         runner: runs the model.
-        cache: its rows.
-        eos_ids: the model's own end tokens.
-        max_running: requests with a row at most.
-        version: what the weights are called.
-        seed: of requests that bring none.
+        cache: holds the rows of requests.
+        eos_ids: the model's end tokens.
+        max_running: largest number of requests with a row.
+        version: name of the weights at the start.
+        seed: start of the seeds of requests that bring none.
+        prefill_chunk: largest number of prompt tokens in one step.
+
+    Attributes:
+        version: of the weights that sample the next token.
+        stats: counters; `snapshot` brings the rest up to date.
     """
 
     def __init__(
@@ -73,25 +83,29 @@ class Core:
         self._unseeded = 0
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}  # by id of the row, in the order of admission
-        self._filling: list[Running] = []  # those of them whose prompt is not in the cache yet
-        self._held_steps = 0
+        self._prefilling: list[Running] = []  # running requests whose prompt is not in the cache yet
+        self._deferred_steps = 0
         self._batch: Batch | None = None
 
     @property
     def busy(self) -> bool:
+        """Whether a step would do anything."""
         return bool(self._waiting or self._running)
 
     def add(self, generation: Generation, images: ImagePrompt | None = None) -> Running:
-        """Queue a request, with the images of its prompt."""
+        """Queue a request; `images` are those of its prompt."""
         sampling = generation.sampling
         seed = sampling.sampling_seed
         if seed is None:
-            # Odd multiples keep the streams of unseeded requests apart from small seeds that users choose.
+            # Large odd multiples keep the streams of unseeded requests apart from the small seeds
+            # that users choose.
             self._unseeded += 1
             seed = stream_of(self._seed) ^ (0x9E3779B97F4A7C15 * self._unseeded)
+
         temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
         stops = frozenset(sampling.stop_token_ids or ())
         ends = stops | self._eos_ids
+
         running = Running(
             generation,
             ids=list(images.lookup_ids if images else generation.input_ids),
@@ -103,20 +117,24 @@ class Core:
                 sampling.top_k,
                 stream_of(seed),
                 min_p=sampling.min_p,
-                edits=Penalties.of(sampling, ends),
+                penalties=Penalties.of(sampling, ends),
             ),
             version=self.version,
             images=images,
         )
+
         self._waiting.append(running)
         self.stats.prompt_tokens += running.prompt_length
         return running
 
     def step(self) -> list[Running]:
-        """Admit, fill, decode one token for each running request; returns the finished ones.
+        """Admit, prefill, and decode one token for each request whose prompt is in the cache.
+
+        Returns:
+            The requests that finished.
 
         Raises:
-            NonFiniteError: the weights are broken. `drop_all`, then go on.
+            NonFiniteError: the weights are broken. Call `drop_all` before the next step.
         """
         with torch.inference_mode():
             self._admit()
@@ -126,9 +144,10 @@ class Core:
         return finished
 
     def abort(self, running: Running, message: str) -> None:
-        """End a request with what it has."""
+        """Finish a request with the tokens it has."""
         if running.result is not None:
             return
+
         if running.row is not None:
             self._leave(running)
             self._batch = None
@@ -138,12 +157,14 @@ class Core:
         self.stats.aborted += 1
 
     def requests(self) -> Iterator[Running]:
-        """All that are not finished, running ones first."""
+        """All unfinished requests, running ones first."""
         yield from list(self._running.values())
         yield from list(self._waiting)
 
     def retract_all(self) -> None:
-        """Take the rows of all running requests; they go back to the head of the queue with what they sampled."""
+        """Take the rows of all running requests, and put them at the head of the queue with their
+        sampled tokens."""
+        # Backwards: each one goes to the head, so the queue keeps the order of admission.
         for running in reversed(list(self._running.values())):
             self._retract(running, keep=False)
 
@@ -153,99 +174,135 @@ class Core:
         self._batch = None
 
     def weights_changed(self, version: str, mode: PauseMode) -> None:
-        """The model has new parameters, called `version`. `retract` recomputes running requests' cache."""
+        """Go on with the model's new parameters, named `version`.
+
+        Unless `mode` is `in_place`, the cache of running requests is recomputed under them.
+        """
         if mode != "in_place":
             self.retract_all()
+
+        # Prefixes that old weights computed are not shared: finished requests' are dropped, running
+        # ones' marked.
         self.cache.forget()
         self._batch = None
         self.cache.make_stale()
+
         self.runner.weights_changed()
         self.version = version
         for running in self.requests():
-            running.now_under(version)
+            running.set_version(version)
 
     def drop_all(self) -> list[Running]:
-        """Forget all requests and everything cached; returns the requests, unfinished."""
+        """Drop all requests and the whole cache; returns the requests, unfinished."""
         dropped = list(self.requests())
         for running in self._running.values():
             running.row = None
         self._running.clear()
-        self._filling.clear()
+        self._prefilling.clear()
         self._waiting.clear()
         self._batch = None
         self.cache.reset()
         return dropped
 
     def snapshot(self) -> EngineStats:
-        """The statistics, with what is true right now."""
+        """The statistics, with the present numbers of requests and tokens."""
         self.stats.running = len(self._running)
         self.stats.waiting = len(self._waiting)
         self.stats.kv_tokens = self.cache.tokens
         return self.stats
 
-    # One step's three parts
+    # The three parts of a step
 
-    def _holds_admission(self) -> bool:
+    def _defers_admission(self) -> bool:
+        """Whether to wait for more requests that can be prefilled together."""
         able = min(len(self._waiting), self._max_running - len(self._running))
-        if able * ADMIT_SHARE >= len(self._running) or self._held_steps >= ADMIT_HELD_STEPS:
-            self._held_steps = 0
+        if able * ADMIT_SHARE >= len(self._running) or self._deferred_steps >= ADMIT_AFTER_STEPS:
+            self._deferred_steps = 0
             return False
-        self._held_steps += able > 0
+        self._deferred_steps += able > 0
         return True
 
     def _admit(self) -> None:
-        if self._holds_admission():
+        """Give rows to waiting requests, in the order of the queue.
+
+        The order inside the loop matters: look a prefix up before anything is placed (placing may
+        evict it), wait for a prefix that is just being prefilled, place, and announce the new row
+        last, once its request holds it.
+        """
+        if self._defers_admission():
             return
-        budget = self._prefill_chunk - sum(running.missing for running in self._filling)
+
+        # Prompt tokens that this step can still prefill.
+        budget = self._prefill_chunk - sum(running.missing for running in self._prefilling)
         for running in list(islice(self._waiting, LOOK_AHEAD)):
             if budget <= 0 or len(self._running) >= self._max_running:
                 return
+
+            # 1. Find a row to share. An announced row may still lack tokens that it will share.
             match, shared = self.cache.lookup(running.ids)
             if match is not None and match.filled < shared:
                 first = self._running.get(id(match))
                 if first is not None and first.missing:
-                    continue  # its group's first sample is being filled right now: wait, then copy
+                    # The first sample of its group is being prefilled: skip this one until its
+                    # prompt can be copied. Requests behind it may be admitted before it.
+                    continue
                 shared = match.filled
+
+            # 2. Place it, by taking the shared row over or copying from it.
             row = self.cache.place(running.ids, len(running.ids), match, shared)
             if row is None and not self._running:
-                # Kept prefixes are in the way of the only request: it fits alone, the budget sees to that.
+                # Only kept prefixes are in the way. Without them one request always fits: `KVCache`
+                # has at least one row of the full context.
                 self.cache.flush()
                 row = self.cache.place(running.ids, len(running.ids), None, 0)
                 assert row is not None
             if row is None:
+                # No room until others finish. Smaller requests behind it do not overtake it, or it
+                # would starve.
                 return
+
+            # 3. From here on it runs; the decode batch has to be rebuilt, because rows may have
+            # moved.
             self._waiting.remove(running)
             self._running[id(row)] = running
             running.row = row
             self._batch = None
-            if running.cached_tokens is None:
+            if running.cached_tokens is None:  # the first admission counts, not those after a preemption
                 running.cached_tokens = row.filled
                 self.stats.cached_tokens += row.filled
+
+            # 4. Announce the prompt before it is prefilled, so that the other samples of the group
+            # wait for it (1).
             budget -= running.missing
             if running.missing:
-                self._filling.append(running)
+                self._prefilling.append(running)
                 self.cache.announce(row, len(running.ids) - 1)
 
     def _prefill(self) -> None:
-        if not self._filling:
+        """Put at most `prefill_chunk` prompt tokens into the cache, oldest requests first."""
+        if not self._prefilling:
             return
+
         budget = self._prefill_chunk
         chunks: list[Chunk] = []
-        for running in self._filling:
+        for running in self._prefilling:
             count = min(running.missing, budget)
             assert running.row is not None
             chunks.append(Chunk(running.row, running.row.filled, running.row.filled + count, running.images))
             budget -= count
             if not budget:
                 break
+
         self.runner.prefill(PrefillPass(chunks))
         for chunk in chunks:
             chunk.row.filled = chunk.end
             self.stats.prefilled_tokens += chunk.end - chunk.start
-        self._filling = [running for running in self._filling if running.missing]
+        self._prefilling = [running for running in self._prefilling if running.missing]
         self._batch = None
 
     def _decode(self) -> list[Running]:
+        """Sample one token for each request whose prompt is in the cache; returns the finished
+        ones."""
         if self._batch is None or self._batch.worn_out:
             self._make_room()
             self.cache.compact()
@@ -253,6 +310,7 @@ class Core:
         batch = self._batch
         if not batch.ready:
             return []
+
         logits = self.runner.decode(batch.tokens, batch.decoding)
         tokens, logprobs = batch.sampler.draw(logits, batch.positions)
         finished = self._record(batch, tokens.tolist(), logprobs.tolist())
@@ -260,22 +318,25 @@ class Core:
         return finished
 
     def _record(self, batch: Batch, tokens: list[int], logprobs: list[float]) -> list[Running]:
+        """Append each row's token to its request; returns the requests that it finishes."""
         finished: list[Running] = []
         self.stats.sampled_tokens += batch.ready
         for place, (running, token, logprob) in enumerate(zip(batch.entries, tokens, logprobs, strict=True)):
             if running is None:
                 continue
             if not logprob <= 1e-3:
-                raise NonFiniteError("the model's logits are not finite: the weights are broken")
+                raise NonFiniteError("the model's logits are not finite; publish other weights, these are broken")
+
             running.ids.append(token)
             running.logprobs.append(logprob)
-            running.row.filled += 1  # type: ignore[union-attr]
+            running.row.filled += 1  # type: ignore[union-attr]  # a request in the batch has a row
             if token in running.stops:
                 running.finish("stop", matched=token)
             elif len(running.ids) >= running.limit:
                 running.finish("length")
             else:
                 continue
+
             finished.append(running)
             batch.entries[place] = None
             batch.ready -= 1
@@ -286,21 +347,24 @@ class Core:
     # Rows
 
     def _leave(self, running: Running, *, keep: bool = True) -> None:
+        """Take a request's row; with `keep` its tokens stay shareable."""
         row = running.row
         assert row is not None
         if running.missing:
-            self._filling.remove(running)
+            self._prefilling.remove(running)
         del self._running[id(row)]
         running.row = None
         self.cache.release(row, keep=keep)
 
     def _retract(self, running: Running, *, keep: bool) -> None:
+        """Put a running request back at the head of the queue."""
         self._leave(running, keep=keep)
         self._batch = None
         self._waiting.appendleft(running)
 
     def _make_room(self) -> None:
-        """Give rows that are full a larger place; the last admitted requests make way when there is none."""
+        """Move full rows to larger places; if there is none, preempt the requests that were
+        admitted last."""
         for running in list(self._running.values()):
             row = running.row
             if row is None or row.filled < row.pool.capacity or running.missing:

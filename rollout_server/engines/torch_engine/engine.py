@@ -1,4 +1,4 @@
-"""The engine's thread: requests come in from the event loop, results go back to it once per step."""
+"""The engine's thread: requests come in from the event loop, results go back to it once a step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import psutil
 import torch
 
-from agentloop.config.server import ServerSettings
-from agentloop.errors import ModelError
 from rollout_server.engines.base import (
     AnswerChunk,
     EngineInfo,
     EngineStats,
-    FolderWeights,
     Generation,
     GenerationResult,
     PauseMode,
@@ -29,40 +25,44 @@ from rollout_server.engines.base import (
     WeightsConfirmation,
     WeightsSource,
 )
-from rollout_server.engines.torch_engine.cache.kv import build_cache
 from rollout_server.engines.torch_engine.core import Core
-from rollout_server.engines.torch_engine.model.batch_invariance import is_batch_invariant
-from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
 from rollout_server.engines.torch_engine.model.images import ImagePrompt
-from rollout_server.engines.torch_engine.model.models import LoadedModel, Runner, load_model, slow_runner
+from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights.loading import WeightLoader
-from rollout_server.errors import EngineError, RequestError, WeightsError
+from rollout_server.engines.torch_engine.weights.loader import WeightLoader
+from rollout_server.errors import EngineError, RequestError
 
 log = logging.getLogger(__name__)
 
 MAX_STEP_FAILURES = 3
-"""So many failing steps with no good one between them, and the engine gives up."""
+"""Failed steps in a row after which the engine gives up."""
 
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """A request whose images are being read: the core does not know it yet."""
+    """A request whose images are still being read; the core gets it afterwards."""
 
     rid: str
     aborted: bool = False
 
 
 class TorchEngine:
-    """The embedded engine, an `Engine`. One thread runs all steps; every change happens between two of them."""
+    """The embedded engine, an `Engine`. One thread runs all steps; every change happens between two
+    of them.
+
+    Args:
+        core: works on `loaded`, and is used by the engine's thread alone from now on.
+        loader: brings new versions into the model of `loaded`.
+        threads: torch's threads for one operator.
+    """
 
     def __init__(
-        self, loaded: LoadedModel, core: Core, info: EngineInfo, *, threads: int = 1, intake: WeightLoader | None = None
+        self, loaded: LoadedModel, core: Core, info: EngineInfo, *, loader: WeightLoader, threads: int = 1
     ) -> None:
         self._loaded = loaded
-        self._intake = intake or WeightLoader(loaded.model)
+        self._loader = loader
         self._core = core
         self._info = info
         self._threads = threads
@@ -70,7 +70,7 @@ class TorchEngine:
         self._wake = threading.Event()
         self._sleeping = False
         self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
-        self._listened: list[Running] = []
+        self._streaming: list[Running] = []
         self._reading: set[_Reading] = set()
         self._paused: PauseMode | None = None
         self._stopping = False
@@ -84,6 +84,11 @@ class TorchEngine:
     @property
     def info(self) -> EngineInfo:
         return self._info
+
+    @property
+    def model(self) -> Any:
+        """The transformers model that is served; for reading only."""
+        return self._loaded.model
 
     @property
     def weight_version(self) -> str:
@@ -105,6 +110,7 @@ class TorchEngine:
             images = await self._read(generation, reading)
             if reading.aborted:
                 return GenerationResult([], [], [], "abort", None, 0, self.weight_version, "aborted on request")
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[GenerationResult] = loop.create_future()
         self._post(lambda: self._start(generation, images, future))
@@ -136,49 +142,51 @@ class TorchEngine:
     ) -> WeightsConfirmation:
         async with self._updating:
             begin = time.perf_counter()
-            taken = await asyncio.to_thread(self._intake.take, source, version)
+            staged = await asyncio.to_thread(self._loader.stage, source, version)
 
-            def apply() -> list[torch.Tensor]:
-                before = self._intake.put(taken)
+            def swap_in() -> list[torch.Tensor]:
+                before = self._loader.swap_in(staged)
                 self._core.weights_changed(version, self._paused or running)
                 return before
 
-            before = await self._between_steps(apply)
-            # Nobody waits for it: giving gigabytes back takes long.
+            before = await self._between_steps(swap_in)
+            # Not awaited: freeing gigabytes takes long.
             asyncio.get_running_loop().run_in_executor(None, before.clear)
             self._core.stats.weight_updates += 1
             self._core.stats.weight_update_s += time.perf_counter() - begin
-            return WeightsConfirmation(version, taken.checksum)
+
+            return WeightsConfirmation(version, staged.checksum)
 
     async def join_weights_group(self, group: UpdateGroup) -> None:
         async with self._updating:
-            await asyncio.to_thread(self._intake.groups.join, group, self._loaded.kv.device)
+            await asyncio.to_thread(self._loader.groups.join, group, self._loaded.kv.device)
 
     async def leave_weights_group(self, name: str) -> bool:
         async with self._updating:
-            return await asyncio.to_thread(self._intake.groups.leave, name)
+            return await asyncio.to_thread(self._loader.groups.leave, name)
 
     async def close(self) -> None:
         self._stopping = True
         self._wake.set()
         await asyncio.to_thread(self._thread.join, 10)
-        await asyncio.to_thread(self._intake.groups.close)
+        await asyncio.to_thread(self._loader.groups.close)
         if self._loaded.images is not None:
             self._loaded.images.close()
 
     # Called on the event loop's thread
 
     async def _read(self, generation: Generation, reading: _Reading) -> ImagePrompt | None:
-        """The images of a request, ready for the core.
+        """Decode a request's images on another thread.
 
         Raises:
-            RequestError: they cannot be taken.
+            RequestError: the model takes no images, or one of these is wrong.
         """
         reader = self._loaded.images
         if reader is None:
-            raise RequestError("this engine serves a model without images", "image_data")
+            raise RequestError("this model takes no images: leave image_data out", "image_data")
         if self._ended or self._stopping:
             raise EngineError(self._ended or "the server is stopping")
+
         self._reading.add(reading)
         try:
             return await reader.prepare(generation.input_ids, generation.image_data)
@@ -196,19 +204,20 @@ class TorchEngine:
         if self._ended:
             raise EngineError(self._ended)
         self._inbox.append(action)
-        # Only a sleeping thread is woken: one that works looks into the inbox after each step, and telling it would
-        # cost a fight for the interpreter lock.
+        # Wake the thread only if it sleeps: while it works it reads the inbox after each step, and
+        # setting the event would make both threads compete for the interpreter lock.
         if self._sleeping:
             self._wake.set()
 
     async def _between_steps(self, action: Callable[[], ResultT]) -> ResultT:
+        """Run `action` on the engine's thread, between two steps, and return its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[ResultT] = loop.create_future()
 
         def act() -> None:
             try:
                 result = action()
-            except Exception as exc:  # noqa: BLE001  # handed to the caller, who awaits it
+            except Exception as exc:  # noqa: BLE001  # raised again in the caller, who awaits the future
                 loop.call_soon_threadsafe(_fail, future, exc)
             else:
                 loop.call_soon_threadsafe(_resolve, future, result)
@@ -225,7 +234,9 @@ class TorchEngine:
         except Exception as exc:
             log.exception("the engine's thread failed")
             self._failure = f"the engine's thread failed with {exc!r}"
-        # In this order: what is posted from now on is refused, what was posted before is answered.
+
+        # The order matters: from here on new requests are refused, and those already in the inbox
+        # are answered.
         self._ended = self._failure or "the server is stopping"
         while self._inbox:
             self._inbox.popleft()()
@@ -241,7 +252,8 @@ class TorchEngine:
                 self._step()
 
     def _sleep(self) -> None:
-        """Until something is posted. The flag goes up before the inbox is looked at, so that nothing slips between."""
+        """Wait until something is posted."""
+        # The flag is set before the inbox is read: an action posted in between then sets the event.
         self._sleeping = True
         if not self._inbox and not self._stopping:
             self._wake.wait()
@@ -252,18 +264,18 @@ class TorchEngine:
         try:
             finished = self._core.step()
         except Exception as exc:
-            log.exception("an engine step failed; its requests are failed, the cache is emptied")
+            log.exception("an engine step failed; its requests fail and the cache is cleared")
             self._failed_steps += 1
             self._core.stats.step_failures += 1
             self._core.drop_all()
             self._fail_all(EngineError(f"the engine failed: {exc or type(exc).__name__}"))
             if self._failed_steps >= MAX_STEP_FAILURES:
-                self._failure = f"{self._failed_steps} engine steps in a row failed, the last with {exc!r}"
+                self._failure = f"{self._failed_steps} engine steps failed in a row, the last one with {exc!r}"
                 self._stopping = True
         else:
             self._failed_steps = 0
-            if self._listened:
-                self._tell()
+            if self._streaming:
+                self._send_chunks()
             if finished:
                 self._deliver(finished)
 
@@ -274,12 +286,12 @@ class TorchEngine:
             running = self._core.add(generation, images)
             self._futures[running] = future
             if generation.on_chunk is not None:
-                self._listened.append(running)
+                self._streaming.append(running)
 
     def _cancel(self, future: asyncio.Future[GenerationResult]) -> None:
         running = next((r for r, f in self._futures.items() if f is future), None)
         if running is not None:
-            self._core.abort(running, "the client went away")
+            self._core.abort(running, "the client disconnected")
             del self._futures[running]
 
     def _abort(self, rid: str | None) -> int:
@@ -296,13 +308,14 @@ class TorchEngine:
         elif mode == "abort":
             self._abort(None)
 
-    def _tell(self) -> None:
-        """Hand out what was sampled of the answers that somebody follows."""
-        self._listened = [running for running in self._listened if running in self._futures and not running.result]
-        pieces = [(running, piece) for running in self._listened if (piece := running.next_piece()) is not None]
-        if pieces:
-            loop = self._futures[pieces[0][0]].get_loop()
-            loop.call_soon_threadsafe(_hand_out, [(r.generation.on_chunk, piece) for r, piece in pieces])
+    def _send_chunks(self) -> None:
+        """Send streaming requests what was sampled since their last chunk, all in one call to the
+        event loop."""
+        self._streaming = [running for running in self._streaming if running in self._futures and not running.result]
+        chunks = [(running, chunk) for running in self._streaming if (chunk := running.next_chunk()) is not None]
+        if chunks:
+            loop = self._futures[chunks[0][0]].get_loop()
+            loop.call_soon_threadsafe(_call_all, [(r.generation.on_chunk, chunk) for r, chunk in chunks])
 
     def _deliver(self, finished: list[Running]) -> None:
         pairs = [(self._futures.pop(running), running.result) for running in finished]
@@ -317,9 +330,9 @@ class TorchEngine:
             future.get_loop().call_soon_threadsafe(_fail, future, error)
 
 
-def _hand_out(pieces: list[tuple[Any, AnswerChunk]]) -> None:
-    for listener, piece in pieces:
-        listener(piece)
+def _call_all(chunks: list[tuple[Any, AnswerChunk]]) -> None:
+    for on_chunk, chunk in chunks:
+        on_chunk(chunk)
 
 
 def _resolve(future: asyncio.Future[Any], result: Any) -> None:
@@ -335,67 +348,3 @@ def _resolve_all(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def create_torch_engine(settings: ServerSettings) -> TorchEngine:
-    """Load the model and start the engine's thread.
-
-    Raises:
-        ModelError: the model or the weights to start from cannot be served.
-    """
-    torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device)
-    loaded = load_model(
-        settings.model, dtype=getattr(torch, settings.dtype), device=device, context_length=settings.context_length
-    )
-    intake = WeightLoader(loaded.model)
-    if settings.weights is not None:
-        try:
-            intake.put(intake.take(FolderWeights(settings.weights)))
-        except WeightsError as exc:
-            raise ModelError(str(exc), "give --weights a folder that this model's trainer published") from exc
-    runner = _deterministic_runner(settings, loaded) if settings.deterministic != "off" else None
-    if runner is None and settings.fast_path:
-        runner = FastDecoder.build(loaded)
-    if runner is None:
-        runner = slow_runner(loaded)
-    log.info("%s runs through %s", type(loaded.model).__name__, type(runner).__name__)
-    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    core = Core(
-        runner,
-        build_cache(
-            loaded.kv,
-            loaded.context_length,
-            max_running=settings.max_running,
-            max_kv_tokens=settings.max_kv_tokens,
-            memory_bytes=memory,
-        ),
-        eos_ids=loaded.eos_ids,
-        max_running=settings.max_running,
-        device=device,
-        version=settings.weight_version,
-        seed=settings.seed,
-    )
-    info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size, loaded.images is not None)
-    return TorchEngine(loaded, core, info, threads=settings.threads, intake=intake)
-
-
-def _deterministic_runner(settings: ServerSettings, loaded: LoadedModel) -> Runner | None:
-    """A runner whose results are functions of the tokens alone; None: there is none, and `auto` asked for it.
-
-    Raises:
-        ModelError: there is none, and `on` asked for it.
-    """
-    reason = None
-    if settings.device != "cpu" or settings.threads != 1:
-        reason = f"it needs --device cpu and --threads 1, not {settings.device} and {settings.threads}"
-    elif (runner := FastDecoder.build(loaded, invariant=True)) is None:
-        reason = f"{type(loaded.model).__name__} in {settings.dtype} does not run through the engine's own decoder"
-    elif not is_batch_invariant(runner, loaded):
-        reason = "the products of this machine's numerical library depend on their neighbours"
-    else:
-        return runner
-    if settings.deterministic == "on":
-        raise ModelError(f"--deterministic on: {reason}", "leave it out, or give auto")
-    log.warning("results depend on what else is served, in their last bits: %s", reason)
-    return None

@@ -13,9 +13,17 @@ from rollout_server.engines.torch_engine.sampling.sampling import RowSampling
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request and what it has produced.
+    """A request and what has been sampled for it.
 
-    `ids` is the prompt and then every sampled token; where the prompt holds images, their lookup ids.
+    Attributes:
+        ids: the prompt and then every sampled token. Pads of images are replaced by lookup ids
+            (`ImagePrompt`).
+        limit: length of `ids` at which the request ends.
+        version: of the weights that sample its next token.
+        row: its row of the cache; None while it waits.
+        version_starts: (version, number of tokens sampled when it ended), for each earlier version.
+        cached_tokens: prompt tokens that were in the cache at its first admission.
+        sent: number of sampled tokens in the chunks that were streamed.
     """
 
     generation: Generation
@@ -30,7 +38,7 @@ class Running:
     version_starts: list[tuple[str, int]] = field(default_factory=list)
     cached_tokens: int | None = None
     result: GenerationResult | None = None
-    told: int = 0
+    sent: int = 0
 
     @property
     def prompt_length(self) -> int:
@@ -38,20 +46,21 @@ class Running:
 
     @property
     def counted(self) -> list[int]:
-        """The sampled tokens, for edits that count them; a preemption and a new policy version do not change them."""
-        return self.ids[self.prompt_length :] if self.sampling.edits else []
+        """The sampled tokens that penalties count: all, across preemptions and policy versions."""
+        return self.ids[self.prompt_length :] if self.sampling.penalties else []
 
     @property
     def missing(self) -> int:
-        """Tokens to put into the cache before the last one can be decoded."""
+        """Number of tokens to prefill before the last one can be decoded."""
         return len(self.ids) - 1 - (self.row.filled if self.row else 0)
 
-    def now_under(self, version: str) -> None:
-        """From the next token on, `version` samples."""
+    def set_version(self, version: str) -> None:
+        """Sample the next tokens under `version`."""
         self.version_starts.append((self.version, len(self.logprobs)))
         self.version = version
 
     def spans(self) -> list[VersionSpan]:
+        """The sampled tokens by the policy version that sampled them; without empty spans."""
         spans, start = [], 0
         for version, end in [*self.version_starts, (self.version, len(self.logprobs))]:
             if end > start:
@@ -60,6 +69,7 @@ class Running:
         return spans
 
     def finish(self, finish: FinishType, matched: int | None = None, message: str | None = None) -> None:
+        """Set `result`; `matched` is the stop token."""
         self.result = GenerationResult(
             output_ids=self.ids[self.prompt_length :],
             logprobs=self.logprobs,
@@ -71,10 +81,11 @@ class Running:
             message=message,
         )
 
-    def next_piece(self) -> AnswerChunk | None:
-        """What was sampled since the piece before, when it is enough for one."""
+    def next_chunk(self) -> AnswerChunk | None:
+        """What was sampled since the last chunk; None if it is less than `stream_tokens`."""
         count = len(self.logprobs)
-        if count - self.told < self.generation.stream_tokens:
+        if count - self.sent < self.generation.stream_tokens:
             return None
-        start, self.told = self.told, count
+
+        start, self.sent = self.sent, count
         return AnswerChunk(self.ids[self.prompt_length + start :], self.logprobs[start:], self.spans())

@@ -1,6 +1,7 @@
-"""The KV cache: pools of rows within one budget of tokens, and the index of what can be shared.
+"""The KV cache: pools of rows within one budget of tokens, and the index of prefixes that can be
+shared.
 
-`rows.py` says how a pool is laid out, and why.
+`rows.py` explains how a pool is laid out, and why.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from rollout_server.engines.torch_engine.cache.prefix import PrefixIndex
 from rollout_server.engines.torch_engine.cache.rows import KVShape, Pool, Row
 
 SMALLEST_CAPACITY = 96
+"""Tokens of a row in the first pool."""
 
 
 class KVCache:
-    """All pools, the budget, and the index of what can be shared.
+    """All pools, their budget, and the index of prefixes.
 
     Args:
-        shape: what a token costs.
-        budget_tokens: capacity of all pools together, at most. One row for `context_length` tokens has to fit.
+        shape: what one token takes.
+        budget_tokens: largest capacity of all pools together; raised to one row of `context_length`
+            tokens.
         context_length: tokens of the longest sequence.
     """
 
@@ -27,43 +30,43 @@ class KVCache:
         steps = [SMALLEST_CAPACITY, SMALLEST_CAPACITY * 4 // 3]
         while steps[-1] < context_length:
             steps.append(2 * steps[-2])
-        # The last pool need not hold more than the longest sequence, rounded to whole cache lines.
+        # Rows of the last pool hold the longest sequence, rounded up to whole cache lines.
         capacities = [step for step in steps if step < context_length] + [-(-context_length // 16) * 16]
         self.budget_tokens = max(budget_tokens, capacities[-1])
         self.pools = [
             Pool(shape, capacity, self.budget_tokens // capacity, capacities) for capacity in capacities
         ]  # fmt: skip
+
         self._index: PrefixIndex[Row] = PrefixIndex()
         self._clock = itertools.count(1)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the budget that are taken."""
+        """Tokens of the budget in use."""
         return sum(pool.tokens for pool in self.pools)
 
-    @property
-    def used_tokens(self) -> int:
-        """Tokens that rows in use or kept really hold."""
-        return sum(row.filled for pool in self.pools for row in pool.rows if row)
-
     def lookup(self, ids: Sequence[int]) -> tuple[Row | None, int]:
-        """The row that shares the longest prefix with `ids`, and its length. The last id is never shared: it has to
-        be run through the model to sample what follows it."""
+        """The row that shares the longest prefix with `ids`, and the prefix's length.
+
+        The last id is never shared: the model has to run on it to sample what follows.
+        """
         return self._index.find(ids, len(ids) - 1)
 
     def place(self, ids: list[int], room: int, match: Row | None, shared: int) -> Row | None:
-        """A row for `ids` that holds the first `shared` of them already, taken over or copied from `match`.
+        """A row for `ids`, which takes over `match` or copies its first `shared` tokens.
 
         Args:
-            ids: the sequence; the row keeps the list itself and sees it grow.
-            room: tokens the row shall have space for; it lies in the first pool that has it.
-            match: a row from `lookup`; its first `shared` tokens are in the cache.
+            ids: the sequence. The row refers to this list, and sees it grow.
+            room: tokens that the row needs space for; it lies in the first pool that has it.
+            match: a row from `lookup`, whose first `shared` tokens are in the cache.
 
         Returns:
-            The row, or None when rows in use take the whole budget.
+            The row; None if rows in use take the whole budget.
         """
+        # A finished request's row, shared to its end, is taken over without a copy.
         whole = match is not None and not match.in_use and match.filled == shared > 0
-        # A row whose prompt was never filled may lie in a larger pool than it should.
+        # A row whose prompt was never completely prefilled may lie in a larger pool than this
+        # sequence belongs to.
         if match is not None and whole and match.pool.capacity <= self._pool_for(room).capacity:
             del match.pool.kept[match]
             match.pool.take(match.row)
@@ -73,10 +76,11 @@ class KVCache:
                 self.release(match)
                 return None
             return match
+
         pinned = match is not None and not match.in_use
         if match is not None and pinned:
             del match.pool.kept[match]
-            match.in_use = True  # so that making room does not evict what is about to be copied
+            match.in_use = True  # so that making room does not evict it before it is copied
         row = self._new_row(ids, room)
         if match is not None:
             match.used_at = next(self._clock)
@@ -87,11 +91,12 @@ class KVCache:
         return row
 
     def grow(self, row: Row, room: int) -> bool:
-        """Move `row` to a pool with space for `room` tokens; False when rows in use take the whole budget."""
+        """Move `row` to the pool that has `room`; False if rows in use take the whole budget."""
         new = self._new_row(row.ids, room)
         if new is None:
             return False
-        # `row` keeps its identity: the request that runs on it holds it.
+
+        # `row` stays the same object, because the request that runs on it refers to it.
         pool, index = new.pool, new.row
         self._copy(row, new, row.filled)
         row.pool.clear(row.row)
@@ -100,14 +105,14 @@ class KVCache:
         return True
 
     def announce(self, row: Row, count: int) -> None:
-        """Let `lookup` find the first `count` tokens of `row`, also those that are still to be filled."""
+        """Let `lookup` find the first `count` tokens of `row`, those still to be prefilled too."""
         self._index.add(row, count)
 
     def release(self, row: Row, *, keep: bool = True) -> None:
-        """The request on `row` is done with it; what it holds stays shareable until its place is needed."""
+        """Free `row`. With `keep` its tokens stay shareable until its place is needed."""
         row.pool.keep(row)
         row.used_at = next(self._clock)
-        # A row in a hole is still written at position `filled` by the batch it sits in.
+        # The batch that the row is in may still write at position `filled`.
         row.filled = min(row.filled, row.pool.capacity - 1)
         if keep and not row.stale and row.filled:
             self._index.add(row, row.filled)
@@ -115,32 +120,34 @@ class KVCache:
             self._drop(row)
 
     def forget(self) -> None:
-        """Forget what finished requests left. Its memory stays for the next ones: to take it anew costs a copy of the
-        pool each time that it doubles."""
+        """Drop the rows of finished requests, and keep their memory for the next ones.
+
+        Taking it again would cost a copy of the pool each time it doubles.
+        """
         for pool in self.pools:
             for row in list(pool.kept):
                 self._drop(row)
 
     def flush(self) -> None:
-        """Forget what finished requests left, and give back its memory."""
+        """Drop the rows of finished requests, and give back their memory."""
         self.forget()
         for pool in self.pools:
             pool.shrink_to_fit()
 
     def make_stale(self) -> None:
-        """What running requests hold will be neither shared nor kept: other weights computed it."""
+        """Never share or keep what running requests have in the cache: old weights computed it."""
         self._index.clear()
         for row in self._all_rows():
             row.stale = True
 
     def reset(self) -> None:
-        """Empty everything, memory included. No request may be running."""
+        """Drop all rows and give back their memory. No request may be running."""
         self._index.clear()
         for pool in self.pools:
             pool.clear_all()
 
     def compact(self) -> bool:
-        """Close holes; True if a row moved."""
+        """Close holes in the pools; returns whether a row moved."""
         moved = [pool.compact() for pool in self.pools]
         return any(moved)
 
@@ -162,6 +169,9 @@ class KVCache:
         return next((pool for pool in self.pools if pool.capacity >= tokens), self.pools[-1])
 
     def _new_row(self, ids: list[int], room: int) -> Row | None:
+        """An empty row among the active ones; None if rows in use take the whole budget."""
+        # In this order: an empty row, more memory, the place of the row that was used least
+        # recently.
         pool = self._pool_for(room)
         place = pool.empty_row()
         if place is None and self._extend(pool):
@@ -172,13 +182,14 @@ class KVCache:
                 return None
             place = oldest.row
             self._drop(oldest)
+
         place = pool.take(place)
         row = Row(pool, place, ids)
         pool.rows[place] = row
         return row
 
     def _extend(self, pool: Pool) -> bool:
-        """Add rows to `pool`: twice as many if the budget allows, else as many as it does."""
+        """Double the rows of `pool`, or add what the budget allows; returns whether any were added."""
         free = self.budget_tokens - self.tokens
         if free < pool.capacity:
             free += self._take_from_others(pool)
@@ -188,12 +199,14 @@ class KVCache:
         return count > 0
 
     def _take_from_others(self, pool: Pool) -> int:
-        """Take rows that hold nothing, then kept ones, oldest first, from other pools; returns the tokens given back.
+        """Take empty rows, then the oldest kept ones, from other pools; returns the tokens freed.
 
-        A quarter of the pool's size at once if they have it, for every change of size copies a whole pool.
+        Take a quarter of the pool's size at once if possible, because every change of size may copy
+        a whole pool.
         """
         if pool.kept:
-            return 0  # evicting one of its own is cheaper than moving memory between pools
+            return 0  # evicting one of its own rows is cheaper than moving memory between pools
+
         before = self.tokens
         free = self.budget_tokens - before
         others = [other for other in self.pools if other is not pool]
@@ -201,11 +214,13 @@ class KVCache:
         kept = [row for other in others for row in other.kept]
         if free + gain + sum(row.pool.capacity for row in kept) < pool.capacity:
             return 0
+
         for row in sorted(kept, key=lambda r: r.used_at):
             if free + gain >= max(pool.capacity, pool.tokens // 4):
                 break
             gain += row.pool.capacity
             self._drop(row)
+
         for other in others:
             if None in other.rows:
                 other.shrink_to_fit()
@@ -218,8 +233,9 @@ def build_cache(
     """A KV cache within a budget.
 
     Args:
-        max_kv_tokens: the budget in tokens; None: what `max_running` long sequences take, so that many
-            prefixes of shorter ones stay when they are done, within a quarter of the memory.
+        max_kv_tokens: the budget in tokens; None: room for `max_running` sequences of up to 1024
+            tokens, within a quarter of the memory. Shorter sequences leave room for the prefixes of
+            finished ones.
         memory_bytes: memory of the device.
     """
     if max_kv_tokens is None:

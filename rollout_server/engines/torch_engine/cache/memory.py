@@ -1,9 +1,9 @@
 """Memory of the KV cache that can grow without being copied.
 
-On Linux, address space for all rows that a pool may ever have is reserved at once. Its pages are zeros that cost
-nothing before they are written, and they are given back when the pool shrinks. Elsewhere, and on other devices than the
-CPU, a tensor is as large as it has to be, and growing copies it: with half a gigabyte, running requests wait for that
-most of a second.
+On Linux, address space for the largest size of a pool is reserved at once. Its pages are zeros that
+take no memory until they are written, and they are given back when the pool shrinks. On other
+systems, and on devices other than the CPU, a tensor has the present size and growing copies it:
+with half a gigabyte, running requests wait for most of a second.
 
 Sizes: N layers, R rows.
 """
@@ -17,20 +17,22 @@ import sys
 import torch
 
 _NO_RESERVE = 0x4000
-"""MAP_NORESERVE: most of the address space is never used, so it is not counted against what may be promised."""
+"""MAP_NORESERVE: do not count the reservation against the memory that the kernel may commit. Most
+is never used."""
 
 
 class GrowingRows:
-    """A tensor [N, R, ...] whose number of rows changes; new rows are zeros, or what an earlier one left there.
+    """A tensor [N, R, ...] whose number of rows changes. A new row holds zeros, or what an earlier
+    one left there.
 
     Args:
         layers: N.
         row: the shape of one row.
-        most: R at most.
-        reserve: False: copy, even where address space could be reserved.
+        most: largest R.
+        reserve: False: copy, even where address space can be reserved.
 
     Attributes:
-        tensor: [N, R or more, ...]; made anew by `resize` where memory cannot be reserved.
+        tensor: [N, at least R, ...]; `resize` replaces it where memory cannot be reserved.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class GrowingRows:
         self._rows = 0
         self._row_bytes = math.prod(row) * dtype.itemsize
         self._most = most
+
         reserve = reserve and device.type == "cpu"
         self._map = _reserve(layers * most * self._row_bytes) if reserve else None
         if self._map is None:
@@ -56,7 +59,8 @@ class GrowingRows:
             self.tensor = torch.frombuffer(self._map, dtype=dtype).view(layers, most, *row)
 
     def resize(self, rows: int, keep: int) -> None:
-        """Have `rows` rows, of which the first `keep` stay as they are; memory of the others is given back."""
+        """Change R to `rows`. The first `keep` rows keep their content; memory behind the last row
+        is given back."""
         before, self._rows = self._rows, rows
         if self._map is None:
             old, self.tensor = self.tensor, self._zeros(rows)
@@ -66,18 +70,22 @@ class GrowingRows:
 
     def _zeros(self, rows: int) -> torch.Tensor:
         layers, row = self._shape
-        # Zeros, not empty: masked scores weigh unused values by 0, and 0 times a NaN left in memory is a NaN.
+        # Zeros, not `empty`: masked scores multiply unused values by 0, and 0 times a NaN left in
+        # memory is NaN.
+        # The dict loses the options' types.
         return torch.zeros(layers, rows, *row, **self._options)  # type: ignore[call-overload,no-any-return]
 
     def _give_back(self, first: int) -> None:
-        """The pages of all rows from `first` on; with all rows, everything: nothing that was written survives."""
+        """Give back the pages of all rows from `first` on; with `first` 0, all that was written."""
         assert self._map is not None
         if first == 0:
             self._map.madvise(mmap.MADV_DONTNEED)
             return
+
         for layer in range(self._shape[0]):
             begin = (layer * self._most + first) * self._row_bytes
             end = (layer + 1) * self._most * self._row_bytes
+            # Whole pages only: the first and the last one may belong to neighbours as well.
             begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
             end = end // mmap.PAGESIZE * mmap.PAGESIZE
             if begin < end:
@@ -85,7 +93,7 @@ class GrowingRows:
 
 
 def _reserve(size: int) -> mmap.mmap | None:
-    """Private pages of zeros, none of them there yet; None where that cannot be had."""
+    """Reserve private pages of zeros without memory behind them; None where that fails."""
     if sys.platform != "linux" or not size:
         return None
     try:

@@ -1,7 +1,8 @@
-"""Finding the row whose tokens start like a new prompt.
+"""Find the row that shares the longest prefix with a new prompt.
 
-Token lists are cut into blocks; the key of block i is a hash chained over blocks 0..i, so one dictionary look-up tells
-whether some row starts with the same i+1 blocks. Candidates are compared id by id: a hash collision costs time only.
+Token lists are cut into blocks. The key of block i is a hash chained over blocks 0..i, so one
+dictionary look-up shows whether any row starts with the same i+1 blocks. Candidates are compared id
+by id: a hash collision only costs time.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Generic, Protocol, TypeVar
 
 BLOCK = 16
 CANDIDATES = 4
-"""Rows compared beyond the last shared block: all share it, and the first few are as good as any."""
+"""Number of rows compared beyond the last shared block. All share it, so a few are as good as all
+of them."""
 
 
 class Indexed(Protocol):
-    """What the index knows of a row."""
+    """The part of a row that the index uses: its tokens, and the keys under which it is indexed."""
 
     ids: list[int]
     keys: list[int]
@@ -30,7 +32,7 @@ def block_keys(ids: Sequence[int], count: int) -> Iterator[int]:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], start: int, limit: int) -> int:
-    """Length of the longest common prefix of `a` and `b`, at most `limit`, known to be at least `start`."""
+    """Length of the longest common prefix of `a` and `b`, from `start`, which is known, to `limit`."""
     limit = min(limit, len(a), len(b))
     while start < limit and a[start] == b[start]:
         start += 1
@@ -41,13 +43,13 @@ RowT = TypeVar("RowT", bound=Indexed)
 
 
 class PrefixIndex(Generic[RowT]):
-    """Rows by the blocks that their tokens start with."""
+    """Rows by the blocks at the start of their tokens."""
 
     def __init__(self) -> None:
         self._rows: dict[int, list[RowT]] = {}
 
     def add(self, row: RowT, count: int) -> None:
-        """Index the first `count` tokens of `row`; what was indexed before is kept."""
+        """Index the first `count` tokens of `row`, in addition to what is indexed already."""
         known = len(row.keys)
         for i, key in enumerate(block_keys(row.ids, count)):
             if i >= known:
@@ -55,6 +57,7 @@ class PrefixIndex(Generic[RowT]):
                 self._rows.setdefault(key, []).append(row)
 
     def remove(self, row: RowT) -> None:
+        """Remove all entries of `row`."""
         for key in row.keys:
             rows = self._rows[key]
             rows.remove(row)
@@ -63,7 +66,8 @@ class PrefixIndex(Generic[RowT]):
         row.keys.clear()
 
     def find(self, ids: Sequence[int], limit: int) -> tuple[RowT | None, int]:
-        """The row that shares the longest prefix with `ids`, and how many tokens it shares, at most `limit`."""
+        """The row that shares the longest prefix with `ids`, and its length, at most `limit`."""
+        # Whole blocks first: follow the chain of keys as far as any row goes.
         deepest: list[RowT] = []
         shared = 0
         for key in block_keys(ids, limit):
@@ -72,6 +76,8 @@ class PrefixIndex(Generic[RowT]):
                 break
             deepest = rows
             shared += BLOCK
+
+        # Then single tokens, for the rows added last.
         best: RowT | None = None
         length = 0
         for row in deepest[-CANDIDATES:]:
@@ -79,9 +85,11 @@ class PrefixIndex(Generic[RowT]):
                 common = common_prefix(ids, row.ids, shared, limit)
                 if common > length:
                     best, length = row, common
+
         return best, length
 
     def clear(self) -> None:
+        """Remove all entries of all rows."""
         for rows in self._rows.values():
             for row in rows:
                 row.keys.clear()

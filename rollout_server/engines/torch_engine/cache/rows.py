@@ -1,21 +1,25 @@
 """Rows of the KV cache, in pools of one capacity each.
 
-Why rows and not small blocks: on a CPU a decode step is bound by reading keys and values, and a batched matrix product
-over one strided view reads each of them once; gathering blocks first would read and write them all again. A pool holds
-rows of one capacity (96, 128, 192, 256, 384, ... tokens), so a batch with a long tail pays for each row what it holds,
-within a third. A sequence lies in the first pool that has room for it and its next token, always: how many columns
-attention computes for a token then follows from its position, and so do the bits of the result (a product over more
-columns may add them up in another order). When it outgrows its row it is copied to the next pool.
+Why rows and not small blocks: on a CPU a decode step is bound by reading keys and values, and a
+batched matmul over one strided view reads each of them once; gathering blocks first would read and
+write all of them again. A pool has rows of one capacity (96, 128, 192, 256, 384, ... tokens), so
+that each row of a batch with a long tail costs at most a third more than its tokens. A sequence
+always lies in the first pool that has room for it and its next token. The number of columns that
+attention computes for a token then follows from its position, and so do the bits of the result (a
+matmul over more columns may add them up in another order). A sequence that outgrows its row is
+copied to the next pool.
 
-Within a pool, rows `[0, active)` are the batch. Rows behind them hold the prefixes of finished requests, or nothing:
+Within a pool, rows `[0, active)` are the batch. Rows behind them hold prefixes of finished
+requests, or nothing:
 
     row      0   1   2   3 | 4   5   6   7
-             A   B   -   C | p   q   -   -        A, B, C run; p, q are kept prefixes; row 2 is a hole
+             A   B   -   C | p   q   -   -        A, B, C run; p, q are kept; row 2 is a hole
 
 A hole costs one row of wasted arithmetic until a new request fills it or `compact` closes it.
 
-Layout, for a head's keys: `[dim, capacity]` (a query's scores are then sums of contiguous rows), and for its values:
-`[capacity, dim]`. Sizes below: N layers, R rows, H key-value heads, K key dim, D value dim, C capacity.
+Layout of a head's keys: `[dim, capacity]`, so that a query's scores are sums of contiguous rows; of
+its values: `[capacity, dim]`. Sizes below: N layers, R rows, H key-value heads, K key dim, D value
+dim, C capacity.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ MAX_HOLE_SHARE = 0.125
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one token costs in the cache."""
+    """Size and type of what one token takes in the cache."""
 
     layers: int
     kv_heads: int
@@ -50,9 +54,15 @@ class KVShape:
 
 
 class Row:
-    """One sequence's keys and values: tokens `ids[:filled]` are in the cache.
+    """The keys and values of one sequence.
 
-    `in_use` while a request runs on it. `stale` once a weight update made its content unfit for other requests.
+    Attributes:
+        pool, row: where it lies.
+        ids: the sequence; the first `filled` tokens are in the cache.
+        in_use: whether a request runs on it.
+        stale: whether old weights computed it, so that other requests must not share it.
+        used_at: when it was last released or shared, on the cache's clock.
+        keys: under which the prefix index knows it.
     """
 
     __slots__ = ("filled", "ids", "in_use", "keys", "pool", "row", "stale", "used_at")
@@ -69,10 +79,15 @@ class Row:
 
 
 class Pool:
-    """Rows of one capacity. `rows[i]` is what row i holds, or None; `kept` are those not in use, by their last use.
+    """Rows of one capacity.
 
     Args:
         capacities: of all pools, ascending.
+
+    Attributes:
+        rows: the content of each row; None if it is empty.
+        kept: rows that are not in use, least recently used first.
+        active: number of rows in the batch, from the first one on.
     """
 
     def __init__(self, shape: KVShape, capacity: int, most_rows: int, capacities: Sequence[int]) -> None:
@@ -82,17 +97,19 @@ class Pool:
         self.rows: list[Row | None] = []
         self.kept: OrderedDict[Row, None] = OrderedDict()
         self.active = 0
-        # No row below is empty; none of the active ones below is a hole. A search begins there: with thousands of kept
-        # rows, looking at all of them for each request would cost as much as its tokens.
+        # Where searches begin: no row before is empty, no active row before is a hole. With
+        # thousands of kept rows, a search over all of them would cost as much as the tokens of a
+        # request.
         self._empty_from = 0
         self._hole_from = 0
+
         s = shape
         heads, layers = s.kv_heads, s.layers
         self._k = GrowingRows(layers, (heads, s.key_dim, capacity), most_rows, dtype=s.dtype, device=s.device)
         self._v = GrowingRows(layers, (heads, capacity, s.value_dim), most_rows, dtype=s.dtype, device=s.device)
-        self._view()
+        self._set_views()
 
-    def _view(self) -> None:
+    def _set_views(self) -> None:
         self.k_NRHKC, self.v_NRHCD = self._k.tensor, self._v.tensor
         self.k = list(self.k_NRHKC)
         self.v = list(self.v_NRHCD)
@@ -100,32 +117,32 @@ class Pool:
         self.v_flat = [v.view(-1, self.shape.value_dim) for v in self.v]
 
     def capacity_for(self, tokens: int) -> int:
-        """The capacity of the pool where a sequence of so many tokens lies."""
+        """The capacity of the pool where a sequence of `tokens` tokens lies."""
         return self._capacities[bisect_left(self._capacities, tokens)]
 
     @property
     def tokens(self) -> int:
-        """Cache tokens that this pool takes from the budget."""
+        """Tokens of the budget that this pool takes."""
         return len(self.rows) * self.capacity
 
     def resize(self, rows: int) -> None:
-        """Change the number of rows; all rows in use or kept have to be among the first `rows`."""
+        """Change the number of rows; those in use or kept must be among the first `rows`."""
         keep = min(rows, len(self.rows))
         assert not any(self.rows[keep:])
         self._k.resize(rows, keep)
         self._v.resize(rows, keep)
-        self._view()
+        self._set_views()
         self.rows = self.rows[:keep] + [None] * (rows - keep)
         self._empty_from = min(self._empty_from, keep)
 
     def keep(self, row: Row) -> None:
-        """The row is not in use any more; what it holds stays until its place is needed."""
+        """Mark a row as no longer in use. Its content stays until its place is needed."""
         row.in_use = False
         self.kept[row] = None
         self._hole_from = min(self._hole_from, row.row)
 
     def clear(self, row: int) -> None:
-        """Row `row` holds nothing any more."""
+        """Make row `row` empty."""
         if (held := self.rows[row]) is not None:
             self.kept.pop(held, None)
         self.rows[row] = None
@@ -133,27 +150,28 @@ class Pool:
         self._hole_from = min(self._hole_from, row)
 
     def clear_all(self) -> None:
-        """Give back everything, memory included."""
+        """Drop all rows and give back their memory."""
         self.rows = []
         self.kept.clear()
         self.active = 0
         self.resize(0)
 
     def shrink_to_fit(self) -> None:
-        """Give back the rows that hold nothing."""
+        """Give back empty rows, after moving the last rows into them."""
         for hole in [i for i, row in enumerate(self.rows) if row is None]:
             while self.rows and self.rows[-1] is None:
                 self.rows.pop()
             if hole >= len(self.rows):
                 break
             self.move(len(self.rows) - 1, hole)
+
         while self.rows and self.rows[-1] is None:
             self.rows.pop()
         self.active = min(self.active, len(self.rows))
         self.resize(len(self.rows))
 
     def move(self, source: int, target: int) -> None:
-        """Move a row's content to an empty row."""
+        """Move the content of row `source` to the empty row `target`."""
         row = self.rows[source]
         assert row is not None and self.rows[target] is None
         n = max(1, row.filled)
@@ -185,9 +203,10 @@ class Pool:
             self._hole_from = min(self._hole_from, a, b)
 
     def take(self, row: int) -> int:
-        """Make row `row`, empty or kept, one of the active ones: in a hole if there is one. Returns where it is now."""
+        """Make row `row`, empty or kept, an active one, in a hole if any; returns its new number."""
         if row < self.active:
             return row
+
         rows = self.rows
         active = range(min(self._hole_from, self.active), self.active)
         place = next((i for i in active if (held := rows[i]) is None or not held.in_use), self.active)
@@ -199,13 +218,16 @@ class Pool:
         return place
 
     def empty_row(self) -> int | None:
-        """An empty row, a hole among the active ones if there is one."""
+        """The number of the first empty row, holes among the active ones first; None if all are full."""
         found = next((i for i in range(self._empty_from, len(self.rows)) if self.rows[i] is None), None)
         self._empty_from = len(self.rows) if found is None else found
         return found
 
     def compact(self) -> bool:
-        """Drop holes at the end of the active rows, and close the others if they are many. True if a row moved."""
+        """Drop holes at the end of the active rows, and close the others if there are many.
+
+        Returns whether rows moved.
+        """
         rows = self.rows
         holes = [i for i in range(self.active) if (row := rows[i]) is None or not row.in_use]
         while holes and holes[-1] == self.active - 1:
@@ -213,6 +235,7 @@ class Pool:
             self.active -= 1
         if len(holes) <= self.active * MAX_HOLE_SHARE:
             return False
+
         for hole in holes:
             if hole >= self.active:
                 break
@@ -220,4 +243,5 @@ class Pool:
             self.active -= 1
             while self.active and ((last := rows[self.active - 1]) is None or not last.in_use):
                 self.active -= 1
+
         return True

@@ -1,15 +1,15 @@
-"""Attention over the KV cache, for a batch of single tokens (decode) and for chunks of prompts (prefill).
+"""Attention over the KV cache, for a batch of single tokens (decode) and for chunks of prompts
+(prefill).
 
-Sizes: T tokens of a pass, A attention heads, H key-value heads, G = A / H, K key dim, D value dim, L tokens looked at.
+Sizes: B rows of a batch, T tokens of a pass, A attention heads, H key-value heads, G = A / H, K key
+dim, D value dim, L tokens attended to, C capacity of a row.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +18,20 @@ from rollout_server.engines.torch_engine.cache.kv import KVCache
 from rollout_server.engines.torch_engine.cache.rows import Pool, Row
 from rollout_server.engines.torch_engine.model.images import ImagePrompt
 
-IMPLEMENTATION = "agentloop_rows"
-"""Name under which the attention function is registered in transformers."""
-
 
 class AttentionPass(Protocol):
-    """One forward pass: writes a layer's new keys and values and attends."""
+    """The attention of one forward pass, layer by layer."""
 
     def attend(
         self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Writes the new keys and values into layer `layer`; returns [T, A, D]."""
+        """Write the tokens' keys and values into the cache of layer `layer`, then attend; returns
+        [T, A, D]."""
         ...
 
 
 class _Segment:
-    """The rows of the batch that one pool holds: batch positions `[low, high)`."""
+    """The rows of a decode batch that lie in one pool: rows `[low, high)` of the batch."""
 
     def __init__(self, pool: Pool, low: int, positions: torch.Tensor) -> None:
         self.pool = pool
@@ -44,23 +42,25 @@ class _Segment:
         heads, dims = shape.kv_heads, shape.key_dim
         here = positions[low : self.high]
         rows = torch.arange(self.count, device=here.device)
-        # Where each key and value goes, in the flat tensors of a layer.
+
+        # Where each new key and value goes in the flat tensors of a layer.
         k_base = rows * (heads * dims * capacity) + here
         v_base = rows * (heads * capacity) + here
         self.k_index = k_base[:, None] + torch.arange(heads * dims, device=here.device) * capacity
         self.v_index = v_base[:, None] + torch.arange(heads, device=here.device) * capacity
+
         self.k_flat, self.v_flat = pool.k_flat, pool.v_flat
         self.k_BKC = [k.view(-1, dims, capacity)[: self.count * heads] for k in pool.k]
         self.v_BCD = [v.view(-1, capacity, shape.value_dim)[: self.count * heads] for v in pool.v]
         self._columns = torch.arange(capacity, device=here.device)
 
-    def look(self, seen: torch.Tensor) -> None:
-        """Row r sees tokens `[0, seen[r]]`.
+    def set_mask(self, last: torch.Tensor) -> None:
+        """Let row r attend to tokens `[0, last[r]]`.
 
-        The products run over whole rows, mask and all: memory that is read without gaps comes three times as fast as
-        the useful three quarters of it.
+        The matmuls run over whole rows and mask the rest: reading memory without gaps is three
+        times as fast as reading only the useful three quarters of it.
         """
-        hidden = self._columns > seen[self.low : self.high, None]
+        hidden = self._columns > last[self.low : self.high, None]
         mask = torch.zeros(hidden.shape, device=hidden.device)
         self.mask = mask.masked_fill_(hidden, float("-inf")).view(self.count, 1, 1, -1)
 
@@ -68,69 +68,76 @@ class _Segment:
 class DecodePass:
     """One token for each active row of every pool, pool after pool.
 
-    The pools' active rows may not change while the pass is used. Rows that are not ready (holes, prompts still being
-    filled) are computed and ignored: their key and value go to the first place behind what they hold, every step anew.
+    The pools' active rows must not change while the pass is used. Rows that are not ready (holes,
+    and prompts still being prefilled) are computed and ignored: each step writes their key and
+    value to the first place behind the tokens they hold.
 
     Args:
-        cache: its pools' active rows are the batch.
+        cache: the active rows of its pools are the batch.
         positions: position of each row's token.
-        ready: whether the row really decodes.
+        ready: whether each row decodes.
 
     Attributes:
-        positions: [B], where each row's token goes in the cache; its rotary position too, but for `offsets`.
-        offsets: [B], what rows whose prompts hold images have to add for the rotary position; None: nobody has.
+        positions: [B], where each row's token goes in the cache; also its rotary position, before
+            `offsets`.
+        offsets: [B], added for the rotary positions of rows whose prompts contain images; None if
+            no row has images.
     """
 
     offsets: torch.Tensor | None = None
 
     def __init__(self, cache: KVCache, positions: Sequence[int], ready: Sequence[bool], device: torch.device) -> None:
         self.positions = torch.tensor(positions, device=device)
-        self._seen = torch.tensor([p if r else 0 for p, r in zip(positions, ready, strict=True)], device=device)
+        self._last = torch.tensor([p if r else 0 for p, r in zip(positions, ready, strict=True)], device=device)
         self._step = None if all(ready) else torch.tensor(ready, dtype=torch.long, device=device)
+
         self._segments: list[_Segment] = []
         low = 0
         for pool in cache.pools:
             if pool.active:
                 self._segments.append(_Segment(pool, low, self.positions))
                 low += pool.active
-        self._look()
+        self._set_masks()
 
     def advance(self) -> None:
-        """The same rows, one token further."""
+        """Move to the next token of the same rows."""
         if self._step is None:
             self.positions.add_(1)
-            self._seen.add_(1)
+            self._last.add_(1)
             for segment in self._segments:
                 segment.k_index.add_(1)
                 segment.v_index.add_(1)
         else:
             self.positions.add_(self._step)
-            self._seen.add_(self._step)
+            self._last.add_(self._step)
             for segment in self._segments:
                 step = self._step[segment.low : segment.high, None]
                 segment.k_index.add_(step)
                 segment.v_index.add_(step)
-        self._look()
+        self._set_masks()
 
-    def _look(self) -> None:
+    def _set_masks(self) -> None:
         for segment in self._segments:
-            segment.look(self._seen)
+            segment.set_mask(self._last)
 
     def attend(
         self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         dtype = q_TAK.dtype
-        # Scores in full precision whatever the model's: rounded ones cost more than all other roundings of a layer.
+        # Scores in float32 for every dtype: rounding them loses more than all other roundings of a
+        # layer.
         q_TAK = q_TAK.float() * scaling if scaling != 1.0 else q_TAK.float()
         heads, dim = q_TAK.shape[1:]
         kv_heads = k_THK.shape[1]
         groups = heads // kv_heads
+
         outs = []
         for segment in self._segments:
             low, high = segment.low, segment.high
             rows = segment.count
             segment.k_flat[layer].scatter_(0, segment.k_index.view(-1), k_THK[low:high].reshape(-1))
             segment.v_flat[layer].index_copy_(0, segment.v_index.view(-1), v_THD[low:high].reshape(-1, v_THD.shape[2]))
+
             q = q_TAK[low:high].reshape(rows * kv_heads, groups, dim)
             scores = torch.bmm(q, segment.k_BKC[layer].float())
             scores.view(rows, kv_heads, groups, -1).add_(segment.mask)
@@ -141,7 +148,8 @@ class DecodePass:
 
 @dataclass(slots=True)
 class Chunk:
-    """Tokens `[start, end)` of a row's sequence, to be put into the cache; `images` when its prompt holds some."""
+    """Tokens `[start, end)` of a row's sequence to prefill; `images` if its prompt contains
+    some."""
 
     row: Row
     start: int
@@ -150,21 +158,23 @@ class Chunk:
 
     @property
     def ids(self) -> list[int]:
+        """The tokens' ids in the vocabulary."""
         ids = self.row.ids[self.start : self.end]
         return self.images.real(ids) if self.images else ids
 
 
 PREFILL_TILE = 64
-"""Tokens whose scores exist at one time where prefill computes as decode does."""
+"""Tokens whose scores are in memory at one time when prefill computes with the matmuls of
+decode."""
 
 MANY_ROWS = 4
-"""A product of this many rows or more gives each row the same bits whatever their number. With fewer, MKL takes kernels
-of their own, for one row and for two or three."""
+"""A matmul of at least this many rows gives each row the same bits, whatever their number. For one
+row, and for two or three, MKL uses other kernels."""
 
 
 @dataclass(slots=True, frozen=True)
 class _Tile:
-    """Tokens `[low, high)` of a pass, of one row, which look at `columns` tokens at most."""
+    """Tokens `[low, high)` of a pass, all of one row, which attend to at most `columns` tokens."""
 
     row: Row
     low: int
@@ -174,11 +184,12 @@ class _Tile:
 
 
 class PrefillPass:
-    """Chunks of several sequences, one after the other without padding: T is the sum of their lengths.
+    """Chunks of several sequences, concatenated without padding: T is the sum of their lengths.
 
     Attributes:
-        as_decode: attend with the products that `DecodePass` takes, to the same bits: what a token leaves in the cache
-            is then a function of the tokens up to it, and not of who computed it when. Else by torch's fused kernel.
+        as_decode: attend with the matmuls of `DecodePass`, to the same bits. What a token leaves in
+            the cache then depends on the tokens up to it alone, not on how the prompt was cut. If
+            False, attend with torch's fused kernel.
     """
 
     as_decode = False
@@ -201,6 +212,7 @@ class PrefillPass:
             for tile in self._tiles or self._cut():
                 self._attend_tile(layer, tile, q_TAK[tile.low : tile.high], out_TAD[tile.low : tile.high])
             return out_TAD
+
         groups = q_TAK.shape[1] != k_THK.shape[1]
         low = 0
         for chunk in self.chunks:
@@ -209,7 +221,8 @@ class PrefillPass:
             k_HTK, v_HTD = k_THK[low:high].transpose(0, 1), v_THD[low:high].transpose(0, 1)
             mask = None
             if chunk.start:
-                # Earlier tokens of the sequence come from the cache; query i sees `start + i + 1` tokens.
+                # Earlier tokens of the sequence come from the cache; query i attends to `start + i
+                # + 1` tokens.
                 pool, row = chunk.row.pool, chunk.row.row
                 k_HTK = pool.k[layer][row, :, :, : chunk.end].transpose(1, 2).contiguous()
                 v_HTD = pool.v[layer][row, :, : chunk.end]
@@ -223,16 +236,19 @@ class PrefillPass:
         return out_TAD
 
     def _cut(self) -> list[_Tile]:
+        """Cut the chunks into tiles."""
         low = 0
         for chunk in self.chunks:
             start = chunk.start
             while start < chunk.end:
-                # As many columns as decode looks at from there: a longer sum may be cut and added up otherwise.
+                # As many columns as decode would use at this position: a longer sum may be split in
+                # another way.
                 columns = chunk.row.pool.capacity_for(start + 1)
                 end = min(start + PREFILL_TILE, columns, chunk.end)
                 seen = torch.arange(start, end, device=self.tokens.device)
                 hidden = torch.arange(columns, device=self.tokens.device) > seen[:, None]
                 mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
                 self._tiles.append(_Tile(chunk.row, low, low + end - start, columns, mask[:, None]))
                 low += end - start
                 start = end
@@ -240,8 +256,11 @@ class PrefillPass:
 
     @staticmethod
     def _attend_tile(layer: int, tile: _Tile, q_TAK: torch.Tensor, out_TAD: torch.Tensor) -> None:
-        """Decode multiplies the G queries of one token and one key-value head at a time; so does this, except where the
-        number of rows does not matter."""
+        """Attend for one tile, into `out_TAD`.
+
+        Decode multiplies the G queries of one token and one key-value head at a time. So does this,
+        except where the number of rows does not change the bits.
+        """
         row, pool, columns = tile.row.row, tile.row.pool, tile.columns
         heads = pool.shape.kv_heads
         tokens, groups = q_TAK.shape[0], q_TAK.shape[1] // heads
@@ -253,6 +272,7 @@ class PrefillPass:
             out_HTGD = torch.bmm(weights_HXL, v_HLD).view(heads, tokens, groups, -1)
             out_TAD.view(tokens, heads, groups, -1).copy_(out_HTGD.transpose(0, 1))
             return
+
         for head in range(heads):
             group = slice(head * groups, (head + 1) * groups)
             scores_TGL = torch.bmm(q_TAK[:, group], k_HKL[head].expand(tokens, -1, -1)).add_(tile.mask)
@@ -260,7 +280,8 @@ class PrefillPass:
             out_TAD[:, group] = torch.bmm(weights_TGL, v_HLD[head].expand(tokens, -1, -1))
 
     def store(self, layer: int, k_THK: torch.Tensor, v_THD: torch.Tensor) -> None:
-        """Write keys and values only: all that the last layer of a prompt is run for."""
+        """Write keys and values without attending, which is all that a prompt needs of the last
+        layer."""
         low = 0
         for chunk in self.chunks:
             high = low + chunk.end - chunk.start
@@ -268,44 +289,3 @@ class PrefillPass:
             pool.k[layer][row, :, :, chunk.start : chunk.end] = k_THK[low:high].permute(1, 2, 0)
             pool.v[layer][row, :, chunk.start : chunk.end] = v_THD[low:high].transpose(0, 1)
             low = high
-
-
-_current = threading.local()
-
-
-@contextmanager
-def attending(attention: AttentionPass) -> Iterator[None]:
-    """Within it, transformers models of this thread attend through `attention`."""
-    _current.attention = attention
-    try:
-        yield
-    finally:
-        _current.attention = None
-
-
-def transformers_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """The attention function that transformers calls in every layer.
-
-    Args:
-        query: [B, A, S, K], and `key`, `value` likewise with H heads; B is 1 (prefill) or S is 1 (decode).
-
-    Returns:
-        [B, S, A, D] and None for the weights, which nobody asked for.
-    """
-    attention: AttentionPass = _current.attention
-    note = getattr(attention, "note", None)
-    if note is not None:
-        note(kwargs)
-    batch, _, steps, dim = query.shape
-    q, k, v = (t.transpose(1, 2).reshape(batch * steps, t.shape[1], t.shape[3]) for t in (query, key, value))
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    out = attention.attend(layer, q, k, v, dim**-0.5 if scaling is None else scaling)
-    return out.view(batch, steps, *out.shape[1:]), None

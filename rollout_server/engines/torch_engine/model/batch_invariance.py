@@ -1,7 +1,7 @@
-"""A trial whether a runner's results are, to the bit, functions of the tokens alone.
+"""Tests whether a runner's results depend, to the bit, on the tokens alone.
 
-The numerical libraries promise no such thing. They choose kernels by the shapes of a product and by the processor, so
-it is tried at the start, on the model and the machine that are to serve.
+Numerical libraries do not guarantee it: they choose kernels by the shape of a matmul and by the
+processor. So it is tested at the start, with the model and on the machine that will serve.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from rollout_server.engines.torch_engine.model.attention import Chunk, DecodePas
 from rollout_server.engines.torch_engine.model.models import LoadedModel, Runner
 
 LENGTH = 200
-"""Tokens of the trial: past the first three capacities of cache rows."""
+"""Tokens of the test sequence: beyond the first three capacities of cache rows."""
 
 OTHERS = (1, 3, 29)
-"""Other rows in the decode batch."""
+"""Numbers of other rows in the decode batch."""
 
 
 @torch.inference_mode()
 def is_batch_invariant(runner: Runner, loaded: LoadedModel) -> bool:
-    """Whether one sequence leaves the same bits in the cache when its prompt is cut, in whatever pieces, and when it is
-    decoded token by token; and whether the last token's logits are the same alone and among others."""
+    """Whether results are the same bits however they are computed.
+
+    The cache of one sequence must not depend on where its prompt is cut, or on whether it was
+    prefilled or decoded token by token. The logits of its last token must not depend on other rows
+    of the batch.
+    """
     length = min(LENGTH, loaded.context_length - 1)
     ids = [(7 * i * i + 3) % loaded.vocab_size for i in range(length)]
     whole = _Trial(runner, loaded, ids, [length - 1])
@@ -32,8 +36,10 @@ def is_batch_invariant(runner: Runner, loaded: LoadedModel) -> bool:
     decoded = _Trial(runner, loaded, ids, [length - 9])
     for _ in range(8):
         decoded.decode()
+
     if not all(torch.equal(whole.cached(), other.cached()) for other in (halves, decoded)):
         return False
+
     logits = whole.decode()
     return all(torch.equal(logits, trial.decode()) for trial in (halves, decoded)) and all(
         torch.equal(logits, _Trial(runner, loaded, ids, [length - 1], count).decode()) for count in OTHERS
@@ -41,12 +47,14 @@ def is_batch_invariant(runner: Runner, loaded: LoadedModel) -> bool:
 
 
 class _Trial:
-    """One sequence in a cache of its own, beside `others` shorter ones."""
+    """One sequence in a new cache, beside `others` shorter ones; its prompt is prefilled in pieces
+    that end at `cuts`."""
 
     def __init__(self, runner: Runner, loaded: LoadedModel, ids: list[int], cuts: list[int], others: int = 0) -> None:
         self._runner = runner
         self._cache = KVCache(loaded.kv, (others + 4) * 256 + loaded.context_length, loaded.context_length)
         lengths = [len(ids), *(len(ids) - 5 * i % (len(ids) - 2) for i in range(1, others + 1))]
+        # Also shorter ones, so that several pools are in use.
         self._ids = [ids[:length] for length in lengths]
         self._rows = []
         for number, own in enumerate(self._ids):
@@ -59,10 +67,11 @@ class _Trial:
             self._rows.append(row)
 
     def decode(self) -> torch.Tensor:
-        """The first sequence's logits after its next token, [V]."""
+        """Decode the next token of all sequences; returns the first sequence's logits [V]."""
         for row in self._rows:
             if row.filled == row.pool.capacity:
                 self._cache.grow(row, row.filled + 1)
+
         rows = [row for pool in self._cache.pools for row in pool.rows[: pool.active]]
         tokens = [row.ids[row.filled] if row is not None else 0 for row in rows]
         batch = DecodePass(self._cache, [row.filled if row is not None else 0 for row in rows], [True] * len(rows),
@@ -73,6 +82,7 @@ class _Trial:
         return logits[rows.index(self._rows[0])]
 
     def cached(self) -> torch.Tensor:
+        """All keys and values of the first sequence."""
         row = self._rows[0]
         k = row.pool.k_NRHKC[:, row.row, :, :, : row.filled].transpose(2, 3)
         return torch.cat([k.flatten(), row.pool.v_NRHCD[:, row.row, :, : row.filled].flatten()])

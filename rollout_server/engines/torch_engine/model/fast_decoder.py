@@ -1,11 +1,12 @@
 """The common decoder block (Llama, Mistral, Qwen2, Qwen3), run with few operators.
 
-For small models on a CPU most of a decode step is the cost of calling operators, so this path fuses the projections of
-queries, keys and values into one product, those of gate and up likewise, turns the rotary embedding into one complex
-multiplication, and packs the matrices for oneDNN, which on many CPUs is twice as fast as torch's default.
+For small models on a CPU most of a decode step is the overhead of calling operators. So this path
+fuses the projections of queries, keys and values into one matmul, and those of gate and up into
+another, computes the rotary embedding as one complex multiplication, and packs the matrices for
+oneDNN, which on many CPUs is twice as fast as torch's default.
 
-It computes what transformers computes, up to rounding. `FastDecoder.build` checks that on the loaded weights and
-declines where it does not hold, so that the engine falls back to transformers' own code.
+It computes what transformers computes, up to rounding. `FastDecoder.build` checks that on the
+loaded weights. If it does not hold, the engine runs transformers' own code.
 
 Sizes: T tokens, A attention heads, H key-value heads, K head dim.
 """
@@ -27,31 +28,34 @@ log = logging.getLogger(__name__)
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 POSITION_FREE_ROPE = ("default", "linear", "llama3", "yarn")
-"""Rotary embeddings whose angle at a position does not depend on the sequence's length: a table can hold them."""
+"""Rotary embeddings whose angles do not depend on the sequence's length, so that a table can hold
+them."""
 
 MAX_PARAMETERS = 300_000_000
-"""Above, copies of the weights in a second layout cost more memory than the saved operators are worth."""
+"""Above this size, the memory for copies of the weights in a second layout is not worth the saved
+operators."""
 
 MAX_DIFFERENCE = 1e-3
-"""Largest difference of a logprob from transformers' at which the fast path is taken: far above rounding in float32,
-far below a wrong constant."""
+"""Largest difference of a logprob from transformers' at which the fast path is used: far above
+float32 rounding, far below the effect of a wrong constant."""
 
 PACKED_FROM_ROWS = 24
-"""oneDNN's product has the higher fixed cost: with a small weight it wins from about so many rows."""
+"""oneDNN's matmul has a higher fixed cost: with a small weight it is faster from about this many
+rows on."""
 
 PACKED_WEIGHT = 2**17
-"""With a weight of so many numbers it wins however few the rows."""
+"""With a weight of at least this many elements it is faster for any number of rows."""
 
 FEWEST_ROWS = 4
-"""A product of so many rows or more gives each row the same bits, whatever the others are and however many. For fewer,
-the libraries have kernels of their own, whose sums have another order."""
+"""A matmul of at least this many rows gives each row the same bits, whatever the other rows are and
+however many. For fewer rows the libraries use other kernels, which add up in another order."""
 
 
 class Linear:
-    """A matrix product with the weight in two layouts: for few rows and for many.
+    """A linear layer with its weight in two layouts: for few rows and for many.
 
     Args:
-        invariant: each row's result is a function of that row alone, to the bit.
+        invariant: make each row's result depend on that row alone, to the bit.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, invariant: bool) -> None:
@@ -68,14 +72,15 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[0]
         if rows < self._fewest:
+            # Pad with copies to a number of rows that the invariant kernels take.
             return self(torch.cat([x, x[:1].expand(self._fewest - rows, -1)]))[:rows]
         if self._packed is not None and rows >= self._packed_from:
-            return _packed_product(x, self._packed, self._bias)
+            return _packed_matmul(x, self._packed, self._bias)
         return F.linear(x, self._weight, self._bias)
 
 
 def _one_dnn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch has no annotation
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:
@@ -83,18 +88,19 @@ def _packed(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def _packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _packed_matmul(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return out
 
 
 @cache
 def _layouts_agree(outputs: int, inputs: int) -> bool:
-    """Whether both products of a weight of this shape give the same bits: they do while neither cuts the sum."""
+    """Whether both matmuls give the same bits for a weight of this shape; they do if neither splits
+    the sum."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(outputs, inputs, generator=generator), torch.randn(64, inputs, generator=generator)
     bias = torch.randn(outputs, generator=generator)
-    wide = _packed_product(x, _packed(weight), bias)
+    wide = _packed_matmul(x, _packed(weight), bias)
     return all(torch.equal(F.linear(x[:rows], weight, bias), wide[:rows]) for rows in (4, 7, PACKED_FROM_ROWS, 64))
 
 
@@ -107,8 +113,9 @@ class Layer:
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         weights = [p.weight for p in projections]
         biases = [p.bias for p in projections]
-        # Pairs (i, i + K/2) that the rotary embedding turns become neighbours: one complex number each. The scores
-        # do not change when the dims of queries and keys are reordered alike.
+
+        # The pairs (i, i + K/2) that the rotary embedding rotates become neighbours: one complex
+        # number each. Scores do not change if the dims of queries and keys are reordered alike.
         weights[:2] = [_interleave(w, head_dim) for w in weights[:2]]
         bias = None
         if biases[0] is not None:
@@ -116,6 +123,7 @@ class Layer:
         self.qkv = Linear(torch.cat(weights), bias, invariant=invariant)
         self.q_norm = _interleave(q_norm.weight, head_dim) if q_norm is not None else None
         self.k_norm = _interleave(k_norm.weight, head_dim) if k_norm is not None else None
+
         self.o = Linear(attention.o_proj.weight, attention.o_proj.bias, invariant=invariant)
         self.gate_up = Linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), None, invariant=invariant)
         self.down = Linear(mlp.down_proj.weight, None, invariant=invariant)
@@ -130,7 +138,7 @@ def _interleave(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 class FastDecoder:
-    """A `Runner` for the architectures it knows; make one with `build`."""
+    """A `Runner` for `ARCHITECTURES`; `build` makes one."""
 
     def __init__(self, model: Any, context_length: int, *, invariant: bool = False) -> None:
         self._model = model
@@ -142,9 +150,10 @@ class FastDecoder:
         self._kv_heads: int = config.num_key_value_heads
         self._scaling: float = first.scaling
         self._eps: float = config.rms_norm_eps
+
         weight = model.model.embed_tokens.weight
         positions = torch.arange(context_length, device=weight.device)[None]
-        # In float32 also for half-precision models: complex numbers of 16-bit floats do not exist.
+        # float32, because torch has no complex numbers of 16-bit floats.
         cos, sin = model.model.rotary_emb(weight.new_zeros(1, dtype=torch.float32), positions)
         half = self._head_dim // 2
         self._rotation = torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
@@ -152,12 +161,14 @@ class FastDecoder:
 
     @classmethod
     def build(cls, loaded: LoadedModel, *, invariant: bool = False) -> FastDecoder | None:
-        """A fast decoder for the model, or None when the model is not of the known kind.
+        """A fast decoder for the model; None if its architecture is not supported or its results
+        differ.
 
         Args:
-            invariant: what a token's logits and its entries of the cache are, to the bit, follows from the tokens up to
-                it alone: not from the batch, from where prompts are cut, or from what was cached. On a CPU, with one
-                thread; `invariance.holds` tries whether this machine's products keep it.
+            invariant: make a token's logits and its entries in the cache depend, to the bit, on the
+                tokens up to it alone: not on the batch, on where prompts are cut, or on what was
+                cached. This needs a CPU and one thread; `is_batch_invariant` tests whether this
+                machine's kernels comply.
         """
         model, config = loaded.model, loaded.model.config
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
@@ -170,14 +181,19 @@ class FastDecoder:
             or sum(p.numel() for p in model.parameters()) > MAX_PARAMETERS
         ):
             return None
+
         fast = cls(model, loaded.context_length, invariant=invariant)
-        difference = _difference(fast, TransformersRunner(model), loaded)
+        difference = _difference(fast, TransformersRunner(loaded), loaded)
         if not difference <= MAX_DIFFERENCE:
-            log.warning("the fast decoder is off by %.1e on this model: running transformers' own code", difference)
+            log.warning(
+                "logprobs of the fast decoder differ from transformers' by %.1e: running transformers' own code",
+                difference,
+            )
             return None
         return fast
 
     def weights_changed(self) -> None:
+        """Rebuild the fused and packed copies of the weights."""
         body = self._model.model
         self._embedding = body.embed_tokens.weight
         self._layers = [Layer(block, self._head_dim, invariant=self._invariant) for block in body.layers]
@@ -190,14 +206,17 @@ class FastDecoder:
         rotation = self._rotation[chunks.positions][:, None]
         for index, layer in enumerate(self._layers[:-1]):
             x = self._block(index, layer, x, rotation, chunks)
-        # Nobody reads what comes after the last layer's keys and values.
+
+        # A prompt needs no output: only the keys and values of the last layer.
         _, k, v = self._project(self._layers[-1], x, rotation)
         chunks.store(len(self._layers) - 1, k, v)
 
     def decode(self, tokens: torch.Tensor, batch: DecodePass) -> torch.Tensor:
         if self._invariant and len(tokens) == 1:
-            # Alone, a token is computed in several copies, which costs less than to add rows before each product.
+            # Compute a single token in several copies, which is cheaper than padding before each
+            # matmul.
             tokens = tokens.expand(FEWEST_ROWS)
+
         x = self._embedding[tokens]
         rotation = self._rotation[batch.positions][:, None]
         for index, layer in enumerate(self._layers):
@@ -207,7 +226,7 @@ class FastDecoder:
     def _block(
         self, index: int, layer: Layer, x: torch.Tensor, rotation: torch.Tensor, attention: AttentionPass
     ) -> torch.Tensor:
-        rows = rotation.shape[0]  # x may have more
+        rows = rotation.shape[0]  # x may have copies behind them
         q, k, v = self._project(layer, x, rotation)
         out = attention.attend(index, q[:rows], k[:rows], v[:rows], self._scaling)
         x.add_(layer.o(out.reshape(rows, -1)))
@@ -226,6 +245,7 @@ class FastDecoder:
             q = F.rms_norm(qk[:, :heads], (dim,), layer.q_norm, self._eps)
             k = F.rms_norm(qk[:, heads:], (dim,), layer.k_norm, self._eps)
             qk = torch.cat([q, k], dim=1)
+
         torch.view_as_complex(qk.view(*qk.shape[:2], dim // 2, 2)).mul_(rotation)
         return qk[:, :heads], qk[:, heads:], qkv[:, rotated:]
 

@@ -1,7 +1,8 @@
-"""The last product of a half-precision model, in full precision.
+"""The last matmul of a half-precision model, in full precision.
 
-Logits rounded to bfloat16 are 0.03 off at a value of 8, and so are the logprobs made of them; the trainer and SGLang
-(`--enable-fp32-lm-head`) would round elsewhere. See "fp32 LM head" in MiniMax-M1, arXiv 2506.13585, section 3.2.
+Logits rounded to bfloat16 are off by 0.03 at a value of 8, and so are the logprobs computed from
+them; the trainer and SGLang (`--enable-fp32-lm-head`) would round elsewhere. See "fp32 LM head" in
+MiniMax-M1, arXiv 2506.13585, section 3.2.
 """
 
 from __future__ import annotations
@@ -12,31 +13,48 @@ import torch
 import torch.nn.functional as F
 
 
-class FullPrecisionHead:
-    """Replaces the forward of a model's output layer, if that is a plain linear one of half precision."""
+class FullPrecisionHead(torch.nn.Module):
+    """A linear output layer whose logits are float32.
 
-    def __init__(self, model: Any) -> None:
-        linear = model.get_output_embeddings()
-        self._weight: torch.Tensor | None = None
+    It has the parameters of the layer that it stands for, the same objects under the same names:
+    weights are published by name, and tied weights stay tied.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias: torch.nn.Parameter | None
+        self.register_parameter("bias", linear.bias)  # plain assignment would not make a parameter of None
+        self._copy: torch.Tensor | None = None
         self._stale = True
-        self._linear = linear
-        if isinstance(linear, torch.nn.Linear) and linear.weight.dtype != torch.float32:
-            # The module stays: its parameters' names are those that weights are published under.
-            linear.forward = self._product  # type: ignore[method-assign,assignment]
+
+    @classmethod
+    def install(cls, model: Any) -> FullPrecisionHead | None:
+        """Give `model` such a head; None, and no change, if its own is not a linear layer of half
+        precision."""
+        linear = model.get_output_embeddings()
+        if not isinstance(linear, torch.nn.Linear) or linear.weight.dtype == torch.float32:
+            return None
+        head = cls(linear)
+        model.set_output_embeddings(head)
+        return head
 
     def weights_changed(self) -> None:
-        """The copy in full precision is written anew when it is needed, into the memory that it has."""
+        """Refresh the full-precision copy before its next use, in the memory it has."""
         self._stale = True
 
-    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._linear.weight, self._linear.bias
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] in float32 of `hidden` [..., E]."""
+        weight, bias = self.weight, self.bias
         if weight.device.type == "cuda":
             flat = hidden.reshape(-1, hidden.shape[-1])
             out = torch.mm(flat, weight.T, out_dtype=torch.float32).view(*hidden.shape[:-1], -1)
             return out if bias is None else out + bias.float()
-        if self._weight is None:
-            self._weight = weight.float()
+
+        # The CPU has no matmul of half-precision inputs with a float32 result.
+        if self._copy is None:
+            self._copy = weight.float()
         elif self._stale:
-            self._weight.copy_(weight)
+            self._copy.copy_(weight)
         self._stale = False
-        return F.linear(hidden.float(), self._weight, None if bias is None else bias.float())
+        return F.linear(hidden.float(), self._copy, None if bias is None else bias.float())

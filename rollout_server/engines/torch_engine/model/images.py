@@ -1,9 +1,11 @@
-"""Images of requests: from base64 to what a vision tower takes, and where they stand in the prompt.
+"""Images of requests: from base64 to the patches that a vision tower takes, and their places in the
+prompt.
 
-A client sends ids in which each image has one pad token (`<|image_pad|>`) for each of its merged patches, and the
-images themselves in the same order. They are decoded and cut into patches here, on threads of their own: it takes tens
-of milliseconds, and the event loop and the engine's thread have other requests. Nothing is ever fetched or opened by
-name: a string that is no image data is a bad request.
+A client sends ids in which each image has one pad token (`<|image_pad|>`) for each of its merged
+patches, and the images in the same order. They are decoded and cut into patches here, on separate
+threads: this takes tens of milliseconds, during which the event loop and the engine's thread serve
+other requests. Nothing is fetched or opened by name: a string that is not image data is a bad
+request.
 
 Sizes: P prompt tokens, N patches of an image, C values of a patch.
 """
@@ -30,19 +32,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 2**25
-"""Of one image, as its header says it, before anything is decoded: a file of some kB can unfold to gigabytes."""
+"""Largest size of an image, read from its header before it is decoded: a file of a few kB can
+expand to gigabytes."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Pillow knows more, some of which start other programs."""
+"""Pillow reads more formats, some of which start other programs."""
 
 READERS = 2
-"""Requests whose images are decoded at once."""
+"""Number of threads that decode images."""
 
 PATCH_CACHE_BYTES = 2**28
-"""Patches of images seen before: an image comes again with every turn of its session and every sample of its group."""
+"""Cache of patches: an image comes again with every turn of its session and every sample of its
+group."""
 
 FIRST_LOOKUP_ID = 2**64
-"""Lookup ids of images start here: beyond every vocabulary."""
+"""Smallest lookup id of an image, beyond every vocabulary."""
 
 HINT = "send base64 of a PNG, JPEG, WebP, GIF or BMP file; nothing is fetched or opened by name"
 
@@ -50,7 +54,7 @@ ItemT = TypeVar("ItemT")
 
 
 class LruCache(Generic[ItemT]):
-    """What was used last, within a number of bytes; the newest item stays, whatever its size."""
+    """The items used last, within a limit in bytes. The newest item stays, whatever its size."""
 
     def __init__(self, limit: int, size: Callable[[ItemT], int]) -> None:
         self._limit = limit
@@ -80,12 +84,12 @@ class LruCache(Generic[ItemT]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patches:
-    """An image as the vision tower takes it.
+    """An image in the form that the vision tower takes.
 
     Attributes:
-        key: hash of the file that it came from.
+        key: hash of the image's file.
         patches_NC: normalized values of its patches.
-        grid_13: patches in time, height and width.
+        grid_13: number of patches in time, height and width.
     """
 
     key: bytes
@@ -108,16 +112,17 @@ class PlacedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePrompt:
-    """What the engine has to know of a prompt with images.
+    """A prompt with images.
 
     Attributes:
-        lookup_ids: the prompt's ids, each pad replaced by a number made of its image's hash, at least
-            `FIRST_LOOKUP_ID`. Sequences are compared by these ids, so that prompts share cached rows only as far as
-            their images are the same. With pad 9, `[4, 9, 9, 5]` becomes `[4, 2**64 + h, 2**64 + h, 5]`.
+        lookup_ids: the prompt's ids, with each pad replaced by `FIRST_LOOKUP_ID` plus its image's
+            hash. The cache compares these ids, so that prompts share cached rows only as far as
+            their images are the same. With pad 9 and hash h,
+            `[4, 9, 9, 5]` becomes `[4, 2**64 + h, 2**64 + h, 5]`.
         images: in the prompt's order.
         positions_3P: rotary positions of the prompt in time, height and width.
-        delta: what the position of every later token differs from its index by. An image of h x w pads moves
-            positions on by max(h, w) only.
+        delta: position minus index of every later token. An image of h x w pads advances positions
+            by max(h, w) only.
         pad: id of the pad token.
     """
 
@@ -128,27 +133,28 @@ class ImagePrompt:
     pad: int
 
     def real(self, lookup_ids: Sequence[int]) -> list[int]:
-        """Ids of the vocabulary again."""
+        """The vocabulary's ids for lookup ids."""
         return [self.pad if token >= FIRST_LOOKUP_ID else token for token in lookup_ids]
 
     def positions(self, start: int, end: int) -> torch.Tensor:
-        """Rotary positions [3, end - start] of the sequence's tokens `[start, end)`, sampled ones included."""
+        """Rotary positions [3, end - start] of the sequence's tokens `[start, end)`."""
         prompt = self.positions_3P.shape[1]
         later = torch.arange(max(start, prompt), max(end, prompt)) + self.delta
         return torch.cat([self.positions_3P[:, start:end], later.expand(3, -1)], dim=1)
 
 
 RopeIndex = Callable[[Sequence[int], Sequence[tuple[int, int]], torch.Tensor], tuple[torch.Tensor, int]]
-"""(ids, the images' `[start, end)`, their grids [I, 3]) -> positions [3, P] and the delta of later tokens."""
+"""(ids, the images' `[start, end)`, their grids [I, 3]) -> positions [3, P] and the delta of later
+tokens."""
 
 
-class ImageReader:
-    """Makes an `ImagePrompt` of a request.
+class PromptImageReader:
+    """Turns requests with images into `ImagePrompt`s.
 
     Args:
-        processor: the model's image processor, of the kind that merges `merge_size` ** 2 patches into a token.
+        processor: the model's image processor; it merges `merge_size` ** 2 patches into a token.
         pad: id of the pad token.
-        rope_index: the model's rule for positions.
+        rope_index: computes the model's rotary positions.
     """
 
     def __init__(self, processor: Any, pad: int, rope_index: RopeIndex) -> None:
@@ -158,91 +164,99 @@ class ImageReader:
         self._rope_index = rope_index
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="images")
         self._lock = threading.Lock()
-        self._kept: LruCache[Patches] = LruCache(PATCH_CACHE_BYTES, lambda patches: patches.nbytes)
-        self._in_work: dict[bytes, Future[Patches]] = {}
+        self._cache: LruCache[Patches] = LruCache(PATCH_CACHE_BYTES, lambda patches: patches.nbytes)
+        self._in_progress: dict[bytes, Future[Patches]] = {}
 
     async def prepare(self, input_ids: Sequence[int], image_data: Sequence[str]) -> ImagePrompt | None:
-        """`read`, off the event loop's thread."""
+        """Call `read` on another thread."""
         if not image_data and self._pad not in input_ids:
             return None
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, input_ids, image_data)
 
     def read(self, input_ids: Sequence[int], image_data: Sequence[str]) -> ImagePrompt | None:
-        """The prompt's images, decoded and placed; None when there are none.
+        """Decode and place the prompt's images; None if there are no images.
 
         Raises:
-            RequestError: an image cannot be taken, or the images do not fit the ids.
+            RequestError: an image cannot be read, or the images do not match the ids.
         """
         places = _runs(input_ids, self._pad)
         if len(places) != len(image_data):
             raise RequestError(
-                f"input_ids hold {len(places)} runs of the image token {self._pad}, and image_data {len(image_data)} "
-                "images",
+                f"input_ids have {len(places)} runs of the image token {self._pad}, but image_data has "
+                f"{len(image_data)} images; send one run for each image",
                 "image_data",
             )
         if not places:
             return None
         if places[-1][1] == len(input_ids):
-            raise RequestError("the prompt ends within an image: there is nothing to answer yet", "input_ids")
+            raise RequestError("the prompt ends with an image token; add the tokens that follow it", "input_ids")
+
         images = [
             PlacedImage(start, end, self._patches(text, f"image_data.{i}", start, end))
             for i, ((start, end), text) in enumerate(zip(places, image_data, strict=True))
         ]
+
         lookup_ids = list(input_ids)
         for image in images:
             number = FIRST_LOOKUP_ID + int.from_bytes(image.patches.key[:16])
             lookup_ids[image.start : image.end] = [number] * (image.end - image.start)
+
         grids = torch.cat([image.patches.grid_13 for image in images])
         positions_3P, delta = self._rope_index(input_ids, places, grids)
         return ImagePrompt(lookup_ids, tuple(images), positions_3P, delta, self._pad)
 
     def close(self) -> None:
+        """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _patches(self, text: str, field: str, start: int, end: int) -> Patches:
-        """The image in `text`, whose pads are `[start, end)`.
+        """The patches of the image in `text`, whose pads are `[start, end)`.
 
         Raises:
-            RequestError: it is no image, too large a one, or has another number of tokens.
+            RequestError: it is not an image, it is too large, or it becomes another number of tokens.
         """
         data = _data(text, field)
         try:
             image = _open(data)
             patches = self._processor.get_number_of_image_patches(image.height, image.width, {})
-        except Exception as exc:  # Pillow's readers raise whatever the bytes make them stumble over
-            raise RequestError(f"{field} is no image that can be read: {_reason(exc)}; {HINT}", field) from exc
+        except Exception as exc:  # Pillow's readers raise many kinds of errors for damaged files
+            raise RequestError(f"{field} is not a readable image: {_reason(exc)}; {HINT}", field) from exc
+
         if patches // self._merged != end - start:
             raise RequestError(
-                f"{field} has {image.width} x {image.height} pixels, which are {patches // self._merged} tokens, and "
-                f"input_ids hold {end - start} image tokens for it from {start} on",
+                f"{field} has {image.width} x {image.height} pixels, which become {patches // self._merged} tokens, "
+                f"but input_ids have {end - start} image tokens for it at {start}",
                 "input_ids",
             )
+
         try:
             return self._once(hashlib.sha256(data).digest(), image)
         except Exception as exc:
-            raise RequestError(f"{field} is a broken image: {_reason(exc)}; {HINT}", field) from exc
+            raise RequestError(f"{field} is a damaged image: {_reason(exc)}; {HINT}", field) from exc
 
     def _once(self, key: bytes, image: Image) -> Patches:
-        """The patches of an image, made once however many requests bring it."""
+        """The patches of an image, computed once even if several requests bring it at once."""
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None:
-                return kept
-            work = self._in_work.get(key)
+            cached = self._cache.get(key)
+            if cached is not None:
+                return cached
+            work = self._in_progress.get(key)
             if work is None:
-                mine = self._in_work[key] = Future()
+                mine = self._in_progress[key] = Future()
         if work is not None:
             return work.result()
+
         try:
             patches = self._process(key, image)
         except Exception as exc:
             with self._lock:
-                del self._in_work[key]
+                del self._in_progress[key]
             mine.set_exception(exc)
             raise
+
         with self._lock:
-            self._kept.put(key, patches)
-            del self._in_work[key]
+            self._cache.put(key, patches)
+            del self._in_progress[key]
         mine.set_result(patches)
         return patches
 
@@ -264,28 +278,28 @@ def _runs(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
 
 
 def _data(text: str, field: str) -> bytes:
-    """The bytes of base64 text, with a `data:` head or without."""
+    """The bytes of base64 text, with or without a `data:` header."""
     if text.startswith("data:"):
         head, _, text = text.partition(",")
         if not head.endswith(";base64"):
-            raise RequestError(f"{field} is a data URL without base64; {HINT}", field)
+            raise RequestError(f"{field} is a data URL that is not base64; {HINT}", field)
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as exc:
-        raise RequestError(f"{field} is no base64: {_reason(exc)}; {HINT}", field) from exc
+        raise RequestError(f"{field} is not base64: {_reason(exc)}; {HINT}", field) from exc
 
 
 def _open(data: bytes) -> Image:
-    """The image, of which only the header is read.
+    """Open an image and read its header only.
 
     Raises:
-        Exception: whatever Pillow raises; ValueError when it is too large.
+        Exception: any error of Pillow; ValueError if the image is too large.
     """
     from PIL import Image
 
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} that are taken")
+        raise ValueError(f"{image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS}")
     return image
 
 

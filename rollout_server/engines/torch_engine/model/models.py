@@ -1,4 +1,4 @@
-"""Loading a model, finding out what its cache needs, and running it through transformers' own code."""
+"""Load a model, find out what its cache needs, and run it through transformers' own code."""
 
 from __future__ import annotations
 
@@ -12,89 +12,97 @@ import torch
 from agentloop.errors import ModelError
 from agentloop.model_folder import VISION_TYPES
 from rollout_server.engines.torch_engine.cache.rows import KVShape
-from rollout_server.engines.torch_engine.model.attention import (
-    IMPLEMENTATION,
-    DecodePass,
-    PrefillPass,
-    attending,
-    transformers_attention,
-)
+from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass
+from rollout_server.engines.torch_engine.model.attention_hook import AttentionHook, ProbePass
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
-from rollout_server.engines.torch_engine.model.images import ImageReader
+from rollout_server.engines.torch_engine.model.images import PromptImageReader
 from rollout_server.engines.torch_engine.model.vision import VisionRunner, load_image_reader
-
-UNSUPPORTED = ("softcap", "s_aux")
-"""Options of transformers' attention functions that ours does not honour: capped scores, attention sinks."""
 
 
 class Runner(Protocol):
-    """Runs the model's layers; the pass writes and reads the KV cache."""
+    """Runs the model's layers; the pass that it is given reads and writes the KV cache."""
 
     def prefill(self, chunks: PrefillPass) -> None:
-        """Put the chunks' tokens into the cache. No logits: the last token of a prompt is decoded, not prefilled."""
+        """Put the chunks' tokens into the cache. No logits: a prompt's last token is decoded."""
         ...
 
     def decode(self, tokens: torch.Tensor, batch: DecodePass) -> torch.Tensor:
-        """One token [B] for each row of the batch; returns logits [B, V]."""
+        """Run one token [B] for each row of the batch; returns logits [B, V]."""
         ...
 
     def weights_changed(self) -> None:
-        """The model's parameters have new values."""
+        """Drop whatever was computed from the model's old parameters."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model, and what the engine has to know of it."""
+    """A model and the facts that the engine needs.
+
+    Attributes:
+        attention: the attention function that `model` was loaded with.
+        head: its output layer in full precision; None if it has its own.
+        kv: what one token takes in the cache.
+        context_length: tokens of the longest sequence.
+        eos_ids: tokens that end a turn.
+        images: reads the images of requests; None for a text model.
+    """
 
     model: Any
+    attention: AttentionHook
+    head: FullPrecisionHead | None
     kv: KVShape
     context_length: int
     vocab_size: int
     eos_ids: frozenset[int]
-    images: ImageReader | None = None
-    """Reads the images of requests; None for a model of text alone."""
+    images: PromptImageReader | None = None
 
 
 def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_length: int | None) -> LoadedModel:
     """Load a causal language model, or a vision-language one of a family in `VISION_TYPES`.
 
     Args:
-        path: folder that `check_model` has seen, or a hub id.
-        context_length: tokens of the longest sequence; None: what the model was made for.
+        path: a model's folder, or a hub id.
+        context_length: tokens of the longest sequence; None: the model's maximum.
 
     Raises:
         ModelError: there is no such model, or this engine cannot run it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, transformers_attention)
+    hook = AttentionHook()
     try:
         config = AutoConfig.from_pretrained(path)
         vision = config.model_type in VISION_TYPES
-        # The vision tower looks at whole images and has no cache: it keeps torch's own attention.
-        attention = {"": "sdpa", "text_config": IMPLEMENTATION} if vision else IMPLEMENTATION
+        # The vision tower runs over whole images without a cache, so it keeps torch's own
+        # attention.
+        attention = {"": "sdpa", "text_config": hook.name} if vision else hook.name
         model = (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as exc:
         reason = str(exc).strip().splitlines() or [type(exc).__name__]
         raise ModelError(f"the model at {path} cannot be loaded: {reason[0]}", "see the folder's config.json") from exc
+
+    head = FullPrecisionHead.install(model)
     model = model.to(device).eval().requires_grad_(False)
+
     longest = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0) or context_length
     if longest is None:
-        raise ModelError(f"{path} does not say how long its context is", "give --context-length")
+        raise ModelError(f"the config of {path} has no max_position_embeddings", "set --context-length")
     if context_length is not None and context_length > longest:
         raise ModelError(
-            f"--context-length {context_length} is beyond the model's {longest}", f"give at most {longest}"
+            f"--context-length {context_length} exceeds the model's maximum of {longest}", f"set at most {longest}"
         )
+
     context = context_length or longest
     return LoadedModel(
         model=model,
-        kv=_probe(model, context, dtype, device),
+        attention=hook,
+        head=head,
+        kv=_probe(model, hook, context, dtype, device),
         context_length=context,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         eos_ids=_eos_ids(model, Path(path)),
@@ -102,60 +110,44 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
     )
 
 
-class ProbePass:
-    """Attends to nothing and notes what each layer would have cached, and how it would have attended."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[int, int, int]] = {}
-        self.windows: set[int] = set()
-        self.others: set[str] = set()
-
-    def attend(
-        self, layer: int, q_TAK: torch.Tensor, k_THK: torch.Tensor, v_THD: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        self.layers[layer] = (k_THK.shape[1], k_THK.shape[2], v_THD.shape[2])
-        return q_TAK.new_zeros(*q_TAK.shape[:2], v_THD.shape[2])
-
-    def note(self, options: dict[str, Any]) -> None:
-        """What a layer asks of its attention beyond queries, keys and values."""
-        if options.get("sliding_window") is not None:
-            self.windows.add(options["sliding_window"])
-        self.others |= {name for name in UNSUPPORTED if options.get(name) is not None}
-
-
-def _probe(model: Any, context: int, dtype: torch.dtype, device: torch.device) -> KVShape:
-    """What the cache of `model` looks like, found by running one token.
+def _probe(model: Any, hook: AttentionHook, context: int, dtype: torch.dtype, device: torch.device) -> KVShape:
+    """Find out what `model` caches for a token, by running one.
 
     Raises:
-        ModelError: the model attends in a way that this engine does not know.
+        ModelError: the model attends in a way that this engine does not implement.
     """
     name = type(model).__name__
     probe = ProbePass()
     zero = torch.zeros(1, 1, dtype=torch.long, device=device)
-    with torch.inference_mode(), attending(probe):
+    with torch.inference_mode(), hook.attending(probe):
         model(input_ids=zero, position_ids=zero, use_cache=False)
+
     window = min(probe.windows, default=context)
     if window < context:
         raise ModelError(
-            f"{name} attends within a sliding window of {window} tokens, which the torch engine does not do",
-            f"give --context-length {window} or use --engine sglang",
+            f"{name} attends within a sliding window of {window} tokens, which the torch engine does not support",
+            f"set --context-length {window} or use --engine sglang",
         )
+
     alike = set(probe.layers) == set(range(model.config.get_text_config().num_hidden_layers))
-    if probe.others or not alike or len(set(probe.layers.values())) != 1:
-        reason = ", ".join(sorted(probe.others)) or "its layers do not cache alike"
+    if probe.unsupported or not alike or len(set(probe.layers.values())) != 1:
+        reason = ", ".join(sorted(probe.unsupported)) or "its layers do not all cache keys and values of one shape"
         raise ModelError(f"the torch engine cannot run {name}: {reason}", "use --engine sglang")
+
     kv_heads, key_dim, value_dim = probe.layers[0]
     return KVShape(len(probe.layers), kv_heads, key_dim, value_dim, dtype, device)
 
 
 def _eos_ids(model: Any, folder: Path) -> frozenset[int]:
-    """The tokens that end a turn: of generation_config.json, else of config.json, and the tokenizer's own."""
+    """The tokens that end a turn: those of generation_config.json, else of config.json, and the
+    tokenizer's."""
     found: set[int] = set()
     for config in (model.generation_config, model.config.get_text_config()):
         eos = getattr(config, "eos_token_id", None)
         if eos is not None:
             found.update([eos] if isinstance(eos, int) else eos)
             break
+
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.is_file():
         data = json.loads(tokenizer.read_text())
@@ -168,31 +160,36 @@ def _eos_ids(model: Any, folder: Path) -> frozenset[int]:
             added.update({entry["content"]: int(entry["id"]) for entry in entries})
         if text in added:
             found.add(added[text])
+
     return frozenset(found)
 
 
 def slow_runner(loaded: LoadedModel) -> Runner:
-    """What runs any model, through transformers' own code."""
-    return VisionRunner(loaded.model) if loaded.images else TransformersRunner(loaded.model)
+    """A runner for any model, through transformers' own code."""
+    if loaded.images is not None:
+        return VisionRunner(loaded.model, loaded.attention, loaded.head)
+    return TransformersRunner(loaded)
 
 
 class TransformersRunner:
-    """Any architecture, through transformers' own forward with our attention function."""
+    """A `Runner` for any architecture: transformers' forward with our attention function."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._body = model.base_model
-        self._head = FullPrecisionHead(model)
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._body = loaded.model.base_model
+        self._attention = loaded.attention
+        self._head = loaded.head
 
     def prefill(self, chunks: PrefillPass) -> None:
-        with attending(chunks):
+        with self._attention.attending(chunks):
             self._body(input_ids=chunks.tokens[None], position_ids=chunks.positions[None], use_cache=False)
 
     def decode(self, tokens: torch.Tensor, batch: DecodePass) -> torch.Tensor:
-        with attending(batch):
+        with self._attention.attending(batch):
             out = self._model(input_ids=tokens[:, None], position_ids=batch.positions[:, None], use_cache=False)
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
     def weights_changed(self) -> None:
-        self._head.weights_changed()
+        if self._head is not None:
+            self._head.weights_changed()

@@ -1,9 +1,10 @@
-"""Vision-language models of the Qwen-VL families: their parts, and how they are run.
+"""Vision-language models of the Qwen-VL families.
 
-The decoder sees an image as the rows that the vision tower makes of it, in the place of its pads' embeddings, at
-rotary positions of three axes (M-RoPE, Qwen2-VL, arXiv 2409.12191, section 2.1). Qwen3-VL adds further rows of the
-tower to the hidden states after each of the first layers (DeepStack, arXiv 2406.04334). A prompt may be filled in
-chunks that end anywhere: the tower always runs over whole images, and its rows are kept for the next chunk.
+The vision tower turns an image into rows, which replace the embeddings of its pads, at rotary
+positions of three axes (M-RoPE, Qwen2-VL, arXiv 2409.12191, section 2.1). Qwen3-VL adds further
+rows of the tower to the hidden states after each of the first layers (DeepStack, arXiv 2406.04334).
+A prompt may be prefilled in chunks that end anywhere: the tower always runs over whole images, and
+its rows are cached for the next chunk.
 
 Sizes: T tokens of a pass, E hidden size, I rows of an image.
 """
@@ -19,16 +20,17 @@ import torch
 
 from agentloop.errors import ModelError
 from agentloop.model_folder import load_image_processor
-from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass, attending
+from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass
+from rollout_server.engines.torch_engine.model.attention_hook import AttentionHook
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
-from rollout_server.engines.torch_engine.model.images import ImageReader, LruCache, Patches
+from rollout_server.engines.torch_engine.model.images import LruCache, Patches, PromptImageReader
 
 FEATURE_CACHE_BYTES = 2**28
-"""Rows of images that the tower has run over, under the present weights."""
+"""Cache of the tower's rows, under the present weights."""
 
 
-def load_image_reader(model: Any, path: str) -> ImageReader:
-    """What turns the images of requests into patches for `model`.
+def load_image_reader(model: Any, path: str) -> PromptImageReader:
+    """A reader of requests' images for `model`.
 
     Raises:
         ModelError: the model's image processor cannot be loaded.
@@ -47,12 +49,13 @@ def load_image_reader(model: Any, path: str) -> ImageReader:
         positions, delta = body.get_rope_index(torch.tensor([ids]), mm_token_type_ids=kinds, image_grid_thw=grids_I3)
         return positions[:, 0], int(delta)
 
-    return ImageReader(processor, int(model.config.image_token_id), rope_index)
+    return PromptImageReader(processor, int(model.config.image_token_id), rope_index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """What the decoder takes of an image: rows [I, E] for its pads, and for each of the first layers rows to add."""
+    """The tower's rows of an image: [I, E] in place of its pads, and [I, E] to add after each of
+    the first layers."""
 
     rows_IE: torch.Tensor
     added_IE: tuple[torch.Tensor, ...]
@@ -63,14 +66,15 @@ class Features:
 
 
 class VisionRunner:
-    """A `Runner` through transformers' own code, with images in prompts."""
+    """A `Runner` for vision-language models, through transformers' own code."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, attention: AttentionHook, full_head: FullPrecisionHead | None) -> None:
         self._body = model.base_model
         self._decoder = self._body.language_model
         self._embed = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
-        self._full_head = FullPrecisionHead(model)
+        self._attention = attention
+        self._full_head = full_head
         self._features: LruCache[Features] = LruCache(FEATURE_CACHE_BYTES, lambda features: features.nbytes)
 
     def prefill(self, chunks: PrefillPass) -> None:
@@ -80,12 +84,13 @@ class VisionRunner:
         if any(chunk.images for chunk in chunks.chunks):
             positions_3T = self._positions(chunks)
             added = self._insert(chunks, embeds_TE)
-        with attending(chunks):
+
+        with self._attention.attending(chunks):
             self._decoder(inputs_embeds=embeds_TE[None], position_ids=positions_3T[:, None], use_cache=False, **added)
 
     def decode(self, tokens: torch.Tensor, batch: DecodePass) -> torch.Tensor:
         positions = batch.positions if batch.offsets is None else batch.positions + batch.offsets
-        with attending(batch):
+        with self._attention.attending(batch):
             out = self._decoder(
                 input_ids=tokens[:, None], position_ids=positions[None, :, None].expand(3, -1, -1), use_cache=False
             )
@@ -94,9 +99,11 @@ class VisionRunner:
 
     def weights_changed(self) -> None:
         self._features.clear()
-        self._full_head.weights_changed()
+        if self._full_head is not None:
+            self._full_head.weights_changed()
 
     def _positions(self, chunks: PrefillPass) -> torch.Tensor:
+        """Rotary positions [3, T] of a pass."""
         parts, low = [], 0
         for chunk in chunks.chunks:
             high = low + chunk.end - chunk.start
@@ -108,7 +115,12 @@ class VisionRunner:
         return torch.cat(parts, dim=1)
 
     def _insert(self, chunks: PrefillPass, embeds_TE: torch.Tensor) -> dict[str, Any]:
-        """Write the images' rows over the embeddings of their pads; returns what the decoder adds in its layers."""
+        """Write the images' rows over the embeddings of their pads.
+
+        Returns:
+            The decoder's arguments for rows that it adds in its layers; empty if the model adds
+            none.
+        """
         seen_T = torch.zeros(len(embeds_TE), dtype=torch.bool, device=embeds_TE.device)
         added: list[tuple[torch.Tensor, ...]] = []
         offset = 0  # from an index in the sequence to one in the pass
@@ -118,12 +130,14 @@ class VisionRunner:
                 start, end = max(image.start, chunk.start), min(image.end, chunk.end)
                 if start >= end:
                     continue
-                features = self._look(image.patches)
+
+                features = self._run_tower(image.patches)
                 part = slice(start - image.start, end - image.start)
                 embeds_TE[offset + start : offset + end] = features.rows_IE[part]
                 seen_T[offset + start : offset + end] = True
                 added.append(tuple(rows[part] for rows in features.added_IE))
             offset += chunk.end
+
         if not added or not added[0]:
             return {}
         return {
@@ -131,7 +145,7 @@ class VisionRunner:
             "deepstack_visual_embeds": [torch.cat(layer) for layer in zip(*added, strict=True)],
         }
 
-    def _look(self, patches: Patches) -> Features:
+    def _run_tower(self, patches: Patches) -> Features:
         """The tower's rows for an image, computed once for each version of the weights."""
         features = self._features.get(patches.key)
         if features is None:

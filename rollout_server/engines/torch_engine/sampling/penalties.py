@@ -1,9 +1,12 @@
-"""What a request does to its logits before the temperature: penalties, a bias, end tokens out of reach.
+"""Penalties: what a request changes in its logits before the temperature, `logit_bias` and
+`min_new_tokens` included.
 
-The meaning and the order are SGLang's: frequency and presence are subtracted, end tokens are masked, repetition scales
-what is left, the bias is added. All three penalties count the sampled tokens only, never the prompt.
+Meaning and order are SGLang's: subtract frequency and presence penalties, mask end tokens, scale by
+the repetition penalty, add the bias. All three penalties count sampled tokens only, never the
+prompt.
 
-Sizes: B rows of the batch, S rows that edit, V vocabulary, M masked pairs of a row and a token.
+Sizes: B rows of the batch, S rows with penalties, V vocabulary, M masked pairs of a row and a
+token.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ import torch
 from agentloop.wire import SamplingParams
 
 _LEAST_REPETITION = 1e-6
-"""Smaller repetition penalties would make logits overflow, and that would look like broken weights."""
+"""Smaller repetition penalties would make logits overflow, which would look like broken weights."""
 
 
 @dataclass(slots=True, frozen=True)
 class Penalties:
-    """The edits of one row. `ends` cannot be sampled as one of the first `min_new_tokens` tokens."""
+    """The penalties of one row. The first `min_new_tokens` tokens are not sampled from `ends`."""
 
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -32,13 +35,13 @@ class Penalties:
 
     @property
     def counts(self) -> bool:
-        """They depend on what was sampled before."""
+        """Whether they depend on the tokens sampled before."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     @classmethod
     def of(cls, sampling: SamplingParams, ends: frozenset[int]) -> Penalties | None:
-        """Those a request asks for, or None if it asks for none. `ends` are all tokens that could end a turn."""
-        edits = cls(
+        """The penalties a request sets; None if it sets none. `ends`: all tokens that end a turn."""
+        penalties = cls(
             sampling.repetition_penalty,
             sampling.presence_penalty,
             sampling.frequency_penalty,
@@ -46,29 +49,31 @@ class Penalties:
             sampling.min_new_tokens,
             ends if sampling.min_new_tokens else frozenset(),
         )
-        return edits if edits.counts or edits.logit_bias or edits.ends else None
+        return penalties if penalties.counts or penalties.logit_bias or penalties.ends else None
 
 
 class PenaltyProcessor:
-    """The edits of a batch whose rows stay the same, and the counts they need: on the device, a step at a time.
+    """Applies the penalties of a batch whose rows stay the same, and counts the tokens it samples,
+    on the device.
 
     Args:
-        edits: of each row of the batch, None for most.
-        sampled: what each row has sampled so far, since whenever: before a preemption or a new policy version too.
+        penalties: of each row of the batch; None for rows without.
+        sampled: all tokens each row has sampled so far, across preemptions and policy versions.
         vocab: width of the logits.
     """
 
     def __init__(
         self,
-        edits: SequenceOf[Penalties | None],
+        penalties: SequenceOf[Penalties | None],
         sampled: SequenceOf[SequenceOf[int]],
         vocab: int,
         device: torch.device,
     ) -> None:
-        places = [place for place, edit in enumerate(edits) if edit is not None]
-        rows = [edit for edit in edits if edit is not None]
+        places = [place for place, row in enumerate(penalties) if row is not None]
+        rows = [row for row in penalties if row is not None]
         past = [sampled[place] for place in places]
         self._rows = torch.tensor(places, device=device)
+
         self._counts_SV: torch.Tensor | None = None
         if any(row.counts for row in rows):
             self._counts_SV = torch.stack(
@@ -84,10 +89,12 @@ class PenaltyProcessor:
             self._frequency_S1 = column([row.frequency_penalty for row in rows])
             self._presence_S1 = column([row.presence_penalty for row in rows])
             self._repetition_S1 = column([max(row.repetition_penalty, _LEAST_REPETITION) for row in rows])
+
         biases = [(i, token, bias) for i, row in enumerate(rows) for token, bias in row.logit_bias]
         self._biased = _pairs([(i, token) for i, token, _ in biases], device)
         self._bias = torch.tensor([bias for _, _, bias in biases], dtype=torch.float32, device=device)
-        # A row whose every token is an end has to sample one of them.
+
+        # A row whose every token is an end token has to sample one of them, so it is not masked.
         masks = [
             (i, token, row.min_new_tokens - len(ids))
             for i, (row, ids) in enumerate(zip(rows, past, strict=True))
@@ -100,7 +107,7 @@ class PenaltyProcessor:
         self._longest = max((left for _, _, left in masks), default=0)
 
     def __call__(self, logits_BV: torch.Tensor) -> torch.Tensor:
-        """The logits with the rows that edit replaced; the others' are the same numbers."""
+        """The logits, changed in the rows with penalties; other rows keep their bits."""
         logits_SV = logits_BV[self._rows]
         seen_SV = None
         if self._counts_SV is not None:
@@ -112,12 +119,13 @@ class PenaltyProcessor:
         if seen_SV is not None:
             scaled_SV = torch.where(logits_SV < 0, logits_SV * self._repetition_S1, logits_SV / self._repetition_S1)
             logits_SV = torch.where(seen_SV, scaled_SV, logits_SV)
+
         if len(self._bias):
             logits_SV[self._biased] += self._bias
         return logits_BV.index_copy(0, self._rows, logits_SV)
 
     def advance(self, tokens_B: torch.Tensor) -> None:
-        """Each row has sampled one token more."""
+        """Count the token [B] that each row has sampled."""
         if self._counts_SV is not None:
             tokens_S1 = tokens_B[self._rows][:, None]
             self._counts_SV.scatter_add_(1, tokens_S1, torch.ones_like(tokens_S1, dtype=torch.float32))

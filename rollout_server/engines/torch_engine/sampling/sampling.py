@@ -1,4 +1,4 @@
-"""Drawing tokens: one uniform number per row and the inverse of the cumulative distribution.
+"""Sampling: one uniform number a row, and the inverse of the cumulative distribution.
 
 Sizes: B rows, V vocabulary, S rows that truncate.
 """
@@ -20,14 +20,15 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection whose output bits look independent."""
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014), a bijection whose output bits look
+    independent."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))
 
 
 def stream_of(seed: int) -> int:
-    """Start of the stream of uniforms of one request: far from that of the next seed."""
+    """Start of a request's stream of uniforms, far from that of the next seed."""
     with np.errstate(over="ignore"):
         return int(mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)[0])
 
@@ -35,17 +36,18 @@ def stream_of(seed: int) -> int:
 def uniforms(streams: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
     """Number `counters[i]` of stream `streams[i]`, in [0, 1 - 2^-23].
 
-    A function of the two alone, so that a seeded request draws the same whatever runs beside it and whenever it was
-    interrupted. 23 bits: the product with a float32 total then stays below that total.
+    It depends on these two alone, so a seeded request draws the same numbers whatever runs beside
+    it and wherever it was interrupted. 23 bits, so that the product with a float32 total stays
+    below that total.
     """
     bits = mix(streams + counters * _GOLDEN) >> np.uint64(41)
     return bits.astype(np.float32) * np.float32(2.0**-23)
 
 
 def invert(weights_BV: torch.Tensor, u_B1: torch.Tensor) -> torch.Tensor:
-    """The index at which the cumulative weights pass the fraction `u` of their total: [B, 1].
+    """The index [B, 1] at which the cumulative weights exceed the fraction `u` of their total.
 
-    Strictly pass: an index of weight 0 is never returned. NaN weights give an index past the end.
+    An index of weight 0 is never returned. NaN weights give an index past the end.
     """
     cdf_BV = weights_BV.cumsum(-1)
     return torch.searchsorted(cdf_BV, u_B1 * cdf_BV[:, -1:], right=True)
@@ -53,29 +55,32 @@ def invert(weights_BV: torch.Tensor, u_B1: torch.Tensor) -> torch.Tensor:
 
 @dataclass(slots=True, frozen=True)
 class RowSampling:
-    """How one row samples. `stream` comes from `stream_of`."""
+    """Sampling parameters of one row; `stream` comes from `stream_of`."""
 
     temperature: float
     top_p: float
     top_k: int
     stream: int
     min_p: float = 0.0
-    edits: Penalties | None = None
+    penalties: Penalties | None = None
 
     @property
     def truncates(self) -> bool:
+        """Whether top-p, top-k or min-p apply."""
         return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0)
 
 
 class Sampler:
-    """Draws for a batch whose rows stay the same; built anew when they change.
+    """Samples for a batch whose rows stay the same; a new batch needs a new sampler.
 
-    The logprob of a token is that of the distribution after edits and temperature and before truncation; a greedy
-    row's is at temperature 1. Without edits, that is what a trainer can recompute from logits and temperature alone.
+    The logprob of a token is taken after penalties and temperature and before truncation; greedy
+    rows count as temperature 1. Without penalties a trainer can recompute it from logits and
+    temperature alone.
 
     Args:
-        rows: how each row samples.
-        sampled: what each row has sampled so far; rows without edits may have anything here. None: nothing.
+        rows: sampling parameters of each row.
+        sampled: the tokens each row has sampled so far, read for rows with penalties only. None: no
+            tokens.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Sampler:
             if all(t == 1.0 for t in temperatures)
             else torch.tensor([[1.0 / t] for t in temperatures], dtype=torch.float32, device=device)
         )
+
         greedy = [i for i, row in enumerate(rows) if row.temperature == 0]
         self._greedy = torch.tensor(greedy, device=device) if greedy else None
         truncated = [i for i, row in enumerate(rows) if row.truncates]
@@ -100,46 +106,54 @@ class Sampler:
         self._top_k = torch.tensor([[rows[i].top_k if rows[i].top_k > 0 else 2**31] for i in truncated], device=device)
         min_ps = [rows[i].min_p for i in truncated]
         self._min_p = torch.tensor(min_ps, device=device)[:, None] if any(min_ps) else None
-        edits = [row.edits for row in rows]
-        self._edits = edits if any(edits) else None
+
+        penalties = [row.penalties for row in rows]
+        self._penalties = penalties if any(penalties) else None
         self._sampled = sampled if sampled is not None else [()] * len(rows)
-        self._editor: PenaltyProcessor | None = None
+        self._processor: PenaltyProcessor | None = None  # made at the first draw, which knows the vocabulary
 
     def draw(self, logits_BV: torch.Tensor, counters: npt.NDArray[np.uint64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [B] and their logprobs [B]; row i draws uniform number `counters[i]` of its stream."""
+        """Sample token ids [B]; returns them and their logprobs [B].
+
+        Row i draws uniform number `counters[i]` of its stream.
+        """
         logits_BV = logits_BV.float()
-        if self._edits is not None:
-            if self._editor is None:
-                self._editor = PenaltyProcessor(self._edits, self._sampled, logits_BV.shape[1], self._device)
-            logits_BV = self._editor(logits_BV)
+        if self._penalties is not None:
+            if self._processor is None:
+                self._processor = PenaltyProcessor(self._penalties, self._sampled, logits_BV.shape[1], self._device)
+            logits_BV = self._processor(logits_BV)
         if self._scale is not None:
             logits_BV = logits_BV * self._scale
         probs_BV = torch.softmax(logits_BV, -1)
+
+        # Every row draws from the whole distribution; truncated and greedy rows are then replaced.
         u_B1 = torch.from_numpy(uniforms(self._streams, counters)).to(self._device)[:, None]
         tokens_B1 = invert(probs_BV, u_B1)
         if self._truncated is not None:
             tokens_B1[self._truncated] = self._draw_truncated(probs_BV[self._truncated], u_B1[self._truncated])
         if self._greedy is not None:
             tokens_B1[self._greedy] = logits_BV[self._greedy].argmax(-1, keepdim=True)
-        # Only NaN logits lead past the end; the NaN logprob tells the caller.
+
+        # Only NaN logits lead past the end; the caller detects them by their NaN logprob.
         tokens_B1.clamp_(max=logits_BV.shape[1] - 1)
         chosen_B = probs_BV.gather(-1, tokens_B1)[:, 0]
         if chosen_B.device.type != "cpu":
             return tokens_B1[:, 0], chosen_B.log_()
-        # torch computes the last few numbers of a tensor by another function, which may round otherwise; numpy not.
+        # torch computes the last few numbers of a tensor with another function, which may round
+        # differently; numpy uses one function for all.
         with np.errstate(divide="ignore", invalid="ignore"):
             return tokens_B1[:, 0], torch.from_numpy(np.log(chosen_B.numpy()))
 
     def advance(self, tokens: torch.Tensor) -> None:
-        """The rows go on with `tokens` [B]: the next draw counts them as sampled."""
-        if self._editor is not None:
-            self._editor.advance(tokens)
+        """Count `tokens` [B] as sampled in the next draw."""
+        if self._processor is not None:
+            self._processor.advance(tokens)
 
     def _draw_truncated(self, probs_SV: torch.Tensor, u_S1: torch.Tensor) -> torch.Tensor:
         sorted_SV, order_SV = probs_SV.sort(dim=-1, descending=True, stable=True)
         before_SV = sorted_SV.cumsum(-1) - sorted_SV
         rank_V = torch.arange(sorted_SV.shape[1], device=sorted_SV.device)
-        # The likeliest token always stays: nothing is before it.
+        # The likeliest token always stays, whatever top_p is.
         kept_SV = sorted_SV * ((rank_V < self._top_k) & ((before_SV < self._top_p) | (rank_V == 0)))
         if self._min_p is not None:
             kept_SV *= sorted_SV >= self._min_p * sorted_SV[:, :1]

@@ -13,7 +13,7 @@ from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
 from rollout_server.engines.base import Generation
 from rollout_server.engines.torch_engine.core import Core
-from rollout_server.engines.torch_engine.engine import create_torch_engine
+from rollout_server.engines.torch_engine.create import create_torch_engine
 from rollout_server.engines.torch_engine.model.batch_invariance import is_batch_invariant
 from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
 from rollout_server.engines.torch_engine.model.models import LoadedModel

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentloop.errors import ModelError
-from rollout_server.engines.torch_engine.core import ADMIT_HELD_STEPS, ADMIT_SHARE, NonFiniteError
+from rollout_server.engines.torch_engine.core import ADMIT_AFTER_STEPS, ADMIT_SHARE, NonFiniteError
 from rollout_server.engines.torch_engine.model.fast_decoder import FastDecoder
 from tests.rollout_server.support import (
     EOS,
@@ -185,7 +185,7 @@ def test_few_newcomers_wait_a_few_steps_to_be_filled_together(model_dir: Path) -
         return steps
 
     assert steps_until_admitted(4) == 1
-    assert steps_until_admitted(1) == ADMIT_HELD_STEPS + 1
+    assert steps_until_admitted(1) == ADMIT_AFTER_STEPS + 1
 
 
 def test_all_ids_are_in_the_vocabulary(model_dir: Path) -> None:

@@ -14,6 +14,7 @@ from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.engine import MAX_STEP_FAILURES, TorchEngine
 from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass
 from rollout_server.engines.torch_engine.model.models import Runner
+from rollout_server.engines.torch_engine.weights.loader import WeightLoader
 from rollout_server.errors import EngineError, WeightsError
 from tests.rollout_server.support import TOLERANCE, Reference, load, make_core, random_ids, request
 
@@ -47,7 +48,7 @@ async def unreliable(model_dir: Path):  # type: ignore[no-untyped-def]
     core: Core = make_core(loaded)
     runner = Unreliable(core.runner)
     core.runner = runner
-    engine = TorchEngine(loaded, core, info=None)  # type: ignore[arg-type]
+    engine = TorchEngine(loaded, core, None, loader=WeightLoader(loaded.model))  # type: ignore[arg-type]
     yield engine, runner
     await engine.close()
 

@@ -23,7 +23,7 @@ from agentloop.types import EpisodeStatus, Task, Trajectory
 from agentloop.wire import SamplingParams
 from rollout_server.engines.base import FolderWeights, Generation
 from rollout_server.engines.torch_engine.model.models import load_model
-from rollout_server.engines.torch_engine.weights.loading import WeightLoader
+from rollout_server.engines.torch_engine.weights.loader import WeightLoader
 from tests.rollout_server.support import make_core
 from tests.trainer.conftest import samples_of
 from tests.trainer.models import PAD, VISION_END, VISION_START, save_tiny
@@ -254,8 +254,8 @@ def test_a_vision_model_is_published_saved_and_resumed(model: Path, tmp_path: Pa
     published = torch.cat(by_transformers(tmp_path / "v_1", samples)[1]).numpy()
     assert np.abs(np.sort(published) - np.sort(expected)).max() < 1e-5
     loaded = load_model(str(model), dtype=torch.float32, device=torch.device("cpu"), context_length=None)
-    intake = WeightLoader(loaded.model)
-    intake.put(intake.take(FolderWeights(tmp_path / "v_1")))
+    loader = WeightLoader(loaded.model)
+    loader.swap_in(loader.stage(FolderWeights(tmp_path / "v_1")))
     of._policy.reshard()
     own = {name: p.to_local() for name, p in of._policy.lm.named_parameters()}
     assert all(torch.equal(p, own[name]) for name, p in loaded.model.named_parameters()), "the engine took all of it"

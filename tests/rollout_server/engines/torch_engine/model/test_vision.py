@@ -14,12 +14,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from rollout_server.engines.base import FolderWeights, Generation
-from rollout_server.engines.torch_engine import vision
 from rollout_server.engines.torch_engine.core import Core
+from rollout_server.engines.torch_engine.model import vision
 from rollout_server.engines.torch_engine.model.images import FIRST_LOOKUP_ID
 from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights.loading import WeightLoader
+from rollout_server.engines.torch_engine.weights.loader import WeightLoader
 from tests.rollout_server.support import (
     PAD,
     VISION_CLASSES,
@@ -240,8 +240,8 @@ def test_a_weight_update_makes_everything_anew_the_tower_included(
     running = add(core, loaded, ask(ids, [image], new=20))
     for _ in range(steps):
         core.step()
-    intake = WeightLoader(loaded.model)
-    intake.put(intake.take(FolderWeights(other_folder)))
+    loader = WeightLoader(loaded.model)
+    loader.swap_in(loader.stage(FolderWeights(other_folder)))
     core.weights_changed("1", "retract")
     while core.busy:
         core.step()

@@ -133,15 +133,15 @@ def test_counts_that_went_on_step_by_step_are_those_counted_anew() -> None:
 
 
 def test_rows_without_edits_have_none() -> None:
-    assert row(params(temperature=0.5, top_p=0.9, min_p=0.1, stop_token_ids=[1])).edits is None
-    assert row(params(logit_bias={})).edits is None and row(params(logit_bias={4: 0.0})).edits is None
+    assert row(params(temperature=0.5, top_p=0.9, min_p=0.1, stop_token_ids=[1])).penalties is None
+    assert row(params(logit_bias={})).penalties is None and row(params(logit_bias={4: 0.0})).penalties is None
 
 
 def test_edits_that_leave_no_token_or_overflow_do_not_look_like_broken_weights() -> None:
     for options in ({"min_new_tokens": 3, "stop_token_ids": list(range(12))}, {"repetition_penalty": 1e-300}):
         sampler = Sampler([row(params(**options))], CPU, [[1]])
         assert torch.isfinite(sampler.draw(LOGITS[None], counters(1))[1]).all()
-    far = RowSampling(1.0, 1.0, -1, 0, edits=Penalties(min_new_tokens=3, ends=frozenset({-1, 12, 500})))
+    far = RowSampling(1.0, 1.0, -1, 0, penalties=Penalties(min_new_tokens=3, ends=frozenset({-1, 12, 500})))
     assert torch.isfinite(Sampler([far], CPU).draw(LOGITS[None], counters(1))[1]).all()
 
 

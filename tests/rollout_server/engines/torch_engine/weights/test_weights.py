@@ -14,18 +14,18 @@ from rollout_server.engines.base import FolderWeights
 from rollout_server.engines.torch_engine.core import Core
 from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
-from rollout_server.engines.torch_engine.weights.loading import WeightLoader
+from rollout_server.engines.torch_engine.weights.loader import WeightLoader
 from rollout_server.errors import WeightsError
 from tests.rollout_server.support import TOLERANCE, Reference, load, make_core, random_ids, request, run
 
 
 def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
-    return WeightLoader(model).take(FolderWeights(folder)).tensors
+    return WeightLoader(model).stage(FolderWeights(folder)).tensors
 
 
 def update(core: Core, loaded: LoadedModel, folder: Path, version: str, mode: str = "retract") -> None:
-    intake = WeightLoader(loaded.model)
-    intake.put(intake.take(FolderWeights(folder)))
+    loader = WeightLoader(loaded.model)
+    loader.swap_in(loader.stage(FolderWeights(folder)))
     core.weights_changed(version, mode)  # type: ignore[arg-type]
 
 
@@ -85,7 +85,7 @@ def test_kept_prefixes_do_not_outlive_their_weights(model_dir: Path, other_weigh
     core = make_core(loaded)
     run(core, [request(random_ids(40, seed=1))])
     update(core, loaded, other_weights, "1")
-    assert core.cache.used_tokens == 0
+    assert all(row is None for pool in core.cache.pools for row in pool.rows)
     (again,) = run(core, [request(random_ids(40, seed=1), ignore_eos=True)])
     assert again.result.cached_tokens == 0
     assert Reference(other_weights).worst([again]) < TOLERANCE
