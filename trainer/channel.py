@@ -1,5 +1,4 @@
-"""Messages between the run's main process and a rank: a JSON header and raw numpy buffers over a
-socket pair.
+"""Messages between the main process and a rank: JSON and raw numpy buffers over a socket pair.
 
     uint32 length of the header | header (JSON) | the buffers one after the other
 
@@ -89,8 +88,7 @@ class BlockingChannel:
 
 
 def error_to_json(exc: Exception) -> dict[str, Any]:
-    """Describe an exception as data: errors of `agentloop.errors` by name, any other by its type
-    and message."""
+    """Describe an exception as data: errors of `agentloop.errors` by name, others by their text."""
     if isinstance(exc, AgentloopError):
         return {"error": type(exc).__name__, "message": exc.message, "hint": exc.hint}
     return {"error": None, "message": f"{type(exc).__name__}: {exc}", "hint": None}
@@ -112,8 +110,7 @@ def error_from_json(data: dict[str, Any], otherwise: Callable[[str], AgentloopEr
 
 
 def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSample) -> list[np.ndarray]:
-    """Flatten samples into arrays: token columns concatenated, scalars by sample, and each image
-    once.
+    """Flatten samples into arrays: token columns joined, scalars by sample, and each image once.
 
     An optional column is sent if all samples have it, and is empty otherwise.
 

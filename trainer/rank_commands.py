@@ -50,8 +50,8 @@ class Start:
 class Command(ABC, Generic[R]):
     """A command that all ranks run with the same arguments, and that each answers with an R.
 
-    Fields can be sent as JSON: numbers, texts, paths, config models, dataclasses. So can R, unless it
-    is `TokenNumbers`, whose arrays are sent as they are.
+    Fields can be sent as JSON: numbers, texts, paths, config models, dataclasses. So can R, unless
+    it is `TokenNumbers`, whose arrays are sent as they are.
     """
 
     @abstractmethod
@@ -216,7 +216,7 @@ class OpenGroup(Command[int]):
 
 @dataclass(frozen=True)
 class JoinGroup(Command[str]):
-    """Join the engines in a weight update group as rank 0; answer why that failed, or an empty text."""
+    """Join the engines in a weight update group; answer why that failed, or an empty text."""
 
     group: str
     world_size: int

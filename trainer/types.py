@@ -17,8 +17,7 @@ Aggregation = Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean",
 
 
 class Sample(Protocol):
-    """What packing and the channel need of a sample. All arrays that describe its tokens have one
-    length L.
+    """What packing and the channel need of a sample. The arrays of its tokens have one length L.
 
     Attributes:
         COLUMNS: names of its float32 columns, one number for each token.
@@ -53,8 +52,7 @@ class Sample(Protocol):
 
 @dataclass(slots=True)
 class TrainSample:
-    """One trajectory, ready to train the policy. See `Sample` for the fields that are not listed
-    here.
+    """One trajectory, ready to train the policy. `Sample` describes the fields not listed here.
 
     Attributes:
         old_logprobs: float32 (L); the engine's logprobs, of the distribution it sampled from; 0
@@ -106,8 +104,7 @@ class TrainSample:
 
 @dataclass(slots=True)
 class ValueSample:
-    """One trajectory, ready to train the critic. See `Sample` for the fields that are not listed
-    here.
+    """One trajectory, ready to train the critic. `Sample` describes the fields not listed here.
 
     Attributes:
         values: float32 (L); the critic's values before this step; 0 where the mask is 0.
@@ -167,8 +164,10 @@ class Published:
     """Result of publishing the policy.
 
     Attributes:
-        checksum: of the tensors (`agentloop.weights.layout.checksum`), from rank 0; empty from the others.
-        error: why the tensors did not reach the engines; empty if they did, or if the transport only writes.
+        checksum: of the tensors (`agentloop.weights.layout.checksum`), from rank 0; empty from the
+            others.
+        error: why the tensors did not reach the engines; empty if they did, or if the transport
+            only writes.
     """
 
     checksum: str
@@ -203,8 +202,7 @@ class LearnerSettings:
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
-    """The loss that a rank computes for each trained token. The fields are named as in
-    `AlgorithmConfig`.
+    """The loss of each trained token. The fields are named as in `AlgorithmConfig`.
 
     Attributes:
         kind: a loss of `learner.losses.policy_loss`; `sft` is cross entropy, which ignores

@@ -1,8 +1,8 @@
-"""Published tensors as bytes: where they lie in a file, and a checksum of what they hold. No torch.
+"""Published tensors as bytes: their place in a file, and a checksum of their contents. No torch.
 
-The file is safetensors: eight bytes that say how long the header is, the header (JSON), the tensors without gaps. Here
-the header is padded so that the tensors begin at a multiple of 64 bytes, and wider elements come first, so that every
-tensor can be used where it lies.
+The file is safetensors: the header's length (eight bytes), the header (JSON), the tensors without
+gaps. Files written here pad the header so that the tensors begin at a multiple of 64 bytes, and put
+wider elements first, so that every tensor is aligned and can be used in place.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 import xxhash
 
 CHUNK = 2**19
-"""Bytes that are copied, hashed and looked at in one go: they stay in a core's cache between the three."""
+"""Bytes that are copied, hashed and checked in one go, while they are in a core's cache."""
 
 ALGORITHM = "xxh3"
-"""How a checksum begins: those of engines with a function of their own begin otherwise."""
+"""Prefix of a checksum. Engines with another checksum function use another prefix."""
 
 MAX_HEADER = 100 * 2**20
 _ALIGNMENT = 64
@@ -31,14 +31,14 @@ CODES = {
     "uint32": ("U32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2), "int16": ("I16", 2), "uint16": ("U16", 2),
     "int8": ("I8", 1), "uint8": ("U8", 1), "bool": ("BOOL", 1),
 }  # fmt: skip
-"""Torch's name of a dtype: safetensors' name, and the bytes of an element."""
+"""By torch's name of a dtype: safetensors' name, and the bytes of an element."""
 
 _NAMES = {code: name for name, (code, _) in CODES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of a file: bytes `[begin, end)` of it, counted from the file's start."""
+    """One tensor of a file: bytes `[begin, end)`, counted from the start of the file."""
 
     name: str
     dtype: str
@@ -48,22 +48,27 @@ class TensorSpec:
 
 
 class LayoutError(ValueError):
-    """A file is no safetensors file, or not a whole one."""
+    """A file is not a safetensors file, or is incomplete."""
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor; `dtype` is torch's name.
+    """Return the size of a tensor in bytes; `dtype` is torch's name.
 
     Raises:
-        LayoutError: the dtype is not one that is published, or a dimension is negative.
+        LayoutError: the dtype cannot be published, or a dimension is negative.
     """
     if dtype not in CODES or any(size < 0 for size in shape):
-        raise LayoutError(f"dtype {dtype} with shape {list(shape)} is not known")
+        raise LayoutError(f"a tensor of dtype {dtype} and shape {list(shape)} cannot be published")
     return CODES[dtype][1] * math.prod(shape)
 
 
 def plan_file(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, list[TensorSpec]]:
-    """The first bytes of a file for (name, dtype, shape) triples, and where each tensor goes, in the file's order."""
+    """Plan a file for (name, dtype, shape) triples.
+
+    Returns:
+        its first bytes, header included, and the place of each tensor, in the order of the file.
+    """
+    # Widest elements first: then every tensor begins at a multiple of its element size.
     ordered = sorted(tensors, key=lambda tensor: -CODES[tensor[1]][1])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -71,8 +76,10 @@ def plan_file(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes,
         size = tensor_bytes(dtype, shape)
         header[name] = {"dtype": CODES[dtype][0], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
+
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+
     start = 8 + len(text)
     specs = []
     for name, dtype, shape in ordered:
@@ -82,10 +89,11 @@ def plan_file(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes,
 
 
 def read_layout(path: Path) -> list[TensorSpec]:
-    """The tensors of a safetensors file in their order, every offset checked against the file's length.
+    """Return the tensors of a safetensors file in their order, with every offset checked.
 
     Raises:
-        LayoutError: it is no such file, it is shorter than its header says, or tensors overlap.
+        LayoutError: it is not a safetensors file, its size differs from its header, or tensors
+            overlap.
         OSError: it cannot be read.
     """
     size = path.stat().st_size
@@ -94,12 +102,15 @@ def read_layout(path: Path) -> list[TensorSpec]:
         if not 2 <= length <= min(MAX_HEADER, size - 8):
             raise LayoutError(f"{path} cannot be read: it has no safetensors header")
         text = file.read(length)
+
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
         specs = [_spec(name, entry, 8 + length) for name, entry in header.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise LayoutError(f"{path} cannot be read: its header is damaged: {exc!r}") from exc
+
+    # In the order of the file, each tensor must begin where the one before it ends, up to the end.
     at = 8 + length
     specs.sort(key=lambda spec: (spec.begin, spec.end))
     for spec in specs:
@@ -116,7 +127,7 @@ def _spec(name: str, entry: dict[str, Any], start: int) -> TensorSpec:
     shape = tuple(int(length) for length in entry["shape"])
     spec = TensorSpec(name, _NAMES[entry["dtype"]], shape, start + begin, start + end)
     if end - begin != tensor_bytes(spec.dtype, shape):
-        raise ValueError(f"the place of {name!r} does not fit its shape {list(shape)}")
+        raise ValueError(f"{name!r} has {end - begin} bytes, which do not fit its shape {list(shape)}")
     return spec
 
 
@@ -125,12 +136,17 @@ _BEYOND_FINITE = {
     "float32": (np.int32, 0x7F80_0000, np.uint32, 0xFF80_0000),
     "bfloat16": (np.int16, 0x7F80, np.uint16, 0xFF80), "float16": (np.int16, 0x7C00, np.uint16, 0xFC00),
 }  # fmt: skip
-"""By dtype: the bits of infinity as a signed number, and those of minus infinity as an unsigned one. Bits from there on
-are infinities and NaN (IEEE 754: the exponent is all ones), so that two maxima find them without a temporary."""
+"""By dtype: the bits of infinity as a signed number, and those of minus infinity as an unsigned
+one. Larger bits are infinities and NaN (IEEE 754: the exponent is all ones), so that two maxima
+find them without a temporary array."""
 
 
 class Digest:
-    """XXH3 (64 bits) of the bytes of one tensor, chunk by chunk, and whether all its values are finite."""
+    """XXH3 (64 bits) of a tensor's bytes, chunk by chunk, and whether all its values are finite.
+
+    Args:
+        dtype: torch's name; of another name, such as an empty one, values are not checked.
+    """
 
     def __init__(self, dtype: str) -> None:
         self._hash = xxhash.xxh3_64()
@@ -138,8 +154,8 @@ class Digest:
         self.finite = True
 
     def add(self, chunk: np.ndarray) -> None:
-        """Flat uint8, whole elements."""
-        self._hash.update(chunk)  # type: ignore[arg-type]
+        """Add a chunk of whole elements, as flat uint8."""
+        self._hash.update(chunk)  # type: ignore[arg-type]  # an array is a buffer; numpy's stubs do not say so
         if self._limits is not None and len(chunk):
             signed, infinity, unsigned, minus_infinity = self._limits
             self.finite &= bool(chunk.view(signed).max() < infinity and chunk.view(unsigned).max() < minus_infinity)
@@ -151,7 +167,7 @@ class Digest:
 
 
 def digest_of(data: np.ndarray, dtype: str) -> Digest:
-    """The digest of a whole tensor, given as a flat uint8 array."""
+    """Return the digest of a whole tensor, given as a flat uint8 array."""
     digest = Digest(dtype)
     for begin in range(0, len(data), CHUNK):
         digest.add(data[begin : begin + CHUNK])
@@ -159,7 +175,7 @@ def digest_of(data: np.ndarray, dtype: str) -> Digest:
 
 
 def checksum(digests: Mapping[str, int]) -> str:
-    """One checksum of a set of tensors from each one's digest: the order does not matter, the names do."""
+    """Combine the digests of named tensors into one checksum, whatever their order."""
     whole = xxhash.xxh3_64()
     for name in sorted(digests):
         whole.update(f"{name}\0{digests[name]:016x}\n".encode())
@@ -167,8 +183,11 @@ def checksum(digests: Mapping[str, int]) -> str:
 
 
 def buckets(sizes: Sequence[int], bucket_bytes: int) -> list[range]:
-    """Which tensors travel together, as ranges of indices: in their order, no bucket larger than `bucket_bytes` but for
-    a single tensor that is."""
+    """Divide tensors in order into buckets of at most `bucket_bytes`; larger ones get their own.
+
+    Returns:
+        ranges of indices.
+    """
     found, begin, filled = [], 0, 0
     for index, size in enumerate(sizes):
         if filled and filled + size > bucket_bytes:

@@ -1,8 +1,8 @@
-"""Dynamic sampling: a group that teaches nothing is replaced by one of another prompt. No torch.
+"""Dynamic sampling: replace a group that teaches nothing by a group of another prompt.
 
-Source: DAPO (arXiv 2503.14476), section 3.2 and equation 11. There prompts are drawn until the batch is full of groups
-with variance; here each slot of a batch is drawn again at most so many times, in its own place, so that which rows a
-step holds depends on nothing but the rewards.
+Source: DAPO (arXiv 2503.14476), section 3.2 and equation 11. The paper draws prompts until the
+batch is full of groups with variance. Here each place of a batch is drawn again, up to a maximum
+number of times, so that the rows of a step depend on the rewards only, and not on timing.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 STRIDE = 1_000_003
-"""A prime, so that with less than a million rows in file order no replacement is the row itself."""
+"""A prime: with fewer than a million rows in file order, a replacement is never the row itself."""
 
 
 def replacement(index: int, attempt: int) -> int:
-    """The index whose row group `index` works on at `attempt` (0: its own): a pure function, also after a resume."""
+    """Return the index whose row group `index` uses at `attempt` (0: its own).
+
+    A pure function, so that a resumed run draws the same rows.
+    """
     return index + attempt * STRIDE
 
 
 def teaches_nothing(scores: Sequence[Hashable]) -> bool:
-    """Whether at least two episodes were scored, and all of them alike.
+    """Whether at least two episodes were scored, all with the same score.
 
-    With fewer scored the group has failed, which is another matter and stays visible.
+    With fewer scores the group has failed. It is not replaced, so that failures stay visible.
     """
     return len(scores) >= 2 and len(set(scores)) == 1

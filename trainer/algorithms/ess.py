@@ -1,4 +1,4 @@
-"""How many samples the weighted ones are worth. No torch: the run's main process reads it."""
+"""Effective sample size of importance-weighted tokens."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 
 def effective_sample_size(sums: Mapping[str, float]) -> float | None:
-    """`(sum w)^2 / (n sum w^2)` of the tokens' weights `w = exp(d)`: 1 when the two policies agree, towards 0 when few
-    tokens carry all the weight. Source: Kong (1992).
+    """`(sum w)^2 / (n sum w^2)` of the tokens' weights `w = exp(d)`; None without tokens.
+
+    It is 1 when the two policies agree, and approaches 0 when few tokens carry all the weight.
+    Source: Kong (1992).
 
     Args:
         sums: `weight_sum`, `weight_square_sum` and `tokens`.

@@ -1,7 +1,6 @@
 """Layout of a micro-batch: one long row of samples, without padding, shared prompts computed once.
 
-Two samples of one group, prompt `a b c` (P = 3), completions `d e f` and `g h`, everything after
-the prompt trained:
+Two samples of one group: prompt `a b c` (P = 3), completions `d e f` and `g h`, both trained:
 
     index      0  1  2 | 3  4 | 5
     tokens     a  b  c | d  e | g       T = 6; the last token of a completion is only predicted

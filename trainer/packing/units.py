@@ -45,8 +45,7 @@ class Unit:
 
 
 def plan_units(samples: Sequence[Sample], max_tokens: int) -> list[Unit]:
-    """Group samples by their prompt, in the order of first appearance; split groups of more than
-    `max_tokens`.
+    """Group samples by prompt, in the order of first appearance; split those over `max_tokens`.
 
     Samples without a trained token are left out: they have no gradient.
     """
@@ -83,8 +82,7 @@ def _unit(members: list[tuple[int, int]], prompt_length: int) -> Unit:
 
 
 def micro_batches(units: Sequence[Unit], max_tokens: int) -> list[list[Unit]]:
-    """Fill micro-batches of at most `max_tokens` in order; a larger unit gets a micro-batch to
-    itself."""
+    """Fill micro-batches of at most `max_tokens` in order; a larger unit gets one to itself."""
     batches: list[list[Unit]] = []
     room = 0
     for unit in units:
@@ -97,11 +95,10 @@ def micro_batches(units: Sequence[Unit], max_tokens: int) -> list[list[Unit]]:
 
 
 def split_over_ranks(samples: Sequence[Sample], ranks: int, max_tokens: int, hidden_size: int) -> list[list[int]]:
-    """Divide samples over ranks so that each has about the same work; keep groups whole where that
-    is balanced.
+    """Divide samples over ranks into shares of about equal work; keep groups whole if possible.
 
     The work of a unit is its tokens plus attention pairs / (6 * hidden size): the ratio of their
-    floating-point operations in a decoder block whose MLP is three times as wide as its hidden
+    floating-point operations in a decoder block with an MLP three times as wide as its hidden
     state.
 
     Returns:

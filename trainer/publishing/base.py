@@ -39,7 +39,7 @@ class Publisher(ABC):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, ranks: Ranks, server: ServerLink, folder: Path, on_folder: OnFolder) -> Self:
-        """Create the publisher with the options of a recipe; a transport with options overrides this."""
+        """Create the publisher for a recipe. A transport with more options overrides this."""
         return cls(ranks, server, folder, on_folder)
 
     @staticmethod

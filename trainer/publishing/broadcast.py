@@ -25,7 +25,7 @@ GROUP = "agentloop"
 
 
 class BroadcastPublisher(Publisher):
-    """Broadcasts from rank 0 in its own group, which is made again when the server's replicas have changed.
+    """Broadcasts from rank 0 in a group, which is made again when the server's replicas change.
 
     Only replicas that are in the group receive a broadcast. One that starts later reads the version
     from a copy, which the ranks write to a slot while they broadcast.
@@ -65,7 +65,8 @@ class BroadcastPublisher(Publisher):
             server,
             folder,
             on_folder,
-            # A server elsewhere can read a folder of this machine only if the recipe names one that it can.
+            # A server elsewhere can read a folder of this machine only if the recipe names one that
+            # it can.
             copies=rollout.url is None or config.folder is not None,
             bucket_bytes=config.bucket_mb * 2**20,
             address=config.address or ("127.0.0.1" if rollout.url is None else socket.gethostname()),
@@ -120,7 +121,8 @@ class BroadcastPublisher(Publisher):
         try:
             await asyncio.wait([updating, sending], return_when=asyncio.FIRST_COMPLETED)
             if updating.done() and updating.exception() is not None:
-                # Nothing receives. When the other side leaves the group, the broadcast on this side ends.
+                # Nothing receives. When the other side leaves the group, the broadcast on this side
+                # ends.
                 await self._server.post("/destroy_weights_update_group", _destroy(), ignore=True)
             published = await sending
             if slot is not None:
@@ -174,7 +176,7 @@ class BroadcastPublisher(Publisher):
 
 
 def _differ(sent: str, received: str) -> bool:
-    """Whether two checksums of the same algorithm differ; those of different ones cannot be compared."""
+    """Whether two checksums differ. Those of different algorithms cannot be compared: False."""
     return received.partition(":")[0] == sent.partition(":")[0] and received != sent
 
 

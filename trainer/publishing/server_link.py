@@ -1,4 +1,4 @@
-"""The trainer's admin connection to the rollout server: weight updates, pauses, and facts about it."""
+"""The trainer's admin connection to the rollout server: weight updates, pauses, server facts."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ class ServerLink:
 
     @property
     def running(self) -> Literal["retract", "in_place"]:
-        """The mode as a field of an update. With `wait`, nothing runs any more when the update is sent."""
+        """The mode as a field of an update. With `wait`, nothing is running when it is sent."""
         return "in_place" if self._mode == "in_place" else "retract"
 
     async def update(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Send one weight update and return the answer.
 
         Our server reads the weights before it pauses, so that requests wait only while it changes
-        them. A bare SGLang reads them in the pause, and without one would wait for all requests to end.
+        them. A bare SGLang reads them in the pause, and without one would wait for all requests to
+        end.
         """
         if self._is_ours is None:
             self._is_ours = "engine" in await self._get("/server_info")

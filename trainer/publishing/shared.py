@@ -1,4 +1,4 @@
-"""Publish through shared memory: the server reads a version while the ranks write it, and serves it in place."""
+"""Publish through shared memory: the server reads while the ranks write, and serves in place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class SharedPublisher(Publisher):
         request = UpdateWeightsFromTensorRequest(
             shm_path=str(slot), weight_version=str(version), running=self._server.running
         )
-        # At the same time: the server reads what the ranks have just written from the cores' caches.
+        # At the same time: the server reads what the ranks have just written from the cores'
+        # caches.
         await _both(
             self._publish_to(slot, version),
             self._server.until_served(

@@ -28,5 +28,6 @@ def make_publisher(recipe: Recipe, ranks: Ranks, server: ServerLink, folder: Pat
 
 
 async def write_version(recipe: Recipe, ranks: Ranks, folder: Path, version: int) -> Path:
-    """Write the policy for a server to start from, where the recipe's publisher expects it; return its folder."""
+    """Write the policy where the recipe's transport does, for a server to start from; return its
+    folder."""
     return await TRANSPORTS[recipe.rollout.publish.transport].write(ranks, folder, version)

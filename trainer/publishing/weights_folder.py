@@ -1,4 +1,4 @@
-"""Where published weights lie: in memory (tmpfs) if trainer and server share a machine, else in the run's folder."""
+"""The folder of published weights: in memory (tmpfs) on one machine, else in the run directory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # `WeightsFolder.create` makes a
 OWNER = "owner.pid"
 
 ROOM = 3
-"""Versions that must fit: the one that is served, the one before it, and the one that is written."""
+"""Versions that must fit: the one served, the one before it, and the one being written."""
 
 KEPT_VERSIONS = 2
-"""Version folders that stay: the one that is served, and the one before it, which may still be loading."""
+"""Version folders that stay: the one served, and the one before it, which may still be loading."""
 
 
 class WeightsFolder:
@@ -50,7 +50,7 @@ class WeightsFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_symlink() or (path.exists() and path.stat().st_uid != os.getuid()):
                 raise ConfigError(
-                    f"{path} belongs to another user", "name a folder of your own with rollout.publish.folder"
+                    f"{path} belongs to another user", "name another folder with rollout.publish.folder"
                 )
             shutil.rmtree(path, ignore_errors=True)
             # Before this run claims memory, free what killed runs of this user still hold.

@@ -50,7 +50,7 @@ DEFAULT_HIDDEN_SIZE = 1024
 """For a model whose config.json does not give it. It only balances the work of the ranks."""
 
 FAILURE_SETTLES_S = 5.0
-"""Time to wait, after one rank reports an error, for the death of another that may have caused it."""
+"""Time to wait, after a rank reports an error, for the death of another that may have caused it."""
 
 R = TypeVar("R")
 S = TypeVar("S", TrainSample, ValueSample)
@@ -127,8 +127,8 @@ class WorkerGroup:
     ) -> dict[str, float]:
         """Add the gradient of the summed loss of `samples` to the accumulated gradient.
 
-        May be called any number of times before `step`. Calls of a few thousand tokens are as fast as
-        one large call; smaller ones leave part of a core's speed unused.
+        May be called any number of times before `step`. Calls of a few thousand tokens are as fast
+        as one large call; smaller ones leave part of a core's speed unused.
 
         Args:
             samples: samples with an equal `group_key` share their prompt.
@@ -137,13 +137,14 @@ class WorkerGroup:
 
         Returns:
             sums over the trained tokens: `loss_sum` (weighted by the aggregation), `entropy_sum`,
-            `clip_sum`, `kl_ref_sum`, `logprob_abs_sum` (|trainer - engine| logprob), `k3_sum` (KL of
-            engine against trainer), `weight_sum`, `weight_square_sum` and `weight_max` (trainer /
-            engine probability) and `masked_sum` (tokens left out by the correction); counts: `tokens`
-            (trained), `sequences`, `packed_tokens` (computed, shared prompts once), `micro_batches`,
-            `normalizer` (add up over the calls of a step, then pass to `step`); `time_s` of the
-            slowest rank. Merge calls with `types.add_sums`. Without `proximal_logprobs`, the mismatch
-            sums compare like with like only before the first `step` of a version.
+            `clip_sum`, `kl_ref_sum`, `logprob_abs_sum` (|trainer - engine| logprob), `k3_sum` (KL
+            of engine against trainer), `weight_sum`, `weight_square_sum` and `weight_max` (trainer
+            / engine probability) and `masked_sum` (tokens left out by the correction); counts:
+            `tokens` (trained), `sequences`, `packed_tokens` (computed, shared prompts once),
+            `micro_batches`, `normalizer` (add up over the calls of a step, then pass to `step`);
+            `time_s` of the slowest rank. Merge calls with `types.add_sums`. Without
+            `proximal_logprobs`, the mismatch sums compare like with like only before the first
+            `step` of a version.
 
         Raises:
             ValueError: a sample's columns do not fit together, or the temperature is 0.
@@ -171,7 +172,8 @@ class WorkerGroup:
         return await self.ask(Step(normalizer))
 
     async def reset_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
-        """Start the next stage of a training: empty moments, and a schedule of `total_steps` at step 0."""
+        """Start the next stage of a training: empty moments, a schedule of `total_steps` at step
+        0."""
         await self.ask(ResetOptimizer(optim, total_steps))
 
     async def logprobs(
@@ -205,8 +207,8 @@ class WorkerGroup:
         """Add the gradient of the critic's loss over trained tokens to its accumulated gradient.
 
         Returns:
-            sums over the trained tokens: `value_loss_sum`, `value_clip_sum`, `value_sum`; `tokens` and
-            `normalizer` (add up over the calls of a step); `time_s` of the slowest rank.
+            sums over the trained tokens: `value_loss_sum`, `value_clip_sum`, `value_sum`; `tokens`
+            and `normalizer` (add up over the calls of a step); `time_s` of the slowest rank.
         """
         _, answers = await self._ask_with_samples(AccumulateValues(), samples)
         return _merged(answers) | {
@@ -221,7 +223,7 @@ class WorkerGroup:
     # -- weights and checkpoints -------------------------------------------------------------------
 
     async def publish(self, folder: Path) -> str:
-        """Write the policy as a Hugging Face folder, which appears under its name when it is complete.
+        """Write the policy as a Hugging Face folder, which appears when it is complete.
 
         Returns:
             the checksum (`agentloop.weights.layout.checksum`).
@@ -240,11 +242,12 @@ class WorkerGroup:
         files: Mapping[str, Path] | None = None,
         wait: bool = True,
     ) -> None:
-        """Write a checkpoint: `folder/trainer/`, `files` and `folder/state.json`; whole or not at all.
+        """Write a checkpoint, whole or not at all: `trainer/`, `files` and `state.json` in
+        `folder`.
 
         Args:
             files: by name in the folder, paths of files to move there.
-            wait: False returns once the ranks have copied their state; follow the writing with `saved`.
+            wait: False returns once the ranks have copied their state; then use `saved`.
 
         Raises:
             WorkerError: it could not be written.
@@ -274,7 +277,7 @@ class WorkerGroup:
         """Read the `trainer/` folder of a checkpoint that `save` wrote.
 
         Args:
-            optimizer: False reads the weights only, and leaves optimizer, schedule and random state.
+            optimizer: False reads the weights and nothing else.
 
         Raises:
             RunDirError: it is not a checkpoint, or one of another model.
@@ -323,8 +326,8 @@ class WorkerGroup:
     async def _send(self, messages: Sequence[tuple[dict[str, Any], Sequence[np.ndarray]]]) -> list[RawAnswer]:
         """Send one message to each rank and return the answers.
 
-        Cancelling the caller (Ctrl-C) does not interrupt the exchange: it completes, its answers are
-        dropped, and the next command, which may be the `save` of the stopped run, waits for it.
+        Cancelling the caller (Ctrl-C) does not interrupt the exchange: it completes, its answers
+        are dropped, and the next command, which may be the `save` of the stopped run, waits for it.
         """
         task = asyncio.ensure_future(self._exchange(messages))
         self._in_flight.add(task)

@@ -120,7 +120,7 @@ def test_what_a_reader_does_to_its_tensors_stays_with_it(tmp_path: Path) -> None
 def test_a_writer_that_gives_up_or_stands_still_is_an_error(tmp_path: Path) -> None:
     writer = SharedWriter(tmp_path)
     writer.progress.begin("1")
-    with pytest.raises(StalledError, match="did not come"):
+    with pytest.raises(StalledError, match="made no progress"):
         list(SharedReader(tmp_path).follow("1", 0.05))
     writer.progress.fail()
     with pytest.raises(StalledError, match="given up"):

@@ -40,7 +40,7 @@ def test_equal_rewards_and_lone_episodes_teach_nothing(kind: str) -> None:
 def test_bad_rewards_and_unknown_kinds_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         advantages(np.array([1.0, float("nan")]), "grpo")
-    with pytest.raises(ValueError, match="known: dr_grpo, grpo, reinforce_pp_baseline, rloo"):
+    with pytest.raises(ValueError, match="use one of dr_grpo, grpo, reinforce_pp_baseline, rloo"):
         advantages(np.array([1.0]), "ppo")  # type: ignore[arg-type]
 
 

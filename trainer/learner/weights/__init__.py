@@ -1,4 +1,5 @@
-"""Publishing weights, on the rank's side. Each transport has a file of the same name in `trainer.publishing`.
+"""Publishing weights, on the rank's side. Each transport has a file of the same name in
+`trainer.publishing`.
 
 In: the sharded policy, and a `PublishWeights` command. Out: its tensors in a folder, in shared
 memory or at the engines, and their checksum.

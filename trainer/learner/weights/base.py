@@ -19,15 +19,15 @@ from trainer.learner.model.policy import DTYPES
 from trainer.types import Published
 
 CAST_BYTES = 2**19
-"""Bytes that are copied and then hashed in one go: long enough for a copy at full speed, short enough
-to be still in the core's caches."""
+"""Bytes that are copied and then hashed in one go: long enough for a copy at full speed, short
+enough to be still in the core's caches."""
 
 Sink = Callable[[TensorSpec, Tensor], None]
 """Consumes a whole tensor on rank 0, in its own dtype or the published one."""
 
 
 class Transport(Protocol):
-    """One way to publish. Transports are created once, with the `PublishedTensors` of the policy."""
+    """One way to publish. Created once, with the `PublishedTensors` of the policy."""
 
     @property
     def publish(self) -> Callable[..., Published]:
@@ -87,7 +87,7 @@ class PublishedTensors:
 
 
 def write_config(lm: Any, dtype: str, folder: Path) -> None:
-    """Write `config.json` and `generation_config.json` of a model whose weights are saved in `dtype`."""
+    """Write `config.json` and `generation_config.json` of a model saved in `dtype`."""
     config = copy.deepcopy(lm.config)
     config.dtype = DTYPES[dtype]
     config.architectures = [type(lm).__name__]

@@ -81,7 +81,8 @@ class BroadcastTransport:
 
 
 class _BucketSender:
-    """Broadcasts tensors in buckets. After a failure it stops sending, while the ranks still gather.
+    """Broadcasts tensors in buckets; after a failure it sends nothing, while the ranks still
+    gather.
 
     Args:
         group: the process group and its device; None: there is none, which is the first failure.

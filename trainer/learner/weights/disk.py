@@ -75,7 +75,8 @@ class Shards:
         self._names = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
         if count == 1:
             self._names = ["model.safetensors"]
-        # `specs` are sorted as `plan_file` sorts, so a plan of each part keeps the order of the whole.
+        # `specs` are sorted as `plan_file` sorts, so a plan of each part keeps the order of the
+        # whole.
         self._headers = [plan_file(part)[0] for part in parts]
         self._ends = [part[-1][0] for part in parts if part]
         self._index = {name: file for file, part in zip(self._names, parts, strict=True) for name, _, _ in part}

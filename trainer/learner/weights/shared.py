@@ -1,4 +1,5 @@
-"""Publish to shared memory: a file that engines read while it is written (`agentloop.weights.shared`)."""
+"""Publish to shared memory: a file that engines read while it is written
+(`agentloop.weights.shared`)."""
 
 from __future__ import annotations
 
