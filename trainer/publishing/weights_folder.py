@@ -49,9 +49,7 @@ class WeightsFolder:
         if path != run:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_symlink() or (path.exists() and path.stat().st_uid != os.getuid()):
-                raise ConfigError(
-                    f"{path} belongs to another user", "name another folder with rollout.publish.folder"
-                )
+                raise ConfigError(f"{path} belongs to another user", "name another folder with rollout.publish.folder")
             shutil.rmtree(path, ignore_errors=True)
             # Before this run claims memory, free what killed runs of this user still hold.
             _sweep(path.parent)
