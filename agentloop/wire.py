@@ -64,7 +64,7 @@ class SamplingFields(BaseModel):
 
 
 class SamplingParams(SamplingFields, WireModel):
-    """How to sample one generation. Defaults are SGLang's."""
+    """Sampling parameters of one generation. Defaults are SGLang's."""
 
     max_new_tokens: MaxNewTokens = 128
     stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")

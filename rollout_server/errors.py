@@ -11,7 +11,7 @@ ServingError
     ├── Forbidden          403
     ├── Conflict           409  the request does not fit the server's state
     ├── TooLarge           413
-    └── Refused            4xx  another server refused, with a status of its own
+    └── Refused            4xx  a server behind this one refused, with its own status
 
 Every 4xx and 5xx answer carries `{"error": {"message", "field", "type"}}`.
 """

@@ -13,13 +13,13 @@ from agentloop.wire import MaxNewTokens, SamplingFields
 
 
 class SamplingConfig(SamplingFields, Section):
-    """How turns are sampled. Penalties count the tokens of the current turn."""
+    """Sampling of turns. Penalties count the tokens of the current turn."""
 
     max_new_tokens: MaxNewTokens = 64
 
 
 class PublishConfig(Section):
-    """How a new policy version is published to the server."""
+    """Publishing of new policy versions to the server."""
 
     transport: Literal["disk", "shm", "distributed"] = Field(
         "disk",

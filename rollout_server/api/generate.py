@@ -43,6 +43,7 @@ class GenerateEndpoint:
             session = next(
                 (v.decode("latin-1") for n, v in scope["headers"] if n == _SESSION_HEADER), request.session_id
             )
+
             if request.stream:
                 stream = EventStream(send, generation, incremental=self._incremental, logprobs=request.return_logprob)
                 result = await stream.follow(self._run(stream.generation, session, receive))

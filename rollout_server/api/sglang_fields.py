@@ -1,8 +1,6 @@
-"""Fields of SGLang's requests that this server has no use for: which it takes without effect, and
-which it refuses.
+"""Fields of SGLang's requests that this server does not support: some are ignored, others refused.
 
-docs/rollout_server.md shows the same table; a test compares the two. Any other unknown field is a
-400.
+docs/rollout_server.md shows the same tables; a test compares them. Any other unknown field is a 400.
 """
 
 from __future__ import annotations
@@ -12,30 +10,30 @@ from typing import Any
 GENERATE_IGNORED: dict[str, str] = {
     "log_metrics": "all requests are counted",
     "no_logs": "requests are never logged",
-    "return_text_in_logprobs": "there is no text",
+    "return_text_in_logprobs": "answers hold no text",
     "priority": "requests are served in order",
     "routing_key": "X-Session-Id decides the replica",
     "routed_dp_rank": "X-Session-Id decides the replica",
     "data_parallel_rank": "X-Session-Id decides the replica",
     "disagg_prefill_dp_rank": "X-Session-Id decides the replica",
-    "conversation_id": "a name",
-    "custom_labels": "metrics have no labels of clients",
+    "conversation_id": "it only names the request",
+    "custom_labels": "metrics have no client labels",
     "external_trace_header": "requests are not traced here",
-    "received_time": "a fact for metrics",
+    "received_time": "it only feeds metrics",
     "extra_key": "prefixes are shared by all requests",
-    "modalities": "follows from the data",
+    "modalities": "the data determines it",
     "mm_hashes": "images are hashed here",
     "mm_content_hashes": "images are hashed here",
 }
-"""Taken without effect: the tokens of the answer are the same."""
+"""Ignored: the tokens of the answer are the same."""
 
-_TEXT = "this server knows no tokenizer: send `input_ids`"
-_MEDIA = "images are the only media, as `image_data`"
-_DISAGGREGATED = "prefill and decoding are not split here"
-_EXTRA_OUTPUT = "answers hold ids, logprobs and versions of the sampled tokens only"
+_TEXT = "this server has no tokenizer: send `input_ids`"
+_MEDIA = "only images are supported, as `image_data`"
+_DISAGGREGATED = "prefill and decoding are not split"
+_EXTRA_OUTPUT = "answers hold only ids, logprobs and versions of the sampled tokens"
 
 GENERATE_REFUSED: dict[str, str] = {
-    "text": "this server takes token ids and knows no tokenizer: text that is encoded again is not the text that was "
+    "text": "this server takes token ids and has no tokenizer: text that is encoded again is not the text that was "
     "sampled. Send `input_ids`",
     "input_embeds": "prompts are token ids",
     "positional_embed_overrides": "prompts are token ids",
@@ -60,12 +58,12 @@ GENERATE_REFUSED: dict[str, str] = {
     "return_prompt_token_ids": _EXTRA_OUTPUT,
     "return_bytes": _EXTRA_OUTPUT,
     "return_entropy": _EXTRA_OUTPUT,
-    "session_params": "send the whole prompt; its known prefix is cached",
-    "lora_path": "adapters are not served apart: publish merged weights",
-    "lora_id": "adapters are not served apart: publish merged weights",
-    "custom_logit_processor": "it is pickled code of the client",
-    "watermark": "tokens would not be the policy's",
-    "require_reasoning": "nothing is masked for a grammar",
+    "session_params": "send the whole prompt; its prefix is cached",
+    "lora_path": "adapters are not served separately: publish merged weights",
+    "lora_id": "adapters are not served separately: publish merged weights",
+    "custom_logit_processor": "it is pickled code from the client",
+    "watermark": "tokens would not be sampled from the policy",
+    "require_reasoning": "grammars are not supported",
     "max_thinking_tokens": "use `max_new_tokens`",
     "background": "answers are not kept",
     "bootstrap_host": _DISAGGREGATED,
@@ -78,13 +76,13 @@ GENERATE_REFUSED: dict[str, str] = {
     "encoder_urls": _DISAGGREGATED,
     "http_worker_ipc": "internal to SGLang",
 }
-"""Refused unless null, false, 0 or empty: what the client asks for would silently be missing."""
+"""Refused unless null, false, 0 or empty: the answer would silently lack what the client wants."""
 
-_GRAMMAR = "tokens would not be the policy's: check the answer in a reward or a tool"
+_GRAMMAR = "tokens would not be sampled from the policy: check the answer in a reward or a tool"
 
 SAMPLING_IGNORED: dict[str, str] = {
-    "skip_special_tokens": "there is no text",
-    "spaces_between_special_tokens": "there is no text",
+    "skip_special_tokens": "answers hold no text",
+    "spaces_between_special_tokens": "answers hold no text",
     "no_stop_trim": "the stop token is always returned",
 }
 
@@ -92,41 +90,41 @@ SAMPLING_REFUSED: dict[str, str] = {
     "stop": _TEXT + " and `stop_token_ids`",
     "stop_regex": _TEXT + " and `stop_token_ids`",
     "n": "send the request n times: the prompt's cache is shared",
-    "beam_width": "a beam search is no sample of the policy",
+    "beam_width": "a beam search does not sample from the policy",
     "json_schema": _GRAMMAR,
     "regex": _GRAMMAR,
     "ebnf": _GRAMMAR,
     "structural_tag": _GRAMMAR,
     "custom_params": "they are for logit processors",
-    "watermark": "tokens would not be the policy's",
+    "watermark": "tokens would not be sampled from the policy",
 }
 
 ADMIN_IGNORED: dict[str, str] = {
-    "is_async": "updates are answered when they are served",
+    "is_async": "an update is answered once it is served",
     "torch_empty_cache": "memory is reused",
-    "recapture_cuda_graph": "engines do it when they have to",
+    "recapture_cuda_graph": "engines do it when needed",
     "keep_pause": "a pause lasts until /continue_generation",
-    "token_step": "the version's name says it",
-    "manifest": "the files say it",
+    "token_step": "the version's name tells it",
+    "manifest": "the files tell it",
     "timeout_s": "a flush never waits",
-    "abort_message": "a fact for logs",
+    "abort_message": "it only feeds logs",
     "finished_reason": "internal to SGLang",
 }
 
 ADMIN_REFUSED: dict[str, str] = {
-    "serialized_named_tensors": "pickled tensors are not taken, because unpickling runs whatever code the sender "
+    "serialized_named_tensors": "pickled tensors are refused, because unpickling runs any code that the sender "
     "likes. Write them to `model.safetensors` in a folder in shared memory under a --weights-root and send `shm_path`",
 }
 
 _NEUTRAL: dict[str, Any] = {"n": 1, "logprob_start_len": -1}
-"""Values that ask for nothing, beside null, false, 0 and empty ones."""
+"""Neutral values, besides null, false, 0 and empty ones."""
 
 
 def drop_without_effect(request: dict[str, Any], *, generate: bool) -> tuple[str, str] | None:
-    """Take out of a request, in place, what has no effect here.
+    """Remove ignored fields from a request, in place.
 
     Returns:
-        The first refused field and the reason; None: nothing is refused.
+        The first refused field and the reason; None if no field is refused.
     """
     if not generate:
         return _drop(request, ADMIN_IGNORED, ADMIN_REFUSED, "")
@@ -142,11 +140,11 @@ def _drop(
 ) -> tuple[str, str] | None:
     for name in list(fields):
         value = fields[name]
-        asks_nothing = not value or value == _NEUTRAL.get(name)
-        if name in ignored or (asks_nothing and name in refused):
+        neutral = not value or value == _NEUTRAL.get(name)
+        if name in ignored or (neutral and name in refused):
             del fields[name]
         elif name in refused:
             return prefix + name, refused[name]
         elif value is None:
-            del fields[name]  # SGLang takes null for the default everywhere
+            del fields[name]  # for SGLang, null is the default everywhere
     return None

@@ -38,6 +38,7 @@ class EventStream:
         self._pairs: list[tuple[float, int, None]] = []
         self._sent = 0
         self._started = False
+
         self.generation = replace(
             generation,
             on_chunk=self._chunks.put_nowait,
@@ -100,6 +101,7 @@ class EventStream:
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+
         await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
     async def _end(self) -> None:

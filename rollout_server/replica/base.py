@@ -38,12 +38,12 @@ class Replica(Protocol):
 
     @property
     def stream_tokens(self) -> int:
-        """How many tokens of an answer are lost at most when it dies; 0: all of them."""
+        """Tokens of an answer that are lost at most when it dies; 0: all of them."""
         ...
 
     @property
     def ranks(self) -> int:
-        """How many ranks of an update group it takes."""
+        """Number of ranks that it takes in an update group."""
         ...
 
     async def generate(self, generation: Generation) -> GenerationResult:

@@ -68,10 +68,12 @@ class HttpReplica:
         self._incremental = incremental
         self._admin_timeout_s = admin_timeout_s
         self._update_timeout_s = update_timeout_s
+
         self._origin = Origin.of(self._url)
         self._headers = [(b"host", self._url.netloc), (b"content-type", b"application/json")]
         if token:
             self._headers.append((b"authorization", f"Bearer {token}".encode()))
+
         self._generate_head = self._head(b"POST", "/generate")
         self._pool = ConnectionPool(MAX_CONNECTIONS)
         self._stats = EngineStats()
@@ -116,18 +118,22 @@ class HttpReplica:
             "sampling_params": generation.sampling.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
             "return_logprob": True,
         }
+
         if generation.image_data:
             request["image_data"] = generation.image_data
+
         answer = Answer(generation, self._version_of, self._sampling_version(), incremental=self._incremental)
         if generation.on_chunk is not None:
             request["stream"] = True
             request["sampling_params"]["stream_interval"] = generation.stream_tokens
+
         self.in_flight += 1
         try:
             on_data = None if generation.on_chunk is None else answer.feed
             status, content = await self._send(self._generate_head, orjson.dumps(request), None, on_data)
         finally:
             self.in_flight -= 1
+
         if status != 200:
             raise refusal(status, content)
         if generation.on_chunk is None:
@@ -159,10 +165,12 @@ class HttpReplica:
                 path, request = "/update_weights_from_tensor", {"shm_path": str(source.folder)}
             case BroadcastWeights():
                 path, request = "/update_weights_from_distributed", broadcast_request(source)
+
         try:
             answer = await self.post(path, {**common, **request}, self._update_timeout_s)
         except RequestError as exc:
             raise WeightsError(exc.message) from exc
+
         if not isinstance(checksum := answer.get("checksum"), str):
             raise WeightsError(f"{self._name} does not confirm a checksum")
         self._version = version
@@ -177,6 +185,7 @@ class HttpReplica:
             "group_name": group.name,
             "backend": group.backend,
         }
+
         try:
             await self.post("/init_weights_update_group", request, self._update_timeout_s)
         except RequestError as exc:
@@ -249,6 +258,7 @@ class HttpReplica:
         """Send a request and return status and body of the answer."""
         if self._closed:
             raise ReplicaGone(f"the connection to {self._name} is closed")
+
         try:
             status, _, content = await self._pool.send(
                 self._origin, head, body, connect_s=CONNECT_TIMEOUT_S, read_s=timeout_s, on_data=on_data

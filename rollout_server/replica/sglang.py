@@ -67,6 +67,7 @@ class SglangReplica(HttpReplica):
             admin_timeout_s=admin_timeout_s,
             update_timeout_s=update_timeout_s,
         )
+
         self._on_gpu = on_gpu
         self._tensor_parallel = tensor_parallel
         self._paused: PauseMode | None = None
@@ -111,6 +112,7 @@ class SglangReplica(HttpReplica):
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
     ) -> WeightsConfirmation:
         mode: PauseMode = self._paused or running
+
         if isinstance(source, SharedWeights):
             # It cannot map the shared file, but can load the same folder from disk once it is
             # complete.
@@ -118,12 +120,14 @@ class SglangReplica(HttpReplica):
                 await asyncio.to_thread(await_shared, source.folder, version, STALLED_S)
             except (StalledError, OSError) as exc:
                 raise WeightsError(str(exc)) from exc
+
         self._changes += 1
         try:
             checksum = await self._change(source, version, mode)
             self._version = version
         finally:
             self._changes += 1
+
         self._updates += 1
         return WeightsConfirmation(version, checksum)
 
@@ -131,6 +135,7 @@ class SglangReplica(HttpReplica):
         if self._paused is None:
             # Without a pause it would wait until every running request has ended.
             await super().pause(mode)
+
         try:
             # in_place: running requests continue with the keys and values that they have.
             await self._load(source, {"weight_version": version, "flush_cache": mode != "in_place"})
@@ -152,6 +157,7 @@ class SglangReplica(HttpReplica):
         sizes = [tensor_bytes(dtype, shape) for dtype, shape in zip(source.dtypes, source.shapes, strict=True)]
         together = source.bucket_bytes is not None
         parts = buckets(sizes, source.bucket_bytes) if source.bucket_bytes else [range(len(sizes))]
+
         await self.post("/begin_weight_update", {}, self._update_timeout_s)
         for part in parts:
             request = {
@@ -169,6 +175,7 @@ class SglangReplica(HttpReplica):
         """Return one checksum over SGLang's own tensors. Their names and layout differ from the
         published ones, so it can be compared only with that of other SGLang servers."""
         answer = await self.post("/weights_checker", {"action": "checksum"}, self._update_timeout_s)
+
         try:
             sums = {
                 f"{index}.{name}": str(value)
@@ -177,6 +184,7 @@ class SglangReplica(HttpReplica):
             }
         except (KeyError, TypeError, AttributeError) as exc:
             raise WeightsError(f"{self.name} does not confirm a checksum: {exc!r}") from exc
+
         text = "\n".join(f"{name} {sums[name]}" for name in sorted(sums))
         return f"sglang:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

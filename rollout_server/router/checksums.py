@@ -13,7 +13,7 @@ def agreed(expected: str | None, checksums: Sequence[str]) -> dict[str, str]:
     """Return the checksum that counts, by algorithm: the trainer's if it is of that algorithm, else
     the most frequent.
 
-    Engines that have a checksum function of their own are compared only with each other.
+    Engines with a different checksum function are compared only with each other.
 
     Example: `agreed("xxh3:aa", ["xxh3:aa", "xxh3:bb", "sglang:11"])` is `{"xxh3": "xxh3:aa",
         "sglang": "sglang:11"}`.

@@ -88,6 +88,7 @@ class Fleet:
                     member.replica = await source.start()
                     await self._admit(member, source)
                     log.info("replica %s serves again, at version %s", source.name, self._router.weights.version)
+
                 running, failures, since = False, 0, loop.time()
                 reason = await self._watch(member, source)
                 if loop.time() - since > WELL_AFTER_S:
@@ -104,6 +105,7 @@ class Fleet:
             if member.state == "failed":
                 log.error("replica %s is given up after %d failed starts", source.name, failures)
                 return
+
             member.state = "starting"
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, LONGEST_BACKOFF_S)

@@ -72,6 +72,7 @@ class Router:
         self.moved = 0
         self.resent = 0
         self.resent_kept_tokens = 0
+
         self._max_in_flight = max_in_flight
         self._start_timeout_s = start_timeout_s
         self._paused: PauseMode | None = None
@@ -106,6 +107,7 @@ class Router:
         """
         if self._max_in_flight is not None and self._in_flight >= self._max_in_flight:
             raise Overloaded(self._in_flight, retry_after_s=1.0)
+
         self._in_flight += 1
         try:
             return await self._generate(generation, session)
@@ -123,6 +125,7 @@ class Router:
             member = self.pick(session) if not self._draining else None
             if member is None:
                 member = await self._wait_for_member(session)
+
             stream_tokens = member.started.stream_tokens
             # An answer that fits one chunk arrives whole or not at all: there is nothing to keep.
             if partial is None and 0 < stream_tokens < generation.sampling.max_new_tokens and can_continue(generation):
@@ -148,6 +151,7 @@ class Router:
 
     async def _run(self, member: Member, generation: Generation, session: str | None) -> GenerationResult:
         tokens = len(generation.input_ids) + generation.sampling.max_new_tokens
+
         self._calls += 1
         number = self._calls
         member.in_flight[number] = (generation.rid, session)

@@ -1,4 +1,4 @@
-"""Replicas and sources that do what a test tells them."""
+"""Replicas and sources whose faults a test controls."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ INFO = EngineInfo("fake", "nowhere", 1000, 500)
 
 
 def token_at(position: int) -> int:
-    """What every fake replica samples at a position of the sequence."""
+    """Return the token that every fake replica samples at a position of the sequence."""
     return 10 + position
 
 
 class FakeReplica:
-    """Samples `token_at` its place; dies, hangs or refuses when told to."""
+    """Samples `token_at` each position; dies, hangs or refuses on demand."""
 
     failure: str | None = None
     ranks = 1
@@ -48,7 +48,7 @@ class FakeReplica:
         self.hangs = False
         self.stopped = False
         self.serves = ""
-        """What it loads whatever it is told to."""
+        """The weights that it loads, whatever it should load."""
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.gone = asyncio.Event()
@@ -58,12 +58,12 @@ class FakeReplica:
         start, count = len(generation.input_ids), generation.sampling.max_new_tokens
         ids = [token_at(start + i) for i in range(count)]
         logprobs = [-0.01 * (start + i) for i in range(count)]
-        told = 0
-        while generation.on_chunk is not None and told + generation.stream_tokens <= min(count, self.dies_after or 0):
-            end = told + generation.stream_tokens
+        sent = 0
+        while generation.on_chunk is not None and sent + generation.stream_tokens <= min(count, self.dies_after or 0):
+            end = sent + generation.stream_tokens
             spans = [VersionSpan(version=self.weight_version, start=0, end=end)]
-            generation.on_chunk(AnswerChunk(ids[told:end], logprobs[told:end], spans))
-            told = end
+            generation.on_chunk(AnswerChunk(ids[sent:end], logprobs[sent:end], spans))
+            sent = end
         if self.dies_after is not None:
             raise ReplicaGone(f"{self.name} died")
         waits = [asyncio.create_task(event.wait()) for event in (self.go_on, self.gone)]
@@ -139,7 +139,7 @@ class FakeSource:
         self._make = make
         self.replicas: list[Any] = []
         self.failing = 0
-        """So many of the next starts fail."""
+        """Number of the next starts that fail."""
         self.stops = 0
         self._dead = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What several test files of the server need."""
+"""Helpers for several test files of the server."""
 
 from __future__ import annotations
 

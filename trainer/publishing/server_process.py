@@ -58,12 +58,14 @@ class ServerProcess:
         self._log_file = log_file
         self._weights_roots = tuple(weights_roots)
         self._on_restart = on_restart
+
         self._ready_file = log_file.with_name("server.ready.json")
         self._settings_file = log_file.with_name("server.settings.json")
         self._port = rollout.port
         self._child: Child | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._weights: tuple[int, Path | None] = (0, None)
+
         self.restarts = 0
         self.died: asyncio.Future[None] | None = None
         self.url = ""
@@ -122,6 +124,7 @@ class ServerProcess:
         except ServerStartError:
             await self._child.stop()
             raise
+
         self.url = json.loads(self._ready_file.read_text())["url"]
         self._port = int(self.url.rsplit(":", 1)[1])  # a restarted server must be found at the same URL
 

@@ -24,6 +24,7 @@ class SglangSource(ChildSource):
         settings = self._settings
         port = free_port()
         on_gpu = settings.device != "cpu"
+
         child = Child(
             f"replica {self.name}",
             sglang_command(settings, self._index, port),
@@ -42,6 +43,7 @@ class SglangSource(ChildSource):
             admin_timeout_s=settings.probe_timeout_s,
             update_timeout_s=settings.update_timeout_s,
         )
+
         try:
             await child.until_ready(replica.is_up, settings.start_timeout_s)
         except BaseException:
@@ -60,6 +62,7 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
         "--skip-tokenizer-init", "--incremental-streaming-output", "--log-level", "warning",
         "--enable-fp32-lm-head",  # as the torch engine: 16-bit logits are the largest part of the mismatch
     ]  # fmt: skip
+
     device = settings.device.partition(":")[0]
     if device == "cpu":
         # SGLang's own CPU kernels need AMX and a special build; this path runs on any CPU.
@@ -71,6 +74,7 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
         command += ["--tp-size", str(settings.gpus_per_replica)]
         if settings.max_kv_tokens is not None:
             command += ["--max-total-tokens", str(settings.max_kv_tokens)]
+
     if settings.context_length is not None:
         command += ["--context-length", str(settings.context_length)]
     return [*command, *settings.engine_args]

@@ -18,7 +18,7 @@ REPLICA_TOKEN = "AGENTLOOP_REPLICA_TOKEN"  # noqa: S105  # the name of a variabl
 
 
 class TorchSource(ChildSource):
-    """One replica as a rollout server of its own.
+    """One replica as a separate rollout server.
 
     Args:
         token: bearer token between the two servers.
@@ -36,6 +36,7 @@ class TorchSource(ChildSource):
         settings = self._settings
         self._ready_file.unlink(missing_ok=True)
         file = replica_settings(settings, self._index, self._ready_file).save(self._settings_file)
+
         self._child = Child(
             f"replica {self.name}",
             [settings.python or sys.executable, "-P", "-m", "rollout_server", "--settings", str(file)],
@@ -43,6 +44,7 @@ class TorchSource(ChildSource):
             self._log_file,
         )
         await self._child.until_ready(self._is_ready, settings.start_timeout_s)
+
         return HttpReplica(
             self.name,
             json.loads(self._ready_file.read_text())["url"],

@@ -50,7 +50,7 @@ async def test_an_answer_goes_on_over_several_deaths() -> None:
     assert [replica.asked[0].sampling.max_new_tokens for replica in replicas] == [14, 10, 6, 2]
 
 
-async def test_an_answer_whose_last_token_was_told_is_finished() -> None:
+async def test_an_answer_whose_last_token_was_sent_is_finished() -> None:
     first, second, router = pair()
     first.dies_after = 8
     result = await router.generate(request(new=8))
@@ -73,20 +73,20 @@ async def test_what_depends_on_earlier_samples_starts_again(options: dict[str, A
 async def test_a_stream_goes_on_without_a_seam() -> None:
     first, _, router = pair()
     first.dies_after = 8
-    told: list[AnswerChunk] = []
+    chunks: list[AnswerChunk] = []
     generation = request(new=10)
-    generation.on_chunk, generation.stream_tokens = told.append, 2
+    generation.on_chunk, generation.stream_tokens = chunks.append, 2
     result = await router.generate(generation)
-    ids = [token for piece in told for token in piece.output_ids]
+    ids = [token for chunk in chunks for token in chunk.output_ids]
     assert ids == result.output_ids[: len(ids)] and len(ids) >= 8
-    assert [len(piece.output_ids) for piece in told[:4]] == [2, 2, 2, 2]
+    assert [len(chunk.output_ids) for chunk in chunks[:4]] == [2, 2, 2, 2]
 
 
 async def test_a_stream_that_cannot_go_on_is_an_error() -> None:
     first, second, router = pair()
     first.dies_after = 8
     generation = request(frequency_penalty=1.0)
-    generation.on_chunk, generation.stream_tokens = (lambda piece: None), 4
+    generation.on_chunk, generation.stream_tokens = (lambda chunk: None), 4
     with pytest.raises(EngineError, match="streamed"):
         await router.generate(generation)
     assert second.asked == []

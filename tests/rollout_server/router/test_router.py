@@ -28,7 +28,7 @@ from rollout_server.router.router import Router
 
 
 class FakeEngine:
-    """Answers when told to, and writes down what it was asked."""
+    """Answers once `go_on` is set, and records its calls."""
 
     def __init__(self) -> None:
         self.info = EngineInfo("fake", "nowhere", 100, 50)
