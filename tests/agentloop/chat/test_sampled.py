@@ -71,8 +71,8 @@ def test_strip_takes_the_white_space_at_both_ends(text: SampledText) -> None:
     assert [len(places(stripped, tag)) for tag in KNOWN] == [len(places(text, tag)) for tag in KNOWN]
 
 
-def test_a_sampled_text_has_no_strides() -> None:
-    with pytest.raises(ValueError, match="strided"):
+def test_a_sampled_text_has_no_steps() -> None:
+    with pytest.raises(ValueError, match="sliced with a step"):
         SampledText("abc")[::2]
 
 
