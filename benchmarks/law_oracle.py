@@ -52,6 +52,7 @@ class TemplateOracle:
         }
         self._controls = set(self._spelling.values())
         self._skeletons: dict[Any, list[int]] = {}
+
         self._ends: dict[str, int | None] = {"said": end_of_turn, "called": end_of_turn}
         self._final = self._find_final() if end_of_turn is not None else None
         self.call_text = self._find_call()
@@ -91,6 +92,7 @@ class TemplateOracle:
         """
         roles = tuple(message["role"] for message in new)
         end = self._ends["called" if roles[0] == "tool" else "said"]
+
         skeleton = self._skeletons.get(roles)
         if skeleton is None:
             neutral: list[Message] = [observed(role, "neutral") for role in roles]
@@ -181,6 +183,7 @@ class TemplateOracle:
         while common < min(len(before), len(whole)) and before[common] == whole[common]:
             common += 1
         text = whole[common:].rstrip()
+
         if common != len(before) or KEY not in text:
             return None
 
@@ -304,9 +307,11 @@ def _check_columns(plan: Plan, trajectory: Trajectory, numbers: list[int]) -> No
         trajectory.logprobs,
         trajectory.versions,
     )
+
     lengths = {len(ids), len(mask), len(logprobs), len(versions)}
     need(5, len(lengths) == 1, f"the columns have the lengths {sorted(lengths)}")
     need(4, len(numbers) == len(trajectory.turns), "a turn is missing from the trajectories, or in two of them")
+
     at = 0
     for number, turn in zip(numbers, trajectory.turns, strict=True):
         call = plan.calls[number]
@@ -330,6 +335,7 @@ def _check_columns(plan: Plan, trajectory: Trajectory, numbers: list[int]) -> No
         need(1, turn.stop_reason is call.stop, f"turn {number} has a different stop reason")
         _check_unsampled(trajectory, at, start)
         at = end
+
     unanswered = plan.broke == "lengths" and ids == plan.calls[-1].prompt
     need(2, at == len(ids) or unanswered, "there are ids after the last sampled turn")
 
@@ -349,6 +355,7 @@ def _check_text(
     """Check rule 3: between turns is what the template writes for the observed messages."""
     spoken = [i for i, message in enumerate(trajectory.messages) if message["role"] == "assistant"]
     own = spoken[len(spoken) - len(numbers) :]  # a fork's messages include its past
+
     pairs = zip(numbers, trajectory.turns, trajectory.turns[1:], own, own[1:], strict=False)
     for number, earlier, later, position, following in pairs:
         new = trajectory.messages[position + 1 : following]

@@ -132,13 +132,16 @@ class Bench:
     def __init__(self, name: str, template: str, tokenizer: Any, chance: Chance, plant: str | None) -> None:
         kind = PlantedRenderer if plant in ("separator", "control") else ChatRenderer
         self.renderer = kind(tokenizer, chat_template=template)
-        self.renderer.fault = plant or ""  # type: ignore[union-attr]
+        self.renderer.fault = plant or ""  # type: ignore[union-attr]  # read by planted ones only
+
         self.oracle = TemplateOracle(name, tokenizer, template, self.renderer.end_of_turn)
         self._ends = sorted(self.oracle.closing) or self.renderer.stop_token_ids
+
         self.chance = chance
         self.engine = Engine()
         self.turns = self.episodes = 0
         self.statuses: Counter[str] = Counter()
+
         self._name = name
         self._tokenizer = tokenizer
         self._calls = self._spoken_calls() if self.oracle.call_text else []
@@ -156,6 +159,7 @@ class Bench:
         recipe = Recipe.model_validate(
             {"run": {"name": "law", "steps": 1}, "model": {"path": "-"}, "data": {"train": "-"}, "agents": LIMITS}
         )
+
         kind = PlantedRunner if plant in ("fork", "length", "silent") else EpisodeRunner
         runner = kind(
             renderer=self.renderer,
@@ -166,7 +170,7 @@ class Bench:
             reward=None,
             context_length=CONTEXT,
         )
-        runner.fault = plant or ""  # type: ignore[union-attr]
+        runner.fault = plant or ""  # type: ignore[union-attr]  # read by planted ones only
         return runner
 
     def _spoken_calls(self) -> list[list[int]]:
@@ -311,6 +315,7 @@ def main() -> None:
     except Violation as exc:
         print(f"VIOLATION of {exc}; after {sum(bench.turns for bench in running):,} turns")
         sys.exit(1)
+
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     episodes = sum(bench.episodes for bench in running)
     checked = sum(bench.oracle.checked for bench in running)
@@ -321,9 +326,12 @@ def main() -> None:
         "episodes ended as: "
         + ", ".join(f"{n:,} {how}" for how, n in sum((b.statuses for b in running), Counter()).most_common())
     )
+
     if options.json:
         figures = {"turns": done, "episodes": episodes, "seconds": seconds, "cpu_s": cpu_seconds, "violations": 0}
         options.json.write_text(json.dumps(figures), encoding="utf-8")
+
+    # No violation was found, so a planted fault was missed.
     if options.plant:
         print(f"the planted fault {options.plant!r} was not found")
         sys.exit(3)
