@@ -13,14 +13,10 @@ from agentloop.errors import ModelError
 from agentloop.model_folder import ModelFolder
 
 SHORT, REMEMBERED = 24, 8192
-"""Texts of at most `SHORT` characters are cached, `REMEMBERED` of them: keys, roles, names, the
-template's words.
-"""
+"""Texts of at most `SHORT` characters are cached, up to `REMEMBERED`: keys, roles, names."""
 
 LONG, LONG_REMEMBERED = 32_000, 32
-"""Longer texts are cached by last use: the system message with its tool schemas is the same in
-every row.
-"""
+"""The last longer texts are cached too: many rows share a system message with tool schemas."""
 
 _ONE = "\ue0a8"
 """A private-use character that serves as the only control token of a second tokenizer."""
@@ -70,8 +66,7 @@ def load_tokenizer(path: str, *, model: bool = True) -> Any:
 
 
 class SafeEncoder:
-    """Encodes text in two ways: with control tokens recognized, or with all of them read as plain
-    text.
+    """Encodes text with control tokens recognized, or with all of them read as plain text.
 
     Control tokens are the added tokens of the tokenizer, special or not, except those that are only
     white space.
@@ -113,8 +108,7 @@ class SafeEncoder:
         self._eats_right = {token.content for token in added.values() if token.rstrip}
         self._eats_left = {token.content for token in added.values() if token.lstrip}
 
-        # Tokens with this flag are matched after normalization, which may turn "＜end＞" into
-        # "<end>".
+        # These tokens are matched after normalization, which may turn "＜end＞" into "<end>".
         self._matches_normalized = any(token.normalized for token in added.values()) and bool(self._backend.normalizer)
 
     def find_control(self, text: str, start: int = 0) -> re.Match[str] | None:
@@ -148,10 +142,10 @@ class SafeEncoder:
         return ids
 
     def _encode_pieces(self, text: str) -> list[int]:
-        """Encode the text between control tokens separately: the same ids, at three quarters of the
-        cost.
+        """Encode the text between control tokens piece by piece, with cached ids for short pieces.
 
-        The text between control tokens is mostly the template's own, short, and the same each time.
+        The ids are those of `_encode_whole`, at three quarters of the cost: the text between
+        control tokens is mostly the template's own, short, and the same each time.
         """
         ids: list[int] = []
         position = 0
@@ -207,8 +201,8 @@ class SafeEncoder:
         return f"{text[:begin]}{apart}{core}{apart}{text[begin + len(core) :]}"
 
     def encode_protected(self, text: str, mark: str) -> list[int]:
-        """Encode a rendering whose contents were protected: template tokens become ids, contents
-        stay text.
+        """Encode a rendering with protected contents: only the template's tokens become control
+        ids.
 
         Added tokens split a text before any other step, so encoding piece by piece gives the same
         ids as encoding the whole. `mark` + `mark` is removed.
@@ -234,9 +228,7 @@ class SafeEncoder:
         return ids + plain(text[position:])
 
     def _plain_after_control(self, text: str) -> list[int]:
-        """Encode plain text that follows a control token; some tokenizers add a space at a text's
-        start.
-        """
+        """Encode plain text after a control token; some tokenizers add a space at the start."""
         if not text or not self._start_matters:
             return self.encode_plain(text)
 
@@ -261,9 +253,7 @@ class SafeEncoder:
         return backend
 
     def _may_join(self, text: str) -> bool:
-        """Whether the text begins with the end of a control token, or ends with the beginning of
-        one.
-        """
+        """Whether the text begins with the end of a control token, or ends with a beginning."""
         if self._matches_normalized:
             text = self._normalized(text)
 
@@ -288,8 +278,7 @@ class SafeEncoder:
     def _piece(self, model: Any, piece: str) -> Sequence[int]:
         ids = [token.id for token in model.tokenize(piece)]
         if len(piece) > 1 and not self.ids.isdisjoint(ids):
-            # A vocabulary may contain the spelling of a control token as an ordinary word; halves
-            # do not match.
+            # A vocabulary may contain a control token as an ordinary word; its halves do not match.
             half = len(piece) // 2
             return [*self._piece(model, piece[:half]), *self._piece(model, piece[half:])]
         return ids

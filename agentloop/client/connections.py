@@ -168,9 +168,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, which carries one exchange at a time. It is also httptools' set of parser
-    callbacks.
-    """
+    """One connection with one exchange at a time; some of its methods are httptools' callbacks."""
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin

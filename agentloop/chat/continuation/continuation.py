@@ -382,9 +382,7 @@ class Continuations:
         return self._keeps([system], conversation, tools)
 
     def _keeps(self, begin: list[Message], conversation: list[Message], tools: Tools) -> bool:
-        """Whether the first prompt, up to the end of its question, is unchanged in the
-        conversation.
-        """
+        """Whether the conversation still begins with the first prompt, up to its question's end."""
         prompt = self._template.render([*begin, conversation[0]], tools, generate=True)
         later = self._template.render([*begin, *conversation], tools, generate=True)
         end = prompt.find(str(conversation[0]["content"])) + len(conversation[0]["content"])

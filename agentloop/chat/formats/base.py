@@ -28,8 +28,7 @@ class ToolFormat(Protocol):
             turn: the sampled text, without the token that ended it.
             tools: the offered schemas; formats that write arguments as untyped text take their
                 types from them.
-            reasoning_open: the prompt has opened a block of reasoning, so the turn begins inside of
-                it.
+            reasoning_open: the prompt opened a block of reasoning; the turn begins inside of it.
         """
         ...
 
@@ -195,8 +194,7 @@ def read_object(text: str, start: int) -> tuple[dict[str, Any], int]:
 
 
 def read_calls(text: str, start: int, parsed: ParsedTurn, call_of: Callable[[Any], ToolCall]) -> tuple[int, str | None]:
-    """Read a JSON array of calls one by one, so that a malformed or cut one does not lose those
-    before it.
+    """Read a JSON array of calls one by one; a malformed or cut one does not lose the others.
 
     Args:
         text: the turn.

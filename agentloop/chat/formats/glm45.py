@@ -1,6 +1,4 @@
-"""`<tool_call>NAME\\n<arg_key>KEY</arg_key>\\n<arg_value>VALUE</arg_value>\\n</tool_call>`: GLM 4.5
-and later.
-"""
+"""`<tool_call>NAME\\n<arg_key>KEY</arg_key>\\n<arg_value>VALUE</arg_value>\\n</tool_call>`: GLM 4.5."""
 
 from __future__ import annotations
 

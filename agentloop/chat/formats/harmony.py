@@ -30,9 +30,7 @@ _IN_CHANNEL = re.compile(rf"(?:^|\s){_TO}")
 
 
 class HarmonyFormat:
-    """Messages in channels: analysis is reasoning, a message with a recipient is a call, the rest
-    is text.
-    """
+    """Messages in channels: analysis is reasoning, a recipient makes a call, the rest is text."""
 
     name = "harmony"
 

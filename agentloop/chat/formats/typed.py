@@ -65,8 +65,7 @@ def read_typed(
         followers: the tags that may follow the closing tag, after white space. A closing tag that
             none of them follows belongs to the value.
         schema: the JSON schema of the argument, or None.
-        own_lines: the value is on its own lines: the newlines before and after it are not part of
-            it.
+        own_lines: the value is on its own lines; the newlines around it are not part of it.
 
     Raises:
         CallError: the value does not end, or does not have the type that the schema gives.
@@ -110,9 +109,7 @@ def _is_meant(value: Any, types: frozenset[str] | None) -> bool:
 
 
 def _end(turn: SampledText, start: int, closing: str, followers: Sequence[str]) -> int:
-    """Return where the closing tag of the value at `start` begins: the first one that a follower
-    follows.
-    """
+    """Return the position of the first closing tag that is followed by one of the followers."""
     first = place = turn.find(closing, start)
     for _ in range(MOST_CLOSINGS):
         if place < 0:

@@ -122,7 +122,7 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
     call = _calls([("look_up", {"query": "probe-query"})])
     two = _calls([("look_up", {"query": "probe-query"}), ("count_words", {"query": "probe-other"})])
     result, other = _result("look_up", "Found.", 0), _result("count_words", "7", 1)
-    users = can("users' messages after a turn", [user], answer, [user])
+    users = can("user messages after a turn", [user], answer, [user])
     results = can("tool results", [user], answer, [result])
     calls = can("tool calls", [user], call, [result] if results else [user])
     results = results or calls  # some templates render results only after calls
@@ -138,8 +138,8 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
             "  fix: set model.tool_format or model.chat_template"
         )
 
-    follow = [result] if results else [user]
     # A template that cannot keep a system message is not refused: the rows may have none.
+    follow = [result] if results else [user]
     system = can_system(renderer, [user, call if calls else answer, *follow], tools, missing)
 
     return Abilities(
@@ -150,7 +150,7 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
         several_calls=calls and can("several tool calls in one turn", [user], two, [result, other]),
         results_then_user=results
         and users
-        and can("a user's message behind tool results", [user], call if calls else answer, [result, user]),
+        and can("user messages after tool results", [user], call if calls else answer, [result, user]),
         text_with_calls=calls and can("text beside tool calls", [user], {**call, "content": "Looking."}, [result]),
         reasoning=(users or results)
         and can("reasoning", [user], {**answer, "reasoning_content": "probe-reasoning"}, [user] if users else follow),
@@ -195,9 +195,7 @@ def conversations(
 
 
 def showcase(abilities: Abilities) -> Conversation:
-    """Return a short conversation to show: a call and its result, if the template has them, and an
-    answer.
-    """
+    """Return a short conversation to show: an answer, after a call if the template has calls."""
     exchanges = []
     if abilities.results:
         call = (

@@ -95,7 +95,7 @@ class Proof:
         needs = {
             "tool results": tools,
             "reading tool calls": tools,
-            "users' messages after a turn": users,
+            "user messages after a turn": users,
             "system messages": system,
         }
         for ability, needed in needs.items():
@@ -148,7 +148,7 @@ def prove(
 def _merge(without_tools: Abilities, with_tools: Abilities) -> Abilities:
     """Return the abilities without tools, with the reasons why there are no tools."""
     missing = {**with_tools.missing, **without_tools.missing}
-    for ability in ("users' messages after a turn", "reasoning", "system messages"):
+    for ability in ("user messages after a turn", "reasoning", "system messages"):
         if ability not in without_tools.missing:
             missing.pop(ability, None)
     return Abilities(
@@ -232,8 +232,7 @@ def _check_join(renderer: ChatRenderer, sampled: list[int], rest: list[int], *, 
         rest: the whole rendering without the appended ids.
 
     Raises:
-        _Broken: something between the two is missing, such as the newline after the end-of-turn
-            token.
+        _Broken: something between them is missing, such as the newline after the closing token.
     """
     if cut:
         prompt = renderer.generation_prompt_ids  # the whole turn may be dropped reasoning
