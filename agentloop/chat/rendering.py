@@ -127,7 +127,7 @@ class Rendering:
         return self.encoder.protect(text.replace(MARK, "\ufffd"), MARK)
 
     def common_prefix(self, one: str, two: str) -> int:
-        """Return the length of the common beginning of two renderings, without half a control token."""
+        """Return how many characters both renderings begin with; control tokens count whole."""
         size = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
         for text in (one, two):

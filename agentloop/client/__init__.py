@@ -1,9 +1,9 @@
 """The client of the rollout server: tokens in; tokens, logprobs and policy versions out.
 
-A prompt comes in as token ids; a `GenerateResult` goes out, checked against the token law. The files,
-in the order in which a request meets them:
+A prompt comes in as token ids; a `GenerateResult` goes out, checked against the token law. The
+files, in the order in which a request meets them:
 
-    client        `GenerateClient`: build the request, send it, check the answer; and `Generator`, the
+    client        `GenerateClient`: build the request, send it, check the answer; `Generator`: the
                   protocol that episodes depend on
     connections   `ConnectionPool`: an httpx transport for many small requests in flight at once
     retry         `Retries`: how long to wait after a failure or an outage, and when to give up

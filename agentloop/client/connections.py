@@ -217,7 +217,6 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     # -- asyncio.Protocol
-    # --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses of it
@@ -247,7 +246,6 @@ class _Connection(asyncio.Protocol):
             self._fail(httpx.ReadError(f"the connection was lost: {exc or 'closed by the server'}"))
 
     # -- httptools
-    # ---------------------------------------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))

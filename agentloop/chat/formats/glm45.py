@@ -1,4 +1,7 @@
-"""`<tool_call>NAME\\n<arg_key>KEY</arg_key>\\n<arg_value>VALUE</arg_value>\\n</tool_call>`: GLM 4.5."""
+"""`<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`: GLM 4.5 and up.
+
+A newline separates the parts.
+"""
 
 from __future__ import annotations
 
