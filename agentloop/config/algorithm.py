@@ -1,4 +1,4 @@
-"""Recipe keys of the algorithm: advantage, loss, correction, reward shaping (docs/algorithms.md)."""
+"""Recipe keys of the algorithm: advantage, loss, correction, shaping (docs/algorithms.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentloop.config.section import Section
 
 
 class CorrectionConfig(Section):
-    """Correct for engine probabilities that differ from the trainer's, or that come from older weights."""
+    """Correct for engine probabilities that are not the trainer's or come from older weights."""
 
     decoupled: bool = Field(
         False,
@@ -68,7 +68,7 @@ class CorrectionConfig(Section):
 
 
 class ShapingConfig(Section):
-    """Adjust an episode's reward for its length and its turns; off by default (docs/algorithms.md)."""
+    """Adjust rewards for length and number of turns; off by default (docs/algorithms.md)."""
 
     overlong_buffer: int | None = Field(
         None,
@@ -107,7 +107,8 @@ class Needs:
     """What an advantage estimator needs from the rest of a run.
 
     Attributes:
-        group_baseline: its baseline comes from the other episodes of the group, so a group has at least two.
+        group_baseline: its baseline comes from the other episodes of the group, so a group has at
+            least two.
         greedy_episode: each group gets one more episode, decoded greedily.
         step_rewards: it reads every step reward separately, not only an episode's reward.
         token_rewards: each token has a reward of its own, so `gamma` applies.
@@ -135,8 +136,8 @@ ESTIMATORS: dict[str, Needs] = {
 }
 """Every value of `advantage` and its needs.
 
-To add an estimator, write its function in `trainer.algorithms.advantage` and add one row here. The rest of the code
-reads the needs and never compares names.
+To add an estimator, write its function in `trainer.algorithms.advantage` and add one row here. The
+rest of the code reads the needs and never compares names.
 """
 
 if TYPE_CHECKING:
@@ -146,12 +147,12 @@ else:
 
 
 def estimators_with(need: str) -> str:
-    """Name the estimators that have a need, for messages: `"token_rewards"` -> `"reinforce_pp and gae"`."""
+    """Name the estimators with a need: `"token_rewards"` -> `"reinforce_pp and gae"`."""
     return " and ".join(name for name, needs in ESTIMATORS.items() if getattr(needs, need))
 
 
 class AlgorithmConfig(Section):
-    """Advantage estimator and loss: docs/algorithms.md has formula, source and use of every value."""
+    """Advantage estimator and loss: formula, source and use of each value in docs/algorithms.md."""
 
     advantage: Advantage = Field(
         "grpo",

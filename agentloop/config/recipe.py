@@ -44,7 +44,7 @@ class DataConfig(Section):
 
 
 class AgentConfig(Section):
-    """Limits of one agent loop. Reaching one is a StopReason, counted in the metrics (docs/agents.md)."""
+    """Limits of one agent loop; reaching one is a StopReason (docs/agents.md)."""
 
     max_assistant_turns: int = Field(4, ge=1, description="generations per episode, forks included")
     max_user_turns: int | None = Field(
@@ -98,7 +98,7 @@ class EvalConfig(Section):
 
 
 class RewardConfig(Section):
-    """The reward function and where it runs. A string in place of this section is its `function`."""
+    """The reward function and where it runs. A string instead of a section is its `function`."""
 
     function: str = Field(description="path.py:function, or a name registered in agentloop.rewards")
     run_in: Literal["thread", "process", "inline"] = Field(
@@ -191,6 +191,6 @@ class Recipe(Section):
         return self.run.dir or Path("outputs") / self.run.name
 
     def seed_for(self, part: Literal["data", "rollout", "trainer"]) -> int:
-        """Return the seed of a part: the one it names, else one derived so that no two parts share a stream."""
+        """Return the seed of a part: its own, else one derived from `seed` that no other part has."""
         named = {"data": self.data.seed, "rollout": self.rollout.seed, "trainer": self.trainer.seed}[part]
         return named if named is not None else self.seed * 3 + ("data", "rollout", "trainer").index(part)

@@ -28,7 +28,7 @@ class OptimConfig(Section):
 
 
 class CriticConfig(Section):
-    """The value model of `advantage: gae`: the policy's backbone, loaded from the same path, with a scalar head."""
+    """The value model of `advantage: gae`: the policy's backbone with a scalar head."""
 
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-5))
     cliprange_value: float | None = Field(
@@ -64,7 +64,7 @@ class FsdpConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685), null by default: train and save only adapters, keep the base frozen."""
+    """Low-rank adapters (arXiv 2106.09685), null by default: train only them, freeze the base."""
 
     rank: int = Field(16, ge=1, description="rank of each adapter")
     alpha: float = Field(32.0, gt=0, description="scale an adapter's output by alpha / rank")

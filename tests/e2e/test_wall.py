@@ -51,7 +51,9 @@ def test_the_main_process_has_not_imported_torch_when_its_first_step_is_logged(q
 
     seen = json.loads(out.read_text())
     assert seen["steps"] == [1]
-    assert {"trainer.run.run", "trainer.workers.group", "transformers"} <= set(seen["modules"]), "it is the main process"
+    assert {"trainer.run.run", "trainer.workers.group", "transformers"} <= set(seen["modules"]), (
+        "it is the main process"
+    )
     behind = ("torch", "trainer.learner", "rollout_server.engines")
     found = [name for name in seen["modules"] if name in behind or name.startswith(tuple(f"{b}." for b in behind))]
     assert not found, f"the main process imported {found[:5]}"

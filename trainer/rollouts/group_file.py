@@ -19,8 +19,8 @@ GROUPS_FILE = "groups.jsonl"
 def encode_groups(groups: Sequence[Group]) -> bytes:
     """Return the lines of `groups`.
 
-    Groups with images are left out: a trajectory's JSON form does not hold them, so a resumed run samples those groups
-    again.
+    Groups with images are left out: a trajectory's JSON form does not hold them, so a resumed run
+    samples those groups again.
     """
     return b"".join(
         _line(group) for group in groups if not any(t.images for t in (*group.trajectories, *group.baseline))

@@ -1,6 +1,6 @@
 """Compute what samples need before the update: reference and proximal logprobs, values, advantages.
 
-Groups are prepared chunk by chunk as they arrive. Whitening needs the whole batch and happens in `finish`.
+Groups are prepared chunk by chunk as they arrive. Whitening waits for the whole batch (`finish`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class BatchPreparation:
         return batch
 
     async def prepare(self, chunk: Sequence[TrainGroup]) -> None:
-        """Set the advantages of some groups' samples, and the columns that the loss reads beside them."""
+        """Set the advantages of the groups' samples, and the other columns that the loss reads."""
         episodes = [episode for batch in chunk for episode in batch.episodes]
         if not episodes:
             return

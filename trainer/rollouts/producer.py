@@ -1,8 +1,9 @@
-"""Run the groups of a training run: admit each as the policy version allows, and return them in order.
+"""Run the groups of a training run: admit each when the policy version allows, return all in order.
 
 Group g always belongs to training step g // batch_size. It may start once the server serves version
-`step - max_staleness` or newer, and it is trained at version `step`. So no token is more than `max_staleness` versions
-behind, no group is discarded to keep that bound, and the rows of a step never depend on timing.
+`step - max_staleness` or newer, and it is trained at version `step`. So no token is more than
+`max_staleness` versions behind, no group is discarded to keep that bound, and the rows of a step
+never depend on timing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trainer.algorithms.dynamic_sampling import replacement, teaches_nothing
 
 
 class RunsEpisodes(Protocol):
-    """The part of `agentloop.agent.runner.EpisodeRunner` that a producer needs; failures are returned, not raised."""
+    """The part of an `EpisodeRunner` that a producer needs. Failures are returned, not raised."""
 
     async def run(
         self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
@@ -28,18 +29,20 @@ class RunsEpisodes(Protocol):
 
 
 class PicksRows(Protocol):
-    """Map a group's index to its row: a pure function, so that a resumed run picks the same rows."""
+    """Map a group's index to its row. A pure function: a resumed run picks the same rows."""
 
     def __getitem__(self, index: int) -> int: ...
 
 
 @dataclass(slots=True)
 class Group:
-    """`group_size` episodes of one prompt. An episode is a list of trajectories: more than one after a fork.
+    """`group_size` episodes of one prompt. An episode is a list of trajectories: more than one
+    after a fork.
 
     Attributes:
-        baseline: the greedily decoded episode of the prompt, which is not trained; empty if the algorithm has none.
-        replaced: how often dynamic sampling replaced the prompt because its episodes taught nothing.
+        baseline: the greedily decoded episode of the prompt, which is not trained; empty if the
+            algorithm has none.
+        replaced: how often dynamic sampling replaced a prompt whose episodes taught nothing.
         given_up: the last replacement taught nothing either.
     """
 
@@ -66,9 +69,10 @@ class Producer:
         total_steps: groups of later steps are never admitted.
         first_step: completed steps of a resumed run.
         on_episode: called with the trajectories of each episode as it ends.
-        replacements: how often to replace a group whose rewards are all equal (`algorithms.dynamic_sampling`).
+        replacements: how often to replace a group whose rewards are all equal
+            (`algorithms.dynamic_sampling`).
         greedy_baseline: add one episode at temperature 0 to each group (ReMax).
-        step_rewards: compare step rewards too when deciding whether a group's rewards are all equal.
+        step_rewards: for replacements, compare step rewards too.
     """
 
     def __init__(
@@ -120,9 +124,10 @@ class Producer:
         return group
 
     def state(self) -> list[Group]:
-        """Return the groups that are finished but not trained yet, by index; a checkpoint stores them.
+        """Return the groups to store in a checkpoint: finished but not trained yet, by index.
 
-        Running groups are not included: tools and open connections cannot be saved, so a resumed run starts them again.
+        Running groups are not included: tools and open connections cannot be saved, so a resumed
+        run starts them again.
         """
         ready = [task for task in self._running.values() if task.done() and not task.cancelled()]
         finished = [*self._taken.values(), *(task.result() for task in ready if task.exception() is None)]
@@ -132,11 +137,12 @@ class Producer:
         """Reuse the groups of a checkpoint's `state`. Call it before the first `admit`.
 
         Raises:
-            RunDirError: a group has another size, is too stale, or lacks the greedy episode that the algorithm needs.
+            RunDirError: a group has another size, is too stale, or lacks the greedy episode that
+                the algorithm needs.
         """
         for group in groups:
             self._check(group)
-            # Keep the duration, and pretend that it ended just now: the clock restarts with the process.
+            # The clock restarted with the process: keep the duration, and let it end now.
             now = time.perf_counter()
             group.started_s, group.finished_s = now - (group.finished_s - group.started_s), now
             self._restored[group.index] = group
@@ -168,7 +174,7 @@ class Producer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _group(self, index: int) -> Group:
-        """Run group `index`; if its prompt teaches nothing, run a replacement prompt in its place."""
+        """Run group `index`; if its prompt teaches nothing, run a replacement in its place."""
         if (restored := self._restored.pop(index, None)) is not None:
             return restored
 
@@ -186,8 +192,8 @@ class Producer:
         group = Group(index, task, [])
         name = f"g{index}.{attempt}" if attempt else f"g{index}"  # seeds derive from the name
 
-        # Tasks are created in group order and the semaphore is fair, so the groups that the trainer takes first also
-        # start first.
+        # Tasks are created in group order and the semaphore is fair, so the groups that the trainer
+        # takes first also start first.
         sampling = [self._config.sampling] * self._config.group_size
         if self._greedy_baseline:
             sampling.append(self._config.sampling.model_copy(update={"temperature": 0.0}))

@@ -1,4 +1,4 @@
-"""Turn a finished group into training samples: which episodes are trained, and with which advantage."""
+"""Turn finished groups into training samples: who is trained, and with which advantage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.rollouts.producer import Group
 from trainer.types import TrainSample
 
 KEYS_OF_GROUP = 40
-"""Low bits of a `group_key` that hold the group's index; the bits above distinguish the prompts of one group."""
+"""Low bits of a `group_key` that hold the group's index; higher bits number its prompts."""
 
 ResponseLimit = Callable[[str], int]
 """`max_response_tokens` by agent name."""
@@ -28,7 +28,7 @@ ResponseLimit = Callable[[str], int]
 
 @dataclass(slots=True)
 class TrainEpisode:
-    """A trainable episode: its trajectories, one sample for each, and quantities computed for their tokens.
+    """A trainable episode: its trajectories, their samples, and quantities of their tokens.
 
     Attributes:
         kept: the trajectories, the main one last.
@@ -51,7 +51,7 @@ class TrainEpisode:
 
 @dataclass(slots=True)
 class TrainGroup:
-    """The trainable episodes of a group. `baseline`: the shaped reward of its greedy episode, if it has one."""
+    """The trainable episodes of a group; `baseline` is the shaped reward of its greedy episode."""
 
     group: Group
     episodes: list[TrainEpisode]
@@ -65,9 +65,10 @@ class TrainGroup:
 def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseLimit = lambda _: 0) -> TrainGroup:
     """Make samples of a group's trainable trajectories, without advantages yet.
 
-    Failed and rejected episodes are left out before a baseline is taken: an infrastructure failure says nothing about
-    the policy. The trajectories of a forked episode share its reward. Each gets the weight 1 / (number of them), in
-    loss and normalizer, so that the episode counts as much as one with a single trajectory.
+    Failed and rejected episodes are left out before a baseline is taken: an infrastructure failure
+    says nothing about the policy. The trajectories of a forked episode share its reward. Each gets
+    the weight 1 / (number of them), in loss and normalizer, so that the episode counts as much as
+    one with a single trajectory.
 
     Args:
         shaping: reward shaping; None: rewards stay as they are.
@@ -85,8 +86,8 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
             logprobs = np.asarray(trajectory.logprobs, dtype=np.float64)  # None is NaN
             images = tuple(_file(image, files) for image in trajectory.images)
 
-            # A fork's prompt differs from the group's, and a loop may change its own. Samples with equal keys share
-            # one computed prompt, so the key comes from the prompt itself.
+            # A fork's prompt differs from the group's, and a loop may change its own. Samples with
+            # equal keys share one computed prompt, so the key comes from the prompt itself.
             key = (token_ids[: trajectory.prompt_length].tobytes(), *(image.tobytes() for image in images))
             prompt = prompts.setdefault(key, len(prompts))
             samples.append(
@@ -112,7 +113,7 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
 
 
 def _file(image: Any, files: dict[int, np.ndarray]) -> np.ndarray:
-    """Return an image's bytes as the rollout server got them; one array for each image object of a group."""
+    """Return the bytes that the rollout server got: one array for each image object of a group."""
     if id(image) not in files:
         files[id(image)] = np.frombuffer(base64.b64decode(image_data(image)), dtype=np.uint8)
     return files[id(image)]
@@ -129,7 +130,7 @@ def _reward(kept: Sequence[Trajectory]) -> float:
 
 
 def _shaped(kept: Sequence[Trajectory], shaping: ShapingConfig, limit: ResponseLimit) -> float:
-    """Return what shaping adds to an episode's reward; its length is that of its main trajectory."""
+    """Return what shaping adds to an episode's reward; the main trajectory's length counts."""
     main, reward = kept[-1], _reward(kept)
     added = 0.0
     if shaping.wrong_reward is not None and reward <= 0:
@@ -144,9 +145,10 @@ def _shaped(kept: Sequence[Trajectory], shaping: ShapingConfig, limit: ResponseL
 
 
 def set_advantages(batch: TrainGroup, algorithm: AlgorithmConfig) -> None:
-    """Write a group's advantages into its samples and, with a critic, `returns`. Whitening happens later.
+    """Write a group's advantages, not whitened yet, into its samples; with a critic also `returns`.
 
-    A group whose greedy episode failed has no baseline and therefore no advantages: its episodes are removed.
+    A group whose greedy episode failed has no baseline and therefore no advantages: its episodes
+    are removed.
     """
     for episode in batch.episodes:
         if episode.penalties is not None:
@@ -182,11 +184,12 @@ def _set_outcome_advantages(batch: TrainGroup, algorithm: AlgorithmConfig) -> No
 def _set_process_advantages(episodes: Sequence[TrainEpisode]) -> None:
     """Apply `advantage.grpo_process` to a group.
 
-    Steps are ordered as their turns were generated, over all trajectories of a forked episode, so that a token gets
-    the rewards of its own turn and of everything that came after it. The reward function's number is the reward of a
-    last step, which ends with the episode. In an episode without step rewards the reward is its only step, whatever it
-    came from; in a group without any step rewards this equals `grpo`. Without a reward function, turns after the last
-    rewarded one get 0.
+    Steps are ordered as their turns were generated, over all trajectories of a forked episode, so
+    that a token gets the rewards of its own turn and of everything that came after it. The reward
+    function's number is the reward of a last step, which ends with the episode. In an episode
+    without step rewards the reward is its only step, whatever it came from; in a group without any
+    step rewards this equals `grpo`. Without a reward function, turns after the last rewarded one
+    get 0.
     """
     steps_of_episodes = [_steps(episode) for episode in episodes]
     values = grpo_process([[value for _, value in steps] for steps in steps_of_episodes])
@@ -215,10 +218,10 @@ def _steps(episode: TrainEpisode) -> list[tuple[tuple[float, int], float]]:
 
 
 def _set_token_advantages(episode: TrainEpisode, algorithm: AlgorithmConfig) -> None:
-    """Set returns, or generalized advantages, over the episode's sampled tokens in the order they were sampled.
+    """Set returns or generalized advantages over the sampled tokens, in generation order.
 
-    The trajectories of a forked episode are one sequence of decisions: what a sub-agent sampled is followed by what
-    was generated after it, in whichever trajectory that is.
+    The trajectories of a forked episode are one sequence of decisions: what a sub-agent sampled is
+    followed by what was generated after it, in whichever trajectory that is.
     """
     stream = _SampledStream(episode)
     rewards = _token_rewards(episode, stream)
@@ -238,8 +241,8 @@ def _set_token_advantages(episode: TrainEpisode, algorithm: AlgorithmConfig) -> 
 def _token_rewards(episode: TrainEpisode, stream: _SampledStream) -> np.ndarray:
     """Return the reward of each token of the stream, float64.
 
-    A step reward belongs to the last token of its turn, the reward function's number to the last token of the episode;
-    without either, the last token gets the episode's reward.
+    A step reward belongs to the last token of its turn, the reward function's number to the last
+    token of the episode; without either, the last token gets the episode's reward.
     """
     rewards = np.zeros(len(stream), dtype=np.float64)
     steps = [(k, reward) for k, trajectory in enumerate(episode.kept) for reward in trajectory.step_rewards]
@@ -257,7 +260,7 @@ def _token_rewards(episode: TrainEpisode, stream: _SampledStream) -> np.ndarray:
 
 
 class _SampledStream:
-    """The sampled tokens of an episode's samples as one sequence, in the order of their generations."""
+    """The sampled tokens of an episode's samples as one sequence, in generation order."""
 
     def __init__(self, episode: TrainEpisode) -> None:
         numbers, positions, orders = [], [], []
@@ -279,7 +282,7 @@ class _SampledStream:
         return len(self._number)
 
     def place(self, number: int, position: int) -> int:
-        """Return the index in the stream of sample `number`'s last sampled token at or before `position`."""
+        """Find the last token of sample `number` at or before `position`; return its stream index."""
         candidates = np.flatnonzero((self._number == number) & (self._position <= position))
         return int(candidates[-1])
 

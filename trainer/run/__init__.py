@@ -1,6 +1,7 @@
 """A training run, from its first check to its last checkpoint.
 
-In: a recipe, a run directory, a console. Out: trained versions, `metrics.jsonl`, traces, checkpoints.
+In: a recipe, a run directory, a console. Out: trained versions, `metrics.jsonl`, traces,
+checkpoints.
 
     rundir            paths of a run, who may use it, what a resumed run removes
     preflight         load and check everything before a process starts -> `RunInputs`

@@ -17,7 +17,8 @@ class Checkpoints:
     """The checkpoints of one run. At most one is being written at a time.
 
     Args:
-        warn: called when a checkpoint could not be written. The run continues and older checkpoints stay.
+        warn: called when a checkpoint could not be written. The run continues and older checkpoints
+            stay.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class Checkpoints:
 
         files = {}
         if lines := encode_groups(groups):
-            # A unique name: Ctrl-C may have cancelled the wait for an earlier save but not the save itself.
+            # A unique name: Ctrl-C may have cancelled the wait for an earlier save but not the save
+            # itself.
             files[GROUPS_FILE] = self._dir.checkpoints / f".step_{step}.groups.{next(self._numbers)}"
             files[GROUPS_FILE].write_bytes(lines)
 

@@ -1,4 +1,4 @@
-"""The numbers of a step's episodes and of an evaluation."""
+"""The metrics of a step's episodes, and the causes of failed ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from trainer.rollouts.producer import Group
 
 
 def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
-    """Numbers of a step's episodes; the keys are those of DESIGN section 6.
+    """Return the metrics of a step's episodes.
 
     Args:
-        version: the policy version the step trains; staleness is counted from it.
+        version: the policy version that the step trains; staleness is counted from it.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     episodes = [episode for group in groups for episode in group.episodes if episode]
@@ -45,6 +45,7 @@ def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
         "rollout/tokens": sampled,
         "staleness/max": max((version - v for v in oldest), default=0),
     }
+
     for reason, count in sorted(Counter(t.stop_reason.value for t in last).items()):
         metrics[f"stop/{reason}"] = count
     for rule, count in sorted(Counter(t.broken_rule for t in last if t.broken_rule is not None).items()):
@@ -53,7 +54,7 @@ def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
 
 
 def failure_causes(trajectories: Iterable[Trajectory], limit: int = 3) -> list[str]:
-    """The first distinct reasons why episodes failed or were rejected."""
+    """Return the first distinct reasons why episodes failed or were rejected, at most `limit`."""
     causes: list[str] = []
     for trajectory in trajectories:
         if trajectory.status is not EpisodeStatus.OK:

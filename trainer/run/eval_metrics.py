@@ -1,7 +1,7 @@
-"""The numbers of an evaluation: mean@n, pass@k and maj@n, of all rows and of each data source.
+"""The metrics of an evaluation: mean@n, pass@k and maj@n, over all rows and for each data source.
 
-An episode that failed is no answer: it is counted, and everything else is taken over the others. A row of which every
-episode failed has no number, and pass@k is taken over the rows that have k episodes at the least.
+A failed episode has no answer: it is counted as failed and left out of everything else. A row whose
+episodes all failed is left out, and pass@k is taken over the rows with at least k scored episodes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ MARK = "####"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an evaluation keeps of an episode: 50,000 trajectories would not fit into memory.
+    """The part of an episode that an evaluation keeps; 50,000 whole trajectories would not fit into
+    memory.
 
     Attributes:
-        row: which row it is of, for the samples of one row to be found together.
-        reward: None: the episode failed.
-        answer: what it voted for in maj@n.
+        row: index of its row; the samples of a row are grouped by it.
+        reward: None if the episode failed.
+        answer: its vote in maj@n.
     """
 
     row: int
@@ -38,7 +39,7 @@ class Outcome:
 
     @classmethod
     def of(cls, row: int, episode: Sequence[Trajectory]) -> Outcome:
-        """The outcome of an episode; its last trajectory is the main one."""
+        """Return the outcome of an episode; its last trajectory is the main one."""
         main = episode[-1]
         text = main.turns[-1].text if main.turns else ""
         return cls(
@@ -52,11 +53,12 @@ class Outcome:
 
 
 def eval_metrics(outcomes: Sequence[Outcome], n: int, pass_reward: float) -> dict[str, Any]:
-    """`eval/...` of all episodes, and `eval/<source>/...` of those of each data source that rows name.
+    """Return `eval/...` over all episodes, and `eval/<source>/...` over those of each named data
+    source.
 
     Args:
-        n: episodes of a row.
-        pass_reward: an episode with this reward or more passes.
+        n: episodes per row.
+        pass_reward: an episode with at least this reward passes.
     """
     metrics = _numbers(outcomes, n, pass_reward, "eval/")
     by_source: dict[str, list[Outcome]] = defaultdict(list)
@@ -73,6 +75,7 @@ def _numbers(outcomes: Sequence[Outcome], n: int, pass_reward: float, prefix: st
     for outcome in outcomes:
         if outcome.reward is not None:
             rows[outcome.row].append((outcome.answer, outcome.reward))
+
     samples = list(rows.values())
     rewards = [reward for row in samples for _, reward in row]
     numbers: dict[str, Any] = {
@@ -82,6 +85,7 @@ def _numbers(outcomes: Sequence[Outcome], n: int, pass_reward: float, prefix: st
         "tool_calls_mean": _mean(outcome.tool_calls for outcome in outcomes),
         "response_tokens_mean": _mean(outcome.response_tokens for outcome in outcomes),
     }
+
     if n > 1:
         numbers[f"mean@{n}"] = _mean(statistics.fmean(reward for _, reward in row) for row in samples)
     for k in ks(n):
@@ -93,15 +97,16 @@ def _numbers(outcomes: Sequence[Outcome], n: int, pass_reward: float, prefix: st
 
 
 def ks(n: int) -> list[int]:
-    """1, 2, 4, ... below n, and n: the k that n samples give a pass@k for."""
+    """Return the k of the reported pass@k: 1, 2, 4, ... below n, and n."""
     return [*(2**i for i in range((n - 1).bit_length())), n]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k samples passes, estimated without bias from n of which c passed.
+    """Return the unbiased estimate of the chance that one of k samples passes, from n samples of
+    which c passed.
 
-    1 - C(n-c, k) / C(n, k): Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1, in the
-    form of its figure 3. The plug-in 1 - (1 - c/n)^k is too low.
+    1 - C(n-c, k) / C(n, k): Chen et al. 2021, "Evaluating Large Language Models Trained on Code",
+    equation 1, in the form of its figure 3. The plug-in estimate 1 - (1 - c/n)^k is biased low.
     """
     if n - c < k:
         return 1.0
@@ -109,13 +114,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_reward(votes: Sequence[tuple[str, float]]) -> float:
-    """The reward of the answer that most samples of a row gave.
+    """Return the reward of a row's most frequent answer.
+
+    The reward of an answer is the mean over the samples that gave it. If several answers tie, it is
+    the mean of theirs: the expectation of a fair draw.
 
     Args:
         votes: (answer, reward) of each sample.
-
-    Where several answers have most votes it is their mean: what a fair draw among them would give. The reward of an
-    answer is the mean over the samples that gave it.
     """
     rewards: Mapping[str, list[float]] = defaultdict(list)
     for answer, reward in votes:
@@ -125,13 +130,17 @@ def majority_reward(votes: Sequence[tuple[str, float]]) -> float:
 
 
 def final_answer(text: str) -> str:
-    """The answer in a turn's text, for rewards that name none: the last `\\boxed{...}`, else what the last `####` is
-    followed by, else the last line that is not blank; white space evened out."""
+    """Return the answer in a turn's text, for reward functions that return none.
+
+    It is the last `\\boxed{...}`, else the rest of the line after the last `####`, else the last
+    line that is not blank, with white space normalized.
+    """
     begin = text.rfind(BOXED)
     if begin >= 0:
         boxed = _braced(text[begin + len(BOXED) :])
         if boxed is not None:
             return " ".join(boxed.split())
+
     _, mark, behind = text.rpartition(MARK)
     if mark:
         text = behind.strip().partition("\n")[0]
@@ -140,7 +149,7 @@ def final_answer(text: str) -> str:
 
 
 def _braced(text: str) -> str | None:
-    """`text` up to the brace that closes one opened before it; None: none does."""
+    """Return `text` up to the brace that closes one opened before it; None if none does."""
     depth = 1
     for position, character in enumerate(text):
         depth += (character == "{") - (character == "}")

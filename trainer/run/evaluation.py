@@ -1,8 +1,9 @@
 """Evaluation on `data.val` with the same agent loops, between training steps or in the background.
 
-An evaluation between steps measures one version. A background evaluation continues while the trainer publishes, so its
-episodes, and even the turns of one episode, can come from several versions. Its result belongs to no single version;
-the range it spans is written beside it, under the step at which it began.
+An evaluation between steps measures one version. A background evaluation continues while the
+trainer publishes, so its episodes, and even the turns of one episode, can come from several
+versions. Its result belongs to no single version; the range it spans is written beside it, under
+the step at which it began.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from trainer.run.eval_metrics import Outcome, eval_metrics
 from trainer.run.rundir import RunDir
 
 PROGRESS_EVERY_S = 30.0
-"""Interval of progress lines in a background evaluation, in seconds; the progress bar shows the training."""
+"""Seconds between progress lines of a background evaluation; the bar shows the training."""
 
 BACKGROUND_SHARE = 4
-"""A background evaluation runs this fraction of the training's episodes in flight, unless the recipe sets a number."""
+"""Background evaluation has 1 / this of the training's episodes in flight by default."""
 
 OnEpisode = Callable[[int, int, list[Trajectory]], None]
 """Called with each finished episode: row, sample, trajectories."""
@@ -178,7 +179,8 @@ class Evaluation:
             self._running = None
 
     async def measure(self, step: int, version: int, *, background: bool = False) -> dict[str, Any]:
-        """Run an evaluation to its end and return its metrics, under `step` and the version it began with.
+        """Run an evaluation to its end and return its metrics, under `step` and the version it
+        began with.
 
         Raises:
             RunError: as `at`.
@@ -199,7 +201,7 @@ class Evaluation:
                 logged[number] = episode
             if episode[-1].status is not EpisodeStatus.OK and len(unhealthy) < 100:
                 unhealthy.append(episode[-1])
-            versions = {v for trajectory in episode for v in trajectory.versions if v is not None}
+            versions = {v for trajectory in episode for v in set(trajectory.versions) if v is not None}
             oldest, newest = min({oldest, *versions}), max({newest, *versions})
             if not background:
                 self._console.progress(len(outcomes), total, "evaluation")

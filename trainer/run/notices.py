@@ -69,7 +69,8 @@ def algorithm_warnings(algorithm: AlgorithmConfig) -> list[str]:
 
 
 def mismatch_warning(trainer: TrainerConfig, mismatch: float | None) -> str | None:
-    """Report a step whose engine logprobs differ from the trainer's, unless a correction handles it.
+    """Report a step whose engine logprobs differ from the trainer's, unless a correction handles
+    it.
 
     Args:
         mismatch: `mismatch/logprob_abs_mean` of the step; None: nothing was trained.

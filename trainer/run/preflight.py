@@ -1,4 +1,4 @@
-"""Load and check everything a run needs before a process starts: model, template, rows, agents, tools, reward."""
+"""Load and check everything a run needs, before a process starts -> `RunInputs`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class RunInputs:
 
     @contextlib.asynccontextmanager
     async def runner(self, url: str, *, max_in_flight: int) -> AsyncIterator[EpisodeRunner]:
-        """Yield a runner of episodes on the server at `url`; close its client, the tools and the reward afterwards.
+        """Yield a runner of episodes on the server at `url`; close its client, the tools and the
+        reward afterwards.
 
         Args:
             max_in_flight: requests that may be in flight at once.
@@ -109,11 +110,12 @@ SINGLE_TURN = "single_turn_agent"
 """The one agent whose turns need no continuation, so the template does not have to support any."""
 
 QUICK_PROOF = 40
-"""Probe conversations at the start of a run; they take a third of a second. `agentloop check` tries 200."""
+"""Probe conversations at the start of a run: a third of a second. `agentloop check` uses 200."""
 
 
 def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF, train: bool = True) -> RunInputs:
-    """Load and check everything a run needs, and tell the user what is not an error but worth knowing.
+    """Load and check everything a run needs, and tell the user what is not an error but worth
+    knowing.
 
     Args:
         conversations: number of probe conversations for the chat template.

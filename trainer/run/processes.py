@@ -1,7 +1,8 @@
 """The processes of a run: trainer ranks, rollout server, and the connections between them.
 
-`start_processes` is an async context. It starts ranks and server side by side, at a checkpoint's version if there is
-one, and ends everything in any case: runner, publisher, connection, ranks, server, published weights.
+`start_processes` is an async context. It starts ranks and server side by side, at a checkpoint's
+version if there is one, and ends everything in any case: runner, publisher, connection, ranks,
+server, published weights.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ async def start_processes(
         weights = WeightsFolder.create(run_dir.weights, recipe.rollout.publish.folder, local=recipe.rollout.url is None)
         server = _make_server(recipe, inputs, run_dir, console, weights)
         served = _ServedWeights(server)
-        # Pushed first, so that it runs last: processes that still read the weights have ended by then.
+        # Pushed first, so that it runs last: processes that still read the weights have ended by
+        # then.
         stack.callback(served.keep, weights)
         if server is not None:
             stack.push_async_callback(server.stop)
@@ -132,7 +134,7 @@ async def start_processes(
 
 
 class _ServedWeights:
-    """The version that the server serves and its folder, for a restarted server and for the end of the run."""
+    """The served version and its folder, for a server restart and for the end of the run."""
 
     def __init__(self, server: ServerProcess | None) -> None:
         self._server = server
@@ -186,8 +188,8 @@ async def _start_both(
 ) -> tuple[WorkerGroup, str]:
     """Start ranks and server concurrently; return the ranks and the server's URL.
 
-    If one fails, the other is awaited too, so that the stack can end it, and an infrastructure error is raised before
-    any other.
+    If one fails, the other is awaited too, so that the stack can end it, and an infrastructure
+    error is raised before any other.
     """
     workers, url = results = await asyncio.gather(start_workers, start_server, return_exceptions=True)
     if not isinstance(workers, BaseException):

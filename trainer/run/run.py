@@ -1,7 +1,7 @@
 """A training run: produce, train, publish. `TrainRun._train` is the loop, on one screen.
 
-Synchronous and asynchronous training share one code path: the producer admits groups as far ahead as `max_staleness`
-allows; the trainer takes them in order, minibatch by minibatch, while later ones still run.
+Synchronous and asynchronous training share one code path: the producer admits groups as far ahead
+as `max_staleness` allows, and the trainer takes them in order while later ones still run.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class TrainRun:
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                     return await self._train(processes, lag, finished)
 
-    # -- the loop ----------------------------------------------------------------------------------------------------
+    # -- the loop ------------------------------------------------------------------------------------
 
     async def _train(self, processes: Processes, lag: LoopLagMonitor, finished: Sequence[Group]) -> RunResult:
         """Evaluate and train, step by step.
@@ -110,6 +110,7 @@ class TrainRun:
             total_steps=total,
             record=self._record,
         )
+
         await processes.guard(evaluation.before(first, policy.version))
         if self._recipe.eval.only:
             return self._result(first, evaluation)
@@ -120,6 +121,7 @@ class TrainRun:
         producer.restore(finished)
         trainer = StepTrainer(self._recipe, policy, processes.workers, processes.publisher, console.warn)
         checkpoints = Checkpoints(processes.workers, self._dir, self._recipe.checkpoint, console.warn)
+
         try:
             producer.admit(policy.version)
             for step in range(first + 1, total + 1):
@@ -140,8 +142,10 @@ class TrainRun:
                     last = stopping or step == total
                     await checkpoints.save(policy.saved(step), producer.state(), wait=last)
                 prune_versions(self._dir.weights, policy.version)
+
                 if stopping:
                     return self._result(step, evaluation, interrupted=True)
+
             return self._result(total, evaluation)
         except asyncio.CancelledError:
             if not self._stop.requested:
@@ -172,7 +176,7 @@ class TrainRun:
         )
 
     async def _save_at_once(self, producer: Producer, checkpoints: Checkpoints) -> None:
-        """Save the last step after Ctrl-C, unless the next one has changed the weights already."""
+        """Save the last step after Ctrl-C, unless the next one has already changed the weights."""
         task = asyncio.current_task()
         assert task is not None
         task.uncancel()
@@ -184,7 +188,7 @@ class TrainRun:
         if self._policy.version and not self._policy.updating:
             await checkpoints.save(self._policy.saved(self._policy.version), finished, wait=True)
 
-    # -- what the user sees -------------------------------------------------------------------------------------------
+    # -- what the user sees ---------------------------------------------------------------------------
 
     def _announce_algorithm(self) -> None:
         algorithm = self._recipe.trainer.algorithm
@@ -252,7 +256,7 @@ class _EpisodeProgress:
 
 
 def varied(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
-    """Return a few scored trajectories that differ in reward if possible: the best and the worst first."""
+    """Return a few scored trajectories of different rewards: the best and the worst first."""
     scored = sorted((t for t in trajectories if t.reward is not None), key=lambda t: t.reward or 0.0)
     if len(scored) <= count:
         return scored

@@ -20,7 +20,7 @@ FIXED = ("model.path",)
 """Keys that a resumed run cannot change: optimizer state and reference belong to one model."""
 
 FIXED_WITH_GROUPS = ("rollout.batch_size", "rollout.group_size")
-"""Keys that cannot change while a checkpoint holds finished groups: a group's index determines its step."""
+"""Keys fixed while a checkpoint holds finished groups: a group's index determines its step."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class CheckpointState:
 
     @property
     def groups_file(self) -> Path:
-        """The file of groups that were finished but not trained yet (`trainer.rollouts.group_file`)."""
+        """The file of finished groups that were not trained yet (`trainer.rollouts.group_file`)."""
         return self.path / "groups.jsonl"
 
 
 class RunDir:
     """The paths of a run and operations on them.
 
-    outputs/<run>/config/resolved.json  env.json  metrics.jsonl  logs/*.log  traces/step_N/{train,eval}.jsonl
-                  checkpoints/step_N/   weights/v_N/   report.html
+    outputs/<run>/config/resolved.json  env.json  metrics.jsonl  logs/*.log
+                  traces/step_N/{train,eval}.jsonl checkpoints/step_N/   weights/v_N/   report.html
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,7 +57,7 @@ class RunDir:
 
     @property
     def holds_run(self) -> bool:
-        """Whether the folder holds results; a start that failed before its first metrics may be repeated."""
+        """Whether the folder holds results. A start that failed before them may be repeated."""
         return self.metrics_file.exists() or bool(self.list_checkpoints())
 
     def check_free(self) -> None:
@@ -76,11 +76,12 @@ class RunDir:
         """Claim the directory for a run.
 
         Returns:
-            on resume, one line `key: old -> new` for every config value that changed; else an empty list.
+            on resume, one line `key: old -> new` for every config value that changed; else an empty
+                list.
 
         Raises:
-            RunDirError: it holds a run and `resume` is False; it does not and `resume` is True; or a key changed that
-                a resumed run cannot change.
+            RunDirError: it holds a run and `resume` is False; it does not and `resume` is True; or
+                a key changed that a resumed run cannot change.
         """
         if not resume:
             self.check_free()
@@ -101,7 +102,7 @@ class RunDir:
         return [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
 
     def _clear_partial_checkpoints(self) -> None:
-        """Remove the partial checkpoint of a run killed while saving; keep the one that it was replacing."""
+        """Remove what a run killed while saving left; keep the checkpoint that it was replacing."""
         for hidden in self.checkpoints.glob(".step_*"):
             place = self.checkpoints / hidden.name.removeprefix(".").split(".")[0]
             if hidden.suffix == ".stale" and not place.exists():
@@ -132,7 +133,7 @@ class RunDir:
         return self.checkpoints / f"step_{step}"
 
     def list_checkpoints(self) -> list[CheckpointState]:
-        """Return complete checkpoints, oldest first. A folder without `state.json` is incomplete and skipped."""
+        """Return complete checkpoints (those with a `state.json`), oldest first."""
         found = []
         for state_file in self.checkpoints.glob("step_*/state.json"):
             state = json.loads(state_file.read_text())
@@ -153,7 +154,7 @@ class RunDir:
                     shutil.rmtree(state.path, ignore_errors=True)
 
     def best_checkpoints(self, config: CheckpointConfig) -> list[CheckpointState]:
-        """Return the best `keep_best` checkpoints by the metrics of their steps, best first; newer ones win ties."""
+        """Return the `keep_best` best checkpoints, best first; the newer one wins a tie."""
         if not config.keep_best:
             return []
         scores = {
@@ -195,7 +196,7 @@ class RunDir:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def write_trace(self, step: int, split: str, trajectories: Iterable[Trajectory]) -> None:
-        """Write `traces/step_N/<split>.jsonl`, one trajectory a line, under its name when it is complete."""
+        """Write `traces/step_N/<split>.jsonl` atomically, one trajectory a line."""
         lines = b"".join(
             orjson.dumps(trajectory.to_json(), option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
             for trajectory in trajectories

@@ -1,6 +1,8 @@
-"""One training step: take groups, accumulate gradients, step the optimizers, publish the new version.
+"""One training step: take groups, accumulate gradients, step the optimizers, publish the new
+version.
 
-    arriving groups -> chunks -> preparation -> workers.accumulate -> workers.step -> publisher.publish
+    arriving groups -> chunks -> preparation -> workers.accumulate -> workers.step ->
+    publisher.publish
 
 `StepTrainer` runs a step; it needs ranks, a publisher and a producer, and nothing else of a run.
 """
@@ -37,8 +39,8 @@ class PolicyState:
     Attributes:
         version: the version that the ranks hold and the server serves.
         kl: the coefficient of the KL term.
-        updating: whether optimizer steps of a version that is not published yet have run. Stopping now would lose the
-            step, and the weights belong to no version.
+        updating: whether optimizer steps of a version that is not published yet have run. Stopping
+            now would lose the step, and the weights belong to no version.
     """
 
     version: int
@@ -148,7 +150,8 @@ class StepTrainer:
         self._warn = warn
 
     async def run(self, step: int, producer: Producer) -> TrainedStep:
-        """Train on the groups of one step, publish the new version and admit the groups that it allows.
+        """Train on the groups of one step, publish the new version and admit the groups that it
+        allows.
 
         Raises:
             RunError: too many episodes failed.
@@ -162,7 +165,8 @@ class StepTrainer:
 
         with update.clock.measure("publish_s"):
             await self._publisher.publish(policy.version + 1)
-        # Without an await in between: Ctrl-C then saves a checkpoint of either the old or the new version.
+        # Without an await in between: Ctrl-C then saves a checkpoint of either the old or the new
+        # version.
         policy.version += 1
         policy.kl.update(update.sums.kl_ref)
         policy.updating = False
@@ -209,10 +213,11 @@ class _Update:
         self.sums.add(self._preparation.sums, first=False)
 
     async def _arriving(self, indices: range) -> AsyncIterator[list[TrainGroup]]:
-        """Yield the prepared groups of one minibatch in chunks worth a call, while later groups still run.
+        """Yield the prepared groups of one minibatch in chunks worth a call, while later groups
+        still run.
 
-        The end of a chunk depends only on the groups' tokens, never on timing: floating-point sums, and therefore a
-        resumed run, are reproduced to the bit.
+        The end of a chunk depends only on the groups' tokens, never on timing: floating-point sums,
+        and therefore a resumed run, are reproduced to the bit.
         """
         budget = self._recipe.trainer.tokens_per_micro_batch * self._recipe.trainer.ranks
         chunk: list[TrainGroup] = []
@@ -249,7 +254,7 @@ class _Update:
         return totals
 
     async def _step_optimizers(self, normalizer: float) -> None:
-        """Step the policy's optimizer and the critic's, each if a gradient was accumulated for it."""
+        """Step the optimizers of policy and critic, each if it has an accumulated gradient."""
         if normalizer > 0:
             self._policy.updating = True
             with self.clock.measure("train_s"):

@@ -1,4 +1,4 @@
-"""Sums over the minibatches of a step, and the means that the step reports. No torch."""
+"""Sums over the minibatches of a step, and the means that the step reports."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from trainer.types import add_sums
 
 
 class StepSums:
-    """Sums over a step's minibatches, and the means a step reports.
+    """Sums over a step's minibatches of the policy.
 
-    The mismatch of engine and trainer is taken from the first minibatch alone: only there are the trainer's weights the
-    ones that sampled. In later minibatches the difference is what the optimizer did, and shows in `train/clip_frac`.
+    The mismatch of engine and trainer comes from the first minibatch only: there the trainer still
+    has the weights that sampled. In later minibatches the difference is the optimizer's doing and
+    shows in `train/clip_frac`.
     """
 
     def __init__(self) -> None:
@@ -21,20 +22,23 @@ class StepSums:
         self._optimizer: list[dict[str, float]] = []
 
     def add(self, totals: dict[str, float], *, first: bool) -> None:
+        """Add the sums of a minibatch; `first`: it is the step's first."""
         if first:
             self._first = totals
         add_sums(self._all, totals)
 
     def optimizer(self, metrics: dict[str, float]) -> None:
+        """Add what an optimizer step returned."""
         self._optimizer.append(metrics)
 
     @property
     def kl_ref(self) -> float | None:
-        """The mean KL to the reference, nats a token; None: nothing was trained."""
+        """The mean KL to the reference, in nats per token; None if nothing was trained."""
         tokens = self._all.get("tokens", 0.0)
         return self._all["kl_ref_sum"] / tokens if tokens else None
 
     def metrics(self, train_s: float) -> dict[str, Any]:
+        """Return the means of the step, which spent `train_s` seconds on training."""
         tokens = self._all.get("tokens", 0.0)
         first_tokens = self._first.get("tokens", 0.0)
 
@@ -68,18 +72,21 @@ class CriticSums:
         self._all: dict[str, float] = {}
         self._steps: list[dict[str, float]] = []
         self.pending = 0.0
-        """What the next optimizer step divides by; 0: nothing has been accumulated."""
+        """The normalizer of the next optimizer step; 0 if nothing is accumulated."""
 
     def add(self, sums: dict[str, float]) -> None:
+        """Add what one `accumulate_values` returned."""
         add_sums(self._all, sums)
         self.pending += sums["normalizer"]
 
     def stepped(self, metrics: dict[str, float]) -> None:
+        """Add what an optimizer step returned."""
         self._steps.append(metrics)
         self.pending = 0.0
 
     @property
     def metrics(self) -> dict[str, Any]:
+        """The means of the step."""
         tokens = self._all.get("tokens", 0.0)
         return {
             "critic/loss": self._all["value_loss_sum"] / self._all["normalizer"] if tokens else None,

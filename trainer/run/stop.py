@@ -14,8 +14,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A user's request to stop the run, made by SIGINT or SIGTERM.
 
-    The first signal cancels the run's task, unless the step has to be finished first. Then `requested` is set, and the
-    loop stops after the step; a second signal cancels at once.
+    The first signal cancels the run's task, unless the step has to be finished first. Then
+    `requested` is set, and the loop stops after the step; a second signal cancels at once.
 
     Args:
         must_finish_step: whether a stop in this moment would lose or tear a step.
