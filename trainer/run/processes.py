@@ -112,7 +112,8 @@ async def start_processes(
         if url is None and server is not None:
             with console.phase("start rollout server"):
                 folder = await write_version(recipe, workers, weights.path, version)
-                # A run that was killed after its last step publishes nothing more: these are the weights it keeps.
+                # A run that was killed after its last step publishes nothing more: these are the
+                # weights it keeps.
                 served.note(version, folder)
                 url = await server.start(version, folder)
         url = url or str(recipe.rollout.url)

@@ -91,7 +91,8 @@ class TrainRun:
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                     return await self._train(processes, lag, finished)
 
-    # -- the loop ------------------------------------------------------------------------------------
+    # -- the loop
+    # ------------------------------------------------------------------------------------
 
     async def _train(self, processes: Processes, lag: LoopLagMonitor, finished: Sequence[Group]) -> RunResult:
         """Evaluate and train, step by step.
@@ -188,7 +189,8 @@ class TrainRun:
         if self._policy.version and not self._policy.updating:
             await checkpoints.save(self._policy.saved(self._policy.version), finished, wait=True)
 
-    # -- what the user sees ---------------------------------------------------------------------------
+    # -- what the user sees
+    # ---------------------------------------------------------------------------
 
     def _announce_algorithm(self) -> None:
         algorithm = self._recipe.trainer.algorithm

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.trainer.test_learner import learner, relative
 from transformers import AutoModelForCausalLM
 
 from agentloop.config import LoraConfig, TrainerConfig
 from agentloop.errors import ConfigError, RunDirError
 from tests.trainer.conftest import make_samples
+from tests.trainer.learner.test_learner import learner, relative
 from tests.trainer.models import save_tiny
 from trainer.learner.export import export_checkpoint
 from trainer.learner.learner import Learner

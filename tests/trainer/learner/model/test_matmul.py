@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.trainer.test_learner import SPEC, gradients, learner, relative
 from torch import nn
 
 from agentloop.errors import ConfigError
 from tests.trainer.conftest import make_samples
+from tests.trainer.learner.test_learner import SPEC, gradients, learner, relative
 from trainer.learner.model import matmul as products
 from trainer.learner.model.matmul import ROWS, add_product, product, use_in, use_products
 

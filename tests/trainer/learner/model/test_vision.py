@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.trainer.test_learner import learner, relative
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from agentloop.config import TrainerConfig
@@ -26,6 +25,7 @@ from rollout_server.engines.torch_engine.model.models import load_model
 from rollout_server.engines.torch_engine.weights.loader import WeightLoader
 from tests.rollout_server.support import make_core
 from tests.trainer.conftest import samples_of
+from tests.trainer.learner.test_learner import learner, relative
 from tests.trainer.models import PAD, VISION_END, VISION_START, save_tiny
 from trainer.channel import arrays_to_samples, samples_to_arrays
 from trainer.packing.units import plan_units, split_over_ranks
