@@ -234,7 +234,7 @@ def test_images_that_do_not_fit_their_places_are_refused(model: Path) -> None:
 def test_images_cross_the_channel_once_each(model: Path) -> None:
     samples = mixed(model)
     arrays = samples_to_arrays(samples)
-    assert len(arrays[-3]) == 3
+    assert len(arrays[6]) == 3, "lengths of the distinct images"
     for before, after in zip(samples, arrays_to_samples(arrays, TrainSample), strict=True):
         assert [image.tobytes() for image in before.images] == [image.tobytes() for image in after.images]
 
