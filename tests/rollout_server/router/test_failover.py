@@ -82,6 +82,18 @@ async def test_a_stream_goes_on_without_a_seam() -> None:
     assert [len(chunk.output_ids) for chunk in chunks[:4]] == [2, 2, 2, 2]
 
 
+async def test_the_callers_request_is_not_changed() -> None:
+    first, _, router = pair()
+    first.dies_after = 8
+    generation = request(new=10)
+    chunks: list[AnswerChunk] = []
+    listener = chunks.append
+    generation.on_chunk, generation.stream_tokens = listener, 2
+    await router.generate(generation)
+    assert generation.on_chunk is listener and generation.stream_tokens == 2
+    assert generation.input_ids == list(range(5)) and generation.sampling.max_new_tokens == 10
+
+
 async def test_a_stream_that_cannot_go_on_is_an_error() -> None:
     first, second, router = pair()
     first.dies_after = 8

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agentloop.errors import ServerStartError
+from rollout_server.api.metrics import Metrics
 from rollout_server.engines.base import FolderWeights, WeightsConfirmation
 from rollout_server.router.fleet import Fleet
 from rollout_server.router.router import Router
@@ -36,6 +37,21 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+async def test_a_replica_that_was_never_started_is_reported_and_gets_no_requests(
+    fleet_of: Callable[..., tuple[Router, Fleet]],
+) -> None:
+    router, _ = fleet_of(FakeSource("a"), FakeSource("b"))
+    assert router.pick("session") is None and router.failure is None
+    await router.pause("retract")
+    await router.flush_cache()
+    await router.refresh()
+    assert [(member.state, member.weight_version, member.stats().running) for member in router.members] == [
+        ("starting", "", 0), ("starting", "", 0)
+    ]  # fmt: skip
+    assert 'rollout_replica{replica="a",state="starting",version=""} 1.0' in Metrics(router).render().decode()
+    await router.close()
 
 
 async def test_a_dead_replica_is_started_again(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
