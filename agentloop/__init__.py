@@ -1,6 +1,20 @@
 """agentloop: reinforcement learning for language-model agents with tools.
 
-`import agentloop` is cheap on purpose: no torch, no web server. Names are loaded when they are first used.
+The life of a row, and where to look:
+
+* `config` reads the recipe, `data` turns rows into tasks, `registry` turns names into objects;
+* `agent` runs one coroutine per sample: its loop talks to an `episode`, which owns the conversation
+  and its tokens;
+* `chat` renders messages into token ids and parses what the model sampled;
+* `client` sends ids to the rollout server (`wire` is the protocol) and returns ids, logprobs and
+  versions;
+* `tool`, `interaction` and `reward` answer and score; `runtime` keeps blocking code away from the
+  event loop;
+* the episode becomes trajectories (`types`), which `trainer` trains on and `report` shows;
+* `weights` is the way of new weights to the server; `model_folder` reads models, `files` writes
+  files whole.
+
+`import agentloop` is cheap: no torch, no web server. Names are loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -1,23 +1,30 @@
-"""The error tree. Every error a user can meet is named here, is picklable, and its text says what to do.
+"""The error tree. Every error that a user can meet is listed here, can be pickled, and says what to do.
 
 AgentloopError
-├── UserError                 something the user wrote is wrong: shown without a traceback, exit code 2
+├── UserError                 the user wrote something wrong: shown without a traceback, exit code 2
 │   ├── ConfigError           recipe, override, environment
 │   ├── DataError             dataset file or row
 │   ├── ModelError            model folder, tokenizer, chat template
 │   ├── ToolConfigError       tool YAML
 │   ├── RegistryError         unknown or broken entry point
 │   └── RunDirError           the run directory holds a run, or cannot be resumed
-├── InfrastructureError       not the model's doing: retried with a bound, then the episode fails and is masked
+├── InfrastructureError       not the model's fault: retried, then the episode fails and is masked
 │   ├── ServerError           the rollout server cannot be reached or answered 5xx
-│   │   └── ServerStartError  it never came up: carries the last lines of its log
+│   │   └── ServerStartError  it did not start: carries the last lines of its log
 │   ├── ToolError             a tool's machinery failed (not: the model called it wrongly)
 │   ├── InteractionError      a simulated user or environment raised or hung
-│   ├── RewardError           a reward raised or gave no finite number
+│   ├── RewardError           a reward raised or returned something other than a finite number
 │   └── WorkerError           a trainer worker died or answered with an error
-├── RequestRejected           the server refused the request as wrong (4xx): a bug or a config fault, never retried
-├── TokenLawError             a trajectory that breaks DESIGN section 3
-└── RunError                  the run cannot go on; the text lists the first causes
+├── CallFailed                a tool or reward in a process raised, or its process died
+├── FunctionHangs             too many calls of a tool or reward hang in threads
+├── RequestRejected           the server refused the request (4xx): never retried
+├── TokenLawError             a trajectory breaks DESIGN section 3
+└── RunError                  the run cannot continue; the text lists the first causes
+
+Exceptions that never reach a user live beside the code that catches them: signals within a few
+modules (`EpisodeEnd`, `CallError`, `LayoutError`, `StalledError`, `Conflict`), refinements of a
+class above (`RankDied`), and the rollout server's own tree, which becomes HTTP status codes
+(rollout_server/errors.py).
 """
 
 from __future__ import annotations
@@ -27,11 +34,11 @@ from typing import Any
 
 
 class AgentloopError(Exception):
-    """Root of all errors raised on purpose by this project.
+    """Base of all errors that this project raises deliberately.
 
     Args:
-        message: what happened, naming the key, row or request.
-        hint: what to do about it; shown on a line of its own.
+        message: what is wrong, naming the key, row or request.
+        hint: how to fix it; shown on a separate line.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
@@ -48,7 +55,7 @@ class AgentloopError(Exception):
 
 
 class UserError(AgentloopError):
-    """Something the user wrote is wrong; the command line shows it without a traceback."""
+    """Something the user wrote is wrong. The command line shows it without a traceback."""
 
 
 class ConfigError(UserError):
@@ -56,7 +63,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A dataset file or row is wrong; the message names file, row and column."""
+    """A dataset file or row is wrong. The message names file, row and column."""
 
 
 class ModelError(UserError):
@@ -68,15 +75,15 @@ class ToolConfigError(UserError):
 
 
 class RegistryError(UserError):
-    """A name is registered nowhere, or its entry point cannot be loaded."""
+    """A name is not registered, or its entry point cannot be loaded."""
 
 
 class RunDirError(UserError):
-    """The run directory already holds a run, or holds none to resume."""
+    """The run directory already holds a run, or has no run to resume."""
 
 
 class InfrastructureError(AgentloopError):
-    """A failure that is not the model's: bounded retry, then the episode is failed and masked."""
+    """Not the model's fault: retried with a bound, then the episode fails and is masked."""
 
 
 class ServerError(InfrastructureError):
@@ -84,49 +91,57 @@ class ServerError(InfrastructureError):
 
 
 class ServerStartError(ServerError):
-    """The rollout server did not come up; the message ends with the last lines of its log."""
+    """The rollout server did not start. The message ends with the last lines of its log."""
 
 
 class ToolError(InfrastructureError):
-    """A tool's machinery failed. A wrong call by the model is a `ToolResult` with `error` set instead."""
+    """A tool's machinery failed. A wrong call by the model is a `ToolResult` with `error` instead."""
 
 
 class InteractionError(InfrastructureError):
-    """An interaction failed. Raised by one on purpose it says that trying again may help; anything else is final."""
+    """An interaction failed. An interaction raises it to ask for a retry; any other exception of it is final."""
 
 
 class RewardError(InfrastructureError):
-    """A reward function raised, timed out or returned something that is no finite number."""
+    """A reward function raised, timed out or returned something other than a finite number."""
 
 
 class WorkerError(InfrastructureError):
     """A trainer worker died or reported an error."""
 
 
+class CallFailed(AgentloopError):
+    """A call in a process failed. The message is `Type: text` of what it raised, or tells how the process died."""
+
+
+class FunctionHangs(AgentloopError):
+    """Too many calls of one function hang in threads; no further call is started."""
+
+
 class RequestRejected(AgentloopError):
-    """The server answered 4xx: sending the same request again cannot help."""
+    """The server answered 4xx: repeating the request cannot help."""
 
 
 class LawRule(StrEnum):
-    """What a rejected trajectory breaks; metrics count each as `rejected/<value>`. Closed.
+    """The rule that a rejected trajectory breaks; metrics count each as `rejected/<value>`. Closed.
 
-    The numbers are those of the token law (DESIGN section 3).
+    Numbers are those of the token law (DESIGN section 3).
     """
 
-    SAMPLED = "sampled"  # 1: mask 1 exactly where an engine sampled, with its own logprob and version
-    PROMPT = "prompt"  # 2: a turn was sampled behind exactly the ids that stand before it
-    TRAINED_TWICE = "trained_twice"  # 4: a sampled turn has mask 1 in one trajectory of its episode only
+    SAMPLED = "sampled"  # 1: mask 1 exactly where an engine sampled, with its logprob and version
+    PROMPT = "prompt"  # 2: a turn was sampled after exactly the ids before it
+    TRAINED_TWICE = "trained_twice"  # 4: a sampled turn has mask 1 in one trajectory only
     COLUMNS = "columns"  # 5: ids, mask, logprobs and versions have one length
-    EMPTY = "empty"  # there is no prompt, or nothing was sampled behind it
+    EMPTY = "empty"  # no prompt, or nothing sampled after it
     STEP_REWARD = "step_reward"  # a step reward belongs to a sampled turn and is a finite number
-    FORM = "form"  # what was read is no trajectory
+    FORM = "form"  # the JSON is not a trajectory
 
 
 class TokenLawError(AgentloopError):
-    """A trajectory breaks one of the rules that make every trained token a sampled one.
+    """A trajectory breaks a rule of the token law: every trained token was sampled.
 
     Args:
-        rule: which.
+        rule: the broken rule.
     """
 
     def __init__(self, message: str, hint: str | None = None, rule: LawRule = LawRule.FORM) -> None:
@@ -138,4 +153,4 @@ class TokenLawError(AgentloopError):
 
 
 class RunError(AgentloopError):
-    """The run cannot go on; the message lists the first causes."""
+    """The run cannot continue. The message lists the first causes."""

@@ -1,35 +1,59 @@
-"""Files and folders that are written whole or not at all: a temporary name first, then a rename."""
+"""Write files and folders whole or not at all: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: temporary name, flush to disk, rename."""
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file that appears complete or not at all. Creates its folder.
+
+    Args:
+        durable: flush to the disk before the rename, so that a power failure cannot leave an empty
+            file. Not needed for files that are written again, or that only another process of this
+            machine reads.
+    """
+    with open_atomic(path, durable=durable) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` when the block ends; if it raises, delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def partial_of(folder: Path) -> Path:
-    """Where a folder is written before it gets its name: beside it, so that renaming is one step."""
+    """Return the path beside `folder` under which it is written, so that one rename completes
+    it."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def rename_folder(partial: Path, folder: Path) -> None:
-    """Move a finished folder to its name; one that stands there is replaced."""
+    """Rename a finished folder to `folder`, replacing an earlier one."""
     if folder.exists():
+        # Two renames, because a folder cannot be renamed over one that is not empty; deleting takes
+        # longest.
         stale = folder.with_name(f".{folder.name}.stale")
         shutil.rmtree(stale, ignore_errors=True)
-        os.rename(folder, stale)  # noqa: PTH104
-        os.rename(partial, folder)  # noqa: PTH104
+        folder.rename(stale)
+        partial.rename(folder)
         shutil.rmtree(stale)
     else:
-        os.rename(partial, folder)  # noqa: PTH104
+        partial.rename(folder)

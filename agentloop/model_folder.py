@@ -1,6 +1,7 @@
-"""A model folder in the Hugging Face layout: where it is, what its config.json says, and its files beside the weights.
+"""Read a model folder in the Hugging Face layout: its place, its config.json, its tokenizer.
 
-The one reader of such folders. Neither torch nor transformers is imported until an image processor is loaded.
+The one reader of such folders. Neither torch nor transformers is imported until an image processor
+is loaded.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TOKENIZER_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
-"""Files that tokenizers and image processors are saved in. Chat templates (`*.jinja`) are copied along with them."""
+"""Files of tokenizers and image processors, which are copied together with `*.jinja`."""
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Patterns of the files that make up a model on the hub."""
@@ -41,7 +42,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 """The file in which transformers looks for a chat template first."""
 
 VISION_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""`model_type` of the configs that are loaded with their vision tower, by the server and by the trainer."""
+"""`model_type` of the models whose vision tower is loaded, by the server and by the trainer."""
 
 
 @dataclass(frozen=True)

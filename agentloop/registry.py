@@ -1,4 +1,8 @@
-"""What other packages registered: agent loops, rewards and more, through entry points that load alike everywhere."""
+"""The one place where a name in a recipe or a YAML becomes an object.
+
+A name is `path.py:name` (a file of the user), `module.path.Class`, or an entry point that an
+installed package registered in one of the groups below. Entry points load alike in every process.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ DATASETS, LOGGERS = "agentloop.datasets", "agentloop.loggers"
 
 @lru_cache
 def registered(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group, by name.
+    """Return the entry points of a group by name.
 
     Raises:
         RegistryError: two packages registered the same name.
@@ -26,6 +30,7 @@ def registered(group: str) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=group):
         other = found.get(entry.name)
+        # An editable install beside its build folder lists the same entry twice.
         if other is not None and other.value != entry.value:
             raise RegistryError(
                 f"{entry.name!r} is registered twice in {group}: {other.value} and {entry.value}",
@@ -39,7 +44,7 @@ def load(group: str, name: str) -> Any:
     """Load one entry point.
 
     Raises:
-        RegistryError: the name is unknown (the known ones are listed) or its import fails.
+        RegistryError: the name is unknown (the known ones are listed), or its import fails.
     """
     known = registered(group)
     if name not in known:
@@ -53,29 +58,32 @@ def load(group: str, name: str) -> Any:
     except Exception as exc:
         raise RegistryError(
             f"{name!r} ({entry.value}) of {group} cannot be loaded: {type(exc).__name__}: {exc}",
-            "reinstall or mend the package that registers it",
+            "reinstall or fix the package that registers it",
         ) from exc
 
 
-def load_reference(reference: str, folder: Path, group: str) -> Any:
-    """What a YAML's `class_name` names: `module.path.Class`, `path.py:Class`, or an entry point of `group`.
+def load_reference(reference: str, folder: Path, group: str, *, key: str = "class_name", modules: bool = True) -> Any:
+    """Return the object named by `path.py:name`, `module.path.Class`, or an entry point of `group`.
 
     Args:
-        folder: a file is relative to it.
+        folder: base of a relative `path.py`.
+        key: the key that holds the reference, for messages.
+        modules: accept `module.path.Class`; otherwise a dot is part of an entry point's name.
 
     Raises:
-        ConfigError: the file or what it should define is not there.
-        RegistryError: no such entry point, or what is named cannot be imported.
+        ConfigError: the file is missing, raises when imported, or does not define the name.
+        RegistryError: the entry point is unknown, or the import fails.
     """
     if is_file_reference(reference):
-        return load_from_file(str(folder / reference), "class_name")
+        return load_from_file(str(folder / reference), key)
+
     module_name, _, attribute = reference.rpartition(".")
-    if not module_name:
+    if not module_name or not modules:
         return load(group, reference)
     try:
         return getattr(import_module(module_name), attribute)
     except Exception as exc:
         raise RegistryError(
-            f"class_name {reference} cannot be imported: {type(exc).__name__}: {exc}",
+            f"{key} {reference} cannot be imported: {type(exc).__name__}: {exc}",
             "install the package it is in, or correct the name (module.path.ClassName)",
         ) from exc

@@ -52,7 +52,7 @@ def url_of(sock: socket.socket, host: str) -> str:
 
 def write_ready_file(path: Path, url: str) -> None:
     """Announce that the server serves: a reader that sees the file sees all of it."""
-    write_atomic(path, json.dumps({"url": url, "pid": os.getpid()}).encode())
+    write_atomic(path, json.dumps({"url": url, "pid": os.getpid()}).encode(), durable=False)
 
 
 def die_with_parent(parent: int) -> None:

@@ -19,8 +19,8 @@ from agentloop.episode.law import check_episode
 from agentloop.errors import RewardError, TokenLawError
 from agentloop.interaction.base import Interactions, InteractionSession
 from agentloop.reward.loading import RewardFunction
+from agentloop.runtime.isolation import describe
 from agentloop.runtime.pacing import Pacer
-from agentloop.runtime.processes import describe
 from agentloop.tool.session import ToolSession, Toolset
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
 

@@ -1,5 +1,10 @@
-"""Recipes as pydantic models. A field's description is its documentation: `agentloop config` and the docs print it,
-so no key can be documented that does not exist, and no key exists undocumented.
+"""Recipes as pydantic models.
+
+`loading` reads a YAML file, applies `key=value` overrides and validates. The root models are
+`recipe` (`agentloop train`) and `sft` (`agentloop sft`); their sections are in `run`, `rollout`,
+`trainer` and `algorithm`, and `section` is their base class. A field's description is its
+documentation: `docs` prints it for `agentloop config` and docs/config.md, so every key is
+documented and no documented key is missing.
 """
 
 from __future__ import annotations

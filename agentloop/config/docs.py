@@ -1,4 +1,4 @@
-"""The documentation of the recipe's keys, made from the config models themselves so that it cannot drift."""
+"""Documentation of the recipe's keys, generated from the config models so that it cannot drift."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentloop.config.loading import section_of
 
 
 def describe(model: type[BaseModel], prefix: str = "", _path: str = "") -> Iterator[str]:
-    """Lines `key = default   # meaning` of every key that starts with `prefix`."""
+    """Yield a line `key = default   # meaning` for every key that starts with `prefix`."""
     for name, info in model.model_fields.items():
         key = f"{_path}{name}"
         section, kind = section_of(info.annotation)
@@ -22,6 +22,7 @@ def describe(model: type[BaseModel], prefix: str = "", _path: str = "") -> Itera
                 yield ""
             if (key + ".").startswith(prefix) or prefix.startswith(key):
                 yield f"# {key}: {(section.__doc__ or '').strip().splitlines()[0]}"
+
             place = "<n>." if typing.get_origin(info.annotation) is list else "<name>."  # stages.0, agents.tool_agent
             yield from describe(section, prefix, f"{key}." + ("" if kind == "one" else place))
         elif key.startswith(prefix):

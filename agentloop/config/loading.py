@@ -1,7 +1,7 @@
-"""From a YAML file and `key=value` overrides to a validated recipe.
+"""Read a YAML file, apply `key=value` overrides, and validate the result as a recipe.
 
-omegaconf loads, merges and interpolates; pydantic validates. Paths in the file are relative to the file's folder, paths
-in an override to the working directory.
+omegaconf loads, merges and interpolates; pydantic validates. Paths in the file are relative to the
+file's folder, paths in an override to the working directory.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PATH_KEYS = frozenset(
         "run.dir", "rollout.python", "prepare", "out", "eval_data",
     }
 )  # fmt: skip
-"""Keys whose value names a file or folder. `stages[*].data` of an SFT recipe is handled beside them."""
+"""Keys whose value names a file or folder, except `stages[*].data` of an SFT recipe."""
 
 
 def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
     """Read `path`, apply `overrides` (`a.b=value`, YAML values), interpolate and validate.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, an override is malformed, a key is unknown (the nearest
-            known key is named) or a value is wrong.
+        ConfigError: the file is missing or not a YAML mapping, an override is malformed, a key is
+            unknown (the nearest known key is named), or a value is wrong.
     """
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -42,16 +42,19 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"give an existing file{'; in that folder: ' + ', '.join(near) if near else ''}"
         raise ConfigError(f"config file {path} does not exist", hint)
+
     try:
         base = OmegaConf.load(path)
     except (OSError, ValueError, OmegaConfBaseException) as exc:
-        raise ConfigError(f"{path} cannot be read: {exc}", "it has to be a YAML file") from exc
-    except Exception as exc:  # yaml.YAMLError, whose module is omegaconf's dependency and not ours
+        raise ConfigError(f"{path} cannot be read: {exc}", "give a YAML file") from exc
+    except Exception as exc:  # yaml.YAMLError: yaml is omegaconf's dependency, not ours
         if type(exc).__module__.split(".")[0] != "yaml":
             raise
-        raise ConfigError(f"{path} is not valid YAML: {exc}", "check indentation, colons and quotes there") from exc
+        raise ConfigError(f"{path} is not valid YAML: {exc}", "check its indentation, colons and quotes") from exc
     if not isinstance(base, DictConfig):
-        raise ConfigError(f"{path} holds no mapping", "start it with keys such as `run:` and `model:`")
+        raise ConfigError(f"{path} is not a mapping", "start it with keys such as `run:` and `model:`")
+
+    # The file's own paths first: an override's are relative to the working directory.
     _anchor(base, path.resolve().parent)
     for override in overrides:
         _apply_override(base, override, model)
@@ -59,7 +62,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
         data = OmegaConf.to_container(base, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as exc:
         raise ConfigError(
-            f"{path}: {str(exc).splitlines()[0]}", "define the key that is interpolated, or remove it"
+            f"{path}: {str(exc).splitlines()[0]}", "define the interpolated key, or remove the interpolation"
         ) from exc
     assert isinstance(data, dict)
     return validate(model, typing.cast("dict[str, Any]", data), source=str(path))
@@ -71,7 +74,11 @@ def validate(
     source: str,
     hint: str = "`agentloop config` prints every key with its meaning and default",
 ) -> ConfigT:
-    """Validate plain data; errors name the key and say what to do."""
+    """Validate plain data.
+
+    Raises:
+        ConfigError: lists every wrong key and the fix.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as exc:
@@ -85,9 +92,9 @@ def validate(
 
 
 def resolve_override_path(value: str, base: Path) -> str:
-    """`value` as an absolute path when it is meant as one: it exists under `base`, or is written as a relative path.
+    """Make `value` an absolute path if it exists under `base` or is written as a path.
 
-    A hub id (`org/name`, `hub:org/name`) and the name of an entry point stay what they are.
+    Hub ids (`org/name`, `hub:org/name`) and names of entry points are returned unchanged.
     """
     target, colon, attribute = value.partition(":")
     if not target or Path(target).is_absolute() or "://" in value or value.startswith("hub:"):
@@ -104,7 +111,7 @@ def resolve_override_path(value: str, base: Path) -> str:
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a config model, sections included. A free name in a mapping is `*`."""
+    """Yield every dotted key of a config model, sections included; `*` is any name in a mapping."""
     for name, info in model.model_fields.items():
         yield prefix + name
         section, kind = section_of(info.annotation)
@@ -113,7 +120,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    """The config section inside an annotation, and whether there is one of them or many."""
+    """Return the config section inside an annotation, and whether it is `one` or `many`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, "one"
     origin = typing.get_origin(annotation)
@@ -130,13 +137,13 @@ def section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
 
 
 def _anchor(config: Any, folder: Path) -> None:
-    """Make the recipe's own relative paths absolute, before overrides are merged in."""
+    """Make the file's relative paths absolute."""
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
-    if isinstance(config.get("reward"), str):  # so that an override can say where it runs
+    if isinstance(config.get("reward"), str):  # so that an override can set reward.run_in
         config["reward"] = {"function": config["reward"]}
     for key in PATH_KEYS:
-        if key == "run.dir":  # outputs go where the user stands, as run.dir null does
+        if key == "run.dir":  # relative to the working directory, like the default outputs/<name>
             continue
         value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if isinstance(value, str):
@@ -146,7 +153,7 @@ def _anchor(config: Any, folder: Path) -> None:
     stages = config.get("stages")
     for stage in stages if isinstance(stages, ListConfig) else []:
         if not isinstance(stage, DictConfig):
-            continue  # validation will say so
+            continue  # validation reports it
         if isinstance(stage.get("data"), str):
             stage["data"] = resolve_override_path(stage["data"], folder)
         elif isinstance(stage.get("data"), ListConfig):
@@ -160,10 +167,12 @@ def _apply_override(config: Any, override: str, model: type[BaseModel]) -> None:
     key, equals, raw = override.partition("=")
     key = key.strip().removeprefix("++").removeprefix("+")
     if not equals or not key:
-        raise ConfigError(f"override {override!r} is not key=value", "write for instance run.steps=10")
+        raise ConfigError(f"override {override!r} is not key=value", "write for example run.steps=10")
+
     known = list(known_keys(model))
     if not _is_known(key, known):
         raise ConfigError(f"override {override!r}: unknown key {key!r}", _nearest(key, known))
+
     try:
         parsed = OmegaConf.from_dotlist([f"{key}={raw}"])
         value = OmegaConf.select(parsed, key)
@@ -176,9 +185,7 @@ def _apply_override(config: Any, override: str, model: type[BaseModel]) -> None:
                 value = [resolve_override_path(str(item), Path.cwd()) for item in value]
         OmegaConf.update(config, key, value, merge=True, force_add=True)
     except OmegaConfBaseException as exc:
-        raise ConfigError(
-            f"override {override!r}: {str(exc).splitlines()[0]}", "quote the value as YAML would"
-        ) from exc
+        raise ConfigError(f"override {override!r}: {str(exc).splitlines()[0]}", "quote the value as in YAML") from exc
 
 
 def _is_known(key: str, known: list[str]) -> bool:
@@ -187,7 +194,9 @@ def _is_known(key: str, known: list[str]) -> bool:
         wanted = pattern.split(".")
         if len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts, strict=True)):
             return True
-    # free mappings: one name under `agents`, anything under an agent's `options` or the data's
+
+    # Mappings with free names: an agent under `agents`, anything under `options` of an agent or of
+    # the data.
     return (
         (len(parts) == 2 and parts[0] == "agents")
         or (len(parts) > 3 and parts[0] == "agents" and parts[2] == "options")

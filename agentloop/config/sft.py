@@ -13,38 +13,38 @@ from agentloop.config.trainer import FsdpConfig, LoraConfig, OptimConfig
 
 
 class SftStage(Section):
-    """One stage of supervised fine-tuning: rows, an optimizer, a number of steps or of passes over the rows."""
+    """A stage of supervised fine-tuning: rows, an optimizer, and a number of steps or epochs."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="name of the stage, for logs")
     data: str | list[str] = Field(
-        description="rows {messages, tools?} (loss on assistant turns) or {text} (loss on all), from all that "
-        "data.train of a training recipe may name"
+        description="rows {messages, tools?} (loss on assistant turns) or {text} (loss on all tokens), from any source "
+        "that data.train of a training recipe accepts"
     )
-    steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as `epochs` gives")
-    epochs: int | None = Field(None, ge=1, description="how often every row is seen; used when `steps` is null")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; null: given by `epochs`")
+    epochs: int | None = Field(None, ge=1, description="passes over the rows; used when `steps` is null")
     batch_size: int = Field(32, ge=1, description="sequences per optimizer step")
     optim: OptimConfig = Field(default_factory=OptimConfig)
 
     @model_validator(mode="after")
     def _has_an_end(self) -> SftStage:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"stage {self.name}: one of steps and epochs has to be set")
+            raise ValueError(f"stage {self.name}: set either steps or epochs")
         return self
 
 
 class SftModel(Section):
-    """The model that SFT starts from: a folder with weights, or one with a config only (`init: random`)."""
+    """The initial model: a folder with weights, or with a config only (`init: random`)."""
 
     path: str = Field(description="folder with config.json and tokenizer files; weights too unless init is random")
     init: Literal["weights", "random"] = Field("weights", description="random: weights drawn with `seed`")
     chat_template: Path | None = Field(
-        None, description="Jinja file that replaces the tokenizer's own template; the finished model gets it too"
+        None, description="Jinja file that replaces the tokenizer's own template, also in the finished model"
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="further variables of the template, e.g. {enable_thinking: false}"
+        default_factory=dict, description="additional variables of the template, e.g. {enable_thinking: false}"
     )
     tool_role: Literal["tool", "user"] = Field(
-        "tool", description="user: for templates without tools, as model.tool_role of a training recipe"
+        "tool", description="user: for templates without tools; see model.tool_role of a training recipe"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="compute dtype; master weights and optimizer are float32"
@@ -52,54 +52,59 @@ class SftModel(Section):
 
 
 class SftRunConfig(Section):
-    """What this run is called and where it writes; its stages say how long it goes on."""
+    """Name and folder of the run."""
 
     name: str = Field("sft", pattern=r"^[\w.-]+$", description="name of the run; letters, digits, . _ -")
     dir: Path | None = Field(None, description="run directory; null: outputs/<name>")
 
 
 class SftRecipe(Section):
-    """`agentloop sft`: stages of supervised fine-tuning, one after the other."""
+    """`agentloop sft`: consecutive stages of supervised fine-tuning."""
 
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights and the order of the rows")
     run: SftRunConfig = Field(default_factory=SftRunConfig)
-    prepare: str | None = Field(None, description="path.py:function called with the data folder before the first stage")
+    prepare: str | None = Field(
+        None, description="path.py:function, called with the data folder before the first stage"
+    )
     model: SftModel
     stages: list[SftStage] = Field(min_length=1)
-    shuffle: bool = Field(True, description="shuffle the rows of a stage anew each epoch")
+    shuffle: bool = Field(True, description="shuffle the rows of a stage, differently in each epoch")
     data_seed: int | None = Field(None, ge=0, description="order of the rows; null: `seed`")
     loss_aggregation: Literal["seq_mean", "token_mean"] = Field(
-        "seq_mean", description="seq_mean: every sequence weighs the same, whatever its length"
+        "seq_mean", description="seq_mean: every sequence has the same weight; token_mean: every token"
     )
-    max_tokens: int = Field(1024, ge=8, description="tokens of a sequence at most")
+    max_tokens: int = Field(1024, ge=8, description="maximum tokens of a sequence")
     overlong: Literal["error", "drop", "truncate"] = Field(
         "error",
-        description="a row over max_tokens: error names it; drop leaves it out; truncate keeps its first turns, whole. "
-        "What was left out is counted",
+        description="a row over max_tokens: error stops and names it; drop leaves it out; truncate keeps its first "
+        "turns, complete. Dropped and truncated rows are counted",
     )
     eval_data: str | list[str] | None = Field(
-        None, description="held-out rows, whose loss is logged before the first step, between, and at the end"
+        None,
+        description="held-out rows; their loss is logged at the start, every eval_every steps, and at the end",
     )
-    eval_every: int | None = Field(None, ge=1, description="evaluate after every so many steps; null: start and end")
-    eval_max_rows: int | None = Field(None, ge=1, description="rows of eval_data at most; null: all")
-    tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward")
-    logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at one time")
-    log_every: int = Field(50, ge=1, description="print and record a line every so many steps")
+    eval_every: int | None = Field(None, ge=1, description="evaluate every N steps; null: only at start and end")
+    eval_max_rows: int | None = Field(None, ge=1, description="maximum rows of eval_data; null: all")
+    tokens_per_micro_batch: int = Field(8192, ge=64, description="packed tokens of one forward and backward pass")
+    logprob_chunk: int = Field(1024, ge=16, description="tokens whose logits exist at the same time")
+    log_every: int = Field(50, ge=1, description="print and record a line every N steps")
     loggers: list[LoggerConfig] = Field(
-        default_factory=list, description="where metrics go too, as in a training recipe, e.g. [tensorboard]"
+        default_factory=list, description="additional loggers, as in a training recipe, e.g. [tensorboard]"
     )
     checkpoint_every: int | None = Field(
-        500, ge=1, description="save every so many steps; null: only at the end and on Ctrl-C"
+        500, ge=1, description="save every N steps; null: only at the end and on Ctrl-C"
     )
     checkpoint_keep: int = Field(2, ge=1, description="newest checkpoints kept")
     checkpoint_keep_best: int = Field(
-        0, ge=0, description="checkpoints with the lowest eval/loss kept beside them, of steps that were evaluated"
+        0, ge=0, description="checkpoints with the lowest eval/loss kept in addition; only evaluated steps count"
     )
     threads: int = Field(1, ge=1, description="intra-op threads of each rank")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
     ranks: int = Field(1, ge=1, description="FSDP2 worker processes")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
-    lora: LoraConfig | None = Field(None, description="train adapters only, merged in the finished model; null: all")
+    lora: LoraConfig | None = Field(
+        None, description="train adapters only, and merge them into the finished model; null: train all weights"
+    )
     out: Path | None = Field(None, description="folder of the finished model; null: <run dir>/model")
 
     @field_validator("loggers", mode="before")

@@ -1,6 +1,11 @@
-"""Rows: from files, the hub or functions to validated tasks that fit, and the order in which training sees them.
+"""From rows to tasks, and the order in which training sees them.
 
-Rows stay where they are, on disk or in Arrow's columns: a task is made when an episode needs it.
+`data.train` of a recipe names rows: files, folders, globs, the hub, functions. `sources` opens them
+(`hub` through the `datasets` library) without reading them. `tasks` makes a task from a row:
+columns checked, images put in place. `overlong` makes and measures every task once before the run,
+and drops or cuts prompts that are too long. `order` says which row the i-th group works on.
+
+Rows stay on disk or in Arrow's columns: a task is made when an episode needs it.
 """
 
 from agentloop.data.order import RowOrder

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and folders that `datasets` has saved, through that library."""
+"""Data sets of the Hugging Face hub and folders saved by `datasets`, read through that library."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ SPELLING = re.compile(r"hub:(?P<path>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))
 INSTALL = "pip install 'agentloop-rl[hub]'"
 
 SPLITS = {"data.train": ("train",), "data.val": ("validation", "val", "dev", "test")}
-"""Which split a config key means when none is named."""
+"""Splits that a config key stands for when the name has none; the first that exists is taken."""
 
 
 class TableBatch:
-    """A stretch of a data set in the form of a record batch: a table of its own is made for each slice."""
+    """A data set with the two members of a record batch that `ArrowRows` uses."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset.with_format("arrow")  # images stay bytes; nothing is decoded
         self.num_rows = len(dataset)
 
     def slice(self, begin: int, length: int) -> Any:
-        """A table of rows `begin` to `begin + length`, as far as there are so many."""
+        """Return rows `begin` to `begin + length` as a table; fewer at the end."""
         return self._dataset[begin : begin + length]
 
 
 def open_hub(name: str, key: str) -> Sequence[Any]:
-    """The rows of `hub:owner/name[:config][@split]`, downloaded once and memory mapped.
+    """Open `hub:owner/name[:config][@split]`, downloaded once and memory-mapped.
 
     Raises:
-        DataError: the spelling is wrong, the library is not installed, or the data set cannot be had.
+        DataError: the name is malformed, the library is not installed, or the data set cannot be
+            loaded.
     """
     match = SPELLING.fullmatch(name)
     if match is None:
-        raise DataError(f"{key}: {name!r} is no name of a data set", "write hub:owner/name[:config][@split]")
+        raise DataError(f"{key}: {name!r} is not the name of a data set", "write hub:owner/name[:config][@split]")
     datasets = _library(name, key)
     try:
         found = datasets.load_dataset(match["path"], match["config"], split=match["split"])
-    except Exception as exc:  # the library passes on what dozens of others raise
+    except Exception as exc:  # the library passes on the exceptions of dozens of others
         raise DataError(
             f"{key}: {name} cannot be loaded: {_first_line(exc)}",
             "correct the name, config and split; without a connection to the hub, download the data set elsewhere "
@@ -51,12 +52,12 @@ def open_hub(name: str, key: str) -> Sequence[Any]:
 
 
 def was_saved(folder: Path) -> bool:
-    """Whether `datasets` wrote this folder."""
+    """Whether this folder was written by `save_to_disk` of `datasets`."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def open_saved(folder: Path, key: str) -> Sequence[Any]:
-    """The rows of a folder that `save_to_disk` of `datasets` has written.
+    """Open a folder written by `save_to_disk` of `datasets`.
 
     Raises:
         DataError: the library is not installed, or the folder cannot be read.

@@ -8,9 +8,9 @@ import numpy as np
 
 
 class RowOrder:
-    """Which row the i-th group of a run works on: epoch after epoch, each in an order of its own.
+    """Maps the i-th group of a run to its row; each epoch has its own order.
 
-    A pure function of (rows, seed, i), so that a resumed run needs no saved position.
+    A pure function of (rows, seed, i): a resumed run needs no saved position.
     """
 
     def __init__(self, rows: int, seed: int, *, shuffle: bool) -> None:

@@ -1,7 +1,7 @@
-"""One pass over the rows before a run: every row is made once, its prompt is measured, and cut where that is asked for.
+"""Make and measure every task once before a run; drop or cut prompts that are too long.
 
-What may be cut is the text of the longest user message, nothing else: a chat without its system message, its tools or
-one of its turns is another task.
+Only the longest text of a user is ever cut: a chat without its system message, its tools or one of
+its turns is another task.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from agentloop.types import Message, Task
 Overlong = Literal["drop", "error", "left", "right", "middle"]
 
 CUT_MARK = "[... {} tokens cut ...]"
-"""Stands in a prompt where text was cut out of it."""
+"""Replaces the text that was cut out of a prompt."""
 
 MOST_CUTS = 8
-"""Tries to cut one prompt: text that was cut may tokenize in another way beside the mark."""
+"""Attempts to cut one prompt: beside the mark, the remaining text may tokenize differently."""
 
 
 class Renders(Protocol):
@@ -33,17 +33,17 @@ class Renders(Protocol):
 
 @dataclass
 class ValidatedRows:
-    """What the pass found.
+    """Result of the pass.
 
     Attributes:
-        tasks: those whose first prompt fits, tool schemas counted; some with a prompt that was cut.
-        without_agent: rows that name no agent loop.
-        dropped: rows that are left out for their length.
-        cut: rows whose prompt was cut.
-        longest: tokens of the longest prompt, before it was cut.
+        tasks: tasks whose first prompt fits, tool schemas included; some prompts were cut.
+        without_agent: number of rows without `agent_name`.
+        dropped: number of rows left out because of their length.
+        cut: number of rows whose prompt was cut.
+        longest: tokens of the longest prompt, before cutting.
         agents: names of the agent loops that the tasks run.
-        system: whether a prompt begins with a system message.
-        places: where in `tasks` a task id is, for the first task that has it.
+        system: whether any prompt begins with a system message.
+        places: index in `tasks` of the first task with a task id.
     """
 
     tasks: Tasks
@@ -72,15 +72,16 @@ def check_tasks(
 
     Args:
         key: the config key, for messages.
-        schemas: of the tools that the run offers; None: none.
-        limit: tokens of a first prompt at most.
-        overlong: what happens to one that is longer.
-        agents: the agent loops that are installed.
-        check: a further check of a task; the second argument names its row.
-        on_row: told how many rows are done, and of how many.
+        schemas: schemas of the tools that the run offers; None: no tools.
+        limit: maximum tokens of a first prompt.
+        overlong: what to do with a longer one.
+        agents: the installed agent loops.
+        check: an additional check of a task; the second argument names its row.
+        on_row: called with the number of rows done and the total.
 
     Raises:
-        DataError: a row is wrong; `overlong` is error and a prompt is longer; none is left; an image cannot be read.
+        DataError: a row is wrong, a prompt is too long and `overlong` is error, no row is left, or
+            an image cannot be read.
         ModelError: the chat template cannot render a prompt.
         RegistryError: a row names an agent loop that is not installed. All name file and row.
     """
@@ -96,6 +97,7 @@ def check_tasks(
                 "correct the row, or install the package that registers this agent (`agentloop agents list`)",
             )
         check(task, where)
+
         found.without_agent += not names_agent
         try:
             length = len(renderer.start(task.prompt, schemas))
@@ -113,17 +115,21 @@ def check_tasks(
                         cuts[index], fits = cut, True
         except (DataError, ModelError) as exc:
             raise type(exc)(f"{where}: {exc.message}", exc.hint) from exc
+
         if fits:
             found.places.setdefault(task.task_id, len(kept))
             kept.append(index)
             found.agents.add(task.agent_name)
             found.system |= task.prompt[0]["role"] == "system"
+
         on_row(index + 1, len(tasks))
+
     if not kept:
         raise DataError(
             f"{key}: every prompt is longer than data.max_prompt_tokens {limit}; the longest has {found.longest}",
             f"set data.max_prompt_tokens to {found.longest} or more",
         )
+
     found.dropped, found.cut = len(tasks) - len(kept), len(cuts)
     found.tasks = tasks.select(kept, cuts) if found.dropped or cuts else tasks
     return found
@@ -136,23 +142,25 @@ def cut_prompt(
     limit: int,
     side: Literal["left", "right", "middle"],
 ) -> CutText | None:
-    """So much of a prompt's longest user text that the prompt has at most `limit` tokens; None: it cannot be done.
+    """Cut a prompt's longest user text until the prompt has `limit` tokens; None: impossible.
 
     Args:
-        side: where the text loses its tokens; a mark that counts them stands there.
+        side: where tokens are removed and a mark that counts them is put.
 
-    The text is cut between tokens and stays what it was elsewhere: with `right` and 3 of 5 tokens left, "one two three
-    four five" becomes "one two three\\n[... 2 tokens cut ...]".
+    The text is cut between tokens and unchanged elsewhere: with `right` and 3 of 5 tokens left,
+    "one two three four five" becomes "one two three\\n[... 2 tokens cut ...]".
     """
     texts = list(_user_texts(prompt))
     if not texts:
         return None
+
     spans_of = [_token_spans(renderer.tokenizer, text) for _, _, text in texts]
     place = max(range(len(texts)), key=lambda i: len(spans_of[i]))
     message, part, text = texts[place]
     spans = spans_of[place]
     excess = len(renderer.start(prompt, schemas)) - limit
     left = len(spans) - excess
+
     for _ in range(MOST_CUTS):
         if left <= 0:
             return None
@@ -165,7 +173,7 @@ def cut_prompt(
 
 
 def _cut(text: str, spans: Sequence[tuple[int, int]], left: int, side: str) -> str:
-    """`text` with `left` of its tokens, and a mark on a line of its own for the others."""
+    """Return `text` with `left` of its tokens, and on a separate line a mark for the others."""
     mark = CUT_MARK.format(len(spans) - left)
     head = left if side == "right" else 0 if side == "left" else (left + 1) // 2
     tail = left - head
@@ -175,13 +183,13 @@ def _cut(text: str, spans: Sequence[tuple[int, int]], left: int, side: str) -> s
 
 
 def _token_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """Where each token of `text` begins and ends in it. The tokens of one character all have its place."""
+    """Return begin and end of each token in `text`; tokens of one character share its span."""
     offsets: list[tuple[int, int]] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
     return offsets
 
 
 def _user_texts(prompt: Sequence[Message]) -> Iterator[tuple[int, int | None, str]]:
-    """(message, part of its content or None, text) of all that users say."""
+    """Iterate over the texts of users: message index, part index or None, text."""
     for number, message in enumerate(prompt):
         if message["role"] != "user":
             continue

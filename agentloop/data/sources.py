@@ -1,7 +1,8 @@
-"""Where rows come from: files, globs and folders of them, the hub, functions and dataset classes.
+"""Sources of rows: files, globs and folders, the hub, functions and dataset classes.
 
-A source is opened, not read: jsonl is read line by line where it lies, large parquet files are unpacked into a memory
-map, data sets of the hub are memory maps already. So 50,000 rows with images need no memory of their own.
+A source is opened, not read: jsonl lines are read from the file on demand, large parquet files are
+unpacked into a memory map, data sets of the hub are memory maps already. 50,000 rows with images
+therefore take no memory.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import orjson
 
 from agentloop.data.hub import HUB, open_hub, open_saved, was_saved
 from agentloop.errors import DataError, UserError
-from agentloop.imports import is_file_reference, load_from_file
-from agentloop.registry import DATASETS, load, registered
+from agentloop.imports import is_file_reference
+from agentloop.registry import DATASETS, load_reference, registered
 
 IN_MEMORY_BYTES = 256 * 2**20
-"""Parquet files of a split that unpack to no more than this together are held in memory."""
+"""Unpacked size up to which the parquet files of a split are held in memory."""
 
 BATCH_ROWS = 1024
 SCAN_BYTES = 8 * 2**20
@@ -40,9 +41,10 @@ class Source(Protocol):
     """Rows of one origin, numbered from 0.
 
     Attributes:
-        name: of the origin, for messages.
-        folder: that relative image paths are relative to.
-        fills_nulls: keys that only other rows have are there, and null: columns have one shape.
+        name: name of the origin, for messages.
+        folder: base of relative image paths.
+        fills_nulls: the format has columns of one shape, so that a key missing in a row appears as
+            null.
     """
 
     name: str
@@ -56,12 +58,12 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
     def number(self, index: int) -> int:
-        """The row's number for people: from 1, blank lines of a file counted."""
+        """Return the row's number for messages: from 1, blank lines of a file counted."""
         ...
 
 
 class Rows:
-    """The rows of all sources of a split, one behind the other."""
+    """The rows of all sources of a split, concatenated."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = list(sources)
@@ -78,7 +80,7 @@ class Rows:
         return itertools.chain.from_iterable(self._sources)
 
     def where(self, index: int) -> str:
-        """A row as a message names it: `file, row N`."""
+        """Return a row's name for messages: `file, row N`."""
         source, local = self._find(index)
         return f"{source.name}, row {source.number(local)}"
 
@@ -86,7 +88,7 @@ class Rows:
         return self._find(index)[0].folder
 
     def fills_nulls(self, index: int) -> bool:
-        """Whether nulls of this row may stand for keys that only other rows have."""
+        """Whether a null in this row may stand for a missing key."""
         return self._find(index)[0].fills_nulls
 
     def _find(self, index: int) -> tuple[Source, int]:
@@ -102,20 +104,21 @@ def open_rows(
     in_memory: int = IN_MEMORY_BYTES,
     scratch: Path | None = None,
 ) -> Rows:
-    """Open what `data.train` or `data.val` names.
+    """Open the rows that `data.train` or `data.val` names.
 
     Args:
-        source: one or several of: `.jsonl` and `.parquet` files, globs and folders of them, folders saved by
-            `datasets`, `hub:owner/name[:config][@split]`, `path.py:name`, names registered in `agentloop.datasets`.
-        key: the config key, for messages; it also says which split of a data set is meant.
+        source: one or more of: `.jsonl` and `.parquet` files, globs and folders of them, folders
+            saved by `datasets`, `hub:owner/name[:config][@split]`, `path.py:name`, names registered
+            in `agentloop.datasets`.
+        key: the config key, for messages; it also selects the default split of a data set.
         options: keyword arguments for functions and dataset classes.
-        in_memory: bytes of unpacked parquet that are held in memory; what is beyond is unpacked into a file.
-        scratch: folder of that file; None: the system's for temporary files. It has no name there, and is gone with
-            the process.
+        in_memory: bytes of unpacked parquet held in memory; the rest is unpacked into a file.
+        scratch: folder of that file; None: the system's temporary folder. The file has no name and
+            disappears with the process.
 
     Raises:
-        DataError: naming what cannot be opened.
-        ConfigError: the file of a `path.py:name`, or the name in it, is not there.
+        DataError: a source cannot be opened; it is named.
+        ConfigError: the file of a `path.py:name` is missing or does not define the name.
         RegistryError: a registered data set cannot be loaded.
     """
     opened: list[Source] = []
@@ -124,13 +127,13 @@ def open_rows(
         opened += _open(name, key, options or {}, budget)
     rows = Rows(opened)
     if not len(rows):
-        raise DataError(f"{key}: {source} holds no rows", "give a file with at least one row")
+        raise DataError(f"{key}: {source} has no rows", "give a file with at least one row")
     return rows
 
 
 def _open(name: str, key: str, options: Mapping[str, Any], budget: _Budget) -> Iterator[Source]:
     if is_file_reference(name):
-        yield MadeRows(name, load_from_file(name, key), options, key)
+        yield MadeRows(name, load_reference(name, Path(), DATASETS, key=key), options, key)
         return
     if name.startswith(HUB):
         yield ArrowRows(name, Path(), open_hub(name, key))
@@ -144,23 +147,23 @@ def _open(name: str, key: str, options: Mapping[str, Any], budget: _Budget) -> I
     elif path.exists() or path.suffix or path.name != name:
         yield _open_file(path, key, budget)
     elif name in registered(DATASETS):
-        yield MadeRows(name, load(DATASETS, name), options, key)
+        yield MadeRows(name, load_reference(name, Path(), DATASETS, key=key, modules=False), options, key)
     else:
         known = ", ".join(registered(DATASETS)) or "none"
-        raise DataError(f"{key}: {name} does not exist, and is not registered ({known} is)", SPELLINGS)
+        raise DataError(f"{key}: {name} does not exist and is not registered (registered: {known})", SPELLINGS)
 
 
 def _shards(path: Path, key: str) -> list[Path]:
-    """The files that a folder holds, or a glob matches, by name."""
+    """Return the files of a folder or glob, sorted by name."""
     if path.is_dir():
         found = [file for file in path.iterdir() if file.suffix in (".parquet", ".jsonl")]
     else:
         base = Path(path.anchor)
         found = [file for file in base.glob(str(path.relative_to(base))) if file.is_file()]
     if not found:
-        raise DataError(f"{key}: {path} holds no .parquet and no .jsonl file", SPELLINGS)
+        raise DataError(f"{key}: {path} has no .parquet or .jsonl file", SPELLINGS)
     if len({file.suffix for file in found}) > 1:
-        raise DataError(f"{key}: {path} holds files of several kinds", "name those that are meant, e.g. rows/*.parquet")
+        raise DataError(f"{key}: {path} has files of both kinds", "name the ones to read, e.g. rows/*.parquet")
     return sorted(found)
 
 
@@ -175,7 +178,7 @@ def _open_file(path: Path, key: str, budget: _Budget) -> Source:
 
 
 class JsonlRows:
-    """One JSON object a line, parsed when it is asked for. 16 bytes of memory a row."""
+    """One JSON object per line, parsed on access. 16 bytes of memory per row."""
 
     fills_nulls = False
 
@@ -190,7 +193,7 @@ class JsonlRows:
         return len(self._begins)
 
     def __getitem__(self, index: int) -> Any:
-        # A read, not a memory map: a file that somebody cuts short must not kill the process.
+        # A read, not a memory map: truncating the file meanwhile must not kill the process.
         begin = int(self._begins[index])
         end = int(self._begins[index + 1]) if index + 1 < len(self._begins) else self._size
         line = os.pread(self._file.fileno(), end - begin, begin)
@@ -198,7 +201,7 @@ class JsonlRows:
             return orjson.loads(line)
         except orjson.JSONDecodeError as exc:
             raise DataError(
-                f"{self.name}, row {self.number(index)} is not valid JSON: {exc}", "mend or remove that line"
+                f"{self.name}, row {self.number(index)} is not valid JSON: {exc}", "fix or remove that line"
             ) from exc
 
     def __iter__(self) -> Iterator[Any]:
@@ -209,22 +212,23 @@ class JsonlRows:
 
 
 def _lines_of(file: int, scan_bytes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Where the lines of a file that are not blank begin, and their numbers from 1."""
+    """Return the start offsets of a file's non-blank lines, and their numbers from 1."""
     breaks = []
     position = 0
     while block := os.pread(file, scan_bytes, position):
         breaks.append(np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + position)
         position += len(block)
+
     ends = np.concatenate([*breaks, [position]]).astype(np.int64)
     begins = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
     filled = ends > begins
-    for index in np.flatnonzero((ends - begins < 16) & filled):  # short ones may be white space alone
+    for index in np.flatnonzero((ends - begins < 16) & filled):  # short lines may be white space only
         filled[index] = bool(os.pread(file, int(ends[index] - begins[index]), int(begins[index])).strip())
     return begins[filled], np.flatnonzero(filled) + 1
 
 
 class ArrowRows:
-    """Rows in Arrow's columns; a row becomes Python objects when it is asked for."""
+    """Rows in Arrow columns; a row becomes Python objects on access."""
 
     fills_nulls = True
 
@@ -251,7 +255,7 @@ class ArrowRows:
 
 
 class _Budget:
-    """How much of a split may still be held in memory, and where the rest goes."""
+    """The part of a split that may still be held in memory, and the folder for the rest."""
 
     def __init__(self, size: int, scratch: Path | None) -> None:
         self._left = size
@@ -265,7 +269,7 @@ class _Budget:
 
 
 def _read_parquet(path: Path, budget: _Budget) -> list[Any]:
-    """The record batches of a parquet file, in memory, or in a memory map of a temporary file that has no name."""
+    """Return a parquet file's record batches, in memory or in a map of an unnamed file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -274,7 +278,10 @@ def _read_parquet(path: Path, budget: _Budget) -> list[Any]:
             metadata = file.metadata
             size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
             if budget.allows(size):
-                return file.read().to_batches()  # type: ignore[no-any-return]
+                return file.read().to_batches()  # type: ignore[no-any-return]  # pyarrow has no types
+
+            # The name is deleted at the end of the block; the map keeps the bytes until the process
+            # ends.
             with tempfile.NamedTemporaryFile(prefix="agentloop-rows-", dir=budget.scratch) as unpacked:
                 with pa.ipc.new_file(unpacked.name, file.schema_arrow) as writer:
                     for batch in file.iter_batches(batch_size=BATCH_ROWS):
@@ -286,7 +293,7 @@ def _read_parquet(path: Path, budget: _Budget) -> list[Any]:
 
 
 class MadeRows:
-    """Rows that user code makes: of `__len__` and `__getitem__`, asked when they are needed; of any iterable, kept."""
+    """Rows of user code: made on access with `__len__` and `__getitem__`, else kept in a list."""
 
     fills_nulls = False
 
@@ -301,7 +308,7 @@ class MadeRows:
                 self._rows = list(made)
             else:
                 raise DataError(
-                    f"{key}: {name} gave {type(made).__name__}, which holds no rows",
+                    f"{key}: {name} returned {type(made).__name__}, which has no rows",
                     "return an iterable of rows, or an object with __len__ and __getitem__",
                 )
             self._length = len(self._rows)
@@ -322,10 +329,10 @@ class MadeRows:
 
 @contextlib.contextmanager
 def _named_errors(where: str) -> Iterator[None]:
-    """Whatever user code raises becomes a `DataError` that says where."""
+    """Turn any exception of user code into a `DataError` that says where."""
     try:
         yield
     except UserError:
         raise
     except Exception as exc:
-        raise DataError(f"{where} raised {type(exc).__name__}: {exc}", "mend that code") from exc
+        raise DataError(f"{where} raised {type(exc).__name__}: {exc}", "fix that code") from exc

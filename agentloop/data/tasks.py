@@ -1,4 +1,4 @@
-"""From rows to tasks: columns checked, images put where they belong. Made when asked for, never all at once."""
+"""Make tasks from rows, one at a time on access: check columns, put images in their places."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from agentloop.errors import DataError
 from agentloop.types import Message, Task
 
 IMAGE_MARK = "<image>"
-"""Where an image of the column `images` belongs in a prompt's text."""
+"""Marks the place of an image of column `images` in a prompt's text."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class CutText(NamedTuple):
-    """A text of a prompt that is shown shorter than the row has it."""
+    """A shortened text of a prompt, which replaces the row's."""
 
     message: int
     part: int | None
-    """Of the message's content; None: the content is a string."""
+    """Index of the content part; None: the content is a string."""
     text: str
 
     def applied(self, prompt: Sequence[Message]) -> list[Message]:
-        """`prompt` with this text in its place; nothing else differs."""
+        """Return `prompt` with this text in its place; nothing else differs."""
         shown = list(prompt)
         content: Any = self.text
         if self.part is not None:
             content = list(shown[self.message]["content"])
             content[self.part] = {**content[self.part], "text": self.text}
+
         shown[self.message] = cast("Message", {**shown[self.message], "content": content})
         return shown
 
 
 class Tasks(Sequence[Task]):
-    """The tasks of a split, in the order of its rows. Making one costs some ten microseconds; none is kept.
+    """The tasks of a split, in row order. Making one takes about 10 microseconds; none is cached.
 
     Args:
-        rows: of the split.
-        default_agent: agent loop of rows that name none.
-        kept: numbers of the rows, from 0, that are tasks of this split; None: all.
-        cuts: texts that were cut, by the row's number.
+        rows: rows of the split.
+        default_agent: agent loop of rows without `agent_name`.
+        kept: row numbers, from 0, of this split's tasks; None: all.
+        cuts: shortened texts by row number.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class Tasks(Sequence[Task]):
     def __getitem__(self, index: slice) -> Tasks: ...
 
     def __getitem__(self, index: int | slice) -> Task | Tasks:
-        """A task, or those of a slice.
+        """Return a task, or the tasks of a slice.
 
         Raises:
-            DataError: the row is wrong, naming file, row and column.
+            DataError: the row is wrong; file, row and column are named.
         """
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
@@ -83,9 +84,9 @@ class Tasks(Sequence[Task]):
         return (task for task, _ in self.walk())
 
     def walk(self) -> Iterator[tuple[Task, bool]]:
-        """Each task, and whether its row names an agent loop."""
+        """Iterate over the tasks, each with whether its row names an agent loop."""
         numbered = (
-            enumerate(self._rows)  # batch by batch, which is cheaper than one by one
+            enumerate(self._rows)  # reads whole batches, which is cheaper than single rows
             if self._kept is None
             else ((number, self._rows[number]) for number in self._kept.tolist())
         )
@@ -94,11 +95,11 @@ class Tasks(Sequence[Task]):
             yield task, bool(row.get("agent_name"))
 
     def where(self, index: int) -> str:
-        """A task's row as a message names it: `file, row N`."""
+        """Return the name of a task's row for messages: `file, row N`."""
         return self._rows.where(index if self._kept is None else int(self._kept[index]))
 
     def select(self, indices: Sequence[int], cuts: Mapping[int, CutText] | None = None) -> Tasks:
-        """The tasks with these indices, in this order; `cuts` is by index too."""
+        """Return the tasks with these indices, in this order. `cuts` has the same indices."""
         numbers = np.arange(len(self._rows)) if self._kept is None else self._kept
         cut = {int(numbers[index]): text for index, text in (cuts or {}).items()}
         kept = numbers[np.asarray(indices, dtype=np.int64)]
@@ -107,7 +108,8 @@ class Tasks(Sequence[Task]):
     def _make(self, number: int, row: Any) -> Task:
         where = self._rows.where(number)
         if not isinstance(row, dict):
-            raise DataError(f"{where} is no mapping", "write one JSON object per line")
+            raise DataError(f"{where} is not an object", "write one JSON object per line")
+
         task = _task(row, where, number, self._default_agent, self._rows.folder(number))
         if number in self._cuts:
             task.prompt = self._cuts[number].applied(task.prompt)
@@ -117,7 +119,7 @@ class Tasks(Sequence[Task]):
 def load_tasks(
     source: str | Sequence[str], key: str, default_agent: str, options: Mapping[str, Any] | None = None
 ) -> Tasks:
-    """The tasks of what `data.train` or `data.val` names; `open_rows` says what that may be, and what it raises."""
+    """Return the tasks of `data.train` or `data.val`. See `open_rows` for sources and errors."""
     return Tasks(open_rows(source, key, options), default_agent)
 
 
@@ -128,14 +130,17 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str, fo
             f"{where} has no column 'prompt' (it has: {', '.join(row)})",
             "add prompt: [{role, content}, ...] to every row",
         )
+
     reward_model = row.get("reward_model") or {}
     extra_info = row.get("extra_info") or {}
     for column, value in (("reward_model", reward_model), ("extra_info", extra_info)):
         if not isinstance(value, dict):
-            raise DataError(f"{where}: column {column!r} is no mapping", f"write {column} as an object")
+            raise DataError(f"{where}: column {column!r} is not an object", f"write {column}: {{...}}")
+
     index = extra_info.get("index")
     messages = [_message(message, f"{where}, prompt message {i}") for i, message in enumerate(_list(prompt, where), 1)]
     images = [_located(image, folder) for image in row.get("images") or []]
+
     return Task(
         task_id=str(position if index is None else index),
         agent_name=row.get("agent_name") or default_agent,
@@ -151,7 +156,7 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str, fo
 
 def _list(prompt: Any, where: str) -> list[Any]:
     if not isinstance(prompt, list) or not prompt:
-        raise DataError(f"{where}: column 'prompt' is no list of messages", "write prompt: [{role, content}, ...]")
+        raise DataError(f"{where}: column 'prompt' is not a list of messages", "write prompt: [{role, content}, ...]")
     return prompt
 
 
@@ -161,11 +166,11 @@ def _message(message: Any, where: str) -> Message:
         raise DataError(f"{where} has the role {role!r}", f"use one of {', '.join(ROLES)}")
     if not isinstance(message.get("content"), (str, list)):
         raise DataError(f"{where} has no content", "write a string, or a list of parts")
-    return without_nulls(message)  # type: ignore[no-any-return]
+    return without_nulls(message)  # type: ignore[no-any-return]  # a dict stays a dict
 
 
 def _located(image: Any, folder: Path) -> Any:
-    """An image of a row; a relative path is relative to the file that the row is in."""
+    """Make the relative path of a row's image absolute: it is relative to the row's file."""
     path = image.get("path") if isinstance(image, dict) and not image.get("bytes") else image
     if isinstance(path, str) and "://" not in path and not path.startswith("data:"):
         return str(folder / path)
@@ -173,10 +178,10 @@ def _located(image: Any, folder: Path) -> Any:
 
 
 def _with_images(messages: list[Message], images: list[Any], where: str) -> list[Message]:
-    """The messages with each `<image>` in their texts, or part `{"type": "image"}` without one, replaced by an image.
+    """Replace each `<image>` in texts, and each empty part `{"type": "image"}`, by the next image.
 
     Raises:
-        DataError: there are more or fewer places than images.
+        DataError: the numbers of places and images differ.
     """
     remaining = iter(images)
     places = 0
@@ -206,6 +211,7 @@ def _with_images(messages: list[Message], images: list[Any], where: str) -> list
             shown.append(message)
         else:
             shown.append({**message, "content": parts})
+
     if places != len(images):
         raise DataError(
             f"{where} has {len(images)} images and {places} places for them in its prompt",
@@ -215,7 +221,8 @@ def _with_images(messages: list[Message], images: list[Any], where: str) -> list
 
 
 def without_nulls(value: Any) -> Any:
-    """Parquet fills the keys that only other messages or parts have with null; templates ask whether a key is there."""
+    """Remove nulls: parquet adds keys that only other messages have, and templates test for
+    keys."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value

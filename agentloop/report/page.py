@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.config import Recipe
+from agentloop.files import write_atomic
 from agentloop.report.reading import RunRecord, Traced
 from agentloop.text import clean, plain_json
 
@@ -37,9 +38,7 @@ def write_report(run_dir: Path) -> Path:
         The path of the page, renamed into place when it is whole.
     """
     path = run_dir / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render(run_dir), encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, render(run_dir).encode(), durable=False)
     return path
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from agentloop.config import RewardConfig
 from agentloop.errors import ConfigError
-from agentloop.imports import is_file_reference, load_from_file
-from agentloop.registry import REWARDS, load
-from agentloop.runtime.processes import ProcessWorkers, ThreadWorkers, isolate
+from agentloop.registry import REWARDS, load_reference
+from agentloop.runtime.isolation import isolate
+from agentloop.runtime.processes import ProcessWorkers
+from agentloop.runtime.threads import ThreadWorkers
 from agentloop.types import Task, Trajectory
 
 RewardFunction = Callable[[Task, str, Trajectory], Awaitable[Any]]
@@ -28,7 +29,7 @@ def load_reward(config: RewardConfig | None) -> RewardFunction | None:
     if config is None:
         return None
     reference = config.function
-    function = load_from_file(reference, "reward") if is_file_reference(reference) else load(REWARDS, reference)
+    function = load_reference(reference, Path(), REWARDS, key="reward", modules=False)
     if not callable(function):
         raise ConfigError(f"reward: {reference} is no function", "name a function score(task, text, trajectory)")
 

@@ -1,10 +1,10 @@
 """Child processes: one way to start them, to read their logs and to end them.
 
-A child reads nothing from the terminal, runs in its own session (Ctrl-C reaches the run, which ends its children in
-order) and is killed by the kernel when its parent dies, however that happens.
+A child reads nothing from the terminal, runs in its own session (Ctrl-C reaches the run, which ends
+its children in order) and is killed by the kernel when its parent dies, however that happens.
 
-`Child` is a server whose output goes to a log: the rollout server and its replicas. `spawn` starts the others as
-asyncio processes: the trainer's ranks, isolated tools and rewards, an export.
+`Child` is a server whose output goes to a log: the rollout server and its replicas. `spawn` starts
+the others as asyncio processes: the trainer's ranks, isolated tools and rewards, an export.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ POLL_S = 0.05
 TERMINATE_S = 5.0
 PR_SET_PDEATHSIG = 1
 
-# Runs in the child, before the program proper replaces it: the death signal survives `execv`. A program that does not
-# belong to this project is tied like any other, and none runs untied while it imports its libraries.
+# Runs in the child, before the program proper replaces it: the death signal survives `execv`. A
+# program that does not belong to this project is tied like any other, and none runs untied while it
+# imports its libraries.
 _TIED_TO_PARENT = f"""
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -71,7 +72,7 @@ async def spawn(
 
 
 class Child:
-    """A server as a child process: started when created, waited for, ended with everything that it started.
+    """A server as a child process, ended together with everything that it started.
 
     Args:
         name: for messages.
@@ -112,7 +113,8 @@ class Child:
             timeout_key: the setting of `timeout_s`, for the message.
 
         Raises:
-            ServerStartError: the child ended or took too long; the end of its log is in the message.
+            ServerStartError: the child ended or took too long; the end of its log is in the
+                message.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -163,7 +165,8 @@ def _tied(command: Sequence[str]) -> list[str]:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux). For processes that `spawn` did not start."""
+    """Ask the kernel (Linux) to kill this process when its parent dies, if `spawn` did not start
+    it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -186,11 +189,11 @@ def free_port(host: str = "127.0.0.1") -> int:
 ALLOCATOR = ":".join(
     f"glibc.malloc.{setting}" for setting in ("hugetlb=1", f"mmap_threshold={2**25}", f"trim_threshold={2**30}")
 )
-"""glibc keeps freed memory and uses huge pages. Without, tens of thousands of page faults take 8% of a step."""
+"""glibc keeps freed memory and uses huge pages: page faults would take 8% of a step."""
 
 
 def child_environment(threads: int, *, allocator: bool = True) -> dict[str, str]:
-    """Return this process's environment with `threads` intra-op threads, which torch reads when it is imported.
+    """Return this process's environment with `threads` intra-op threads for torch.
 
     Args:
         allocator: also set `ALLOCATOR`. Leave it out where a child's address space is limited.

@@ -1,4 +1,4 @@
-"""How a process that runs agent loops is set up: its event loop and its garbage collector."""
+"""Event loop and garbage collector of a process that runs agent loops."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 COLLECT_EVERY = (5_000, 5, 1000)
-"""Thresholds of Python's collector: so many new objects, collections of the young, collections of the middle-aged.
+"""Thresholds of Python's garbage collector, for its three generations.
 
-With its own, 700, it takes a fifth of the CPU when 4,096 episodes are in flight: what they hold lives on, and is looked
-through again and again. With these, no collection but the rare ones of everything looks at more than 30,000 objects,
-some 25 ms. Memory grows by less than one part in a hundred."""
+With Python's default of 700 new objects, collecting takes a fifth of the CPU when 4,096 episodes
+are in flight: their objects live on and are scanned again and again. With these thresholds only the
+rare full collections scan more than 30,000 objects, about 25 ms. Memory grows by less than one
+percent."""
 
 
 def run_loops(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end, as `asyncio.run` does, in a process that belongs to agent loops."""
+    """Run `main` to completion like `asyncio.run`, in a process dedicated to agent loops."""
     before = gc.get_threshold()
     gc.set_threshold(*COLLECT_EVERY)
     try:
@@ -29,7 +30,7 @@ def run_loops(main: Coroutine[Any, Any, T]) -> T:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop where it is installed: agent loops are mostly event-loop work."""
+    """Return uvloop's factory if uvloop is installed: agent loops are mostly event-loop work."""
     try:
         import uvloop
     except ImportError:  # Windows

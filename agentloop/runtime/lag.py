@@ -1,6 +1,7 @@
-"""How late the event loop is, and what holds it up.
+"""Measure how late the event loop is, and find what blocks it.
 
-One loop carries every episode: a tool that blocks it for 200 ms adds 200 ms to all of them, and shows nowhere else.
+One loop carries every episode: a tool that blocks it for 200 ms delays all of them by 200 ms, and
+no other metric shows it.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from types import FrameType, TracebackType
 from typing import Self
 
 TICK_S = 0.02
-"""Between two looks. A callback every 20 ms costs less than a thousandth of a core."""
+"""Interval of the measurement. A callback every 20 ms costs less than a thousandth of a core."""
 
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _LOOP_FILES = tuple(str(Path(asyncio.__file__).parent / name) for name in ("runners.py", "base_events.py", "events.py"))
-MACHINE = "another process, which had the core,"
+MACHINE = "another process that had the core"
 COLLECTOR = "Python's garbage collector"
-UNKNOWN = "something that was not seen"
+UNKNOWN = "unidentified code"
 
 
 @dataclass(slots=True)
 class Culprit:
-    """What held the event loop up.
+    """Something that blocked the event loop.
 
     Attributes:
-        place: `file:line function`, where the loop's thread stood.
+        place: `file:line function` that the loop's thread was running.
         task: name of the asyncio task that ran.
-        count: how often it was seen.
-        worst_s: the longest lag that it was seen in.
+        count: number of late ticks attributed to it.
+        worst_s: the longest of these lags.
     """
 
     place: str
@@ -47,23 +48,25 @@ class Culprit:
 
     @property
     def is_code(self) -> bool:
-        """Whether it is a function that can be mended, and neither the machine nor the collector."""
+        """Whether a function can be fixed, as opposed to the machine or the collector."""
         return self.place not in (MACHINE, COLLECTOR, UNKNOWN)
 
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count} times"
-        return f"{self.place} (in {self.task}) held the event loop up {times}, for {self.worst_s:.2f} s at most"
+        return f"{self.place} (in {self.task}) blocked the event loop {times}, for up to {self.worst_s:.2f} s"
 
 
 class LoopLagMonitor:
-    """Measures the lag of the running event loop; a context manager.
+    """Measure the lag of the running event loop; a context manager.
 
-    Lag is by how much a callback comes later than it was due. When it is more than `bound_s`, a thread has looked
-    meanwhile at what the loop's thread was doing: the innermost function that is not Python's own library.
+    Lag is how much later than scheduled a callback runs. While a tick is late, a watchdog thread
+    samples the stack of the loop's thread: the culprit is the innermost function outside Python's
+    standard library.
 
     Args:
-        bound_s: above it, a culprit is looked for.
-        waited_s: how long the loop's thread was ready and had no core, since it was asked last; None: Linux is asked.
+        bound_s: lag above which a culprit is recorded.
+        waited_s: seconds since the last call in which the loop's thread was ready but had no core;
+            None: ask Linux.
     """
 
     def __init__(self, bound_s: float = 0.05, waited_s: Callable[[], float] | None = None) -> None:
@@ -103,7 +106,7 @@ class LoopLagMonitor:
         self._scheduler.close()
 
     def take(self) -> dict[str, float]:
-        """`loop/lag_max_s` and `loop/lag_p99_s` since the last call."""
+        """Return `loop/lag_max_s` and `loop/lag_p99_s` since the last call."""
         lags, self._lags = sorted(self._lags), []
         if not lags:
             return {"loop/lag_max_s": 0.0, "loop/lag_p99_s": 0.0}
@@ -111,11 +114,11 @@ class LoopLagMonitor:
 
     @property
     def culprits(self) -> list[Culprit]:
-        """All that held the loop up for longer than the bound, the worst first."""
+        """Everything that blocked the loop for longer than the bound, the worst first."""
         return sorted(self._culprits.values(), key=lambda culprit: -culprit.worst_s)
 
     def new_culprits(self) -> list[Culprit]:
-        """Those that were not returned before."""
+        """Return the culprits that were not returned before."""
         found = [culprit for culprit in self.culprits if culprit.place not in self._said]
         self._said.update(culprit.place for culprit in found)
         return found
@@ -128,6 +131,9 @@ class LoopLagMonitor:
     def _tick(self) -> None:
         lag = max(0.0, time.monotonic() - self._due)
         self._lags.append(lag)
+
+        # Asked on every tick, because it counts since the last call. Machine and collector first:
+        # during both, the stack shows an innocent function.
         waited = self._waited_s()
         if lag > self._bound_s:
             if waited > lag / 2:
@@ -139,6 +145,7 @@ class LoopLagMonitor:
             culprit = self._culprits.setdefault(place, Culprit(place, task))
             culprit.count += 1
             culprit.worst_s = max(culprit.worst_s, lag)
+
         self._suspect = None
         self._collecting_s = 0.0
         self._schedule()
@@ -155,11 +162,11 @@ class LoopLagMonitor:
             due = self._due
             if time.monotonic() - due > self._bound_s / 2:
                 seen = self._look()
-                if seen is not None and due == self._due:  # it is still the same callback that is late
+                if seen is not None and due == self._due:  # the same tick is still late
                     self._suspect = seen
 
     def _look(self) -> tuple[str, str] | None:
-        """Where the loop's thread stands, and in which task; None: in no code of a callback."""
+        """Return the function and task that the loop's thread is in; None: it runs no callback."""
         frame: FrameType | None = sys._current_frames().get(self._thread_id)
         inner: FrameType | None = None
         found: FrameType | None = None
@@ -168,9 +175,11 @@ class LoopLagMonitor:
             if found is None and not frame.f_code.co_filename.startswith((_STDLIB, "<frozen")):
                 found = frame
             frame = frame.f_back
+
         culprit = found or inner
-        if culprit is None or Path(culprit.f_code.co_filename).name == "selectors.py":  # it waits for something to do
+        if culprit is None or Path(culprit.f_code.co_filename).name == "selectors.py":  # idle
             return None
+
         assert self._loop is not None
         task = asyncio.current_task(self._loop)
         code = culprit.f_code
@@ -178,14 +187,14 @@ class LoopLagMonitor:
 
 
 class _Scheduler:
-    """How long a thread was ready to run and had no core: Linux counts it. Elsewhere it is 0."""
+    """Counts seconds in which a thread was ready but had no core (Linux; 0 elsewhere)."""
 
     def __init__(self) -> None:
         self._file: int | None = None
         self._before = 0
 
     def open(self) -> None:
-        """Begin with the calling thread."""
+        """Count for the calling thread from now on."""
         with contextlib.suppress(OSError):
             self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
         self.waited_s()
@@ -196,7 +205,7 @@ class _Scheduler:
             self._file = None
 
     def waited_s(self) -> float:
-        """Seconds since the last call."""
+        """Return the seconds counted since the last call."""
         if self._file is None:
             return 0.0
         total = int(os.pread(self._file, 128, 0).split()[1])

@@ -1,4 +1,5 @@
-"""Taking turns: however many episodes have work at one moment, the event loop is held up for no longer than a slice."""
+"""Give episodes turns, so that many with work at once block the event loop for one slice at
+most."""
 
 from __future__ import annotations
 
@@ -11,15 +12,17 @@ SLICE_S = 0.01
 
 
 class Pacer:
-    """Lets as many episodes work between two looks of the event loop at timers and sockets as fit into a slice.
+    """Lets episodes work until a slice is used up, then lets the event loop poll timers and
+    sockets.
 
-    A loop runs all that is ready before it looks again. Thousands of episodes that start together, or are answered
-    together, are ready together: half a millisecond each is seconds in which no timeout fires and no other answer is
-    read. Those that do not fit wait in the order of their coming.
+    An event loop runs all ready callbacks before it polls again. Thousands of episodes that start
+    together, or are answered together, are ready together: at half a millisecond each, no timeout
+    fires and no answer is read for seconds. Episodes that do not fit into a slice wait in order of
+    arrival.
 
     Args:
-        slice_s: seconds of work between two looks, about.
-        clock: tells the time, in seconds.
+        slice_s: seconds of work between two polls, approximately.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, slice_s: float = SLICE_S, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,11 +36,12 @@ class Pacer:
         self._released = 0
 
     async def turn(self) -> None:
-        """Wait until there is room for some work; it is there at once when not many work."""
+        """Wait for a turn; returns at once while the present slice has room."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._active = loop, False
             self._waiting.clear()
+
         if not self._active:
             self._active, self._began, self._released = True, self._clock(), 0
             loop.call_soon(self._look)
@@ -47,19 +51,26 @@ class Pacer:
             await future
 
     def _look(self) -> None:
-        """The loop has looked at timers and sockets: the next ones may work."""
+        """Start the next slice. Runs once per pass of the event loop, after it polled."""
+        # 1. Measure before waking others: the time since `_began` is the work of the last batch
+        #    alone. The next batch is what fits into a slice, but at most twice the last one.
         now = self._clock()
         if self._released:
             fits = self._slice_s * self._released / max(now - self._began, 1e-9)
             self._batch = max(1.0, min(0.5 * self._batch + 0.5 * fits, 2.0 * self._batch))
+
+        # 2. Wake the next batch. `set_result` only puts the episodes into the loop's ready queue.
         self._began, self._released = now, 0
         while self._waiting and self._released < self._batch:
             future = self._waiting.popleft()
             if not future.done():  # cancelled meanwhile
                 future.set_result(None)
                 self._released += 1
+
         if not self._released:
             self._active = False
             return
+
+        # 3. Schedule the next look last: in the queue it stands behind the episodes just woken.
         assert self._loop is not None
-        self._loop.call_soon(self._look)  # behind those that were just woken
+        self._loop.call_soon(self._look)

@@ -1,6 +1,6 @@
-"""The other end of `isolation.ProcessWorkers`: loads one function and calls it for each message on stdin.
+"""The child program of `processes.ProcessWorkers`: call one function for each message on stdin.
 
-What the function prints goes to stderr: stdout carries the answers.
+Output of the function goes to stderr, because stdout carries the answers.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ SIZE_BYTES = 4
 
 def main() -> None:
     """Serve calls until stdin ends."""
+    # Keep the two pipes to ourselves: the function gets /dev/null as stdin and stderr as stdout.
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
     call: Callable[[dict[str, Any]], Any] | None = None
     while (message := _read(inbox)) is not None:
         try:
-            if call is None:
+            if call is None:  # the first message names the function
                 call = _load(message)
                 answer: dict[str, Any] = {"value": None}
             else:
                 answer = {"value": call(message)}
             text = json.dumps(answer, default=_number)
-        except BaseException as exc:  # noqa: BLE001  # SystemExit and KeyboardInterrupt too are the call's
+        except BaseException as exc:  # noqa: BLE001  # the call may also raise SystemExit or KeyboardInterrupt
             text = json.dumps({"error": f"{type(exc).__name__}: {exc}"})
+
         outbox.write(len(text.encode()).to_bytes(SIZE_BYTES) + text.encode())
         outbox.flush()
 
@@ -50,11 +53,13 @@ def _load(hello: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
     from agentloop.registry import load_reference
 
     sys.path.extend(entry for entry in hello["path"] if entry not in sys.path)
+
     if hello["memory_mb"] is not None:
         import resource
 
         limit = int(hello["memory_mb"]) << 20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
     function = load_reference(hello["reference"], Path(hello["folder"]), hello["group"])
     if inspect.iscoroutinefunction(function):
         plain = function
@@ -89,7 +94,7 @@ def _reward(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 def _number(value: Any) -> Any:
-    """Numbers that are none of JSON's: numpy's and fractions. Anything else is no result."""
+    """Convert numpy and Fraction numbers for JSON; refuse other types."""
     if isinstance(value, numbers.Real):
         return float(value)
     if hasattr(value, "item") and getattr(value, "size", 2) == 1:

@@ -10,7 +10,8 @@ from typing import Any
 
 from agentloop.errors import ToolConfigError
 from agentloop.registry import TOOLS
-from agentloop.runtime.processes import Caller, ProcessWorkers, close, isolate
+from agentloop.runtime.isolation import Caller, close, isolate
+from agentloop.runtime.processes import ProcessWorkers
 from agentloop.types import Task, ToolResult
 
 ISOLATION_KEYS = ("run_in", "workers", "memory_mb")

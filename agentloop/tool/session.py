@@ -11,7 +11,7 @@ from typing import Any
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
 from agentloop.imports import read_entries
 from agentloop.registry import TOOLS, load_reference
-from agentloop.runtime.processes import describe
+from agentloop.runtime.isolation import describe
 from agentloop.tool.base import FunctionTool, Tool
 from agentloop.types import Task, ToolCall, ToolResult
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from agentloop.errors import DataError
+from agentloop.files import open_atomic
 from agentloop.model_folder import download
 
 SYSTEM_PROMPT = (
@@ -44,9 +45,8 @@ def prepare(source: str, out: Path) -> dict[str, int]:
 
     out.mkdir(parents=True, exist_ok=True)
     for split, rows in tables.items():
-        temporary = out / f"{split}.parquet.tmp"
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
-        temporary.replace(out / f"{split}.parquet")
+        with open_atomic(out / f"{split}.parquet") as file:
+            pq.write_table(pa.Table.from_pylist(rows), file)
     return {f"{split}.parquet": len(rows) for split, rows in tables.items()}
 
 

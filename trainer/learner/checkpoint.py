@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from agentloop.errors import RunDirError
-from agentloop.files import rename_folder
+from agentloop.files import partial_of, rename_folder, write_atomic
 from trainer.learner.critic import Critic
 from trainer.learner.model.lora import is_adapter
 from trainer.learner.model.policy import PolicyModel
@@ -65,7 +64,7 @@ class CheckpointSaver:
         assert self._writing is None or self._writing.done(), "one save at a time"
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
-        partial = folder.with_name(f".{folder.name}.partial")
+        partial = partial_of(folder)
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         dist.barrier()
@@ -97,10 +96,7 @@ def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, 
         if dist.get_rank() == 0:
             for name, path in files.items():
                 shutil.move(path, partial / name)
-            with (partial / STATE_FILE).open("w") as file:
-                file.write(json.dumps(state))
-                file.flush()
-                os.fsync(file.fileno())
+            write_atomic(partial / STATE_FILE, json.dumps(state).encode())
             rename_folder(partial, folder)
     except (OSError, RuntimeError, CheckpointException) as exc:
         if dist.get_rank() == 0:

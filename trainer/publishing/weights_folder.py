@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from agentloop.errors import ConfigError
+from agentloop.files import partial_of, rename_folder
 from agentloop.weights.shared import PROGRESS
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # `WeightsFolder.create` makes a folder that only this user can enter
@@ -77,11 +78,10 @@ class WeightsFolder:
         if not self.passes:
             return
         if last is not None and last.is_dir():
-            partial = self._run / f".{name}.partial"
+            partial = partial_of(self._run / name)
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(last, partial, ignore=shutil.ignore_patterns(PROGRESS))
-            shutil.rmtree(self._run / name, ignore_errors=True)
-            partial.rename(self._run / name)
+            rename_folder(partial, self._run / name)
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -201,11 +201,7 @@ class RunDir:
             orjson.dumps(trajectory.to_json(), option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
             for trajectory in trajectories
         )
-        folder = self.traces / f"step_{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{split}.jsonl.tmp"
-        temporary.write_bytes(lines)
-        temporary.replace(folder / f"{split}.jsonl")
+        write_atomic(self.traces / f"step_{step}" / f"{split}.jsonl", lines, durable=False)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,11 +1,13 @@
-"""Rows of supervised fine-tuning, brought into the one form that chat templates know, or refused with a reason.
+"""Bring rows of fine-tuning into the one form that chat templates know, or refuse them.
 
-What is taken, beside `{messages, tools}` as they are:
+Accepted beside plain `{messages, tools}`:
 
-* `tools`, and the `arguments` of a call, as JSON text: parquet cannot hold objects of different shapes in one column;
-* calls without `{"type": "function", "function": ...}` around them, and calls and results without ids;
+* `tools` and the `arguments` of a call as JSON text: a parquet column cannot hold objects of
+  different shapes;
+* calls without the wrapper `{"type": "function", "function": ...}`, and calls and results without
+  ids;
 * content that is null (beside calls) or a list of text parts;
-* `train: false` or `weight: 0` on an assistant's message: it is context, and has no loss.
+* `train: false` or `weight: 0` on an assistant message: context without loss.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from agentloop.errors import DataError
 from agentloop.types import Message
 
 FLAGS = ("train", "weight")
-"""Keys of a message that say whether it is trained; no template sees them."""
+"""Keys of a message that control its loss. Removed before rendering."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""What data sets call it; the first is what templates are shown."""
+"""Keys that data sets use for reasoning; templates get the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages as templates take them; `trained` has an entry for each."""
+    """Messages as templates take them, and for each message whether it has a loss."""
 
     messages: list[Message]
     trained: list[bool]
@@ -36,13 +38,13 @@ class Conversation:
 
 
 def read_rows(source: str | Sequence[str], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of all that `agentloop.data.open_rows` opens, each with its place for messages.
+    """Iterate over the rows of any source of `open_rows`, with their names for messages.
 
     Args:
-        key: the config key that names them.
+        key: the config key of the source, for messages.
 
     Raises:
-        DataError: naming file and row.
+        DataError: a row is not an object; file and row are named.
     """
     rows = open_rows(source, key)
     for index in range(len(rows)):
@@ -53,19 +55,24 @@ def read_rows(source: str | Sequence[str], key: str) -> Iterator[tuple[str, dict
 
 
 def conversation_of(row: dict[str, Any], where: str) -> Conversation:
-    """The conversation of a row `{messages, tools?}`.
+    """Return the conversation of a row `{messages, tools?}`.
 
     Raises:
-        DataError: naming the row and message.
+        DataError: the row cannot be used; row and message are named.
     """
     if row.get("images") or row.get("videos"):
         raise DataError(f"{where} has images", IMAGES)
+
     messages = _decoded(row["messages"], f"{where}: messages")
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: column 'messages' is no list of messages", "write [{role, content}, ...]")
+        raise DataError(f"{where}: column 'messages' is not a list of messages", "write [{role, content}, ...]")
+
     tools = _decoded(row.get("tools") or None, f"{where}: tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise DataError(f"{where}: column 'tools' is no list of schemas", "write [{type: function, function: {...}}]")
+        raise DataError(
+            f"{where}: column 'tools' is not a list of schemas", "write [{type: function, function: {...}}]"
+        )
+
     shown: list[Message] = []
     trained = []
     for number, message in enumerate(messages, 1):
@@ -75,32 +82,33 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
             raise DataError(f"{place} has the role {role!r}", f"use one of {', '.join(ROLES)}")
         trained.append(_is_trained(message, place))
         shown.append(_message(message, len(shown), place))
+
     _name_results(shown)
     return Conversation(shown, trained, tools or None)
 
 
-IMAGES = "the trainer computes text only: leave these rows out"
+IMAGES = "the trainer supports text only: remove these rows"
 
 
 def _decoded(value: Any, where: str) -> Any:
-    """A column that may be JSON text."""
+    """Decode a value that may be JSON text."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except json.JSONDecodeError as exc:
-        raise DataError(f"{where} is text, and not JSON: {exc}", "write JSON, or the object itself") from exc
+        raise DataError(f"{where} is text that is not JSON: {exc}", "write valid JSON, or the object itself") from exc
 
 
 def _is_trained(message: dict[str, Any], place: str) -> bool:
     train, weight = message.get("train"), message.get("weight")
     if train not in (None, True, False) or weight not in (None, 0, 1):
         raise DataError(
-            f"{place} has train {train!r} and weight {weight!r}", "train is true or false, weight is 0 or 1"
+            f"{place} has train {train!r} and weight {weight!r}", "set train to true or false, weight to 0 or 1"
         )
     if message["role"] != "assistant":
         if train or weight:
-            raise DataError(f"{place} of role {message['role']} is marked to be trained", "only the assistant's are")
+            raise DataError(f"{place} of role {message['role']} is marked for training", "mark only assistant messages")
         return False
     return train is not False and weight != 0
 
@@ -108,9 +116,11 @@ def _is_trained(message: dict[str, Any], place: str) -> bool:
 def _message(message: dict[str, Any], position: int, place: str) -> Message:
     shown = {key: value for key, value in message.items() if key not in FLAGS and value is not None}
     shown["content"] = _content(message.get("content"), place)
+
     reasoning = [text for key in REASONING if (text := shown.pop(key, None))]
     if reasoning:
         shown["reasoning_content"] = reasoning[0]
+
     if "function_call" in shown:
         raise DataError(f"{place} has a function_call", "write tool_calls: [{type: function, function: {...}}]")
     calls = _decoded(shown.pop("tool_calls", None) or None, f"{place}: tool_calls")
@@ -118,7 +128,7 @@ def _message(message: dict[str, Any], position: int, place: str) -> Message:
         if message["role"] != "assistant":
             raise DataError(f"{place} of role {message['role']} has tool calls", "only the assistant calls tools")
         shown["tool_calls"] = [_call(call, f"c{position:04d}{n:04d}", place) for n, call in enumerate(calls)]
-    return shown  # type: ignore[return-value]
+    return shown  # type: ignore[return-value]  # a dict with the keys of a Message
 
 
 def _content(content: Any, place: str) -> str:
@@ -127,7 +137,7 @@ def _content(content: Any, place: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise DataError(f"{place} has a content that is no text", "write a string, or a list of text parts")
+        raise DataError(f"{place} has content that is not text", "write a string, or a list of text parts")
     for part in content:
         if not isinstance(part.get("text"), str):
             raise DataError(f"{place} has a part of type {part.get('type')!r}", IMAGES)
@@ -140,17 +150,17 @@ def _call(call: Any, call_id: str, place: str) -> dict[str, Any]:
         raise DataError(f"{place} has a tool call without a name", "write {function: {name, arguments}}")
     arguments = _decoded(function.get("arguments") or {}, f"{place}: the arguments of {function['name']}")
     if not isinstance(arguments, dict):
-        raise DataError(f"{place}: the arguments of {function['name']} are no object", "write {argument: value}")
+        raise DataError(f"{place}: the arguments of {function['name']} are not an object", "write {argument: value}")
     shown = {"name": function["name"], "arguments": arguments}
     return {"type": "function", "id": str(call.get("id") or call_id), "function": shown}
 
 
 def _name_results(messages: list[Message]) -> None:
-    """Give results the name and the id of the calls they answer, in their order, as an agent loop does."""
+    """Give results the name and id of the calls they answer, in order, as an agent loop does."""
     calls: list[dict[str, Any]] = []
     for message in messages:
         if message["role"] == "assistant":
-            calls = list(message.get("tool_calls", ()))  # type: ignore[arg-type]
+            calls = list(message.get("tool_calls", ()))  # type: ignore[arg-type]  # the dicts made by _call
         elif message["role"] == "tool" and calls:
             named = message.get("tool_call_id")
             call = next((call for call in calls if call["id"] == named), None) if named else calls[0]

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: stages of rows through the same ranks, packing and loss code as reinforcement learning."""
+"""Run the stages of supervised fine-tuning, evaluate, save, and write the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from agentloop.config import CheckpointConfig, SftRecipe, TrainerConfig
-from agentloop.files import rename_folder
+from agentloop.files import partial_of, rename_folder
 from agentloop.model_folder import ModelFolder, check_target, copy_tokenizer
 from agentloop.text import seconds
 from trainer.run.rundir import RunDir
@@ -30,26 +30,26 @@ OnLog = Callable[[dict[str, Any]], None]
 OnProgress = Callable[[int, int, str], None]
 
 ETA_STEPS = 100
-"""The time that is left is estimated from so many steps."""
+"""Recent steps from which the remaining time is estimated."""
 
 SAID_EVERY_S = 10.0
-"""Seconds between two words on how far a long tokenization is."""
+"""Interval of progress lines during a long tokenization."""
 
 EVAL_MICRO_BATCHES = 8
-"""Micro-batches that a rank evaluates in one call."""
+"""Micro-batches per rank in one call of an evaluation."""
 
 
 class SftRun:
-    """One run of an SFT recipe. Use `await SftRun(...).run()` once.
+    """One run of an SFT recipe. Call `await SftRun(...).run()` once.
 
     Args:
-        run_dir: opened by the caller; gets metrics, logs and checkpoints.
-        resume: go on from the newest checkpoint: to the bit, with one rank.
+        run_dir: opened by the caller; receives metrics, logs and checkpoints.
+        resume: continue from the newest checkpoint; bit-exact with one rank.
         on_log: called with `{"event": ...}` for phases and with every line of metrics.
-        on_progress: called with the step, all steps, and a few words.
+        on_progress: called with the step, the total, and a short text.
 
     Attributes:
-        done: the step that a resumed run goes on from.
+        done: the step from which a resumed run continues.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SftRun:
         """Run all stages and write the finished model with its tokenizer.
 
         Returns:
-            the model folder; None: the run was stopped, and its last step is saved.
+            The model folder; None: the run was stopped, and its last step is saved.
 
         Raises:
             DataError: a data file or row cannot be used.
@@ -92,7 +92,8 @@ class SftRun:
             check_target(out, replace=True, source=recipe.model.path, key="out")
         self._model_path = str(ModelFolder.resolve(recipe.model.path).path)
         if self._resume:
-            self._dir.rewind(self.done or -1)  # without a checkpoint the first evaluation is made again too
+            self._dir.rewind(self.done or -1)  # -1 without a checkpoint: the first evaluation is repeated
+
         local = recipe.model.model_copy(update={"path": self._model_path})
         tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
         pool = ThreadPoolExecutor(1)
@@ -110,7 +111,7 @@ class SftRun:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C ends the run after its present step, which is saved; a second one, or one before any step, at once."""
+        """Let Ctrl-C save the present step and end the run; a second one ends it at once."""
         loop, main = asyncio.get_running_loop(), asyncio.current_task()
         assert main is not None
 
@@ -150,10 +151,10 @@ class SftRun:
             init=recipe.model.init,
         )
 
-    # -- data --------------------------------------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------------
 
     def _start_to_tokenize(self, pool: ThreadPoolExecutor, tokenizer: SftTokenizer) -> None:
-        """One thread tokenizes what is needed, in its order: the later stages while the first trains."""
+        """Tokenize in one thread, in order of need: later stages while the first one trains."""
         recipe = self._recipe
         if recipe.eval_data is not None:
             self._eval_load = pool.submit(
@@ -164,13 +165,13 @@ class SftRun:
         end = 0
         for number, stage in enumerate(recipe.stages):
             end += stage.steps or 0
-            if None in steps or self.done < end:  # with epochs, rows tell where a stage ends
+            if None in steps or self.done < end:  # with epochs, the end depends on the number of rows
                 self._loads[number] = pool.submit(
                     tokenize_rows, stage.data, f"stages[{number}].data", tokenizer, on_row=self._watch(stage.name)
                 )
 
     def _watch(self, name: str) -> Callable[[int], None]:
-        """Says now and then how far a tokenization is, and ends it with the run."""
+        """Return a callback that logs a tokenization and ends it together with the run."""
         said = time.monotonic()
 
         def on_row(count: int) -> None:
@@ -184,14 +185,14 @@ class SftRun:
         return on_row
 
     async def _stage(self, number: int, first: int) -> Stage:
-        """A stage as soon as its rows are there."""
+        """Return a stage once its rows are tokenized."""
         recipe = self._recipe
         data = await asyncio.wrap_future(self._loads[number])
         seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
         return Stage(recipe.stages[number], number, first, data, seed, shuffle=recipe.shuffle)
 
     async def _left(self) -> list[tuple[int, int]]:
-        """The stages that are not done: number, and the step that each begins after."""
+        """Return number and first step of the unfinished stages, and set the total of steps."""
         left, first = [], 0
         for number, config in enumerate(self._recipe.stages):
             end = first + (config.steps or (await self._stage(number, first)).steps)
@@ -201,44 +202,51 @@ class SftRun:
         return left
 
     def _note_rows(self, stage: Stage) -> None:
-        """Say when a resumed run has other rows than it had."""
+        """Log if the rows of a resumed run have changed."""
         number, digest = str(stage.number), stage.data.digest
         if self._digests.get(number, digest) != digest:
             self._on_log({"event": f"changed since the run was started: the rows of stage {stage.config.name}"})
         self._digests[number] = digest
 
-    # -- training ----------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     async def _train(self, workers: WorkerGroup) -> bool:
-        """Train what is left of the stages; returns whether that was all."""
+        """Train the unfinished stages; return False if the run was stopped."""
         if self._eval_load is not None:
             data = await asyncio.wrap_future(self._eval_load)
             self._on_log({"event": f"eval_data: {data.described}"})
             self._eval = [data.sample(index, key=index + 1) for index in range(len(data.rows))]
+
         left = await self._left()
         if self._checkpoint is not None and not left:
             await workers.load(self._checkpoint / "trainer", optimizer=False)
         if not self.done:
             await self._log_eval(workers, 0)
+
         for number, first in left:
             stage = await self._stage(number, first)
             self._note_rows(stage)
             self._on_log({"event": f"stage {stage.config.name}: {stage.steps:,} steps of {stage.data.described}"})
+
+            # The new optimizer first: a checkpoint from inside the stage then fills it.
             await workers.reset_optimizer(stage.config.optim, stage.steps)
             if self._checkpoint is not None and (number, first) == left[0]:
-                # Between two stages only the weights go on: the next one has an optimizer of its own.
+                # A checkpoint at a stage's end continues with its weights only: each stage has its
+                # own optimizer.
                 await workers.load(self._checkpoint / "trainer", optimizer=self.done > first)
                 self._on_log({"event": f"resume after step {self.done}"})
+
             if not await self._run_stage(stage, workers):
                 return False
             del self._loads[number]
         return True
 
     async def _run_stage(self, stage: Stage, workers: WorkerGroup) -> bool:
-        """Train to the end of a stage; returns whether it was reached."""
+        """Train a stage; return whether its end was reached."""
         recipe, total = self._recipe, self._total
         aggregation = "seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
         spec = LossSpec(kind="sft", aggregation=aggregation)
+
         for step in range(max(self.done, stage.first) + 1, stage.end + 1):
             self._raise_failures()
             begin = time.perf_counter()
@@ -246,15 +254,20 @@ class SftRun:
             optimizer = await workers.step(sums["normalizer"])
             self._step_times.append(time.perf_counter() - begin)
             self._window.add(sums, self._step_times[-1])
+
             left = (total - step) * sum(self._step_times) / len(self._step_times)
             words = f"{stage.config.name}  {self._window.tokens_per_s:,.0f} tokens/s  {seconds(left)} left"
             self._on_progress(step, total, words)
+
+            # Log and evaluate before saving: the checkpoint holds the window as it is after the log
+            # line, and `keep_best` needs the loss of this step.
             if step % recipe.log_every == 0 or step == stage.end:
                 metrics = {"step": step, "steps": total, "stage": stage.config.name, **self._window.metrics()}
                 self._log(metrics | optimizer | {"eta_s": left})
                 self._window = _Window()
             if step == total or (recipe.eval_every and step % recipe.eval_every == 0):
                 await self._log_eval(workers, step)
+
             stopping = self._stop.is_set() and step < total
             if step == total or stopping or (recipe.checkpoint_every and step % recipe.checkpoint_every == 0):
                 await self._save(workers, step)
@@ -263,7 +276,7 @@ class SftRun:
         return True
 
     def _raise_failures(self) -> None:
-        """What is wrong with the rows of a later stage is said when it is found, not when the stage begins."""
+        """Raise errors in the rows of later stages as soon as they are found."""
         for load in self._loads.values():
             if load.done():
                 load.result()
@@ -286,8 +299,8 @@ class SftRun:
         self._on_log(metrics)
 
     async def _publish(self, workers: WorkerGroup, out: Path) -> Path:
-        """Write the model folder, which appears with its tokenizer in it."""
-        whole = out.with_name(f".{out.name}.whole")
+        """Write the model folder, which appears together with its tokenizer."""
+        whole = partial_of(out)
         await workers.publish(whole)
         try:
             copy_tokenizer(self._model_path, whole, self._recipe.model.chat_template)
@@ -299,10 +312,10 @@ class SftRun:
 
 
 async def evaluate_loss(workers: WorkerGroup, samples: Sequence[TrainSample], budget: int) -> dict[str, float]:
-    """The mean loss of all trained tokens of `samples` (not of each sequence's mean).
+    """Return the mean loss over all trained tokens of `samples` (not the mean of sequence means).
 
     Args:
-        budget: tokens of one call; it bounds memory, and changes nothing else.
+        budget: tokens of one call; bounds memory and has no other effect.
     """
     begin = time.perf_counter()
     total, tokens, start = 0.0, 0, 0
@@ -311,6 +324,7 @@ async def evaluate_loss(workers: WorkerGroup, samples: Sequence[TrainSample], bu
         while end < len(samples) and (end == start or size + len(samples[end]) <= budget):
             size += len(samples[end])
             end += 1
+
         part = samples[start:end]
         for sample, logprobs in zip(part, await workers.logprobs(part, temperature=1.0), strict=True):
             total -= float(np.sum(logprobs[sample.loss_mask], dtype=np.float64))
@@ -320,7 +334,7 @@ async def evaluate_loss(workers: WorkerGroup, samples: Sequence[TrainSample], bu
 
 
 class _Window:
-    """Means over the steps since the last log line. `state` goes into checkpoints, so that the line comes out whole."""
+    """Means over the steps since the last log line. Checkpoints hold `state` for a resumed run."""
 
     def __init__(self, state: dict[str, float] | None = None) -> None:
         self.state: dict[str, float] = dict(state or {})

@@ -1,4 +1,4 @@
-"""One stage of supervised fine-tuning: its tokenized rows, and which of them a step sees."""
+"""A stage of supervised fine-tuning: its tokenized rows, and the batch of each step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from trainer.types import TrainSample
 
 @dataclass(slots=True)
 class TokenizedRows:
-    """The rows of a source as ids and masks, and what was left out of them.
+    """The rows of a source as ids and masks.
 
     Attributes:
-        prefix: what most of them begin with; computed once for each micro-batch.
-        dropped, truncated: rows that were too long.
+        prefix: ids that most rows begin with; computed once per micro-batch.
+        dropped, truncated: numbers of rows that were too long.
+        seconds: time it took to read and tokenize them.
     """
 
     rows: list[SftRow]
@@ -33,7 +34,7 @@ class TokenizedRows:
 
     @property
     def described(self) -> str:
-        """In words."""
+        """Description for the log."""
         tokens = sum(len(row.token_ids) for row in self.rows)
         trained = sum(int(np.count_nonzero(row.loss_mask)) for row in self.rows)
         words = f"{len(self.rows):,} rows, {tokens:,} tokens, {trained:,} trained"
@@ -47,7 +48,7 @@ class TokenizedRows:
 
     @property
     def digest(self) -> str:
-        """A checksum of ids and masks: a resumed run says when its data changed."""
+        """Checksum of ids and masks, with which a resumed run notices changed data."""
         whole = xxhash.xxh3_64()
         for row in self.rows:
             whole.update(row.token_ids.tobytes())
@@ -55,14 +56,15 @@ class TokenizedRows:
         return whole.hexdigest()
 
     def sample(self, index: int, key: int) -> TrainSample:
-        """A row as the trainer takes it.
+        """Return a row as a training sample.
 
         Args:
-            key: its group in the batch, from 1 on; 0 is the group of those that share their beginning.
+            key: its group in the batch, from 1 on; 0 is the group of rows that share `prefix`.
         """
         row, length = self.rows[index], len(self.prefix)
-        # At most up to the first trained token: nothing in a prompt is trained.
+        # The shared prompt must end before the first trained token: prompts have no loss.
         shares = 0 < length <= int(np.argmax(row.loss_mask)) and np.array_equal(row.token_ids[:length], self.prefix)
+
         unused = np.zeros(len(row.token_ids), dtype=np.float32)
         return TrainSample(
             token_ids=row.token_ids,
@@ -79,8 +81,8 @@ class Stage:
     """A stage with its rows.
 
     Attributes:
-        number: its place among the stages; with the seed, it says in which order rows come.
-        first: the global step it begins after.
+        number: index of the stage; together with the seed it determines the order of the rows.
+        first: the global step after which the stage begins.
     """
 
     config: SftStage
@@ -92,22 +94,23 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return self.config.steps or -(-len(self.data.rows) * (self.config.epochs or 0) // self.config.batch_size)
 
     @property
     def end(self) -> int:
-        """The global step it ends with."""
+        """The last global step of the stage."""
         return self.first + self.steps
 
     def batch(self, step: int) -> list[TrainSample]:
-        """The sequences of global step `step`: a pure function, so that a resumed run sees the same.
+        """Return the sequences of global step `step`: a pure function, so that resuming is exact.
 
-        With `epochs` the last batch holds what is left, so that every row is seen exactly so often.
+        With `epochs` the last batch is the rest, so that every row is seen exactly `epochs` times.
         """
         size, count = self.config.batch_size, len(self.data.rows)
         begin = (step - 1 - self.first) * size
         end = begin + size if self.config.steps else min(begin + size, count * (self.config.epochs or 0))
+
         order: dict[int, np.ndarray] = {}
         samples = []
         for position in range(begin, end):
@@ -134,8 +137,8 @@ def tokenize_rows(
     """Read and tokenize the rows of a source.
 
     Args:
-        key: the config key that names it.
-        on_row: called with the number of rows so far; what it raises ends the work.
+        key: the config key of the source, for messages.
+        on_row: called with the number of rows so far; an exception from it ends the work.
 
     Raises:
         DataError: a row cannot be used, or all are too long.
@@ -143,6 +146,7 @@ def tokenize_rows(
     begin = time.perf_counter()
     dropped, truncated = tokenizer.dropped, tokenizer.truncated
     rows: list[SftRow] = []
+
     for where, row in read_rows(source, key):
         tokenized = tokenizer.row(row, where)
         if tokenized is not None:
@@ -151,6 +155,7 @@ def tokenize_rows(
             break
         if on_row is not None:
             on_row(len(rows))
+
     dropped, truncated = tokenizer.dropped - dropped, tokenizer.truncated - truncated
     if not rows:
         raise DataError(f"{key}: all {dropped} rows of {source} are longer than max_tokens", "raise max_tokens")

@@ -1,16 +1,17 @@
-"""Rows of supervised fine-tuning become token ids and a mask: those that a rollout of the same conversation would have.
+"""Turn rows into the token ids and mask that a rollout of the same conversation would have.
 
-A conversation `system, user, assistant, tool, assistant` is put together as an agent loop does it, by the same
-`ChatRenderer` (`E` is the end-of-turn token):
+A conversation `system, user, assistant, tool, assistant` is assembled by the `ChatRenderer` as in
+an agent loop (`E` is the end-of-turn token):
 
-    ids    ..user question..<|im_start|>assistant\\n | 12 + 3 E | \\n..tool result..<|im_start|>assistant\\n | #### 15 E
-    from   start(messages before the turn)          | turn_ids | extend(the messages that follow)           | turn_ids
-    mask   0                                        | 1        | 0                                          | 1
+    ids   ..question..<|im_start|>assistant\\n | 12 + 3 E | \\n..result..<|im_start|>assistant\\n | #### 15 E
+    from  start(messages before the turn)    | turn_ids | extend(messages that follow)        | turn_ids
+    mask  0                                  | 1        | 0                                   | 1
 
-The prompt is tokenized, the model has to sample the ids of its turn, what follows is tokenized and appended. So the ids
-of a turn are those that the model has to produce in a rollout, never ones that were merged across the border of a
-piece, and earlier turns stay as they were sampled also where the template would write them in another way later. The
-end-of-turn token is trained, the template's generation prompt is not.
+The prompt is tokenized, the model has to sample the ids of its turn, what follows is tokenized and
+appended. The ids of a turn are therefore the ones that the model produces in a rollout, never
+merged across the border of a segment, and earlier turns stay as sampled even where the template
+would render them differently later. The end-of-turn token is trained, the template's generation
+prompt is not.
 """
 
 from __future__ import annotations
@@ -32,35 +33,40 @@ from agentloop.types import Message, StopReason
 from trainer.sft.rows import Conversation, conversation_of
 
 MIN_SHARED_PREFIX = 8
-"""A shorter common beginning is not worth a separate attention call."""
+"""Tokens below which a common prefix is not worth a separate attention call."""
 
 MOST_SCHEMAS = 1024
-"""Lists of tool schemas that are known again."""
+"""Lists of tool schemas that are cached."""
 
 PROVEN_ON = 40
-"""Conversations on which a template is tried before it carries several turns; a run of agents tries as many."""
+"""Conversations that prove a template before it is used for several turns, as in a training run."""
+
+
+Segment = tuple[list[int], list[bool]]
+"""Ids that belong together, and for each whether it is trained."""
 
 
 @dataclass(slots=True)
 class SftRow:
-    """One tokenized row: `token_ids` int64 and `loss_mask` bool of one length; token 0 is never trained."""
+    """A tokenized row: `token_ids` int64 [T] and `loss_mask` bool [T]. Token 0 is never trained."""
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
 
 
 class SftTokenizer:
-    """Tokenizes rows of both kinds.
+    """Tokenizes conversations and plain text.
 
     Args:
-        renderer: of the model's tokenizer and chat template; or why there is none, which matters to conversations.
         tokenizer: a fast Hugging Face tokenizer.
-        max_tokens: of a row.
-        overlong: `error`, `drop` or `truncate`: what happens to a longer one.
-        vocabulary: how many ids the model has; None: not known.
+        renderer: renderer of the model's chat template, or the reason why there is none, which is
+            raised for conversations.
+        max_tokens: maximum tokens of a row.
+        overlong: what to do with a longer row: `error`, `drop` or `truncate`.
+        vocabulary: number of ids that the model has; None: unknown.
 
     Attributes:
-        dropped, truncated: rows that were too long, and left out or cut.
+        dropped, truncated: numbers of rows that were too long and left out or cut.
     """
 
     def __init__(
@@ -85,7 +91,7 @@ class SftTokenizer:
 
     @classmethod
     def load(cls, model: SftModel, max_tokens: int, *, overlong: str = "error") -> SftTokenizer:
-        """The tokenizer of a model folder, with the chat template that the recipe names or its own.
+        """Load a model folder's tokenizer, with the recipe's chat template or its own.
 
         Raises:
             ModelError: there is no tokenizer, or the recipe's chat template cannot be used.
@@ -94,6 +100,7 @@ class SftTokenizer:
         template = model.chat_template
         if template is not None and not template.is_file():
             raise ModelError(f"model.chat_template {template} does not exist", "give an existing Jinja file, or null")
+
         renderer: ChatRenderer | ModelError
         try:
             renderer = ChatRenderer(
@@ -105,34 +112,39 @@ class SftTokenizer:
         except ModelError as exc:
             if template is not None:
                 raise
-            renderer = exc  # rows of plain text need none
+            renderer = exc  # plain text needs no template
+
         folder = ModelFolder(Path(model.path))
         vocabulary = folder.vocab_size if folder.has_config else None
         return cls(tokenizer, renderer, max_tokens, overlong=overlong, vocabulary=vocabulary)
 
     def row(self, row: dict[str, Any], where: str) -> SftRow | None:
-        """Tokenize `{messages, tools?}` or `{text, loss_from?}`; None: it is too long, and left out.
+        """Tokenize `{messages, tools?}` or `{text, loss_from?}`; None: dropped, because too long.
 
         Args:
-            where: file and line, for the error.
+            where: file and row, for messages.
 
         Raises:
-            DataError: the row is neither kind, too long, or cannot be rendered.
+            DataError: the row has neither form, is too long, or cannot be rendered.
         """
         if "messages" in row:
-            pieces = self._conversation(conversation_of(row, where), where)
+            segments = self._conversation(conversation_of(row, where), where)
         elif "text" in row:
-            pieces = self._text(row["text"], int(row.get("loss_from", 0)))
+            segments = self._text(row["text"], int(row.get("loss_from", 0)))
         else:
-            raise DataError(f"{where}: a row needs the column 'messages' or 'text', this one has {sorted(row)}")
-        if not any(any(flags) for _, flags in pieces):
-            raise DataError(f"{where} has no token to train", 'it needs an assistant message without "train": false')
-        return self._fitted(pieces, where)
+            raise DataError(
+                f"{where} has neither column 'messages' nor 'text', only {sorted(row)}",
+                "rename the column that holds them",
+            )
 
-    def _fitted(self, pieces: list[tuple[list[int], list[bool]]], where: str) -> SftRow | None:
-        """The pieces as one row, or as many of them as there is room for."""
+        if not any(any(flags) for _, flags in segments):
+            raise DataError(f"{where} has no token to train", 'add an assistant message without "train": false')
+        return self._fitted(segments, where)
+
+    def _fitted(self, segments: list[Segment], where: str) -> SftRow | None:
+        """Join the segments into a row; with `truncate`, as many of them as fit."""
         limit = self._max_tokens
-        length = sum(len(ids) for ids, _ in pieces)
+        length = sum(len(ids) for ids, _ in segments)
         if length > limit:
             if self._overlong == "error":
                 raise DataError(
@@ -140,41 +152,48 @@ class SftTokenizer:
                     "raise max_tokens, or set overlong=drop or overlong=truncate",
                 )
             if self._overlong == "truncate":
-                while pieces and (length > limit or not any(pieces[-1][1])):
-                    length -= len(pieces.pop()[0])
-            if self._overlong == "drop" or not pieces:
+                # Also drop a trailing context: nothing after it is trained.
+                while segments and (length > limit or not any(segments[-1][1])):
+                    length -= len(segments.pop()[0])
+            if self._overlong == "drop" or not segments:
                 self.dropped += 1
                 return None
             self.truncated += 1
-        ids = np.array([token for tokens, _ in pieces for token in tokens], dtype=np.int64)
-        mask = np.array([trained for _, flags in pieces for trained in flags], dtype=bool)
+
+        ids = np.array([token for tokens, _ in segments for token in tokens], dtype=np.int64)
+        mask = np.array([trained for _, flags in segments for trained in flags], dtype=bool)
         if self._vocabulary is not None and ids.max() >= self._vocabulary:
             raise DataError(
-                f"{where}: the tokenizer writes {self._tokenizer.decode([int(ids.max())])!r} as id {ids.max()}, and "
-                f"the model has {self._vocabulary} ids",
+                f"{where}: the tokenizer encodes {self._tokenizer.decode([int(ids.max())])!r} as id {ids.max()}, but "
+                f"the model has only {self._vocabulary} ids",
                 "use the model's own tokenizer, or resize the model's embeddings",
             )
-        mask[:1] = False  # nothing comes before the first token to predict it from
+
+        mask[:1] = False  # nothing precedes the first token to predict it from
         if not mask.any():
-            raise DataError(f"{where} has no token to train", "one token has none before it to be predicted from")
+            raise DataError(
+                f"{where} has no token to train",
+                "the first token of a row is never trained: add text before it",
+            )
         return SftRow(ids, mask)
 
-    def _text(self, text: str, loss_from: int) -> list[tuple[list[int], list[bool]]]:
-        """Each token is a piece of its own: plain text may be cut anywhere."""
+    def _text(self, text: str, loss_from: int) -> list[Segment]:
+        """Return one segment per token: plain text may be cut anywhere."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [
             ([token], [start >= loss_from])
             for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
-    def _conversation(self, conversation: Conversation, where: str) -> list[tuple[list[int], list[bool]]]:
-        """What is shown and what the model says, in turns, up to its last turn."""
+    def _conversation(self, conversation: Conversation, where: str) -> list[Segment]:
+        """Return context and turn alternately, up to the model's last turn."""
         renderer, messages = self._renderer, conversation.messages
         if isinstance(renderer, ModelError):
             raise DataError(f"{where} has messages: {renderer.message}", renderer.hint)
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         tools = self._known(conversation.tools)
-        pieces: list[tuple[list[int], list[bool]]] = []
+
+        segments: list[Segment] = []
         ids: list[int] = []
         begin = 0
         try:
@@ -183,15 +202,15 @@ class SftTokenizer:
                 context = messages[begin:index]
                 shown = renderer.extend(ids, StopReason.STOP, context, tools) if ids else renderer.start(context, tools)
                 said = renderer.turn_ids(messages[index])
-                pieces += [(shown, [False] * len(shown)), (said, [conversation.trained[index]] * len(said))]
+                segments += [(shown, [False] * len(shown)), (said, [conversation.trained[index]] * len(said))]
                 ids += [*shown, *said]
                 begin = index + 1
         except ModelError as exc:
             raise DataError(f"{where}: {exc.message}", exc.hint) from exc
-        return pieces
+        return segments
 
     def _known(self, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        """The same object for the same schemas: the renderer knows them again by identity."""
+        """Return one object for equal schemas: the renderer caches by identity."""
         if not tools:
             return None
         if len(self._schemas) >= MOST_SCHEMAS:
@@ -201,15 +220,16 @@ class SftTokenizer:
     def _check(
         self, renderer: ChatRenderer, conversation: Conversation, tools: list[dict[str, Any]] | None, turns: list[int]
     ) -> None:
-        """Refuse what the chat template would leave out, or could not go on after.
+        """Refuse a conversation that the chat template cannot render completely or continue.
 
         Raises:
-            ModelError: why, and what to change.
+            ModelError: the reason and what to change.
         """
         has_tools = bool(tools)
         if has_tools not in self._abilities:
             self._abilities[has_tools] = find_abilities(renderer, tools)
         missing = self._abilities[has_tools].missing
+
         messages = conversation.messages
         said = [messages[index] for index in turns]
         with_calls = [message for message in said if message.get("tool_calls")]
@@ -225,9 +245,11 @@ class SftTokenizer:
             if needed and ability in missing:
                 reason, _, fix = missing[ability].partition("\n  fix: ")
                 raise ModelError(f"the row needs {ability}: {reason}", fix or "use another chat template")
+
         first = messages[: turns[0]] if turns else []
         if turns and all(message["role"] != "user" for message in first):
             _check_shown(renderer, first)
+
         if len(turns) > 1 and has_tools not in self._proven:
             proof = prove(renderer, tools, count=PROVEN_ON)
             if proof.verdict is Verdict.REFUSED:
@@ -239,41 +261,44 @@ class SftTokenizer:
 
 
 def _check_shown(renderer: ChatRenderer, context: Sequence[Message]) -> None:
-    """Templates are made for conversations that a user begins; some drop a system message that no user's follows.
+    """Check a context without a user message: some templates drop its system message.
 
     Raises:
-        ModelError: nothing is rendered of it.
+        ModelError: the template does not render one of the messages.
     """
     if not context:
         try:
             renderer.start([])
         except ModelError as exc:
             raise ModelError(
-                "the chat template cannot begin with the assistant's message", "put a user's or a system message first"
+                "the chat template cannot begin with an assistant message", "put a user or system message first"
             ) from exc
         return
+
     text = renderer.template.render(context, None, generate=True)
     for message in context:
         if str(message["content"]).strip() not in text:
             raise ModelError(
-                f"the chat template leaves out a message of role {message['role']} that no user's message follows",
-                "put a user's message before the assistant's",
+                f"the chat template leaves out a message of role {message['role']} that no user message follows",
+                "put a user message before the assistant's",
             )
 
 
 def shared_prefix(rows: Sequence[SftRow]) -> np.ndarray:
-    """The untrained beginning of more than half of the rows: a system message with its tools, most often. May be empty.
+    """Return the untrained prefix of more than half of the rows, often the system message.
 
-    Rows that start with it are packed as one group, and it is computed once for each micro-batch.
+    Rows with this prefix are packed as one group: it is computed once per micro-batch.
     """
     firsts: dict[bytes, list[np.ndarray]] = {}
     for row in rows:
         context = row.token_ids[: int(np.argmax(row.loss_mask))]
         if len(context) >= MIN_SHARED_PREFIX:
             firsts.setdefault(context[:MIN_SHARED_PREFIX].tobytes(), []).append(context)
+
     members = max(firsts.values(), key=len, default=[])
     if 2 * len(members) <= len(rows):
         return np.zeros(0, dtype=np.int64)
+
     length = min(len(context) for context in members)
     same = np.logical_and.reduce([context[:length] == members[0][:length] for context in members])
     return members[0][: length if same.all() else int(np.argmin(same))]

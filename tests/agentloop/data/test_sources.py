@@ -106,7 +106,7 @@ def test_rows_can_come_from_functions_generators_and_classes(tmp_path: Path) -> 
         open_rows(f"{module}:make", "data.train", {"wrong": 1})
     with pytest.raises(DataError, match=r":Lame, row 3 raised OSError: disk gone"):
         load_tasks(f"{module}:Lame", "data.train", "d")[2]
-    with pytest.raises(DataError, match="gave int, which holds no rows"):
+    with pytest.raises(DataError, match="returned int, which has no rows"):
         open_rows(f"{module}:number", "data.train")
 
 
@@ -120,7 +120,7 @@ def test_a_registered_data_set_is_named_without_a_path(install: Any) -> None:
     )
     install("rows_of_mine", source, "[agentloop.datasets]\nmine = rows_of_mine:Rows\n")
     assert contents("mine", count=7) == WANTED
-    with pytest.raises(DataError, match=r"yours does not exist, and is not registered \(mine is\)"):
+    with pytest.raises(DataError, match=r"yours does not exist and is not registered \(registered: mine\)"):
         open_rows("yours", "data.train")
 
 
@@ -128,8 +128,8 @@ def test_a_registered_data_set_is_named_without_a_path(install: Any) -> None:
     ("name", "content", "says"),
     [
         ("a.jsonl", '{"prompt": ', "row 1 is not valid JSON"),
-        ("a.jsonl", "[1]", "row 1 is no mapping"),
-        ("a.jsonl", "", "holds no rows"),
+        ("a.jsonl", "[1]", "row 1 is not an object"),
+        ("a.jsonl", "", "has no rows"),
         ("a.csv", "x", "neither .jsonl nor .parquet"),
         ("a.parquet", "x", "cannot be read as parquet"),
     ],
@@ -143,13 +143,13 @@ def test_a_wrong_file_is_named(tmp_path: Path, name: str, content: str, says: st
 def test_what_is_not_there_is_named_with_what_could_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.val: .*none.jsonl does not exist"):
         open_rows(str(tmp_path / "none.jsonl"), "data.val")
-    with pytest.raises(DataError, match=r"\*.parquet holds no .parquet and no .jsonl"):
+    with pytest.raises(DataError, match=r"\*.parquet has no .parquet or .jsonl"):
         open_rows(str(tmp_path / "*.parquet"), "data.val")
-    with pytest.raises(DataError, match=r"my_rows does not exist, and is not registered[\s\S]*agentloop.datasets"):
+    with pytest.raises(DataError, match=r"my_rows does not exist and is not registered[\s\S]*agentloop.datasets"):
         open_rows("my_rows", "data.val")
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     write_parquet(tmp_path / "a.parquet", ROWS)
-    with pytest.raises(DataError, match="files of several kinds"):
+    with pytest.raises(DataError, match="files of both kinds"):
         open_rows(str(tmp_path), "data.val")
 
 

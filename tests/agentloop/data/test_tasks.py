@@ -80,10 +80,10 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({"prompt": None}, "row 2 has no column 'prompt'"),
-        ({"prompt": "text"}, "'prompt' is no list"),
+        ({"prompt": "text"}, "'prompt' is not a list"),
         ({"prompt": [{"role": "robot", "content": "x"}]}, "prompt message 1 has the role 'robot'"),
         ({"prompt": [{"role": "user"}]}, "prompt message 1 has no content"),
-        ({"reward_model": 3}, "'reward_model' is no mapping"),
+        ({"reward_model": 3}, "'reward_model' is not an object"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], says: str) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from agentloop.config import RewardConfig
-from agentloop.errors import ConfigError, ToolConfigError
+from agentloop.errors import CallFailed, ConfigError, FunctionHangs, ToolConfigError
 from agentloop.registry import TOOLS
 from agentloop.reward.loading import close_reward, load_reward
-from agentloop.runtime.processes import MOST_ABANDONED, CallFailed, FunctionHangs, ProcessWorkers, ThreadWorkers
+from agentloop.runtime.processes import ProcessWorkers
+from agentloop.runtime.threads import MOST_ABANDONED, ThreadWorkers
 from agentloop.tool.base import FunctionTool
 from agentloop.tool.session import Toolset, load_toolset
 from agentloop.types import StopReason, Task, ToolCall, Trajectory, Turn
@@ -164,7 +165,7 @@ async def test_a_call_that_hangs_in_a_thread_holds_up_no_other() -> None:
 def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     code = """
     import asyncio, time
-    from agentloop.runtime.processes import ThreadWorkers
+    from agentloop.runtime.threads import ThreadWorkers
     async def main():
         pool = ThreadWorkers(time.sleep, workers=1, name="sleep")
         try:
@@ -223,7 +224,7 @@ async def test_a_call_that_is_cancelled_is_killed_with_all_that_it_started(in_pr
     [
         ("exit", "the process of work ended with exit code 3"),
         ("crash", "the process of work was killed by SIGSEGV"),
-        ("last words", "exit code 1; its last words: out of cheese"),
+        ("last words", "exit code 1; its last output: out of cheese"),
         ("quit", "SystemExit: bye"),
         ("raise", "ValueError: no such thing"),
         ("set", "TypeError: the result holds set, which is not JSON"),
@@ -245,7 +246,7 @@ async def test_memory_has_a_limit(in_process: Any) -> None:
 
 
 async def test_arguments_that_are_no_json_are_refused(in_process: Any) -> None:
-    with pytest.raises(CallFailed, match="arguments of work are no JSON"):
+    with pytest.raises(CallFailed, match="arguments of work are not JSON"):
         await in_process()({"arguments": {"what": object()}})
 
 

@@ -61,7 +61,7 @@ def test_a_tool_that_blocks_is_named_with_its_task() -> None:
     assert culprit.is_code and culprit.task == "group 7 sample 3" and culprit.worst_s >= 0.2
     assert monitor.take()["loop/lag_max_s"] >= 0.2
     assert culprit in monitor.new_culprits() and monitor.new_culprits() == []
-    assert "held the event loop up once" in str(culprit)
+    assert "blocked the event loop once" in str(culprit)
 
 
 def test_the_same_tool_in_a_thread_is_no_culprit() -> None:

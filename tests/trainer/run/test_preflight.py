@@ -48,7 +48,7 @@ def test_validation_rows_are_cut_before_they_are_looked_at(repo: Path, tmp_path:
     val = {"val": str(tmp_path / "val.jsonl")}
     kept, _ = prepared(repo, tmp_path, rows("1"), data=val, eval={"max_rows": 1})
     assert len(kept.val) == 1
-    with pytest.raises(DataError, match=r"val.jsonl, row 2: column 'prompt' is no list"):
+    with pytest.raises(DataError, match=r"val.jsonl, row 2: column 'prompt' is not a list"):
         prepared(repo, tmp_path, rows("1"), data=val)
 
 

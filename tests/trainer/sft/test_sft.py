@@ -136,20 +136,20 @@ def test_a_row_over_the_limit_is_an_error_left_out_or_cut_behind_a_turn(chat_mod
 
 USER, ANSWER = CHAT[0], CHAT[3]
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": "x"}, "here: a row needs the column 'messages' or 'text'"),
+    ({"prompt": "x"}, "here has neither column 'messages' nor 'text'"),
     ({"text": "a"}, "here has no token to train"),
-    ({"messages": []}, "no list of messages"),
+    ({"messages": []}, "is not a list of messages"),
     ({"messages": [USER]}, "no token to train"),
-    ({"messages": [USER, ANSWER], "tools": "{"}, "here: tools is text, and not JSON"),
+    ({"messages": [USER, ANSWER], "tools": "{"}, "here: tools is text that is not JSON"),
     ({"messages": [USER, ANSWER], "images": ["a.png"]}, "here has images"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "message 1 has a part of type 'image'"),
     ({"messages": [{"role": "human", "content": "x"}, ANSWER]}, "message 1 has the role 'human'"),
-    ({"messages": [USER | {"train": True}, ANSWER]}, "message 1 of role user is marked to be trained"),
-    ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "weight is 0 or 1"),
+    ({"messages": [USER | {"train": True}, ANSWER]}, "message 1 of role user is marked for training"),
+    ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "weight to 0 or 1"),
     ({"messages": [USER, ANSWER | {"tool_calls": [{"function": {}}]}]}, "message 2 has a tool call without a name"),
     (
         {"messages": [USER, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
-        "the arguments of f are no object",
+        "the arguments of f are not an object",
     ),
     ({"messages": [USER, ANSWER | {"function_call": {"name": "f"}}]}, "message 2 has a function_call"),
     ({"messages": [USER, ANSWER | {"reasoning_content": "hm"}]}, "here: the row needs reasoning"),
@@ -177,7 +177,9 @@ def test_ids_that_the_model_does_not_have_are_refused(chat_model: Path, tmp_path
     shutil.copytree(chat_model, tmp_path / "model")
     config = json.loads((chat_model / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": 257}))
-    with pytest.raises(DataError, match=r"here: the tokenizer writes '<\|im_end\|>' as id 257, and the model has 257"):
+    with pytest.raises(
+        DataError, match=r"here: the tokenizer encodes '<\|im_end\|>' as id 257, but the model has only 257"
+    ):
         row_of(tmp_path / "model", CHAT)
 
 
@@ -188,7 +190,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     for name, message in (
         ("bad.jsonl", r"bad\.jsonl, row 2 is not valid JSON"),
         ("none.jsonl", r"stages\[0\]\.data: .* does not exist"),
-        ("empty.jsonl", "holds no rows"),
+        ("empty.jsonl", "has no rows"),
         ("rows.csv", r"neither \.jsonl nor \.parquet"),
     ):
         with pytest.raises(DataError, match=message):
@@ -512,7 +514,7 @@ def test_a_recipe_names_the_key_that_is_wrong(chat_model: Path, tmp_path: Path) 
     path = write_recipe(tmp_path, chat_model)
     with pytest.raises(ConfigError, match=r"unknown key 'eval_dat'(.|\n)*did you mean 'eval_data'"):
         sft_command(path, ["eval_dat=x"], resume=False)
-    with pytest.raises(ConfigError, match="one of steps and epochs has to be set"):
+    with pytest.raises(ConfigError, match="set either steps or epochs"):
         sft_command(path, ["stages.0.epochs=2"], resume=False)
     for stages in ({"name": "a", "data": "b"}, ["b.jsonl"]):
         with pytest.raises(ConfigError, match="stages"):

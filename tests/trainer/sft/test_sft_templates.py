@@ -94,7 +94,7 @@ def test_with_thinking_off_the_empty_block_is_the_prompts_and_reasoning_is_refus
 @pytest.mark.parametrize(
     ("name", "first", "reason"),
     [
-        ("qwen2_5", [], "cannot begin with the assistant's message"),
+        ("qwen2_5", [], "cannot begin with an assistant message"),
         ("gemma3", [{"role": "system", "content": "Obey."}], "leaves out a message of role system"),
         ("llama3_1", [{"role": "system", "content": "Obey."}], None),
         ("phi3_5", [], None),

@@ -11,7 +11,7 @@ from typing import IO
 import torch.distributed as dist
 from torch import Tensor
 
-from agentloop.files import rename_folder
+from agentloop.files import partial_of, rename_folder
 from agentloop.weights.layout import Digest, TensorSpec, checksum, plan_file, tensor_bytes
 from trainer.learner.weights.base import PublishedTensors, chunks, is_first_rank
 from trainer.types import Published
@@ -37,7 +37,7 @@ class DiskTransport:
             dist.barrier()
             return Published("")
 
-        partial = folder.with_name(f".{folder.name}.partial")
+        partial = partial_of(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         shards = Shards(partial, self._tensors.specs, self._shard_bytes)
