@@ -1,4 +1,4 @@
-"""Where a tool or a reward runs: on the event loop, in threads, or in processes that can be killed.
+"""Run a tool or reward on the event loop, in threads, or in processes that can be killed.
 
 One event loop carries every episode, so nothing may block it. `run_in: thread` keeps it free, but a
 call that hangs in a thread stays there. `run_in: process` can be killed.

@@ -71,9 +71,6 @@ class SftRun:
         self._closed = False
         self._loads: dict[int, Future[TokenizedRows]] = {}
         self._eval_load: Future[TokenizedRows] | None = None
-        self._eval: list[TrainSample] = []
-        self._total = 0
-        self._model_path = recipe.model.path
 
     async def run(self) -> Path | None:
         """Run all stages and write the finished model with its tokenizer.
@@ -90,19 +87,19 @@ class SftRun:
         out = recipe.out or self._dir.root / "model"
         if recipe.out is not None:
             check_target(out, replace=True, source=recipe.model.path, key="out")
-        self._model_path = str(ModelFolder.resolve(recipe.model.path).path)
+        model_path = str(ModelFolder.resolve(recipe.model.path).path)
         if self._resume:
             self._dir.rewind(self.done or -1)  # -1 without a checkpoint: the first evaluation is repeated
 
-        local = recipe.model.model_copy(update={"path": self._model_path})
+        local = recipe.model.model_copy(update={"path": model_path})
         tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
         pool = ThreadPoolExecutor(1)
         with self._signals():
             try:
                 self._start_to_tokenize(pool, tokenizer)
-                workers = await self._start_workers()
+                workers = await self._start_workers(model_path)
                 try:
-                    return await self._publish(workers, out) if await self._train(workers) else None
+                    return await self._publish(workers, out, model_path) if await self._train(workers) else None
                 finally:
                     await workers.close()
             finally:
@@ -128,7 +125,7 @@ class SftRun:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    async def _start_workers(self) -> WorkerGroup:
+    async def _start_workers(self, model_path: str) -> WorkerGroup:
         recipe = self._recipe
         config = TrainerConfig(
             ranks=recipe.ranks,
@@ -140,9 +137,10 @@ class SftRun:
             fsdp=recipe.fsdp,
             lora=recipe.lora,
         )
+
         self._on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
         return await WorkerGroup.start(
-            model_path=self._model_path,
+            model_path=model_path,
             config=config,
             dtype=recipe.model.dtype,
             total_steps=1,  # every stage sets its own
@@ -191,15 +189,14 @@ class SftRun:
         seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
         return Stage(recipe.stages[number], number, first, data, seed, shuffle=recipe.shuffle)
 
-    async def _left(self) -> list[tuple[int, int]]:
-        """Return number and first step of the unfinished stages, and set the total of steps."""
+    async def _left(self) -> tuple[list[tuple[int, int]], int]:
+        """Return the unfinished stages (number, step before the first) and the total of steps."""
         left, first = [], 0
         for number, config in enumerate(self._recipe.stages):
             end = first + (config.steps or (await self._stage(number, first)).steps)
             left += [(number, first)] if self.done < end else []
             first = end
-        self._total = first
-        return left
+        return left, first
 
     def _note_rows(self, stage: Stage) -> None:
         """Log if the rows of a resumed run have changed."""
@@ -212,16 +209,12 @@ class SftRun:
 
     async def _train(self, workers: WorkerGroup) -> bool:
         """Train the unfinished stages; return False if the run was stopped."""
-        if self._eval_load is not None:
-            data = await asyncio.wrap_future(self._eval_load)
-            self._on_log({"event": f"eval_data: {data.described}"})
-            self._eval = [data.sample(index, key=index + 1) for index in range(len(data.rows))]
-
-        left = await self._left()
+        held_out = await self._held_out()
+        left, total = await self._left()
         if self._checkpoint is not None and not left:
             await workers.load(self._checkpoint / "trainer", optimizer=False)
         if not self.done:
-            await self._log_eval(workers, 0)
+            await self._log_eval(workers, held_out, 0, total)
 
         for number, first in left:
             stage = await self._stage(number, first)
@@ -236,14 +229,22 @@ class SftRun:
                 await workers.load(self._checkpoint / "trainer", optimizer=self.done > first)
                 self._on_log({"event": f"resume after step {self.done}"})
 
-            if not await self._run_stage(stage, workers):
+            if not await self._run_stage(stage, workers, held_out, total):
                 return False
             del self._loads[number]
         return True
 
-    async def _run_stage(self, stage: Stage, workers: WorkerGroup) -> bool:
+    async def _held_out(self) -> list[TrainSample]:
+        """Return the samples of `eval_data` once they are tokenized."""
+        if self._eval_load is None:
+            return []
+        data = await asyncio.wrap_future(self._eval_load)
+        self._on_log({"event": f"eval_data: {data.described}"})
+        return [data.sample(index, key=index + 1) for index in range(len(data.rows))]
+
+    async def _run_stage(self, stage: Stage, workers: WorkerGroup, held_out: list[TrainSample], total: int) -> bool:
         """Train a stage; return whether its end was reached."""
-        recipe, total = self._recipe, self._total
+        recipe = self._recipe
         aggregation = "seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
         spec = LossSpec(kind="sft", aggregation=aggregation)
 
@@ -266,7 +267,7 @@ class SftRun:
                 self._log(metrics | optimizer | {"eta_s": left})
                 self._window = _Window()
             if step == total or (recipe.eval_every and step % recipe.eval_every == 0):
-                await self._log_eval(workers, step)
+                await self._log_eval(workers, held_out, step, total)
 
             stopping = self._stop.is_set() and step < total
             if step == total or stopping or (recipe.checkpoint_every and step % recipe.checkpoint_every == 0):
@@ -288,22 +289,22 @@ class SftRun:
         kept = {"keep": recipe.checkpoint_keep, "keep_best": recipe.checkpoint_keep_best}
         self._dir.prune_checkpoints(CheckpointConfig(**kept, best_metric="eval/loss", best_is="lowest"))
 
-    async def _log_eval(self, workers: WorkerGroup, step: int) -> None:
-        if self._eval:
+    async def _log_eval(self, workers: WorkerGroup, held_out: list[TrainSample], step: int, total: int) -> None:
+        if held_out:
             budget = EVAL_MICRO_BATCHES * self._recipe.tokens_per_micro_batch * self._recipe.ranks
-            metrics = await evaluate_loss(workers, self._eval, budget)
-            self._log({"step": step, "steps": self._total, **metrics})
+            metrics = await evaluate_loss(workers, held_out, budget)
+            self._log({"step": step, "steps": total, **metrics})
 
     def _log(self, metrics: dict[str, Any]) -> None:
         self._dir.append_metrics(metrics)
         self._on_log(metrics)
 
-    async def _publish(self, workers: WorkerGroup, out: Path) -> Path:
+    async def _publish(self, workers: WorkerGroup, out: Path, model_path: str) -> Path:
         """Write the model folder, which appears together with its tokenizer."""
         whole = partial_of(out)
         await workers.publish(whole)
         try:
-            copy_tokenizer(self._model_path, whole, self._recipe.model.chat_template)
+            copy_tokenizer(model_path, whole, self._recipe.model.chat_template)
             rename_folder(whole, out)
         except BaseException:
             shutil.rmtree(whole, ignore_errors=True)

@@ -109,11 +109,11 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("a: [1, 2", "not valid YAML"),
-        ("- 1\n- 2\n", "no mapping"),
+        ("- 1\n- 2\n", "is not a mapping"),
         (MINIMAL + "seed: x\n", "seed"),
         ("run: {name: t, steps: 1}\ndata: {train: x.jsonl}\n", "'model' is missing"),
         (MINIMAL + "rollout: {batch_size: '${nowhere}'}\n", "nowhere"),
-        (MINIMAL.replace("steps: 1", "steps: null"), "run.steps and run.epochs"),
+        (MINIMAL.replace("steps: 1", "steps: null"), "set run.steps or run.epochs"),
         (MINIMAL + "rollout: {batch_size: 5}\ntrainer: {algorithm: {minibatches: 2}}\n", "not a multiple"),
         (MINIMAL + "rollout: {group_size: 1}\ntrainer: {algorithm: {advantage: rloo}}\n", "group_size >= 2"),
     ],
