@@ -1,4 +1,4 @@
-"""Recipes: what is accepted, and what a wrong one says."""
+"""Recipes: accepted ones, and the messages for wrong ones."""
 
 from __future__ import annotations
 

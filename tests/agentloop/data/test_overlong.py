@@ -1,4 +1,4 @@
-"""Every row is looked at once: what is wrong is named, and a prompt that is too long is dropped, refused or cut."""
+"""Every row is checked once: errors are named, prompts that are too long are dropped, refused or cut."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_long_prompts_are_dropped_or_refused_tool_schemas_counted(
 def test_the_longest_user_text_is_cut_at_the_side_that_is_named(
     tmp_path: Path, renderer: ChatRenderer, calculator: Any, side: str, shown: str
 ) -> None:
-    """The quickstart's tokenizer has one token a digit."""
+    """Return a prompt of digits: the quickstart's tokenizer has one token per digit."""
     text = "01234" + "7" * 68 + "56789"
     prompt = [
         {"role": "system", "content": "1" * 90},
@@ -99,7 +99,7 @@ def test_a_prompt_that_no_cut_makes_fit_is_dropped(tmp_path: Path, renderer: Cha
 
 
 def test_images_stay_when_the_text_beside_them_is_cut(tmp_path: Path) -> None:
-    """With a renderer that counts characters, and a tokenizer of one token a character."""
+    """Use a renderer that counts characters, and a tokenizer with one token per character."""
 
     class Characters:
         class tokenizer:

@@ -1,4 +1,4 @@
-"""Where rows come from: every spelling opens the same rows, and what cannot be opened is named."""
+"""Sources of rows: every spelling opens the same rows, and a source that cannot be opened is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows: what is accepted, what is refused and how that is said, and an order that a resumed run finds again."""
+"""Rows: accepted and refused ones with their messages, and an order that a resumed run reproduces."""
 
 from __future__ import annotations
 

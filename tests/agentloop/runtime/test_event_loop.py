@@ -1,4 +1,4 @@
-"""A process set up for agent loops."""
+"""Event loop and garbage collector of a process for agent loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocking functions: in threads that may be left behind, and in processes that are killed."""
+"""Blocking functions run in threads that may be abandoned, or in processes that are killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ import os, signal, sys, time
 from agentloop import ToolResult
 
 def work(what: str, n: int = 0) -> str:
-    """Does what it is told.
+    """Do what the argument names.
 
     Args:
         what: what to do
@@ -62,7 +62,7 @@ def work(what: str, n: int = 0) -> str:
     return what * (n or 1)
 
 def alarm(task, text, trajectory):
-    """As math-verify bounds its own time: only the main thread may."""
+    """Limit its own time with a signal, like math-verify: only the main thread may."""
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("alarm")))
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
@@ -293,7 +293,7 @@ async def test_a_function_tool_in_a_process_is_killed_and_the_model_told(functio
 
 async def test_a_plain_function_runs_in_a_thread_or_inline() -> None:
     def where() -> str:
-        """Says where it runs."""
+        """Report where it runs."""
         return threading.current_thread().name
 
     for run_in, name in (("thread", "agentloop where"), ("inline", threading.current_thread().name)):

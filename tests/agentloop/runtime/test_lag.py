@@ -1,4 +1,4 @@
-"""The event loop's lag: measured, and what holds it up is named."""
+"""The event loop's lag is measured, and the function that blocks it is named."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def call(toolset: Toolset) -> None:
 
 
 def calm(bound_s: float = 0.05) -> LoopLagMonitor:
-    """On a machine that has nothing else to do: the tests run beside others."""
+    """Pretend that the machine is idle: tests run beside other processes."""
     return LoopLagMonitor(bound_s, waited_s=lambda: 0.0)
 
 
@@ -149,7 +149,7 @@ def test_a_collection_is_put_down_to_the_collector() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux counts how long a thread waits for a core")
 def test_a_machine_that_is_busy_is_no_fault_of_the_code() -> None:
-    """The loop shares one core with a process that computes."""
+    """Let the loop share one core with a computing process."""
     monitor = LoopLagMonitor(0.02)
     core = min(os.sched_getaffinity(0))
     rivals = [

@@ -1,4 +1,4 @@
-"""Episodes that are ready together take turns, so that the event loop looks at timers and sockets between them."""
+"""Episodes that are ready together take turns, so that the event loop polls in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentloop.runtime.pacing import Pacer
 
 
 class Clock:
-    """Time that only work makes pass."""
+    """A clock that only work advances."""
 
     now = 0.0
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 def worked(pacer: Pacer, clock: Clock, jobs: list[float]) -> tuple[list[int], list[float]]:
-    """Run jobs of so many seconds at once; the order of their ends, and the time between two looks of the loop."""
+    """Run jobs of the given seconds at once; return the order of their ends and the times between polls."""
     order: list[int] = []
     gaps: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: which tokens are trained, what a stage sees, and stopping and going on."""
+"""Supervised fine-tuning: trained tokens, batches of a stage, stop and resume."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ TOOLS = [{"type": "function", "function": {"name": "calculator", "description": 
 
 
 def test_a_row_has_the_ids_that_a_rollout_would_have(quickstart_model: Path) -> None:
-    """On the quickstart's template: `start`, the turn, `extend`, the turn, as an agent loop puts them together."""
+    """Assemble `start`, turn, `extend`, turn on the quickstart's template, as an agent loop does."""
     row = row_of(quickstart_model, CALLING, tools=TOOLS)
     renderer = ChatRenderer(load_tokenizer(str(quickstart_model)))
     edges = np.flatnonzero(np.diff(row.loss_mask.astype(np.int8))) + 1
@@ -360,14 +360,14 @@ def write_recipe(folder: Path, chat_model: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was never stopped."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     assert sft_command(write_recipe(folder, chat_model), [], resume=False) == 0
     return folder
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run without what the clock says."""
+    """Return the lines of a run without the timings."""
     timing = ("time_s", "tokens_per_s", "eta_s", "eval/time_s")
     rows = RunDir(folder / "run").read_metrics()
     return [{key: value for key, value in row.items() if key not in timing} for row in rows]
@@ -411,7 +411,7 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_its_tokens(whole: Path) -> N
 
 
 def run_until(folder: Path, step: int, end: signal.Signals, *arguments: str) -> int:
-    """Run the command until it has logged `step`, and send it a signal; returns its exit code."""
+    """Run the command until it has logged `step`, then send a signal; return the exit code."""
     command = [sys.executable, "-m", "agentloop.commands.main", "sft", "--config", str(folder / "sft.yaml"), *arguments]
     metrics = folder / "run" / "metrics.jsonl"
     with (folder / "out.txt").open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:

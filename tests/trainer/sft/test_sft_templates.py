@@ -1,4 +1,4 @@
-"""Over real chat templates: what is trained is what the model has to say, and the rest is what the template writes."""
+"""Real chat templates: the model's text is trained, the template's text is not."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Renderers = Callable[..., ChatRenderer]
 
 FAITHFUL = ["gemma3", "llama3_1", "phi3_5", "qwen2_5", "qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl"]
 REWRITING = ["glm4moe", "gptoss", "qwen3"]
-"""Templates that write earlier turns in another way once the conversation goes on: what the model said is kept."""
+"""Templates that render earlier turns differently later: the sampled text is kept."""
 
 WITHOUT_TOOLS = ("gemma3", "phi3_5", "qwen2_5_vl")
 
 
 def spans_of(row: SftRow) -> list[list[int]]:
-    """The ids of each stretch of trained tokens."""
+    """Return the ids of each run of trained tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], row.loss_mask.astype(np.int8), [0]])))
     return [row.token_ids[a:b].tolist() for a, b in edges.reshape(-1, 2)]
 
