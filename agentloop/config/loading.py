@@ -76,6 +76,10 @@ def validate(
 ) -> ConfigT:
     """Validate plain data.
 
+    Args:
+        source: name of the data, for messages.
+        hint: the fix in the error.
+
     Raises:
         ConfigError: lists every wrong key and the fix.
     """

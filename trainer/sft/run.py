@@ -245,8 +245,9 @@ class SftRun:
     async def _run_stage(self, stage: Stage, workers: WorkerGroup, held_out: list[TrainSample], total: int) -> bool:
         """Train a stage; return whether its end was reached."""
         recipe = self._recipe
-        aggregation = "seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
-        spec = LossSpec(kind="sft", aggregation=aggregation)
+        spec = LossSpec(
+            kind="sft", aggregation="seq_mean_token_mean" if recipe.loss_aggregation == "seq_mean" else "token_mean"
+        )
 
         for step in range(max(self.done, stage.first) + 1, stage.end + 1):
             self._raise_failures()

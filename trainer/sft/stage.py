@@ -112,7 +112,7 @@ class Stage:
         end = begin + size if self.config.steps else min(begin + size, count * (self.config.epochs or 0))
 
         order: dict[int, np.ndarray] = {}
-        samples = []
+        samples: list[TrainSample] = []
         for position in range(begin, end):
             epoch, offset = divmod(position, count)
             if epoch not in order:
