@@ -45,12 +45,11 @@ from quiet import QUIET_CORES, OtherLoad
 BOUND_SHM = BOUND_DISK = 1.5
 BOUND_STALL_S = 0.05
 WARM_UP = 3
-"""Publications of each kind that are not counted: pages that nobody has used yet cost many times as
+"""Publications of each kind that do not count: pages used for the first time cost many times as
 much."""
 
 FEWEST_QUIET = 5
-"""Rounds without other processes from which a median is taken; with fewer of them all rounds
-count."""
+"""Fewest quiet rounds to take a median of; with fewer of them, all rounds count."""
 
 QWEN2_HALF_BILLION = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -59,7 +58,7 @@ QWEN2_HALF_BILLION = {
 
 
 class ThisProcess:
-    """What the publishers need of a `WorkerGroup`, with the one rank in this process."""
+    """The part of a `WorkerGroup` that publishers need, with a single rank in this process."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -77,7 +76,7 @@ class ThisProcess:
         self.publisher = WeightPublisher(self.lm, "bfloat16")
 
     def bytes(self) -> np.ndarray:
-        """All parameters in a row."""
+        """Return the bytes of all parameters."""
         import torch
 
         return torch.cat([p.detach().reshape(-1).view(torch.uint8) for p in self.lm.parameters()]).numpy()
@@ -88,7 +87,7 @@ class ThisProcess:
 
 
 def make_model(folder: Path) -> None:
-    """Random weights; half a billion draws take some seconds."""
+    """Write a model with random weights, which takes some seconds."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -114,25 +113,24 @@ def start_server(model: Path, root: Path, scratch: Path) -> tuple[subprocess.Pop
 
 
 class Watch:
-    """What processes other than this one and the server take of the cores, so that rounds can be
-    set aside."""
+    """Measures the load of other processes, so that rounds with much of it can be left out."""
 
     def __init__(self, server: int) -> None:
         self._mine = [psutil.Process(), psutil.Process(server)]
 
     def now(self) -> tuple[float, float]:
-        """Clock, and the CPU seconds of others."""
+        """Return the time, and the CPU seconds of other processes."""
         own = sum(sum(process.cpu_times()[:2]) for process in self._mine)
         times = psutil.cpu_times()
         return time.perf_counter(), sum(times) - times.idle - getattr(times, "iowait", 0.0) - own
 
     def others(self, before: tuple[float, float]) -> float:
-        """Cores that others took since `before`."""
+        """Return the number of cores that other processes used since `before`."""
         seconds, busy = (after - first for first, after in zip(before, self.now(), strict=True))
         return max(0.0, busy) / max(seconds, 1e-9)
 
     async def quiet(self, patience_s: float) -> None:
-        """Wait for a quiet moment, but not for long."""
+        """Wait until other processes are idle, for at most `patience_s` seconds."""
         end = time.monotonic() + patience_s
         while time.monotonic() < end:
             before = self.now()
@@ -142,7 +140,7 @@ class Watch:
 
 
 def pin(pid: int, cores: set[int]) -> None:
-    """All threads of a process."""
+    """Pin all threads of a process to some cores."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), cores)
 
@@ -154,7 +152,7 @@ def timed(action: Any) -> float:
 
 
 def plain_disk(folder: Path, source: np.ndarray, target: np.ndarray) -> float:
-    """A file written and read with nothing else done."""
+    """Time a plain write and read of a file."""
     file = folder / "plain"
 
     def write_and_read() -> None:
@@ -173,7 +171,7 @@ def plain_disk(folder: Path, source: np.ndarray, target: np.ndarray) -> float:
 
 
 async def arrivals(url: str, times: list[float], ended: asyncio.Event) -> None:
-    """Stream a request and note when each token comes."""
+    """Stream a request and record the time of each token."""
     sampling = {"max_new_tokens": 3000, "ignore_eos": True, "stream_interval": 1}
     request = {"input_ids": [5, 6, 7, 8], "sampling_params": sampling, "stream": True}
     async with httpx.AsyncClient(timeout=600) as http, http.stream("POST", f"{url}/generate", json=request) as answer:
@@ -185,8 +183,8 @@ async def arrivals(url: str, times: list[float], ended: asyncio.Event) -> None:
 
 
 async def stall(publisher: Any, url: str, versions: range) -> list[dict[str, float]]:
-    """For each version: the update's seconds, and the longest gap around it beyond the usual
-    one."""
+    """Measure, for each version, the update's seconds and the longest gap between tokens around
+    it."""
     times: list[float] = []
     ended = asyncio.Event()
     streaming = asyncio.create_task(arrivals(url, times, ended))
