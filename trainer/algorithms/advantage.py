@@ -69,6 +69,7 @@ def grpo_process(rewards: Sequence[Sequence[float]]) -> list[np.ndarray]:
     flat = np.array([reward for steps in rewards for reward in steps], dtype=np.float64)
     if not np.isfinite(flat).all():
         raise ValueError(f"a step reward is not finite: {flat.tolist()}")
+
     ends = np.cumsum([len(steps) for steps in rewards])[:-1]
     return [np.cumsum(steps[::-1])[::-1] for steps in np.split(grpo(flat), ends)]
 
@@ -133,6 +134,7 @@ def whiten(columns: Sequence[np.ndarray], weights: Sequence[float]) -> list[np.n
         return [np.asarray(column, dtype=np.float64) for column in columns]
 
     wide = [np.asarray(column, dtype=np.float64) for column in columns]
+
     mean = sum(weight * column.sum() for column, weight in zip(wide, weights, strict=True)) / total
     variance = sum(weight * ((column - mean) ** 2).sum() for column, weight in zip(wide, weights, strict=True)) / total
     return [(column - mean) / (np.sqrt(variance) + STD_EPSILON) for column in wide]

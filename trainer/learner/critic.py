@@ -47,6 +47,7 @@ class Critic:
     def __init__(self, settings: LearnerSettings, device: torch.device) -> None:
         config = settings.config
         assert config.critic is not None
+
         self._config = config.critic
         self._reduce_each = config.fsdp.reduce_each_micro_batch
         # The critic also takes steps during the warm-up, in which the policy takes none.

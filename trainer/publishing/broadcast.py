@@ -98,6 +98,7 @@ class BroadcastPublisher(Publisher):
         if not self._joined:
             await self._join()
         slot = begin_version(self._folder, version) if self._copies else None
+
         names, dtypes, shapes = zip(*layout, strict=True)
         request = UpdateWeightsFromDistributedRequest(
             names=list(names),
@@ -115,6 +116,7 @@ class BroadcastPublisher(Publisher):
             "bucket_bytes": self._bucket_bytes,
             "folder": None if slot is None else slot.absolute(),
         }
+
         updating = asyncio.ensure_future(self._server.update("/update_weights_from_distributed", request.model_dump()))
         sending = asyncio.ensure_future(self._ranks.ask(PublishWeights("broadcast", options)))
 
@@ -156,9 +158,11 @@ class BroadcastPublisher(Publisher):
             group_name=GROUP,
             backend=self._backend,
         )
+
         # Both sides join at the same time: each waits for the other.
         joining = asyncio.ensure_future(self._server.post("/init_weights_update_group", request.model_dump()))
         error = await self._ranks.ask(JoinGroup(GROUP, 1 + ranks, self._backend))
+
         try:
             await joining
         except (RequestRejected, Conflict) as exc:

@@ -64,6 +64,7 @@ class ServerLink:
 
         if not self._is_ours:
             body = {key: value for key, value in body.items() if key not in OWN_FIELDS}
+
         mode = "retract" if self._mode == "wait" and not self._is_ours else self._mode
         await self.post("/pause_generation", PauseRequest(mode=mode).model_dump())
         try:
@@ -130,8 +131,10 @@ class ServerLink:
             if ignore:
                 return {}
             raise ServerError(f"{path} got no answer: {exc or type(exc).__name__}") from exc
+
         if not ignore:
             _raise_for(answer)
+
         try:
             decoded = answer.json()
         except ValueError:

@@ -26,9 +26,11 @@ class SharedPublisher(Publisher):
     async def publish(self, version: int) -> float:
         begin = time.perf_counter()
         slot = begin_version(self._folder, version)
+
         request = UpdateWeightsFromTensorRequest(
             shm_path=str(slot), weight_version=str(version), running=self._server.running
         )
+
         # At the same time: the server reads what the ranks have just written from the cores'
         # caches.
         await _both(

@@ -51,9 +51,11 @@ class WeightsFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_symlink() or (path.exists() and path.stat().st_uid != os.getuid()):
                 raise ConfigError(f"{path} belongs to another user", "name another folder with rollout.publish.folder")
+
             shutil.rmtree(path, ignore_errors=True)
             # Before this run claims memory, free what killed runs of this user still hold.
             _sweep(path.parent)
+
             path.mkdir(mode=0o700)
             (path / OWNER).write_text(str(os.getpid()))
         return cls(run, path)

@@ -108,6 +108,7 @@ class WorkerGroup:
         store.unlink(missing_ok=True)
 
         ranks: list[Rank] = []
+
         group = cls(ranks, config, _hidden_size(model_path))
         try:
             for number in range(config.ranks):
@@ -358,6 +359,7 @@ class WorkerGroup:
                 for rank in self._ranks:
                     rank.kill()
                 await asyncio.gather(*calls, return_exceptions=True)
+
                 if exc is first:
                     raise
                 raise exc from first

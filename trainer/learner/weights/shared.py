@@ -58,6 +58,7 @@ class SharedFile:
         data, progress = self._writer.data, self._writer.progress
         digest = Digest("")
         add = digest.add
+
         at = reached = spec.begin
         for chunk in chunks(tensor, spec.dtype):
             end = at + len(chunk)
@@ -68,6 +69,7 @@ class SharedFile:
             if at - reached >= PROGRESS_BYTES:
                 progress.reach(at)
                 reached = at
+
         progress.reach(spec.end)
         self._digests[spec.name] = digest.value
 
