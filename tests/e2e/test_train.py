@@ -124,7 +124,7 @@ def test_a_killed_server_is_started_again_and_nothing_is_lost(background: Any) -
     server.kill()
     code, out = run.finish()
     assert code == 0, out
-    assert "starting it again" in out
+    assert "restarting it" in out
     rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["episode/failed"] == 0 and row["episode/count"] == 64 for row in rows)
