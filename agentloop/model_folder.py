@@ -52,7 +52,7 @@ class ModelFolder:
     Sizes are None where config.json does not name them.
 
     Attributes:
-        path: the folder. It need not exist; `has_config` tells.
+        path: the folder, which may be missing: check `has_config`.
     """
 
     path: Path
