@@ -1,4 +1,4 @@
-"""Weights by broadcast, from a trainer in a process of its own (and on a torch of its own, if one is named)."""
+"""Weights by broadcast from a trainer in another process, with another torch if the environment names one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_broadcast_weights_are_served(
             request |= {"load_format": "flattened_bucket", "bucket_bytes": bucket_bytes}
         call = asyncio.create_task(http.post("/update_weights_from_distributed", json=request))
         await asyncio.sleep(0.05)
-        before = await generate(http)  # nothing has come yet: the old version goes on
+        before = await generate(http)  # nothing has arrived yet: the old version serves
         assert before["meta_info"]["weight_version"] == str(version - 1) and not call.done()
         trainer.send(file, bucket_bytes)
         assert await trainer.line() == "sent"
@@ -137,7 +137,7 @@ async def test_a_trainer_that_dies_leaves_the_old_version_serving(
     answer = await call
     assert answer.status_code == 400 and "the broadcast failed" in answer.json()["error"]["message"]
     assert error_of(await generate(http), {"0": model_dir}) < TOLERANCE
-    # The group is of no use any more, and the server says so.
+    # The group cannot be used any more, and the server reports that.
     again = await http.post("/update_weights_from_distributed", json=request)
     assert (again.status_code, again.json()["error"]["field"]) == (409, "group_name")
 

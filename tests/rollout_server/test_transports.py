@@ -1,4 +1,4 @@
-"""New weights over HTTP: each way in serves what was published, and nothing else is ever served."""
+"""New weights over HTTP: each transport serves exactly the tensors that were published."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def checksum_of(tensors: dict[str, torch.Tensor]) -> str:
 def share(
     writer: SharedWriter, version: str, tensors: dict[str, torch.Tensor], pause: threading.Event | None = None
 ) -> None:
-    """What a trainer does; with `pause`, it waits for that before the last tensor."""
+    """Write a version as a trainer does; with `pause`, wait for it before the last tensor."""
     described = [(name, str(t.dtype).removeprefix("torch."), t.shape) for name, t in tensors.items()]
     header, specs = plan_file(described)
     writer.open(header, specs[-1].end)

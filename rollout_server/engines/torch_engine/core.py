@@ -75,15 +75,17 @@ class Core:
         self.cache = cache
         self.version = version
         self.stats = EngineStats(kv_tokens_max=cache.budget_tokens)
+
         self._eos_ids = eos_ids
         self._max_running = max_running
         self._device = device
         self._seed = seed
         self._prefill_chunk = prefill_chunk
         self._unseeded = 0
+
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}  # by id of the row, in the order of admission
-        self._prefilling: list[Running] = []  # running requests whose prompt is not in the cache yet
+        self._prefilling: list[Running] = []  # running, but the prompt is not in the cache yet
         self._deferred_steps = 0
         self._batch: Batch | None = None
 
@@ -267,7 +269,7 @@ class Core:
             self._running[id(row)] = running
             running.row = row
             self._batch = None
-            if running.cached_tokens is None:  # the first admission counts, not those after a preemption
+            if running.cached_tokens is None:  # the first admission, not one after a preemption
                 running.cached_tokens = row.filled
                 self.stats.cached_tokens += row.filled
 

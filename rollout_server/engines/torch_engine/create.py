@@ -35,7 +35,7 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
         settings.model, dtype=getattr(torch, settings.dtype), device=device, context_length=settings.context_length
     )
 
-    # Before a runner is built: it copies weights into layouts of its own and checks itself on them.
+    # Before a runner is built: it rearranges the weights, and checks its results on them.
     loader = WeightLoader(loaded.model)
     if settings.weights is not None:
         try:

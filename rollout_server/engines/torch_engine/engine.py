@@ -66,18 +66,25 @@ class TorchEngine:
         self._core = core
         self._info = info
         self._threads = threads
+
+        # Both threads use these; single reads, writes and deque operations are atomic.
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._sleeping = False
-        self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
-        self._streaming: list[Running] = []
-        self._reading: set[_Reading] = set()
-        self._paused: PauseMode | None = None
         self._stopping = False
         self._failure: str | None = None
         self._ended: str | None = None
+        self._paused: PauseMode | None = None
+
+        # The engine's thread.
+        self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
+        self._streaming: list[Running] = []
         self._failed_steps = 0
+
+        # The event loop's thread.
+        self._reading: set[_Reading] = set()
         self._updating = asyncio.Lock()
+
         self._thread = threading.Thread(target=self._run, name="torch engine", daemon=True)
         self._thread.start()
 
@@ -217,7 +224,7 @@ class TorchEngine:
         def act() -> None:
             try:
                 result = action()
-            except Exception as exc:  # noqa: BLE001  # raised again in the caller, who awaits the future
+            except Exception as exc:  # noqa: BLE001  # raised again in the caller
                 loop.call_soon_threadsafe(_fail, future, exc)
             else:
                 loop.call_soon_threadsafe(_resolve, future, result)

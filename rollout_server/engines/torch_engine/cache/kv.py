@@ -189,7 +189,7 @@ class KVCache:
         return row
 
     def _extend(self, pool: Pool) -> bool:
-        """Double the rows of `pool`, or add what the budget allows; returns whether any were added."""
+        """Double the rows of `pool`, or add what the budget allows; returns whether any came."""
         free = self.budget_tokens - self.tokens
         if free < pool.capacity:
             free += self._take_from_others(pool)

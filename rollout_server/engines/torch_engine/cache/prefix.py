@@ -32,7 +32,7 @@ def block_keys(ids: Sequence[int], count: int) -> Iterator[int]:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], start: int, limit: int) -> int:
-    """Length of the longest common prefix of `a` and `b`, from `start`, which is known, to `limit`."""
+    """Length of the longest common prefix of `a` and `b`, at most `limit`; known to be `start`."""
     limit = min(limit, len(a), len(b))
     while start < limit and a[start] == b[start]:
         start += 1

@@ -193,17 +193,19 @@ class Pool:
             n = max(1, row_a.filled, row_b.filled)
             k_a, k_b = self.k_NRHKC[:, a, :, :, :n], self.k_NRHKC[:, b, :, :, :n]
             v_a, v_b = self.v_NRHCD[:, a, :, :n], self.v_NRHCD[:, b, :, :n]
+
             k_kept, v_kept = k_a.clone(), v_a.clone()
             k_a.copy_(k_b)
             v_a.copy_(v_b)
             k_b.copy_(k_kept)
             v_b.copy_(v_kept)
+
             self.rows[a], self.rows[b] = row_b, row_a
             row_a.row, row_b.row = b, a
             self._hole_from = min(self._hole_from, a, b)
 
     def take(self, row: int) -> int:
-        """Make row `row`, empty or kept, an active one, in a hole if any; returns its new number."""
+        """Make row `row`, empty or kept, an active one, in a hole if any; returns its number."""
         if row < self.active:
             return row
 
@@ -218,7 +220,7 @@ class Pool:
         return place
 
     def empty_row(self) -> int | None:
-        """The number of the first empty row, holes among the active ones first; None if all are full."""
+        """The number of the first empty row; None if no row is empty."""
         found = next((i for i in range(self._empty_from, len(self.rows)) if self.rows[i] is None), None)
         self._empty_from = len(self.rows) if found is None else found
         return found

@@ -18,8 +18,8 @@ attention sinks."""
 class AttentionHook:
     """The attention function of one model: it attends through the pass that is running.
 
-    transformers looks attention functions up by name in a registry of the process, so each model is
-    loaded with a function and a name of its own, and the registry keeps the function. It would be
+    transformers looks attention functions up by name in a registry of the process. So each model is
+    loaded with a separate function under a separate name, which stays in the registry. It would be
     simpler to pass the attention pass as an argument of the model's forward, but some models
     (Nemotron, StableLM) do not hand unknown arguments down to their attention layers.
 
@@ -69,7 +69,8 @@ class AttentionHook:
 
         batch, _, steps, dim = query.shape
         q, k, v = (t.transpose(1, 2).reshape(batch * steps, t.shape[1], t.shape[3]) for t in (query, key, value))
-        layer: int = module.layer_idx  # type: ignore[assignment]  # torch types every module attribute as a tensor
+        # torch types every unknown attribute of a module as a tensor.
+        layer: int = module.layer_idx  # type: ignore[assignment]
         out = attention_pass.attend(layer, q, k, v, dim**-0.5 if scaling is None else scaling)
         return out.view(batch, steps, *out.shape[1:]), None
 

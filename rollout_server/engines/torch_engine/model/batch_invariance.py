@@ -58,10 +58,10 @@ class _Trial:
         self._ids = [ids[:length] for length in lengths]
         self._rows = []
         for number, own in enumerate(self._ids):
-            pieces = cuts if number == 0 else [len(own) - 1]
-            row = self._cache.place(own, pieces[-1] + 1, None, 0)
+            ends = cuts if number == 0 else [len(own) - 1]
+            row = self._cache.place(own, ends[-1] + 1, None, 0)
             assert row is not None
-            for start, end in itertools.pairwise([0, *pieces]):
+            for start, end in itertools.pairwise([0, *ends]):
                 runner.prefill(PrefillPass([Chunk(row, start, end)]))
                 row.filled = end
             self._rows.append(row)

@@ -80,7 +80,8 @@ class Linear:
 
 
 def _one_dnn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch has no annotation
+    # torch does not annotate it.
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

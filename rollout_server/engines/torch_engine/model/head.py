@@ -16,22 +16,22 @@ import torch.nn.functional as F
 class FullPrecisionHead(torch.nn.Module):
     """A linear output layer whose logits are float32.
 
-    It has the parameters of the layer that it stands for, the same objects under the same names:
-    weights are published by name, and tied weights stay tied.
+    It shares the parameters of the layer that it replaces, under the same names: weights are
+    published by name, and tied weights stay tied.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias: torch.nn.Parameter | None
-        self.register_parameter("bias", linear.bias)  # plain assignment would not make a parameter of None
+        # Not by assignment, which would not register a bias of None.
+        self.register_parameter("bias", linear.bias)
         self._copy: torch.Tensor | None = None
         self._stale = True
 
     @classmethod
     def install(cls, model: Any) -> FullPrecisionHead | None:
-        """Give `model` such a head; None, and no change, if its own is not a linear layer of half
-        precision."""
+        """Replace the output layer of `model`, if it is a linear one in half precision; else None."""
         linear = model.get_output_embeddings()
         if not isinstance(linear, torch.nn.Linear) or linear.weight.dtype == torch.float32:
             return None

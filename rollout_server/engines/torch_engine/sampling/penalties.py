@@ -40,7 +40,7 @@ class Penalties:
 
     @classmethod
     def of(cls, sampling: SamplingParams, ends: frozenset[int]) -> Penalties | None:
-        """The penalties a request sets; None if it sets none. `ends`: all tokens that end a turn."""
+        """The penalties a request sets; None if it sets none. `ends`: tokens that end a turn."""
         penalties = cls(
             sampling.repetition_penalty,
             sampling.presence_penalty,

@@ -110,7 +110,7 @@ class Sampler:
         penalties = [row.penalties for row in rows]
         self._penalties = penalties if any(penalties) else None
         self._sampled = sampled if sampled is not None else [()] * len(rows)
-        self._processor: PenaltyProcessor | None = None  # made at the first draw, which knows the vocabulary
+        self._processor: PenaltyProcessor | None = None  # made at the first draw
 
     def draw(self, logits_BV: torch.Tensor, counters: npt.NDArray[np.uint64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample token ids [B]; returns them and their logprobs [B].

@@ -62,7 +62,7 @@ class SharedTransport:
         return reader
 
     def _views_of(self, reader: SharedReader) -> tuple[TensorCheck, dict[str, torch.Tensor]]:
-        """Check and tensors of a file that is being written; reused while the mapping is the same."""
+        """The check and the tensors of a file, made once for each mapping of it."""
         known = self._views.get(reader.folder)
         if known is None or known[0] is not reader.data:
             check = self._live.check(str(reader.folder), reader.specs)

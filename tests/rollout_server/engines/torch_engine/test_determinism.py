@@ -1,4 +1,4 @@
-"""An answer of the torch engine is, to the bit, a function of its request: whatever else is served, and whenever."""
+"""An answer of the torch engine depends, to the bit, on its request alone."""
 
 from __future__ import annotations
 

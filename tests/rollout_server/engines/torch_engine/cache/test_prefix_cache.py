@@ -1,4 +1,4 @@
-"""What was computed once is not computed again, and what is reused is right."""
+"""Shared prefixes are computed once, and reusing them changes no result."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_kept_prefixes_give_way_to_running_requests(model_dir: Path) -> None:
 def test_what_a_request_left_is_unharmed_while_others_decode_beside_it(model_dir: Path, free: int) -> None:
     core = make_core(load(model_dir))
     left = core.add(request(random_ids(SMALLEST_CAPACITY - 20, seed=1), new=90, sampling_seed=1, ignore_eos=True))
-    # So many that the hole among them is not worth closing.
+    # With this many rows, one hole is not worth closing.
     others = [core.add(request(random_ids(9, seed=i), new=70, sampling_seed=i, ignore_eos=True)) for i in range(12)]
     while left.missing or left.row is None or left.row.filled < SMALLEST_CAPACITY - free:
         core.step()

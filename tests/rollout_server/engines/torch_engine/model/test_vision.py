@@ -105,7 +105,7 @@ def text(count: int, seed: int) -> list[int]:
 
 
 def image_ids(*counts: int) -> list[int]:
-    """Images of so many tokens, as a template writes them."""
+    """The ids that a template writes for images with these numbers of tokens."""
     return [token for count in counts for token in (VISION_START, *[PAD] * count, VISION_END)]
 
 

@@ -38,7 +38,7 @@ def whole(logits: Sequence[float], temperature: float) -> list[float]:
 
 
 def truncated(probabilities: Sequence[float], sampling: SamplingParams) -> list[float]:
-    """What is left after top-p, top-k and min-p, as probabilities."""
+    """The probabilities that top-p, top-k and min-p leave."""
     order = sorted(range(len(probabilities)), key=lambda token: (-probabilities[token], token))
     kept = [0.0] * len(order)
     before, least = 0.0, sampling.min_p * max(probabilities)

@@ -53,9 +53,9 @@ def params(**options: Any) -> SamplingParams:
 def row(sampling: SamplingParams, seed: int = 1) -> RowSampling:
     """As the engine makes it."""
     ends = ENDS | frozenset(sampling.stop_token_ids or ())
-    edits = Penalties.of(sampling, ends)
+    penalties = Penalties.of(sampling, ends)
     stream = stream_of(seed)
-    return RowSampling(sampling.temperature, sampling.top_p, sampling.top_k, stream, sampling.min_p, edits)
+    return RowSampling(sampling.temperature, sampling.top_p, sampling.top_k, stream, sampling.min_p, penalties)
 
 
 def counters(count: int, start: int = 0) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -132,12 +132,12 @@ def test_counts_that_went_on_step_by_step_are_those_counted_anew() -> None:
         sampled = [[*ids, int(token)] for ids, token in zip(sampled, tokens, strict=True)]
 
 
-def test_rows_without_edits_have_none() -> None:
+def test_rows_without_penalties_have_none() -> None:
     assert row(params(temperature=0.5, top_p=0.9, min_p=0.1, stop_token_ids=[1])).penalties is None
     assert row(params(logit_bias={})).penalties is None and row(params(logit_bias={4: 0.0})).penalties is None
 
 
-def test_edits_that_leave_no_token_or_overflow_do_not_look_like_broken_weights() -> None:
+def test_penalties_that_leave_no_token_or_overflow_do_not_look_like_broken_weights() -> None:
     for options in ({"min_new_tokens": 3, "stop_token_ids": list(range(12))}, {"repetition_penalty": 1e-300}):
         sampler = Sampler([row(params(**options))], CPU, [[1]])
         assert torch.isfinite(sampler.draw(LOGITS[None], counters(1))[1]).all()

@@ -73,7 +73,7 @@ def test_in_place_keeps_the_cache_and_retract_computes_it_anew(model_dir: Path, 
             core.step()
         prefilled[mode] = core.stats.prefilled_tokens
         assert spans(running) == [("0", 0, 10), ("1", 10, 20)]
-        # What old weights computed is not shared, finished or not.
+        # Rows that old weights computed are not shared, finished or not.
         (again,) = run(core, [request(random_ids(40, seed=1), new=5, ignore_eos=True)])
         assert again.result.cached_tokens == (39 if mode == "retract" else 0)
         assert Reference(other_weights).worst([again]) < TOLERANCE
