@@ -41,10 +41,8 @@ class Batch:
             [e.sampling if e else _IDLE for e in self.entries], device, [e.counted if e else () for e in self.entries]
         )
 
-        self.decoding = DecodePass(cache, [row.filled if row else 0 for row in rows], ready, device)
         offsets = [e.images.delta if e and e.images else 0 for e in self.entries]
-        if any(offsets):
-            self.decoding.offsets = torch.tensor(offsets, device=device)
+        self.decoding = DecodePass(cache, [row.filled if row else 0 for row in rows], ready, device, offsets)
 
         self._steps_left = min(e.row.pool.capacity - e.row.filled for e in self.entries if e and e.row)
         self._fewest = self.ready - self.ready // IDLE_SHARE

@@ -76,17 +76,23 @@ class DecodePass:
         cache: the active rows of its pools are the batch.
         positions: position of each row's token.
         ready: whether each row decodes.
+        offsets: difference of each row's rotary position, which is not 0 after images.
 
     Attributes:
         positions: [B], where each row's token goes in the cache; also its rotary position, before
             `offsets`.
-        offsets: [B], added for the rotary positions of rows whose prompts contain images; None if
-            no row has images.
+        offsets: [B]; None if all are 0.
     """
 
-    offsets: torch.Tensor | None = None
-
-    def __init__(self, cache: KVCache, positions: Sequence[int], ready: Sequence[bool], device: torch.device) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        positions: Sequence[int],
+        ready: Sequence[bool],
+        device: torch.device,
+        offsets: Sequence[int] = (),
+    ) -> None:
+        self.offsets = torch.tensor(offsets, device=device) if any(offsets) else None
         self.positions = torch.tensor(positions, device=device)
         self._last = torch.tensor([p if r else 0 for p, r in zip(positions, ready, strict=True)], device=device)
         self._step = None if all(ready) else torch.tensor(ready, dtype=torch.long, device=device)
