@@ -284,6 +284,7 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
         "kb_beyond_tokens": ((peak - before) / options.at_once - tokens) / 1e3,
         "peak_mb": peak / 1e6,
         "tokens_episode": sum(map(len, first)) / len(first),
+        "bytes_token": tokens * options.at_once / sum(map(len, first)),
         "set_up_cpu_s": set_up,
         "lag_max_s": lag.take()["loop/lag_max_s"],
     }

@@ -33,9 +33,11 @@ def test_every_measurement_is_in_the_table_and_in_the_figures(repo: Path, shared
         "2000",
         "--repeats",
         "1",
+        "--held",
+        "16",
     ]
     result = run(repo, *folders(shared), *sizes, "--json", str(tmp_path / "out.json"))
-    assert result.returncode in (0, 1), result.stdout + result.stderr  # 1: too few turns to say how flat they are
+    assert result.returncode in (0, 1), result.stdout + result.stderr  # 1: too few turns to judge flatness
     assert result.stderr == ""
     rows = [line.split("|")[1:4] for line in result.stdout.splitlines() if line.startswith("| 3 ")]
     assert [[cell.strip() for cell in row] for row in rows] == [
@@ -44,12 +46,14 @@ def test_every_measurement_is_in_the_table_and_in_the_figures(repo: Path, shared
         ["3", "8", "same"],
         ["3", "8", "distinct"],
     ]
+    assert "8 generations, 16 at once: " in result.stdout and "bytes a token in its columns, bound 16" in result.stdout
     assert "of generation time, bound 2%" in result.stdout and "verl is not run here" in result.stdout
     figures = json.loads((tmp_path / "out.json").read_text())
     same, distinct = figures["episodes"][2:]
     assert same["episodes"] == 8 and same["cpu_ms_episode"] > 0
     assert 0 <= same["lag_max_s"] < 60
     assert same["tokens_episode"] > 3 * 64 and distinct["kb_tokens"] > 0
+    assert figures["held"]["at_once"] == 16 and 13 < figures["held"]["bytes_token"] <= 16
     assert figures["history"]["turns"] == 16 and 1000 < figures["history"]["tokens"] < 3000
 
 
