@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -167,6 +167,22 @@ class Task:
         return {key: value for key, value in kwargs.items() if value is not None} or None
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The verdict on an episode, the same for all of its trajectories. The fields are those of `Trajectory`.
+
+    Made by the runner when the episode is scored; `Trajectory.with_outcome` adds it.
+    """
+
+    status: EpisodeStatus = EpisodeStatus.OK
+    reward: float | None = None
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    outcome: float | None = None
+    answer: str | None = None
+    error: str | None = None
+    broken_rule: str | None = None
+
+
 @dataclass(slots=True)
 class Trajectory:
     """One finished sequence of an episode: what the trainer trains on and what a trace shows.
@@ -221,6 +237,19 @@ class Trajectory:
     def min_version(self) -> int | None:
         """The oldest policy version that sampled a token, or None when nothing was sampled."""
         return min((version for version in set(self.versions) if version is not None), default=None)
+
+    def with_outcome(self, outcome: Outcome) -> Trajectory:
+        """Return this trajectory with the verdict on its episode; columns, turns and messages are not copied."""
+        return replace(
+            self,
+            status=outcome.status,
+            reward=outcome.reward,
+            reward_parts=dict(outcome.reward_parts),
+            outcome=outcome.outcome,
+            answer=outcome.answer,
+            error=outcome.error,
+            broken_rule=outcome.broken_rule,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The versioned JSON form, as traces and checkpoints hold it. Images are left out."""

@@ -1,4 +1,4 @@
-"""One sample from task to scored trajectories. Whatever happens in an episode stays that episode's own."""
+"""Run one sample from its task to scored trajectories. A failure stays inside its episode."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from agentloop.agent.base import AgentLoop
 from agentloop.chat import ChatRenderer
 from agentloop.client.client import Generator
 from agentloop.config import Recipe, SamplingConfig
-from agentloop.episode.budget import EpisodeEnd
+from agentloop.episode.budget import Budget, EpisodeEnd
 from agentloop.episode.episode import Episode
 from agentloop.episode.law import check_episode
+from agentloop.episode.shared import Shared
 from agentloop.errors import RewardError, TokenLawError
 from agentloop.interaction.base import Interactions, InteractionSession
 from agentloop.reward.loading import RewardFunction
 from agentloop.runtime.isolation import describe
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import ToolSession, Toolset
-from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
+from agentloop.types import EpisodeStatus, Outcome, StopReason, Task, Trajectory
 
 ANSWER = "answer"
-"""Key of what a reward function returns for the answer that it read: samples with equal answers vote alike in maj@n."""
+"""Key under which a reward function returns the answer it read; maj@n counts equal answers as one vote each."""
 
 
 class EpisodeRunner:
-    """Runs episodes for a producer.
+    """Run episodes for a producer.
 
     Args:
         agents: loop class by `agent_name`.
         recipe: limits by agent, reward timeout.
         reward: scores an episode; None: the sum of its step rewards.
         context_length: of the server's model.
-        interactions: what rows may name; None: no row names one.
+        interactions: those that rows may name; None: rows name none.
     """
 
     def __init__(
@@ -70,26 +71,27 @@ class EpisodeRunner:
         sampling: SamplingConfig,
         seed: int | None = None,
     ) -> list[Trajectory]:
-        """Run one episode; its trajectories, the main one last. A failure is a status, never an exception."""
+        """Run one episode; return its trajectories, the main one last. A failure is a status, never an exception."""
         await self._pacer.turn()
         config = self._recipe.agent(task.agent_name)
         session = self._toolset.session(task)
         interaction = self._interactions.session(task)
-        episode = Episode(
-            task,
+        shared = Shared(
+            task=task,
             renderer=self._renderer,
             generator=self._generator,
-            tools=session,
-            tool_schemas=self._toolset.schemas,
+            session=session,
+            interaction=interaction,
+            budget=Budget(config, self._context_length),
+            pacer=self._pacer,
             config=config,
             sampling=sampling,
-            context_length=self._context_length,
             seed=seed,
             group_id=group_id,
             sample_index=sample_index,
-            interaction=interaction,
-            pacer=self._pacer,
         )
+        episode = Episode.start(shared, self._toolset.schemas)
+
         error: Exception | None = None
         verdicts: dict[str, float] = {}
         try:
@@ -101,29 +103,27 @@ class EpisodeRunner:
             error = exc
         finally:
             await asyncio.shield(_close(session, interaction))
-        trajectories = episode.trajectories() or [_empty(episode)]
-        for trajectory in trajectories:
-            trajectory.agent_name = task.agent_name
-            trajectory.task_id = task.task_id
-            trajectory.data_source = task.data_source
-            trajectory.group_id = group_id
-            trajectory.sample_index = sample_index
+
+        trajectories = episode.trajectories()
         begin = time.perf_counter()
+        outcome = await self._outcome(task, trajectories, verdicts, error)
+        trajectories[-1].metrics["reward_s"] = time.perf_counter() - begin
+        return [trajectory.with_outcome(outcome) for trajectory in trajectories]
+
+    async def _outcome(
+        self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float], error: Exception | None
+    ) -> Outcome:
+        """Check an episode against the token law and score it. `error` is the exception that ended it, or None."""
         try:
             if error is not None:
                 raise error
             check_episode(trajectories)
-            await self._score(task, trajectories, verdicts)
+            return await self._score(task, trajectories, verdicts)
         except TokenLawError as exc:
-            for trajectory in trajectories:
-                trajectory.status, trajectory.error = EpisodeStatus.REJECTED, str(exc)
-                trajectory.broken_rule = exc.rule.value
+            return Outcome(EpisodeStatus.REJECTED, error=str(exc), broken_rule=exc.rule.value)
         except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
             text = str(exc) if isinstance(exc, RewardError) else f"{type(exc).__name__}: {exc}"
-            for trajectory in trajectories:
-                trajectory.status, trajectory.error = EpisodeStatus.FAILED, text
-        trajectories[-1].metrics["reward_s"] = time.perf_counter() - begin
-        return trajectories
+            return Outcome(EpisodeStatus.FAILED, error=text)
 
     @staticmethod
     async def _run_loop(loop: AgentLoop, episode: Episode) -> None:
@@ -135,7 +135,7 @@ class EpisodeRunner:
             episode.stop_reason = end.reason  # also when it was a fork that ran out
         except TimeoutError:
             if not clock.expired():
-                raise  # the loop's own, from something that it called
+                raise  # not our clock: something that the loop called timed out
             episode.stop_reason = StopReason.TIMEOUT
 
     async def _tool_rewards(self, session: ToolSession) -> dict[str, float]:
@@ -143,14 +143,18 @@ class EpisodeRunner:
             async with asyncio.timeout(self._recipe.reward_timeout_s):
                 verdicts = await session.rewards()
         except TimeoutError as exc:
-            raise RewardError(f"the tools' rewards took longer than {self._recipe.reward_timeout_s:g} s") from exc
+            raise RewardError(
+                f"the tools' rewards took longer than {self._recipe.reward_timeout_s:g} s", "raise reward_timeout_s"
+            ) from exc
         for name, value in verdicts.items():
             if not math.isfinite(value):
-                raise RewardError(f"the tool {name} gave the reward {value}, which is no finite number")
+                raise RewardError(
+                    f"the tool {name} gave the reward {value}, not a finite number", "return a finite number"
+                )
         return verdicts
 
-    async def _score(self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float]) -> None:
-        """Write reward and parts into an episode's trajectories.
+    async def _score(self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float]) -> Outcome:
+        """Return reward and parts of an episode; `verdicts` are its tools' rewards by name.
 
         Raises:
             RewardError: as `_call_reward`.
@@ -159,24 +163,19 @@ class EpisodeRunner:
         steps = [step for trajectory in trajectories for step in trajectory.step_rewards]
         for step in steps:
             parts[step.name] = parts.get(step.name, 0.0) + step.value
-        outcome: float | None = None
-        answer: str | None = None
-        reward = math.fsum(step.value for step in steps)
-        if self._reward is not None:
-            outcome, own_parts, answer = await self._call_reward(self._reward, task, trajectories[-1])
-            reward = outcome
-            parts |= own_parts
-        for trajectory in trajectories:
-            trajectory.reward, trajectory.outcome, trajectory.reward_parts = reward, outcome, dict(parts)
-            trajectory.answer = answer
+        if self._reward is None:
+            return Outcome(reward=math.fsum(step.value for step in steps), reward_parts=parts)
+
+        score, own_parts, answer = await self._call_reward(self._reward, task, trajectories[-1])
+        return Outcome(reward=score, outcome=score, reward_parts=parts | own_parts, answer=answer)
 
     async def _call_reward(
         self, function: RewardFunction, task: Task, main: Trajectory
     ) -> tuple[float, dict[str, float], str | None]:
-        """The number, the parts and the answer that a reward function gives an episode.
+        """Return the score, the parts and the answer that a reward function gives an episode.
 
         Raises:
-            RewardError: the function raised, took too long or gave no finite number.
+            RewardError: the function raised, took too long or did not return finite numbers.
         """
         text = main.turns[-1].text if main.turns else ""
         clock = asyncio.timeout(self._recipe.reward_timeout_s)
@@ -185,7 +184,9 @@ class EpisodeRunner:
                 result: Any = await function(task, text, main)
         except Exception as exc:
             if isinstance(exc, TimeoutError) and clock.expired():
-                raise RewardError(f"the reward took longer than {self._recipe.reward_timeout_s:g} s") from exc
+                raise RewardError(
+                    f"the reward took longer than {self._recipe.reward_timeout_s:g} s", "raise reward_timeout_s"
+                ) from exc
             raise RewardError(f"the reward raised {describe(exc)}") from exc
         numbers = dict(result) if isinstance(result, dict) else {"score": result}
         answer = numbers.pop(ANSWER, None)
@@ -194,7 +195,7 @@ class EpisodeRunner:
         for key, value in numbers.items():
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise RewardError(
-                    f"the reward returned {value!r} as {key}, which is no finite number", "return floats from it"
+                    f"the reward returned {value!r} as {key}, not a finite number", "return finite numbers from it"
                 )
         parts = {key: float(value) for key, value in numbers.items() if key != "score"}
         return float(numbers["score"]), parts, None if answer is None else str(answer)
@@ -204,10 +205,3 @@ async def _close(session: ToolSession, interaction: InteractionSession | None) -
     await session.close()
     if interaction is not None:
         await interaction.close()
-
-
-def _empty(episode: Episode) -> Trajectory:
-    """Stands for an episode in which nothing was sampled, so that it is counted and traced."""
-    return Trajectory(
-        [], [], [], [], 0, messages=episode.messages, stop_reason=episode.stop_reason, metrics=episode.metrics
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.episode.law import extend_digest
@@ -106,8 +107,12 @@ class TokenLedger:
         other._prompt_length = len(self._token_ids)
         return other
 
-    def trajectory(self) -> Trajectory:
-        """The trajectory so far; the columns are handed over, not copied."""
+    def trajectory(self, **fields: Any) -> Trajectory:
+        """Return the trajectory so far; the columns are handed over, not copied.
+
+        Args:
+            fields: the fields of `Trajectory` that the ledger does not know.
+        """
         return Trajectory(
             token_ids=self._token_ids,
             loss_mask=self._mask,
@@ -115,6 +120,7 @@ class TokenLedger:
             versions=self._versions,
             prompt_length=self._prompt_length,
             turns=self.turns,
+            **fields,
         )
 
     def _append_unsampled(self, ids: Sequence[int], digest: int) -> None:

@@ -264,10 +264,10 @@ async def test_long_tool_output_is_cut_in_tokens_and_marked(
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (float("nan"), "nan as score, which is no finite number"),
-        (float("inf"), "no finite number"),
-        (None, "no finite number"),
-        ("1", "no finite number"),
+        (float("nan"), "nan as score, not a finite number"),
+        (float("inf"), "not a finite number"),
+        (None, "not a finite number"),
+        ("1", "not a finite number"),
         ({"part": 1.0}, "has no 'score'"),
         ({"score": 1.0, "part": "good"}, "'good' as part"),
         ({"score": 1.0, "part": None}, "None as part"),

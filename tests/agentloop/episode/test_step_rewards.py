@@ -97,7 +97,7 @@ async def test_a_step_reward_that_is_no_number_fails_the_episode(
             make_runner([turn(CALL + END), turn(ANSWER)], toolset=Toolset([tool]), reward=outcome), task
         )
         assert trajectory.status is EpisodeStatus.FAILED and trajectory.reward is None
-        assert "no finite number" in (trajectory.error or "")
+        assert "not a finite number" in (trajectory.error or "")
 
 
 async def test_a_step_reward_needs_a_turn_of_its_own_trajectory(make_runner: Make, turn: Ids, task: Task) -> None:
@@ -110,6 +110,6 @@ async def test_a_step_reward_needs_a_turn_of_its_own_trajectory(make_runner: Mak
             first = await episode.generate()
             episode.fork().add_reward("foreign", 1.0, first)
 
-    for agent, says in ((Early, "before the model spoke"), (Foreign, "a turn of another trajectory")):
+    for agent, says in ((Early, "before the first turn"), (Foreign, "a turn of another trajectory")):
         [trajectory] = await run_all(make_runner([turn(ANSWER)], agents={"tool_agent": agent}), task)
         assert trajectory.status is EpisodeStatus.FAILED and says in (trajectory.error or "")

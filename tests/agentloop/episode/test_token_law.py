@@ -135,33 +135,33 @@ class EncodesAgain(Twice):
 
     def plant(self, episode: Episode) -> None:
         turn = episode.turns[1]
-        change(episode._ledger, "_token_ids", put(turn.end - 2, 0))
+        change(episode._branch.ledger, "_token_ids", put(turn.end - 2, 0))
 
 
 class ShiftsItsMask(Twice):
     def plant(self, episode: Episode) -> None:
-        change(episode._ledger, "_mask", lambda mask: mask.append(mask.pop(episode.turns[1].start) and 0))
+        change(episode._branch.ledger, "_mask", lambda mask: mask.append(mask.pop(episode.turns[1].start) and 0))
 
 
 class TrainsItsPrompt(Twice):
     def plant(self, episode: Episode) -> None:
         for column, value in (("_mask", 1), ("_logprobs", -0.5), ("_versions", 0)):
-            change(episode._ledger, column, put(0, value))
+            change(episode._branch.ledger, column, put(0, value))
 
 
 class LosesALogprob(Twice):
     def plant(self, episode: Episode) -> None:
-        change(episode._ledger, "_logprobs", put(episode.turns[0].start, None))
+        change(episode._branch.ledger, "_logprobs", put(episode.turns[0].start, None))
 
 
 class ChangesItsHistory(Twice):
     def between(self, episode: Episode) -> None:
-        change(episode._ledger, "_token_ids", put(0, episode._ledger.token_ids[0] + 1))
+        change(episode._branch.ledger, "_token_ids", put(0, episode._branch.ledger.token_ids[0] + 1))
 
 
 class ChangesItsHistoryInTheEnd(Twice):
     def plant(self, episode: Episode) -> None:
-        change(episode._ledger, "_token_ids", put(1, episode._ledger.token_ids[1] + 1))
+        change(episode._branch.ledger, "_token_ids", put(1, episode._branch.ledger.token_ids[1] + 1))
 
 
 class SlipsATokenIn(Twice):
@@ -169,24 +169,24 @@ class SlipsATokenIn(Twice):
 
     def between(self, episode: Episode) -> None:
         for column, value in (("_token_ids", 7), ("_mask", 0), ("_logprobs", None), ("_versions", None)):
-            change(episode._ledger, column, lambda entries, value=value: entries.append(value))  # type: ignore[misc]
+            change(episode._branch.ledger, column, lambda entries, value=value: entries.append(value))  # type: ignore[misc]
 
 
 class ForksWithItsMask(Twice):
     def plant(self, episode: Episode) -> None:
-        copied, own = episode.fork()._ledger, episode._ledger
+        copied, own = episode.fork()._branch.ledger, episode._branch.ledger
         copied._mask, copied._logprobs, copied._versions = deepcopy((own._mask, own._logprobs, own._versions))
         copied.turns, copied._prompt_length = list(own.turns), own.prompt_length
 
 
 class DropsAVersion(Twice):
     def plant(self, episode: Episode) -> None:
-        change(episode._ledger, "_versions", lambda versions: versions.pop())
+        change(episode._branch.ledger, "_versions", lambda versions: versions.pop())
 
 
 class LengthensItsMask(Twice):
     def plant(self, episode: Episode) -> None:
-        change(episode._ledger, "_mask", lambda mask: mask.append(0))
+        change(episode._branch.ledger, "_mask", lambda mask: mask.append(0))
 
 
 class RewardsTheQuestion(Twice):

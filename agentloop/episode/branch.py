@@ -1,0 +1,144 @@
+"""`Branch`: one trajectory in the making. An episode has one, and one more for each fork and each rewrite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from agentloop.chat.images import images_of
+from agentloop.episode.ledger import TokenLedger
+from agentloop.errors import RewardError
+from agentloop.types import Message, StepReward, StopReason, Trajectory, Turn
+
+
+@dataclass(slots=True)
+class BranchMetrics:
+    """Counters and seconds of a branch; each is a metric of its trajectory under its own name."""
+
+    tool_calls: float = 0.0
+    tool_errors: float = 0.0
+    malformed_calls: float = 0.0
+    user_turns: float = 0.0
+    forks: float = 0.0
+    generate_s: float = 0.0
+    tool_s: float = 0.0
+    interaction_s: float | None = None  # None: no interaction was asked, and there is no such metric
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the metrics that have a value, by name."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """Everything that belongs to one trajectory alone. Every field is given anew in `fork` and in `rewrite`.
+
+    Attributes:
+        messages: the conversation so far.
+        tools: schemas offered to the model; None offers none. Replaced as a whole, never changed in place.
+        images: the images of `messages`, in order.
+        path: where in the tree of forks it is, for the seeds of its turns: `` for the first, `/0` for its first fork.
+        before: the branch that holds the turns before this one's; None: it is the first.
+        ledger: its tokens.
+        pending: messages that were observed and are not in the ledger yet.
+        forks: the branches that were made from it, in order.
+        stop_reason: why the last generation, or the episode, ended.
+        turn_stop: how the last sampled turn ended; the template's continuation depends on it.
+        user_spoke: a turn of the user was counted since the last generation.
+    """
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    images: list[Any]
+    path: str = ""
+    before: Branch | None = None
+    ledger: TokenLedger = field(default_factory=TokenLedger)
+    pending: list[Message] = field(default_factory=list)
+    step_rewards: list[StepReward] = field(default_factory=list)
+    metrics: BranchMetrics = field(default_factory=BranchMetrics)
+    forks: list[Branch] = field(default_factory=list)
+    stop_reason: StopReason = StopReason.STOP
+    turn_stop: StopReason = StopReason.STOP
+    user_spoke: bool = False
+
+    @property
+    def turns(self) -> list[Turn]:
+        return self.ledger.turns
+
+    def fork(self, messages: Sequence[Message] | None) -> Branch:
+        """Return a further branch: from `messages`, or with a masked copy of this one's past where they are None."""
+        if messages is None:
+            other = self._next(self.messages, self.images, self)
+            other.ledger = self.ledger.copy()
+            other.pending = list(self.pending)
+        else:
+            other = self._next(messages, list(images_of(messages)), self)
+        self._add_fork(other)
+        return other
+
+    def rewrite(self, messages: Sequence[Message]) -> None:
+        """Start again from `messages`. What there was so far becomes a branch that is finished, counted as a fork."""
+        closed = self._next(self.messages, self.images, self.before)
+        closed.ledger, closed.step_rewards = self.ledger, self.step_rewards
+        self._add_fork(closed)
+
+        # The metrics and the forks stay here: they are the episode's, whichever messages it works on.
+        self.messages, self.images = list(messages), list(images_of(messages))
+        self.ledger, self.pending, self.step_rewards = TokenLedger(), [], []
+        self.before = closed
+        self.path = f"{self.path}/{len(self.forks)}"
+
+    def add_reward(self, name: str, value: float, turn: Turn | None) -> None:
+        """Write down a step reward; see `Episode.add_reward`."""
+        if not math.isfinite(value):
+            raise RewardError(f"the step reward {name!r} is {value}, not a finite number", "give finite rewards")
+
+        owner = self
+        if turn is None:
+            while not owner.turns and owner.before is not None:
+                owner = owner.before
+            if not owner.turns:
+                raise ValueError(f"the step reward {name!r} comes before the first turn: call generate() first")
+            turn = owner.turns[-1]
+        elif not any(turn is own for own in self.turns):
+            raise ValueError(f"the step reward {name!r} is for a turn of another trajectory")
+        owner.step_rewards.append(StepReward(name, float(value), turn.start, turn.end))
+
+    def trajectories(self, identity: dict[str, Any]) -> list[Trajectory]:
+        """Return the finished sequences: forks first, this one last. A branch without a sampled turn is left out.
+
+        Args:
+            identity: fields of `Trajectory` that say which episode they are of.
+        """
+        found = [trajectory for fork in self.forks for trajectory in fork.trajectories(identity)]
+        if self.turns:
+            found.append(
+                self.ledger.trajectory(
+                    **identity,
+                    messages=self.messages,
+                    images=self.images,
+                    step_rewards=self.step_rewards,
+                    stop_reason=self.stop_reason,
+                    metrics={**self.metrics.as_dict(), "turns": float(len(self.turns))},
+                )
+            )
+        return found
+
+    def _next(self, messages: Sequence[Message], images: Sequence[Any], before: Branch | None) -> Branch:
+        return Branch(
+            messages=list(messages),
+            tools=self.tools,
+            images=list(images),
+            path=f"{self.path}/{len(self.forks)}",
+            before=before,
+            stop_reason=self.stop_reason,
+            turn_stop=self.turn_stop,
+            user_spoke=self.user_spoke,
+        )
+
+    def _add_fork(self, other: Branch) -> None:
+        self.forks.append(other)
+        self.metrics.forks += 1

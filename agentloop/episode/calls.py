@@ -1,0 +1,90 @@
+"""A turn's tool calls: run several at once, cut what they return, and write it as messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from agentloop.chat import ChatRenderer
+from agentloop.config import AgentConfig
+from agentloop.tool.session import ToolSession
+from agentloop.types import Message, ToolCall, ToolResult, Turn
+
+UNREADABLE = "unreadable_call"
+"""Name of the tool in the answer to a malformed call: some templates write a name beside every result."""
+
+
+async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: AgentConfig) -> list[ToolResult]:
+    """Run calls, at most `max_parallel_calls` at once; the results are in the order of the calls."""
+    if len(calls) == 1:  # by far the most frequent case, and not worth a task
+        return [await session.call(calls[0], config.tool_timeout_s)]
+
+    running = asyncio.Semaphore(config.max_parallel_calls)
+
+    async def one(call: ToolCall) -> ToolResult:
+        async with running:
+            return await session.call(call, config.tool_timeout_s)
+
+    return await _all_or_none([one(call) for call in calls])
+
+
+async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, ToolResult]]) -> list[ToolResult]:
+    """Return results in order. When one raises, cancel the others and wait for their end before raising it."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def result_message(call: ToolCall, result: ToolResult, text: str) -> Message:
+    """Return the message that shows a result to the model; `text` is the result's, cut to its limit."""
+    message: Message = {"role": "tool", "name": call.name, "content": text}
+    if call.id:
+        message["tool_call_id"] = call.id
+    if result.images:
+        images = [{"type": "image", "image": image} for image in result.images]
+        message["content"] = [*images, {"type": "text", "text": text}]
+    return message
+
+
+def malformed_messages(turn: Turn, renderer: ChatRenderer) -> list[Message]:
+    """Return one message for each malformed call of a turn, which says why it was not run."""
+    return [
+        {
+            "role": "tool",
+            "name": UNREADABLE,
+            "tool_call_id": renderer.call_id("", turn.order, number),
+            "content": f"Error: the tool call could not be read: {call.reason}",
+        }
+        for number, call in enumerate(turn.malformed_calls, len(turn.tool_calls))
+    ]
+
+
+def assistant_message(turn: Turn) -> Message:
+    """Return a sampled turn as a message."""
+    message: Message = {"role": "assistant", "content": turn.text}
+    if turn.tool_calls:
+        message["tool_calls"] = [
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+            for call in turn.tool_calls
+        ]
+    if turn.reasoning is not None:
+        message["reasoning_content"] = turn.reasoning
+    return message
+
+
+def cut_output(text: str, limit: int, renderer: ChatRenderer) -> str:
+    """Cut tool output to `limit` tokens and mark the cut, so that the model can tell it from complete output."""
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, perhaps of a file name, is not text
+    if len(text) * 4 <= limit:  # a character has at most four bytes, and a token at least one
+        return text
+
+    ids = renderer.encode_text(text)
+    if len(ids) <= limit:
+        return text
+    shown = renderer.decode(ids[:limit]).rstrip("\ufffd")
+    return f"{shown}\n[cut: the first {limit} of {len(ids)} tokens are shown]"

@@ -1,0 +1,48 @@
+"""`Shared`: the parts of an episode that all of its branches use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agentloop.chat import ChatRenderer
+from agentloop.client.client import Generator
+from agentloop.config import AgentConfig, SamplingConfig
+from agentloop.episode.budget import Budget
+from agentloop.interaction.base import InteractionSession
+from agentloop.runtime.pacing import Pacer
+from agentloop.tool.session import ToolSession
+from agentloop.types import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Fixed for the whole episode. What changes while it runs is in a `Branch`, or in an object that forks share.
+
+    Attributes:
+        session: the episode's open tools.
+        interaction: the row's simulated user or environment; None: the row has none.
+        budget: what the episode may use and has used, forks included.
+        pacer: makes episodes that are ready together take turns on the event loop.
+        config: the agent's limits.
+        sampling: the recipe's sampling, which a turn may change.
+        seed: the run's seed; None: turns are not seeded.
+        group_id, sample_index: which sample of which group this episode is.
+    """
+
+    task: Task
+    renderer: ChatRenderer
+    generator: Generator
+    session: ToolSession
+    budget: Budget
+    config: AgentConfig
+    sampling: SamplingConfig
+    interaction: InteractionSession | None = None
+    pacer: Pacer = field(default_factory=Pacer)
+    seed: int | None = None
+    group_id: str = ""
+    sample_index: int = 0
+
+    @property
+    def session_id(self) -> str:
+        """Name under which the server keeps the episode's prefixes: its generations go to one replica."""
+        return f"{self.group_id}/{self.sample_index}"
