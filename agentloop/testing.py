@@ -1,4 +1,4 @@
-"""Fakes for tests of your own agents, tools and rewards: no server, no model."""
+"""Fakes for testing your agents, tools and rewards without a server or a model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from agentloop.wire import SamplingParams
 
 @dataclass
 class FakeGenerator:
-    """Answers each generation with the next of `turns`, cut at `max_new_tokens` as a server would.
+    """Answer each generation with the next of `turns`, cut at `max_new_tokens` as a server would.
 
     Args:
-        turns: ids of each answer; a function gets the prompt's ids instead.
-        stop_ids: a turn that ends in one of these stopped by itself, any other ran out of tokens.
+        turns: ids of each answer, or a function from the prompt's ids to those of the answer.
+        stop_ids: a turn that ends in one of these has stop reason `stop`, any other `length`.
         version: policy version of every token.
+
+    `prompts`, `sampling` and `images` record the requests.
     """
 
     turns: Sequence[Sequence[int]] | Callable[[Sequence[int]], Sequence[int]]

@@ -1,4 +1,4 @@
-"""What flows through the system: tasks in, trajectories out. Plain data, no behaviour that needs a library."""
+"""The data that flows through the system: tasks in, trajectories out. Plain data that needs no library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StopReason(StrEnum):
     ABORT = "abort"  # cut off by the server or the run
     MAX_TURNS = "max_turns"  # max_assistant_turns
     MAX_USER_TURNS = "max_user_turns"  # max_user_turns
-    MAX_TOOL_CALLS = "max_tool_calls"  # max_calls_per_episode, and the model called again after it was told
+    MAX_TOOL_CALLS = "max_tool_calls"  # the model called again after max_calls_per_episode was used up
     EPISODE_TOKENS = "episode_tokens"  # max_episode_tokens, over all trajectories of the episode
     CONTEXT = "context"  # the model's context is full
     TIMEOUT = "timeout"  # the episode's wall time ran out
@@ -30,7 +30,7 @@ class StopReason(StrEnum):
 
 
 class EpisodeStatus(StrEnum):
-    """What the trainer may do with a trajectory."""
+    """Whether the trainer may use a trajectory."""
 
     OK = "ok"  # scored and trainable
     FAILED = "failed"  # infrastructure failure: kept in the trace, masked out of the loss
@@ -72,7 +72,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class MalformedCall:
-    """A piece of a sampled turn that looks like a tool call and is none; the loop answers it with `reason`."""
+    """Text in a sampled turn that looks like a tool call but is not valid; the loop answers it with `reason`."""
 
     text: str
     reason: str
@@ -80,7 +80,7 @@ class MalformedCall:
 
 @dataclass(slots=True)
 class ParsedTurn:
-    """What `ChatRenderer.parse` reads from one sampled turn."""
+    """One sampled turn as `ChatRenderer.parse` reads it."""
 
     text: str
     reasoning: str | None = None
@@ -93,8 +93,8 @@ class Turn:
     """One generation. `start` and `end` bound the sampled tokens in the trajectory: `token_ids[start:end]`.
 
     `request_id` is the request that sampled it, `order` its place among the generations of the episode, forks included.
-    `prompt_digest` is `law.extend_digest` of the ids that were sent for it, `sampled_digest` that of those and the ids
-    that came back; None: not known (older traces).
+    `prompt_digest` is `law.extend_digest` of the ids that were sent for it, `sampled_digest` that of the same ids and
+    those that came back; None: unknown (older traces).
     """
 
     start: int
@@ -114,9 +114,9 @@ class Turn:
 
 @dataclass(slots=True)
 class StepReward:
-    """A reward inside of an episode: of a tool call, of an interaction's answer, or a loop's own.
+    """A reward inside an episode: from a tool call, an interaction, or the agent loop.
 
-    `token_ids[start:end]` is the sampled turn that it belongs to: for a tool's reward the one that made the call.
+    `token_ids[start:end]` is the sampled turn that it belongs to; for a tool's reward, the turn that made the call.
     """
 
     name: str
@@ -129,8 +129,8 @@ class StepReward:
 class ToolResult:
     """The outcome of one tool call.
 
-    `text` is what the model sees. `error` is set when the model called the tool wrongly or the tool refused; it is
-    counted, and the text still goes to the model. `reward` is a step reward, or None.
+    The model sees `text`. `error` is set when the call was wrong or the tool refused it: it is counted, and the text
+    still goes to the model. `reward` is a step reward, or None.
     """
 
     text: str
@@ -142,7 +142,7 @@ class ToolResult:
 
 @dataclass(slots=True)
 class Task:
-    """One dataset row, validated. Columns as in the formats that users of this kind of system already have."""
+    """One dataset row, validated. The columns are those of common RL datasets (docs/data.md)."""
 
     task_id: str
     agent_name: str
@@ -161,7 +161,7 @@ class Task:
 
     @property
     def interaction_kwargs(self) -> dict[str, Any] | None:
-        """`extra_info.interaction_kwargs` of this row: the interaction's `name` and what it is started with."""
+        """`extra_info.interaction_kwargs` of this row: the interaction's `name` and the arguments of its start."""
         kwargs = self.extra_info.get("interaction_kwargs") or {}
         # Parquet fills the keys that only other rows have with null.
         return {key: value for key, value in kwargs.items() if value is not None} or None
@@ -185,16 +185,18 @@ class Outcome:
 
 @dataclass(slots=True)
 class Trajectory:
-    """One finished sequence of an episode: what the trainer trains on and what a trace shows.
+    """One finished sequence of an episode, for the trainer and for traces.
 
     `token_ids`, `loss_mask`, `logprobs` and `versions` have one length L. Position i has mask 1 exactly if an engine
     sampled `token_ids[i]`; then `logprobs[i]` (natural log, of the distribution sampled from) and `versions[i]`
     (policy version) are the engine's own, else both are None. `prompt_length` is the length of the first prompt.
 
-    `reward` is the episode's, the same in all of its trajectories; `reward_parts` holds what it was made of and the sum
-    of the episode's step rewards by name. `outcome` is the reward function's own number, None where there is none and
-    the reward is the sum of the step rewards. `answer` is what the reward function read as the answer, None where it
-    does not say. `broken_rule` says what a rejected trajectory breaks (`errors.LawRule`).
+    The ledger writes the columns compactly (`agentloop.columns`); lists are accepted too, and read the same.
+
+    `reward` is the episode's, the same in all of its trajectories; `reward_parts` holds its parts and the sums of the
+    episode's step rewards by name. `outcome` is the reward function's number, or None without a reward function: then
+    the reward is the sum of the step rewards. `answer` is the answer that the reward function read, or None.
+    `broken_rule` names the rule that a rejected trajectory breaks (`errors.LawRule`).
     """
 
     token_ids: Sequence[int]
@@ -252,7 +254,7 @@ class Trajectory:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The versioned JSON form, as traces and checkpoints hold it. Images are left out."""
+        """Return the versioned JSON form of traces and checkpoints. Images are left out."""
         data = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("turns", "step_rewards", "images")
         }
@@ -264,7 +266,7 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trajectory:
-        """Read the JSON form; a field that older traces lack has its default.
+        """Read the JSON form; fields that older traces lack get their defaults.
 
         Raises:
             TokenLawError: the format version is unknown or a field is missing.
@@ -298,7 +300,7 @@ class Trajectory:
 
 
 def _without_images(message: Message) -> Message:
-    """The message as a trace shows it: its images by their kind alone."""
+    """Replace the images of a message by placeholders, as traces show them."""
     content = message["content"]
     if isinstance(content, str):
         return message

@@ -1,4 +1,4 @@
-"""`AgentLoop`: what a user subclasses."""
+"""`AgentLoop`: the base class of agents."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class AgentLoop(ABC):
     async def run(self, episode: Episode) -> None:
         """Drive one episode: `episode.generate()`, `episode.call_tools()`, `episode.observe()`.
 
-        `EpisodeEnd`, which those raise when a budget has run out, is best left alone: the runner knows it.
+        They raise `EpisodeEnd` when a budget is used up. Do not catch it: the runner handles it.
         """

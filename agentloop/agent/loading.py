@@ -1,4 +1,4 @@
-"""Agent loops by the name that a row's `agent_name` column gives them."""
+"""Load agent loops by the name in a row's `agent_name` column."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from agentloop.registry import AGENTS, load, registered
 
 
 def load_agent(name: str) -> type[AgentLoop]:
-    """The agent loop registered as `name`.
+    """Load the agent loop registered as `name`.
 
     Raises:
-        RegistryError: unknown, broken, or no subclass of `AgentLoop`.
+        RegistryError: unknown, broken, or not a subclass of `AgentLoop`.
     """
     agent = load(AGENTS, name)
     if not (isinstance(agent, type) and issubclass(agent, AgentLoop)):
-        raise RegistryError(f"agent {name!r} is {agent!r}, no subclass of agentloop.AgentLoop", "subclass it")
+        raise RegistryError(f"agent {name!r} is {agent!r}, not a subclass of agentloop.AgentLoop", "subclass it")
     if inspect.isabstract(agent):
-        raise RegistryError(f"agent {name!r}: {agent.__name__} does not say what it does", "write its method run()")
+        raise RegistryError(f"agent {name!r}: {agent.__name__} is abstract", "write its method run()")
     return agent
 
 
 def list_agents() -> list[tuple[str, str, str]]:
-    """(name, where it is, first line of its docstring) of every registered agent loop."""
+    """Return (name, reference, first line of the docstring) of every registered agent loop."""
     rows = []
     for name, entry in registered(AGENTS).items():
         try:

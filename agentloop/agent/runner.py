@@ -18,7 +18,8 @@ from agentloop.episode.episode import Episode
 from agentloop.episode.law import check_episode
 from agentloop.episode.shared import Shared
 from agentloop.errors import RewardError, TokenLawError
-from agentloop.interaction.base import Interactions, InteractionSession
+from agentloop.interaction.loading import Interactions
+from agentloop.interaction.session import InteractionSession
 from agentloop.reward.loading import RewardFunction
 from agentloop.runtime.isolation import describe
 from agentloop.runtime.pacing import Pacer

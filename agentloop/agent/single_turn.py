@@ -7,7 +7,7 @@ from agentloop.episode.episode import Episode
 
 
 class SingleTurnAgent(AgentLoop):
-    """Answers once; tools are not offered."""
+    """Answer once; no tools are offered."""
 
     async def run(self, episode: Episode) -> None:
         episode.tools = None

@@ -57,7 +57,7 @@ def template_command(
 
     schemas = None
     if tools is not None:
-        from agentloop.tool.session import load_toolset
+        from agentloop.tool.loading import load_toolset
 
         schemas = load_toolset(tools).schemas
 

@@ -1,4 +1,4 @@
-"""What an episode may use, and the reason why it ends when that is used up. Shared by all of its trajectories."""
+"""The limits of an episode, and the reason why it ends at one. All of its trajectories share a budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentloop.types import StopReason
 
 
 class EpisodeEnd(Exception):
-    """A budget has run out; the runner ends the episode with this reason. Not an error."""
+    """A budget is used up; the runner ends the episode with this reason. Not an error."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason.value)
@@ -18,14 +18,14 @@ class EpisodeEnd(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """An episode's limits and what it has used of them, forks included.
+    """The limits of an episode and its usage so far, forks included.
 
     Attributes:
-        generations: begun so far.
-        tokens: sampled so far, and those that running generations may still sample.
+        generations: started so far.
+        tokens: sampled so far, plus those that running generations may still sample.
         user_turns: observed after the first prompt.
-        calls: tool calls that were run.
-        calls_refused: the model has been told that `max_calls_per_episode` is used up.
+        calls: tool calls run so far.
+        calls_refused: a message has told the model that `max_calls_per_episode` is used up.
     """
 
     config: AgentConfig
@@ -37,18 +37,20 @@ class Budget:
     calls_refused: bool = False
 
     def room(self, length: int, response_length: int) -> tuple[int, StopReason]:
-        """Tokens that the next generation may have at most, and the reason to give when it uses them all.
+        """Return the most tokens of the next generation, and the stop reason if it uses them all.
 
         Args:
-            length: of the trajectory that it continues.
-            response_length: of that, what stands after the first prompt.
+            length: tokens of the trajectory that it continues.
+            response_length: those of them after the first prompt.
 
         Raises:
-            EpisodeEnd: there may be no further generation.
+            EpisodeEnd: no further generation is allowed.
         """
         config = self.config
         if self.generations >= config.max_assistant_turns:
             raise EpisodeEnd(StopReason.MAX_TURNS)
+
+        # The tightest limit gives the reason; on a tie, the one that is checked first.
         room, reason = config.max_response_tokens - response_length, StopReason.LENGTH
         if self.context_length - length < room:
             room, reason = self.context_length - length, StopReason.CONTEXT
@@ -59,10 +61,10 @@ class Budget:
         return room, reason
 
     def add_user_turn(self) -> None:
-        """Count a turn of the user.
+        """Count one turn of the user.
 
         Raises:
-            EpisodeEnd: it would be one more than `max_user_turns`.
+            EpisodeEnd: it would exceed `max_user_turns`.
         """
         limit = self.config.max_user_turns
         if limit is not None and self.user_turns >= limit:
@@ -70,18 +72,20 @@ class Budget:
         self.user_turns += 1
 
     def admit_calls(self, wanted: int) -> tuple[int, list[str]]:
-        """How many of a turn's calls are run, the first ones, and what each of the others is answered.
+        """Return how many of a turn's calls to run (the first ones), and the answer to each of the others.
 
         Raises:
-            EpisodeEnd: the model has been told that the calls are used up, and called again.
+            EpisodeEnd: the model called again after it was told that the calls are used up.
         """
         if wanted and self.calls_refused:
             raise EpisodeEnd(StopReason.MAX_TOOL_CALLS)
+
         per_turn, limit = self.config.max_calls_per_turn, self.config.max_calls_per_episode
         allowed = min(wanted, per_turn)
         admitted = allowed if limit is None else min(allowed, limit - self.calls)
         self.calls += admitted
         self.calls_refused = admitted < allowed
+
         used_up = f"all {limit} tool calls are used up; this one was not run. Answer without a tool"
         too_many = f"only {per_turn} calls are run in one turn; this one was not"
         return admitted, [used_up] * (allowed - admitted) + [too_many] * (wanted - allowed)

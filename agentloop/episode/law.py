@@ -1,4 +1,4 @@
-"""The token law at ingest: what is checked of every trajectory, and of every episode, before it may be trained."""
+"""The token law at ingest: checks of each trajectory and each episode before it may be trained."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from agentloop.types import Trajectory
 
 LOGPROB_SLACK = 1e-4
-"""A logprob is at most 0; engines compute in half precision and may round to a little above it."""
+"""A logprob is at most 0; engines compute in half precision and may round to slightly above it."""
 
 
 def extend_digest(digest: int, ids: Sequence[int]) -> int:
-    """The digest of a longer sequence from that of its beginning and the new ids; 0 is that of an empty one.
+    """Extend the digest of a sequence by new ids; the digest of an empty sequence is 0.
 
-    CRC-32 of the ids as 64-bit integers: it finds mistakes, and is not meant to stand an attack.
+    CRC-32 of the ids as 64-bit integers: it finds mistakes, and does not protect against an attack.
     """
     return zlib.crc32(array("q", ids), digest)
 
 
 def check_trajectory(trajectory: Trajectory) -> None:
-    """Check rules 1, 2 and 5 of the token law, in one pass over the ids.
+    """Check rules 1, 2 and 5 of the token law.
 
     Raises:
-        TokenLawError: with the rule, and the first position that breaks it.
+        TokenLawError: names the rule and the first position that breaks it.
     """
     ids = _check_columns(trajectory)
     _check_sampled(trajectory, ids)
@@ -44,12 +44,12 @@ def check_episode(trajectories: Sequence[Trajectory]) -> None:
     """Check each trajectory of an episode, and rule 4: no sampled turn is trained in two of them.
 
     Raises:
-        TokenLawError: with the rule.
+        TokenLawError: names the rule.
     """
     trained: dict[str, int] = {}
     for number, trajectory in enumerate(trajectories, 1):
         check_trajectory(trajectory)
-        for turn in trajectory.turns:  # each has mask 1: check_trajectory saw to it
+        for turn in trajectory.turns:  # each has mask 1: check_trajectory made sure
             if not turn.request_id or turn.start == turn.end:
                 continue
             if turn.request_id in trained:
@@ -97,7 +97,7 @@ def _check_sampled(trajectory: Trajectory, ids: np.ndarray) -> None:
         elif mask != 0:
             fault = f"loss mask at position {i} is {mask}, not 0 or 1"
         elif logprob is not None or version is not None:
-            fault = f"position {i} has loss mask 0 and yet a logprob or version"
+            fault = f"position {i} has loss mask 0 but a logprob or version"
         if fault is not None:
             raise TokenLawError(fault, rule=LawRule.SAMPLED)
     end = 0
@@ -149,14 +149,14 @@ def _is_lawful(trajectory: Trajectory, ids: np.ndarray) -> bool:
 
 
 def _check_digests(trajectory: Trajectory, ids: memoryview) -> None:
-    """What stands before each turn is what was sent for it, and what stands in it is what came back."""
+    """Check that the ids before each turn are those sent for it, and the ids in it those that came back."""
     digest = position = 0
     for number, turn in enumerate(trajectory.turns, 1):
         digest = zlib.crc32(ids[position : turn.start], digest)
         if turn.prompt_digest is not None and turn.prompt_digest != digest:
             raise TokenLawError(
-                f"turn {number} was sampled behind other ids than the {turn.start} that stand before it",
-                "append to a trajectory, and never change what it holds",
+                f"turn {number} was sampled after other ids than the {turn.start} that precede it",
+                "append to a trajectory, and never change its tokens",
                 LawRule.PROMPT,
             )
         digest = zlib.crc32(ids[turn.start : turn.end], digest)
@@ -164,7 +164,7 @@ def _check_digests(trajectory: Trajectory, ids: memoryview) -> None:
         if turn.sampled_digest is not None and turn.sampled_digest != digest:
             raise TokenLawError(
                 f"turn {number}, tokens {turn.start} to {turn.end}, holds other ids than the engine sampled",
-                "append to a trajectory, and never change what it holds",
+                "append to a trajectory, and never change its tokens",
                 LawRule.SAMPLED,
             )
 
@@ -174,7 +174,7 @@ def _check_step_rewards(trajectory: Trajectory) -> None:
     for reward in trajectory.step_rewards:
         if (reward.start, reward.end) not in spans:
             raise TokenLawError(
-                f"the step reward {reward.name!r} is on tokens {reward.start} to {reward.end}, which are no turn",
+                f"the step reward {reward.name!r} is on tokens {reward.start} to {reward.end}, which are not a turn",
                 rule=LawRule.STEP_REWARD,
             )
         if not math.isfinite(reward.value):

@@ -1,4 +1,4 @@
-"""The token ledger: the one place where ids, masks, logprobs and versions of an episode are written. Append-only."""
+"""The token ledger: the only writer of an episode's ids, masks, logprobs and versions. Append-only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentloop.types import Trajectory, Turn
 
 
 class TokenLedger:
-    """Grows with an episode; what was appended is never changed.
+    """The tokens of one trajectory. It grows with the episode; entries are never changed.
 
     Example, prompt `a b`, a sampled turn `c d`, an observation `e`:
 
@@ -43,7 +43,7 @@ class TokenLedger:
 
     @property
     def digest(self) -> int:
-        """`law.extend_digest` of the trajectory so far; kept up as it grows, so that it costs new tokens only."""
+        """`law.extend_digest` of the trajectory so far, updated with each append."""
         return self._digest
 
     @property
@@ -59,7 +59,7 @@ class TokenLedger:
         """Write the first prompt.
 
         Raises:
-            TokenLawError: it is empty, or there is one already.
+            TokenLawError: the prompt is empty, or there is one already.
         """
         if self._token_ids:
             raise TokenLawError("the ledger has a prompt already", rule=LawRule.PROMPT)
@@ -69,13 +69,13 @@ class TokenLedger:
         self._prompt_length = len(ids)
 
     def add_observed(self, ids: Sequence[int]) -> None:
-        """Append tokens that nobody sampled: tool output, user turns, template text."""
+        """Append tokens that were not sampled: tool output, user turns, template text."""
         if not self._token_ids:
             raise TokenLawError("an observation needs a prompt before it", rule=LawRule.PROMPT)
         self._append_unsampled(ids, extend_digest(self._digest, ids))
 
     def add_sampled(self, turn: Turn, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
-        """Append a sampled turn, with the engine's own logprobs and versions; sets the turn's span and digest.
+        """Append a sampled turn with the engine's own logprobs and versions; set the turn's span and digest.
 
         Raises:
             TokenLawError: the three columns differ in length, or there is no prompt.
@@ -85,7 +85,7 @@ class TokenLedger:
         if not len(ids) == len(logprobs) == len(versions):
             raise TokenLawError(
                 f"{len(ids)} sampled ids have {len(logprobs)} logprobs and {len(versions)} versions",
-                "the server has to return a logprob and a version for each sampled id",
+                "the server has to return one logprob and one version per sampled id",
                 LawRule.COLUMNS,
             )
         # What can be refused is converted before anything is written.
@@ -101,7 +101,7 @@ class TokenLedger:
         self.turns.append(turn)
 
     def copy(self) -> TokenLedger:
-        """A ledger with the same past whose sampled tokens are masked: they train in the original alone."""
+        """Return a ledger with the same tokens, all masked: sampled tokens train only in the original."""
         other = TokenLedger()
         other._append_unsampled(self._token_ids, self._digest)
         other._prompt_length = len(self._token_ids)

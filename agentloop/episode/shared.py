@@ -8,7 +8,7 @@ from agentloop.chat import ChatRenderer
 from agentloop.client.client import Generator
 from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.episode.budget import Budget
-from agentloop.interaction.base import InteractionSession
+from agentloop.interaction.session import InteractionSession
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import ToolSession
 from agentloop.types import Task

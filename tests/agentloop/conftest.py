@@ -13,7 +13,8 @@ from agentloop.agent.tool_agent import ToolAgent
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.config import AgentConfig, Recipe
 from agentloop.testing import FakeGenerator
-from agentloop.tool.session import Toolset, load_toolset
+from agentloop.tool.loading import load_toolset
+from agentloop.tool.session import Toolset
 from agentloop.types import Task
 
 

@@ -49,7 +49,7 @@ def test_an_agent_has_to_be_an_agent_loop(installed: list[EntryPoint]) -> None:
 
 def test_an_agent_has_to_say_what_it_does(installed: list[EntryPoint]) -> None:
     installed.append(EntryPoint("mine", "agentloop:AgentLoop", GROUP))
-    with pytest.raises(RegistryError, match=r"AgentLoop does not say what it does\n.*write its method run\(\)"):
+    with pytest.raises(RegistryError, match=r"AgentLoop is abstract\n.*write its method run\(\)"):
         loading.load_agent("mine")
 
 

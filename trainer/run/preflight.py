@@ -20,11 +20,12 @@ from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
 from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
 from agentloop.errors import ModelError, ServerError
-from agentloop.interaction.base import Interactions, load_interactions
+from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.model_folder import ModelFolder
 from agentloop.registry import AGENTS, registered
 from agentloop.reward.loading import RewardFunction, close_reward, load_reward
-from agentloop.tool.session import Toolset, load_toolset
+from agentloop.tool.loading import load_toolset
+from agentloop.tool.session import Toolset
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
 from trainer.run.notices import row_notices, template_notices, unused_settings

@@ -10,7 +10,7 @@ from agentloop.commands.prepare import prepare_rows
 from agentloop.commands.recipes import copy_recipe, find_config, find_recipe, installed_recipes
 from agentloop.errors import ConfigError
 from agentloop.imports import load_from_file
-from agentloop.tool.session import load_toolset
+from agentloop.tool.loading import load_toolset
 
 
 def test_every_folder_of_the_repository_is_an_installed_recipe(repo: Path) -> None:

@@ -81,7 +81,7 @@ def lawful() -> Trajectory:
         ("versions", [None, None, 0, None, None], "position 3 has loss mask 1 and no logprob or version"),
         ("logprobs", [None, None, 0.5, -0.2, None], "impossible logprob"),
         ("logprobs", [None, None, float("nan"), -0.2, None], "impossible logprob"),
-        ("logprobs", [None, None, -0.1, -0.2, -0.3], "loss mask 0 and yet"),
+        ("logprobs", [None, None, -0.1, -0.2, -0.3], "loss mask 0 but"),
         ("loss_mask", [0, 1, 1, 1, 0], "in the prompt"),
         ("prompt_length", 3, "in the prompt"),
         ("loss_mask", [0, 0, 2, 1, 0], "not 0 or 1"),

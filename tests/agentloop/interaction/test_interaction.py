@@ -15,7 +15,8 @@ from agentloop.config import SamplingConfig
 from agentloop.episode.episode import Episode
 from agentloop.episode.law import check_episode
 from agentloop.errors import ConfigError, InteractionError
-from agentloop.interaction.base import Interaction, Interactions, Response, load_interactions
+from agentloop.interaction.base import Interaction, Response
+from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.testing import FakeGenerator
 from agentloop.types import EpisodeStatus, Message, StopReason, Task, Trajectory
 from recipes.gsm8k.interaction import MISSING, WRONG
@@ -175,7 +176,7 @@ async def test_trying_again_helps_where_the_interaction_says_so(make_runner: Mak
         ("hello", "answered with str"),
         (Response([{"role": "assistant", "content": "x"}]), "with the role user"),
         (Response([{"role": "user"}]), "messages are"),  # type: ignore[list-item]
-        (Response(), "answered nothing and is not done"),
+        (Response(), "gave an empty answer and is not done"),
         (Response(done=True, reward=float("nan")), "the reward nan"),
     ],
 )
@@ -264,13 +265,13 @@ def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
     session = found.session(row(task))
     assert session is not None and asyncio.run(session.respond([], 1.0)).reward == 0.5
     for entry, why in [
-        ("{class_name: user.py:Other}", "is no Interaction"),
-        ("{class_name: user.py:Silent}", "user.py:Silent does not say what it answers"),
-        ("{class_name: user.py:Blocking}", r"respond\(\) is no `async def`"),
+        ("{class_name: user.py:Other}", "is not an Interaction"),
+        ("{class_name: user.py:Silent}", "user.py:Silent is abstract"),
+        ("{class_name: user.py:Blocking}", r"respond\(\) is not an `async def`"),
         ("{class_name: nowhere.Thing}", "cannot be imported"),
         ("{class_name: nobody}", "is not registered in agentloop.interactions; known: gsm8k"),
         ("{name: x}", "has no class_name"),
-        ("{class_name: gsm8k, config: {max_trys: 3}}", "cannot be made: ValueError: unknown config: max_trys"),
+        ("{class_name: gsm8k, config: {max_trys: 3}}", "could not be created: ValueError: unknown config: max_trys"),
         ("{class_name: gsm8k}, {class_name: gsm8k}", "two interactions are called 'gsm8k'"),
     ]:
         path.write_text(f"interaction: [{entry}]\n")

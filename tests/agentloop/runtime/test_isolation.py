@@ -21,8 +21,9 @@ from agentloop.registry import TOOLS
 from agentloop.reward.loading import close_reward, load_reward
 from agentloop.runtime.processes import ProcessWorkers
 from agentloop.runtime.threads import MOST_ABANDONED, ThreadWorkers
-from agentloop.tool.base import FunctionTool
-from agentloop.tool.session import Toolset, load_toolset
+from agentloop.tool.function import FunctionTool
+from agentloop.tool.loading import load_toolset
+from agentloop.tool.session import Toolset
 from agentloop.types import StopReason, Task, ToolCall, Trajectory, Turn
 
 FUNCTIONS = '''
@@ -325,7 +326,7 @@ def test_a_tool_that_would_block_the_loop_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tools.yaml"
     schema = "{function: {name: b}}"
     path.write_text(f"tools: [{{class_name: blocking.py:Blocking, tool_schema: {schema}}}]\n")
-    with pytest.raises(ToolConfigError, match=r"execute\(\) is no `async def`"):
+    with pytest.raises(ToolConfigError, match=r"execute\(\) is not an `async def`"):
         load_toolset(path)
 
 

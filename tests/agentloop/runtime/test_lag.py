@@ -17,7 +17,7 @@ import pytest
 
 from agentloop.runtime.event_loop import run_loops
 from agentloop.runtime.lag import COLLECTOR, MACHINE, LoopLagMonitor
-from agentloop.tool.base import FunctionTool
+from agentloop.tool.function import FunctionTool
 from agentloop.tool.session import Toolset
 from agentloop.types import Task, ToolCall
 

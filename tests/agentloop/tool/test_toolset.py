@@ -14,8 +14,10 @@ from agentloop.config import RewardConfig
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, ToolError
 from agentloop.registry import AGENTS, TOOLS, load
 from agentloop.reward.loading import load_reward
-from agentloop.tool.base import FunctionTool, Tool
-from agentloop.tool.session import Toolset, argument_fault, load_toolset
+from agentloop.tool.base import Tool
+from agentloop.tool.function import FunctionTool
+from agentloop.tool.loading import load_toolset
+from agentloop.tool.session import Toolset, argument_fault
 from agentloop.types import Task, ToolCall, ToolResult, Trajectory
 
 FUNCTION = "{name: x, description: d, parameters: {type: object, properties: {}}}"
@@ -44,7 +46,7 @@ def add(a: int, b: int = 2) -> int:
         (f"tools: [{{class_name: tools.calculator.Nothing, {SCHEMA}}}]", "tools.calculator.Nothing cannot be imported"),
         (f"tools: [{{class_name: Tool, {SCHEMA}}}]", "tool 1: 'Tool' is not registered in agentloop.tools"),
         (f"tools: [{{class_name: ./none.py:Tool, {SCHEMA}}}]", "tool 1: class_name: .*none.py does not exist"),
-        (f"tools: [{{class_name: pathlib.Path, {SCHEMA}}}]", "is no Tool"),
+        (f"tools: [{{class_name: pathlib.Path, {SCHEMA}}}]", "is not a Tool"),
         ("tools: [{class_name: tools.calculator.Calculator}]", "no tool_schema"),
         (
             f"tools: [{{class_name: tools.calculator.Calculator, {SCHEMA}}}, "
@@ -77,9 +79,7 @@ def test_a_tool_that_does_nothing_is_refused_before_a_run_begins(tmp_path: Path)
         "from agentloop import Tool\nclass Mine(Tool):\n    async def exceute(self, state, arguments): ...\n"
     )
     (tmp_path / "tools.yaml").write_text(f"tools: [{{class_name: './mine.py:Mine', {SCHEMA}}}]")
-    with pytest.raises(
-        ToolConfigError, match=r"mine.py:Mine does not say what it does\n.*write its method execute\(\)"
-    ):
+    with pytest.raises(ToolConfigError, match=r"mine.py:Mine is abstract\n.*write its method execute\(\)"):
         load_toolset(tmp_path / "tools.yaml")
 
 
@@ -97,7 +97,7 @@ async def test_a_tool_that_returns_no_result_is_a_fault_of_the_tool() -> None:
             return "text"
 
     session = Toolset([Careless({}, {"function": {"name": "t"}})]).session(Task("0", "a", []))
-    with pytest.raises(ToolError, match="t returned str, no ToolResult"):
+    with pytest.raises(ToolError, match="t returned str, not a ToolResult"):
         await session.call(ToolCall("t", {}), 5)
 
 
@@ -176,7 +176,7 @@ async def test_a_reward_is_a_file_or_a_registered_name(tmp_path: Path) -> None:
     [
         ("none.py:score", ConfigError, "does not exist"),
         ("r.py:nothing", ConfigError, "does not define 'nothing'"),
-        ("r.py:number", ConfigError, "is no function"),
+        ("r.py:number", ConfigError, "is not a function"),
         ("broken.py:score", ConfigError, "cannot be imported: ZeroDivisionError"),
         ("unregistered", RegistryError, "known: .*gsm8k"),
     ],

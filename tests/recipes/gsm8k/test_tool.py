@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentloop.errors import ToolError
-from agentloop.tool.session import load_toolset
+from agentloop.tool.loading import load_toolset
 from agentloop.types import Task, ToolCall
 
 

@@ -1,0 +1,84 @@
+"""`FunctionTool`: a plain function as a tool, in a thread, a process or on the event loop."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentloop.errors import ToolConfigError
+from agentloop.registry import TOOLS
+from agentloop.runtime.isolation import Caller, close, isolate
+from agentloop.runtime.processes import ProcessWorkers
+from agentloop.tool.base import Tool
+from agentloop.types import ToolResult
+
+ISOLATION_KEYS = ("run_in", "workers", "memory_mb")
+
+
+class FunctionTool(Tool):
+    """A plain typed function with a docstring as a tool.
+
+    `config.run_in` says where it runs: `thread` (the default), `process` (killed when a call takes too long, and
+    isolated from the run) or `inline` (on the event loop: only for functions that return at once). `workers` is the
+    number of calls at once, `memory_mb` the address space of a process.
+
+    Args:
+        function: plain or async; in a process its arguments and its result have to be JSON.
+        config: the `config` mapping of the tool YAML.
+        reference: name of the function, by which a process loads it; relative to `folder`.
+
+    Raises:
+        ToolConfigError: the config is wrong.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        config: dict[str, Any] | None = None,
+        reference: str | None = None,
+        folder: Path = Path(),
+    ) -> None:
+        from transformers.utils import get_json_schema
+
+        super().__init__(dict(config or {}), get_json_schema(function))
+        unknown = [key for key in self.config if key not in (*ISOLATION_KEYS, "type")]
+        if unknown:
+            raise ToolConfigError(f"{self.name}: config has the unknown key {unknown[0]!r}", _known())
+
+        run_in = self.config.get("run_in", "thread")
+        workers, memory = self.config.get("workers"), self.config.get("memory_mb")
+        if run_in not in ("thread", "process", "inline"):
+            raise ToolConfigError(f"{self.name}: config.run_in is {run_in!r}", "one of: thread, process, inline")
+        for key, value in (("workers", workers), ("memory_mb", memory)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ToolConfigError(f"{self.name}: config.{key} is {value!r}", "give a positive integer")
+        if run_in == "inline" and inspect.iscoroutinefunction(function):
+            run_in = "thread"  # an async function runs on the event loop anyway
+
+        self._in_process = run_in == "process"
+
+        def process(count: int) -> Caller:
+            if reference is None:
+                raise ToolConfigError(
+                    f"{self.name} cannot run in a process, which loads a tool by its name", "name it in a YAML"
+                )
+            return ProcessWorkers(
+                reference, folder, TOOLS, form="tool", workers=count, memory_mb=memory, name=self.name
+            )
+
+        self._call = isolate(function, run_in, workers=workers, name=self.name, process=process)
+
+    async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
+        if self._in_process:
+            return ToolResult(**await self._call({"arguments": {**arguments, **execute_kwargs}}))
+        result = await self._call(**arguments, **execute_kwargs)
+        return result if isinstance(result, ToolResult) else ToolResult(str(result))
+
+    def shut_down(self) -> None:
+        close(self._call)
+
+
+def _known() -> str:
+    return f"known keys: {', '.join(ISOLATION_KEYS)}"
