@@ -1,4 +1,4 @@
-"""Agent loops with given lengths and waits, registered for the time of a run by `ours.install_agents`."""
+"""Agent loops with fixed lengths and waits, registered for one run by `ours.install_agents`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from agentloop import AgentLoop, Episode
 
 
 class ForcedLengthAgent(AgentLoop):
-    """One turn of exactly the length that the row gives this sample, whatever the model wants to end."""
+    """Generate one turn of exactly the length that the row gives for this sample, ignoring end tokens."""
 
     async def run(self, episode: Episode) -> None:
         length = episode.task.extra_info["lengths"][episode.sample_index]
@@ -16,9 +16,9 @@ class ForcedLengthAgent(AgentLoop):
 
 
 class SlowToolAgent(AgentLoop):
-    """Two turns of given lengths, and between them a tool: it answers after the seconds that the row gives this sample.
+    """Generate two turns of fixed lengths, with a tool between them that answers after the row's delay.
 
-    The row's `extra_info`: `turns` (for each sample its two lengths), `waits_s` (for each sample), `tool_text`.
+    The row's `extra_info`: `turns` (two lengths a sample), `waits_s` (seconds a sample), `tool_text`.
     """
 
     async def run(self, episode: Episode) -> None:

@@ -1,4 +1,4 @@
-"""One measurement of `loop_overhead.py`, in a process of its own: prints one JSON object.
+"""Run one measurement of `loop_overhead.py` and print one JSON object.
 
 python benchmarks/loop_worker.py episodes --generations 2 --at-once 512 --rounds 4 --observed distinct
 python benchmarks/loop_worker.py history --turns 128 --tokens 64000
@@ -32,6 +32,7 @@ from agentloop.agent.runner import EpisodeRunner
 from agentloop.agent.tool_agent import ToolAgent
 from agentloop.chat import ChatRenderer
 from agentloop.client.client import GenerateResult
+from agentloop.columns import TokenIds
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.runtime.event_loop import run_loops
 from agentloop.runtime.lag import LoopLagMonitor
@@ -46,7 +47,7 @@ TOKENS = 64
 
 WARM_UP = 16
 BANDS = 8
-"""Lengths of history that are told apart; the episode has to have more turns."""
+"""Number of history lengths in the table; the episode needs more turns than this."""
 
 SCHEMA: dict[str, Any] = {
     "type": "function",
@@ -64,9 +65,9 @@ CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12 * (3
 
 
 class CannedClient:
-    """Answers at once, with canned ids: a tool call in every generation of an episode but the last.
+    """Answer at once with canned ids: a tool call in every generation of an episode but the last.
 
-    `sleep(0)` is no waiting: it lets every other episode go on before this answer is read, so that all are in flight.
+    `sleep(0)` lets every other episode continue before this answer is read, so that all are in flight.
     """
 
     def __init__(self, call: list[int], answer: list[int], generations: int) -> None:
@@ -91,7 +92,7 @@ class CannedClient:
 
 
 class Calculator(Tool):
-    """Returns at once: the same text at every call, or another one each time."""
+    """Return at once: the same text at every call, or a different one each time."""
 
     def __init__(self, distinct: bool) -> None:
         super().__init__({}, SCHEMA)
@@ -104,7 +105,7 @@ class Calculator(Tool):
 
 
 class TimedRenderer(ChatRenderer):
-    """Adds up the CPU of rendering and tokenizing."""
+    """Sum the CPU time of rendering and tokenizing."""
 
     seconds = 0.0
 
@@ -128,7 +129,7 @@ class TimedRenderer(ChatRenderer):
 
 
 async def score(task: Task, text: str, trajectory: Trajectory) -> float:
-    """A reward that costs nothing."""
+    """Return a constant reward, at no cost."""
     return 1.0
 
 
@@ -165,14 +166,14 @@ class Bench:
         self._groups = 0
 
     def _canned(self, text: str, tokens: int) -> list[int]:
-        """`tokens` ids that end in `text`."""
+        """Return `tokens` ids that end in `text`."""
         encode = self.renderer.tokenizer.backend_tokenizer.encode
         end = encode(text, add_special_tokens=False).ids
         thought = encode("First I think about which numbers there are and what to do with them. " * tokens).ids
         return [*thought[: tokens - len(end)], *end]
 
     def tasks(self, episodes: int) -> list[Task]:
-        """Rows of so many episodes, the same for each group of 8."""
+        """Return the rows of a number of episodes; a group of 8 shares one."""
         rows = []
         for _ in range(-(-episodes // GROUP)):
             self._groups += 1
@@ -185,7 +186,7 @@ class Bench:
         return [rows[i // GROUP] for i in range(episodes)]
 
     async def run(self, tasks: list[Task]) -> list[Trajectory]:
-        """All at once; each has to end as planned."""
+        """Run all episodes at once; exit if one does not end as planned."""
         jobs = [
             asyncio.create_task(
                 self.runner.run(
@@ -204,10 +205,10 @@ class Bench:
 
 
 def fill_free_blocks() -> list[bytes]:
-    """Leave no free memory inside this process, so that whatever is allocated next is seen to grow.
+    """Use up the free memory inside this process, so that every later allocation makes it grow.
 
     Returns:
-        What fills the free blocks of Python's allocator (sizes to 512 bytes); keep it. Larger ones are given back.
+        Objects that fill the free blocks of Python's allocator (up to 512 bytes); keep them. Larger blocks are freed.
     """
     gc.collect()
     ballast = [bytes(size - b"".__sizeof__()) for size in range(48, 513, 16) for _ in range(2000)]
@@ -217,7 +218,7 @@ def fill_free_blocks() -> list[bytes]:
 
 
 def memory(peak: bool) -> int:
-    """Resident bytes of this process: now, or at most since `reset_peak`."""
+    """Return the resident bytes of this process: now, or the peak since `reset_peak`."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -233,7 +234,7 @@ def reset_peak() -> None:
 
 
 def own_bytes(trajectories: list[Trajectory]) -> int:
-    """Bytes of the four columns, with all that they have allocated to grow into, as the allocator rounds it."""
+    """Return the bytes of the four columns, spare capacity included, each rounded up as the allocator does."""
     return sum(
         -(-sys.getsizeof(column) // 16) * 16
         for trajectory in trajectories
@@ -242,7 +243,7 @@ def own_bytes(trajectories: list[Trajectory]) -> int:
 
 
 def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
-    """CPU, rate and memory of `rounds` times `at_once` episodes, all of a round in flight together."""
+    """Measure CPU, rate and memory of `rounds` rounds of `at_once` episodes, all of a round in flight together."""
     bench = Bench(options, options.generations, TOKENS, ChatRenderer)
     set_up = time.process_time()
     run_loops(bench.run(bench.tasks(WARM_UP)))
@@ -270,7 +271,7 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{bench.client.most_in_flight} episodes were in flight, not {options.at_once}")
     episodes = options.at_once * options.rounds
     tokens = own_bytes(first) / options.at_once
-    assert ballast  # alive until here
+    assert ballast  # keep it alive until here
     return {
         "generations": options.generations,
         "at_once": options.at_once,
@@ -291,10 +292,11 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_history(options: argparse.Namespace) -> dict[str, Any]:
-    """CPU of each turn of one long episode, between one request and the next, and of its rendering and tokenizing."""
+    """Measure the CPU of each turn of one long episode, from request to request, and of its rendering."""
+    import numpy as np
     import orjson
 
-    observed = 29  # by a turn, template included; the sampled tokens make up the rest
+    observed = 29  # tokens a turn, template included; the rest is sampled
     bench = Bench(options, options.turns, -(-options.tokens // options.turns) - observed, TimedRenderer)
     assert isinstance(bench.renderer, TimedRenderer)
     run_loops(bench.run(bench.tasks(1)))
@@ -302,7 +304,7 @@ def measure_history(options: argparse.Namespace) -> dict[str, Any]:
     totals, rendering = [], []
     done: list[Trajectory] = []
 
-    async def rounds() -> None:  # returns nothing: a runner forms the repr of a result, which is long here
+    async def rounds() -> None:  # returns None: asyncio forms the repr of a result, which is long here
         for _ in range(options.rounds):
             bench.client.seen, bench.renderer.seconds = [], 0.0
             tasks = bench.tasks(1)
@@ -320,10 +322,10 @@ def measure_history(options: argparse.Namespace) -> dict[str, Any]:
     edges = [round(part * len(costs) / BANDS) for part in range(BANDS + 1)]
     bands = []
     for begin, end in itertools.pairwise(edges):
-        ids = trajectory.token_ids[: lengths[end]]
+        ids = TokenIds(trajectory.token_ids[: lengths[end]])
         clock = time.process_time()
         for _ in range(20):
-            orjson.dumps({"input_ids": ids})
+            orjson.dumps({"input_ids": ids}, default=np.asarray, option=orjson.OPT_SERIALIZE_NUMPY)  # as the client
         bands.append(
             {
                 "to_tokens": len(ids),
@@ -348,7 +350,7 @@ def measure_history(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Print where the time goes, by cProfile: it makes small functions look dearer than they are."""
+    """Print a cProfile; it overstates the cost of small functions."""
     import cProfile
     import pstats
 

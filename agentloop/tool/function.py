@@ -61,9 +61,7 @@ class FunctionTool(Tool):
 
         def process(count: int) -> Caller:
             if reference is None:
-                raise ToolConfigError(
-                    f"{self.name} cannot run in a process, which loads a tool by its name", "name it in a YAML"
-                )
+                raise ToolConfigError(f"{self.name} cannot run in a process: it has no reference", "name it in a YAML")
             return ProcessWorkers(
                 reference, folder, TOOLS, form="tool", workers=count, memory_mb=memory, name=self.name
             )
