@@ -59,4 +59,4 @@ def test_the_list_shows_a_broken_agent_beside_the_others(installed: list[EntryPo
         EntryPoint("good", "agentloop.agent.tool_agent:ToolAgent", GROUP),
     ]
     rows = {name: summary for name, _, summary in loading.list_agents()}
-    assert rows["broken"].startswith("BROKEN: ") and rows["good"].startswith("Offers the recipe's tools")
+    assert rows["broken"].startswith("BROKEN: ") and rows["good"].startswith("Offer the recipe's tools")
