@@ -68,7 +68,7 @@ bench: $(STAMP) ## benchmarks on this machine; peers get environments of their o
 	$(BIN)/python benchmarks/router.py
 	$(BIN)/python benchmarks/publish.py
 	$(BIN)/python benchmarks/rollout.py
-	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/matmul.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/async.py --curve
 	$(BIN)/python benchmarks/step.py

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flops import ModelShape, attention_pairs, packed_flops
 from tests.trainer.conftest import make_samples
+from trainer.learner.model.kernels import Kernels
 from trainer.learner.model.policy import DeviceBatch, load_policy
 from trainer.packing.layout import PackedLayout, pack
 from trainer.packing.units import plan_units
@@ -22,7 +23,9 @@ def test_pairs_are_those_that_the_mask_leaves() -> None:
 def test_the_matrix_products_are_counted_as_torch_counts_them(tiny_model: Path) -> None:
     samples = make_samples()
     batch = pack(samples, plan_units(samples, 10_000), "token_mean")
-    policy = load_policy(str(tiny_model), init="weights", seed=0, logprob_chunk=10_000, device=torch.device("cpu"))
+    policy = load_policy(
+        str(tiny_model), init="weights", seed=0, logprob_chunk=10_000, device=torch.device("cpu"), kernels=Kernels()
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         policy(DeviceBatch.of(batch, torch.device("cpu")), 1.0)
     by_operator = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_state_dict
 
 from trainer.learner.losses.value_loss import clipped_value_loss
+from trainer.learner.model.kernels import Kernels
 from trainer.learner.model.loading import load_sharded
-from trainer.learner.model.policy import DeviceBatch, PolicyModel, reshard
+from trainer.learner.model.policy import DeviceBatch, PolicyModel
+from trainer.learner.model.sharding import reduce_gradients, reshard
 from trainer.learner.optim import apply_settings, make_optimizer, take_step
 from trainer.packing.layout import PackedBatch
 from trainer.types import LearnerSettings, add_sums
@@ -26,8 +28,8 @@ SUMS = ("value_loss_sum", "value_clip_sum", "value_sum")
 class ValueModel(PolicyModel):
     """The policy's backbone with a scalar head in place of the vocabulary head."""
 
-    def __init__(self, lm: Any, logprob_chunk: int) -> None:
-        super().__init__(lm, logprob_chunk)
+    def __init__(self, lm: Any, logprob_chunk: int, kernels: Kernels) -> None:
+        super().__init__(lm, logprob_chunk, kernels)
         head = lm.get_output_embeddings()
         if head.weight is not lm.get_input_embeddings().weight:
             head.requires_grad_(False)  # the forward does not use it, so it would never get a gradient
@@ -78,7 +80,7 @@ class Critic:
         sums: dict[str, float] = {}
         for number, packed in enumerate(batches, 1):
             if not self._reduce_each:
-                self.model.set_requires_gradient_sync(number == len(batches))
+                reduce_gradients(self.model, now=number == len(batches))
             batch = DeviceBatch.of(packed, self._device)
 
             values_N = self.model(batch)

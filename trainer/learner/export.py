@@ -23,9 +23,11 @@ from agentloop.errors import ModelError, RunDirError
 from agentloop.files import partial_of, rename_folder
 from agentloop.model_folder import copy_tokenizer
 from agentloop.weights.layout import TensorSpec
-from trainer.learner.model.loading import SafetensorsFolder, local_folder, plan_names
+from trainer.learner.model.loading import local_folder
 from trainer.learner.model.lora import adapter_names, is_adapter, merged
+from trainer.learner.model.name_plan import plan_names
 from trainer.learner.model.policy import loader_of
+from trainer.learner.model.safetensors_folder import SafetensorsFolder
 from trainer.learner.weights.base import PublishedTensors, write_config
 from trainer.learner.weights.disk import MAX_SHARD_BYTES, Shards
 

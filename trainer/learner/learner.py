@@ -20,11 +20,10 @@ from trainer.learner.checkpoint import CheckpointSaver, load_checkpoint, load_mo
 from trainer.learner.critic import Critic
 from trainer.learner.loss import token_losses
 from trainer.learner.losses.ratios import Segments
-from trainer.learner.model.attention import use_kernel
 from trainer.learner.model.loading import load_sharded
 from trainer.learner.model.lora import without_adapters
-from trainer.learner.model.matmul import use_products
-from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision, reshard
+from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision
+from trainer.learner.model.sharding import reduce_gradients, reshard
 from trainer.learner.model.vision import ImageReader
 from trainer.learner.optim import apply_settings, make_optimizer, take_step
 from trainer.learner.weights.publisher import WeightPublisher
@@ -63,8 +62,6 @@ class Learner:
     def __init__(self, settings: LearnerSettings) -> None:
         config = settings.config
         torch.manual_seed(settings.seed)
-        use_kernel(config.attention)
-        use_products(config.matmul)
         self._settings = settings
         self._reduce_each = config.fsdp.reduce_each_micro_batch
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
@@ -77,6 +74,31 @@ class Learner:
         self._reference = self._load(reference=True) if settings.reference and not adapted else None
         self._critic = Critic(settings, self._device) if config.critic is not None else None
         self.reset_optimizer(config.optim, settings.total_steps)
+
+    @property
+    def policy(self) -> PolicyModel:
+        """This rank's shard of the policy."""
+        return self._policy
+
+    @property
+    def reference(self) -> PolicyModel | None:
+        """The frozen policy that the run started from; None if there is none, or if it is the policy without adapters."""
+        return self._reference
+
+    @property
+    def optimizer(self) -> torch.optim.AdamW:
+        """The policy's optimizer."""
+        return self._optimizer
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The settings of the policy's optimizer."""
+        return self._optim
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken in the current schedule."""
+        return self._steps
 
     @property
     def critic(self) -> Critic:
@@ -98,6 +120,7 @@ class Learner:
             init=settings.init,
             seed=settings.seed,
             device=self._device,
+            kind=PolicyModel,
             reference=reference,
         )
 
@@ -115,7 +138,7 @@ class Learner:
         sums: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
             if not self._reduce_each:
-                self._policy.set_requires_gradient_sync(number == len(batches))
+                reduce_gradients(self._policy, now=number == len(batches))
             add_sums(sums, self._forward_backward(samples, batch, temperature, spec))
         return sums | {"time_s": time.perf_counter() - begin}
 

@@ -58,7 +58,7 @@ def test_a_fresh_critic_values_everything_at_zero_and_learns_its_targets(tiny_mo
         metrics = of.critic.step(float(sum(s.trained_tokens for s in samples)))
         assert metrics["grad_norm"] > 0.0
     assert losses[-1] < 0.9 * losses[0]
-    assert of._steps == 0 and of.critic.steps == 8
+    assert of.steps == 0 and of.critic.steps == 8
 
 
 def test_values_are_of_the_state_before_the_token_and_the_gradient_is_that_of_plain_transformers(

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 from agentloop.errors import ModelError
 from tests.trainer.conftest import make_samples
 from tests.trainer.models import save_tiny
-from trainer.learner.model.attention import packed_attention, portable_attention, use_kernel
+from trainer.learner.model.attention import Attention, PackedRow, packed_attention, portable_attention
+from trainer.learner.model.kernels import Kernels
 from trainer.learner.model.logprobs import selected_logprobs
+from trainer.learner.model.matmul import Matmul
 from trainer.learner.model.policy import DeviceBatch, PolicyModel, load_policy
 from trainer.packing.layout import PackedLayout, pack
 from trainer.packing.units import plan_units
@@ -29,8 +31,8 @@ def plain_logprobs(model: torch.nn.Module, sample: TrainSample, temperature: flo
     return torch.log_softmax(logits[:-1], -1).gather(1, ids[1:, None]).squeeze(1)
 
 
-def load(path: Path, chunk: int = 7) -> PolicyModel:
-    return load_policy(str(path), init="weights", seed=0, logprob_chunk=chunk, device=CPU)
+def load(path: Path, chunk: int = 7, kernels: Kernels | None = None) -> PolicyModel:
+    return load_policy(str(path), init="weights", seed=0, logprob_chunk=chunk, device=CPU, kernels=kernels or Kernels())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -71,14 +73,9 @@ def test_packed_logprobs_equal_the_plain_ones_in_other_families(kind: str, tmp_p
 def test_plain_attention_is_the_same_and_is_what_it_says(tiny_model: Path) -> None:
     samples = make_samples(groups=2)
     batch = DeviceBatch.of(pack(samples, plan_units(samples, 10_000), "token_mean"), CPU)
-    policy = load(tiny_model)
     with torch.no_grad():
-        usual = policy(batch, 1.0)[0]
-        use_kernel("plain")
-        try:
-            plain = policy(batch, 1.0)[0]
-        finally:
-            use_kernel("auto")
+        usual = load(tiny_model)(batch, 1.0)[0]
+        plain = load(tiny_model, kernels=Kernels(attention=Attention("plain")))(batch, 1.0)[0]
     assert (plain - usual).abs().max() < 1e-5
     assert not torch.equal(plain, usual), "another kernel, other rounding"
 
@@ -141,7 +138,7 @@ def test_attention_equals_masked_attention_forward_and_backward(key_heads: int) 
     )
     weights = torch.randn(1, 36, 4, 8)
     module = torch.nn.Identity()
-    out, _ = packed_attention(module, q, k, v, None, packed_layout=layout, scaling=0.3)
+    out, _ = packed_attention(module, q, k, v, None, packed_row=PackedRow(layout, Attention()), scaling=0.3)
     ours = torch.autograd.grad((out * weights).sum(), (q, k, v))
     rows = [tensor[0].transpose(0, 1).double() for tensor in (q, k, v)]
     rows = [row.repeat_interleave(4 // row.shape[1], dim=1) for row in rows]
@@ -159,7 +156,7 @@ def test_chunked_logprob_and_entropy_equal_autograd(chunk: int) -> None:
     weight = torch.randn(31, 8, dtype=torch.float32, requires_grad=True)
     targets = torch.randint(0, 31, (23,))
     a, b = torch.randn(23), torch.randn(23)
-    logprobs, entropy = selected_logprobs(hidden, weight, targets, 0.8, chunk)
+    logprobs, entropy = selected_logprobs(hidden, weight, targets, 0.8, chunk, Matmul())
     ours = torch.autograd.grad((a * logprobs + b * entropy).sum(), (hidden, weight), retain_graph=True)
     only_logprobs = torch.autograd.grad((a * logprobs).sum(), (hidden, weight))
     everything = torch.log_softmax(hidden.double() @ weight.double().T / 0.8, -1)

@@ -38,7 +38,7 @@ def learner(model: Path, *, reference: bool = False, dtype: str = "float32", see
 
 
 def gradients(of: Learner) -> torch.Tensor:
-    return torch.cat([p.grad.to_local().flatten().double() for p in of._policy.parameters()])
+    return torch.cat([p.grad.to_local().flatten().double() for p in of.policy.parameters()])
 
 
 def accumulated(
@@ -114,9 +114,9 @@ def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: Path, aggrega
 def test_ranks_add_up_gradients_after_each_micro_batch_or_once(tiny_model: Path, *, each: bool) -> None:
     samples = make_samples(groups=3, size=6)
     of = learner(tiny_model, tokens_per_micro_batch=128, fsdp={"reduce_each_micro_batch": each})
-    parameters = list(of._policy.parameters())  # the shards, which have a gradient once it is added up
+    parameters = list(of.policy.parameters())  # the shards, which have a gradient once it is added up
     found: list[bool] = []
-    of._policy.register_forward_pre_hook(lambda *_: found.append(all(p.grad is not None for p in parameters)))
+    of.policy.register_forward_pre_hook(lambda *_: found.append(all(p.grad is not None for p in parameters)))
     sums = of.accumulate(samples, 1.0, SPEC)
     assert len(found) == sums["micro_batches"] >= 3
     assert found == [False] + [each] * (len(found) - 1)
@@ -263,7 +263,7 @@ def test_looking_at_logprobs_changes_nothing(tiny_model: Path, tmp_path: Path) -
                 of.logprobs(make_samples(), 1.0)
 
         look()
-        of.reset_optimizer(of._optim, 10)
+        of.reset_optimizer(of.optim, 10)
         of.accumulate(make_samples(), 1.0, SPEC)
         look()
         norm = of.step(10.0)["grad_norm"]
@@ -325,7 +325,7 @@ def test_publishing_bfloat16_halves_the_file(tiny_model: Path, tmp_path: Path) -
     of = learner(tiny_model, dtype="bfloat16")
     sums = of.accumulate(make_samples(), 1.0, SPEC)
     assert np.isfinite(of.step(sums["tokens"])["grad_norm"])
-    assert all(p.dtype == torch.float32 for p in of._policy.parameters()), "master weights"
+    assert all(p.dtype == torch.float32 for p in of.policy.parameters()), "master weights"
     of.publish(tmp_path / "v_1")
     assert {t.dtype for t in load_file(tmp_path / "v_1" / "model.safetensors").values()} == {torch.bfloat16}
 
@@ -348,7 +348,7 @@ def test_save_and_load_bring_the_run_back_to_the_bit(tiny_model: Path, tmp_path:
     resumed = learner(tiny_model, optim=optim, seed=9)
     resumed.load(tmp_path / "step_3" / "trainer", optimizer=True)
     assert train(resumed, range(3, 6)) == expected
-    for a, b in zip(straight._policy.parameters(), resumed._policy.parameters(), strict=True):
+    for a, b in zip(straight.policy.parameters(), resumed.policy.parameters(), strict=True):
         assert torch.equal(a.to_local(), b.to_local())
     assert (tmp_path / "step_3" / "state.json").read_text() == '{"step": 3, "version": 3}'
 
@@ -366,7 +366,7 @@ def test_a_checkpoint_of_a_run_that_has_not_stepped_changes_nothing(tiny_model: 
     for of in (saved, unsaved):
         of.accumulate(make_samples(), 1.0, SPEC)
         of.step(10.0)
-        results.append(torch.cat([p.to_local().flatten() for p in of._policy.parameters()]))
+        results.append(torch.cat([p.to_local().flatten() for p in of.policy.parameters()]))
     assert torch.equal(*results)
 
 
@@ -377,9 +377,9 @@ def test_loading_weights_only_keeps_the_optimizer_fresh(tiny_model: Path, tmp_pa
     of.save(tmp_path / "step_1", {})
     other = learner(tiny_model)
     other.load(tmp_path / "step_1" / "trainer", optimizer=False)
-    assert torch.equal(next(other._policy.parameters()).to_local(), next(of._policy.parameters()).to_local())
-    assert other._steps == 0
-    assert not other._optimizer.state
+    assert torch.equal(next(other.policy.parameters()).to_local(), next(of.policy.parameters()).to_local())
+    assert other.steps == 0
+    assert not other.optimizer.state
 
 
 def test_saving_over_a_checkpoint_replaces_it_whole(tiny_model: Path, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_random_weights_depend_on_the_seed_alone(tiny_model: Path) -> None:
     def first(seed: int) -> torch.Tensor:
         settings = LearnerSettings(str(tiny_model), TrainerConfig(), "float32", 1, seed, init="random")
-        return next(Learner(settings)._policy.parameters()).to_local().detach().clone()
+        return next(Learner(settings).policy.parameters()).to_local().detach().clone()
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))

@@ -1,7 +1,7 @@
 """Low-rank adapters: `y = W x + (alpha / rank) B A x`, of which only A and B are trained (LoRA, arXiv 2106.09685).
 
-peft puts the adapters in; here is what the trainer does with them: they are drawn alike for any number of ranks, merged
-when the policy is handed out, and left out to get the policy that the run started from.
+peft inserts the adapters. The trainer draws them, with the same values for any number of ranks, merges them when the
+policy is published, and disables them to compute the policy that the run started from.
 """
 
 from __future__ import annotations
@@ -24,48 +24,51 @@ PARTS = (".lora_A.", ".lora_B.")
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is that of an adapter's matrix."""
+    """Whether a parameter is a matrix of an adapter, by its name."""
     return any(part in name for part in PARTS)
 
 
 def base_name(name: str) -> str:
-    """The name of a parameter in the model without adapters."""
+    """Return the name of a parameter in the model without adapters."""
     return name.replace(BASE, ".")
 
 
 def adapter_names(weight: str) -> tuple[str, str]:
-    """What a weight's A and B are called in a checkpoint."""
+    """Return the names of a weight's A and B in a checkpoint."""
     stem = weight.removesuffix(".weight")
     return f"{stem}{PARTS[0]}{ADAPTER}.weight", f"{stem}{PARTS[1]}{ADAPTER}.weight"
 
 
 def add_adapters(lm: nn.Module, blocks: list[nn.Module], config: LoraConfig) -> None:
-    """Put adapters into linear layers of `blocks`; peft freezes all the rest. `lm` may be on meta.
+    """Add adapters to linear layers of `blocks`; peft freezes all other parameters. `lm` may be on meta.
 
     Raises:
-        ConfigError: peft is not installed, or no layer has a name that is asked for.
+        ConfigError: peft is not installed, or no layer has a name that `config` lists.
     """
     try:
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
     except ImportError as exc:
-        raise ConfigError("trainer.lora is set, and peft is not installed", "pip install 'agentloop-rl[lora]'") from exc
+        raise ConfigError("trainer.lora is set, but peft is not installed", "pip install 'agentloop-rl[lora]'") from exc
+
     inside = {module for block in blocks for module in block.modules()}
     linear = [name for name, module in lm.named_modules() if isinstance(module, nn.Linear) and module in inside]
-    asked = config.target_modules
+    wanted = config.target_modules
     targets = [
-        name for name in linear if (asked == "all-linear" or _named(name, asked)) and not _named(name, config.exclude)
+        name for name in linear if (wanted == "all-linear" or _named(name, wanted)) and not _named(name, config.exclude)
     ]
-    unknown = [] if asked == "all-linear" else [want for want in asked if not any(_named(n, [want]) for n in linear)]
+
+    unknown = [] if wanted == "all-linear" else [one for one in wanted if not any(_named(n, [one]) for n in linear)]
     if unknown or not targets:
-        fault = f"{', '.join(unknown)} is no linear layer" if unknown else "nothing is left"
+        fault = f"{', '.join(unknown)} is not a linear layer" if unknown else "trainer.lora.exclude leaves no layer"
         raise ConfigError(
             f"trainer.lora.target_modules: {fault} of this model's blocks",
-            f"they have {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
+            f"choose from {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
         )
-    peft_config = PeftConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, bias="none", target_modules=targets
-    )
+
+    # peft annotates alpha as an int and only ever divides it by the rank.
+    alpha: Any = config.alpha
+    peft_config = PeftConfig(r=config.rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=targets)
     inject_adapter_in_model(peft_config, lm, adapter_name=ADAPTER, low_cpu_mem_usage=True)
 
 
@@ -73,9 +76,11 @@ def _named(name: str, wanted: list[str]) -> bool:
     return any(name == want or name.endswith(f".{want}") for want in wanted)
 
 
-def drawn(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """The first values of an adapter's matrix: A uniform as a linear layer's, B zero, so that the policy starts as it
-    was. They depend on the seed and the name alone."""
+def initial_adapter(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """Return the initial values of an adapter's matrix, which depend on the seed and the name alone.
+
+    A is uniform as in a linear layer, B zero: before the first step the adapters change nothing.
+    """
     matrix = torch.zeros(shape)
     if PARTS[0] in name:
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
@@ -84,25 +89,27 @@ def drawn(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 
 def adapters(lm: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """For each weight that has one, by its base name: A (rank, in), B (out, rank) and the factor of B A."""
+    """Map the base name of each adapted weight to A (rank, in), B (out, rank) and the factor of B A."""
     found = {}
     for name, module in lm.named_modules():
-        layers: Any = getattr(module, "lora_A", None)
-        if layers is not None and ADAPTER in layers:
-            a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight  # type: ignore[index, union-attr]
-            found[f"{name}.weight"] = (a, b, float(module.scaling[ADAPTER]))  # type: ignore[index]
+        layer: Any = module  # of peft's class if it has adapters
+        if ADAPTER in getattr(layer, "lora_A", ()):
+            a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            found[f"{name}.weight"] = (a, b, float(layer.scaling[ADAPTER]))
     return found
 
 
 def merged(base: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """`W + factor B A` of whole matrices, in float32: it is cast to the published dtype once, after this."""
+    """Return `W + factor B A` of whole matrices, in float32: the cast to the published dtype comes once, after this."""
     return torch.addmm(base.float(), b.float(), a.float(), alpha=factor)
 
 
 @contextlib.contextmanager
 def without_adapters(lm: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what it did before it had adapters."""
-    layers = [module for module in lm.modules() if hasattr(module, "lora_A")]
+    """Disable the adapters inside the block: the model computes the policy that the run started from."""
+    layers: list[Any] = [module for module in lm.modules() if hasattr(module, "lora_A")]
+
+    # peft's own switch also changes requires_grad, which FSDP2 has taken note of.
     for layer in layers:
         layer._disable_adapters = True
     try:

@@ -1,26 +1,27 @@
-"""The policy as the trainer runs it: a transformers causal LM over a packed row, sharded by FSDP2.
+"""The policy as the trainer runs it: a transformers causal LM over a packed row.
 
 Shapes: T packed tokens, N trained tokens, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
-from agentloop.config import FsdpConfig
 from agentloop.errors import ModelError
 from agentloop.model_folder import VISION_TYPES
-from trainer.learner.model.attention import ATTENTION
+from trainer.learner.model.attention import ATTENTION, PackedRow
+from trainer.learner.model.kernels import Kernels
 from trainer.learner.model.logprobs import selected_logprobs
 from trainer.learner.model.vision import PackedImages, insert_images
 from trainer.packing.layout import PackedBatch, PackedLayout
@@ -54,34 +55,46 @@ class PolicyModel(nn.Module):
     """The language model with the logprob of given tokens as its output.
 
     The head is applied inside `forward` because FSDP2 gathers the root's parameters only there.
+
+    Args:
+        lm: a causal LM that was built with the attention `ATTENTION`.
+        logprob_chunk: tokens whose logits exist at one time.
+        kernels: the implementations that it computes with.
     """
 
-    def __init__(self, lm: nn.Module, logprob_chunk: int) -> None:
+    lm: PreTrainedModel
+
+    def __init__(self, lm: PreTrainedModel, logprob_chunk: int, kernels: Kernels) -> None:
         super().__init__()
         self.lm = lm
         self.logprob_chunk = logprob_chunk
+        self.kernels = kernels
 
     def hidden(self, batch: DeviceBatch) -> Tensor:
         """The last hidden state of each packed token, (T, E)."""
-        decoder, inputs = self.lm.base_model, {"input_ids": batch.tokens[None], "position_ids": batch.positions[None]}
+        decoder = self.lm.base_model
+        inputs: dict[str, Any] = {"input_ids": batch.tokens[None], "position_ids": batch.positions[None]}
         if batch.images is not None:
             decoder, inputs = decoder.language_model, insert_images(self.lm, batch.tokens, batch.images)
-        return decoder(use_cache=False, packed_layout=batch.layout, **inputs).last_hidden_state[0]
+
+        row = PackedRow(batch.layout, self.kernels.attention)
+        hidden_1TE: Tensor = decoder(use_cache=False, packed_row=row, **inputs).last_hidden_state
+        return hidden_1TE[0]
 
     def forward(self, batch: DeviceBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprob and entropy of each trained token, (N) float32 each."""
-        hidden_TE = self.hidden(batch)
+        hidden_NE = self.hidden(batch)[batch.predict_from]
         head = self.lm.get_output_embeddings()
         return selected_logprobs(
-            hidden_TE[batch.predict_from], head.weight, batch.targets, temperature, self.logprob_chunk
+            hidden_NE, head.weight, batch.targets, temperature, self.logprob_chunk, self.kernels.matmul
         )
 
 
-def model_config(path: str) -> Any:
-    """The config of a model folder.
+def model_config(path: str) -> PretrainedConfig:
+    """Read the config of a model folder.
 
     Raises:
-        ModelError: there is none, or transformers does not know it.
+        ModelError: there is none, or transformers does not know its model type.
     """
     try:
         return AutoConfig.from_pretrained(path)
@@ -89,11 +102,11 @@ def model_config(path: str) -> Any:
         raise _not_a_model(path, exc) from exc
 
 
-def build_lm(path: str) -> Any:
-    """The language model of a folder on `meta`: its shapes, without values.
+def build_lm(path: str) -> PreTrainedModel:
+    """Build the language model of a folder on `meta`: shapes without values.
 
     Raises:
-        ModelError: the path is no causal LM, or one that the packed path does not compute.
+        ModelError: the path is not a causal LM, or one that the packed path does not compute.
     """
     config = model_config(path)
     loader, options = loader_of(config)
@@ -105,10 +118,10 @@ def build_lm(path: str) -> Any:
     return _supported(lm, path)
 
 
-def loader_of(config: Any) -> tuple[Any, dict[str, Any]]:
-    """The class that makes a model of `config`, and its options."""
+def loader_of(config: PretrainedConfig) -> tuple[Any, dict[str, Any]]:
+    """The class that builds a model of `config`, and its options."""
     if config.model_type in VISION_TYPES:
-        # The vision tower looks at whole images: it keeps torch's own attention.
+        # The vision tower attends over whole images: it keeps torch's own attention.
         return AutoModelForImageTextToText, {
             "dtype": torch.float32,
             "attn_implementation": {"": "sdpa", "text_config": ATTENTION},
@@ -116,13 +129,19 @@ def loader_of(config: Any) -> tuple[Any, dict[str, Any]]:
     return AutoModelForCausalLM, {"dtype": torch.float32, "attn_implementation": ATTENTION}
 
 
-def is_vision(lm: Any) -> bool:
+def is_vision(lm: PreTrainedModel) -> bool:
     """Whether a model takes images."""
     return lm.config.model_type in VISION_TYPES
 
 
 def load_policy(
-    path: str, *, init: Literal["weights", "random"], seed: int, logprob_chunk: int, device: torch.device
+    path: str,
+    *,
+    init: Literal["weights", "random"],
+    seed: int,
+    logprob_chunk: int,
+    device: torch.device,
+    kernels: Kernels,
 ) -> PolicyModel:
     """Read a whole causal LM in float32, not sharded.
 
@@ -133,7 +152,7 @@ def load_policy(
         init: `random` draws the weights with `seed` and needs `config.json` only.
 
     Raises:
-        ModelError: the path is no causal LM, or one that the packed path does not compute.
+        ModelError: the path is not a causal LM, or one that the packed path does not compute.
     """
     config = model_config(path)
     loader, options = loader_of(config)
@@ -145,19 +164,20 @@ def load_policy(
             lm = loader.from_pretrained(path, config=config, **options)
     except (OSError, ValueError, KeyError) as exc:
         raise _not_a_model(path, exc) from exc
+
     # Always in eval mode: the engine samples without dropout, and the policy that is trained is the one that sampled.
-    return PolicyModel(_supported(lm, path), logprob_chunk).to(device).eval()
+    return PolicyModel(_supported(lm, path), logprob_chunk, kernels).to(device).eval()
 
 
 def _not_a_model(path: str, exc: Exception) -> ModelError:
     return ModelError(
         f"{path} cannot be loaded as a causal language model: {exc}",
-        "model.path has to be a folder with config.json and safetensors, or a hub id",
+        "set model.path to a folder with config.json and safetensors, or to a hub id",
     )
 
 
-def _supported(lm: Any, path: str) -> Any:
-    """`lm`, after a look whether the trainer computes what it does.
+def _supported(lm: PreTrainedModel, path: str) -> PreTrainedModel:
+    """Return `lm` if the packed path computes all of its features.
 
     Raises:
         ModelError: it does not.
@@ -166,73 +186,7 @@ def _supported(lm: Any, path: str) -> Any:
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ModelError(f"{path}: the trainer does not compute {name} of {config.model_type}", "use another model")
+
     if getattr(lm.get_output_embeddings(), "bias", None) is not None:
         raise ModelError(f"{path}: the output head has a bias, which the trainer does not compute", "use another model")
     return lm
-
-
-def shard(
-    model: PolicyModel, dtype: str, config: FsdpConfig, device: torch.device, *, reference: bool = False
-) -> PolicyModel:
-    """Shard in place: every decoder block, then the rest as the root. Gradients are summed over ranks, not averaged.
-
-    With `bfloat16`, compute is bf16 and master weights, optimizer and reduction stay float32.
-
-    Args:
-        reference: the frozen reference: no activations to save, and an offload of its own.
-    """
-    precision = MixedPrecisionPolicy()
-    if dtype == "bfloat16":
-        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    offload: OffloadPolicy = OffloadPolicy()
-    if config.offloads(reference=reference, device=device.type):
-        offload = CPUOffloadPolicy()
-    if config.activation_checkpointing and not reference:
-        checkpoint_activations(model)
-    # The default would be a mesh of CUDA devices wherever there is one.
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
-    for block in decoder_blocks(model.lm):
-        fully_shard(block, reshard_after_forward=config.reshard_after_forward, **options)
-    fully_shard(model, reshard_after_forward=False, **options)
-    if dist.get_world_size() > 1:  # one rank's sum is its mean, and a division by 1 would be another pass and a copy
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)
-    return model
-
-
-def reshard(model: PolicyModel) -> PolicyModel:
-    """Let go of gathered parameters, and return the model.
-
-    A pass without gradient leaves the root's gathered: until a backward pass, its parameters are not those that have
-    gradients and that an optimizer changes.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    return model
-
-
-def checkpoint_activations(model: PolicyModel) -> None:
-    """Keep only each block's input for the backward pass, which computes the block again.
-
-    It is `forward` that runs again, not the call: FSDP's hooks, which gather the block's parameters, run once.
-    """
-    for block in decoder_blocks(model.lm):
-        block.forward = functools.partial(  # type: ignore[method-assign]
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
-
-
-def decoder_blocks(lm: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of the model, a vision tower's too, as transformers names them in `_no_split_modules`."""
-    names = set(getattr(lm, "_no_split_modules", None) or [])
-    return [module for module in lm.modules() if type(module).__name__ in names]
-
-
-def language_blocks(lm: Any) -> list[nn.Module]:
-    """`decoder_blocks` without those of a vision tower."""
-    tower = set(lm.base_model.visual.modules()) if is_vision(lm) else set()
-    return [block for block in decoder_blocks(lm) if block not in tower]

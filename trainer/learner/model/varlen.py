@@ -1,14 +1,14 @@
-"""A packed row on CUDA: flash-attention kernels over cumulative lengths, prompts shared by a merge.
+"""A packed row on CUDA: flash-attention kernels over cumulative lengths; shared prompts are merged in.
 
-The kernels know spans, not layouts. A row of a prompt of 3 tokens and two completions of 1 and 2 (the worked example of
-`trainer.packing.layout`) becomes two calls:
+The kernels take spans, not layouts. A row with a prompt of 3 tokens and two completions of 1 and 2 tokens (the worked
+example of `trainer.packing.layout`) becomes two calls:
 
     own     cu 0 3 4 6, longest 3                  every segment causally to itself
-    prefix  query rows 3 4 5, key rows 0 1 2       all that follows the prompt to all of the prompt
+    prefix  query rows 3 4 5, key rows 0 1 2       everything after the prompt to the whole prompt
             cu_q 0 3, cu_k 0 3, longest 3 and 3
 
-which are merged through their log-sum-exp, as in `trainer.learner.model.attention`. The backward pass of a part needs
-the merged output and log-sum-exp only, so that the kernels' own backward passes are exact for it.
+Their results are merged through the log-sum-exp, as in `trainer.learner.model.attention`. The backward pass of a part
+needs only the merged output and log-sum-exp, so the kernels' own backward passes are exact for it.
 
 Shapes: T packed tokens, X query rows, Y key rows, H heads, G key heads, D head dimension.
 """
@@ -29,17 +29,17 @@ from trainer.packing.layout import PackedLayout
 KernelName = Literal["auto", "flash_attn", "torch", "plain"]
 
 MAX_HEAD_DIM = 256
-"""Of both kernels; and a multiple of 8."""
+"""Largest head dimension of both kernels; it has to be a multiple of 8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Spans of one kernel call: span i is rows `cu_q[i]:cu_q[i + 1]` of the queries and so of the keys.
+    """Spans of one kernel call: span i is rows `cu_q[i]:cu_q[i + 1]` of the queries, and likewise of the keys.
 
     Attributes:
         cu_q, cu_k: int32 (spans + 1), on the device.
         longest_q, longest_k: rows of the longest span.
-        causal: a query attends to the keys up to its own place (the two have the same rows), or to all.
+        causal: a query attends to the keys up to its own position (both have the same rows); else to all keys.
     """
 
     cu_q: Tensor
@@ -51,12 +51,12 @@ class Spans:
 
 @dataclass(frozen=True, slots=True)
 class VarlenLayout:
-    """A `PackedLayout` as kernels take it.
+    """A `PackedLayout` in the form that kernels take.
 
     Attributes:
         own: each segment to itself.
-        prefix: what follows a shared prompt to that prompt; None when nothing is shared.
-        query_rows, key_rows: int64 (X), (Y); the rows of the pack that `prefix` is about.
+        prefix: the tokens after each shared prompt to that prompt; None if nothing is shared.
+        query_rows, key_rows: int64 (X), (Y); the rows of the pack that `prefix` covers.
     """
 
     own: Spans
@@ -68,6 +68,7 @@ class VarlenLayout:
     def of(cls, layout: PackedLayout, device: torch.device) -> VarlenLayout:
         lengths = [length for _, count, length in layout.runs for _ in range(count)]
         own = Spans(_cumulated(lengths, device), _cumulated(lengths, device), max(lengths), max(lengths), causal=True)
+
         queries = [(start, length) for start, length, _, _ in layout.prefixes]
         keys = [(start, length) for _, _, start, length in layout.prefixes]
         prefix = None
@@ -79,6 +80,7 @@ class VarlenLayout:
                 max(length for _, length in keys),
                 causal=False,
             )
+
         return cls(own, prefix, _rows(queries, device), _rows(keys, device))
 
 
@@ -92,7 +94,7 @@ def _rows(spans: list[tuple[int, int]], device: torch.device) -> Tensor:
 
 
 class Kernel(Protocol):
-    """Attention over spans. Key heads may be fewer: each serves H / G query heads."""
+    """Attention over spans. There may be fewer key heads than query heads: each serves H / G of them."""
 
     def forward(self, q_XHD: Tensor, k_YGD: Tensor, v_YGD: Tensor, spans: Spans, scale: float) -> tuple[Tensor, Tensor]:
         """Output (X, H, D) and log-sum-exp (H, X) in float32."""
@@ -102,12 +104,12 @@ class Kernel(Protocol):
         self, grad_XHD: Tensor, q_XHD: Tensor, k_YGD: Tensor, v_YGD: Tensor, out_XHD: Tensor, lse_HX: Tensor,
         spans: Spans, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Gradients of queries, keys and values; output and log-sum-exp may be those of a larger softmax."""
+        """Gradients of queries, keys and values. Output and log-sum-exp may belong to a larger, merged softmax."""
         ...
 
 
 class FlashAttnKernel:
-    """The flash-attn package, 2.7 or newer."""
+    """The kernels of the flash-attn package, 2.7 or newer."""
 
     def __init__(self) -> None:
         from flash_attn import flash_attn_interface
@@ -136,9 +138,9 @@ class FlashAttnKernel:
 
 
 class TorchKernel:
-    """The flash kernel that is part of torch: what `torch.nn.attention.varlen` calls.
+    """The flash kernel that ships with torch, behind `torch.nn.attention.varlen`.
 
-    Its public function has no backward pass for a log-sum-exp that was merged, so that the operators are called here.
+    The public function has no backward pass for a merged log-sum-exp, so the operators are called directly.
     """
 
     def forward(self, q_XHD: Tensor, k_YGD: Tensor, v_YGD: Tensor, spans: Spans, scale: float) -> tuple[Tensor, Tensor]:
@@ -152,7 +154,7 @@ class TorchKernel:
         self, grad_XHD: Tensor, q_XHD: Tensor, k_YGD: Tensor, v_YGD: Tensor, out_XHD: Tensor, lse_HX: Tensor,
         spans: Spans, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        # Without dropout the random state is not read, and only has to be there.
+        # The operator requires a random state, but reads it only with dropout.
         state = torch.zeros(2, dtype=torch.uint64, device=q_XHD.device)
         unused = torch.empty(0, device=q_XHD.device)
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
@@ -163,17 +165,20 @@ class TorchKernel:
 
 
 def check_kernel(name: KernelName) -> None:
-    """Whether the kernel of that name is there.
+    """Check that the kernel of that name is installed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not.
     """
     if name == "flash_attn" and not _installed("flash_attn"):
-        raise ConfigError("trainer.attention=flash_attn, and flash-attn is not installed", "pip install flash-attn")
+        raise ConfigError(
+            "trainer.attention=flash_attn, but flash-attn is not installed",
+            "pip install flash-attn, or set trainer.attention=auto",
+        )
 
 
 def make_kernel(name: KernelName) -> Kernel | None:
-    """The kernel of that name; `auto` is flash-attn where it is installed, else torch's own; None: plain attention."""
+    """Return the kernel of that name; `auto`: flash-attn if it is installed, else torch's; None: plain attention."""
     if name == "plain":
         return None
     if name == "flash_attn" or (name == "auto" and _installed("flash_attn")):
@@ -182,7 +187,7 @@ def make_kernel(name: KernelName) -> Kernel | None:
 
 
 def kernel_takes(q_THD: Tensor) -> bool:
-    """Whether flash kernels compute such tensors: half precision, heads of a usual size."""
+    """Whether the flash kernels accept these queries: half precision, a supported head dimension."""
     size = q_THD.shape[-1]
     return q_THD.dtype in (torch.bfloat16, torch.float16) and size % 8 == 0 and size <= MAX_HEAD_DIM
 
@@ -200,15 +205,17 @@ class VarlenAttention(torch.autograd.Function):
     ) -> Tensor:
         q_THD, k_TGD, v_TGD = q_THD.contiguous(), k_TGD.contiguous(), v_TGD.contiguous()
         out_THD, lse_HT = kernel.forward(q_THD, k_TGD, v_TGD, layout.own, scale)
+
         if layout.prefix is not None:
             rows, keys = layout.query_rows, layout.key_rows
             part_XHD, lse_HX = kernel.forward(q_THD[rows], k_TGD[keys], v_TGD[keys], layout.prefix, scale)
             own_HX = lse_HT[:, rows]
-            # weight of the prompt's part: exp(lse_p) / (exp(lse_p) + exp(lse_own))
+            # Weight of the prompt's part: exp(lse_p) / (exp(lse_p) + exp(lse_own))
             weight_XH1 = torch.sigmoid(lse_HX - own_HX).T.unsqueeze(-1)
             merged = torch.lerp(out_THD[rows].float(), part_XHD.float(), weight_XH1)
             out_THD[rows] = merged.to(out_THD.dtype)
             lse_HT[:, rows] = torch.logaddexp(own_HX, lse_HX)
+
         ctx.save_for_backward(q_THD, k_TGD, v_TGD, out_THD, lse_HT)
         ctx.layout, ctx.kernel, ctx.scale = layout, kernel, scale
         return out_THD
@@ -219,6 +226,7 @@ class VarlenAttention(torch.autograd.Function):
         layout, kernel, scale = ctx.layout, ctx.kernel, ctx.scale
         grad_THD = grad_THD.contiguous()
         dq, dk, dv = kernel.backward(grad_THD, q_THD, k_TGD, v_TGD, out_THD, lse_HT, layout.own, scale)
+
         if layout.prefix is not None:
             rows, keys = layout.query_rows, layout.key_rows
             pq, pk, pv = kernel.backward(
@@ -228,4 +236,5 @@ class VarlenAttention(torch.autograd.Function):
             dq.index_add_(0, rows, pq)
             dk.index_add_(0, keys, pk)
             dv.index_add_(0, keys, pv)
+
         return dq, dk, dv, None, None, None

@@ -21,7 +21,7 @@ from trainer.learner.export import export_checkpoint
 from trainer.learner.learner import Learner
 from trainer.learner.model.loading import load_sharded
 from trainer.learner.model.lora import is_adapter
-from trainer.learner.model.policy import DeviceBatch
+from trainer.learner.model.policy import DeviceBatch, PolicyModel
 from trainer.types import LossSpec
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -38,7 +38,7 @@ def trained(of: Learner, steps: int = 2) -> Learner:
 
 
 def parameters(of: Learner) -> dict[str, torch.Tensor]:
-    return {name: p.to_local().detach().clone() for name, p in of._policy.lm.named_parameters()}
+    return {name: p.to_local().detach().clone() for name, p in of.policy.lm.named_parameters()}
 
 
 def test_only_adapters_change(tiny_model: Path) -> None:
@@ -48,7 +48,7 @@ def test_only_adapters_change(tiny_model: Path) -> None:
     changed = {name for name, value in parameters(of).items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if is_adapter(name)}
     assert len(changed) == 2 * 7 * 2, "A and B of seven layers in two blocks"
-    optimized = sum(p.numel() for group in of._optimizer.param_groups for p in group["params"])
+    optimized = sum(p.numel() for group in of.optimizer.param_groups for p in group["params"])
     assert optimized == sum(value.numel() for name, value in before.items() if is_adapter(name))
 
 
@@ -80,7 +80,7 @@ def test_adapters_are_merged_in_float32_before_the_cast(tiny_model: Path, tmp_pa
     of = trained(learner(tiny_model, lora=LORA, dtype="bfloat16"))
     of.publish(tmp_path / "half")
     name = "model.layers.0.mlp.gate_proj"
-    own = dict(of._policy.lm.named_parameters())
+    own = dict(of.policy.lm.named_parameters())
     a, b = (own[f"{name}.lora_{part}.default.weight"].to_local() for part in "AB")
     merged = own[f"{name}.base_layer.weight"].to_local() + 2.0 * b @ a
     assert torch.equal(load_file(tmp_path / "half" / "model.safetensors")[f"{name}.weight"], merged.bfloat16())
@@ -93,7 +93,7 @@ def test_the_gradient_is_that_of_the_merged_weight(tiny_model: Path) -> None:
     for one in (of, whole):
         one.accumulate(samples, 1.0, SPEC)
     name = "model.layers.1.self_attn.q_proj"
-    own, full = dict(of._policy.lm.named_parameters()), dict(whole._policy.lm.named_parameters())
+    own, full = dict(of.policy.lm.named_parameters()), dict(whole.policy.lm.named_parameters())
     a = own[f"{name}.lora_A.default.weight"].to_local()
     expected = 2.0 * full[f"{name}.weight"].grad.to_local() @ a.T
     assert relative(own[f"{name}.lora_B.default.weight"].grad.to_local(), expected) < 1e-5
@@ -102,13 +102,13 @@ def test_the_gradient_is_that_of_the_merged_weight(tiny_model: Path) -> None:
 def test_the_reference_is_the_policy_without_its_adapters(tiny_model: Path) -> None:
     spec = LossSpec(kl_coef=0.1)
     plain, adapted = (learner(tiny_model, reference=True, **options) for options in ({}, {"lora": LORA}))
-    assert adapted._reference is None, "no second copy"
+    assert adapted.reference is None, "no second copy"
     trained(adapted)
     samples = make_samples(seed=4)
     expected = learner(tiny_model).logprobs(samples, 1.0)[2]
     packed = adapted._pack(samples, spec)
     batch = DeviceBatch.of(packed[0], torch.device("cpu"))
-    assert np.abs(adapted._reference_logprobs(batch, 1.0).numpy() - expected).max() < 1e-6
+    assert np.abs(adapted.reference_logprobs(batch, 1.0).numpy() - expected).max() < 1e-6
     assert adapted.accumulate(samples, 1.0, spec)["kl_ref_sum"] > 1e-4
     assert plain.accumulate(samples, 1.0, spec)["kl_ref_sum"] == pytest.approx(0.0, abs=1e-6)
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_holds_the_adapters_only_and_brings_the_run_back(tiny_model
 
     only = learner(tiny_model, lora=LORA, seed=8)
     only.load(tmp_path / "step_2" / "trainer", optimizer=False)
-    assert only._steps == 0
+    assert only.steps == 0
     with pytest.raises(RunDirError, match="another model"):
         learner(tiny_model).load(tmp_path / "step_2" / "trainer", optimizer=True)
 
@@ -165,5 +165,7 @@ def test_adapters_go_where_they_are_asked_for_and_random_bases_have_them_too(tin
         "q_proj", "v_proj",
     }  # fmt: skip
     config = TrainerConfig(lora=LoraConfig())
-    drawn = load_sharded(str(tiny_model), config, dtype="float32", init="random", seed=1, device=torch.device("cpu"))
+    drawn = load_sharded(
+        str(tiny_model), config, dtype="float32", init="random", seed=1, device=torch.device("cpu"), kind=PolicyModel
+    )
     assert any(is_adapter(name) for name, _ in drawn.lm.named_parameters())

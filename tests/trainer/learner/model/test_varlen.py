@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agentloop.config import TrainerConfig
 from agentloop.errors import ConfigError
-from trainer.learner.model.attention import portable_attention, use_kernel
+from trainer.learner.model.attention import Attention, portable_attention
 from trainer.learner.model.varlen import Spans, TorchKernel, VarlenAttention, VarlenLayout, kernel_takes
 from trainer.packing.layout import PackedLayout
 
@@ -125,7 +125,7 @@ def test_a_kernel_that_cannot_run_here_is_refused() -> None:
     assert TrainerConfig(attention="torch", device="cuda").attention == "torch"
     if importlib.util.find_spec("flash_attn") is None:
         with pytest.raises(ConfigError, match="not installed"):
-            use_kernel("flash_attn")
+            Attention("flash_attn")
     assert not kernel_takes(torch.zeros(1, 1, 64))
     assert kernel_takes(torch.zeros(1, 1, 64, dtype=torch.bfloat16))
     assert not kernel_takes(torch.zeros(1, 1, 20, dtype=torch.bfloat16))

@@ -136,7 +136,7 @@ def test_the_gradient_is_that_of_transformers(model: Path, freeze: bool) -> None
     plain, logprobs = by_transformers(model, samples, train=True)
     (-torch.cat(logprobs).sum()).backward()
     theirs = dict(plain.named_parameters())
-    for name, parameter in of._policy.lm.named_parameters():
+    for name, parameter in of.policy.lm.named_parameters():
         frozen = freeze and "visual" in name
         assert parameter.requires_grad is not frozen
         if frozen:
@@ -154,7 +154,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(model: Path) -> None:
     sums = [of.accumulate(samples, 1.0, LossSpec()) for of in (whole, cut)]
     assert sums[0]["micro_batches"] == 1 < sums[1]["micro_batches"]
     grads = [
-        torch.cat([p.grad.to_local().flatten() for p in of._policy.parameters() if p.grad is not None])
+        torch.cat([p.grad.to_local().flatten() for p in of.policy.parameters() if p.grad is not None])
         for of in (whole, cut)
     ]
     assert relative(grads[1], grads[0]) < 5e-6
@@ -224,10 +224,10 @@ def test_images_that_do_not_fit_their_places_are_refused(model: Path) -> None:
     of = learner(model)
     sample = mixed(model)[0]
     sample.images = ()
-    with pytest.raises(DataError, match="0 images and 1 places"):
+    with pytest.raises(DataError, match="0 images but 1 runs"):
         of.logprobs([sample], 1.0)
     sample.images = (picture(model, 2, 2, 1)[0],)
-    with pytest.raises(DataError, match="is 4 tokens, and 6 stand"):
+    with pytest.raises(DataError, match="takes 4 tokens, but the trajectory holds 6 pad"):
         of.logprobs([sample], 1.0)
 
 
@@ -256,8 +256,8 @@ def test_a_vision_model_is_published_saved_and_resumed(model: Path, tmp_path: Pa
     loaded = load_model(str(model), dtype=torch.float32, device=torch.device("cpu"), context_length=None)
     loader = WeightLoader(loaded.model)
     loader.swap_in(loader.stage(FolderWeights(tmp_path / "v_1")))
-    of._policy.reshard()
-    own = {name: p.to_local() for name, p in of._policy.lm.named_parameters()}
+    of.policy.reshard()
+    own = {name: p.to_local() for name, p in of.policy.lm.named_parameters()}
     assert all(torch.equal(p, own[name]) for name, p in loaded.model.named_parameters()), "the engine took all of it"
 
 

@@ -1,0 +1,99 @@
+"""The tensors of a model folder, read one at a time, in whole or by rows."""
+
+from __future__ import annotations
+
+import json
+from io import FileIO
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agentloop.errors import ModelError
+from agentloop.weights.layout import LayoutError, read_layout
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class SafetensorsFolder:
+    """Reader of a model folder's safetensors files.
+
+    Files are read, not mapped: touched pages of a mapped file count as the process's memory until the kernel needs
+    them elsewhere, and a rank would seem to hold its shard twice.
+
+    Attributes:
+        specs: name -> layout of each tensor, and its file.
+        bytes_read: bytes of tensors read so far, in the files' dtype.
+
+    Raises:
+        ModelError: the folder holds no safetensors, a file is damaged, or the index names missing files.
+    """
+
+    def __init__(self, folder: str) -> None:
+        root = Path(folder)
+        self.bytes_read = 0
+        self._open: dict[Path, FileIO] = {}
+
+        index = root / INDEX
+        if index.is_file():
+            files = sorted({root / file for file in json.loads(index.read_text())["weight_map"].values()})
+        elif (root / SINGLE).is_file():
+            files = [root / SINGLE]
+        else:
+            raise ModelError(
+                f"{folder} cannot be loaded as a causal language model: it holds no {SINGLE}",
+                "set model.path to a folder with config.json and safetensors, or to a hub id",
+            )
+
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ModelError(f"{index} names {missing[0]}, which is missing", "download the whole model again")
+        try:
+            self.specs = {spec.name: (spec, file) for file in files for spec in read_layout(file)}
+        except LayoutError as exc:
+            raise ModelError(str(exc), "download the whole model again") from exc
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.end - spec.begin for spec, _ in self.specs.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.specs[name][0].shape
+
+    def read(self, name: str, rows: slice | None) -> Tensor:
+        """Read a tensor, or those rows of it and no others.
+
+        Raises:
+            ModelError: the file ended early.
+        """
+        spec, path = self.specs[name]
+        begin, end, shape = spec.begin, spec.end, spec.shape
+        if rows is not None:
+            row = (end - begin) // shape[0]
+            begin, end, shape = begin + rows.start * row, begin + rows.stop * row, (rows.stop - rows.start, *shape[1:])
+
+        data = torch.empty(end - begin, dtype=torch.uint8)
+        if path not in self._open:
+            self._open[path] = path.open("rb", buffering=0)
+        file = self._open[path]
+        file.seek(begin)
+        view = data.numpy().data
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise ModelError(
+                    f"{path} became shorter while it was read", "do not change the model folder while a run starts"
+                )
+            view = view[count:]
+
+        self.bytes_read += len(data)
+        return data.view(getattr(torch, spec.dtype)).view(shape)
+
+    def close(self) -> None:
+        """Close the files; reading again opens them again."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
