@@ -82,7 +82,7 @@ class Learner:
 
     @property
     def reference(self) -> PolicyModel | None:
-        """The frozen policy that the run started from; None if there is none, or if it is the policy without adapters."""
+        """The frozen policy that the run started from; None without one, and with adapters."""
         return self._reference
 
     @property

@@ -1,7 +1,8 @@
 """Attention over a packed row, registered in transformers under the name `ATTENTION`.
 
-Everything but attention treats the row as T independent tokens. Here each segment attends causally to itself and, if its
-prompt is shared, to that prompt. The two partial results are merged through their log-sum-exp:
+Everything but attention treats the row as T independent tokens. Here each segment attends causally
+to itself and, if its prompt is shared, to that prompt. The two partial results are merged through
+their log-sum-exp:
 
     out = sum_i exp(lse_i - lse) out_i        lse = log sum_i exp(lse_i)
 

@@ -1,10 +1,11 @@
 """Float32 matmul of a rank on a CPU: torch's own, or oneDNN where that is faster.
 
-torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel processors only. oneDNN ships with torch and uses
-AVX-512 wherever the processor has it.
+torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel processors only. oneDNN
+ships with torch and uses AVX-512 wherever the processor has it.
 
-oneDNN compiles and caches code for each shape, more than half a megabyte each, and no two micro-batches have the same
-number of tokens. It therefore gets blocks of ROWS rows, one shape per weight, and MKL gets the remaining rows.
+oneDNN compiles and caches code for each shape, more than half a megabyte each, and no two
+micro-batches have the same number of tokens. It therefore gets blocks of ROWS rows, one shape for
+each weight, and MKL gets the remaining rows.
 
 Shapes: T rows, K inputs, N outputs.
 """

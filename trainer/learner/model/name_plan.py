@@ -1,7 +1,7 @@
 """Which tensor of a model's files each parameter of the model is.
 
-Releases of transformers name tensors differently. Where renaming is enough, the names are mapped here; where tensors are
-fused or split, there is no such mapping.
+Releases of transformers name tensors differently. If renaming is enough, the names are mapped here;
+if tensors are fused or split, there is no such mapping.
 """
 
 from __future__ import annotations
