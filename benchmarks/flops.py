@@ -1,7 +1,7 @@
-"""How many floating-point operations a packed micro-batch takes: what a benchmark divides by the card's peak. No torch.
+"""Floating-point operations of a packed micro-batch, which benchmarks divide by a card's peak. No torch.
 
-Counted is the work of the model, not of the machine: what activation checkpointing or the chunked logits compute again
-is left out, and so are norms, rotations and activations, which are no matrix products (model FLOPs, arXiv 2204.02311,
+This counts the work of the model, not of the machine: recomputation by activation checkpointing or chunked logits is
+left out, and so are norms, rotations and activations, which are not matmuls (model FLOPs, arXiv 2204.02311,
 appendix B; per-layer terms as in arXiv 2104.04473, section 5.1, with the pairs that causal attention really computes).
 """
 
@@ -14,7 +14,7 @@ from agentloop.model_folder import ModelFolder
 from trainer.packing.layout import PackedBatch, PackedLayout
 
 TRAINING = 3
-"""Forward and backward: the backward pass of a matrix product is two of its size."""
+"""Factor of forward and backward: the backward pass of a matmul is two of its size."""
 
 
 @dataclass(frozen=True, slots=True)

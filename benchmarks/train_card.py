@@ -1,10 +1,10 @@
-"""`train.py --device cuda`: how much of a card's peak the trainer reaches, and what memory it takes.
+"""`train.py --device cuda`: the share of a card's peak that the trainer reaches, and its memory.
 
 A rank as `agentloop train` starts it, bf16 compute with fp32 master weights, activation checkpointing; Qwen2 of half a
 billion and of one and a half billion parameters with random weights; one packed row of 8k and of 16k tokens a step, in
-samples of 2,048 tokens, four to a prompt. The peak is that of a bf16 matrix product, measured in the same run.
+samples of 2,048 tokens, four to a prompt. The peak is that of a bf16 matmul, measured in the same run.
 
-Share of the peak: the model's own operations (`flops.py`) by seconds and peak; what checkpointing computes again
+Share of the peak: the model's own operations (`flops.py`) divided by seconds and peak; recomputation by checkpointing
 is not counted. With `--dry-run` the same code runs a tiny model on the CPU: its numbers mean nothing.
 """
 
@@ -43,7 +43,7 @@ TINY = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: models by name, tokens of a step, the length of a sample, and on what."""
+    """A measurement: models by name, tokens of a step, length of a sample, device and dtype."""
 
     models: dict[str, dict[str, Any]]
     tokens: tuple[int, ...]
@@ -58,17 +58,17 @@ DRY = Plan({"tiny": TINY}, (256, 512), 64, 8, "cpu", "float32")
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
-    """One row for each model and number of tokens.
+    """Measure each model with each number of tokens; one row for each.
 
     Raises:
-        SystemExit: there is no such device.
+        SystemExit: the device is missing.
     """
     import torch
 
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device: run this on a machine with one, or try the code with --dry-run")
     peak = peak_flops(plan)
-    print(f"peak of a {plan.dtype} matrix product: {peak / 1e12:,.1f} TFLOP/s", flush=True)
+    print(f"peak of a {plan.dtype} matmul: {peak / 1e12:,.1f} TFLOP/s", flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in plan.models.items():
@@ -84,7 +84,7 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
 
 
 def peak_flops(plan: Plan) -> float:
-    """Operations a second of a large square product: the best of several."""
+    """Return operations a second of a large square matmul: the best of several."""
     import torch
 
     size = 8192 if plan.device == "cuda" else 256
@@ -108,7 +108,7 @@ def write_config(folder: Path, shape: dict[str, Any]) -> None:
 
 
 def samples_of(plan: Plan, tokens: int, vocab: int) -> list[Any]:
-    """Groups of four samples on one prompt that are `tokens` packed tokens together, or just below."""
+    """Make groups of four samples on one prompt, `tokens` packed tokens in all, or just below."""
     from trainer.types import TrainSample
 
     rng = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def samples_of(plan: Plan, tokens: int, vocab: int) -> list[Any]:
     samples = []
     for group in range(max(1, tokens // packed_group)):
         prompt = rng.integers(0, vocab, plan.prompt_tokens)
-        # The last group takes what is left of the row.
+        # The last group fills the rest of the row.
         length = own if tokens >= packed_group else (tokens - plan.prompt_tokens) // GROUP
         for number in range(GROUP):
             ids = np.concatenate([prompt, rng.integers(0, vocab, length)])
@@ -136,7 +136,7 @@ def samples_of(plan: Plan, tokens: int, vocab: int) -> list[Any]:
 
 
 async def run(plan: Plan, model: Path, tokens: int, logs: Path) -> dict[str, Any]:
-    """Seconds of a step, operations of its micro-batch, and the memory that the device had in use at its end."""
+    """Return seconds of a step, operations of its micro-batch, and the device memory in use at the end."""
     import torch
 
     from agentloop.config import TrainerConfig

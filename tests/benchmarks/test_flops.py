@@ -20,7 +20,7 @@ def test_pairs_are_those_that_the_mask_leaves() -> None:
     assert attention_pairs(PackedLayout(runs=[(0, 1, 3), (3, 1, 1), (4, 1, 2)], prefixes=[(3, 3, 0, 3)])) == 6 + 4 + 9
 
 
-def test_the_matrix_products_are_counted_as_torch_counts_them(tiny_model: Path) -> None:
+def test_matmuls_are_counted_as_torch_counts_them(tiny_model: Path) -> None:
     samples = make_samples()
     batch = pack(samples, plan_units(samples, 10_000), "token_mean")
     policy = load_policy(
@@ -29,11 +29,11 @@ def test_the_matrix_products_are_counted_as_torch_counts_them(tiny_model: Path) 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         policy(DeviceBatch.of(batch, torch.device("cpu")), 1.0)
     by_operator = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
-    products = by_operator["aten.mm"] + by_operator.get("aten.addmm", 0)
+    matmuls = by_operator["aten.mm"] + by_operator.get("aten.addmm", 0)
     shape = ModelShape.of(tiny_model)
     attention = 4 * attention_pairs(batch.layout) * shape.heads * shape.head_dim * shape.layers
-    # The rotary frequencies are one more product, of a rank-one matrix.
-    assert abs(packed_flops(shape, batch, training=False) - attention - products) < 1e-3 * products
+    # The rotary frequencies are one more matmul, of a rank-one matrix.
+    assert abs(packed_flops(shape, batch, training=False) - attention - matmuls) < 1e-3 * matmuls
     assert packed_flops(shape, batch) == 3 * packed_flops(shape, batch, training=False)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: copied to memory at once, written whole under a temporary name while training goes on, then renamed."""
+"""Checkpoints: copied to memory at once, written under a temporary name while training continues, then renamed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -20,6 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from agentloop.errors import RunDirError
 from agentloop.files import partial_of, rename_folder, write_atomic
@@ -28,17 +31,18 @@ from trainer.learner.model.lora import is_adapter
 from trainer.learner.model.policy import PolicyModel
 
 STATE_FILE = "state.json"
-"""What the run adds to a checkpoint; written last, so that a folder with it is whole."""
+"""State of the run, written last: a folder that holds it is complete."""
 
 TENSORS = "trainer"
-"""The folder of a checkpoint that holds model, optimizer and random state."""
+"""Folder inside a checkpoint with model, optimizer and random state."""
 
 
 class CheckpointSaver:
     """One rank's side of saving. One save at a time; all ranks call the methods together.
 
-    `begin` copies the state to CPU memory and returns; the files are written by a thread while training goes on. The
-    thread's collectives have a process group of their own, because the ranks use the default one meanwhile.
+    `begin` copies the state to CPU memory and returns; a thread writes the files while training
+    continues. The thread's collectives use their own process group, because training uses the default
+    one at the same time.
     """
 
     def __init__(self) -> None:
@@ -59,28 +63,32 @@ class CheckpointSaver:
         """Start to write `folder/trainer/` (torch.distributed.checkpoint), `files` and `folder/state.json`.
 
         Args:
-            files: name in the folder, and path of a file that is moved there.
+            files: name in the folder -> path of a file that is moved there.
         """
         assert self._writing is None or self._writing.done(), "one save at a time"
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
+
+        # The barrier keeps other ranks from writing into a leftover folder before rank 0 has removed it.
         partial = partial_of(folder)
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         dist.barrier()
-        tensors = dcp.async_save(
+
+        tensors = async_save(
             _state_dict(model, optimizer, steps, critic), checkpoint_id=partial / TENSORS, process_group=self._group
         )
+        assert isinstance(tensors, Future), "without an async stager a Future is returned"
         self._writing = self._thread.submit(_finish, tensors, partial, folder, state, dict(files or {}))
 
     def finish(self, *, wait: bool) -> dict[str, Any]:
-        """How the save stands that was begun last.
+        """Return the state of the save that was started last.
 
         Args:
-            wait: until it has ended.
+            wait: block until it has ended.
 
         Returns:
-            `done`, and `error`: why this rank's part of it failed, an empty text when it did not.
+            `done`, and `error`: why this rank's part failed, or an empty string.
         """
         if self._writing is None:
             return {"done": True, "error": ""}
@@ -90,9 +98,9 @@ class CheckpointSaver:
 
 
 def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, Any], files: dict[str, str]) -> str:
-    """Wait for the tensors' files; rank 0 adds the others and gives the folder its name. Returns what went wrong."""
+    """Wait for the tensors' files; rank 0 adds the others and renames the folder. Return the error, or ""."""
     try:
-        tensors.result()  # on rank 0: all ranks have written theirs
+        tensors.result()  # on rank 0: returns once all ranks have written their files
         if dist.get_rank() == 0:
             for name, path in files.items():
                 shutil.move(path, partial / name)
@@ -108,25 +116,26 @@ def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, 
 def load_checkpoint(
     folder: Path, model: PolicyModel, optimizer: torch.optim.Optimizer, critic: Critic | None = None
 ) -> int:
-    """Read a `trainer/` folder into model, optimizer, critic and random state; returns the optimizer steps taken.
+    """Read a `trainer/` folder into model, optimizer, critic and random state; return the optimizer steps taken.
 
-    The number of ranks may differ from that of the run that saved; random state is then left as it is.
+    The number of ranks may differ from that of the run that saved; random state is not restored then.
 
     Raises:
-        RunDirError: the folder holds no checkpoint of this model, or none of the critic that this run has.
+        RunDirError: the folder is not a checkpoint of this model, or has no critic although this run has one.
     """
     state = _state_dict(model, optimizer, 0, critic)
     saved = _saved_keys(folder, state["model"])
     if critic is not None and "critic_steps" not in saved:
         raise RunDirError(
-            f"{folder} holds no critic",
-            "a run cannot change to advantage=gae on its way: start another",
+            f"{folder} holds no critic", "a run cannot switch to advantage=gae when it resumes: start a new run"
         )
+
     own = f"rng.{dist.get_rank()}"
     ranks = sum(key.startswith("rng.") for key in saved)
     if ranks != dist.get_world_size():
         del state[own]
-    dcp.load(state, checkpoint_id=folder)
+
+    load(state, checkpoint_id=folder)
     set_state_dict(
         model,
         optimizer,
@@ -138,40 +147,49 @@ def load_checkpoint(
         critic.restore(state["critic_model"], state["critic_optimizer"], int(state["critic_steps"].item()))
     if own in state:
         torch.set_rng_state(state[own])
+
     return int(state["steps"].item())
 
 
 def load_model(folder: Path, model: PolicyModel) -> None:
-    """Read the weights of a `trainer/` folder only.
+    """Read only the weights of a `trainer/` folder.
 
     Raises:
-        RunDirError: the folder holds no checkpoint of this model.
+        RunDirError: the folder is not a checkpoint of this model.
     """
-    state = _kept(get_model_state_dict(model))
+    state = _saved_part(get_model_state_dict(model))
     _saved_keys(folder, state)
-    dcp.load({"model": state}, checkpoint_id=folder)
+    load({"model": state}, checkpoint_id=folder)
     set_model_state_dict(model, state, options=_READ)
 
 
-def _kept(model_state: dict[str, Any]) -> dict[str, Any]:
-    """What of a model's state is saved: with adapters these alone, the base is that of `model.path`."""
+def _saved_part(model_state: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a model's state that is saved: with adapters only these, the base is that of `model.path`."""
     return {key: tensor for key, tensor in model_state.items() if is_adapter(key)} or model_state
 
 
 _READ = StateDictOptions(strict=False)
-"""A state with adapters alone is no whole one. `_saved_keys` has looked whether all that is needed is there."""
+"""Not strict, because adapters alone are not a whole state. `_saved_keys` checks that nothing is missing."""
 
 
 def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
-    """The keys of a checkpoint, after a look whether it is one of this model."""
+    """Return the keys of a checkpoint.
+
+    Raises:
+        RunDirError: it is not a checkpoint of this model.
+    """
     if not (folder / ".metadata").is_file():
-        raise RunDirError(f"{folder} holds no checkpoint", "resume from a folder that `save` has written")
-    entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        raise RunDirError(f"{folder} holds no checkpoint", "resume from a folder checkpoints/step_N of a run")
+
+    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     for key, tensor in model_state.items():
         entry = entries.get(f"model.{key}")
-        if entry is None or entry.size != tensor.shape:
-            fault = "missing" if entry is None else "of another shape"
-            raise RunDirError(f"{folder} is a checkpoint of another model: {key} is {fault}", "check model.path")
+        if not isinstance(entry, TensorStorageMetadata) or entry.size != tensor.shape:
+            fault = "is missing" if entry is None else "has another shape"
+            raise RunDirError(
+                f"{folder} is a checkpoint of another model: {key} {fault}",
+                "set model.path to the model that the run started from",
+            )
     return set(entries)
 
 
@@ -180,7 +198,7 @@ def _state_dict(
 ) -> dict[str, Any]:
     model_state, optimizer_state = _model_and_optimizer(model, optimizer)
     state = {
-        "model": _kept(model_state),
+        "model": _saved_part(model_state),
         "optimizer": optimizer_state,
         "steps": torch.tensor(steps),
         f"rng.{dist.get_rank()}": torch.get_rng_state(),
@@ -194,7 +212,7 @@ def _state_dict(
 def _model_and_optimizer(model: PolicyModel, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     fresh = not optimizer.state
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    if fresh:  # torch has made the state by a step that changes nothing but this counter
+    if fresh:  # torch has created the state by a step that changes only this counter
         for entry in optimizer.state.values():
             entry["step"].zero_()
     return model_state, optimizer_state

@@ -1,7 +1,7 @@
-"""From a trainer checkpoint to a Hugging Face folder: in one process, whatever number of ranks saved it.
+"""Export a trainer checkpoint as a Hugging Face folder, in one process, whatever number of ranks saved it.
 
-The model exists on the meta device alone, for its names and shapes. Tensors are read one by one, cast and written to
-their place in a file, so that memory holds about one of them however large the model is.
+The model exists only on the meta device, for its names and shapes. Tensors are read, cast and written
+one by one, so that memory holds about one of them however large the model is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from transformers import AutoConfig, GenerationConfig
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from agentloop.errors import ModelError, RunDirError
 from agentloop.files import partial_of, rename_folder
@@ -39,7 +40,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: parameters and buffers, their bytes, and the weights' files."""
+    """Summary of an export: number of tensors, of parameters, bytes, and number of weight files."""
 
     tensors: int
     parameters: int
@@ -58,35 +59,39 @@ def export_checkpoint(
     on_progress: OnProgress | None = None,
     shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
-    """Write `out`, which appears when it is whole; what stood there is replaced.
+    """Write the folder `out`. It appears once it is complete, and replaces an existing folder.
 
     Args:
         tensors: the `trainer/` folder of a checkpoint.
-        model_path: folder or hub id of the model that the run started from: its configuration and its tokenizer.
+        model_path: folder or hub id of the model that the run started from, for configuration and tokenizer.
         dtype: `float32` or `bfloat16`, of the parameters. Buffers keep their own.
-        chat_template: what the run used instead of the tokenizer's own; becomes the folder's.
+        chat_template: the template that the run used instead of the tokenizer's own; becomes the folder's.
         lora_alpha: `trainer.lora.alpha` of a run with adapters, which are merged.
-        on_progress: called with the bytes that are written, and all.
-        shard_bytes: size at which a file ends.
+        on_progress: called with the bytes written so far, and the total.
+        shard_bytes: size at which a new file begins.
 
     Raises:
-        RunDirError: it is no checkpoint, or one of another model.
+        RunDirError: it is not a checkpoint, or one of another model; or the disk is full.
         ModelError: the model's configuration or tokenizer cannot be read.
     """
     saved = _SavedModel(tensors)
     lm = _empty_model(model_path)
     saved.check(lm, model_path)
     merger = _Merger(saved, lm, model_path, lora_alpha)
+
     layout = PublishedTensors(lm, dtype)
     size = layout.specs[-1].end
+
     partial = partial_of(out)
     shutil.rmtree(partial, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
     if free < size:
         raise RunDirError(
-            f"{out.parent} has {free / 2**30:.1f} GB free, the model needs {size / 2**30:.1f}", "make room"
+            f"{out.parent} has {free / 2**30:.1f} GB free, the model needs {size / 2**30:.1f}",
+            "free some space, or choose another folder with --out",
         )
+
     partial.mkdir()
     try:
         shards = Shards(partial, layout.specs, shard_bytes)
@@ -95,13 +100,15 @@ def export_checkpoint(
             if on_progress is not None:
                 on_progress(spec.end, size)
         shards.close()
-        _take_generation_config(lm, model_path)
+
+        _copy_generation_config(lm, model_path)
         write_config(lm, dtype, partial)
         copy_tokenizer(model_path, partial, chat_template)
         rename_folder(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
     return Exported(
         tensors=len(layout.specs),
         parameters=sum(parameter.numel() for parameter in lm.parameters()),
@@ -111,38 +118,47 @@ def export_checkpoint(
 
 
 class _Merger:
-    """The model's tensors as they are written. Of a run with adapters the checkpoint holds these alone: the rest is
-    that of the model that the run started from.
+    """Reads the model's tensors for export, adapters merged.
+
+    The checkpoint of a run with adapters holds only these: the base weights come from the model that
+    the run started from.
 
     Args:
-        alpha: the run's `trainer.lora.alpha`; None: it is not known.
+        alpha: the run's `trainer.lora.alpha`; None if it is not known.
 
     Raises:
-        RunDirError: there are adapters, and alpha is not known, or they are those of another model.
+        RunDirError: there are adapters, but alpha is not known.
         ModelError: the model that the run started from cannot be read tensor by tensor.
     """
 
-    def __init__(self, saved: _SavedModel, lm: Any, model_path: str, alpha: float | None) -> None:
+    def __init__(self, saved: _SavedModel, lm: PreTrainedModel, model_path: str, alpha: float | None) -> None:
         self._saved = saved
         self._alpha = alpha or 0.0
         self._files: SafetensorsFolder | None = None
+        self._plan: dict[str, str] = {}
         if not saved.adapters:
             return
+
         if alpha is None:
             raise RunDirError(
-                f"{saved.folder} holds adapters, and how much they count is not known outside of their run",
-                "give the run directory, or the checkpoint where it lies in it",
+                f"{saved.folder} holds adapters, but their trainer.lora.alpha is stored in the run directory only",
+                "give the run directory, or the checkpoint inside it",
             )
+
         self._files = SafetensorsFolder(local_folder(model_path))
         plan = plan_names(lm, self._files)
         if isinstance(plan, str):
-            raise ModelError(f"{model_path} cannot be read tensor by tensor: {plan}", "save it with transformers first")
+            raise ModelError(
+                f"{model_path} cannot be read tensor by tensor: {plan}",
+                "load it with transformers, save it with save_pretrained, and pass that folder as --model",
+            )
         self._plan = plan
 
     def read(self, spec: TensorSpec) -> torch.Tensor:
-        """One whole tensor, float32 where it is a parameter."""
+        """Read one whole tensor; parameters in float32."""
         if self._files is None:
             return self._saved.read(spec.name)
+
         tensor = self._files.read(self._plan[spec.name], None)
         first, second = adapter_names(spec.name)
         if first not in self._saved.shapes:
@@ -158,7 +174,7 @@ class _SavedModel:
         folder: the `trainer/` folder of a checkpoint.
 
     Raises:
-        RunDirError: it holds no checkpoint that can be read.
+        RunDirError: the folder holds no checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -167,6 +183,7 @@ class _SavedModel:
             raise RunDirError(
                 f"{folder} holds no checkpoint", "give a run directory, or a folder checkpoints/step_N of one"
             )
+
         self._reader = _Reader(folder)
         entries = self._reader.read_metadata().state_dict_metadata
         self.shapes: dict[str, torch.Size] = {
@@ -177,11 +194,11 @@ class _SavedModel:
         self._dtypes = {name: entries[PREFIX + name].properties.dtype for name in self.shapes}
         self.adapters = [name for name in self.shapes if is_adapter(name)]
 
-    def check(self, lm: Any, model_path: str) -> None:
-        """Whether these are the tensors of a model.
+    def check(self, lm: PreTrainedModel, model_path: str) -> None:
+        """Check that these are the tensors of `lm`.
 
         Raises:
-            RunDirError: naming the first that is not.
+            RunDirError: names the first tensor that does not match.
         """
         wanted = self._wanted(lm)
         for name, shape in wanted.items():
@@ -192,6 +209,7 @@ class _SavedModel:
                     f"the model's has {list(shape)}",
                     "name the model that the run started from with --model",
                 )
+
         extra = [name for name in self.shapes if name not in wanted]
         if extra:
             raise RunDirError(
@@ -199,11 +217,12 @@ class _SavedModel:
                 "name the model that the run started from with --model",
             )
 
-    def _wanted(self, lm: Any) -> dict[str, torch.Size]:
-        """The tensors that a checkpoint of `lm` holds; with adapters, those of the weights that have one."""
+    def _wanted(self, lm: PreTrainedModel) -> dict[str, torch.Size]:
+        """Return the tensors that a checkpoint of `lm` holds; with adapters, only the adapters' own."""
         shapes = {name: tensor.shape for name, tensor in lm.state_dict().items()}
         if not self.adapters:
             return shapes
+
         wanted: dict[str, torch.Size] = {}
         for name, shape in shapes.items():
             a, b = adapter_names(name)
@@ -213,36 +232,40 @@ class _SavedModel:
         return wanted
 
     def read(self, name: str) -> torch.Tensor:
-        """A whole tensor, put together from the parts that the ranks have saved."""
+        """Read a whole tensor, assembled from the parts that the ranks have saved.
+
+        Raises:
+            RunDirError: its files are missing or damaged.
+        """
         key = PREFIX + name
         tensor = torch.empty(self.shapes[name], dtype=self._dtypes[name])
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # it is meant to be
-                dcp.load({key: tensor}, storage_reader=self._reader, no_dist=True)
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
+                load({key: tensor}, storage_reader=self._reader, no_dist=True)
         except CheckpointException as exc:
             cause = next(iter(exc.failures.values()))[0]
             raise RunDirError(
                 f"{self.folder} cannot be read: {cause}",
-                "if its run goes on, it was deleted for newer ones (checkpoint.keep): choose another, or wait for the "
-                "run's end",
+                "if its run is still active, newer checkpoints have replaced it (checkpoint.keep): choose another, or "
+                "wait for the end of the run",
             ) from exc
         return tensor
 
 
-class _Reader(dcp.FileSystemReader):
-    """Reads the list of tensors once, and not for each of them."""
+class _Reader(FileSystemReader):
+    """Reads the list of tensors once instead of once per tensor."""
 
-    _known: Any = None
+    _metadata: Metadata | None = None
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        if self._known is None:
-            self._known = super().read_metadata(*args, **kwargs)
-        return self._known
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self._metadata is None:
+            self._metadata = super().read_metadata(*args, **kwargs)
+        return self._metadata
 
 
-def _empty_model(model_path: str) -> Any:
-    """The model without a single weight."""
+def _empty_model(model_path: str) -> PreTrainedModel:
+    """Build the model on meta."""
     try:
         config = AutoConfig.from_pretrained(model_path)
         with torch.device("meta"):
@@ -250,13 +273,13 @@ def _empty_model(model_path: str) -> Any:
     except (OSError, ValueError, KeyError) as exc:
         raise ModelError(
             f"the model that the run started from, {model_path}, cannot be read: {exc}",
-            "name the folder it lies in now with --model; config.json and the tokenizer's files are enough",
+            "name its folder with --model; config.json and the tokenizer's files are enough",
         ) from exc
 
 
-def _take_generation_config(lm: Any, model_path: str) -> None:
-    """Take over how the model that the run started from generates, where it says so."""
+def _copy_generation_config(lm: PreTrainedModel, model_path: str) -> None:
+    """Copy the generation settings of the model that the run started from, if it has some."""
     try:
         lm.generation_config = GenerationConfig.from_pretrained(model_path)
     except (OSError, ValueError):
-        return  # it has no such file: what the configuration says is all there is
+        return  # no such file: keep what the configuration gives

@@ -1,6 +1,8 @@
-"""One rank's model, optimizer and gradients: what the commands of the main process do.
+"""One rank's model, optimizer and gradients, behind the commands of the main process.
 
 All ranks run every method together: the order of collectives is the order of commands.
+
+Shapes: N trained tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from agentloop.config import OptimConfig
 from agentloop.errors import WorkerError
@@ -51,24 +54,35 @@ TOKEN_SUMS = (
     "weight_sum",
     "weight_square_sum",
 )
-"""What `accumulate` returns of one rank, beside counts and `weight_max`; the main process puts the ranks together."""
+"""Sums over a rank's trained tokens that `accumulate` returns; the main process adds up the ranks."""
 
 COUNTS = ("tokens", "sequences", "packed_tokens", "micro_batches")
+"""Counts that `accumulate` returns beside them."""
 
 
 class Learner:
-    """Owns the sharded policy, its optimizer and, for a KL term, the frozen policy the run started from."""
+    """Owns the sharded policy, its optimizer and, for a KL term, the frozen policy that the run started from.
+
+    The process group has to exist.
+
+    Raises:
+        ConfigError: a kernel or package that the settings name is not installed.
+        ModelError: the model cannot be loaded, or the trainer does not compute one of its features.
+    """
 
     def __init__(self, settings: LearnerSettings) -> None:
         config = settings.config
         torch.manual_seed(settings.seed)
+
         self._settings = settings
         self._reduce_each = config.fsdp.reduce_each_micro_batch
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
+
         self._policy = self._load()
         self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
         self._saver = CheckpointSaver()
         self.publisher = WeightPublisher(self._policy.lm, settings.dtype)
+
         # With adapters the frozen policy is the model without them: no second copy.
         adapted = config.lora is not None
         self._reference = self._load(reference=True) if settings.reference and not adapted else None
@@ -102,13 +116,15 @@ class Learner:
 
     @property
     def critic(self) -> Critic:
-        """The value model of a run that has one.
+        """The value model.
 
         Raises:
-            WorkerError: it has none.
+            WorkerError: the run has none.
         """
         if self._critic is None:
-            raise WorkerError("there is no critic in this run", "set trainer.critic and advantage=gae")
+            raise WorkerError(
+                "this run has no critic", "set trainer.critic and trainer.algorithm.advantage=gae"
+            )
         return self._critic
 
     def _load(self, *, reference: bool = False) -> PolicyModel:
@@ -125,19 +141,24 @@ class Learner:
         )
 
     def reset_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
-        """Forget the moments and start a schedule of `total_steps` at its step 0."""
+        """Reset the moments, and start a schedule of `total_steps` at its step 0."""
         self._optim = optim
         self._total_steps = total_steps
         self._optimizer = make_optimizer(reshard(self._policy), optim)
         self._steps = 0
 
     def accumulate(self, samples: Sequence[TrainSample], temperature: float, spec: LossSpec) -> dict[str, float]:
-        """Forward and backward over this rank's share; gradients add up, undivided, until `step`."""
+        """Run forward and backward over this rank's share; gradients add up, undivided, until `step`.
+
+        Returns:
+            `TOKEN_SUMS`, `COUNTS`, `weight_max` and `time_s`.
+        """
         begin = time.perf_counter()
         batches = self._pack(samples, spec.aggregation)
         sums: dict[str, float] = {}
+
         for number, batch in enumerate(batches, 1):
-            if not self._reduce_each:
+            if not self._reduce_each:  # once per call: exchanges less, but each rank holds whole gradients until then
                 reduce_gradients(self._policy, now=number == len(batches))
             add_sums(sums, self._forward_backward(samples, batch, temperature, spec))
         return sums | {"time_s": time.perf_counter() - begin}
@@ -146,26 +167,31 @@ class Learner:
         self, samples: Sequence[TrainSample], packed: PackedBatch, temperature: float, spec: LossSpec
     ) -> dict[str, float]:
         batch = DeviceBatch.of(packed, self._device)
-        reference = self._reference_logprobs(batch, temperature) if spec.kl_coef else None
-        logprobs, entropy = self._policy(batch, temperature)
-        losses, detail = token_losses(
+        reference_N = None
+        if spec.kl_coef and self._settings.reference:
+            reference_N = self._reference_logprobs(batch, temperature)
+
+        logprobs_N, entropy_N = self._policy(batch, temperature)
+        losses_N, detail = token_losses(
             spec,
-            logprobs,
-            entropy,
+            logprobs_N,
+            entropy_N,
             batch.columns["old_logprobs"],
             batch.columns["advantages"],
-            reference,
+            reference_N,
             Segments.of(packed.sample_index, self._device),
             self._proximal(samples, packed),
         )
-        weighted = losses * batch.loss_weights
-        weighted.sum().backward()
-        if not packed.sequences:
+        weighted_N = losses_N * batch.loss_weights
+        weighted_N.sum().backward()
+
+        if not packed.sequences:  # the placeholder of a rank without work: it only took part in the collectives
             return dict.fromkeys((*TOKEN_SUMS, *COUNTS, "weight_max"), 0.0)
+
         with torch.no_grad():
             columns = (
-                weighted,
-                entropy,
+                weighted_N,
+                entropy_N,
                 detail["clip"],
                 detail["kl_ref"],
                 detail["masked"],
@@ -175,30 +201,39 @@ class Learner:
                 detail["weight"].double() ** 2,
             )
             summed = torch.stack([*(column.double().sum() for column in columns), detail["weight"].max().double()])
+
         counts = (len(packed.targets), packed.sequences, len(packed.tokens), 1)
         names = (*TOKEN_SUMS, "weight_max", *COUNTS)
         return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
 
-    def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> torch.Tensor | None:
-        """The recomputed logprobs of the micro-batch's trained tokens, where the run has them; (N)."""
+    def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> Tensor | None:
+        """The samples' recomputed logprobs at the micro-batch's trained tokens (N); None if they have none."""
         if not packed.sequences or not samples or samples[0].proximal_logprobs is None:
             return None
+
         joined = np.concatenate([sample.proximal_logprobs for sample in samples])
         starts = np.cumsum([0] + [len(sample) for sample in samples])
         return torch.from_numpy(joined[starts[packed.sample_index] + packed.token_index]).to(self._device)
 
-    def _reference_logprobs(self, batch: DeviceBatch, temperature: float) -> torch.Tensor | None:
-        """Logprobs of the policy that the run started from; None when the run keeps none."""
-        if not self._settings.reference:
-            return None
+    def _logprobs(self, batch: DeviceBatch, temperature: float) -> Tensor:
+        """Logprobs (N) of the policy."""
+        logprobs_N: Tensor = self._policy(batch, temperature)[0]
+        return logprobs_N
+
+    def _reference_logprobs(self, batch: DeviceBatch, temperature: float) -> Tensor:
+        """Logprobs (N) of the policy that the run started from, without a gradient."""
         with torch.no_grad():
             if self._reference is not None:
-                return self._reference(batch, temperature)[0]
+                logprobs_N: Tensor = self._reference(batch, temperature)[0]
+                return logprobs_N
             with without_adapters(self._policy.lm):
-                return self._policy(batch, temperature)[0]
+                return self._logprobs(batch, temperature)
 
     def step(self, normalizer: float) -> dict[str, float]:
-        """Divide the gradient, clip it, take one AdamW step and forget the gradient.
+        """Divide the gradient by `normalizer`, clip it, take one AdamW step and reset the gradient.
+
+        Returns:
+            `lr`, and `grad_norm` before clipping.
 
         Raises:
             WorkerError: the gradient is not finite; the step is not taken.
@@ -217,59 +252,75 @@ class Learner:
     def logprobs(
         self, samples: Sequence[Sample], temperature: float, of: Literal["policy", "reference"] = "policy"
     ) -> TokenNumbers:
-        """Recomputed logprobs of this rank's samples: `(sample_index, token_index, logprob)` columns."""
+        """Recompute the logprobs of this rank's samples under the policy or the reference.
+
+        Raises:
+            WorkerError: there is no reference policy.
+        """
         if of == "policy":
-            return self._columns(samples, lambda batch: self._policy(batch, temperature)[0])
+            return self._columns(samples, lambda batch: self._logprobs(batch, temperature))
         if not self._settings.reference:
-            raise WorkerError("there is no reference policy in this run", "start the ranks with reference=True")
+            raise WorkerError("this run has no reference policy", "start the ranks with reference=True")
         return self._columns(samples, lambda batch: self._reference_logprobs(batch, temperature))
 
     def values(self, samples: Sequence[Sample]) -> TokenNumbers:
-        """The critic's values of the states in which this rank's tokens were sampled, as `logprobs`."""
+        """Compute the critic's values of the states in which this rank's tokens were sampled.
+
+        Raises:
+            WorkerError: there is no critic.
+        """
         columns = self._columns(samples, self.critic.model)
         reshard(self.critic.model)  # as in `_columns`
         return columns
 
     def accumulate_values(self, samples: Sequence[ValueSample]) -> dict[str, float]:
-        """`accumulate` for the critic."""
+        """Run forward and backward of the critic over this rank's share, as `accumulate` does for the policy."""
         return self.critic.accumulate(self._pack(samples, kind=ValueSample))
 
-    def _columns(self, samples: Sequence[Sample], forward: Callable[[DeviceBatch], torch.Tensor]) -> TokenNumbers:
-        """What `forward` gives for each trained token, without a gradient: `(sample_index, token_index, number)`."""
+    def _columns(self, samples: Sequence[Sample], forward: Callable[[DeviceBatch], Tensor]) -> TokenNumbers:
+        """Collect the results (N) of `forward` over this rank's micro-batches, without a gradient."""
         columns: list[TokenNumbers] = []
         with torch.no_grad():
             for packed in self._pack(samples):
                 numbers = forward(DeviceBatch.of(packed, self._device))
                 if packed.sequences:
                     columns.append(TokenNumbers(packed.sample_index, packed.token_index, numbers.cpu().numpy()))
-        # Without a backward the root stays gathered, and its parameters are not those that the optimizer holds.
+
+        # Without a backward pass the root stays gathered: its parameters are not those that the optimizer holds.
         reshard(self._policy)
         if not columns:
             return TokenNumbers(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
         return TokenNumbers(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
     def publish(self, folder: Path) -> str:
-        """Write the policy as a Hugging Face folder; returns the checksum, on rank 0."""
+        """Write the policy as a Hugging Face folder; return the checksum, on rank 0."""
         return self.publisher.disk.publish(folder=folder).checksum
 
     def save(
         self, folder: Path, state: dict[str, Any], files: Mapping[str, str] | None = None, *, wait: bool = True
     ) -> dict[str, Any]:
-        """Begin to save, and with `wait` finish it; what `CheckpointSaver.finish` returns."""
+        """Start to save a checkpoint, and with `wait` finish it. Returns as `CheckpointSaver.finish`."""
         self._saver.begin(folder, reshard(self._policy), self._optimizer, self._steps, state, self._critic, files)
         return self._saver.finish(wait=wait)
 
     def saved(self, *, wait: bool) -> dict[str, Any]:
-        """How the save that was begun stands."""
+        """Return the state of the save that was started last, as `CheckpointSaver.finish`."""
         return self._saver.finish(wait=wait)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
+        """Load a checkpoint's `trainer/` folder: with `optimizer` the whole state, else the policy's weights.
+
+        Raises:
+            RunDirError: the folder is not a checkpoint of this model.
+        """
         if not optimizer:
             load_model(folder, reshard(self._policy))
             return
+
         self._steps = load_checkpoint(folder, reshard(self._policy), self._optimizer, self._critic)
         self._optimizer.zero_grad(set_to_none=True)
-        apply_settings(self._optimizer, self._optim)  # what the recipe says now, not what it said when it was saved
+        # The checkpoint's settings came with its state; the recipe's current ones win.
+        apply_settings(self._optimizer, self._optim)
 
     def _pack(
         self,
@@ -277,14 +328,16 @@ class Learner:
         aggregation: Aggregation = "token_mean",
         kind: type[Sample] = TrainSample,
     ) -> list[PackedBatch]:
-        """This rank's micro-batches, as many as on the rank that has most: collectives have to match."""
+        """Pack this rank's samples into micro-batches, as many as on the rank with the most: collectives must match."""
         budget = self._settings.config.tokens_per_micro_batch
         plan = micro_batches(plan_units(samples, budget), budget)
         count = torch.tensor(len(plan), device=self._device)
         if dist.get_world_size() > 1:
             dist.all_reduce(count, dist.ReduceOp.MAX)
+
         packed = [pack(samples, units, aggregation) for units in plan]
         packed += [empty_batch(kind)] * (int(count) - len(packed))
+
         if self._images is not None:
             for batch, units in zip(packed, plan, strict=False):
                 batch.images = self._images.attach(samples, units)

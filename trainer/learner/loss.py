@@ -1,4 +1,4 @@
-"""The loss of each trained token as a recipe asks for it: policy loss, correction, KL and entropy terms put together.
+"""The loss of each trained token: policy loss, correction, KL and entropy terms of a recipe, combined.
 
 Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling temperature.
 """
@@ -25,22 +25,23 @@ def token_losses(
     segments: Segments,
     proximal_N: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of each token as `spec` says, with its KL and entropy terms, and per-token values for the metrics.
+    """Return the loss of each token under `spec`, and per-token values for the metrics.
 
-    The correction acts on the policy loss alone: a token that it leaves out is still kept near the reference.
+    The correction applies to the policy loss alone: a token that it masks still has its KL term.
 
     Args:
-        engine_N: the logprobs that the token was sampled with.
-        proximal_N: the trainer's own at the start of the step; None: the present ones, which are the same up to the
-            first optimizer step.
+        engine_N: the logprobs that the tokens were sampled with.
+        proximal_N: the trainer's logprobs at the start of the step; None: the current ones, which are
+            the same until the first optimizer step.
 
     Returns:
-        loss (N), and (N each, no gradient) `clip`; `kl_ref`, 0 without a reference; `masked`; and of trainer and engine
-        `logprob_abs`, `k3` and `weight`, the ratio of their probabilities.
+        loss (N), and (N each, no gradient) `clip`; `kl_ref`, 0 without a reference; `masked`; and
+        between trainer and engine `logprob_abs`, `k3` and `weight`, the ratio of their probabilities.
     """
     if proximal_N is None:
         proximal_N = logprobs_N.detach()
     log_ratio_N = proximal_N - engine_N
+
     loss_N, active_N = _policy_loss(
         spec, logprobs_N, proximal_N if spec.decoupled else engine_N, advantages_N, segments
     )
@@ -48,12 +49,15 @@ def token_losses(
     if spec.importance != "none" or spec.mask != "none" or spec.veto is not None:
         factor_N, kept_N = correction(spec, log_ratio_N, segments)
         loss_N = factor_N * loss_N
+
+    # After the correction, which must not scale these terms.
     kl_N = torch.zeros_like(logprobs_N)
     if reference_N is not None:
         kl_N = estimate(spec.kl_estimator, logprobs_N, reference_N)
         loss_N = loss_N + spec.kl_coef * kl_N
     if spec.entropy_coef:
         loss_N = loss_N - spec.entropy_coef * entropy_N
+
     return loss_N, {
         "clip": active_N,
         "kl_ref": kl_N.detach(),
@@ -75,5 +79,6 @@ def _policy_loss(
             return gspo(logprobs_N, old_N, advantages_N, segments, low, high)
         case "cispo":
             return cispo(logprobs_N, old_N, advantages_N, low, high)
+
     never_N = torch.zeros_like(logprobs_N, dtype=torch.bool)
     return (-logprobs_N if spec.kind == "sft" else policy_gradient(logprobs_N, advantages_N)), never_N

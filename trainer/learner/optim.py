@@ -1,4 +1,4 @@
-"""AdamW on sharded parameters and its learning rate, which depends on nothing but the step."""
+"""AdamW on sharded parameters, and its learning rate, a function of the step alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from agentloop.errors import WorkerError
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """The learning rate of optimizer step `step` (from 0): linear warm-up, then from `lr` to `lr_end`.
+    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then from `lr` to `lr_end`.
 
-    A pure function, so that a resumed run needs no scheduler state beyond the step.
+    A pure function: a resumed run needs no scheduler state beyond the step.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+
     end = config.lr if config.lr_end is None else config.lr_end
     if config.schedule == "constant":
         return config.lr
+
     span = max(total_steps - config.warmup_steps - 1, 1)
     done = min((step - config.warmup_steps) / span, 1.0)
     if config.schedule == "linear":
@@ -30,7 +32,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases) are not decayed, as is usual."""
+    """Build AdamW over the trained parameters; as usual, vectors (norms, biases) have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
@@ -40,7 +42,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def apply_settings(optimizer: torch.optim.AdamW, config: OptimConfig) -> torch.optim.AdamW:
-    """Set betas, eps and decay as `config` says; the learning rate is set at each step."""
+    """Set betas, eps and weight decay from `config`; the learning rate is set at each step."""
     for group, decay in zip(optimizer.param_groups, (config.weight_decay, 0.0), strict=True):
         group.update(betas=tuple(config.betas), eps=config.eps, weight_decay=decay)
     return optimizer
@@ -49,11 +51,11 @@ def apply_settings(optimizer: torch.optim.AdamW, config: OptimConfig) -> torch.o
 def take_step(
     model: nn.Module, optimizer: torch.optim.AdamW, config: OptimConfig, *, normalizer: float, done: int, total: int
 ) -> dict[str, float]:
-    """Divide the gradient, clip it, take one AdamW step at its learning rate and forget the gradient.
+    """Divide the gradient by `normalizer`, clip it, take one AdamW step and reset the gradient.
 
     Args:
         done: optimizer steps taken before.
-        total: those of the whole schedule.
+        total: optimizer steps of the whole schedule.
 
     Returns:
         `lr`, and `grad_norm` before clipping.
@@ -66,8 +68,9 @@ def take_step(
         optimizer.zero_grad(set_to_none=True)
         raise WorkerError(
             f"the gradient of optimizer step {done + 1} is not finite (norm {norm})",
-            "lower trainer.optim.lr, and look for trajectories with absurd logprobs in the trace of this step",
+            "lower trainer.optim.lr, and look for trajectories with extreme logprobs in the trace of this step",
         )
+
     rate = learning_rate(config, done, total)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -81,6 +84,7 @@ def scale_and_clip(model: nn.Module, normalizer: float, max_norm: float) -> floa
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     if not parameters:
         return 0.0
+
     torch._foreach_div_([_local(parameter.grad) for parameter in parameters], normalizer)
     norm = nn.utils.clip_grad_norm_(parameters, max_norm)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

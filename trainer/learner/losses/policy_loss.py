@@ -1,7 +1,8 @@
-"""Policy losses: one number per trained token, summed later. Small pure functions of torch tensors.
+"""Policy losses: one number per trained token, summed later. Pure functions of torch tensors.
 
-Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling temperature. `old` is the
-policy that the ratio is taken against: the one that sampled, or the proximal one (`mismatch`).
+Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling
+temperature. `old` is the policy that the ratio is taken against: the one that sampled, or the proximal
+policy (`mismatch`).
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ def ppo_clip(
 def gspo(
     logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, segments: Segments, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate with one ratio for a sample: `s = exp(mean over its trained tokens of the log ratio)`.
+    """Clipped surrogate with one ratio per sample: `s = exp(mean over its trained tokens of the log ratio)`.
 
-    Source: Group Sequence Policy Optimization (arXiv 2507.18071), equations 5 and 7, in the form of a token's loss of
-    equation 13: the value is that of s, the gradient of token t is `s A` times that of its logprob. With the
-    aggregation seq_mean_token_mean the sum over a sample is equation 5; tool output does not count in its length.
+    Source: Group Sequence Policy Optimization (arXiv 2507.18071), equations 5 and 7, in the token form
+    of equation 13: the value is that of s, the gradient of token t is `s A` times that of its logprob.
+    With the aggregation seq_mean_token_mean the sum over a sample is equation 5; tool output does not
+    count towards its length.
 
     Returns:
         as `ppo_clip`.
@@ -54,7 +56,7 @@ def gspo(
 def cispo(
     logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """`-sg(clip(r, 1 - low, 1 + high)) A logprob`: the weight is clipped, and no token loses its gradient.
+    """`-sg(clip(r, 1 - low, 1 + high)) A logprob`: the weight is clipped, and every token keeps its gradient.
 
     Source: MiniMax-M1 (arXiv 2506.13585), equations 4 and 5. The paper sets no lower bound: `low = 1`.
 
@@ -67,7 +69,7 @@ def cispo(
 
 
 def policy_gradient(logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
-    """`-A logprob`: REINFORCE with a baseline (Williams 1992). Right only for samples of the current policy."""
+    """`-A logprob`: REINFORCE with a baseline (Williams 1992). Correct only for samples of the current policy."""
     return -advantages_N * logprobs_N
 
 
@@ -78,9 +80,11 @@ def _clipped(
     clipped_N = -advantages_N * ratio_N.clamp(1.0 - low, 1.0 + high)
     loss_N = torch.maximum(unclipped_N, clipped_N)
     active_N = clipped_N > unclipped_N
+
     if dual is not None:
         bound_N = -dual * advantages_N
         dual_N = (advantages_N < 0) & (bound_N < loss_N)
         loss_N = torch.where(dual_N, bound_N, loss_N)
         active_N = active_N | dual_N
+
     return loss_N, active_N

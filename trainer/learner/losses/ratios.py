@@ -1,7 +1,6 @@
-"""Ratios of probabilities, by token and by sample. Torch.
+"""Ratios of probabilities, by token and by sample.
 
-Shapes: N trained tokens of a micro-batch; segment n says which of its S samples token n belongs to. All tokens of a
-sample are in one micro-batch.
+Shapes: N trained tokens of a micro-batch, S samples. All tokens of a sample are in one micro-batch.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from trainer.algorithms import MAX_LOG_RATIO
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Which sample each trained token belongs to: `index` int64 (N) in 0..count-1."""
+    """The sample of each trained token: `index` int64 (N) in 0..count-1."""
 
     index: Tensor
     count: int
 
     @classmethod
     def of(cls, sample_index: np.ndarray, device: torch.device | str = "cpu") -> Segments:
-        """From a micro-batch's `sample_index`, whose numbers may have gaps."""
+        """Build from a micro-batch's `sample_index`, whose numbers may have gaps."""
         present, index = np.unique(sample_index, return_inverse=True)
         return cls(torch.from_numpy(index.reshape(-1)).to(device), len(present))
 
@@ -43,5 +42,5 @@ class Segments:
 
 
 def bounded(log_ratio_N: Tensor) -> Tensor:
-    """A log ratio within what `exp` can take."""
+    """Clamp a log ratio to the range in which `exp` stays finite."""
     return log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -80,8 +80,7 @@ class Linear:
 
 
 def _one_dnn() -> bool:
-    # torch does not annotate it.
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return bool(torch.backends.mkldnn.is_available())
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:
