@@ -1,8 +1,9 @@
 """Floating-point operations of a packed micro-batch, which benchmarks divide by a card's peak. No torch.
 
-This counts the work of the model, not of the machine: recomputation by activation checkpointing or chunked logits is
-left out, and so are norms, rotations and activations, which are not matmuls (model FLOPs, arXiv 2204.02311,
-appendix B; per-layer terms as in arXiv 2104.04473, section 5.1, with the pairs that causal attention really computes).
+This counts the work of the model, not of the machine: recomputation by activation checkpointing or
+chunked logits is left out, and so are norms, rotations and activations, which are not matmuls
+(model FLOPs, arXiv 2204.02311, appendix B; per-layer terms as in arXiv 2104.04473, section 5.1,
+with the pairs that causal attention really computes).
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ def packed_flops(shape: ModelShape, batch: PackedBatch, *, training: bool = True
 
         forward = layers (2 T W + 4 P H D) + 2 N E V        training = 3 forward
 
-    T packed tokens, W weights of a block, P pairs, H heads, D head dimension, N trained tokens, E hidden, V vocabulary:
-    queries times keys and weights times values are 2 P H D each; the head is applied to trained tokens only.
+    T packed tokens, W weights of a block, P pairs, H heads, D head dimension, N trained tokens, E
+    hidden, V vocabulary: queries times keys and weights times values are 2 P H D each; the head is
+    applied to trained tokens only.
     """
     blocks = 2 * len(batch.tokens) * shape.block_weights
     attention = 4 * attention_pairs(batch.layout) * shape.heads * shape.head_dim

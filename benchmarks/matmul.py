@@ -2,8 +2,8 @@
 
     python benchmarks/matmul.py [--record]
 
-Forward, gradient of the input and gradient of the weight, for linear layers of the quickstart and of a 31 M model, with
-numbers of rows that are not multiples of a block.
+Forward, gradient of the input and gradient of the weight, for linear layers of the quickstart and
+of a 31 M model, with numbers of rows that are not multiples of a block.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """`train.py --device cuda`: the share of a card's peak that the trainer reaches, and its memory.
 
-A rank as `agentloop train` starts it, bf16 compute with fp32 master weights, activation checkpointing; Qwen2 of half a
-billion and of one and a half billion parameters with random weights; one packed row of 8k and of 16k tokens a step, in
-samples of 2,048 tokens, four to a prompt. The peak is that of a bf16 matmul, measured in the same run.
+A rank as `agentloop train` starts it, bf16 compute with fp32 master weights, activation
+checkpointing; Qwen2 of half a billion and of one and a half billion parameters with random weights;
+one packed row of 8k and of 16k tokens a step, in samples of 2,048 tokens, four to a prompt. The
+peak is that of a bf16 matmul, measured in the same run.
 
-Share of the peak: the model's own operations (`flops.py`) divided by seconds and peak; recomputation by checkpointing
-is not counted. With `--dry-run` the same code runs a tiny model on the CPU: its numbers mean nothing.
+Share of the peak: the model's own operations (`flops.py`) divided by seconds and peak;
+recomputation by checkpointing is not counted. With `--dry-run` the same code runs a tiny model on
+the CPU: its numbers mean nothing.
 """
 
 from __future__ import annotations

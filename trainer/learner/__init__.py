@@ -1,8 +1,8 @@
-"""A rank of the trainer: one process that holds a shard of the policy. This folder is the wall: torch lives here only.
+"""A rank of the trainer: one process that holds a shard of the policy.
 
-The main process of a run imports nothing of it and talks to ranks by messages (`trainer.workers`); an
-import contract keeps it so. The one door is `agentloop export`, which reads a checkpoint in its own
-process.
+This folder is the wall: torch lives here only. The main process of a run imports nothing of it and
+talks to ranks by messages (`trainer.workers`); an import contract keeps it so. The one door is
+`agentloop export`, which reads a checkpoint in its own process.
 
 In: commands with samples as numpy columns. Out: sums for the metrics, logprobs, checkpoints, and
 published weights.
@@ -12,7 +12,7 @@ published weights.
 3. `model/`: the policy over packed rows, sharded by FSDP2.
 4. `loss`: the loss of each trained token, from the parts in `losses/`; `critic`: the value model.
 5. `optim`: AdamW and its schedule.
-6. `checkpoint`: saving while training continues, and resuming; `export`: a Hugging Face folder from a
-   checkpoint.
+6. `checkpoint`: saving while training continues, and resuming; `export`: a Hugging Face folder from
+   a checkpoint.
 7. `weights/`: publishing the policy to the engines.
 """

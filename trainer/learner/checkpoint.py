@@ -41,8 +41,8 @@ class CheckpointSaver:
     """One rank's side of saving. One save at a time; all ranks call the methods together.
 
     `begin` copies the state to CPU memory and returns; a thread writes the files while training
-    continues. The thread's collectives use their own process group, because training uses the default
-    one at the same time.
+    continues. The thread's collectives use their own process group, because training uses the
+    default one at the same time.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,8 @@ class CheckpointSaver:
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
 
-        # The barrier keeps other ranks from writing into a leftover folder before rank 0 has removed it.
+        # The barrier keeps other ranks from writing into a leftover folder before rank 0 has
+        # removed it.
         partial = partial_of(folder)
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -118,10 +119,12 @@ def load_checkpoint(
 ) -> int:
     """Read a `trainer/` folder into model, optimizer, critic and random state; return the optimizer steps taken.
 
-    The number of ranks may differ from that of the run that saved; random state is not restored then.
+    The number of ranks may differ from that of the run that saved; random state is not restored
+    then.
 
     Raises:
-        RunDirError: the folder is not a checkpoint of this model, or has no critic although this run has one.
+        RunDirError: the folder is not a checkpoint of this model, or has no critic although this
+            run has one.
     """
     state = _state_dict(model, optimizer, 0, critic)
     saved = _saved_keys(folder, state["model"])

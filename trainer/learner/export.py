@@ -1,7 +1,7 @@
 """Export a trainer checkpoint as a Hugging Face folder, in one process, whatever number of ranks saved it.
 
-The model exists only on the meta device, for its names and shapes. Tensors are read, cast and written
-one by one, so that memory holds about one of them however large the model is.
+The model exists only on the meta device, for its names and shapes. Tensors are read, cast and
+written one by one, so that memory holds about one of them however large the model is.
 """
 
 from __future__ import annotations
@@ -63,9 +63,11 @@ def export_checkpoint(
 
     Args:
         tensors: the `trainer/` folder of a checkpoint.
-        model_path: folder or hub id of the model that the run started from, for configuration and tokenizer.
+        model_path: folder or hub id of the model that the run started from, for configuration and
+            tokenizer.
         dtype: `float32` or `bfloat16`, of the parameters. Buffers keep their own.
-        chat_template: the template that the run used instead of the tokenizer's own; becomes the folder's.
+        chat_template: the template that the run used instead of the tokenizer's own; becomes the
+            folder's.
         lora_alpha: `trainer.lora.alpha` of a run with adapters, which are merged.
         on_progress: called with the bytes written so far, and the total.
         shard_bytes: size at which a new file begins.
@@ -120,8 +122,8 @@ def export_checkpoint(
 class _Merger:
     """Reads the model's tensors for export, adapters merged.
 
-    The checkpoint of a run with adapters holds only these: the base weights come from the model that
-    the run started from.
+    The checkpoint of a run with adapters holds only these: the base weights come from the model
+    that the run started from.
 
     Args:
         alpha: the run's `trainer.lora.alpha`; None if it is not known.

@@ -122,9 +122,7 @@ class Learner:
             WorkerError: the run has none.
         """
         if self._critic is None:
-            raise WorkerError(
-                "this run has no critic", "set trainer.critic and trainer.algorithm.advantage=gae"
-            )
+            raise WorkerError("this run has no critic", "set trainer.critic and trainer.algorithm.advantage=gae")
         return self._critic
 
     def _load(self, *, reference: bool = False) -> PolicyModel:
@@ -286,7 +284,8 @@ class Learner:
                 if packed.sequences:
                     columns.append(TokenNumbers(packed.sample_index, packed.token_index, numbers.cpu().numpy()))
 
-        # Without a backward pass the root stays gathered: its parameters are not those that the optimizer holds.
+        # Without a backward pass the root stays gathered: its parameters are not those that the
+        # optimizer holds.
         reshard(self._policy)
         if not columns:
             return TokenNumbers(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))

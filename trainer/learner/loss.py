@@ -1,6 +1,7 @@
 """The loss of each trained token: policy loss, correction, KL and entropy terms of a recipe, combined.
 
-Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling temperature.
+Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling
+temperature.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ def token_losses(
 
     Args:
         engine_N: the logprobs that the tokens were sampled with.
-        proximal_N: the trainer's logprobs at the start of the step; None: the current ones, which are
-            the same until the first optimizer step.
+        proximal_N: the trainer's logprobs at the start of the step; None: the current ones, which
+            are the same until the first optimizer step.
 
     Returns:
         loss (N), and (N each, no gradient) `clip`; `kl_ref`, 0 without a reference; `masked`; and
-        between trainer and engine `logprob_abs`, `k3` and `weight`, the ratio of their probabilities.
+        between trainer and engine `logprob_abs`, `k3` and `weight`, the ratio of their
+        probabilities.
     """
     if proximal_N is None:
         proximal_N = logprobs_N.detach()

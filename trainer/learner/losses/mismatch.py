@@ -5,8 +5,8 @@ sampled, mu, then differs from the proximal policy pi, around which the trust re
 trainer's own logprobs at the start of the step. All functions work on `d = log pi - log mu` of the
 sampled tokens, without a gradient.
 
-A masked token has loss 0 and still counts in the denominators: dividing by the number of kept tokens
-would scale up the rest whenever some are masked. Shapes: N trained tokens of a micro-batch.
+A masked token has loss 0 and still counts in the denominators: dividing by the number of kept
+tokens would scale up the rest whenever some are masked. Shapes: N trained tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from trainer.types import LossSpec
 def token_weights(log_ratio_N: Tensor, cap: float | None) -> Tensor:
     """`min(exp(d), cap)`: importance weights of tokens, truncated.
 
-    Without a cap, and with the loss's ratio taken against pi, this is decoupled PPO (arXiv 2110.00641,
-    equation 7). With a cap: truncated importance sampling (Ionides 2008; between engine and trainer:
-    Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025).
+    Without a cap, and with the loss's ratio taken against pi, this is decoupled PPO (arXiv
+    2110.00641, equation 7). With a cap: truncated importance sampling (Ionides 2008; between engine
+    and trainer: Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training", 2025).
     """
     weights_N = bounded(log_ratio_N).exp()
     return weights_N if cap is None else weights_N.clamp(max=cap)
@@ -32,7 +33,8 @@ def token_weights(log_ratio_N: Tensor, cap: float | None) -> Tensor:
 def sequence_weights(log_ratio_N: Tensor, segments: Segments, cap: float | None) -> Tensor:
     """`min(exp(sum of d over the sample), cap)`, the same for all tokens of a sample; unbiased where the cap is inactive.
 
-    Source: the importance weight of a whole trajectory (Precup et al. 2000), truncated as in `token_weights`.
+    Source: the importance weight of a whole trajectory (Precup et al. 2000), truncated as in
+        `token_weights`.
     """
     return token_weights(segments.sum(log_ratio_N), cap)
 
@@ -40,7 +42,8 @@ def sequence_weights(log_ratio_N: Tensor, segments: Segments, cap: float | None)
 def token_mask(log_ratio_N: Tensor, low: float, high: float) -> Tensor:
     """Whether `low <= exp(d) <= high` (N, bool). With `token_weights` uncapped this is IcePop.
 
-    Source: Ring-1T (arXiv 2510.18855), IcePop: tokens outside the bounds are discarded, not clipped.
+    Source: Ring-1T (arXiv 2510.18855), IcePop: tokens outside the bounds are discarded, not
+        clipped.
     """
     ratio_N = bounded(log_ratio_N).exp()
     return (ratio_N >= low) & (ratio_N <= high)
@@ -49,9 +52,9 @@ def token_mask(log_ratio_N: Tensor, low: float, high: float) -> Tensor:
 def geometric_mask(log_ratio_N: Tensor, segments: Segments, low: float, high: float) -> Tensor:
     """Whether `low <= exp(mean of d over the sample) <= high` (N, bool): samples are kept or masked as a whole.
 
-    Unlike their product, the geometric mean of the token ratios does not depend on the length. Source:
-    Liu et al., "When Speed Kills Stability: Demystifying RL Collapse from the Training-Inference
-    Mismatch" (2025).
+    Unlike their product, the geometric mean of the token ratios does not depend on the length.
+    Source: Liu et al., "When Speed Kills Stability: Demystifying RL Collapse from the
+    Training-Inference Mismatch" (2025).
     """
     return token_mask(segments.mean(log_ratio_N), low, high)
 

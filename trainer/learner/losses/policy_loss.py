@@ -1,8 +1,8 @@
 """Policy losses: one number per trained token, summed later. Pure functions of torch tensors.
 
 Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling
-temperature. `old` is the policy that the ratio is taken against: the one that sampled, or the proximal
-policy (`mismatch`).
+temperature. `old` is the policy that the ratio is taken against: the one that sampled, or the
+proximal policy (`mismatch`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ def ppo_clip(
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate with separate bounds and an optional dual clip.
 
-    With `r = exp(logprob - old_logprob)`: `loss = -min(r A, clip(r, 1 - low, 1 + high) A)`, and where `A < 0` and
-    `dual` is set, `loss = min(loss, -dual A)`.
+    With `r = exp(logprob - old_logprob)`: `loss = -min(r A, clip(r, 1 - low, 1 + high) A)`, and
+    where `A < 0` and `dual` is set, `loss = min(loss, -dual A)`.
 
-    Sources: PPO (arXiv 1707.06347), equation 7; separate bounds: DAPO (arXiv 2503.14476), equation 10; dual clip:
-    arXiv 1912.09729, equation 5.
+    Sources: PPO (arXiv 1707.06347), equation 7; separate bounds: DAPO (arXiv 2503.14476), equation
+    10; dual clip: arXiv 1912.09729, equation 5.
 
     Returns:
-        loss (N), and whether the clip bound was the active one (N, bool: that token has no gradient).
+        loss (N), and whether the clip bound was the active one (N, bool: that token has no
+        gradient).
     """
     return _clipped(bounded(logprobs_N - old_logprobs_N).exp(), advantages_N, low, high, dual)
 
@@ -40,10 +41,11 @@ def gspo(
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate with one ratio per sample: `s = exp(mean over its trained tokens of the log ratio)`.
 
-    Source: Group Sequence Policy Optimization (arXiv 2507.18071), equations 5 and 7, in the token form
-    of equation 13: the value is that of s, the gradient of token t is `s A` times that of its logprob.
-    With the aggregation seq_mean_token_mean the sum over a sample is equation 5; tool output does not
-    count towards its length.
+    Source: Group Sequence Policy Optimization (arXiv 2507.18071), equations 5 and 7, in the token
+        form
+    of equation 13: the value is that of s, the gradient of token t is `s A` times that of its
+    logprob. With the aggregation seq_mean_token_mean the sum over a sample is equation 5; tool
+    output does not count towards its length.
 
     Returns:
         as `ppo_clip`.
@@ -58,7 +60,8 @@ def cispo(
 ) -> tuple[Tensor, Tensor]:
     """`-sg(clip(r, 1 - low, 1 + high)) A logprob`: the weight is clipped, and every token keeps its gradient.
 
-    Source: MiniMax-M1 (arXiv 2506.13585), equations 4 and 5. The paper sets no lower bound: `low = 1`.
+    Source: MiniMax-M1 (arXiv 2506.13585), equations 4 and 5. The paper sets no lower bound: `low =
+        1`.
 
     Returns:
         loss (N), and whether the weight was clipped (N, bool).

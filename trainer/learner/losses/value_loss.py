@@ -11,8 +11,8 @@ def clipped_value_loss(
 ) -> tuple[Tensor, Tensor]:
     """`max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2`; without a range only the first.
 
-    Source: the value clipping of PPO's first implementation, as in Engstrom et al., Implementation Matters in Deep
-    Policy Gradients (arXiv 2005.12729), section 3, point 1.
+    Source: the value clipping of PPO's first implementation, as in Engstrom et al., Implementation
+    Matters in Deep Policy Gradients (arXiv 2005.12729), section 3, point 1.
 
     Returns:
         loss (N), and whether the bound was active (N, bool: that token has no gradient).

@@ -6,10 +6,12 @@ their log-sum-exp:
 
     out = sum_i exp(lse_i - lse) out_i        lse = log sum_i exp(lse_i)
 
-(ring attention, arXiv 2310.01889, does the same over devices). The backward pass of a part needs only the merged `out`
-and `lse`. Each part therefore uses the fused kernel forward and backward, and no score matrix is ever stored.
+(ring attention, arXiv 2310.01889, does the same over devices). The backward pass of a part needs
+only the merged `out` and `lse`. Each part therefore uses the fused kernel forward and backward, and
+no score matrix is ever stored.
 
-Shapes: T packed tokens, H heads, G key heads, D head dimension, B segments of a run, L their length.
+Shapes: T packed tokens, H heads, G key heads, D head dimension, B segments of a run, L their
+length.
 """
 
 from __future__ import annotations
@@ -105,9 +107,11 @@ def packed_attention(
     Args:
         query: (1, H, T, D), after position embedding.
         key, value: (1, G, T, D); each key head serves H / G query heads.
-        packed_row: the row's layout and the model's kernel, passed to the decoder as a keyword argument.
+        packed_row: the row's layout and the model's kernel, passed to the decoder as a keyword
+            argument.
         scaling: factor on the scores.
-        kwargs: other arguments of transformers; `sliding_window`, `softcap` and `s_aux` would change the result.
+        kwargs: other arguments of transformers; `sliding_window`, `softcap` and `s_aux` would
+            change the result.
 
     Returns:
         (1, T, H, D) and no attention weights.
@@ -129,8 +133,8 @@ def packed_attention(
     return packed_row.attend(q_THD, k_TGD, v_TGD, scaling).unsqueeze(0), None
 
 
-# transformers looks attention functions up in one table per process. The function registered here keeps no state:
-# what depends on the model or on the row comes in as `packed_row`.
+# transformers looks attention functions up in one table per process. The function registered here
+# keeps no state: what depends on the model or on the row comes in as `packed_row`.
 AttentionInterface.register(ATTENTION, packed_attention)
 
 
@@ -173,7 +177,8 @@ class _PackedAttention(torch.autograd.Function):
         lse_TH1 = lse_TH.unsqueeze(-1)
         dq_THD, dk_THD, dv_THD = torch.empty_like(q_THD), torch.empty_like(k_THD), torch.empty_like(v_THD)
 
-        # Each row is in one run, so these gradients are written; those of shared prompts are added afterwards.
+        # Each row is in one run, so these gradients are written; those of shared prompts are added
+        # afterwards.
         for run in ctx.layout.runs:
             dq, dk, dv = _cpu_backward(
                 _run(grad_THD, run), _run(q_THD, run), _run(k_THD, run), _run(v_THD, run), _run(out_THD, run),

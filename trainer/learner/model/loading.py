@@ -1,9 +1,10 @@
 """Building the sharded policy without ever holding the whole model.
 
-The model is built on `meta` and sharded there; then each rank reads its rows of each tensor from the safetensors files.
-A rank's host memory is its shard and one tensor's rows. Random weights are drawn block by block, by every rank alike,
-and each keeps its rows. If the names in the files cannot be mapped to those of the model by renaming (fused or split
-tensors of other releases), transformers' own loading is used, which holds the whole model.
+The model is built on `meta` and sharded there; then each rank reads its rows of each tensor from
+the safetensors files. A rank's host memory is its shard and one tensor's rows. Random weights are
+drawn block by block, by every rank alike, and each keeps its rows. If the names in the files cannot
+be mapped to those of the model by renaming (fused or split tensors of other releases),
+transformers' own loading is used, which holds the whole model.
 
 Rows: FSDP2 shards the first dimension as `torch.chunk` does.
 """
@@ -53,7 +54,8 @@ def load_sharded(
         dtype: compute dtype; master weights are float32.
         init: `random` draws the weights with `seed`, the same for any number of ranks.
         kind: the class that wraps the language model; parameters that it adds are not initialized.
-        reference: load the frozen reference: without adapters, nothing trained, and its own offload setting.
+        reference: load the frozen reference: without adapters, nothing trained, and its own offload
+            setting.
 
     Raises:
         ConfigError: a kernel that `config` names is not installed.
@@ -97,7 +99,8 @@ def load_sharded(
 def fuse(lm: PreTrainedModel, config: TrainerConfig, device: torch.device, kernels: Kernels) -> None:
     """Replace parts of the model by faster ones, if there are any.
 
-    On CUDA: norms, rotations and MLPs by liger-kernel's fused ones, if it is installed. The head and the loss stay
+    On CUDA: norms, rotations and MLPs by liger-kernel's fused ones, if it is installed. The head
+        and the loss stay
     ours: they never hold the logits either. On a CPU: linear layers, as `trainer.matmul` says.
     """
     if device.type == "cpu":
@@ -176,7 +179,8 @@ class _Drawn:
         template = build_lm(self._path)
         targets = {base_name(name): tensor for name, tensor in _stored_tensors(lm)}
 
-        # Every rank draws the whole model in the same order, so that the values do not depend on the number of ranks.
+        # Every rank draws the whole model in the same order, so that the values do not depend on
+        # the number of ranks.
         torch.manual_seed(self._seed)
         for prefix, part, owner, whole in _parts(template):
             if not any(True for _ in part.parameters(recurse=whole)):
@@ -224,7 +228,8 @@ def _to_meta(module: nn.Module) -> None:
 def fill_buffers(lm: PreTrainedModel) -> None:
     """Compute the buffers that no file holds (rotary frequencies, embedding scales) for a model on meta.
 
-    transformers' own initialization computes them; a mark on each parameter keeps it from initializing these too.
+    transformers' own initialization computes them; a mark on each parameter keeps it from
+    initializing these too.
     """
     for module in lm.modules():
         for name, buffer in module.named_buffers(recurse=False):

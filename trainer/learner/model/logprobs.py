@@ -1,6 +1,7 @@
 """Logprob and entropy of the trained tokens, in chunks, so that the logits of a whole batch never exist.
 
-The backward pass recomputes each chunk's logits instead of keeping them: memory does not grow with vocabulary x tokens.
+The backward pass recomputes each chunk's logits instead of keeping them: memory does not grow with
+vocabulary x tokens.
 
 Shapes: N trained tokens, C tokens of a chunk, E hidden size, V vocabulary.
 """

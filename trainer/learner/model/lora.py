@@ -1,7 +1,8 @@
 """Low-rank adapters: `y = W x + (alpha / rank) B A x`, of which only A and B are trained (LoRA, arXiv 2106.09685).
 
-peft inserts the adapters. The trainer draws them, with the same values for any number of ranks, merges them when the
-policy is published, and disables them to compute the policy that the run started from.
+peft inserts the adapters. The trainer draws them, with the same values for any number of ranks,
+merges them when the policy is published, and disables them to compute the policy that the run
+started from.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ def _mkl_is_slow() -> bool:
 class OneDnnLinear(nn.Linear):
     """A linear layer that multiplies through oneDNN. It takes over the parameters of the layer that it replaces.
 
-    Still an `nn.Linear` with the same parameter names, which is what peft, FSDP2 and checkpoints go by.
+    Still an `nn.Linear` with the same parameter names, which is what peft, FSDP2 and checkpoints go
+    by.
     """
 
     def __init__(self, layer: nn.Linear, matmul: OneDnnMatmul) -> None:

@@ -14,10 +14,12 @@ from trainer.learner.model.safetensors_folder import SafetensorsFolder
 def plan_names(lm: nn.Module, files: SafetensorsFolder) -> dict[str, str] | str:
     """Map each parameter and persistent buffer of `lm` (on meta) to a tensor of the files.
 
-    Names that transformers renames on load (prefixes of earlier releases) are renamed in the same way.
+    Names that transformers renames on load (prefixes of earlier releases) are renamed in the same
+    way.
 
     Returns:
-        model's name -> file's name, tied parameters once; or the reason why there is no such mapping.
+        model's name -> file's name, tied parameters once; or the reason why there is no such
+        mapping.
     """
     aliases = _aliases(lm)
     known = {alias: names[0] for names in aliases.values() for alias in names}

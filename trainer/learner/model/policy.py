@@ -165,7 +165,8 @@ def load_policy(
     except (OSError, ValueError, KeyError) as exc:
         raise _not_a_model(path, exc) from exc
 
-    # Always in eval mode: the engine samples without dropout, and the policy that is trained is the one that sampled.
+    # Always in eval mode: the engine samples without dropout, and the policy that is trained is the
+    # one that sampled.
     return PolicyModel(_supported(lm, path), logprob_chunk, kernels).to(device).eval()
 
 

@@ -19,15 +19,16 @@ SINGLE = "model.safetensors"
 class SafetensorsFolder:
     """Reader of a model folder's safetensors files.
 
-    Files are read, not mapped: touched pages of a mapped file count as the process's memory until the kernel needs
-    them elsewhere, and a rank would seem to hold its shard twice.
+    Files are read, not mapped: touched pages of a mapped file count as the process's memory until
+    the kernel needs them elsewhere, and a rank would seem to hold its shard twice.
 
     Attributes:
         specs: name -> layout of each tensor, and its file.
         bytes_read: bytes of tensors read so far, in the files' dtype.
 
     Raises:
-        ModelError: the folder holds no safetensors, a file is damaged, or the index names missing files.
+        ModelError: the folder holds no safetensors, a file is damaged, or the index names missing
+            files.
     """
 
     def __init__(self, folder: str) -> None:

@@ -24,7 +24,8 @@ def shard(
     With `bfloat16`, compute is bf16; master weights, optimizer and reduction stay float32.
 
     Args:
-        reference: shard as the frozen reference: no activations to save, and its own offload setting.
+        reference: shard as the frozen reference: no activations to save, and its own offload
+            setting.
     """
     precision = MixedPrecisionPolicy()
     if dtype == "bfloat16":
@@ -37,7 +38,8 @@ def shard(
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
 
-    # Checkpointing before sharding: FSDP's hooks belong around the block, not inside what runs again.
+    # Checkpointing before sharding: FSDP's hooks belong around the block, not inside what runs
+    # again.
     blocks = decoder_blocks(model.lm)
     if config.activation_checkpointing and not reference:
         checkpoint_activations(blocks)
@@ -56,8 +58,8 @@ def shard(
 def reshard(model: PolicyModel) -> PolicyModel:
     """Free gathered parameters, and return the model.
 
-    A pass without gradient leaves the root's parameters gathered. Until a backward pass these are not the parameters
-    that have gradients and that an optimizer changes.
+    A pass without gradient leaves the root's parameters gathered. Until a backward pass these are
+    not the parameters that have gradients and that an optimizer changes.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -74,7 +76,8 @@ def reduce_gradients(model: PolicyModel, *, now: bool) -> None:
 class _Checkpointed(nn.Module):
     """Mixed into a block's class: keeps only the block's input, and runs `forward` again in the backward pass.
 
-    It is `forward` that runs again, not the call: FSDP's hooks, which gather the block's parameters, run once.
+    It is `forward` that runs again, not the call: FSDP's hooks, which gather the block's
+    parameters, run once.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,8 +87,8 @@ class _Checkpointed(nn.Module):
 def checkpoint_activations(blocks: list[nn.Module]) -> None:
     """Compute each block again in the backward pass instead of keeping its activations.
 
-    The block gets a subclass of its own class, as in torch's `fully_shard`: a wrapper module would change the names of
-    its parameters, which files and checkpoints go by.
+    The block gets a subclass of its own class, as in torch's `fully_shard`: a wrapper module would
+    change the names of its parameters, which files and checkpoints go by.
     """
     for block in blocks:
         kind = type(block)

@@ -1,14 +1,15 @@
 """A packed row on CUDA: flash-attention kernels over cumulative lengths; shared prompts are merged in.
 
-The kernels take spans, not layouts. A row with a prompt of 3 tokens and two completions of 1 and 2 tokens (the worked
-example of `trainer.packing.layout`) becomes two calls:
+The kernels take spans, not layouts. A row with a prompt of 3 tokens and two completions of 1 and 2
+tokens (the worked example of `trainer.packing.layout`) becomes two calls:
 
     own     cu 0 3 4 6, longest 3                  every segment causally to itself
     prefix  query rows 3 4 5, key rows 0 1 2       everything after the prompt to the whole prompt
             cu_q 0 3, cu_k 0 3, longest 3 and 3
 
-Their results are merged through the log-sum-exp, as in `trainer.learner.model.attention`. The backward pass of a part
-needs only the merged output and log-sum-exp, so the kernels' own backward passes are exact for it.
+Their results are merged through the log-sum-exp, as in `trainer.learner.model.attention`. The
+backward pass of a part needs only the merged output and log-sum-exp, so the kernels' own backward
+passes are exact for it.
 
 Shapes: T packed tokens, X query rows, Y key rows, H heads, G key heads, D head dimension.
 """
@@ -39,7 +40,8 @@ class Spans:
     Attributes:
         cu_q, cu_k: int32 (spans + 1), on the device.
         longest_q, longest_k: rows of the longest span.
-        causal: a query attends to the keys up to its own position (both have the same rows); else to all keys.
+        causal: a query attends to the keys up to its own position (both have the same rows); else
+            to all keys.
     """
 
     cu_q: Tensor
@@ -140,7 +142,8 @@ class FlashAttnKernel:
 class TorchKernel:
     """The flash kernel that ships with torch, behind `torch.nn.attention.varlen`.
 
-    The public function has no backward pass for a merged log-sum-exp, so the operators are called directly.
+    The public function has no backward pass for a merged log-sum-exp, so the operators are called
+    directly.
     """
 
     def forward(self, q_XHD: Tensor, k_YGD: Tensor, v_YGD: Tensor, spans: Spans, scale: float) -> tuple[Tensor, Tensor]:

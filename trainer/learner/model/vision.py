@@ -1,10 +1,11 @@
 """Images in the trainer: from the bytes that a trajectory holds to rows of hidden states, at M-RoPE positions.
 
 As in the torch engine, the vision tower's rows replace an image's pad tokens (Qwen2-VL, arXiv
-2409.12191, section 2.1); Qwen3-VL adds further rows after each of the first layers (DeepStack, arXiv
-2406.04334). The images of a shared prompt go through the tower once.
+2409.12191, section 2.1); Qwen3-VL adds further rows after each of the first layers (DeepStack,
+arXiv 2406.04334). The images of a shared prompt go through the tower once.
 
-Shapes: T packed tokens, L tokens of a sample, I images, N patches, C values of a patch, R rows (pads), E hidden size.
+Shapes: T packed tokens, L tokens of a sample, I images, N patches, C values of a patch, R rows
+(pads), E hidden size.
 """
 
 from __future__ import annotations
@@ -145,9 +146,9 @@ class ImageReader:
 def insert_images(lm: PreTrainedModel, tokens_T: Tensor, images: PackedImages) -> dict[str, Any]:
     """Return the decoder's inputs in place of token ids.
 
-    These are embeddings with the images' rows, positions, and the rows to add after the first layers.
-    With several ranks the tower runs in every micro-batch, over one blank patch if there is no image:
-    its parameters are gathered by collectives, in which all ranks have to take part.
+    These are embeddings with the images' rows, positions, and the rows to add after the first
+    layers. With several ranks the tower runs in every micro-batch, over one blank patch if there is
+    no image: its parameters are gathered by collectives, in which all ranks have to take part.
     """
     embeds_TE = lm.get_input_embeddings()(tokens_T)
     options: dict[str, Any] = {"position_ids": images.positions_3T[:, None]}
@@ -166,7 +167,8 @@ def insert_images(lm: PreTrainedModel, tokens_T: Tensor, images: PackedImages) -
         rows_RE, added = _tower_rows(
             lm, embeds_TE.new_zeros(side * side, width), torch.tensor([[1, side, side]], device=tokens_T.device)
         )
-        # Adds zero, so that every parameter of the tower has a gradient on this rank as on the others.
+        # Adds zero, so that every parameter of the tower has a gradient on this rank as on the
+        # others.
         blank: Any = sum(part.sum() for part in (rows_RE, *added))
         embeds_TE = embeds_TE + blank.to(embeds_TE.dtype) * 0
 
