@@ -1,4 +1,4 @@
-"""Checkpoints: copied to memory at once, written under a temporary name while training continues, then renamed."""
+"""Checkpoints: copied to memory at once, written while training continues, then renamed into place."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class CheckpointSaver:
         critic: Critic | None = None,
         files: Mapping[str, str] | None = None,
     ) -> None:
-        """Start to write `folder/trainer/` (torch.distributed.checkpoint), `files` and `folder/state.json`.
+        """Start to write `folder/trainer/`, `files` and `folder/state.json`.
 
         Args:
             files: name in the folder -> path of a file that is moved there.
@@ -99,7 +99,7 @@ class CheckpointSaver:
 
 
 def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, Any], files: dict[str, str]) -> str:
-    """Wait for the tensors' files; rank 0 adds the others and renames the folder. Return the error, or ""."""
+    """Wait for the tensors; rank 0 adds the other files and renames the folder. Return the error."""
     try:
         tensors.result()  # on rank 0: returns once all ranks have written their files
         if dist.get_rank() == 0:
@@ -117,7 +117,7 @@ def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, 
 def load_checkpoint(
     folder: Path, model: PolicyModel, optimizer: torch.optim.Optimizer, critic: Critic | None = None
 ) -> int:
-    """Read a `trainer/` folder into model, optimizer, critic and random state; return the optimizer steps taken.
+    """Restore model, optimizer, critic and random state; return the optimizer steps taken.
 
     The number of ranks may differ from that of the run that saved; random state is not restored
     then.
@@ -167,12 +167,12 @@ def load_model(folder: Path, model: PolicyModel) -> None:
 
 
 def _saved_part(model_state: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a model's state that is saved: with adapters only these, the base is that of `model.path`."""
+    """Return the part of a model's state that is saved: with adapters, these alone."""
     return {key: tensor for key, tensor in model_state.items() if is_adapter(key)} or model_state
 
 
 _READ = StateDictOptions(strict=False)
-"""Not strict, because adapters alone are not a whole state. `_saved_keys` checks that nothing is missing."""
+"""Not strict: adapters alone are not a whole state. `_saved_keys` checks for missing keys."""
 
 
 def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:

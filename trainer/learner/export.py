@@ -1,4 +1,4 @@
-"""Export a trainer checkpoint as a Hugging Face folder, in one process, whatever number of ranks saved it.
+"""Export a trainer checkpoint of any number of ranks as a Hugging Face folder, in one process.
 
 The model exists only on the meta device, for its names and shapes. Tensors are read, cast and
 written one by one, so that memory holds about one of them however large the model is.
@@ -33,7 +33,7 @@ from trainer.learner.weights.base import PublishedTensors, write_config
 from trainer.learner.weights.disk import MAX_SHARD_BYTES, Shards
 
 PREFIX = "model.lm."
-"""Prefix of a checkpoint's language-model keys: `model` of the checkpoint, `lm` of `PolicyModel`."""
+"""Prefix of the language model's keys: `model` of the checkpoint, `lm` of `PolicyModel`."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -220,7 +220,7 @@ class _SavedModel:
             )
 
     def _wanted(self, lm: PreTrainedModel) -> dict[str, torch.Size]:
-        """Return the tensors that a checkpoint of `lm` holds; with adapters, only the adapters' own."""
+        """Return the tensors that a checkpoint of `lm` holds; with adapters, these alone."""
         shapes = {name: tensor.shape for name, tensor in lm.state_dict().items()}
         if not self.adapters:
             return shapes

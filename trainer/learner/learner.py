@@ -54,14 +54,14 @@ TOKEN_SUMS = (
     "weight_sum",
     "weight_square_sum",
 )
-"""Sums over a rank's trained tokens that `accumulate` returns; the main process adds up the ranks."""
+"""Sums over a rank's trained tokens; the main process adds up the ranks."""
 
 COUNTS = ("tokens", "sequences", "packed_tokens", "micro_batches")
 """Counts that `accumulate` returns beside them."""
 
 
 class Learner:
-    """Owns the sharded policy, its optimizer and, for a KL term, the frozen policy that the run started from.
+    """Owns the sharded policy, its optimizer and, for a KL term, the frozen reference policy.
 
     The process group has to exist.
 
@@ -146,7 +146,7 @@ class Learner:
         self._steps = 0
 
     def accumulate(self, samples: Sequence[TrainSample], temperature: float, spec: LossSpec) -> dict[str, float]:
-        """Run forward and backward over this rank's share; gradients add up, undivided, until `step`.
+        """Run forward and backward over this rank's share; gradients add up until `step`.
 
         Returns:
             `TOKEN_SUMS`, `COUNTS`, `weight_max` and `time_s`.
@@ -205,7 +205,7 @@ class Learner:
         return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
 
     def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> Tensor | None:
-        """The samples' recomputed logprobs at the micro-batch's trained tokens (N); None if they have none."""
+        """The recomputed logprobs of the micro-batch's trained tokens (N); None if there are none."""
         if not packed.sequences or not samples or samples[0].proximal_logprobs is None:
             return None
 
@@ -272,11 +272,11 @@ class Learner:
         return columns
 
     def accumulate_values(self, samples: Sequence[ValueSample]) -> dict[str, float]:
-        """Run forward and backward of the critic over this rank's share, as `accumulate` does for the policy."""
+        """Run forward and backward of the critic over this rank's share."""
         return self.critic.accumulate(self._pack(samples, kind=ValueSample))
 
     def _columns(self, samples: Sequence[Sample], forward: Callable[[DeviceBatch], Tensor]) -> TokenNumbers:
-        """Collect the results (N) of `forward` over this rank's micro-batches, without a gradient."""
+        """Collect the results (N) of `forward` over all micro-batches, without a gradient."""
         columns: list[TokenNumbers] = []
         with torch.no_grad():
             for packed in self._pack(samples):
@@ -298,7 +298,7 @@ class Learner:
     def save(
         self, folder: Path, state: dict[str, Any], files: Mapping[str, str] | None = None, *, wait: bool = True
     ) -> dict[str, Any]:
-        """Start to save a checkpoint, and with `wait` finish it. Returns as `CheckpointSaver.finish`."""
+        """Start to save a checkpoint, and with `wait` finish it; see `CheckpointSaver.finish`."""
         self._saver.begin(folder, reshard(self._policy), self._optimizer, self._steps, state, self._critic, files)
         return self._saver.finish(wait=wait)
 
@@ -307,7 +307,7 @@ class Learner:
         return self._saver.finish(wait=wait)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
-        """Load a checkpoint's `trainer/` folder: with `optimizer` the whole state, else the policy's weights.
+        """Load a checkpoint: with `optimizer` the whole state, else the policy's weights.
 
         Raises:
             RunDirError: the folder is not a checkpoint of this model.
@@ -327,7 +327,7 @@ class Learner:
         aggregation: Aggregation = "token_mean",
         kind: type[Sample] = TrainSample,
     ) -> list[PackedBatch]:
-        """Pack this rank's samples into micro-batches, as many as on the rank with the most: collectives must match."""
+        """Pack the samples into micro-batches, as many on each rank: collectives have to match."""
         budget = self._settings.config.tokens_per_micro_batch
         plan = micro_batches(plan_units(samples, budget), budget)
         count = torch.tensor(len(plan), device=self._device)

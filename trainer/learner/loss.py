@@ -1,4 +1,4 @@
-"""The loss of each trained token: policy loss, correction, KL and entropy terms of a recipe, combined.
+"""The loss of each trained token: a recipe's policy loss, correction, KL and entropy terms.
 
 Shapes: N trained tokens of a micro-batch. All logprobs are natural logarithms at the sampling
 temperature.

@@ -13,7 +13,7 @@ from agentloop.errors import WorkerError
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then from `lr` to `lr_end`.
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then `lr` to `lr_end`.
 
     A pure function: a resumed run needs no scheduler state beyond the step.
     """
@@ -32,7 +32,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW over the trained parameters; as usual, vectors (norms, biases) have no weight decay."""
+    """Build AdamW; as usual, vectors (norms, biases) have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
@@ -80,7 +80,7 @@ def take_step(
 
 
 def scale_and_clip(model: nn.Module, normalizer: float, max_norm: float) -> float:
-    """Divide the summed gradients by `normalizer`, clip their global norm, and return the norm before clipping."""
+    """Divide gradients by `normalizer`, clip their global norm; return the norm before clipping."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     if not parameters:
         return 0.0

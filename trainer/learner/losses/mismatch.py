@@ -1,4 +1,4 @@
-"""Corrections for an engine whose probabilities differ from the trainer's, or whose weights are older.
+"""Corrections for an engine with other probabilities than the trainer's, or older weights.
 
 The engine uses other kernels, and with `max_staleness` > 0 an older policy version. The policy that
 sampled, mu, then differs from the proximal policy pi, around which the trust region is taken: the
@@ -31,7 +31,9 @@ def token_weights(log_ratio_N: Tensor, cap: float | None) -> Tensor:
 
 
 def sequence_weights(log_ratio_N: Tensor, segments: Segments, cap: float | None) -> Tensor:
-    """`min(exp(sum of d over the sample), cap)`, the same for all tokens of a sample; unbiased where the cap is inactive.
+    """`min(exp(sum of d over the sample), cap)`, the same for all tokens of a sample.
+
+    Unbiased where the cap is inactive.
 
     Source: the importance weight of a whole trajectory (Precup et al. 2000), truncated as in
         `token_weights`.
@@ -50,7 +52,7 @@ def token_mask(log_ratio_N: Tensor, low: float, high: float) -> Tensor:
 
 
 def geometric_mask(log_ratio_N: Tensor, segments: Segments, low: float, high: float) -> Tensor:
-    """Whether `low <= exp(mean of d over the sample) <= high` (N, bool): samples are kept or masked as a whole.
+    """Whether `low <= exp(mean of d over the sample) <= high` (N, bool): all of a sample or none of it.
 
     Unlike their product, the geometric mean of the token ratios does not depend on the length.
     Source: Liu et al., "When Speed Kills Stability: Demystifying RL Collapse from the
@@ -69,7 +71,7 @@ def veto_mask(log_ratio_N: Tensor, segments: Segments, least: float) -> Tensor:
 
 
 def correction(spec: LossSpec, log_ratio_N: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Return the factor of each token's policy loss, and whether the token is kept (N each), under `spec`."""
+    """Return the factor of each token's policy loss, and whether it is kept (N each), by `spec`."""
     kept_N = torch.ones_like(log_ratio_N, dtype=torch.bool)
     if spec.mask == "token":
         kept_N = token_mask(log_ratio_N, spec.mask_low, spec.mask_high)

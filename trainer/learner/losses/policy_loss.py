@@ -39,7 +39,7 @@ def ppo_clip(
 def gspo(
     logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, segments: Segments, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate with one ratio per sample: `s = exp(mean over its trained tokens of the log ratio)`.
+    """Clipped surrogate with one ratio per sample, `s = exp(mean of its tokens' log ratios)`.
 
     Source: Group Sequence Policy Optimization (arXiv 2507.18071), equations 5 and 7, in the token
         form
@@ -58,7 +58,7 @@ def gspo(
 def cispo(
     logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """`-sg(clip(r, 1 - low, 1 + high)) A logprob`: the weight is clipped, and every token keeps its gradient.
+    """`-sg(clip(r, 1 - low, 1 + high)) A logprob`: every token keeps its gradient.
 
     Source: MiniMax-M1 (arXiv 2506.13585), equations 4 and 5. The paper sets no lower bound: `low =
         1`.
@@ -72,7 +72,7 @@ def cispo(
 
 
 def policy_gradient(logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
-    """`-A logprob`: REINFORCE with a baseline (Williams 1992). Correct only for samples of the current policy."""
+    """`-A logprob`: REINFORCE with a baseline (Williams 1992). Needs samples of the current policy."""
     return -advantages_N * logprobs_N
 
 

@@ -139,7 +139,7 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 
 class _PackedAttention(torch.autograd.Function):
-    """The CPU path: torch's flash kernel on views of the row, without padding and without copies of the inputs."""
+    """The CPU path: torch's flash kernel on views of the row, without padding or copies."""
 
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: PackedLayout, scale: float) -> Tensor:

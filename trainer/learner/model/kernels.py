@@ -13,14 +13,14 @@ from trainer.learner.model.matmul import Matmul, make_matmul
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Attention and matmul of one model. The defaults are those of a CPU, with torch's own matmul."""
+    """Attention and matmul of one model. Defaults: a CPU, with torch's own matmul."""
 
     attention: Attention = field(default_factory=Attention)
     matmul: Matmul = field(default_factory=Matmul)
 
     @classmethod
     def of(cls, config: TrainerConfig, device: torch.device) -> Kernels:
-        """The implementations that `trainer.attention` and `trainer.matmul` name, for a model on `device`.
+        """Create what `trainer.attention` and `trainer.matmul` name, for a model on `device`.
 
         Raises:
             ConfigError: one of them is not installed.

@@ -47,7 +47,7 @@ def load_sharded(
     kind: type[ModelT],
     reference: bool = False,
 ) -> ModelT:
-    """Load the policy, the frozen reference or the critic, sharded over all ranks, which call this together.
+    """Load the policy, the reference or the critic, sharded; all ranks call this together.
 
     Args:
         path: folder of a Hugging Face model, or a hub id.
@@ -196,7 +196,7 @@ class _Drawn:
 
 
 def _parts(template: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Any, bool]]:
-    """The model in parts: name, module, the transformers model it belongs to, and whether its children are included."""
+    """Yield parts of the model: name, module, its transformers model, and whether children count."""
     blocks = set(decoder_blocks(template))
 
     def walk(name: str, module: Any, owner: Any) -> Iterator[tuple[str, nn.Module, Any, bool]]:
@@ -226,7 +226,7 @@ def _to_meta(module: nn.Module) -> None:
 
 @torch.no_grad()
 def fill_buffers(lm: PreTrainedModel) -> None:
-    """Compute the buffers that no file holds (rotary frequencies, embedding scales) for a model on meta.
+    """Compute the buffers that no file holds (rotary frequencies), for a model on meta.
 
     transformers' own initialization computes them; a mark on each parameter keeps it from
     initializing these too.
@@ -261,7 +261,7 @@ def _draw_adapters(lm: nn.Module, seed: int) -> None:
 
 
 def _stored_tensors(lm: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a model's files hold: parameters, tied ones once, and persistent buffers, but no adapters."""
+    """The tensors in a model's files: parameters, tied ones once, and persistent buffers."""
     yield from ((name, parameter) for name, parameter in lm.named_parameters() if not is_adapter(name))
     persistent = lm.state_dict().keys()
     yield from ((name, buffer) for name, buffer in lm.named_buffers() if name in persistent)

@@ -1,4 +1,4 @@
-"""Logprob and entropy of the trained tokens, in chunks, so that the logits of a whole batch never exist.
+"""Logprob and entropy of the trained tokens, in chunks: a batch's logits never exist at once.
 
 The backward pass recomputes each chunk's logits instead of keeping them: memory does not grow with
 vocabulary x tokens.
@@ -19,7 +19,7 @@ from trainer.learner.model.matmul import Matmul
 def selected_logprobs(
     hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, temperature: float, chunk: int, matmul: Matmul
 ) -> tuple[Tensor, Tensor]:
-    """Return `log softmax(hidden weight^T / temperature)` at the targets, and the entropy of that distribution.
+    """Return `log softmax(hidden weight^T / temperature)` at the targets, and the entropy.
 
     Args:
         chunk: tokens whose logits exist at one time.
@@ -59,7 +59,10 @@ class _SelectedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """p: softmax, H: entropy; d logprob / d logit_j = [j = target] - p_j; d H / d logit_j = -p_j (log p_j + H)."""
+        """p: softmax, H: entropy.
+
+        d logprob / d logit_j = [j = target] - p_j        d H / d logit_j = -p_j (log p_j + H)
+        """
         grad_logprobs_N, grad_entropy_N = grads
         hidden_NE, weight_VE, targets_N, entropy_N = ctx.saved_tensors
         grad_hidden_NE = torch.empty_like(hidden_NE)

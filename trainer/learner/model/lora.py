@@ -1,4 +1,4 @@
-"""Low-rank adapters: `y = W x + (alpha / rank) B A x`, of which only A and B are trained (LoRA, arXiv 2106.09685).
+"""Low-rank adapters (LoRA, arXiv 2106.09685): `y = W x + (alpha / rank) B A x`, W frozen.
 
 peft inserts the adapters. The trainer draws them, with the same values for any number of ranks,
 merges them when the policy is published, and disables them to compute the policy that the run
@@ -41,7 +41,7 @@ def adapter_names(weight: str) -> tuple[str, str]:
 
 
 def add_adapters(lm: nn.Module, blocks: list[nn.Module], config: LoraConfig) -> None:
-    """Add adapters to linear layers of `blocks`; peft freezes all other parameters. `lm` may be on meta.
+    """Add adapters to linear layers of `blocks`; peft freezes the rest. `lm` may be on meta.
 
     Raises:
         ConfigError: peft is not installed, or no layer has a name that `config` lists.
@@ -78,7 +78,7 @@ def _named(name: str, wanted: list[str]) -> bool:
 
 
 def initial_adapter(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """Return the initial values of an adapter's matrix, which depend on the seed and the name alone.
+    """Draw an adapter's matrix; the values depend on the seed and the name alone.
 
     A is uniform as in a linear layer, B zero: before the first step the adapters change nothing.
     """
@@ -90,7 +90,7 @@ def initial_adapter(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 
 def adapters(lm: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Map the base name of each adapted weight to A (rank, in), B (out, rank) and the factor of B A."""
+    """Map each adapted weight's base name to A (rank, in), B (out, rank) and their factor."""
     found = {}
     for name, module in lm.named_modules():
         layer: Any = module  # of peft's class if it has adapters
@@ -101,13 +101,13 @@ def adapters(lm: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
 
 
 def merged(base: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """Return `W + factor B A` of whole matrices, in float32: the cast to the published dtype comes once, after this."""
+    """Return `W + factor B A` of whole matrices, in float32; the cast to the dtype comes after."""
     return torch.addmm(base.float(), b.float(), a.float(), alpha=factor)
 
 
 @contextlib.contextmanager
 def without_adapters(lm: nn.Module) -> Iterator[None]:
-    """Disable the adapters inside the block: the model computes the policy that the run started from."""
+    """Disable the adapters inside the block, to compute the policy that the run started from."""
     layers: list[Any] = [module for module in lm.modules() if hasattr(module, "lora_A")]
 
     # peft's own switch also changes requires_grad, which FSDP2 has taken note of.

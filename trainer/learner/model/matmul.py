@@ -37,12 +37,12 @@ class Matmul:
         return torch.mm(rows_TK, weight_NK.T, out=out)
 
     def add_weight_gradient(self, into_NK: Tensor, grad_TN: Tensor, rows_TK: Tensor) -> Tensor:
-        """Add `grad^T rows` to `into` in place: the contribution of T tokens to a weight's gradient."""
+        """Add `grad^T rows`, the contribution of T tokens to a weight's gradient, to `into`."""
         into_NK += grad_TN.T @ rows_TK
         return into_NK
 
     def install(self, model: nn.Module) -> None:
-        """Replace the linear layers inside `model` by layers that use this matmul; torch's own needs none."""
+        """Let the linear layers inside `model` use this matmul; torch's own needs no change."""
 
 
 class OneDnnMatmul(Matmul):
@@ -93,7 +93,7 @@ class OneDnnMatmul(Matmul):
 
 
 def make_matmul(choice: Literal["auto", "torch", "onednn"]) -> Matmul:
-    """Return the matmul of that name (`trainer.matmul`); `auto` is oneDNN where MKL would leave AVX-512 unused.
+    """Return the matmul of that name; `auto` is oneDNN where MKL would leave AVX-512 unused.
 
     Raises:
         ConfigError: this build of torch has no oneDNN.
@@ -123,7 +123,7 @@ def _mkl_is_slow() -> bool:
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer that multiplies through oneDNN. It takes over the parameters of the layer that it replaces.
+    """A linear layer that multiplies through oneDNN, with the parameters of the one it replaces.
 
     Still an `nn.Linear` with the same parameter names, which is what peft, FSDP2 and checkpoints go
     by.

@@ -61,7 +61,7 @@ def _aliases(lm: nn.Module) -> dict[Tensor, list[str]]:
 
 
 def _renamed(lm: nn.Module, files: SafetensorsFolder) -> tuple[dict[str, str], str]:
-    """Map the model's names to the files' names if renaming alone does it; else an empty map and the reason."""
+    """Map the model's names to the files'; if renaming is not enough, return the reason."""
     own = lm.state_dict().keys()
     if files.specs.keys() == own or files.specs.keys() == {name for name, _ in lm.named_parameters()}:
         return {name: name for name in files.specs}, ""

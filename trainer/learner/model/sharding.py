@@ -19,7 +19,7 @@ from trainer.learner.model.policy import PolicyModel, is_vision
 def shard(
     model: PolicyModel, dtype: str, config: FsdpConfig, device: torch.device, *, reference: bool = False
 ) -> PolicyModel:
-    """Shard in place: every decoder block, then the rest as the root. Gradients are summed over ranks, not averaged.
+    """Shard in place, block by block, then the root. Gradients are summed over ranks, not averaged.
 
     With `bfloat16`, compute is bf16; master weights, optimizer and reduction stay float32.
 
@@ -68,13 +68,13 @@ def reshard(model: PolicyModel) -> PolicyModel:
 
 
 def reduce_gradients(model: PolicyModel, *, now: bool) -> None:
-    """Set whether the next backward pass sums gradients over the ranks; without it, they add up in each rank."""
+    """Set whether the next backward pass sums gradients over ranks, or only adds them up locally."""
     assert isinstance(model, FSDPModule), "shard() comes first"
     model.set_requires_gradient_sync(now)
 
 
 class _Checkpointed(nn.Module):
-    """Mixed into a block's class: keeps only the block's input, and runs `forward` again in the backward pass.
+    """Mixed into a block's class: keeps only its input, and runs `forward` again in backward.
 
     It is `forward` that runs again, not the call: FSDP's hooks, which gather the block's
     parameters, run once.
@@ -96,7 +96,7 @@ def checkpoint_activations(blocks: list[nn.Module]) -> None:
 
 
 def decoder_blocks(lm: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of an unsharded model, a vision tower's included: transformers' `_no_split_modules`."""
+    """The repeated blocks of an unsharded model (`_no_split_modules`), a vision tower's included."""
     names = set(getattr(lm, "_no_split_modules", None) or [])
     return [module for module in lm.modules() if type(module).__name__ in names]
 

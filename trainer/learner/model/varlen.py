@@ -1,4 +1,4 @@
-"""A packed row on CUDA: flash-attention kernels over cumulative lengths; shared prompts are merged in.
+"""A packed row on CUDA: flash-attention over cumulative lengths, shared prompts merged in.
 
 The kernels take spans, not layouts. A row with a prompt of 3 tokens and two completions of 1 and 2
 tokens (the worked example of `trainer.packing.layout`) becomes two calls:
@@ -35,7 +35,7 @@ MAX_HEAD_DIM = 256
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Spans of one kernel call: span i is rows `cu_q[i]:cu_q[i + 1]` of the queries, and likewise of the keys.
+    """Spans of one kernel call: span i is rows `cu_q[i]:cu_q[i + 1]`, and likewise of the keys.
 
     Attributes:
         cu_q, cu_k: int32 (spans + 1), on the device.
@@ -96,7 +96,7 @@ def _rows(spans: list[tuple[int, int]], device: torch.device) -> Tensor:
 
 
 class Kernel(Protocol):
-    """Attention over spans. There may be fewer key heads than query heads: each serves H / G of them."""
+    """Attention over spans. Each key head serves H / G query heads."""
 
     def forward(self, q_XHD: Tensor, k_YGD: Tensor, v_YGD: Tensor, spans: Spans, scale: float) -> tuple[Tensor, Tensor]:
         """Output (X, H, D) and log-sum-exp (H, X) in float32."""
@@ -106,7 +106,7 @@ class Kernel(Protocol):
         self, grad_XHD: Tensor, q_XHD: Tensor, k_YGD: Tensor, v_YGD: Tensor, out_XHD: Tensor, lse_HX: Tensor,
         spans: Spans, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Gradients of queries, keys and values. Output and log-sum-exp may belong to a larger, merged softmax."""
+        """Gradients of q, k and v. Output and log-sum-exp may be those of a larger softmax."""
         ...
 
 
@@ -181,7 +181,7 @@ def check_kernel(name: KernelName) -> None:
 
 
 def make_kernel(name: KernelName) -> Kernel | None:
-    """Return the kernel of that name; `auto`: flash-attn if it is installed, else torch's; None: plain attention."""
+    """Return the kernel; `auto`: flash-attn if it is installed, else torch's; None: plain."""
     if name == "plain":
         return None
     if name == "flash_attn" or (name == "auto" and _installed("flash_attn")):
@@ -190,7 +190,7 @@ def make_kernel(name: KernelName) -> Kernel | None:
 
 
 def kernel_takes(q_THD: Tensor) -> bool:
-    """Whether the flash kernels accept these queries: half precision, a supported head dimension."""
+    """Whether flash kernels accept these queries: half precision, supported head dimension."""
     size = q_THD.shape[-1]
     return q_THD.dtype in (torch.bfloat16, torch.float16) and size % 8 == 0 and size <= MAX_HEAD_DIM
 

@@ -1,4 +1,4 @@
-"""Images in the trainer: from the bytes that a trajectory holds to rows of hidden states, at M-RoPE positions.
+"""Images in the trainer: from a trajectory's files to rows of hidden states, at M-RoPE positions.
 
 As in the torch engine, the vision tower's rows replace an image's pad tokens (Qwen2-VL, arXiv
 2409.12191, section 2.1); Qwen3-VL adds further rows after each of the first layers (DeepStack,
@@ -30,7 +30,7 @@ from trainer.packing.units import Unit
 from trainer.types import Sample
 
 CACHE_BYTES = 2**28
-"""Size of the cache of images' patches: a row returns in every epoch, and in every micro-batch of its group."""
+"""Size of the patch cache: an image returns in every epoch and micro-batch of its group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class ImageReader:
         self._bytes = 0
 
     def attach(self, samples: Sequence[Sample], units: Sequence[Unit]) -> PackedImages:
-        """Return images and positions of the row that `trainer.packing.layout.pack` makes of these units.
+        """Return images and positions of the row that `pack` makes of these units.
 
         Raises:
             DataError: a sample's images do not match its pad tokens.
@@ -101,7 +101,7 @@ class ImageReader:
         return PackedImages(torch.arange(tokens).expand(3, -1), None, None)
 
     def _see(self, sample: Sample) -> tuple[list[tuple[int, tuple[Tensor, Tensor]]], Tensor]:
-        """Return the sample's images, each with the index of its first pad, and the positions (3, L)."""
+        """Return the images, each with the index of its first pad, and the positions (3, L)."""
         pads = np.concatenate([[0], sample.token_ids == self._pad, [0]])
         places = np.flatnonzero(np.diff(pads)).reshape(-1, 2).tolist()
         if len(places) != len(sample.images):
