@@ -1,4 +1,4 @@
-"""Checkpoints: copied to memory at once, written while training continues, then renamed into place."""
+"""Checkpoints: copied to memory at once, written while training continues, then renamed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class CheckpointSaver:
 
 
 def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, Any], files: dict[str, str]) -> str:
-    """Wait for the tensors; rank 0 adds the other files and renames the folder. Return the error."""
+    """Wait for the tensors; rank 0 adds the files and renames the folder. Return the error."""
     try:
         tensors.result()  # on rank 0: returns once all ranks have written their files
         if dist.get_rank() == 0:

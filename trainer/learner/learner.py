@@ -205,7 +205,7 @@ class Learner:
         return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
 
     def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> Tensor | None:
-        """The recomputed logprobs of the micro-batch's trained tokens (N); None if there are none."""
+        """Recomputed logprobs of the micro-batch's trained tokens (N); None if there are none."""
         if not packed.sequences or not samples or samples[0].proximal_logprobs is None:
             return None
 

@@ -52,7 +52,7 @@ def token_mask(log_ratio_N: Tensor, low: float, high: float) -> Tensor:
 
 
 def geometric_mask(log_ratio_N: Tensor, segments: Segments, low: float, high: float) -> Tensor:
-    """Whether `low <= exp(mean of d over the sample) <= high` (N, bool): all of a sample or none of it.
+    """Whether `low <= exp(mean of d over the sample) <= high` (N, bool), by whole samples.
 
     Unlike their product, the geometric mean of the token ratios does not depend on the length.
     Source: Liu et al., "When Speed Kills Stability: Demystifying RL Collapse from the

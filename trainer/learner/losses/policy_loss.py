@@ -72,7 +72,7 @@ def cispo(
 
 
 def policy_gradient(logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
-    """`-A logprob`: REINFORCE with a baseline (Williams 1992). Needs samples of the current policy."""
+    """`-A logprob`: REINFORCE with a baseline (Williams 1992), for on-policy samples only."""
     return -advantages_N * logprobs_N
 
 

@@ -196,7 +196,7 @@ class _Drawn:
 
 
 def _parts(template: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Any, bool]]:
-    """Yield parts of the model: name, module, its transformers model, and whether children count."""
+    """Yield parts of the model: name, module, its transformers model, with children or not."""
     blocks = set(decoder_blocks(template))
 
     def walk(name: str, module: Any, owner: Any) -> Iterator[tuple[str, nn.Module, Any, bool]]:

@@ -68,7 +68,7 @@ def reshard(model: PolicyModel) -> PolicyModel:
 
 
 def reduce_gradients(model: PolicyModel, *, now: bool) -> None:
-    """Set whether the next backward pass sums gradients over ranks, or only adds them up locally."""
+    """Set whether the next backward pass sums gradients over ranks or only adds them locally."""
     assert isinstance(model, FSDPModule), "shard() comes first"
     model.set_requires_gradient_sync(now)
 
@@ -96,7 +96,7 @@ def checkpoint_activations(blocks: list[nn.Module]) -> None:
 
 
 def decoder_blocks(lm: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of an unsharded model (`_no_split_modules`), a vision tower's included."""
+    """The blocks of an unsharded model (`_no_split_modules`), a vision tower's included."""
     names = set(getattr(lm, "_no_split_modules", None) or [])
     return [module for module in lm.modules() if type(module).__name__ in names]
 
