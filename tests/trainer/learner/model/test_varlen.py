@@ -120,7 +120,7 @@ def test_torchs_operators_take_what_they_are_given() -> None:
 
 
 def test_a_kernel_that_cannot_run_here_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"CUDA kernel, trainer\.device is cpu"):
+    with pytest.raises(ValidationError, match=r"CUDA kernel and trainer\.device is cpu"):
         TrainerConfig(attention="torch")
     assert TrainerConfig(attention="torch", device="cuda").attention == "torch"
     if importlib.util.find_spec("flash_attn") is None:
