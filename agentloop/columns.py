@@ -8,11 +8,13 @@ A trajectory has four columns of one length, one entry a token:
     logprobs    Logprobs    float64; one NaN bit pattern stands for None      8 a token
     versions    Versions    runs: where each one ends, and its version        about 12 a run
 
-Each reads like a list: `len`, an index, a slice (a new list), iteration, `==` with a list, `in`, `count`, `index`.
-Entries cannot be changed, only appended. `numpy.asarray(column)` copies a column into an array.
+Each reads like a list: `len`, an index, a slice (a new list), iteration, `==` with a list, `in`,
+`count`, `index`. Entries cannot be changed, only appended. `numpy.asarray(column)` copies a column
+into an array.
 
-Logprobs are not rounded to float32: they are the engine's own to the bit, and the wire carries doubles.
-Worker processes that call reward functions load this module, so it does not import numpy at the top.
+Logprobs are not rounded to float32: they are the engine's own to the bit, and the wire carries
+doubles. Worker processes that call reward functions load this module, so it does not import numpy
+at the top.
 """
 
 from __future__ import annotations
@@ -284,7 +286,8 @@ def _float64(logprobs: Iterable[float | None]) -> array[float]:
 
 
 def _copy(data: array[Any], dtype: Any, copy: bool | None) -> np.ndarray:
-    """Copy a buffer into an array: a view would forbid the column to grow, and could be written to."""
+    """Copy a buffer into an array: a view would forbid the column to grow, and could be written
+    to."""
     import numpy as np
 
     if copy is False:

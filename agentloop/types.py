@@ -1,4 +1,5 @@
-"""The data that flows through the system: tasks in, trajectories out. Plain data that needs no library."""
+"""The data that flows through the system: tasks in, trajectories out. Plain data that needs no
+library."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class ToolCall:
 
 @dataclass(slots=True)
 class MalformedCall:
-    """Text in a sampled turn that looks like a tool call but is not valid; the loop answers it with `reason`."""
+    """Text in a sampled turn that looks like a tool call but is not valid; the loop answers it with
+    `reason`."""
 
     text: str
     reason: str
@@ -90,11 +92,13 @@ class ParsedTurn:
 
 @dataclass(slots=True)
 class Turn:
-    """One generation. `start` and `end` bound the sampled tokens in the trajectory: `token_ids[start:end]`.
+    """One generation. `start` and `end` bound the sampled tokens in the trajectory:
+    `token_ids[start:end]`.
 
-    `request_id` is the request that sampled it, `order` its place among the generations of the episode, forks included.
-    `prompt_digest` is `law.extend_digest` of the ids that were sent for it, `sampled_digest` that of the same ids and
-    those that came back; None: unknown (older traces).
+    `request_id` is the request that sampled it, `order` its place among the generations of the
+    episode, forks included. `prompt_digest` is `law.extend_digest` of the ids that were sent for
+    it, `sampled_digest` that of the same ids and those that came back; None: unknown (older
+    traces).
     """
 
     start: int
@@ -116,7 +120,8 @@ class Turn:
 class StepReward:
     """A reward inside an episode: from a tool call, an interaction, or the agent loop.
 
-    `token_ids[start:end]` is the sampled turn that it belongs to; for a tool's reward, the turn that made the call.
+    `token_ids[start:end]` is the sampled turn that it belongs to; for a tool's reward, the turn
+    that made the call.
     """
 
     name: str
@@ -129,8 +134,8 @@ class StepReward:
 class ToolResult:
     """The outcome of one tool call.
 
-    The model sees `text`. `error` is set when the call was wrong or the tool refused it: it is counted, and the text
-    still goes to the model. `reward` is a step reward, or None.
+    The model sees `text`. `error` is set when the call was wrong or the tool refused it: it is
+    counted, and the text still goes to the model. `reward` is a step reward, or None.
     """
 
     text: str
@@ -155,13 +160,15 @@ class Task:
     extra_info: dict[str, Any] = field(default_factory=dict)
 
     def tool_kwargs(self, tool: str) -> dict[str, dict[str, Any]]:
-        """`{create_kwargs, execute_kwargs, calc_reward_kwargs, release_kwargs}` of this row for `tool`."""
+        """`{create_kwargs, execute_kwargs, calc_reward_kwargs, release_kwargs}` of this row for
+        `tool`."""
         kwargs = (self.extra_info.get("tools_kwargs") or {}).get(tool) or {}
         return {key: dict(value or {}) for key, value in kwargs.items()}
 
     @property
     def interaction_kwargs(self) -> dict[str, Any] | None:
-        """`extra_info.interaction_kwargs` of this row: the interaction's `name` and the arguments of its start."""
+        """`extra_info.interaction_kwargs` of this row: the interaction's `name` and the arguments
+        of its start."""
         kwargs = self.extra_info.get("interaction_kwargs") or {}
         # Parquet fills the keys that only other rows have with null.
         return {key: value for key, value in kwargs.items() if value is not None} or None
@@ -169,7 +176,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The verdict on an episode, the same for all of its trajectories. The fields are those of `Trajectory`.
+    """The verdict on an episode, the same for all of its trajectories. The fields are those of
+    `Trajectory`.
 
     Made by the runner when the episode is scored; `Trajectory.with_outcome` adds it.
     """
@@ -187,16 +195,19 @@ class Outcome:
 class Trajectory:
     """One finished sequence of an episode, for the trainer and for traces.
 
-    `token_ids`, `loss_mask`, `logprobs` and `versions` have one length L. Position i has mask 1 exactly if an engine
-    sampled `token_ids[i]`; then `logprobs[i]` (natural log, of the distribution sampled from) and `versions[i]`
-    (policy version) are the engine's own, else both are None. `prompt_length` is the length of the first prompt.
+    `token_ids`, `loss_mask`, `logprobs` and `versions` have one length L. Position i has mask 1
+    exactly if an engine sampled `token_ids[i]`; then `logprobs[i]` (natural log, of the
+    distribution sampled from) and `versions[i]` (policy version) are the engine's own, else both
+    are None. `prompt_length` is the length of the first prompt.
 
-    The ledger writes the columns compactly (`agentloop.columns`); lists are accepted too, and read the same.
+    The ledger writes the columns compactly (`agentloop.columns`); lists are accepted too, and read
+    the same.
 
-    `reward` is the episode's, the same in all of its trajectories; `reward_parts` holds its parts and the sums of the
-    episode's step rewards by name. `outcome` is the reward function's number, or None without a reward function: then
-    the reward is the sum of the step rewards. `answer` is the answer that the reward function read, or None.
-    `broken_rule` names the rule that a rejected trajectory breaks (`errors.LawRule`).
+    `reward` is the episode's, the same in all of its trajectories; `reward_parts` holds its parts
+    and the sums of the episode's step rewards by name. `outcome` is the reward function's number,
+    or None without a reward function: then the reward is the sum of the step rewards. `answer` is
+    the answer that the reward function read, or None. `broken_rule` names the rule that a rejected
+    trajectory breaks (`errors.LawRule`).
     """
 
     token_ids: Sequence[int]
@@ -241,7 +252,8 @@ class Trajectory:
         return min((version for version in set(self.versions) if version is not None), default=None)
 
     def with_outcome(self, outcome: Outcome) -> Trajectory:
-        """Return this trajectory with the verdict on its episode; columns, turns and messages are not copied."""
+        """Return this trajectory with the verdict on its episode; columns, turns and messages are
+        not copied."""
         return replace(
             self,
             status=outcome.status,

@@ -8,7 +8,8 @@ from agentloop import AgentLoop, Episode
 
 
 class ForcedLengthAgent(AgentLoop):
-    """Generate one turn of exactly the length that the row gives for this sample, ignoring end tokens."""
+    """Generate one turn of exactly the length that the row gives for this sample, ignoring end
+    tokens."""
 
     async def run(self, episode: Episode) -> None:
         length = episode.task.extra_info["lengths"][episode.sample_index]
@@ -16,9 +17,11 @@ class ForcedLengthAgent(AgentLoop):
 
 
 class SlowToolAgent(AgentLoop):
-    """Generate two turns of fixed lengths, with a tool between them that answers after the row's delay.
+    """Generate two turns of fixed lengths, with a tool between them that answers after the row's
+    delay.
 
-    The row's `extra_info`: `turns` (two lengths a sample), `waits_s` (seconds a sample), `tool_text`.
+    The row's `extra_info`: `turns` (two lengths a sample), `waits_s` (seconds a sample),
+    `tool_text`.
     """
 
     async def run(self, episode: Episode) -> None:

@@ -1,19 +1,22 @@
-"""Measure the cost of the agent loops beside the engine: CPU, episodes a second and memory, on one core.
+"""Measure the cost of the agent loops beside the engine: CPU, episodes a second and memory, on one
+core.
 
     python benchmarks/loop_overhead.py [--json FILE]
 
-Real: `EpisodeRunner`, `ToolAgent`, `Episode`, `ChatRenderer`, `TokenLedger`, `ToolSession`, the Qwen tokenizer and
-template, a reward function. Fake: the client, which answers at once with 64 canned ids, and a tool that returns at
-once. All episodes of a round are in flight together, and their trajectories are kept until it ends. Each measurement
-runs in its own process, on one core, after a warm-up; the table shows the median of three such processes, by CPU.
-Seconds are CPU time (`time.process_time`).
+Real: `EpisodeRunner`, `ToolAgent`, `Episode`, `ChatRenderer`, `TokenLedger`, `ToolSession`, the
+Qwen tokenizer and template, a reward function. Fake: the client, which answers at once with 64
+canned ids, and a tool that returns at once. All episodes of a round are in flight together, and
+their trajectories are kept until it ends. Each measurement runs in its own process, on one core,
+after a warm-up; the table shows the median of three such processes, by CPU. Seconds are CPU time
+(`time.process_time`).
 
-Memory: the peak growth of the process in the first round, per episode. Tokens: the four columns of a trajectory with
-everything that they have allocated (`sys.getsizeof`). Bytes a token: the same divided by the number of tokens. One more
-line, measured once, holds `--held` episodes of 8 generations at the same time.
+Memory: the peak growth of the process in the first round, per episode. Tokens: the four columns of
+a trajectory with everything that they have allocated (`sys.getsizeof`). Bytes a token: the same
+divided by the number of tokens. One more line, measured once, holds `--held` episodes of 8
+generations at the same time.
 
-`distinct` is the relevant row: another tool result at every call and another prompt for every group of 8 episodes.
-`same` repeats one prompt and one result, which the renderer caches.
+`distinct` is the relevant row: another tool result at every call and another prompt for every group
+of 8 episodes. `same` repeats one prompt and one result, which the renderer caches.
 
 Lag: the longest delay of an event loop callback (`LoopLagMonitor`).
 
@@ -48,16 +51,19 @@ HEADLINES = ((2, 4096), (8, 512), (8, 4096))
 """The (generations, episodes at once) that the bounds are stated for."""
 
 BOUND_KB, MEMORY_GENERATIONS = 20.0, 2
-"""Memory of an episode beyond its tokens, for as many generations as verl's 130 KB were measured with."""
+"""Memory of an episode beyond its tokens, for as many generations as verl's 130 KB were measured
+with."""
 
 BOUND_BYTES = 16.0
 """Memory of a token in the columns of a trajectory."""
 
 BOUND_LAG_S, LAG_AT_ONCE = 0.05, 4096
-"""The longest delay of an event loop callback, and the number of episodes at once that it is stated for."""
+"""The longest delay of an event loop callback, and the number of episodes at once that it is stated
+for."""
 
 BOUND_FLAT = 1.2
-"""CPU of a turn after the longest history over that after the shortest; a larger ratio is not flat."""
+"""CPU of a turn after the longest history over that after the shortest; a larger ratio is not
+flat."""
 
 BOUND_SHARE = 0.02
 VERL = """verl 0.9.1's agent-loop worker, measured the same way on one such core (figures of the issue that asked for

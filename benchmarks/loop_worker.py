@@ -1,8 +1,8 @@
 """Run one measurement of `loop_overhead.py` and print one JSON object.
 
-python benchmarks/loop_worker.py episodes --generations 2 --at-once 512 --rounds 4 --observed distinct
-python benchmarks/loop_worker.py history --turns 128 --tokens 64000
-python benchmarks/loop_worker.py profile --generations 8 --at-once 512 --observed distinct
+python benchmarks/loop_worker.py episodes --generations 2 --at-once 512 --rounds 4 --observed
+distinct python benchmarks/loop_worker.py history --turns 128 --tokens 64000 python
+benchmarks/loop_worker.py profile --generations 8 --at-once 512 --observed distinct
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12 * (3
 class CannedClient:
     """Answer at once with canned ids: a tool call in every generation of an episode but the last.
 
-    `sleep(0)` lets every other episode continue before this answer is read, so that all are in flight.
+    `sleep(0)` lets every other episode continue before this answer is read, so that all are in
+    flight.
     """
 
     def __init__(self, call: list[int], answer: list[int], generations: int) -> None:
@@ -208,7 +209,8 @@ def fill_free_blocks() -> list[bytes]:
     """Use up the free memory inside this process, so that every later allocation makes it grow.
 
     Returns:
-        Objects that fill the free blocks of Python's allocator (up to 512 bytes); keep them. Larger blocks are freed.
+        Objects that fill the free blocks of Python's allocator (up to 512 bytes); keep them. Larger
+        blocks are freed.
     """
     gc.collect()
     ballast = [bytes(size - b"".__sizeof__()) for size in range(48, 513, 16) for _ in range(2000)]
@@ -234,7 +236,8 @@ def reset_peak() -> None:
 
 
 def own_bytes(trajectories: list[Trajectory]) -> int:
-    """Return the bytes of the four columns, spare capacity included, each rounded up as the allocator does."""
+    """Return the bytes of the four columns, spare capacity included, each rounded up as the
+    allocator does."""
     return sum(
         -(-sys.getsizeof(column) // 16) * 16
         for trajectory in trajectories
@@ -243,7 +246,8 @@ def own_bytes(trajectories: list[Trajectory]) -> int:
 
 
 def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure CPU, rate and memory of `rounds` rounds of `at_once` episodes, all of a round in flight together."""
+    """Measure CPU, rate and memory of `rounds` rounds of `at_once` episodes, all of a round in
+    flight together."""
     bench = Bench(options, options.generations, TOKENS, ChatRenderer)
     set_up = time.process_time()
     run_loops(bench.run(bench.tasks(WARM_UP)))
@@ -292,7 +296,8 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_history(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the CPU of each turn of one long episode, from request to request, and of its rendering."""
+    """Measure the CPU of each turn of one long episode, from request to request, and of its
+    rendering."""
     import numpy as np
     import orjson
 

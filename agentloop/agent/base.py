@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 class AgentLoop(ABC):
     """One agent. `run` is called once per sample and drives the episode to its end.
 
-    Register a subclass through the entry-point group `agentloop.agents`; a row chooses it by `agent_name`.
+    Register a subclass through the entry-point group `agentloop.agents`; a row chooses it by
+    `agent_name`.
 
     Args:
         options: `agents.<name>.options` of the recipe.

@@ -27,7 +27,8 @@ from agentloop.tool.session import ToolSession, Toolset
 from agentloop.types import EpisodeStatus, Outcome, StopReason, Task, Trajectory
 
 ANSWER = "answer"
-"""Key under which a reward function returns the answer it read; maj@n counts equal answers as one vote each."""
+"""Key under which a reward function returns the answer it read; maj@n counts equal answers as one
+vote each."""
 
 
 class EpisodeRunner:
@@ -72,7 +73,8 @@ class EpisodeRunner:
         sampling: SamplingConfig,
         seed: int | None = None,
     ) -> list[Trajectory]:
-        """Run one episode; return its trajectories, the main one last. A failure is a status, never an exception."""
+        """Run one episode; return its trajectories, the main one last. A failure is a status, never
+        an exception."""
         await self._pacer.turn()
         config = self._recipe.agent(task.agent_name)
         session = self._toolset.session(task)
@@ -114,7 +116,8 @@ class EpisodeRunner:
     async def _outcome(
         self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float], error: Exception | None
     ) -> Outcome:
-        """Check an episode against the token law and score it. `error` is the exception that ended it, or None."""
+        """Check an episode against the token law and score it. `error` is the exception that ended
+        it, or None."""
         try:
             if error is not None:
                 raise error
@@ -128,7 +131,8 @@ class EpisodeRunner:
 
     @staticmethod
     async def _run_loop(loop: AgentLoop, episode: Episode) -> None:
-        """Drive an episode until its loop returns or a limit is reached; the episode notes which."""
+        """Drive an episode until its loop returns or a limit is reached; the episode notes
+        which."""
         try:
             async with asyncio.timeout(episode.config.episode_timeout_s) as clock:
                 await loop.run(episode)
@@ -189,15 +193,18 @@ class EpisodeRunner:
                     f"the reward took longer than {self._recipe.reward_timeout_s:g} s", "raise reward_timeout_s"
                 ) from exc
             raise RewardError(f"the reward raised {describe(exc)}") from exc
+
         numbers = dict(result) if isinstance(result, dict) else {"score": result}
         answer = numbers.pop(ANSWER, None)
         if "score" not in numbers:
             raise RewardError(f"the reward returned {result!r}, which has no 'score'", "add the key 'score'")
+
         for key, value in numbers.items():
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise RewardError(
                     f"the reward returned {value!r} as {key}, not a finite number", "return finite numbers from it"
                 )
+
         parts = {key: float(value) for key, value in numbers.items() if key != "score"}
         return float(numbers["score"]), parts, None if answer is None else str(answer)
 

@@ -1,4 +1,5 @@
-"""`tool_agent`: generate, run the tool calls, and repeat until a turn without a call gets no answer."""
+"""`tool_agent`: generate, run the tool calls, and repeat until a turn without a call gets no
+answer."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from agentloop.types import StopReason
 class ToolAgent(AgentLoop):
     """Offer the recipe's tools. Malformed calls are answered, so that the model can correct them.
 
-    A turn without a call goes to the row's interaction, if it has one; the episode ends when the interaction is done.
+    A turn without a call goes to the row's interaction, if it has one; the episode ends when the
+    interaction is done.
     """
 
     async def run(self, episode: Episode) -> None:
@@ -20,10 +22,12 @@ class ToolAgent(AgentLoop):
                 # A turn that was cut is judged too, so that running out of tokens does not avoid a bad reward.
                 await episode.respond()
                 return
+
             if not (turn.tool_calls or turn.malformed_calls):
                 if not await episode.respond():
                     return
                 continue
+
             episode.check_budget()  # without a further turn, the results of calls would not be read
             if turn.tool_calls:
                 await episode.call_tools(turn.tool_calls)

@@ -1,12 +1,16 @@
-"""One episode: messages on the agent's side, token ids on the server's. In: a task. Out: trajectories.
+"""One episode: messages on the agent's side, token ids on the server's. In: a task. Out:
+trajectories.
 
 In the order in which data meets them:
 
-- `shared.py`   what all trajectories of an episode use, frozen: task, renderer, generator, tools, budget, seed.
-- `branch.py`   what belongs to one trajectory: messages, ledger, images, rewards, metrics; fork and rewrite.
+- `shared.py`   what all trajectories of an episode use, frozen: task, renderer, generator, tools,
+  budget, seed.
+- `branch.py`   what belongs to one trajectory: messages, ledger, images, rewards, metrics; fork and
+  rewrite.
 - `episode.py`  what an agent loop calls: `generate`, `call_tools`, `observe`, `respond`, `fork`.
 - `calls.py`    runs a turn's tool calls and writes their results as messages.
 - `budget.py`   limits on turns, tokens and calls, and the reason that ends an episode.
-- `ledger.py`   the only writer of ids, mask, logprobs and versions; append-only (`agentloop.columns`).
+- `ledger.py`   the only writer of ids, mask, logprobs and versions; append-only
+  (`agentloop.columns`).
 - `law.py`      checks the token law on finished trajectories, before they may be trained.
 """

@@ -1,4 +1,5 @@
-"""`Branch`: one trajectory in the making. An episode has one, and one more for each fork and each rewrite."""
+"""`Branch`: one trajectory in the making. An episode has one, and one more for each fork and each
+rewrite."""
 
 from __future__ import annotations
 
@@ -34,13 +35,16 @@ class BranchMetrics:
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """Everything that belongs to one trajectory alone. Every field is given anew in `fork` and in `rewrite`.
+    """Everything that belongs to one trajectory alone. Every field is given anew in `fork` and in
+    `rewrite`.
 
     Attributes:
         messages: the conversation so far.
-        tools: schemas offered to the model; None offers none. Replaced as a whole, never changed in place.
+        tools: schemas offered to the model; None offers none. Replaced as a whole, never changed in
+            place.
         images: the images of `messages`, in order.
-        path: where in the tree of forks it is, for the seeds of its turns: `` for the first, `/0` for its first fork.
+        path: where in the tree of forks it is, for the seeds of its turns: `` for the first, `/0`
+            for its first fork.
         before: the branch that holds the turns before this one's; None: it is the first.
         ledger: its tokens.
         pending: messages that were observed and are not in the ledger yet.
@@ -69,7 +73,8 @@ class Branch:
         return self.ledger.turns
 
     def fork(self, messages: Sequence[Message] | None) -> Branch:
-        """Return a further branch: from `messages`, or with a masked copy of this one's past where they are None."""
+        """Return a further branch: from `messages`, or with a masked copy of this one's past where
+        they are None."""
         if messages is None:
             other = self._next(self.messages, self.images, self)
             other.ledger = self.ledger.copy()
@@ -80,7 +85,8 @@ class Branch:
         return other
 
     def rewrite(self, messages: Sequence[Message]) -> None:
-        """Start again from `messages`. What there was so far becomes a branch that is finished, counted as a fork."""
+        """Start again from `messages`. What there was so far becomes a branch that is finished,
+        counted as a fork."""
         closed = self._next(self.messages, self.images, self.before)
         closed.ledger, closed.step_rewards = self.ledger, self.step_rewards
         self._add_fork(closed)
@@ -108,7 +114,8 @@ class Branch:
         owner.step_rewards.append(StepReward(name, float(value), turn.start, turn.end))
 
     def trajectories(self, identity: dict[str, Any]) -> list[Trajectory]:
-        """Return the finished sequences: forks first, this one last. A branch without a sampled turn is left out.
+        """Return the finished sequences: forks first, this one last. A branch without a sampled
+        turn is left out.
 
         Args:
             identity: fields of `Trajectory` that say which episode they are of.

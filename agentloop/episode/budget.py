@@ -1,4 +1,5 @@
-"""The limits of an episode, and the reason why it ends at one. All of its trajectories share a budget."""
+"""The limits of an episode, and the reason why it ends at one. All of its trajectories share a
+budget."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class Budget:
         self.user_turns += 1
 
     def admit_calls(self, wanted: int) -> tuple[int, list[str]]:
-        """Return how many of a turn's calls to run (the first ones), and the answer to each of the others.
+        """Return how many of a turn's calls to run (the first ones), and the answer to each of the
+        others.
 
         Raises:
             EpisodeEnd: the model called again after it was told that the calls are used up.

@@ -12,11 +12,13 @@ from agentloop.tool.session import ToolSession
 from agentloop.types import Message, ToolCall, ToolResult, Turn
 
 UNREADABLE = "unreadable_call"
-"""Name of the tool in the answer to a malformed call: some templates write a name beside every result."""
+"""Name of the tool in the answer to a malformed call: some templates write a name beside every
+result."""
 
 
 async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: AgentConfig) -> list[ToolResult]:
-    """Run calls, at most `max_parallel_calls` at once; the results are in the order of the calls."""
+    """Run calls, at most `max_parallel_calls` at once; the results are in the order of the
+    calls."""
     if len(calls) == 1:  # by far the most frequent case, and not worth a task
         return [await session.call(calls[0], config.tool_timeout_s)]
 
@@ -30,7 +32,8 @@ async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: Age
 
 
 async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, ToolResult]]) -> list[ToolResult]:
-    """Return results in order. When one raises, cancel the others and wait for their end before raising it."""
+    """Return results in order. When one raises, cancel the others and wait for their end before
+    raising it."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
@@ -41,7 +44,8 @@ async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, ToolResult]]) ->
 
 
 def result_message(call: ToolCall, result: ToolResult, text: str) -> Message:
-    """Return the message that shows a result to the model; `text` is the result's, cut to its limit."""
+    """Return the message that shows a result to the model; `text` is the result's, cut to its
+    limit."""
     message: Message = {"role": "tool", "name": call.name, "content": text}
     if call.id:
         message["tool_call_id"] = call.id
@@ -78,7 +82,8 @@ def assistant_message(turn: Turn) -> Message:
 
 
 def cut_output(text: str, limit: int, renderer: ChatRenderer) -> str:
-    """Cut tool output to `limit` tokens and mark the cut, so that the model can tell it from complete output."""
+    """Cut tool output to `limit` tokens and mark the cut, so that the model can tell it from
+    complete output."""
     text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, perhaps of a file name, is not text
     if len(text) * 4 <= limit:  # a character has at most four bytes, and a token at least one
         return text

@@ -1,4 +1,5 @@
-"""`Episode`: what an agent loop sees. It speaks messages to the loop and token ids to the server."""
+"""`Episode`: what an agent loop sees. It speaks messages to the loop and token ids to the
+server."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ T = TypeVar("T")
 
 
 class Episode:
-    """One sample of one task: `Shared`, which forks have in common, and a `Branch`, which is one's alone.
+    """One sample of one task: `Shared`, which forks have in common, and a `Branch`, which is one's
+    alone.
 
     There is no other state: an attribute that is added here would be lost in a fork.
 
@@ -76,7 +78,8 @@ class Episode:
 
     @property
     def tools(self) -> list[dict[str, Any]] | None:
-        """Schemas offered to the model; set it to None before the first `generate` to offer none."""
+        """Schemas offered to the model; set it to None before the first `generate` to offer
+        none."""
         return self._branch.tools
 
     @tools.setter
@@ -116,7 +119,8 @@ class Episode:
         """Let the model speak; return the turn, which is also appended to `messages`.
 
         Args:
-            sampling: changes to the recipe's sampling for this turn: any field of `agentloop.wire.SamplingParams`.
+            sampling: changes to the recipe's sampling for this turn: any field of
+                `agentloop.wire.SamplingParams`.
 
         Raises:
             EpisodeEnd: assistant turns, response tokens, episode tokens or context are used up.
@@ -162,11 +166,13 @@ class Episode:
     async def call_tools(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run a turn's calls and observe their results, in the order of the calls.
 
-        At most `max_parallel_calls` run at once. Calls beyond `max_calls_per_turn` or `max_calls_per_episode` are
-        answered with a message. A result's reward becomes a step reward of the turn that made the call.
+        At most `max_parallel_calls` run at once. Calls beyond `max_calls_per_turn` or
+        `max_calls_per_episode` are answered with a message. A result's reward becomes a step reward
+        of the turn that made the call.
 
         Raises:
-            EpisodeEnd: the model called a tool after it was told that the episode's calls are used up.
+            EpisodeEnd: the model called a tool after it was told that the episode's calls are used
+                up.
             ToolError: a tool's machinery failed.
             RewardError: a tool gave a reward that is not a finite number.
         """
@@ -219,9 +225,11 @@ class Episode:
         return True
 
     def observe(self, *messages: Message) -> None:
-        """Add messages that the model did not write: tool, user or environment. They are never trained.
+        """Add messages that the model did not write: tool, user or environment. They are never
+        trained.
 
-        The messages between two generations count as one turn of the user if at least one is not a tool's.
+        The messages between two generations count as one turn of the user if at least one is not a
+        tool's.
 
         Raises:
             EpisodeEnd: they would exceed `max_user_turns`; then nothing is added.
@@ -237,13 +245,14 @@ class Episode:
         branch.images.extend(images_of(messages))
 
     def add_reward(self, name: str, value: float, turn: Turn | None = None) -> None:
-        """Add a step reward: it reaches the trajectory with its turn's token span, and its sum in `reward_parts`.
+        """Add a step reward: it reaches the trajectory with its turn's token span, and its sum in
+        `reward_parts`.
 
         Args:
             name: what it is for.
             value: finite.
-            turn: one of this episode's own turns; None: the last one. In a fork that has not generated yet, that is
-                the last one before the fork.
+            turn: one of this episode's own turns; None: the last one. In a fork that has not
+                generated yet, that is the last one before the fork.
 
         Raises:
             RewardError: it is not a finite number.
@@ -252,29 +261,35 @@ class Episode:
         self._branch.add_reward(name, value, turn)
 
     def fork(self, messages: Sequence[Message] | None = None) -> Episode:
-        """Return a further trajectory beside this one, for sub-agents and branches; counted in the metrics as `forks`.
+        """Return a further trajectory beside this one, for sub-agents and branches; counted in the
+        metrics as `forks`.
 
-        It shares this episode's budgets and tools. `max_response_tokens` and the context count for each alone.
+        It shares this episode's budgets and tools. `max_response_tokens` and the context count for
+        each alone.
 
         Args:
-            messages: what the new trajectory begins with; None: the whole past of this one. Its copy of the past is
-                masked, so that no sampled token trains twice.
+            messages: what the new trajectory begins with; None: the whole past of this one. Its
+                copy of the past is masked, so that no sampled token trains twice.
         """
         return Episode(self._shared, self._branch.fork(messages))
 
     def rewrite(self, messages: Sequence[Message]) -> None:
-        """Continue from other messages, for loops that shorten or change their history; counted as a fork.
+        """Continue from other messages, for loops that shorten or change their history; counted as
+        a fork.
 
-        What was sampled so far stays a trajectory by itself. The next generation renders `messages` from their start.
+        What was sampled so far stays a trajectory by itself. The next generation renders `messages`
+        from their start.
         """
         self._branch.rewrite(messages)
 
     # -- what the runner calls ---------------------------------------------------------------------------------------
 
     def trajectories(self) -> list[Trajectory]:
-        """Return the finished sequences: forks first, this one last; those without a sampled turn are left out.
+        """Return the finished sequences: forks first, this one last; those without a sampled turn
+        are left out.
 
-        An episode in which nothing was sampled gives one empty trajectory, so that it is counted and traced.
+        An episode in which nothing was sampled gives one empty trajectory, so that it is counted
+        and traced.
         """
         task = self.task
         identity: dict[str, Any] = {
@@ -293,7 +308,8 @@ class Episode:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _render_pending(self) -> None:
-        """Bring the ledger to the point where the model speaks next, or end the episode for lack of room."""
+        """Bring the ledger to the point where the model speaks next, or end the episode for lack of
+        room."""
         branch, renderer = self._branch, self._shared.renderer
         ledger = branch.ledger
         if not ledger:
@@ -326,11 +342,13 @@ class Episode:
         )
 
     def _read_turn(self, result: GenerateResult, order: int, **request: Any) -> Turn:
-        """Parse what was sampled; `request`: fields of `Turn`. The ledger sets its place in the trajectory."""
+        """Parse what was sampled; `request`: fields of `Turn`. The ledger sets its place in the
+        trajectory."""
         renderer = self._shared.renderer
         parsed = renderer.parse(result.token_ids, self.tools)
         for number, call in enumerate(parsed.tool_calls):
             call.id = renderer.call_id(call.id, order, number)
+
         return Turn(
             start=0,
             end=0,
@@ -356,7 +374,8 @@ class Episode:
             raise
 
     def _turn_seed(self) -> int | None:
-        """Return the seed of the next turn: the same in a resumed run, and another for each sample, fork and turn."""
+        """Return the seed of the next turn: the same in a resumed run, and another for each sample,
+        fork and turn."""
         shared, branch = self._shared, self._branch
         if shared.seed is None:
             return None

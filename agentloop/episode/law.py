@@ -52,6 +52,7 @@ def check_episode(trajectories: Sequence[Trajectory]) -> None:
         for turn in trajectory.turns:  # each has mask 1: check_trajectory made sure
             if not turn.request_id or turn.start == turn.end:
                 continue
+
             if turn.request_id in trained:
                 raise TokenLawError(
                     f"the turn sampled by request {turn.request_id} has loss mask 1 twice in its episode, in "
@@ -100,6 +101,7 @@ def _check_sampled(trajectory: Trajectory, ids: np.ndarray) -> None:
             fault = f"position {i} has loss mask 0 but a logprob or version"
         if fault is not None:
             raise TokenLawError(fault, rule=LawRule.SAMPLED)
+
     end = 0
     for number, turn in enumerate(trajectory.turns, 1):
         if not end <= turn.start <= turn.end <= len(trajectory.token_ids):
@@ -108,6 +110,7 @@ def _check_sampled(trajectory: Trajectory, ids: np.ndarray) -> None:
                 rule=LawRule.SAMPLED,
             )
         end = turn.end
+
     covered = [i for turn in trajectory.turns for i in range(turn.start, turn.end)]
     if covered != [i for i, mask in enumerate(trajectory.loss_mask) if mask]:
         raise TokenLawError(
@@ -116,7 +119,8 @@ def _check_sampled(trajectory: Trajectory, ids: np.ndarray) -> None:
 
 
 def _is_lawful(trajectory: Trajectory, ids: np.ndarray) -> bool:
-    """Check what `_check_sampled` checks, in whole columns. False means: look at each token to name the fault."""
+    """Check what `_check_sampled` checks, in whole columns. False means: look at each token to name
+    the fault."""
     sampled = np.zeros(len(ids), dtype=bool)
     end = 0
     for turn in trajectory.turns:
@@ -149,7 +153,8 @@ def _is_lawful(trajectory: Trajectory, ids: np.ndarray) -> bool:
 
 
 def _check_digests(trajectory: Trajectory, ids: memoryview) -> None:
-    """Check that the ids before each turn are those sent for it, and the ids in it those that came back."""
+    """Check that the ids before each turn are those sent for it, and the ids in it those that came
+    back."""
     digest = position = 0
     for number, turn in enumerate(trajectory.turns, 1):
         digest = zlib.crc32(ids[position : turn.start], digest)
@@ -159,6 +164,7 @@ def _check_digests(trajectory: Trajectory, ids: memoryview) -> None:
                 "append to a trajectory, and never change its tokens",
                 LawRule.PROMPT,
             )
+
         digest = zlib.crc32(ids[turn.start : turn.end], digest)
         position = turn.end
         if turn.sampled_digest is not None and turn.sampled_digest != digest:

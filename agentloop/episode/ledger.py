@@ -1,4 +1,5 @@
-"""The token ledger: the only writer of an episode's ids, masks, logprobs and versions. Append-only."""
+"""The token ledger: the only writer of an episode's ids, masks, logprobs and versions.
+Append-only."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class TokenLedger:
         self._append_unsampled(ids, extend_digest(self._digest, ids))
 
     def add_sampled(self, turn: Turn, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
-        """Append a sampled turn with the engine's own logprobs and versions; set the turn's span and digest.
+        """Append a sampled turn with the engine's own logprobs and versions; set the turn's span
+        and digest.
 
         Raises:
             TokenLawError: the three columns differ in length, or there is no prompt.
@@ -101,7 +103,8 @@ class TokenLedger:
         self.turns.append(turn)
 
     def copy(self) -> TokenLedger:
-        """Return a ledger with the same tokens, all masked: sampled tokens train only in the original."""
+        """Return a ledger with the same tokens, all masked: sampled tokens train only in the
+        original."""
         other = TokenLedger()
         other._append_unsampled(self._token_ids, self._digest)
         other._prompt_length = len(self._token_ids)

@@ -16,7 +16,8 @@ from agentloop.types import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """Fixed for the whole episode. What changes while it runs is in a `Branch`, or in an object that forks share.
+    """Fixed for the whole episode. What changes while it runs is in a `Branch`, or in an object
+    that forks share.
 
     Attributes:
         session: the episode's open tools.
@@ -44,5 +45,6 @@ class Shared:
 
     @property
     def session_id(self) -> str:
-        """Name under which the server keeps the episode's prefixes: its generations go to one replica."""
+        """Name under which the server keeps the episode's prefixes: its generations go to one
+        replica."""
         return f"{self.group_id}/{self.sample_index}"

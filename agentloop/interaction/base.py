@@ -26,10 +26,11 @@ class Response:
 
 
 class Interaction(ABC):
-    """Base of all interactions. One instance serves all episodes; an episode's own data is the state.
+    """Base of all interactions. One instance serves all episodes; an episode's own data is the
+    state.
 
-    An exception fails the episode, which is then masked and never scored 0. `InteractionError` means that a retry may
-    help: the call is repeated first.
+    An exception fails the episode, which is then masked and never scored 0. `InteractionError`
+    means that a retry may help: the call is repeated first.
 
     Args:
         config: the `config` mapping of the interactions YAML.
@@ -39,7 +40,8 @@ class Interaction(ABC):
         self.config: dict[str, Any] = dict(config or {})
 
     async def start(self, task: Task, **kwargs: Any) -> Any:
-        """Begin an episode and return its state. `kwargs`: the row's `interaction_kwargs` without the name."""
+        """Begin an episode and return its state. `kwargs`: the row's `interaction_kwargs` without
+        the name."""
         return None
 
     @abstractmethod

@@ -18,7 +18,8 @@ from agentloop.types import Task
 class Interactions:
     """The interactions of a run, by the names that rows use.
 
-    Interactions that packages register in the entry-point group `agentloop.interactions` need no entry in a YAML.
+    Interactions that packages register in the entry-point group `agentloop.interactions` need no
+    entry in a YAML.
     """
 
     def __init__(self, named: Mapping[str, Interaction] | None = None) -> None:
@@ -37,6 +38,7 @@ class Interactions:
         kwargs = task.interaction_kwargs
         if kwargs is None:
             return None
+
         name = kwargs.get("name")
         if not isinstance(name, str) or not name:
             raise ConfigError(f"{where} has interaction_kwargs without a name", 'add "name": "<an interaction>"')
@@ -62,8 +64,9 @@ class Interactions:
 def load_interactions(path: Path) -> Interactions:
     """Load an interactions YAML: `interaction: [{name, class_name, config}]`.
 
-    `class_name` is `module.path.Class`, `path.py:Class` relative to the YAML, or a name that a package registered in
-    the entry-point group `agentloop.interactions`. Rows use `name`, which defaults to the class_name.
+    `class_name` is `module.path.Class`, `path.py:Class` relative to the YAML, or a name that a
+    package registered in the entry-point group `agentloop.interactions`. Rows use `name`, which
+    defaults to the class_name.
 
     Raises:
         ConfigError: naming file, entry and class.

@@ -35,7 +35,8 @@ class InteractionSession:
         self._turns = asyncio.Lock()
 
     async def respond(self, messages: Sequence[Message], timeout_s: float) -> Response:
-        """Return the answer to the model's last turn. Forks share one interaction, which answers one at a time.
+        """Return the answer to the model's last turn. Forks share one interaction, which answers
+        one at a time.
 
         Raises:
             InteractionError: it raised, took too long, or gave an answer that is not usable.

@@ -1,4 +1,5 @@
-"""Load a reward: `score(task, text, trajectory)` returns a number, or a dict with `score` and named parts."""
+"""Load a reward: `score(task, text, trajectory)` returns a number, or a dict with `score` and named
+parts."""
 
 from __future__ import annotations
 

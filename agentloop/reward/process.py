@@ -10,7 +10,8 @@ from agentloop.types import Task, Trajectory
 
 
 class ProcessReward:
-    """A reward that runs in worker processes. Task and trajectory are sent as JSON, without images."""
+    """A reward that runs in worker processes. Task and trajectory are sent as JSON, without
+    images."""
 
     def __init__(self, pool: ProcessWorkers) -> None:
         self._pool = pool

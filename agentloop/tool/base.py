@@ -9,7 +9,8 @@ from agentloop.types import Task, ToolResult
 
 
 class Tool(ABC):
-    """Base of all tools. One instance serves all episodes; an episode's own data is the state that `open` returns.
+    """Base of all tools. One instance serves all episodes; an episode's own data is the state that
+    `open` returns.
 
     Args:
         config: the `config` mapping of the tool YAML.
@@ -25,12 +26,14 @@ class Tool(ABC):
         return str(self.schema["function"]["name"])
 
     async def open(self, task: Task, **create_kwargs: Any) -> Any:
-        """Begin an episode and return its state. `create_kwargs` come from the row (`extra_info.tools_kwargs`)."""
+        """Begin an episode and return its state. `create_kwargs` come from the row
+        (`extra_info.tools_kwargs`)."""
         return None
 
     @abstractmethod
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
-        """Run one call. The model reads what it raises, except for `ToolError`, which fails the episode."""
+        """Run one call. The model reads what it raises, except for `ToolError`, which fails the
+        episode."""
 
     async def reward(self, state: Any, **calc_reward_kwargs: Any) -> float | None:
         """Return the tool's own reward for the episode, kept in `reward_parts`, or None."""
@@ -40,4 +43,5 @@ class Tool(ABC):
         """End an episode, whatever its outcome."""
 
     def shut_down(self) -> None:  # noqa: B027  # optional
-        """Release what the tool keeps for the whole run; called once, when no episode uses it any more."""
+        """Release what the tool keeps for the whole run; called once, when no episode uses it any
+        more."""

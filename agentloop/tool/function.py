@@ -20,9 +20,10 @@ ISOLATION_KEYS = ("run_in", "workers", "memory_mb")
 class FunctionTool(Tool):
     """A plain typed function with a docstring as a tool.
 
-    `config.run_in` says where it runs: `thread` (the default), `process` (killed when a call takes too long, and
-    isolated from the run) or `inline` (on the event loop: only for functions that return at once). `workers` is the
-    number of calls at once, `memory_mb` the address space of a process.
+    `config.run_in` says where it runs: `thread` (the default), `process` (killed when a call takes
+    too long, and isolated from the run) or `inline` (on the event loop: only for functions that
+    return at once). `workers` is the number of calls at once, `memory_mb` the address space of a
+    process.
 
     Args:
         function: plain or async; in a process its arguments and its result have to be JSON.

@@ -17,8 +17,9 @@ from agentloop.tool.session import Toolset
 def load_toolset(path: Path) -> Toolset:
     """Load a tool YAML: `tools: [{class_name, config, tool_schema}]`.
 
-    `class_name` is `module.path.Class`, `path.py:Class` relative to the YAML, or a name that a package registered in
-    the entry-point group `agentloop.tools`. It refers to a subclass of `Tool`, or to a plain function.
+    `class_name` is `module.path.Class`, `path.py:Class` relative to the YAML, or a name that a
+    package registered in the entry-point group `agentloop.tools`. It refers to a subclass of
+    `Tool`, or to a plain function.
 
     Raises:
         ToolConfigError: naming file, entry and class.

@@ -59,7 +59,8 @@ class ToolSession:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def call(self, call: ToolCall, timeout_s: float) -> ToolResult:
-        """Run one call. A wrong call, a tool that raises and a timeout are results that the model reads.
+        """Run one call. A wrong call, a tool that raises and a timeout are results that the model
+        reads.
 
         Raises:
             ToolError: the tool's machinery failed more often than it is retried.
@@ -100,7 +101,8 @@ class ToolSession:
         return parts
 
     async def close(self) -> None:
-        """Close every opened tool; one that hangs or fails to close does not keep the others open."""
+        """Close every opened tool; one that hangs or fails to close does not keep the others
+        open."""
         states, self._states = self._states, {}
         if states:
             await asyncio.gather(*(self._close(name, state) for name, state in states.items()), return_exceptions=True)
