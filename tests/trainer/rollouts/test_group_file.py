@@ -1,9 +1,10 @@
-"""Finished groups in a checkpoint: what is read is what was written, and only where it still belongs."""
+"""Finished groups in a checkpoint: they read back as written, and only for the same rows."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,12 @@ TASKS = [Task(task_id=f"row {i}", agent_name="a", prompt=[]) for i in range(4)]
 ROWS = [2, 0, 3, 1]
 
 
-def group(index: int, **fields: object) -> Group:
+def group(index: int, **fields: Any) -> Group:
     trajectory = Trajectory(
         [5, 6, 7], [0, 1, 1], [None, -0.1234567890123, -2.5e-8], [None, 3, 4], 1,
         turns=[Turn(1, 3, "text", StopReason.STOP, request_id="r", order=1)], reward=0.1 + 0.2, outcome=None,
         step_rewards=[StepReward("tool", 0.5, 1, 3)], stop_reason=StopReason.MAX_TURNS, metrics={"tool_calls": 2.0},
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )  # fmt: skip
     return Group(
         index, TASKS[ROWS[index]], [[trajectory], [trajectory, trajectory]], baseline=[trajectory], started_s=1.0,

@@ -1,4 +1,4 @@
-"""What samples are given before they are trained, from ranks that answer with numbers known here."""
+"""Quantities computed for samples before the update, by ranks that return known numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.types import TrainSample
 
 
 class KnownRanks:
-    """Every trained token has the logprob -2 by the reference, -3 by the policy, and the value 0.5."""
+    """Ranks that give each trained token logprob -2 (reference) or -3 (policy) and value 0.5."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -36,7 +36,7 @@ class KnownRanks:
 
 
 def episode(reward: float, tokens: int) -> list[Trajectory]:
-    """`tokens` sampled ones of logprob -1 after a prompt of two."""
+    """A prompt of two tokens, then `tokens` sampled ones of logprob -1."""
     return [
         Trajectory(
             token_ids=[1] * (2 + tokens),
@@ -66,6 +66,7 @@ async def prepared(algorithm: dict[str, Any], kl: float = 0.0) -> tuple[list[Tra
         }
     )
     ranks = KnownRanks()
+    # KnownRanks has the two commands that preparation uses.
     preparation = BatchPreparation(recipe, ranks, KlCoefficient(kl))  # type: ignore[arg-type]
     groups = [
         Group(0, Task("0", "a", []), [episode(1.0, 3), episode(0.0, 1)]),

@@ -1,4 +1,4 @@
-"""Admission: the staleness bound holds whatever the timing, and groups come in order."""
+"""Admission: the staleness bound holds for any timing, and groups arrive in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = [i % 5 for i in range(1000)]
 
 
 class SlowRunner:
-    """Each episode takes a random time; it notes the version that was served when it began."""
+    """Episodes of random duration that record the version served at their start."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -84,7 +84,7 @@ async def test_a_group_holds_the_row_that_its_index_names() -> None:
 
 
 class ScoringRunner:
-    """Rewards follow from the row alone: rows in `solved` give 1 to every episode, others 0 and 1 in turn."""
+    """Rewards depend on the row: rows in `solved` always give 1, others alternate between 0 and 1."""
 
     def __init__(self, solved: set[str], failing: set[str] | None = None) -> None:
         self.solved = solved

@@ -1,4 +1,4 @@
-"""Rewards of tokens: where a step's and the outcome's reward stands, what shaping and a KL penalty do to it."""
+"""Rewards of tokens: where step and outcome rewards go, and the effect of shaping and KL penalties."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentloop.config import AlgorithmConfig, ShapingConfig
+from agentloop.config import ESTIMATORS, AlgorithmConfig, ShapingConfig
 from agentloop.types import EpisodeStatus, StepReward, StopReason, Task, Trajectory, Turn
 from trainer.rollouts.producer import Group
 from trainer.rollouts.samples import TrainGroup, collect, set_advantages
@@ -73,6 +73,17 @@ def test_a_forked_episode_is_one_sequence_of_decisions() -> None:
     of_fork, of_main = batch.samples
     assert of_main.advantages[of_main.loss_mask].tolist() == pytest.approx(g[:2] + g[7:], abs=1e-6)
     assert of_fork.advantages[of_fork.loss_mask].tolist() == pytest.approx(g[2:7], abs=1e-6)
+
+
+@pytest.mark.parametrize("advantage", ESTIMATORS)
+def test_every_estimator_of_the_table_sets_advantages(advantage: str) -> None:
+    batch = collect(Group(0, TASK, [[trajectory(1.0)], [trajectory(0.0)]], baseline=[trajectory(0.25)]))
+    for episode in batch.episodes:
+        episode.values = [np.full(9, 0.5, dtype=np.float32)]
+    set_advantages(batch, AlgorithmConfig(advantage=advantage))
+    right, wrong = batch.samples
+    assert right.advantages[right.loss_mask].max() > wrong.advantages[wrong.loss_mask].max()
+    assert not right.advantages[~right.loss_mask].any()
 
 
 def test_gae_reads_values_of_sampled_tokens_and_gives_the_critic_its_targets() -> None:

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation against values counted out by hand, and estimators against all that can be drawn."""
+"""Evaluation metrics against values counted by hand, and estimators against all possible draws."""
 
 from __future__ import annotations
 

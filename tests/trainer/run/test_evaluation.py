@@ -1,4 +1,4 @@
-"""Evaluations between steps and beside them: what is run, kept, written, and when."""
+"""Evaluations between steps and in the background: what runs, what is kept and written, and when."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASKS = [Task(str(i), "a", [], data_source="odd" if i % 2 else "even") for i in 
 
 
 class Runner:
-    """Episodes that wait for `go`, and say which version they were sampled by."""
+    """Episodes that wait for `go` and record the version that sampled them."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Preflight over a recipe's rows: what a user is told, and what the run then works with."""
+"""Preflight over a recipe's rows: what it reports, and what the run then uses."""
 
 from __future__ import annotations
 

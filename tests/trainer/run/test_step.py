@@ -1,4 +1,4 @@
-"""Two training steps with real ranks and scripted episodes, for algorithms that use every part of a step."""
+"""Two training steps with real ranks and scripted episodes, for algorithms that use every part."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 24
 
 
 class Script:
-    """Episodes of two turns with tool output between them; all that is random follows from the episode's name."""
+    """Episodes of two turns with tool output between; all randomness derives from the episode's name."""
 
     async def run(
         self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
@@ -63,7 +63,7 @@ class NoPublisher:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def workers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WorkerGroup]:
-    """One group of two ranks, with a critic, for all choices: what a loss is comes with each call."""
+    """One group of two ranks with a critic for all tests: each call brings its own loss."""
     group = await WorkerGroup.start(
         model_path=str(tiny_model),
         config=recipe_of({"advantage": "gae"}, critic={"optim": {"lr": 1e-2}}, ranks=2).trainer,
@@ -93,7 +93,7 @@ def recipe_of(algorithm: dict[str, Any], **trainer: Any) -> Recipe:
 
 
 async def two_steps(recipe: Recipe, workers: WorkerGroup) -> tuple[list[dict[str, Any]], list[str]]:
-    """The metrics of two training steps, and the warnings."""
+    """Return the metrics of two training steps, and the warnings."""
     warnings: list[str] = []
     algorithm = recipe.trainer.algorithm
     trainer = StepTrainer(recipe, PolicyState.at(None, algorithm), workers, NoPublisher(), warnings.append)
