@@ -16,7 +16,7 @@ def test_critic_and_led_coefficient_go_on_after_a_resume(quickstart: Any) -> Non
     ]  # fmt: skip
     first = quickstart("run.steps=1", *keys)
     assert first.code == 0, first.err
-    assert "training begins when a step's last group is there" in first.out
+    assert "training waits for the last group of a step" in first.out
     rest = quickstart("--resume", "run.steps=2", *keys)
     assert rest.code == 0, rest.err
     one, two = rest.train_metrics
