@@ -27,7 +27,7 @@ from trainer.run.notices import algorithm_notices, algorithm_warnings
 from trainer.run.preflight import RunInputs
 from trainer.run.processes import Processes, start_processes
 from trainer.run.rundir import RunDir
-from trainer.run.step import PolicyState, StepTrainer, TrainedStep
+from trainer.run.step import PolicyState, StepTrainer
 from trainer.run.stop import StopRequest
 
 
@@ -127,14 +127,12 @@ class TrainRun:
             producer.admit(policy.version)
             for step in range(first + 1, total + 1):
                 progress.restart()
-                trained = await processes.guard(trainer.run(step, producer))
-                await self._write_trace(trained)
-
-                metrics = trained.metrics() | lag.take()
+                metrics, samples = await processes.guard(self._step(step, trainer, producer))
+                metrics |= lag.take()
                 if evaluation.due(step):
                     metrics |= await processes.guard(evaluation.at(step, policy.version))
                 self._record(metrics)
-                self._show(trained, metrics, lag)
+                self._show(metrics, samples, lag)
                 await processes.guard(evaluation.settle(wait=step == total))
 
                 await checkpoints.look()
@@ -158,6 +156,18 @@ class TrainRun:
             await producer.close()
             with contextlib.suppress(WorkerError):  # the error that broke the ranks is already propagating
                 await checkpoints.settle()
+
+    async def _step(
+        self, step: int, trainer: StepTrainer, producer: Producer
+    ) -> tuple[dict[str, Any], list[Trajectory]]:
+        """Run one step; return its metrics and a few samples. The other trajectories are released."""
+        trained = await trainer.run(step, producer)
+
+        trace, trajectories = self._recipe.trace, trained.trajectories
+        if step in (1, self._inputs.total_steps) or step % trace.train_every == 0:
+            kept = trajectories[: trace.max_trajectories]
+            await asyncio.to_thread(self._dir.write_trace, step, "train", kept)
+        return trained.metrics(), varied(trajectories, trace.print_samples)
 
     def _make_producer(self, processes: Processes, progress: _EpisodeProgress) -> Producer:
         """Make the producer of the steps that are left."""
@@ -205,23 +215,15 @@ class TrainRun:
         if self._loggers is not None:
             self._loggers.log(metrics)
 
-    async def _write_trace(self, trained: TrainedStep) -> None:
-        """Write the step's trajectories, if the recipe traces it."""
-        trace, step = self._recipe.trace, trained.step
-        if step in (1, self._inputs.total_steps) or step % trace.train_every == 0:
-            kept = trained.trajectories[: trace.max_trajectories]
-            await asyncio.to_thread(self._dir.write_trace, step, "train", kept)
-
-    def _show(self, trained: TrainedStep, metrics: dict[str, Any], lag: LoopLagMonitor) -> None:
+    def _show(self, metrics: dict[str, Any], samples: Sequence[Trajectory], lag: LoopLagMonitor) -> None:
         """Print a step: its numbers, what held up the event loop, a few samples, its evaluation."""
-        trace, step = self._recipe.trace, trained.step
+        every, step = self._recipe.trace.print_every, metrics["step"]
         self._console.step(metrics, self._inputs.total_steps)
         for culprit in lag.new_culprits():
             if culprit.is_code:
                 self._console.warn(f"{culprit}; every episode waits for it (docs/agents.md: isolation)")
 
-        if trace.print_every and (step % trace.print_every == 0 or step == 1):
-            samples = varied(trained.trajectories, trace.print_samples)
+        if every and (step % every == 0 or step == 1):
             self._console.samples([self._inputs.sample(trajectory, step) for trajectory in samples])
         if metrics.get("eval/reward_mean") is not None:
             self._console.eval(metrics)

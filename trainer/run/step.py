@@ -1,8 +1,6 @@
-"""One training step: take groups, accumulate gradients, step the optimizers, publish the new
-version.
+"""One training step: groups in, a published version and its metrics out.
 
-    arriving groups -> chunks -> preparation -> workers.accumulate -> workers.step ->
-    publisher.publish
+    groups as they finish -> chunks -> preparation -> accumulate -> optimizer step -> publish
 
 `StepTrainer` runs a step; it needs ranks, a publisher and a producer, and nothing else of a run.
 """
@@ -150,8 +148,7 @@ class StepTrainer:
         self._warn = warn
 
     async def run(self, step: int, producer: Producer) -> TrainedStep:
-        """Train on the groups of one step, publish the new version and admit the groups that it
-        allows.
+        """Train on the groups of one step, publish the new version, admit the groups it allows.
 
         Raises:
             RunError: too many episodes failed.
@@ -165,6 +162,7 @@ class StepTrainer:
 
         with update.clock.measure("publish_s"):
             await self._publisher.publish(policy.version + 1)
+
         # Without an await in between: Ctrl-C then saves a checkpoint of either the old or the new
         # version.
         policy.version += 1
