@@ -43,12 +43,14 @@ _HOME = {
     "ToolResult": "agentloop.types",
     "Trajectory": "agentloop.types",
     "Turn": "agentloop.types",
+    "rollout": "agentloop.agent.rollout",
 }
 
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
     from agentloop.agent.base import AgentLoop as AgentLoop
+    from agentloop.agent.rollout import rollout as rollout
     from agentloop.chat import ChatRenderer as ChatRenderer
     from agentloop.client.client import GenerateClient as GenerateClient
     from agentloop.episode.episode import Episode as Episode

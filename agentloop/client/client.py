@@ -151,6 +151,29 @@ class GenerateClient:
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
+    async def context_length(self) -> int | None:
+        """Return the longest sequence that the server accepts; None if it does not report one.
+
+        Raises:
+            ServerError: the server cannot be reached, or its answer is not a server's.
+        """
+        url = self._url.join("server_info")
+        request = httpx.Request("GET", url, headers=self._headers, extensions=self._timeouts)
+        try:
+            answer = await self._transport.handle_async_request(request)
+            await answer.aread()
+        except httpx.TransportError as exc:
+            raise ServerError(
+                f"{url} cannot be reached: {exc or type(exc).__name__}", "start the server, or correct its URL"
+            ) from exc
+        if answer.status_code != 200:
+            raise ServerError(f"{url} answered {answer.status_code}: {_message(answer)}")
+        try:
+            length = answer.json().get("context_length")
+        except (ValueError, AttributeError) as exc:
+            raise ServerError(f"{url} did not answer with a JSON object", "check the URL") from exc
+        return int(length) if length else None
+
     async def close(self) -> None:
         await self._transport.aclose()
 

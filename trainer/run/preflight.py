@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from agentloop.agent.base import AgentLoop
 from agentloop.agent.loading import load_agent
 from agentloop.agent.runner import EpisodeRunner
@@ -79,6 +77,9 @@ class RunInputs:
             max_connections=max_in_flight,
         )
         try:
+            context_length = await client.context_length()
+            if context_length is None:
+                raise ServerError(f"{url}/server_info has no context_length", "serve the model with agentloop serve")
             yield EpisodeRunner(
                 renderer=self.renderer,
                 generator=client,
@@ -87,7 +88,7 @@ class RunInputs:
                 toolset=self.toolset,
                 interactions=self.interactions,
                 reward=self.reward,
-                context_length=await _context_length(url, rollout.token),
+                context_length=context_length,
             )
         finally:
             self.toolset.close()
@@ -219,14 +220,3 @@ def _read_template(path: Path | None) -> str | None:
     if not path.is_file():
         raise ModelError(f"model.chat_template {path} does not exist", "give a Jinja file")
     return path.read_text(encoding="utf-8")
-
-
-async def _context_length(url: str, token: str | None) -> int:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
-        answer = await http.get("/server_info")
-    if answer.status_code != 200 or "context_length" not in answer.json():
-        raise ServerError(
-            f"{url}/server_info answered {answer.status_code} without a context_length: {answer.text[:200]}"
-        )
-    return int(answer.json()["context_length"])
