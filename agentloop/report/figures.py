@@ -1,4 +1,4 @@
-"""What the report plots and which numbers stand at its top: from metrics keys (DESIGN section 6) to figures."""
+"""Choose the plots and the headline numbers of the report from the metrics (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from agentloop.text import clean, finite, mean, number, seconds
 Row = dict[str, Any]
 
 FIRST, LAST = 3, 10
-"""Steps whose mean reward opens and closes the verdict."""
+"""Number of steps averaged for the first and the last reward of the headline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One number at the top of the page; with `before`, it reads `before → value`."""
+    """A headline number; with `before`, it reads `before → value`."""
 
     label: str
     value: str
@@ -28,7 +28,7 @@ class Verdict:
 
 
 def verdicts(record: RunRecord) -> list[Verdict]:
-    """The numbers that say how the run went."""
+    """Return the headline numbers of the run."""
     rows = record.train_rows
     rewards = [value for row in rows if (value := finite(row.get("reward/mean"))) is not None]
     evals = [(row["step"], v) for row in record.rows if (v := finite(row.get("eval/reward_mean"))) is not None]
@@ -83,7 +83,7 @@ def verdicts(record: RunRecord) -> list[Verdict]:
 
 
 def plots(record: RunRecord) -> list[Plot]:
-    """Every plot that the metrics have numbers for."""
+    """Return every plot that the metrics have numbers for."""
     rows = record.rows
     steps = [int(row["step"]) for row in rows]
 
@@ -164,7 +164,7 @@ def plots(record: RunRecord) -> list[Plot]:
         Plot("KL to the initial policy", "k3 estimate, nats a token.", steps, [series("KL", "train/kl_ref", 2)], low=0),
         Plot("Learning rate", "At the step's last update.", steps, [series("learning rate", "train/lr", 1)], low=0),
     ]
-    return [plot for plot in all_plots if not plot.empty and not _dull(plot)]
+    return [plot for plot in all_plots if not plot.empty and not _is_constant(plot)]
 
 
 def _reward(rows: Sequence[Row], steps: Sequence[int], column: Callable[[str], list[Value]]) -> Plot:
@@ -187,7 +187,7 @@ def _reward(rows: Sequence[Row], steps: Sequence[int], column: Callable[[str], l
 
 
 def _endings(rows: Sequence[Row], steps: Sequence[int]) -> Plot:
-    """The share of episodes that ended for each reason; rare reasons share a colour."""
+    """Plot the share of episodes by stop reason; rare reasons are combined."""
     totals: dict[str, float] = {}
     for row in rows:
         for key, value in row.items():
@@ -219,7 +219,7 @@ def _endings(rows: Sequence[Row], steps: Sequence[int]) -> Plot:
 
 
 def _timing(column: Callable[[str], list[Value]], steps: Sequence[int]) -> Plot:
-    """Where a step's seconds went, as the trainer saw them; the rollout runs beside it and is a line of its own."""
+    """Plot where a step's seconds went on the trainer's side; the rollout runs in parallel, as a separate line."""
     waiting, training, publishing = column("train/wait_s"), column("train/time_s"), column("publish/time_s")
     rollout, whole = column("rollout/time_s"), column("step/time_s")
     rest: list[Value] = []
@@ -232,8 +232,8 @@ def _timing(column: Callable[[str], list[Value]], steps: Sequence[int]) -> Plot:
         Series("other", rest, 5, stacked=True, show=seconds),
     ]
     return Plot(
-        "Seconds a step",
-        "What the trainer did, stacked; the rollout of the same episodes runs beside it.",
+        "Seconds per step",
+        "Time of the trainer, stacked. The rollout of the same episodes runs in parallel.",
         steps,
         [*stages, Series("rollout", rollout, 4, dashed=True, show=seconds)],
         low=0,
@@ -241,8 +241,8 @@ def _timing(column: Callable[[str], list[Value]], steps: Sequence[int]) -> Plot:
     )
 
 
-def _dull(plot: Plot) -> bool:
-    """KL that is never taken and a learning rate that never moves say nothing."""
+def _is_constant(plot: Plot) -> bool:
+    """Whether a plot is constant: KL that is never computed, or a constant learning rate."""
     if plot.title not in ("KL to the initial policy", "Learning rate"):
         return False
     known = {value for value in plot.series[0].values if value is not None}

@@ -1,4 +1,4 @@
-"""Putting the page together and writing it."""
+"""Assemble the page and write it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from agentloop.report.reading import RunRecord, Traced
 from agentloop.text import clean, plain_json
 
 EVALUATED = 4
-"""Evaluation tasks that are shown."""
+"""Evaluation tasks on the page."""
 
 BETWEEN = 4
-"""Training steps between the first and the last that samples are shown of."""
+"""Training steps between the first and the last with samples on the page."""
 
 _SECRET = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?)$", re.IGNORECASE)
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` of a run, also of one that was killed or still goes on: one file that needs no other.
+    """Write `report.html` of a run, which may have been killed or still be running. The file needs no other.
 
     Args:
-        run_dir: holds `metrics.jsonl` and, as far as the run came, `config/resolved.json`, `env.json` and
-            `traces/step_N/{train,eval}.jsonl`. A line of a trace is `Trajectory.to_json()`; with an optional
-            `"pieces"`, the text of each token. Without it, ids are decoded with the tokenizer of `model.path`, and
-            shown as numbers if that is not there.
+        run_dir: has `metrics.jsonl` and, depending on how far the run came, `config/resolved.json`, `env.json` and
+            `traces/step_N/{train,eval}.jsonl`. A line of a trace is `Trajectory.to_json()`, optionally with
+            `"pieces"`, the text of each token. Without pieces, ids are decoded with the tokenizer of `model.path`, or
+            shown as numbers if there is none.
 
     Returns:
-        The path of the page, renamed into place when it is whole.
+        The path of the page. It is renamed into place when it is complete.
     """
     path = run_dir / "report.html"
     write_atomic(path, render(run_dir).encode(), durable=False)
@@ -43,8 +43,8 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(run_dir: Path) -> str:
-    """The page's HTML."""
-    import jinja2  # here: `agentloop.report.text` is imported by every run, a template engine only by its end
+    """Return the page as HTML."""
+    import jinja2  # a run imports this package at its start, and needs the template engine only at its end
 
     from agentloop.report.figures import plots, verdicts
     from agentloop.report.samples import failures
@@ -61,6 +61,7 @@ def render(run_dir: Path) -> str:
     trajectories = [shown for section in sections for shown in _shown(section)]
     for index, shown in enumerate(trajectories):
         shown["key"] = index
+
     data = {
         "plots": [plot["data"] for plot in drawn],
         "trajectories": [shown["data"] for shown in trajectories],
@@ -90,7 +91,7 @@ def render(run_dir: Path) -> str:
 
 
 def _sample_sections(record: RunRecord, shader: Any) -> list[dict[str, Any]]:
-    """The sections that show trajectories; those without any are left out."""
+    """Return the sections with trajectories; empty ones are omitted."""
     from agentloop.report.samples import pairs, same_tasks, spread, typical
 
     sections: list[dict[str, Any]] = []
@@ -105,9 +106,10 @@ def _sample_sections(record: RunRecord, shader: Any) -> list[dict[str, Any]]:
         rows = [[column(first, a, "first step"), column(last, b, "last step")] for a, b in matched]
         note = (
             f"Training steps {first} and {last}: an episode from the upper, middle and lower third of the first "
-            "step's rewards, each beside the last step's episode of the same task, or else of like rank and prompt."
+            "step's rewards, each next to the last step's episode of the same task, or of similar rank and prompt."
         )
-        sections.append(_section("first-last", "First step against last", note, rows))
+        sections.append(_section("first-last", "First and last step", note, rows))
+
     evals = record.trace_steps("eval")
     if evals:
         first, last = evals[0], evals[-1]
@@ -120,6 +122,7 @@ def _sample_sections(record: RunRecord, shader: Any) -> list[dict[str, Any]]:
             rows = [[column(first, a, "first evaluation"), column(last, b, "last evaluation")] for a, b in matched]
             note = f"The same tasks at the evaluations of step {first} and step {last}."
         sections.append(_section("evaluation", "Evaluation", note, rows))
+
     between = spread(train, BETWEEN) if len(train) > 1 else train
     rows = [
         [
@@ -132,7 +135,7 @@ def _sample_sections(record: RunRecord, shader: Any) -> list[dict[str, Any]]:
     ]
     note = "Two episodes each, from the upper and the lower half of the step's rewards."
     sections.append(
-        _section("between", "Training samples" if len(train) == 1 else "On the way", note, rows, folded=True)
+        _section("between", "Training samples" if len(train) == 1 else "Steps between", note, rows, folded=True)
     )
     return [section for section in sections if section["rows"]]
 
@@ -179,7 +182,7 @@ def _subtitle(record: RunRecord) -> list[str]:
 
 
 def config_groups(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config by top-level key, flat, secrets hidden, values that are not the default marked."""
+    """Group the flattened config by top-level key; hide secrets and mark values that are not the default."""
     defaults = dict(_flat(_default_recipe()))
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, value in _flat(config):
@@ -239,7 +242,7 @@ def _hide_override(argument: str) -> str:
 
 
 def _json_for_script(data: Any) -> str:
-    """JSON for a `<script>` element: no `<` that could end it, nothing but ASCII."""
+    """Return ASCII JSON for a `<script>` element, without a `<` that could end it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,7 +1,7 @@
-"""Line and area plots as SVG geometry. Nothing here knows what is plotted.
+"""Line and area plots as SVG geometry, independent of what is plotted.
 
-The drawing is stretched to the width of its card (`preserveAspectRatio="none"`, strokes that do not scale), while all
-text is HTML beside it, placed in percent: so a plot is as legible on a phone as on a desk, without a line of script.
+The drawing is stretched to the width of its card (`preserveAspectRatio="none"`, with strokes that do not scale). All
+text is HTML, positioned in percent, so that a plot is legible on a phone and on a desk without any script.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agentloop.text import number
 
 WIDTH, HEIGHT = 1000.0, 300.0
 MAX_POINTS = 500
-"""Longer runs are drawn as means over equal stretches of steps."""
+"""Longer runs are drawn as means over equal intervals of steps."""
 
 Value = float | None
 Unit = Literal["", "s", "%"]
@@ -62,9 +62,9 @@ class Plot:
         return all(series.empty for series in self.series)
 
     def draw(self) -> dict[str, Any]:
-        """What the template needs: paths, marks, ticks, legend, and the numbers for the tooltip."""
+        """Return paths, marks, ticks, legend and tooltip numbers for the template."""
         series = [s for s in self.series if not s.empty]
-        steps, series, stretch = _shorten(self.steps, series)
+        steps, series, interval = _shorten(self.steps, series)
         x_low, x_high = float(min(steps)), float(max(steps))
         if x_low == x_high:
             x_low, x_high = x_low - 0.5, x_high + 0.5
@@ -98,7 +98,7 @@ class Plot:
                 ]
         return {
             "title": self.title,
-            "note": self.note + (f" Each point is the mean of {stretch} steps." if stretch > 1 else ""),
+            "note": self.note + (f" Each point is the mean of {interval} steps." if interval > 1 else ""),
             "wide": self.wide,
             "shapes": shapes,
             "marks": marks,
@@ -138,13 +138,13 @@ class Plot:
 
 
 def _top_down(series: Sequence[Series]) -> list[Series]:
-    """Stacked series from top to bottom, as they are seen, then the others."""
+    """Order stacked series from top to bottom, then the others."""
     return [s for s in reversed(series) if s.stacked] + [s for s in series if not s.stacked]
 
 
 @dataclass(slots=True)
 class LinearScale:
-    """Value to height, 0 at the bottom and 1 at the top, clipped to the frame."""
+    """Map a value to a height: 0 at the bottom, 1 at the top, clipped to the frame."""
 
     low: float
     high: float
@@ -152,7 +152,7 @@ class LinearScale:
 
     @classmethod
     def over(cls, low: float, high: float, *, fixed: tuple[bool, bool], integer: bool) -> LinearScale:
-        """A scale with round ends; an end that is `fixed` stays where it is."""
+        """Return a scale with round ends; a `fixed` end stays."""
         if high <= low:
             pad = abs(high) * 0.1 or 1.0
             low, high = (low if fixed[0] else low - pad), high + pad
@@ -189,7 +189,7 @@ class LinearScale:
 
 @dataclass(slots=True)
 class LogScale:
-    """Whole decades. Zero and less lie on the bottom edge."""
+    """Whole decades. Zero and negative values lie on the bottom edge."""
 
     low: int
     high: int
@@ -231,7 +231,7 @@ def _x_ticks(low: float, high: float) -> list[dict[str, str]]:
 
 
 def _line(x: Sequence[float], values: Sequence[Value], scale: Scale, *, joined: bool) -> str:
-    """A path that breaks where a value is missing, unless `joined`; a lone point becomes a dot (round line caps)."""
+    """Return a path that breaks at missing values, unless `joined`; an isolated point becomes a dot."""
     parts: list[str] = []
     pen_down = False
     for index, (px, value) in enumerate(zip(x, values, strict=True)):
@@ -249,13 +249,13 @@ def _line(x: Sequence[float], values: Sequence[Value], scale: Scale, *, joined: 
 
 
 def _between(x: Sequence[float], low: Sequence[Value], high: Sequence[Value], scale: Scale) -> str:
-    """The area between two lines, in as many pieces as gaps make."""
+    """Return the area between two lines, split at gaps."""
     parts: list[str] = []
     run: list[tuple[float, float, float]] = []
 
     def flush() -> None:
         if run:
-            if len(run) == 1:  # one step alone: a bar as wide as a hundredth of the plot
+            if len(run) == 1:  # an isolated step: a bar, one hundredth of the plot wide
                 px, bottom, top = run[0]
                 run[:] = [(max(0.0, px - 0.005), bottom, top), (min(1.0, px + 0.005), bottom, top)]
             forth = "L".join(_point(px, top) for px, _, top in run)
@@ -298,16 +298,16 @@ def _last(values: Sequence[Value]) -> Value:
 
 
 def _shorten(steps: Sequence[int], series: list[Series]) -> tuple[list[int], list[Series], int]:
-    """At most `MAX_POINTS` points: means over stretches of steps. Marks (few) keep the last value of a stretch."""
-    stretch = math.ceil(len(steps) / MAX_POINTS)
-    if stretch <= 1:
+    """Reduce to at most `MAX_POINTS` points: means over intervals; marks keep the last value."""
+    interval = math.ceil(len(steps) / MAX_POINTS)
+    if interval <= 1:
         return list(steps), series, 1
-    cuts = range(0, len(steps), stretch)
+    cuts = range(0, len(steps), interval)
 
     def means(values: Sequence[Value], *, last: bool = False) -> list[Value]:
         out: list[Value] = []
         for cut in cuts:
-            known = [value for value in values[cut : cut + stretch] if value is not None]
+            known = [value for value in values[cut : cut + interval] if value is not None]
             out.append((known[-1] if last else sum(known) / len(known)) if known else None)
         return out
 
@@ -324,4 +324,4 @@ def _shorten(steps: Sequence[int], series: list[Series]) -> tuple[list[int], lis
         )
         for s in series
     ]
-    return [steps[min(cut + stretch, len(steps)) - 1] for cut in cuts], shortened, stretch
+    return [steps[min(cut + interval, len(steps)) - 1] for cut in cuts], shortened, interval

@@ -1,4 +1,4 @@
-"""Reading a run directory that may be unfinished: torn lines, missing files and odd numbers are expected."""
+"""Read a run directory that may be incomplete: torn lines, missing files and invalid numbers are expected."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from agentloop.text import finite
 from agentloop.types import EpisodeStatus
 
 SCAN_BYTES = 1 << 30
-"""Trace bytes that are searched for failures at most; the page says so when it was not all."""
+"""Bytes of all traces searched for failures at most; the page says if the search was cut short."""
 
 READ_BYTES = 32 << 20
-"""Bytes of one trace file that samples are chosen from at most."""
+"""Bytes of one trace file that samples are chosen from."""
 
 
 @dataclass(slots=True)
 class Traced:
-    """One trajectory as a trace holds it. All lists have one length, whatever the line said.
+    """One trajectory of a trace. All lists have one length, whatever the line had.
 
-    Unlike `Trajectory` this accepts trajectories that break the token law: a report has to show those above all.
+    Unlike `Trajectory`, this accepts trajectories that break the token law: a report must show those above all.
     """
 
     step: int
@@ -47,10 +47,11 @@ class Traced:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], step: int) -> Traced | None:
-        """Read a line of a trace; None if it holds no token ids."""
+        """Read a line of a trace; None if it has no token ids."""
         ids = data.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
             return None
+
         n = len(ids)
         pieces = data.get("pieces")
         usable = isinstance(pieces, list) and len(pieces) == n and all(isinstance(piece, str) for piece in pieces)
@@ -78,17 +79,17 @@ class Traced:
 
 @dataclass(slots=True)
 class RunRecord:
-    """What a run directory says of itself."""
+    """Configuration, environment and metrics of a run directory."""
 
     root: Path
     config: dict[str, Any]
     env: dict[str, Any]
     rows: list[dict[str, Any]]
-    """One dict a step, in order; the same step written twice is merged, later values win."""
+    """One dict per step, in order. A step that was written twice is merged; later values win."""
 
     @classmethod
     def read(cls, root: Path) -> RunRecord:
-        """Read config, environment and metrics; what is missing is empty."""
+        """Read config, environment and metrics; a missing file reads as empty."""
         merged: dict[int, dict[str, Any]] = {}
         for row in read_lines(root / "metrics.jsonl"):
             step = finite(row.get("step"))
@@ -103,18 +104,18 @@ class RunRecord:
 
     @property
     def train_rows(self) -> list[dict[str, Any]]:
-        """The rows of training steps: evaluation before training writes one without a reward."""
+        """The rows of training steps. The evaluation before training writes a row without a reward."""
         return [row for row in self.rows if "reward/mean" in row]
 
     def setting(self, dotted: str) -> Any:
-        """A value of the config, None if it is not there."""
+        """Return a value of the config; None if it is missing."""
         value: Any = self.config
         for key in dotted.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def trace_steps(self, split: str) -> list[int]:
-        """Steps that have a trace of `split` (`train` or `eval`), in order."""
+        """Return the steps that have a trace of `split` (`train` or `eval`), in order."""
         suffixes = (path.parent.name.removeprefix("step_") for path in self.root.glob(f"traces/step_*/{split}.jsonl"))
         return sorted(int(suffix) for suffix in suffixes if suffix.isdigit())
 
@@ -122,12 +123,12 @@ class RunRecord:
         return self.root / "traces" / f"step_{step}" / f"{split}.jsonl"
 
     def trajectories(self, step: int, split: str) -> list[Traced]:
-        """The trajectories of a step's trace, as far as `READ_BYTES` reach."""
+        """Return the trajectories in the first `READ_BYTES` of a step's trace."""
         lines = read_lines(self.trace_file(step, split), READ_BYTES)
         return [traced for line in lines if (traced := Traced.from_json(line, step)) is not None]
 
     def unhealthy(self) -> tuple[list[Traced], bool]:
-        """Trajectories of the training traces that failed or were rejected, and whether all traces were searched."""
+        """Return the failed and rejected trajectories of training, and whether all traces were searched."""
         found: list[Traced] = []
         left = SCAN_BYTES
         for step in self.trace_steps("train"):
@@ -146,11 +147,11 @@ _UNHEALTHY = re.compile(rb'"status"\s*:\s*"(?:failed|rejected)"')
 
 
 def read_lines(path: Path, limit: int | None = None, only: re.Pattern[bytes] | None = None) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a jsonl file; lines that are none (the torn end of a killed run) are skipped.
+    """Yield the JSON objects of a jsonl file. Skips other lines, such as the torn last line of a killed run.
 
     Args:
-        limit: stop after so many bytes.
-        only: lines that this pattern does not occur in are skipped unparsed.
+        limit: stop after this many bytes.
+        only: skip lines without a match of this pattern, unparsed.
     """
     if not path.is_file():
         return
@@ -172,7 +173,7 @@ def _parse(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         pass
-    try:  # the standard library also takes NaN and lone surrogates, which other writers leave behind
+    try:  # the standard library also accepts NaN and lone surrogates, which other writers produce
         return json.loads(data.decode("utf-8", "replace"))
     except (json.JSONDecodeError, RecursionError):
         return None

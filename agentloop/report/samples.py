@@ -1,4 +1,4 @@
-"""Which trajectories a reader should see: fair ones, chosen by rule, and pairs that can be compared."""
+"""Choose trajectories for the page: representative ones by a fixed rule, and comparable pairs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from agentloop.report.reading import Traced
 from agentloop.text import clean
 
 TYPICAL = 3
-"""Trajectories that stand for a step: from the upper, middle and lower third of its rewards, not the best ones."""
+"""Trajectories that represent a step: one each from the upper, middle and lower third of its rewards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Failed or rejected trajectories with one cause."""
+    """Failed or rejected trajectories with the same cause."""
 
     status: str
     reason: str
@@ -27,7 +27,7 @@ class Failure:
 
 
 def typical(trajectories: Sequence[Traced], count: int = TYPICAL) -> list[Traced]:
-    """Up to `count` scored trajectories at fixed ranks of the reward, from different tasks where there are enough."""
+    """Choose up to `count` scored trajectories at fixed ranks of reward, from different tasks if possible."""
     ranked = _ranked(trajectories)
     left = dict(enumerate(ranked))
     chosen: list[Traced] = []
@@ -40,9 +40,9 @@ def typical(trajectories: Sequence[Traced], count: int = TYPICAL) -> list[Traced
 
 
 def pairs(first: Sequence[Traced], last: Sequence[Traced]) -> list[tuple[Traced | None, Traced | None]]:
-    """Typical trajectories of one step, each beside its best match of another.
+    """Pair typical trajectories of one step with their best matches of another.
 
-    The best match has the same task if the other step saw it, else the same rank of reward (within a twelfth), and
+    The best match has the same task if the other step saw it; else a similar rank of reward (within a twelfth), and
     then the prompt that shares most tokens.
     """
     left = typical(first)
@@ -63,6 +63,7 @@ def pairs(first: Sequence[Traced], last: Sequence[Traced]) -> list[tuple[Traced 
         )
         if best is not None:
             taken.add(best)
+
         out.append((traced, ranked[best] if best is not None else None))
     return out
 
@@ -70,7 +71,7 @@ def pairs(first: Sequence[Traced], last: Sequence[Traced]) -> list[tuple[Traced 
 def same_tasks(
     first: Sequence[Traced], last: Sequence[Traced], count: int
 ) -> list[tuple[Traced | None, Traced | None]]:
-    """The same tasks at two evaluations, side by side, in the order of the later one."""
+    """Pair the same tasks of two evaluations, in the order of the later one."""
     earlier: dict[str, Traced] = {}
     for traced in first:
         earlier.setdefault(traced.task_id, traced)
@@ -78,7 +79,7 @@ def same_tasks(
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
-    """Up to `count` steps evenly between the first and the last, without those two."""
+    """Choose up to `count` evenly spaced steps between the first and the last, excluding both."""
     inner = list(steps[1:-1])
     if len(inner) <= count:
         return inner
@@ -86,7 +87,7 @@ def spread(steps: Sequence[int], count: int) -> list[int]:
 
 
 def failures(unhealthy: Sequence[Traced], limit: int = 20) -> list[Failure]:
-    """Causes by count. Reasons that differ in numbers only (a port, a position) are one cause."""
+    """Group by cause, most frequent first. Reasons that differ only in numbers (a port, a position) are one cause."""
     groups: dict[tuple[str, str], list[Traced]] = {}
     for traced in unhealthy:
         reason = traced.error or "no reason recorded"
@@ -106,7 +107,7 @@ def failures(unhealthy: Sequence[Traced], limit: int = 20) -> list[Failure]:
 
 
 def _ranked(trajectories: Sequence[Traced]) -> list[Traced]:
-    """From the lowest to the highest reward; failed ones have none and are left out."""
+    """Sort from the lowest to the highest reward; failed trajectories have none and are omitted."""
     return sorted((t for t in trajectories if t.reward is not None and t.token_ids), key=lambda t: t.reward or 0.0)
 
 

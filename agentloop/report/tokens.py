@@ -1,4 +1,4 @@
-"""From token ids to shaded text: which tokens the model sampled, how likely each was, what it was shown."""
+"""Turn token ids into shaded text: which tokens were sampled, how likely each was, and what the model read."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from agentloop.report.reading import Traced
 from agentloop.text import clean
 
 Decode = Callable[[Sequence[int]], list[str]]
-"""Token ids to one piece of text each."""
+"""Maps token ids to one piece of text each."""
 
 SHOWN_TOKENS = 600
-"""Tokens of one trajectory at most; the middle of a longer one is left out."""
+"""Tokens shown of one trajectory; the middle of a longer one is omitted."""
 
 PIECE_CHARACTERS = 120
-"""A longer piece is cut: no real token is, but a trace can hold anything."""
+"""Longer pieces are cut. Real tokens are shorter, but a trace can contain anything."""
 
 LIKELY = (0.9, 0.6, 0.3, 0.1, 0.02)
-"""Bounds of the shades p0 (likely, unshaded) to p5."""
+"""Probability bounds of the shades p0 (likely, unshaded) to p5."""
 
 _SPECIAL = re.compile(r"<[|｜].{1,60}[|｜]>|</?s>|\[/?INST\]", re.DOTALL)
 
 
 def show_ids(ids: Sequence[int]) -> list[str]:
-    """Stand-in for a tokenizer that cannot be loaded."""
+    """Show ids as numbers, if the tokenizer cannot be loaded."""
     return [f"⟨{token}⟩" for token in ids]
 
 
 def load_decoder(model_path: Any, run_dir: Path) -> Decode | None:
-    """The decoder of a model's tokenizer, from its `tokenizer.json` alone: no torch is imported, nothing downloaded.
+    """Return a decoder from a model's `tokenizer.json`, without importing torch or downloading anything.
 
-    A model without that file (an old slow tokenizer) and a hub model that is not in the local cache give None.
+    None for a model without that file (an old slow tokenizer), and for a hub model that is not in the local cache.
     """
     if not isinstance(model_path, str) or not model_path:
         return None
@@ -56,21 +56,21 @@ def load_decoder(model_path: Any, run_dir: Path) -> Decode | None:
 
 
 def stream_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """One piece per id so that the pieces joined are the decoded text, as far as it is valid.
+    """Return one piece per id; the joined pieces are the decoded text, where that is valid.
 
-    A piece is what its token adds to the text of the few tokens before it, so that spaces survive in vocabularies that
-    drop a leading one. A character whose bytes are spread over tokens is the piece of its last token; the tokens
-    before it get `""`. Worked example: ids of `é` as two byte tokens: `["", "é"]`. Bytes that never become a character
-    are `\\ufffd` where they stand.
+    A piece is what its token adds to the text of the few tokens before it, so spaces survive in vocabularies that drop
+    a leading one. If the bytes of a character are spread over several tokens, the character is the piece of the last
+    one, and the others get `""`. Worked example: `é` as two byte tokens gives `["", "é"]`. Bytes that never become a
+    character are `\\ufffd`.
     """
     pieces: list[str] = []
-    start = 0  # decoding begins here: a few tokens of context
-    read = 0  # ids[start:read] have been turned into pieces
+    start = 0  # decoding starts here, for a few tokens of context
+    read = 0  # pieces exist for the ids before this position
     for index in range(len(ids)):
         before = decode(ids[start:read])
         text = decode(ids[start : index + 1])
         if text.endswith("\ufffd") and index - read < 4 and index + 1 < len(ids):
-            pieces.append("")  # perhaps the first bytes of a character: see what the next token makes of it
+            pieces.append("")  # perhaps the first bytes of a character: wait for the next token
             continue
         pieces.append(text[len(before) :])
         start, read = read, index + 1
@@ -79,7 +79,7 @@ def stream_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) ->
 
 @dataclass(slots=True)
 class Segment:
-    """A stretch of a trajectory that one party wrote."""
+    """Consecutive tokens of a trajectory from one source."""
 
     kind: str
     """`prompt`, `sampled` (the model's own tokens) or `observed` (tool output, template text)."""
@@ -90,7 +90,7 @@ class Segment:
 
 @dataclass(slots=True)
 class Shown:
-    """A trajectory ready for the template."""
+    """A trajectory, ready for the template."""
 
     traced: Traced
     title: str
@@ -100,11 +100,11 @@ class Shown:
 
 
 class Shader:
-    """Turns trajectories into shaded text, and collects the numbers behind their tooltips.
+    """Turn trajectories into shaded text, and collect the numbers of their tooltips.
 
     Args:
-        decode: used for trajectories whose trace holds no pieces.
-        budget: tokens of the whole page; trajectories beyond it are shown by their head and tail only.
+        decode: for trajectories whose trace has no pieces.
+        budget: tokens of the whole page; beyond it, only the head and tail of a trajectory are shown.
     """
 
     def __init__(self, decode: Decode | None, budget: int = 24_000) -> None:
@@ -140,7 +140,7 @@ class Shader:
         ids = [traced.token_ids[position] for position in positions]
         try:
             pieces = self._decode(ids)
-        except (OverflowError, TypeError):  # an id that is none of any tokenizer's
+        except (OverflowError, TypeError):  # not a possible id of any tokenizer
             pieces = show_ids(ids)
         return dict(zip(positions, pieces, strict=True))
 
@@ -185,7 +185,7 @@ def _kind(traced: Traced, position: int) -> str:
 
 
 def shade(logprob: float | None) -> int:
-    """The shade of a sampled token: 0 for a likely one, 5 for the least likely."""
+    """Return the shade of a sampled token: 0 if likely, 5 for the least likely."""
     if logprob is None:
         return 0
     probability = math.exp(min(0.0, logprob))
@@ -197,10 +197,10 @@ def _token(traced: Traced, position: int, piece: str) -> Markup:
     names = [f"p{shade(traced.logprobs[position])}"] if traced.mask[position] else []
     if _SPECIAL.fullmatch(piece):
         names.append("x")
-    if not piece:  # the first bytes of a character: a dot to point at
+    if not piece:  # the first bytes of a character: show a dot
         names.append("e")
     text = text.replace("\n", "↵\n").replace("\t", "⇥\t")
-    # Unquoted attribute values: the names are ours, and a page of 20,000 tokens is a tenth smaller.
+    # Unquoted attribute values are safe here, and make a page of 20,000 tokens a tenth smaller.
     if not names:
         return Markup("<i>{}</i>").format(text)
     if len(names) == 1:

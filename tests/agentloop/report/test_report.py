@@ -102,7 +102,7 @@ def test_text_of_the_model_stays_text(page: Tags) -> None:
 
 def test_every_quantity_is_plotted(page: Tags) -> None:
     titles = ["Reward", "Response length", "Turns and tool calls", "How episodes end", "Mismatch", "Staleness"]
-    titles += ["Seconds a step", "Throughput", "Entropy", "Gradient norm", "Clip fraction", "Loss"]
+    titles += ["Seconds per step", "Throughput", "Entropy", "Gradient norm", "Clip fraction", "Loss"]
     for title in titles:
         assert title in page.text
     assert "Learning rate" not in page.text and "KL to the initial policy" not in page.text  # they never move
