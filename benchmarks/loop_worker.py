@@ -33,7 +33,7 @@ from agentloop.agent.tool_agent import ToolAgent
 from agentloop.chat import ChatRenderer
 from agentloop.client.client import GenerateResult
 from agentloop.columns import TokenIds
-from agentloop.config import Recipe, SamplingConfig
+from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.runtime.event_loop import run_loops
 from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.tool.base import Tool
@@ -143,20 +143,12 @@ class Bench:
         self.renderer = kind(tokenizer, chat_template=template)
         self.client = CannedClient(self._canned(CALL, tokens), self._canned("It is 84.<|im_end|>", tokens), generations)
         self.tool = Calculator(options.observed == "distinct")
-        limits = {"max_assistant_turns": generations, "max_response_tokens": 10**6, "max_tool_response_tokens": 512}
-        recipe = Recipe.model_validate(
-            {
-                "run": {"name": "overhead", "steps": 1},
-                "model": {"path": "-"},
-                "data": {"train": "-"},
-                "agents": {"tool_agent": limits},
-            }
-        )
+        limits = AgentConfig(max_assistant_turns=generations, max_response_tokens=10**6, max_tool_response_tokens=512)
         self.runner = EpisodeRunner(
             renderer=self.renderer,
             generator=self.client,
             agents={"tool_agent": ToolAgent},
-            recipe=recipe,
+            limits={"tool_agent": limits},
             toolset=Toolset([self.tool]),
             reward=score,
             context_length=10**6,

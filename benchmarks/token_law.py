@@ -36,7 +36,7 @@ from material import SHARED, add_tokenizer_option, existing, load_with_controls
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer
 from agentloop.client.client import GenerateResult
-from agentloop.config import Recipe, SamplingConfig
+from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.errors import ModelError
 from agentloop.tool.session import Toolset
 from agentloop.types import Message, StopReason, Task, Trajectory
@@ -156,16 +156,12 @@ class Bench:
         return bool(self._calls) and ("tool",) in self.oracle.shapes
 
     def _runner(self, tools: bool, plant: str | None) -> EpisodeRunner:
-        recipe = Recipe.model_validate(
-            {"run": {"name": "law", "steps": 1}, "model": {"path": "-"}, "data": {"train": "-"}, "agents": LIMITS}
-        )
-
         kind = PlantedRunner if plant in ("fork", "length", "silent") else EpisodeRunner
         runner = kind(
             renderer=self.renderer,
             generator=Planted(self.engine, self._tokenizer, plant) if plant else self.engine,
             agents=dict.fromkeys(LIMITS, Follower),
-            recipe=recipe,
+            limits={name: AgentConfig.model_validate(limits) for name, limits in LIMITS.items()},
             toolset=Toolset([LookUp(self.chance)] if tools else []),
             reward=None,
             context_length=CONTEXT,

@@ -62,6 +62,7 @@ LIMITS = AgentConfig(max_assistant_turns=2, max_response_tokens=128)
 ROLLOUT = RolloutConfig(max_running=64)
 GROUP_SIZE = 8
 MINIBATCHES = 2
+AGENT = "tool_agent"  # the `agent_name` in the rows; here it runs the loop below
 
 
 def trainer_config() -> TrainerConfig:
@@ -149,8 +150,8 @@ async def start(folder: Path, steps: int, seed: int) -> AsyncIterator[Parts]:
         runner = EpisodeRunner(
             renderer=ChatRenderer(load_tokenizer(MODEL.path)),
             generator=client,
-            agents={"calculator": CalculatorAgent},
-            limits={"calculator": LIMITS},
+            agents={AGENT: CalculatorAgent},
+            limits={AGENT: LIMITS},
             toolset=toolset,
             reward=reward,
             context_length=context_length,
@@ -166,6 +167,9 @@ async def sample_group(runner: EpisodeRunner, task: Task, index: int, seed: int)
 
     An episode whose infrastructure failed is left out. It says nothing about the policy, so it is
     not given the reward 0.
+
+    Raises:
+        RuntimeError: all of them failed.
     """
     episodes = await asyncio.gather(
         *(
@@ -180,7 +184,10 @@ async def sample_group(runner: EpisodeRunner, task: Task, index: int, seed: int)
         )
     )
     mains = [trajectories[-1] for trajectories in episodes]
-    return [main for main in mains if main.status is EpisodeStatus.OK and main.reward is not None]
+    usable = [main for main in mains if main.status is EpisodeStatus.OK and main.reward is not None]
+    if not usable:
+        raise RuntimeError(f"every episode of row {task.task_id} failed; the first one: {mains[0].error}")
+    return usable
 
 
 def to_samples(group: Sequence[Trajectory], index: int) -> list[TrainSample]:
@@ -236,7 +243,7 @@ async def train(steps: int, prompts: int, seed: int, folder: Path) -> list[float
         prompts: groups per step; a multiple of MINIBATCHES.
         folder: for logs and published weights.
     """
-    tasks = load_tasks(f"{TASK}/data.py:train_rows", "rows", "calculator")
+    tasks = load_tasks(f"{TASK}/data.py:train_rows", "rows", AGENT)
     order = RowOrder(len(tasks), seed, shuffle=True)
     rewards: list[float] = []
 

@@ -16,8 +16,7 @@ from agentloop.client.client import GenerateClient
 from agentloop.config import AgentConfig, RewardConfig, SamplingConfig
 from agentloop.data import load_tasks
 from agentloop.errors import ConfigError
-from agentloop.interaction.base import Interactions
-from agentloop.interaction.loading import load_interactions
+from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.model_folder import ModelFolder
 from agentloop.reward.loading import close_reward, load_reward
 from agentloop.tool.loading import load_toolset
@@ -76,6 +75,7 @@ async def rollout(
         UserError: the model, its template, a row, a tool or an agent cannot be used.
         ServerError: the server cannot be reached.
     """
+    client = GenerateClient(url, token=token, max_connections=max_in_flight)
     folder = ModelFolder.resolve(str(model))
     tokenizer_path = str(folder.path)
     renderer = ChatRenderer(load_tokenizer(tokenizer_path), images=load_image_tokens(tokenizer_path))
@@ -93,7 +93,6 @@ async def rollout(
         system = any(message["role"] == "system" for task in tasks for message in task.prompt)
         proof.require(tools=bool(toolset.schemas), users=bool(named.named), system=system)
 
-    client = GenerateClient(url, token=token, max_connections=max_in_flight)
     running: set[asyncio.Task[list[Trajectory]]] = set()
     try:
         context_length = await client.context_length() or folder.context_length

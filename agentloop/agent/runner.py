@@ -12,7 +12,7 @@ from typing import Any
 from agentloop.agent.base import AgentLoop
 from agentloop.chat import ChatRenderer
 from agentloop.client.client import Generator
-from agentloop.config import Recipe, SamplingConfig
+from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.episode.budget import Budget, EpisodeEnd
 from agentloop.episode.episode import Episode
 from agentloop.episode.law import check_episode
@@ -36,8 +36,9 @@ class EpisodeRunner:
 
     Args:
         agents: loop class by `agent_name`.
-        recipe: limits by agent, reward timeout.
+        limits: limits and options by `agent_name`; an agent that is not listed has the defaults.
         reward: scores an episode; None: the sum of its step rewards.
+        reward_timeout_s: time limit of the reward function, and of the tools' rewards together.
         context_length: of the server's model.
         interactions: those that rows may name; None: rows name none.
     """
@@ -48,16 +49,18 @@ class EpisodeRunner:
         renderer: ChatRenderer,
         generator: Generator,
         agents: Mapping[str, type[AgentLoop]],
-        recipe: Recipe,
         toolset: Toolset,
         reward: RewardFunction | None,
         context_length: int,
+        limits: Mapping[str, AgentConfig] | None = None,
+        reward_timeout_s: float = 60.0,
         interactions: Interactions | None = None,
     ) -> None:
         self._renderer = renderer
         self._generator = generator
         self._agents = agents
-        self._recipe = recipe
+        self._limits = limits or {}
+        self._reward_timeout_s = reward_timeout_s
         self._toolset = toolset
         self._reward = reward
         self._context_length = context_length
@@ -76,7 +79,7 @@ class EpisodeRunner:
         """Run one episode; return its trajectories, the main one last. A failure is a status, never
         an exception."""
         await self._pacer.turn()
-        config = self._recipe.agent(task.agent_name)
+        config = self._limits.get(task.agent_name) or AgentConfig()
         session = self._toolset.session(task)
         interaction = self._interactions.session(task)
         shared = Shared(
@@ -145,11 +148,11 @@ class EpisodeRunner:
 
     async def _tool_rewards(self, session: ToolSession) -> dict[str, float]:
         try:
-            async with asyncio.timeout(self._recipe.reward_timeout_s):
+            async with asyncio.timeout(self._reward_timeout_s):
                 verdicts = await session.rewards()
         except TimeoutError as exc:
             raise RewardError(
-                f"the tools' rewards took longer than {self._recipe.reward_timeout_s:g} s", "raise reward_timeout_s"
+                f"the tools' rewards took longer than {self._reward_timeout_s:g} s", "raise reward_timeout_s"
             ) from exc
         for name, value in verdicts.items():
             if not math.isfinite(value):
@@ -183,14 +186,14 @@ class EpisodeRunner:
             RewardError: the function raised, took too long or did not return finite numbers.
         """
         text = main.turns[-1].text if main.turns else ""
-        clock = asyncio.timeout(self._recipe.reward_timeout_s)
+        clock = asyncio.timeout(self._reward_timeout_s)
         try:
             async with clock:
                 result: Any = await function(task, text, main)
         except Exception as exc:
             if isinstance(exc, TimeoutError) and clock.expired():
                 raise RewardError(
-                    f"the reward took longer than {self._recipe.reward_timeout_s:g} s", "raise reward_timeout_s"
+                    f"the reward took longer than {self._reward_timeout_s:g} s", "raise reward_timeout_s"
                 ) from exc
             raise RewardError(f"the reward raised {describe(exc)}") from exc
 

@@ -11,7 +11,7 @@ import pytest
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.agent.tool_agent import ToolAgent
 from agentloop.chat import ChatRenderer, load_tokenizer
-from agentloop.config import AgentConfig, Recipe
+from agentloop.config import AgentConfig
 from agentloop.testing import FakeGenerator
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
@@ -49,13 +49,6 @@ def make_runner(renderer: ChatRenderer, calculator: Toolset) -> Callable[..., Ep
     """A runner over a scripted generator; keywords change its parts."""
 
     def make(turns: Any, *, config: dict[str, Any] | None = None, **changes: Any) -> EpisodeRunner:
-        recipe = Recipe(
-            run={"name": "t", "steps": 1},  # type: ignore[arg-type]
-            model={"path": "m"},  # type: ignore[arg-type]
-            data={"train": "d"},  # type: ignore[arg-type]
-            agents={"tool_agent": AgentConfig(**(config or {}))},
-            reward_timeout_s=1.0,
-        )
         generator = (
             turns if hasattr(turns, "generate") else FakeGenerator(turns, stop_ids=frozenset({renderer.end_of_turn}))
         )
@@ -63,7 +56,8 @@ def make_runner(renderer: ChatRenderer, calculator: Toolset) -> Callable[..., Ep
             "renderer": renderer,
             "generator": generator,
             "agents": {"tool_agent": ToolAgent},
-            "recipe": recipe,
+            "limits": {"tool_agent": AgentConfig(**(config or {}))},
+            "reward_timeout_s": 1.0,
             "toolset": calculator,
             "reward": None,
             "context_length": 4096,
