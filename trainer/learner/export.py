@@ -188,12 +188,13 @@ class _SavedModel:
 
         self._reader = _Reader(folder)
         entries = self._reader.read_metadata().state_dict_metadata
-        self.shapes: dict[str, torch.Size] = {
-            key.removeprefix(PREFIX): entry.size
+        stored = {
+            key.removeprefix(PREFIX): entry
             for key, entry in entries.items()
             if key.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
         }
-        self._dtypes = {name: entries[PREFIX + name].properties.dtype for name in self.shapes}
+        self.shapes: dict[str, torch.Size] = {name: entry.size for name, entry in stored.items()}
+        self._dtypes = {name: entry.properties.dtype for name, entry in stored.items()}
         self.adapters = [name for name in self.shapes if is_adapter(name)]
 
     def check(self, lm: PreTrainedModel, model_path: str) -> None:

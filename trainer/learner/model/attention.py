@@ -72,7 +72,9 @@ class PackedRow:
         """Attention output (T, H, D); G key heads, each of which serves H / G query heads."""
         kernel = self._attention.kernel
         if kernel is not None and q_THD.device.type == "cuda" and kernel_takes(q_THD):
-            merged: Tensor = VarlenAttention.apply(q_THD, k_TGD, v_TGD, self._spans_on(q_THD.device), kernel, scale)
+            spans = self._spans_on(q_THD.device)
+            # The ignored error: torch does not annotate Function.apply.
+            merged: Tensor = VarlenAttention.apply(q_THD, k_TGD, v_TGD, spans, kernel, scale)  # type: ignore[no-untyped-call]
             return merged
 
         k_THD, v_THD = k_TGD, v_TGD
@@ -81,7 +83,7 @@ class PackedRow:
             k_THD, v_THD = k_TGD.repeat_interleave(shared, dim=1), v_TGD.repeat_interleave(shared, dim=1)
 
         if q_THD.device.type == "cpu" and self._attention.fused_on_cpu:
-            out: Tensor = _PackedAttention.apply(q_THD, k_THD, v_THD, self.layout, scale)
+            out: Tensor = _PackedAttention.apply(q_THD, k_THD, v_THD, self.layout, scale)  # type: ignore[no-untyped-call]  # as above
             return out
         return portable_attention(q_THD, k_THD, v_THD, self.layout, scale)
 

@@ -28,7 +28,10 @@ def selected_logprobs(
     Returns:
         logprobs (N) and entropy (N), float32, both differentiable in `hidden_NE` and `weight_VE`.
     """
-    found: tuple[Tensor, Tensor] = _SelectedLogprobs.apply(hidden_NE, weight_VE, targets_N, temperature, chunk, matmul)
+    # The ignored error: torch does not annotate Function.apply.
+    found: tuple[Tensor, Tensor] = _SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_NE, weight_VE, targets_N, temperature, chunk, matmul
+    )
     return found
 
 

@@ -141,7 +141,8 @@ class OneDnnLinear(nn.Linear):
         if len(rows_TK) < self.matmul.rows or not self.matmul.suits(rows_TK, self.weight):
             return functional.linear(input, self.weight, self.bias)
 
-        out_TN: Tensor = _Linear.apply(rows_TK, self.weight, self.bias, self.matmul)
+        # The ignored error: torch does not annotate Function.apply.
+        out_TN: Tensor = _Linear.apply(rows_TK, self.weight, self.bias, self.matmul)  # type: ignore[no-untyped-call]
         return out_TN.view(*input.shape[:-1], -1)
 
 
