@@ -1,4 +1,4 @@
-"""The error tree. Every error that a user can meet is listed here, can be pickled, and says what to do.
+"""The error tree: every user-visible error. Each can be pickled and says what to do.
 
 AgentloopError
 ├── UserError                 the user wrote something wrong: shown without a traceback, exit code 2
@@ -95,11 +95,11 @@ class ServerStartError(ServerError):
 
 
 class ToolError(InfrastructureError):
-    """A tool's machinery failed. A wrong call by the model is a `ToolResult` with `error` instead."""
+    """A tool's machinery failed. A wrong call by the model is a `ToolResult` with `error`."""
 
 
 class InteractionError(InfrastructureError):
-    """An interaction failed. An interaction raises it to ask for a retry; any other exception of it is final."""
+    """An interaction failed and should be retried. Its other exceptions are final."""
 
 
 class RewardError(InfrastructureError):
@@ -111,7 +111,7 @@ class WorkerError(InfrastructureError):
 
 
 class CallFailed(AgentloopError):
-    """A call in a process failed. The message is `Type: text` of what it raised, or tells how the process died."""
+    """A call in a process failed. The message is `Type: text`, or how the process died."""
 
 
 class FunctionHangs(AgentloopError):

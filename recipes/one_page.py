@@ -98,7 +98,7 @@ class CalculatorAgent(AgentLoop):
 
 @dataclass
 class Parts:
-    """What a step needs: a runner of episodes, the trainer's ranks, and a publisher between them."""
+    """The parts of a step: an episode runner, the trainer's ranks, a publisher between them."""
 
     runner: EpisodeRunner
     workers: WorkerGroup

@@ -71,7 +71,7 @@ class WeightsError(ServingError):
 
 
 class RequestError(ServingError):
-    """The request is wrong, for instance an image that cannot be read: it must not be sent again."""
+    """The request is wrong, for instance has an unreadable image. Do not send it again."""
 
 
 class Unauthorized(RequestError):

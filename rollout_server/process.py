@@ -25,7 +25,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket. Bind before a model is loaded, so that a taken port is reported at once.
+    """Return a bound socket. Bind before loading a model, so that a taken port is reported at once.
 
     Raises:
         ConfigError: naming the port and the ways out.

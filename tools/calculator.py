@@ -33,7 +33,7 @@ def evaluate(expression: str) -> Number:
     """Return the value of an arithmetic expression: numbers, + - * / // % **, parentheses.
 
     Raises:
-        ValueError: the expression is not arithmetic, or its value is out of bounds. The model reads the text.
+        ValueError: not arithmetic, or its value is out of bounds. The model reads this text.
     """
     if len(expression) > MAX_CHARACTERS:
         raise ValueError(f"the expression has more than {MAX_CHARACTERS} characters")

@@ -1,3 +1,3 @@
-"""The trainer: takes finished trajectories, makes a new policy version, publishes it to the rollout server."""
+"""The trainer: trajectories come in, a new policy version is published to the rollout server."""
 
 AGENTLOOP_PACKAGE = "agentloop-rl"

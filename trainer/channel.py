@@ -84,7 +84,7 @@ class BlockingChannel:
         return data
 
 
-# -- errors ----------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def error_to_json(exc: Exception) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def error_from_json(data: dict[str, Any], otherwise: Callable[[str], AgentloopEr
     return otherwise(data["message"])
 
 
-# -- samples ---------------------------------------------------------------------------------------------------------
+# -- samples ---------------------------------------------------------------------------------------
 
 
 def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSample) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ class ToolAgent(AgentLoop):
         while True:
             turn = await episode.generate()
             if turn.stop_reason is not StopReason.STOP:
-                # A turn that was cut is judged too, so that running out of tokens does not avoid a bad reward.
+                # Judge a truncated turn too: running out of tokens must not avoid a bad reward.
                 await episode.respond()
                 return
 

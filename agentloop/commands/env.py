@@ -11,7 +11,8 @@ import typer
 def env(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Show versions, and where each of agentloop's packages is imported from.
 
-    `trainer`, `tools` and `recipes` are common names: a package of that name on PYTHONPATH would be imported instead.
+    `trainer`, `tools` and `recipes` are common names: a package of that name on PYTHONPATH would be
+    imported instead.
     """
     from agentloop.commands.provenance import environment, package_origins
 

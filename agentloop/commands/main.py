@@ -1,4 +1,4 @@
-"""The `agentloop` program. Each package adds its own commands through the entry-point group `agentloop.commands`."""
+"""The `agentloop` program. Packages add commands through entry-point group `agentloop.commands`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point of the console script. User errors exit with 2 and no traceback, other named errors with 1."""
+    """Run the console script. User errors exit with 2, other named errors with 1; no traceback."""
     # Threads of the tokenizers library would compete with the engine and the trainer for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -18,7 +18,7 @@ def prepare(
         str | None, typer.Option(help="where the data set is: a folder, or a hub id; not for data that is generated")
     ] = None,
 ) -> None:
-    """Write a recipe's rows: calls `prepare` of the recipe's data.py, which makes prompts, tools and ground truth.
+    """Write a recipe's rows (prompts, tools, ground truth): calls `prepare` of its data.py.
 
     Examples:
 
@@ -31,13 +31,13 @@ def prepare(
 
 
 def prepare_rows(recipe: str, source: str | None, out: Path) -> dict[str, int]:
-    """Call `prepare(source, out)` of a recipe's data.py, or `prepare(out)` if its data is generated.
+    """Call `prepare(source, out)` of a recipe's data.py, or `prepare(out)` for generated data.
 
     Returns:
         Number of rows by file name; empty if `prepare` returns nothing.
 
     Raises:
-        ConfigError: there is no such recipe, it has no `prepare`, or `source` is missing or not taken.
+        ConfigError: unknown recipe, no `prepare` in it, or `source` is missing or not accepted.
         DataError: what data.py found wrong with the data.
     """
     from agentloop.commands.recipes import find_recipe

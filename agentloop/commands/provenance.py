@@ -1,4 +1,4 @@
-"""Check that the packages are ours: `trainer`, `tools` and `recipes` are names that other folders have too."""
+"""Check that the imported packages are ours: `trainer`, `tools` and `recipes` are common names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentloop.errors import ConfigError
 
 PACKAGES = ("agentloop", "rollout_server", "trainer", "tools", "recipes")
 MARKER = "AGENTLOOP_PACKAGE"
-"""Every package of this project sets `AGENTLOOP_PACKAGE = "<distribution>"` in its `__init__.py`."""
+"""Each package of this project sets `AGENTLOOP_PACKAGE = "<distribution>"` in `__init__.py`."""
 
 DISTRIBUTION = "agentloop-rl"
 

@@ -1,4 +1,4 @@
-"""`agentloop recipes`: the recipes that come with the package, found by name and copied to be changed."""
+"""`agentloop recipes`: find an installed recipe by name, and copy one to change it."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def find_recipe(given: str) -> Path:
     """Return the folder of a recipe.
 
     Args:
-        given: a folder, a file in it, or the name of an installed recipe. A folder in the working directory is
-            preferred to an installed recipe of the same name.
+        given: a folder, a file in it, or the name of an installed recipe. A folder in the working
+            directory is preferred to an installed recipe of the same name.
 
     Raises:
         ConfigError: none of these exists.
@@ -86,12 +86,12 @@ def find_config(given: Path, file: str = RECIPE_FILE) -> Path:
     """Return the configuration file that `--config` names.
 
     Args:
-        given: a YAML file, a folder that holds `file`, or the name of an installed recipe. What exists under that path
-            is preferred to a name.
+        given: a YAML file, a folder that holds `file`, or the name of an installed recipe. What
+            exists under that path is preferred to a name.
         file: `recipe.yaml` or `sft.yaml`.
 
     Returns:
-        The file. A path that looks like a file is returned as it is: reading it reports what is wrong.
+        The file. A path that looks like a file is returned unchecked: reading it reports the error.
 
     Raises:
         ConfigError: a bare name that is neither a file nor a recipe.

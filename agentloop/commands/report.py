@@ -9,7 +9,7 @@ import typer
 
 
 def report(run_dir: Annotated[Path, typer.Argument(help="a run directory, e.g. outputs/quickstart")]) -> None:
-    """Write a run's report.html again. Every run writes it at its end; this also works while a run is going on."""
+    """Write a run's report.html again, for a finished or a running run."""
     from agentloop.errors import RunDirError
     from agentloop.report import write_report
 

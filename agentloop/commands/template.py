@@ -27,10 +27,10 @@ def template(
     conversations: Annotated[int, typer.Option(min=1, help="number of probe conversations")] = 200,
     seed: Annotated[int, typer.Option(help="seed of the probe conversations")] = 0,
 ) -> None:
-    """Prove that a chat template can carry multi-turn episodes, and show one, text and ids side by side.
+    """Prove that a chat template can carry multi-turn episodes; show one as text and ids.
 
-    The verdict is `exact`, `exact with sampled turns kept` (the differences are shown) or `refused` (with the reason
-    and what to change; exit code 1).
+    The verdict is `exact`, `exact with sampled turns kept` (the differences are shown) or `refused`
+    (with the reason and what to change; exit code 1).
 
     Examples:
 

@@ -191,6 +191,6 @@ class Recipe(Section):
         return self.run.dir or Path("outputs") / self.run.name
 
     def seed_for(self, part: Literal["data", "rollout", "trainer"]) -> int:
-        """Return the seed of a part: its own, else one derived from `seed` that no other part has."""
+        """Return a part's seed: the configured one, or one derived from `seed` for that part."""
         named = {"data": self.data.seed, "rollout": self.rollout.seed, "trainer": self.trainer.seed}[part]
         return named if named is not None else self.seed * 3 + ("data", "rollout", "trainer").index(part)

@@ -134,7 +134,7 @@ class ServerSettings(EngineOptions):
     def option(cls, field: str) -> str:
         """Return the command-line option of a field.
 
-        `probe_timeout_s` is `--probe-timeout`; `weights_roots` is `--weights-root`, repeated for each value.
+        `probe_timeout_s` is `--probe-timeout`; `weights_roots` is a repeated `--weights-root`.
         """
         name = field.removesuffix("_s")
         if typing.get_origin(cls.model_fields[field].annotation) in (list, tuple):

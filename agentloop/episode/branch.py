@@ -91,7 +91,7 @@ class Branch:
         closed.ledger, closed.step_rewards = self.ledger, self.step_rewards
         self._add_fork(closed)
 
-        # The metrics and the forks stay here: they are the episode's, whichever messages it works on.
+        # Metrics and forks stay here: they belong to the episode, not to its messages.
         self.messages, self.images = list(messages), list(images_of(messages))
         self.ledger, self.pending, self.step_rewards = TokenLedger(), [], []
         self.before = closed

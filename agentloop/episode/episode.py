@@ -45,7 +45,7 @@ class Episode:
         branch = Branch(messages=list(prompt), tools=tool_schemas or None, images=list(images_of(prompt)))
         return cls(shared, branch)
 
-    # -- what a loop reads -------------------------------------------------------------------------------------------
+    # -- what a loop reads -------------------------------------------------------------------------
 
     @property
     def task(self) -> Task:
@@ -104,7 +104,7 @@ class Episode:
         """Counters and seconds so far, by name; a copy."""
         return self._branch.metrics.as_dict()
 
-    # -- what a loop calls -------------------------------------------------------------------------------------------
+    # -- what a loop calls -------------------------------------------------------------------------
 
     def check_budget(self) -> None:
         """End the episode here when no further generation is allowed.
@@ -159,7 +159,7 @@ class Episode:
         branch.stop_reason = out_of_room if cut else turn.stop_reason
         branch.messages.append(assistant_message(turn))
         if turn.stop_reason is StopReason.ABORT:
-            # The model did not end this turn, so it is not to blame: the episode is masked, not scored.
+            # The model did not end this turn: mask the episode instead of scoring it.
             raise ServerError("the server aborted a generation")
         return turn
 
@@ -282,7 +282,7 @@ class Episode:
         """
         self._branch.rewrite(messages)
 
-    # -- what the runner calls ---------------------------------------------------------------------------------------
+    # -- what the runner calls ---------------------------------------------------------------------
 
     def trajectories(self) -> list[Trajectory]:
         """Return the finished sequences: forks first, this one last; those without a sampled turn
@@ -305,7 +305,7 @@ class Episode:
             )
         ]
 
-    # -- inside ------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _render_pending(self) -> None:
         """Bring the ledger to the point where the model speaks next, or end the episode for lack of

@@ -219,7 +219,7 @@ def _endings(rows: Sequence[Row], steps: Sequence[int]) -> Plot:
 
 
 def _timing(column: Callable[[str], list[Value]], steps: Sequence[int]) -> Plot:
-    """Plot where a step's seconds went on the trainer's side; the rollout runs in parallel, as a separate line."""
+    """Plot a step's seconds on the trainer's side; the parallel rollout is a separate line."""
     waiting, training, publishing = column("train/wait_s"), column("train/time_s"), column("publish/time_s")
     rollout, whole = column("rollout/time_s"), column("step/time_s")
     rest: list[Value] = []

@@ -26,13 +26,14 @@ _SECRET = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` of a run, which may have been killed or still be running. The file needs no other.
+    """Write the self-contained `report.html` of a run: finished, killed or still running.
 
     Args:
-        run_dir: has `metrics.jsonl` and, depending on how far the run came, `config/resolved.json`, `env.json` and
-            `traces/step_N/{train,eval}.jsonl`. A line of a trace is `Trajectory.to_json()`, optionally with
-            `"pieces"`, the text of each token. Without pieces, ids are decoded with the tokenizer of `model.path`, or
-            shown as numbers if there is none.
+        run_dir: has `metrics.jsonl` and, depending on how far the run came, `config/resolved.json`,
+            `env.json` and `traces/step_N/{train,eval}.jsonl`. A line of a trace is
+            `Trajectory.to_json()`, optionally with `"pieces"`, the text of each token. Without
+            pieces, ids are decoded with the tokenizer of `model.path`, or shown as numbers if there
+            is none.
 
     Returns:
         The path of the page. It is renamed into place when it is complete.
@@ -182,7 +183,7 @@ def _subtitle(record: RunRecord) -> list[str]:
 
 
 def config_groups(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Group the flattened config by top-level key; hide secrets and mark values that are not the default."""
+    """Group the flattened config by top-level key; hide secrets, mark non-default values."""
     defaults = dict(_flat(_default_recipe()))
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, value in _flat(config):

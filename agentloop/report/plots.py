@@ -1,7 +1,8 @@
 """Line and area plots as SVG geometry, independent of what is plotted.
 
-The drawing is stretched to the width of its card (`preserveAspectRatio="none"`, with strokes that do not scale). All
-text is HTML, positioned in percent, so that a plot is legible on a phone and on a desk without any script.
+The drawing is stretched to the width of its card (`preserveAspectRatio="none"`, with strokes that
+do not scale). All text is HTML, positioned in percent, so that a plot is legible on a phone and on
+a desk without any script.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Unit = Literal["", "s", "%"]
 class Series:
     """One quantity over the steps; None where a step lacks it.
 
-    `spread` draws a band of value ± spread. `mark` draws isolated diamonds joined by a thin dashed line.
+    `spread` draws a band of value ± spread. `mark` draws diamonds joined by a thin dashed line.
     """
 
     label: str
@@ -231,7 +232,7 @@ def _x_ticks(low: float, high: float) -> list[dict[str, str]]:
 
 
 def _line(x: Sequence[float], values: Sequence[Value], scale: Scale, *, joined: bool) -> str:
-    """Return a path that breaks at missing values, unless `joined`; an isolated point becomes a dot."""
+    """Return a path that breaks at missing values unless `joined`. An isolated point is a dot."""
     parts: list[str] = []
     pen_down = False
     for index, (px, value) in enumerate(zip(x, values, strict=True)):

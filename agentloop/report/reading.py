@@ -1,4 +1,4 @@
-"""Read a run directory that may be incomplete: torn lines, missing files and invalid numbers are expected."""
+"""Read a run directory, expecting torn lines, missing files and invalid numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ READ_BYTES = 32 << 20
 class Traced:
     """One trajectory of a trace. All lists have one length, whatever the line had.
 
-    Unlike `Trajectory`, this accepts trajectories that break the token law: a report must show those above all.
+    Unlike `Trajectory`, this accepts trajectories that break the token law, because a report must
+    show those above all.
     """
 
     step: int
@@ -104,7 +105,7 @@ class RunRecord:
 
     @property
     def train_rows(self) -> list[dict[str, Any]]:
-        """The rows of training steps. The evaluation before training writes a row without a reward."""
+        """The rows of training steps. The evaluation before training has a row without a reward."""
         return [row for row in self.rows if "reward/mean" in row]
 
     def setting(self, dotted: str) -> Any:
@@ -128,7 +129,7 @@ class RunRecord:
         return [traced for line in lines if (traced := Traced.from_json(line, step)) is not None]
 
     def unhealthy(self) -> tuple[list[Traced], bool]:
-        """Return the failed and rejected trajectories of training, and whether all traces were searched."""
+        """Return failed and rejected training trajectories; and whether all traces were read."""
         found: list[Traced] = []
         left = SCAN_BYTES
         for step in self.trace_steps("train"):
@@ -147,7 +148,7 @@ _UNHEALTHY = re.compile(rb'"status"\s*:\s*"(?:failed|rejected)"')
 
 
 def read_lines(path: Path, limit: int | None = None, only: re.Pattern[bytes] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a jsonl file. Skips other lines, such as the torn last line of a killed run.
+    """Yield the JSON objects of a jsonl file; skip other lines, such as a torn last one.
 
     Args:
         limit: stop after this many bytes.

@@ -11,7 +11,7 @@ from agentloop.report.reading import Traced
 from agentloop.text import clean
 
 TYPICAL = 3
-"""Trajectories that represent a step: one each from the upper, middle and lower third of its rewards."""
+"""Trajectories that represent a step: one from each third of its rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Failure:
 
 
 def typical(trajectories: Sequence[Traced], count: int = TYPICAL) -> list[Traced]:
-    """Choose up to `count` scored trajectories at fixed ranks of reward, from different tasks if possible."""
+    """Choose up to `count` scored trajectories at fixed reward ranks, preferring distinct tasks."""
     ranked = _ranked(trajectories)
     left = dict(enumerate(ranked))
     chosen: list[Traced] = []
@@ -42,8 +42,8 @@ def typical(trajectories: Sequence[Traced], count: int = TYPICAL) -> list[Traced
 def pairs(first: Sequence[Traced], last: Sequence[Traced]) -> list[tuple[Traced | None, Traced | None]]:
     """Pair typical trajectories of one step with their best matches of another.
 
-    The best match has the same task if the other step saw it; else a similar rank of reward (within a twelfth), and
-    then the prompt that shares most tokens.
+    The best match has the same task if the other step saw it; else a similar rank of reward (within
+    a twelfth), and then the prompt that shares most tokens.
     """
     left = typical(first)
     ranked_first, ranked = _ranked(first), _ranked(last)
@@ -87,7 +87,7 @@ def spread(steps: Sequence[int], count: int) -> list[int]:
 
 
 def failures(unhealthy: Sequence[Traced], limit: int = 20) -> list[Failure]:
-    """Group by cause, most frequent first. Reasons that differ only in numbers (a port, a position) are one cause."""
+    """Group by cause, most frequent first. Reasons that differ only in numbers are one cause."""
     groups: dict[tuple[str, str], list[Traced]] = {}
     for traced in unhealthy:
         reason = traced.error or "no reason recorded"

@@ -1,4 +1,4 @@
-"""Turn token ids into shaded text: which tokens were sampled, how likely each was, and what the model read."""
+"""Turn token ids into shaded text: what the model read, and how likely each sampled token was."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def show_ids(ids: Sequence[int]) -> list[str]:
 
 
 def load_decoder(model_path: Any, run_dir: Path) -> Decode | None:
-    """Return a decoder from a model's `tokenizer.json`, without importing torch or downloading anything.
+    """Return a decoder from a model's `tokenizer.json`, without torch and without downloads.
 
-    None for a model without that file (an old slow tokenizer), and for a hub model that is not in the local cache.
+    None for a model without that file (an old slow tokenizer), and for a hub model that is not in
+    the local cache.
     """
     if not isinstance(model_path, str) or not model_path:
         return None
@@ -58,10 +59,10 @@ def load_decoder(model_path: Any, run_dir: Path) -> Decode | None:
 def stream_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
     """Return one piece per id; the joined pieces are the decoded text, where that is valid.
 
-    A piece is what its token adds to the text of the few tokens before it, so spaces survive in vocabularies that drop
-    a leading one. If the bytes of a character are spread over several tokens, the character is the piece of the last
-    one, and the others get `""`. Worked example: `é` as two byte tokens gives `["", "é"]`. Bytes that never become a
-    character are `\\ufffd`.
+    A piece is what its token adds to the text of the few tokens before it, so spaces survive in
+    vocabularies that drop a leading one. If the bytes of a character are spread over several
+    tokens, the character is the piece of the last one, and the others get `""`. Worked example: `é`
+    as two byte tokens gives `["", "é"]`. Bytes that never become a character are `\\ufffd`.
     """
     pieces: list[str] = []
     start = 0  # decoding starts here, for a few tokens of context
@@ -104,7 +105,7 @@ class Shader:
 
     Args:
         decode: for trajectories whose trace has no pieces.
-        budget: tokens of the whole page; beyond it, only the head and tail of a trajectory are shown.
+        budget: tokens of the whole page; beyond it, trajectories show only their head and tail.
     """
 
     def __init__(self, decode: Decode | None, budget: int = 24_000) -> None:

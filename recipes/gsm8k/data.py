@@ -26,8 +26,8 @@ def prepare(source: str, out: Path) -> dict[str, int]:
     """Write `out/train.parquet` and `out/test.parquet`.
 
     Args:
-        source: a folder with `train.jsonl` and `test.jsonl` (or `.parquet`), or a data set id of the hub
-            (`openai/gsm8k`).
+        source: a folder with `train.jsonl` and `test.jsonl` (or `.parquet`), or a data set id of
+            the hub (`openai/gsm8k`).
 
     Returns:
         Number of rows by file name.

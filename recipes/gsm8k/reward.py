@@ -21,7 +21,7 @@ def extract_answer(text: str, method: Literal["strict", "flexible"] = "strict") 
     """Return the answer in a solution, or None.
 
     Args:
-        method: `strict` takes the number after the last `#### `, `flexible` the last number anywhere.
+        method: `strict`: the number after the last `#### `; `flexible`: the last number anywhere.
     """
     found = STRICT.findall(text[-TAIL_CHARACTERS:]) if method == "strict" else FLEXIBLE.findall(text)
     return normalize_number(found[-1]) if found else None
@@ -39,7 +39,7 @@ def compute_score(
     method: Literal["strict", "flexible"] = "strict",
     format_score: float = 0.0,
 ) -> float:
-    """Return 1 for the correct number, `format_score` for a wrong number, 0 if there is no number."""
+    """Return 1 for the correct number, `format_score` for a wrong one, 0 without a number."""
     answer = extract_answer(text, method)
     if answer is None:
         return 0.0

@@ -11,7 +11,7 @@ from agentloop.errors import ToolError
 from .reward import compute_score
 
 NO_GAIN_PENALTY = -0.05
-"""Step reward of a check that does not improve on the best one so far: repeated checks must not be free."""
+"""Step reward of a check that does not improve on the best so far: repeats must not be free."""
 
 
 @dataclass
@@ -25,7 +25,8 @@ class _Progress:
 class CalcGsm8kReward(Tool):
     """Score the argument `answer` against the row's ground truth.
 
-    The ground truth is the row's `create_kwargs.ground_truth`, else its `reward_model.ground_truth`.
+    The ground truth is the row's `create_kwargs.ground_truth`, else its
+    `reward_model.ground_truth`.
     """
 
     async def open(self, task: Task, **create_kwargs: Any) -> _Progress:

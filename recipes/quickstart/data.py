@@ -1,20 +1,20 @@
-"""Questions, warm-start conversations and copy drills for the quickstart, all generated from a seed.
+"""Questions, warm-start conversations and copy drills, all generated from a seed.
 
     python recipes/quickstart/data.py --out DIR
 
-writes the rows of reinforcement learning (`train.jsonl`, `val.jsonl`) and one `sft_<stage>.jsonl` for each
-stage of `sft.yaml`. The recipes call `train_rows`, `val_rows` and `prepare` instead. Nothing is downloaded,
-and the same seed gives the same bytes.
+writes the rows of reinforcement learning (`train.jsonl`, `val.jsonl`) and one `sft_<stage>.jsonl`
+for each stage of `sft.yaml`. The recipes call `train_rows`, `val_rows` and `prepare` instead.
+Nothing is downloaded, and the same seed gives the same bytes.
 
-The question is arithmetic with operands of two or three digits: too large for a model of half a million
-parameters to work out, trivial for one that calls the calculator. The warm start teaches both ways of
-answering and prefers the bad one, so that the run has something to find out.
+The question is arithmetic with operands of two or three digits: too large for a model of half a
+million parameters to work out, trivial for one that calls the calculator. The warm start teaches
+both ways of answering and prefers the bad one, so that the run has something to find out.
 
 Three kinds of SFT row:
 
 * a conversation, `{"messages": [...], "tools": [...]}`: the loss is on the assistant's tokens;
-* the same with `"train": false` on an assistant message: that turn is context, only the others have a loss;
-* a copy drill, `{"text": ..., "loss_from": k}`: the loss is on the tokens that start at character k or later.
+* the same with `"train": false` on an assistant message: that turn is context, without a loss;
+* a copy drill, `{"text": ..., "loss_from": k}`: the loss is on the tokens from character k on.
 """
 
 import argparse
@@ -46,20 +46,20 @@ TOOLS: list[Row] = [
 ]
 
 TOOL_SHARE = 0.64
-"""Share of the last SFT stage's conversations that use the tool. The model ends up choosing the tool a
-quarter of the time: with every sequence of the same weight, the choice is one of about 36 trained tokens in a
-tool conversation and one of about 6 in a direct one, so that the odds are 0.64 / 0.36 / 5. The reward that RL
-starts from is just below that rate."""
+"""Share of the last SFT stage's conversations that use the tool. The model ends up choosing the
+tool a quarter of the time: with every sequence of the same weight, the choice is one of about 36
+trained tokens in a tool conversation and one of about 6 in a direct one, so that the odds are 0.64
+/ 0.36 / 5. The reward that RL starts from is just below that rate."""
 
 
 RL_WEIGHTS = [3, 3, 3, 1]
 SFT_WEIGHTS = [3, 1, 1, 3]
-"""How often a question is a product, a sum, a difference, or a sum and a difference. The warm start sees more
-of what is hard to copy: the longest expressions, and the results with the most digits."""
+"""How often a question is a product, a sum, a difference, or a sum and a difference. The warm start
+sees more of what is hard to copy: the longest expressions, and the results with the most digits."""
 
 
 def split_of(expression: str) -> Split:
-    """The one split that an expression can ever be in: no seed or size leaks a question across splits."""
+    """Return the only split of an expression: no seed or size leaks a question across splits."""
     bucket = zlib.crc32(expression.encode()) % 10
     return "val" if bucket == 0 else "sft" if bucket < 5 else "train"
 
@@ -90,7 +90,7 @@ def opening(expression: str) -> list[Row]:
 
 
 def rows(split: Literal["train", "val"], n: int, seed: int = 0) -> Iterator[Row]:
-    """`n` distinct rows for reinforcement learning or evaluation, in the dataset schema of the framework."""
+    """Yield `n` distinct rows for RL or evaluation, in the framework's dataset schema."""
     rng = random.Random(f"{split}/{seed}")
     seen: set[str] = set()
     while len(seen) < n:
@@ -111,8 +111,8 @@ def rows(split: Literal["train", "val"], n: int, seed: int = 0) -> Iterator[Row]
 def guess(value: int) -> int:
     """Round `value` to one significant digit: a guess without calculating.
 
-    It follows from the question, so that it costs the model little. An earlier prototype guessed random
-    digits, and their noise in the gradient damaged the copying that the tool branch needs.
+    It follows from the question, so that it costs the model little. An earlier prototype guessed
+    random digits, and their noise in the gradient damaged the copying that the tool branch needs.
     """
     magnitude = int(10 ** (len(str(abs(value))) - 1))
     return (abs(value) + magnitude // 2) // magnitude * magnitude * (1 if value >= 0 else -1)
@@ -133,7 +133,10 @@ def tool_conversation(rng: random.Random) -> Row:
 
 
 def result_conversation(rng: random.Random) -> Row:
-    """Only the second copy has a loss; the result is random, so it can only be read off the tool turn."""
+    """Make a tool conversation with a random result, which can only be read off the tool turn.
+
+    Only the second copy has a loss.
+    """
     expression, _ = question(rng, "sft")
     return with_call(expression, _number(rng), train_call=False)
 
@@ -172,7 +175,7 @@ def _number(rng: random.Random) -> str:
 
 
 def copy_drill(rng: random.Random) -> Row:
-    """A random line written two to five times: the quickest way found to make a small model learn to copy.
+    """Write a random line two to five times: the quickest way found to teach a small model to copy.
 
     The first line cannot be predicted, so it has no loss.
     """
@@ -229,7 +232,7 @@ def write_jsonl(path: Path, lines: Iterable[Row]) -> None:
 
 
 def prepare(out: Path, seed: int = 0) -> dict[str, int]:
-    """Write the files of all SFT stages into the folder `out`; return the number of rows by file name."""
+    """Write the files of all SFT stages into folder `out`; return the row counts by file name."""
     out.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
         write_jsonl(out / f"sft_{stage}.jsonl", sft_rows(stage, seed))

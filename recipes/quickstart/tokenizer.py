@@ -4,10 +4,10 @@
 
 writes a Hugging Face folder without weights. The build is deterministic.
 
-384 ids: 256 bytes (any text can be encoded), 121 merges and 7 tags. A digit is always one token, alone, so
-that copying a number is copying tokens. The merges are learnt from the conversations of the task itself, so
-the text that every conversation repeats costs a few tokens, and a laptop's CPU spends its time on what
-differs.
+384 ids: 256 bytes (any text can be encoded), 121 merges and 7 tags. A digit is always one token,
+alone, so that copying a number is copying tokens. The merges are learnt from the conversations of
+the task itself, so the text that every conversation repeats costs a few tokens, and a laptop's CPU
+spends its time on what differs.
 """
 
 import argparse
@@ -66,7 +66,7 @@ CHAT_TEMPLATE = """\
 
 EXAMPLES = {"12 * 34": "408", "12 + 34": "46", "56 - 34": "22", "78 - 12": "66", "12 + 78 - 56": "34"}
 
-# Text beyond the fixed block, for the merges that the task leaves over: what tools and users may say.
+# Other text of tools and users, for the merges that the task leaves over.
 OTHER_TEXT = [
     "Error: the expression is not valid.",
     "Compute the value of the expression with the calculator tool.",
@@ -111,10 +111,10 @@ def corpus() -> list[str]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Train the byte-level BPE and append the tags. The hermes tags are not "special": decoding keeps them.
+    """Train the byte-level BPE and append the tags. Decoding keeps the hermes tags (not "special").
 
-    The text is cut into words as Qwen2's own tokenizer cuts it (digits one by one). Any other cut would be
-    lost: transformers chooses the tokenizer class by the model type, and that class brings its own.
+    The text is split into words like Qwen2's tokenizer does (digits one by one). Any other split
+    would be lost: transformers picks the tokenizer class by model type, and the class has its own.
     """
     qwen = Qwen2Tokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE())

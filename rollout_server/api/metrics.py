@@ -1,4 +1,4 @@
-"""`/metrics`: plain integers count on the way; Prometheus' form is made only when it is requested."""
+"""`/metrics`: plain integer counters, rendered in Prometheus' format only on request."""
 
 from __future__ import annotations
 

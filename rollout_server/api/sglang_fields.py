@@ -1,6 +1,7 @@
 """Fields of SGLang's requests that this server does not support: some are ignored, others refused.
 
-docs/rollout_server.md shows the same tables; a test compares them. Any other unknown field is a 400.
+docs/rollout_server.md shows the same tables; a test compares them. Any other unknown field is a
+400.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Fleet:
         await asyncio.gather(*(source.stop(gently=True) for _, source in self._supervised))
 
     async def _supervise(self, member: Member, source: Source) -> None:
-        """Watch a replica that serves; restart it, with growing pauses, each time it stops serving."""
+        """Watch a serving replica; restart it, with growing pauses, each time it stops serving."""
         running, failures, backoff = True, 0, FIRST_BACKOFF_S
         loop = asyncio.get_running_loop()
         while True:
@@ -129,7 +129,7 @@ class Fleet:
             await _cancel(loading, trouble)
 
     async def _bring_to_version(self, member: Member) -> None:
-        """Load the current weights into a started replica, pause it like the others, and admit it."""
+        """Load the current weights into a started replica, pause it like the others, admit it."""
         router, weights, replica = self._router, self._router.weights, member.started
         while True:
             # Loading takes long and runs beside other updates, which may make this version an old

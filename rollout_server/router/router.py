@@ -213,7 +213,7 @@ class Router:
     # Administration
 
     async def abort(self, rid: str | None = None, session: str | None = None) -> int:
-        """Abort a request, all of a session, or (neither given) all; returns how many were aborted."""
+        """Abort a request, a session's requests, or (neither given) all; return how many."""
         if session is None:
             counts = await self.members.each(lambda replica: replica.abort(rid))
         else:

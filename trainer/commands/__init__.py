@@ -1,6 +1,7 @@
 """The trainer's commands: `agentloop train`, `eval`, `check`, `sft` and `export`.
 
-This file holds their options and help; each other file is the body of one command and is imported when it runs.
+This file holds their options and help; each other file is the body of one command and is imported
+when it runs.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def register(app: typer.Typer) -> None:
 def train(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Train a policy by reinforcement learning, as configured in a recipe.
 
-    Starts the rollout server and the trainer, runs agent loops against them, and writes outputs/<run.name>/ with
-    metrics, traces, checkpoints and report.html.
+    Starts the rollout server and the trainer, runs agent loops against them, and writes
+    outputs/<run.name>/ with metrics, traces, checkpoints and report.html.
 
     Examples:
 
@@ -86,11 +87,11 @@ def check(
     overrides: Overrides = None,
     conversations: Annotated[int, typer.Option(min=1, help="probe conversations for the chat template")] = 200,
 ) -> None:
-    """Check everything that a run needs without starting one: recipe, model, tools, reward, rows, chat template.
+    """Check a run without starting it: recipe, model, tools, reward, rows, chat template.
 
-    The chat template is proven on probe conversations: the tokens of an episode are compared with the template's own
-    rendering. The verdict is `exact`, `exact with sampled turns kept` (the differences are shown), or refused with the
-    reason.
+    The chat template is proven on probe conversations: the tokens of an episode are compared with
+    the template's own rendering. The verdict is `exact`, `exact with sampled turns kept` (the
+    differences are shown), or refused with the reason.
 
     Example: agentloop check quickstart
     """
@@ -102,9 +103,10 @@ def check(
 def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Fine-tune a model on conversations with tool calls. The loss is on the assistant's turns.
 
-    Rows are {messages, tools} or {text}, in .jsonl or .parquet files. The trained ids are those that the model would
-    have to sample in a rollout of the conversation. Writes outputs/<run.name>/ with metrics, checkpoints and the
-    finished model, which `agentloop serve` and a training recipe can load.
+    Rows are {messages, tools} or {text}, in .jsonl or .parquet files. The trained ids are those
+    that the model would have to sample in a rollout of the conversation. Writes outputs/<run.name>/
+    with metrics, checkpoints and the finished model, which `agentloop serve` and a training recipe
+    can load.
 
     Examples:
 
@@ -114,8 +116,8 @@ def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry
 
       agentloop sft --config sft.yaml --resume
 
-    `agentloop config --sft` prints every key with its meaning; docs/sft.md explains the format of the data. Ctrl-C
-    saves a checkpoint and prints the command that continues the run.
+    `agentloop config --sft` prints every key with its meaning; docs/sft.md explains the format of
+    the data. Ctrl-C saves a checkpoint and prints the command that continues the run.
     """
     from trainer.commands.sft import sft_command
 
@@ -139,14 +141,15 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace an existing model in --out")] = False,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder: weights, configuration, tokenizer and chat template.
+    """Write a checkpoint as a Hugging Face folder: weights, config, tokenizer, chat template.
 
-    transformers, SGLang, vLLM and `agentloop serve` load such a folder. The weights are safetensors, in files of 4 GB
-    at most. The folder appears under its name when it is complete. Checkpoints of any number of ranks are read in one
-    process, on the CPU, one tensor at a time, so memory does not grow with the model.
+    transformers, SGLang, vLLM and `agentloop serve` load such a folder. The weights are
+    safetensors, in files of 4 GB at most. The folder appears under its name when it is complete.
+    Checkpoints of any number of ranks are read in one process, on the CPU, one tensor at a time, so
+    memory does not grow with the model.
 
-    `best` is the checkpoint with the highest evaluation reward (for `agentloop sft`: the lowest loss) among those that
-    the run has kept.
+    `best` is the checkpoint with the highest evaluation reward (for `agentloop sft`: the lowest
+    loss) among those that the run has kept.
 
     Examples:
 

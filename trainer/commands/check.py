@@ -1,4 +1,4 @@
-"""`agentloop check`: the checks that a run makes before it starts, and the proof of its chat template."""
+"""`agentloop check`: the checks before a run starts, and the proof of its chat template."""
 
 from __future__ import annotations
 

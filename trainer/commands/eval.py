@@ -44,12 +44,12 @@ MODEL = "model"
 COUNTS = ("episodes", "failed")
 ENDS = ("tool_calls_mean", "response_tokens_mean")
 HEADS = {"reward_mean": "reward", "tool_calls_mean": "tools", "response_tokens_mean": "tokens"}
-"""The table's first and last columns, and their headings. The columns between depend on `eval.n`."""
+"""The table's first and last columns, and the headings. `eval.n` decides the columns between."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The weights to evaluate: the recipe's model as it is, a checkpoint, or a folder of weights."""
+    """The weights to evaluate: the recipe's model unchanged, a checkpoint, or a weights folder."""
 
     label: str
     step: int = 0
@@ -140,7 +140,7 @@ async def _evaluate(
 async def _server(
     recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
 ) -> AsyncIterator[str]:
-    """Yield the URL of a server with the weights to evaluate: the recipe's `rollout.url`, or one that is started."""
+    """Yield the URL of a server with the weights: the recipe's `rollout.url`, or a new server's."""
     if recipe.rollout.url is not None:
         yield recipe.rollout.url
         return
@@ -169,10 +169,13 @@ async def _server(
 
 
 async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Path, log: Path) -> None:
-    """Export a checkpoint to a folder that a server can load, in a child process: this one does not import torch.
+    """Export a checkpoint to a folder that a server can load.
+
+    Runs in a child process, because this process does not import torch.
 
     Raises:
-        RunDirError: the checkpoint does not belong to the recipe's model; the message has the end of the child's log.
+        RunDirError: the checkpoint does not belong to the recipe's model; the message has the end
+            of the child's log.
     """
     command = [
         sys.executable, "-P", "-m", "agentloop.commands.main", "export", str(checkpoint), "--out", str(weights),

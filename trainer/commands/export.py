@@ -18,7 +18,7 @@ LAST, BEST = "last", "best"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint, with the model and LoRA alpha from its run's configuration; empty without a run directory."""
+    """A checkpoint, and the model and LoRA alpha of its run (empty without a run directory)."""
 
     path: Path
     step: int
@@ -132,7 +132,7 @@ def _chosen(run: RunDir, states: list[CheckpointState], step: str) -> Checkpoint
 
 
 def _best(run: RunDir, existing: str) -> CheckpointState:
-    """Return the checkpoint with the best value of the run's metric; for fine-tuning, the lowest loss."""
+    """Return the checkpoint with the run's best metric; for fine-tuning, the lowest loss."""
     config = json.loads(run.config_file.read_text()) if run.config_file.is_file() else {}
     compares = {"best_metric": "eval/loss", "best_is": "lowest"}
     if "stages" not in config:
@@ -148,7 +148,7 @@ def _best(run: RunDir, existing: str) -> CheckpointState:
 
 
 def _read(run: RunDir) -> tuple[dict[str, Any], float | None]:
-    """Return section `model` and LoRA alpha from the configuration of a training or fine-tuning run."""
+    """Return section `model` and the LoRA alpha of a training or fine-tuning run."""
     if not run.config_file.is_file():
         return {}, None
     config = json.loads(run.config_file.read_text())

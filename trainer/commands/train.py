@@ -72,7 +72,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
 
 
 def hide_tokens(recipe: Recipe) -> dict[str, Any]:
-    """Return the resolved recipe as plain data without secrets, for files, the report and loggers."""
+    """Return the resolved recipe as plain data without secrets: for files, report and loggers."""
     resolved: dict[str, Any] = json.loads(recipe.model_dump_json())
     for key in ("token", "admin_token"):
         if resolved["rollout"][key]:

@@ -1,7 +1,8 @@
 """The stream that a command writes to.
 
-On a terminal, a progress bar is at the bottom and lines have some colour. Anywhere else (a pipe, a file, CI, NO_COLOR),
-the same lines are plain text without control codes, so that they can be searched and kept.
+On a terminal, a progress bar is at the bottom and lines have some colour. Anywhere else (a pipe, a
+file, CI, NO_COLOR), the same lines are plain text without control codes, so that they can be
+searched and kept.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Console:
         self._evals = 0
         self._spinner = Spinner("dots")
 
-    # -- set-up -------------------------------------------------------------------------------------------------------
+    # -- set-up ------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -132,10 +133,10 @@ class Console:
             self._rich.file.write(f"{self._phase_note} ... ")
             self._rich.file.flush()
 
-    # -- the steps ----------------------------------------------------------------------------------------------------
+    # -- the steps ---------------------------------------------------------------------------------
 
     def progress(self, done: int, total: int, label: str) -> None:
-        """Report the progress of a step's episodes or of an evaluation. Cheap: the bar is drawn four times a second."""
+        """Report progress within a step or an evaluation. Cheap: drawn four times a second."""
         self._progress = (done, total, label)
         if self._terminal and self._live is None:
             self._show_live()
@@ -150,7 +151,7 @@ class Console:
                 self._reported_label = ""
 
     def step(self, metrics: Metrics, total_steps: int) -> None:
-        """Print the line of a finished step. Keys are those of docs/metrics.md; any may be missing."""
+        """Print the line of a finished step. Keys as in docs/metrics.md; any may be missing."""
         self._step, self._total = int(finite(metrics.get("step")) or 0), total_steps
         duration = finite(metrics.get("step/time_s"))
         if duration is not None:
@@ -191,7 +192,7 @@ class Console:
             self._print("")
             self._lines_since_header = None  # the samples separate the step lines from their header
 
-    # -- messages ------------------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------
 
     def notice(self, text: str) -> None:
         """Print an informational message."""
@@ -251,7 +252,7 @@ class Console:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- drawing ----------------------------------------------------------------------------------------------------
+    # -- drawing -----------------------------------------------------------------------------------
 
     @property
     def _width(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Lines of text for steps and evaluations: which columns fit, and what a cell shows. Pure functions."""
+"""Lines of text for steps and evaluations: columns that fit, cells. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORTEST_WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the step lines. On a narrow terminal, columns with a larger `keep` are dropped first."""
+    """A column of the step lines. A narrow terminal drops the columns with the largest `keep`."""
 
     title: str
     width: int
@@ -38,8 +38,8 @@ COLUMNS = (
     Column("time", 6, "", 1),
     Column("waited", 12, "dim", 6),
 )
-"""tools: calls per episode; tokens: response tokens per episode; roll/s, train/s: tokens per second;
-waited: seconds that the trainer waited for episodes, or the engine for the trainer."""
+"""tools: calls per episode; tokens: response tokens per episode; roll/s, train/s: tokens per
+second; waited: seconds that the trainer waited for episodes, or the engine for the trainer."""
 
 
 def fit_columns(total_steps: int, width: int | None) -> tuple[list[Column], str]:
@@ -89,7 +89,7 @@ def eval_line(metrics: Metrics, first_reward: float | None) -> Text:
 
     facts = ""
     for key, value in metrics.items():
-        # pass@k and maj@k of all rows; those of each data source have two slashes and would be too many.
+        # pass@k and maj@k of all rows. Keys with two slashes are per data source: too many.
         if "@" in key and key.count("/") == 1 and not key.endswith("@1"):
             facts += f"  {key.removeprefix('eval/')} {number(finite(value))}"
     for key, label in (("tool_calls_mean", "tools"), ("episodes", "episodes"), ("failed", "failed")):

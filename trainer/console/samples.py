@@ -32,8 +32,8 @@ def sample_lines(sample: Mapping[str, Any], rich: RichConsole, width: int) -> It
     """Yield the lines of one decoded episode.
 
     Args:
-        sample: `step`, `messages` (`Trajectory.messages`) and `reward`; optionally `task_id`, `stop_reason`, `error`
-            and `expected`, the correct answer.
+        sample: `step`, `messages` (`Trajectory.messages`) and `reward`; optionally `task_id`,
+            `stop_reason`, `error` and `expected`, the correct answer.
         width: columns of the output.
     """
     reward = finite(sample.get("reward"))

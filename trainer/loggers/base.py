@@ -19,8 +19,8 @@ class LoggerRun:
         name: `run.name`.
         config: the resolved recipe as plain data, without secrets.
         folder: the logger's folder in the run directory. It exists, and survives a resume.
-        resumed_at: the step that a resumed run continues from; later steps are logged again. -1 if the run starts
-            over, None for a new run.
+        resumed_at: the step that a resumed run continues from; later steps are logged again. -1 if
+            the run starts over, None for a new run.
     """
 
     name: str
@@ -40,7 +40,7 @@ class LoggerRun:
 
 
 class MetricLogger(Protocol):
-    """A destination of metrics. Constructed as `Logger(run, **options)`; all calls come from one thread.
+    """A destination of metrics: `Logger(run, **options)`. All calls come from one thread.
 
     Attributes:
         library: optional; the module that the logger needs. It is looked for before the run starts.
@@ -49,7 +49,7 @@ class MetricLogger(Protocol):
     library: ClassVar[str]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step's metrics. A step may come twice with different keys: a background evaluation ends later."""
+        """Write a step's metrics. A background evaluation may add keys to an earlier step."""
         ...
 
     def close(self, *, failed: bool) -> None:

@@ -18,12 +18,12 @@ LONGEST_PARAM = 500
 class MlflowLogger:
     """A run of an MLflow experiment.
 
-    A resumed run keeps its id. For steps that are done again, MLflow keeps both values and shows the later one as the
-    latest.
+    A resumed run keeps its id. For steps that are done again, MLflow keeps both values and shows
+    the later one as the latest.
 
     Args:
         experiment: created if it does not exist.
-        tracking_uri: a server, `sqlite:///file.db`, ...; null: MLFLOW_TRACKING_URI, or MLflow's default.
+        tracking_uri: server, `sqlite:///file.db`, ...; null: MLFLOW_TRACKING_URI, or the default.
     """
 
     library = "mlflow"

@@ -1,4 +1,4 @@
-"""Logger for TensorBoard. It writes event files without torch, which the main process does not import."""
+"""Logger for TensorBoard. Writes event files without importing torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from trainer.loggers.base import LoggerRun
 
 
 class TensorboardLogger:
-    """Write event files to `<run>/loggers/tensorboard`; view them with `tensorboard --logdir outputs`.
+    """Write event files to `<run>/loggers/tensorboard`. View: `tensorboard --logdir outputs`.
 
-    Steps that a resumed run does again are replaced: TensorBoard drops the points after the step that the run continues
-    from.
+    Steps that a resumed run does again are replaced: TensorBoard drops the points after the step
+    that the run continues from.
 
     Args:
         folder: another folder to write to, relative to the working directory.

@@ -190,7 +190,7 @@ class Loggers:
             raise
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Send a line of `metrics.jsonl` to all loggers: its finite numbers, under the same keys."""
+        """Send a line of `metrics.jsonl` to all loggers: its finite numbers, same keys."""
         numbers = {key: float(value) for key, value in metrics.items() if key != "step" and _is_number(value)}
         for thread in self._threads:
             thread.put(int(metrics["step"]), numbers)

@@ -10,10 +10,10 @@ from trainer.loggers.base import LoggerRun
 
 
 class WandbLogger:
-    """A run at Weights & Biases; `mode: offline` writes it to `<run>/loggers/wandb` for a later `wandb sync`.
+    """A run at Weights & Biases. `mode: offline` writes to `<run>/loggers/wandb` for `wandb sync`.
 
-    A resumed run keeps its id. Steps that are done again appear twice, because wandb cannot remove a point. `step` is
-    the x axis of all charts, because wandb's own counter cannot decrease.
+    A resumed run keeps its id. Steps that are done again appear twice, because wandb cannot remove
+    a point. `step` is the x axis of all charts, because wandb's own counter cannot decrease.
 
     Args:
         options: arguments of `wandb.init`: entity, group, tags, mode, ...

@@ -282,7 +282,7 @@ class _SampledStream:
         return len(self._number)
 
     def place(self, number: int, position: int) -> int:
-        """Find the last token of sample `number` at or before `position`; return its stream index."""
+        """Return the stream index of the last token of sample `number` at or before `position`."""
         candidates = np.flatnonzero((self._number == number) & (self._position <= position))
         return int(candidates[-1])
 

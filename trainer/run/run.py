@@ -160,7 +160,7 @@ class TrainRun:
     async def _step(
         self, step: int, trainer: StepTrainer, producer: Producer
     ) -> tuple[dict[str, Any], list[Trajectory]]:
-        """Run one step; return its metrics and a few samples. The other trajectories are released."""
+        """Run one step; return its metrics and a few samples. Release the other trajectories."""
         trained = await trainer.run(step, producer)
 
         trace, trajectories = self._recipe.trace, trained.trajectories

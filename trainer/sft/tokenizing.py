@@ -1,17 +1,16 @@
 """Turn rows into the token ids and mask that a rollout of the same conversation would have.
 
 A conversation `system, user, assistant, tool, assistant` is assembled by the `ChatRenderer` as in
-an agent loop (`E` is the end-of-turn token):
+an agent loop (`G` is the generation prompt `<|im_start|>assistant\\n`, `E` the end-of-turn token):
 
-    ids   ..question..<|im_start|>assistant\\n | 12 + 3 E | \\n..result..<|im_start|>assistant\\n | #### 15 E
-    from  start(messages before the turn)    | turn_ids | extend(messages that follow)        | turn_ids
-    mask  0                                  | 1        | 0                                   | 1
+    ids   ..question.. G         | 12 + 3 E | \\n ..result.. G         | #### 15 E
+    from  start(messages before) | turn_ids | extend(messages after) | turn_ids
+    mask  0                      | 1        | 0                      | 1
 
-The prompt is tokenized, the model has to sample the ids of its turn, what follows is tokenized and
-appended. The ids of a turn are therefore the ones that the model produces in a rollout, never
-merged across the border of a segment, and earlier turns stay as sampled even where the template
-would render them differently later. The end-of-turn token is trained, the template's generation
-prompt is not.
+The prompt and the messages between turns are tokenized; a turn's ids are the ones that the model has
+to sample in a rollout. Tokens are never merged across a segment border, and earlier turns stay as
+sampled even where the template would later render them differently. The end-of-turn token is
+trained, the generation prompt is not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""`<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\\n```json\\n{..}\\n```<｜tool▁call▁end｜>`: DeepSeek
-V3 and R1.
+"""The call format of DeepSeek V3 and R1; V3.1 writes the call on one line.
 
-V3.1 writes `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{..}<｜tool▁call▁end｜>`. Both put the calls of a turn
-between `<｜tool▁calls▁begin｜>` and `<｜tool▁calls▁end｜>`.
+    V3   <｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\\n```json\\n{..}\\n```<｜tool▁call▁end｜>
+    V3.1 <｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{..}<｜tool▁call▁end｜>
+
+Both put a turn's calls between `<｜tool▁calls▁begin｜>` and `<｜tool▁calls▁end｜>`.
 """
 
 from __future__ import annotations

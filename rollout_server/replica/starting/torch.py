@@ -1,4 +1,4 @@
-"""Replicas that are child processes of `python -m rollout_server`, each with one embedded engine."""
+"""Replicas as `python -m rollout_server` child processes, each with one embedded engine."""
 
 from __future__ import annotations
 

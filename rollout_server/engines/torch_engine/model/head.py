@@ -31,7 +31,7 @@ class FullPrecisionHead(torch.nn.Module):
 
     @classmethod
     def install(cls, model: Any) -> FullPrecisionHead | None:
-        """Replace the output layer of `model`, if it is a linear one in half precision; else None."""
+        """Replace `model`'s output layer if it is linear and half precision; else return None."""
         linear = model.get_output_embeddings()
         if not isinstance(linear, torch.nn.Linear) or linear.weight.dtype == torch.float32:
             return None

@@ -213,7 +213,7 @@ class PromptImageReader:
         """The patches of the image in `text`, whose pads are `[start, end)`.
 
         Raises:
-            RequestError: it is not an image, it is too large, or it becomes another number of tokens.
+            RequestError: not an image, too large, or its number of tokens differs.
         """
         data = _data(text, field)
         try:
