@@ -7,7 +7,7 @@ an agent loop (`G` is the generation prompt `<|im_start|>assistant\\n`, `E` the 
     from  start(messages before) | turn_ids | extend(messages after) | turn_ids
     mask  0                      | 1        | 0                      | 1
 
-The prompt and the messages between turns are tokenized; a turn's ids are the ones that the model has
+The prompt and the messages between turns are tokenized; a turn's ids are those that the model has
 to sample in a rollout. Tokens are never merged across a segment border, and earlier turns stay as
 sampled even where the template would later render them differently. The end-of-turn token is
 trained, the generation prompt is not.
