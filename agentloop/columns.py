@@ -91,7 +91,7 @@ class TokenIds(Column[int]):
         self._data = _int32(ids)
 
     def extend(self, ids: Iterable[int]) -> None:
-        """Append ids: all of them, or none when one is refused."""
+        """Append ids; if one is refused, append none."""
         self._data.extend(_int32(ids))
 
     def tolist(self, begin: int = 0, end: int | None = None) -> list[int]:
@@ -164,7 +164,7 @@ class Logprobs(Column["float | None"]):
         self._data = _float64(logprobs)
 
     def extend(self, logprobs: Iterable[float | None]) -> None:
-        """Append logprobs: all of them, or none when one is refused."""
+        """Append logprobs; if one is refused, append none."""
         self._data.extend(_float64(logprobs))
 
     def extend_none(self, tokens: int) -> None:
@@ -172,7 +172,7 @@ class Logprobs(Column["float | None"]):
         self._data.frombytes(_NO_LOGPROB_BYTES * tokens)
 
     def bits(self) -> array[int]:
-        """Return a copy of the entries as 64-bit patterns, which tell None from every other NaN."""
+        """Return a copy of the entries as 64-bit patterns, which tell None from any other NaN."""
         return array("Q", self._data.tobytes())
 
     def tolist(self, begin: int = 0, end: int | None = None) -> list[float | None]:
@@ -281,7 +281,7 @@ def _float64(logprobs: Iterable[float | None]) -> array[float]:
     logprobs = logprobs if isinstance(logprobs, list) else list(logprobs)
     try:
         return array("d", logprobs)
-    except TypeError:  # None among them, or something that is refused below
+    except TypeError:  # there is a None, or an entry that is refused below
         return array("d", [_NO_LOGPROB if value is None else value for value in logprobs])
 
 

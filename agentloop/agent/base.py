@@ -26,5 +26,5 @@ class AgentLoop(ABC):
     async def run(self, episode: Episode) -> None:
         """Drive one episode: `episode.generate()`, `episode.call_tools()`, `episode.observe()`.
 
-        They raise `EpisodeEnd` when a budget is used up. Do not catch it: the runner handles it.
+        They raise `EpisodeEnd` when a budget is used up. Do not catch it; the runner does.
         """

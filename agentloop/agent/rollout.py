@@ -24,7 +24,7 @@ from agentloop.tool.session import Toolset
 from agentloop.types import Task, Trajectory
 
 SINGLE_TURN = "single_turn_agent"
-"""The one agent whose turns need no continuation, so the template does not have to support any."""
+"""The only agent that never continues a turn, so that any template will do."""
 
 PROBES = 40
 """Probe conversations of the template's proof; they take a third of a second."""
@@ -49,8 +49,8 @@ async def rollout(
 ) -> AsyncIterator[list[Trajectory]]:
     """Run an agent loop over rows, and yield each episode when it finishes.
 
-    An episode that fails is yielded too, with its `status` and `error`; its failure ends nothing
-    else. Leaving the loop early cancels the episodes that are still running.
+    Failed episodes are yielded too, with `status` and `error`; they do not stop the others. Leaving
+    the loop early cancels the episodes that are still running.
 
     Args:
         url: a rollout server (`agentloop serve`), or a plain SGLang server.

@@ -1,4 +1,4 @@
-"""Run one sample from its task to scored trajectories. A failure stays inside its episode."""
+"""Run one sample, from its task to scored trajectories. A failure stays within its episode."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EpisodeRunner:
         reward: scores an episode; None: the sum of its step rewards.
         reward_timeout_s: time limit of the reward function, and of the tools' rewards together.
         context_length: of the server's model.
-        interactions: those that rows may name; None: rows name none.
+        interactions: the interactions that rows may name; None: no row has one.
     """
 
     def __init__(
@@ -134,16 +134,15 @@ class EpisodeRunner:
 
     @staticmethod
     async def _run_loop(loop: AgentLoop, episode: Episode) -> None:
-        """Drive an episode until its loop returns or a limit is reached; the episode notes
-        which."""
+        """Drive an episode until its loop returns or it reaches a limit, which it records."""
         try:
             async with asyncio.timeout(episode.config.episode_timeout_s) as clock:
                 await loop.run(episode)
         except EpisodeEnd as end:
-            episode.stop_reason = end.reason  # also when it was a fork that ran out
+            episode.stop_reason = end.reason  # also if the limit was reached in a fork
         except TimeoutError:
             if not clock.expired():
-                raise  # not our clock: something that the loop called timed out
+                raise  # not our time limit: something that the loop called timed out
             episode.stop_reason = StopReason.TIMEOUT
 
     async def _tool_rewards(self, session: ToolSession) -> dict[str, float]:
@@ -162,10 +161,10 @@ class EpisodeRunner:
         return verdicts
 
     async def _score(self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float]) -> Outcome:
-        """Return reward and parts of an episode; `verdicts` are its tools' rewards by name.
+        """Return an episode's reward and its parts; `verdicts` holds its tools' rewards by name.
 
         Raises:
-            RewardError: as `_call_reward`.
+            RewardError: see `_call_reward`.
         """
         parts = dict(verdicts)
         steps = [step for trajectory in trajectories for step in trajectory.step_rewards]
@@ -180,7 +179,7 @@ class EpisodeRunner:
     async def _call_reward(
         self, function: RewardFunction, task: Task, main: Trajectory
     ) -> tuple[float, dict[str, float], str | None]:
-        """Return the score, the parts and the answer that a reward function gives an episode.
+        """Call the reward function; return an episode's score, its parts and its answer.
 
         Raises:
             RewardError: the function raised, took too long or did not return finite numbers.

@@ -1,5 +1,4 @@
-"""`tool_agent`: generate, run the tool calls, and repeat until a turn without a call gets no
-answer."""
+"""`tool_agent`: generate, run the tool calls, repeat; ends when nothing answers a turn."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from agentloop.types import StopReason
 
 
 class ToolAgent(AgentLoop):
-    """Offer the recipe's tools. Malformed calls are answered, so that the model can correct them.
+    """Offer the recipe's tools. Malformed calls get an error, which the model can correct.
 
     A turn without a call goes to the row's interaction, if it has one; the episode ends when the
     interaction is done.
@@ -28,7 +27,7 @@ class ToolAgent(AgentLoop):
                     return
                 continue
 
-            episode.check_budget()  # without a further turn, the results of calls would not be read
+            episode.check_budget()  # end here if no turn is left to read the results
             if turn.tool_calls:
                 await episode.call_tools(turn.tool_calls)
             episode.answer_malformed(turn)

@@ -1,8 +1,8 @@
 """Messages to ids, and sampled ids to messages, for any model with a chat template.
 
 Messages and the ids of a trajectory come in; the ids to append go out, and sampled turns come back
-as text, reasoning and tool calls. What was sampled is never rendered, decoded or encoded again. In
-the order in which messages meet the files:
+as text, reasoning and tool calls. Sampled tokens are never rendered, decoded or encoded again. The
+files, in the order of use:
 
     renderer       `ChatRenderer`: start a conversation, extend it, parse sampled turns
     template       `Template`: a chat template, rendered as text; environment: its Jinja environment

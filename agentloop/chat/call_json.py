@@ -1,7 +1,7 @@
 """Read JSON that a model wrote: strictly, and only values that the rest of the system can handle.
 
 The values of a call go to tools, into the next prompt and into the trace. A value that one of them
-cannot handle makes the call malformed, which is reported to the model; it never fails the run.
+cannot handle makes the call malformed: the model is shown the reason, and the run continues.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import Any, NoReturn
 
 DEEPEST = 64
-"""Most levels of nesting that are read."""
+"""Maximum levels of nesting."""
 
 _SPACE = re.compile(r"\s*")
 
@@ -47,7 +47,7 @@ def read_json(text: str, start: int) -> tuple[Any, int]:
 
 
 def _integer(digits: str) -> int:
-    # Length first: converting thousands of digits is slow, and Python refuses it in the end.
+    # Check the length first: converting thousands of digits is slow, and Python may refuse it.
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
         raise CallError("an integer of more than 64 bits")
     return int(digits)

@@ -1,13 +1,12 @@
 """The Jinja environment of chat templates: transformers' settings, with faster lookups.
 
 A chat template reads about thirty dict attributes and writes several JSON values in each rendering.
-Both have a quick path here that gives the same result, and saves a third of the time of a
-rendering.
+Both have a fast path here with the same result, which saves a third of the rendering time.
 
 transformers keeps one compiled template for each text and uses it in `apply_chat_template`, so that
-object is never changed. Templates are compiled here in an overlay: an environment of our own that
-starts with everything transformers sets (the sandbox, the `generation` tag, loop controls,
-`raise_exception`, `strftime_now`) and holds its own filters and lookups.
+object is never changed. Templates are compiled here in an overlay: an environment that starts with
+everything transformers sets (the sandbox, the `generation` tag, loop controls, `raise_exception`,
+`strftime_now`) and adds filters and lookups.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def compile_template(text: str) -> Any:
 
 
 def _chat_environment() -> Any:
-    """Return a new environment with transformers' settings and the quick paths below."""
-    # The settings do not depend on the template, so an empty one is enough to get at them.
+    """Return a new environment with transformers' settings and the fast paths below."""
+    # The settings do not depend on the template: an empty one gives access to them.
     theirs = _compile_jinja_template("").environment
 
     # An overlay shares its dicts with the original: replace them, never write into them.
@@ -75,7 +74,7 @@ def _tojson(slow: Callable[..., str], value: Any, *args: Any, **options: Any) ->
 def _getattr(slow: Callable[[Any, str], Any], value: Any, name: str) -> Any:
     """Look up `value.name` with Jinja's rules: an attribute first, then an item.
 
-    The quick path returns a dict's item, unless a dict method of that name hides the item.
+    The fast path returns a dict's item, unless a dict method of that name hides it.
     """
     if type(value) is dict and name in value and name not in _DICT_ATTRIBUTES:
         return value[name]

@@ -27,7 +27,7 @@ IMAGE_KEYS = ("image", "image_url")
 
 @dataclass(frozen=True, slots=True)
 class ImageTokens:
-    """How the images of a model count in tokens.
+    """The numbers of tokens that a model's images take.
 
     Attributes:
         placeholder: id of the token that represents a part of an image (`<|image_pad|>`).

@@ -1,15 +1,14 @@
-"""`ChatRenderer`: from messages to ids and back, without ever rendering again what was sampled.
+"""`ChatRenderer`: from messages to ids and back. Sampled tokens are never rendered again.
 
 The prompt of turn k+1 is the trajectory so far plus `extend(...)`. To find what to append, `extend`
-renders a short conversation that is known, a question and an answer, with the new messages after
-them: the text after the answer is the template's own, whatever the real history is. So the cost
-does not grow with the history. With the ChatML template, for one tool message:
+renders a short known conversation, a question and an answer, followed by the new messages: the
+template wrote the text after the answer, whatever the real history is. So the cost does not grow
+with the history. With the ChatML template, for one tool message:
 
     rendered   ...<|im_start|>assistant\\nANSWER<|im_end|>\\n<|im_start|>user\\n...
     appended                                    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 
-A template for which this does not hold, because it changes earlier turns or counts them, is
-refused.
+A template that does not work this way, because it changes or counts earlier turns, is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ REMEMBERED_CHARACTERS = 32_000
 """Renderings of longer messages are not cached."""
 
 REASONING_OPENINGS = ("<think>", "[THINK]", "<|START_THINKING|>")
-"""If a generation prompt ends in one of these, the model begins inside of its reasoning."""
+"""If a generation prompt ends in one of these, the model's turn begins with reasoning."""
 
 
 class ChatRenderer:
@@ -129,12 +128,12 @@ class ChatRenderer:
         messages: Sequence[Message],
         tools: Tools = None,
     ) -> list[int]:
-        """Return the ids to append so that the model can speak after the new `messages`.
+        """Return the ids to append, so that the model can continue after the new `messages`.
 
-        They begin with what the sampled turn lacks of its end: the end-of-turn token after a
-        `length` stop, and the separator that the template puts after that token. What the model
-        sampled of it already is not repeated; that may also be the token that opens the next turn
-        (GLM), or one that ends the last turn of a conversation (gpt-oss' `<|return|>`).
+        They begin with the missing part of the sampled turn's end: the end-of-turn token after a
+        `length` stop, and the separator that the template puts after that token. Tokens that the
+        model has sampled are not repeated, including the token that opens the next turn (GLM) or
+        ends the last turn of a conversation (gpt-oss' `<|return|>`).
 
         Args:
             token_ids: the trajectory so far; it ends in a sampled turn.
@@ -273,7 +272,7 @@ class ChatRenderer:
         return known
 
     def _called_names(self, token_ids: Sequence[int], messages: Sequence[Message]) -> tuple[str, ...]:
-        """Return the names of the tools whose results come first in the new messages.
+        """Return the names of the tools whose results lead the new messages.
 
         Some templates write them. A result without a name gets that of the call in the last turn.
         """
@@ -309,7 +308,7 @@ class ChatRenderer:
         ids, lead = found.ids, found.lead
         key = found.closed or lead
 
-        # Longest first: that token and a part of the separator after it.
+        # The longest match first: that token and a part of the separator after it.
         for end in range(lead, key, -1):
             if array("i", token_ids[key - end - 1 :]) == ids[key - 1 : end]:
                 return end
@@ -337,11 +336,11 @@ class ChatRenderer:
 
     @cached_property
     def generation_prompt_ids(self) -> list[int]:
-        """The ids that the template adds for the model to speak."""
+        """The ids of the generation prompt."""
         return self.encoder.encode(self._generation_prompt())
 
     def _generation_prompt(self) -> str:
-        """Return the text that the template adds for the model to speak; empty if it adds none."""
+        """Return the text of the generation prompt; empty if the template has none."""
         without = self.template.render([user(QUESTION)], None, generate=False)
         prompted = self.template.render([user(QUESTION)], None, generate=True)
         if prompted.startswith(without) and len(prompted) > len(without):
@@ -385,8 +384,8 @@ class ChatRenderer:
     def begins_with_prompt(self, message: Message) -> bool:
         """Whether the template writes this message, at the end, after the generation prompt.
 
-        With `enable_thinking: false` the prompt closes the reasoning, so a turn that has some does
-        not.
+        With `enable_thinking: false` the prompt closes the reasoning, so a turn with reasoning does
+        not follow it.
         """
         emulated = emulate_tool_role([message], None)[0] if self._emulates_tool_role else message
         prompt = self.template.render([user(QUESTION)], None, generate=True)

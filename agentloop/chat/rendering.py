@@ -18,7 +18,7 @@ MARK = "\ue0a7"
 """A private-use character that encloses the number of a control token during rendering."""
 
 LONGEST_CONTROL = 256
-"""Most characters of a control token."""
+"""Maximum characters of a control token."""
 
 MOST_SCHEMAS = 1024
 """Largest number of tool schema lists that are remembered."""
@@ -45,7 +45,7 @@ class Rendering:
         self._marked: dict[int, bool] = {}
 
     def schemas_key(self, tools: Tools) -> int:
-        """Return a number that stands for these schemas; 0 for none.
+        """Return a number that identifies these schemas; 0 for no schemas.
 
         Lists of the same objects are recognized by identity, without reading them.
         """
@@ -66,7 +66,7 @@ class Rendering:
         return known[0]
 
     def renders(self, messages: Sequence[Message], tools: Tools = None) -> bool:
-        """Whether the template takes these messages."""
+        """Whether the template accepts these messages."""
         try:
             self.template.render(messages, tools, generate=False)
         except ModelError:
@@ -108,7 +108,7 @@ class Rendering:
         return self._has_marks(list(messages)) or self._tools_have_marks(tools)
 
     def harmless(self, text: str) -> str:
-        """Return a name that the model made up in a form that is safe in the probe's turn."""
+        """Return a name made up by the model in a form that is safe in the probe's turn."""
         return text if self.encoder.is_plain(text) and MARK not in text else self._protect(text)
 
     def _has_marks(self, contents: Any) -> bool:

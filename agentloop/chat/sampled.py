@@ -48,7 +48,7 @@ class SampledText:
         return f"SampledText({self.text!r}, {self._controls!r})"
 
     def find(self, tag: str, start: int = 0, end: int | None = None) -> int:
-        """Return the first position of `tag` inside of `text[start:end]`; -1 if it is not there."""
+        """Return the first position of `tag` within `text[start:end]`, or -1."""
         if tag not in self._known:
             return self._find_text(tag, start) if end is None else self.text.find(tag, start, end)
 
@@ -85,7 +85,7 @@ class SampledText:
         return skip_space(self.text, position)
 
     def cut(self, start: int, end: int | None = None) -> SampledText:
-        """Return the part from `start` to `end`, with the control tokens that lie inside of it."""
+        """Return the part from `start` to `end`, with its control tokens."""
         start, end, _ = slice(start, end).indices(len(self.text))
         inside = {
             place - start: spelling

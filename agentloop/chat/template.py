@@ -16,7 +16,7 @@ class Template:
     """Renders conversations as text, in a sandboxed Jinja environment with transformers' settings.
 
     `apply_chat_template` deep-copies every message and builds a new special-tokens map in each
-    call, which costs three times the rendering itself. Here both are done once, or not at all.
+    call, which costs three times the rendering itself. Here both are done once or never.
 
     Args:
         tokenizer: its special tokens are variables of the template (`bos_token`, `eos_token`).
@@ -29,7 +29,7 @@ class Template:
     """
 
     def __init__(self, tokenizer: Any, text: str | None, variables: Mapping[str, Any]) -> None:
-        # Imported late: it loads transformers, which takes a second.
+        # Imported here because it loads transformers, which takes a second.
         from agentloop.chat.environment import compile_template
 
         own = text or tokenizer.chat_template

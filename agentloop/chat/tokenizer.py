@@ -16,7 +16,7 @@ SHORT, REMEMBERED = 24, 8192
 """Texts of at most `SHORT` characters are cached, up to `REMEMBERED`: keys, roles, names."""
 
 LONG, LONG_REMEMBERED = 32_000, 32
-"""The last longer texts are cached too: many rows share a system message with tool schemas."""
+"""The latest longer texts are cached too: many rows share a system message with tool schemas."""
 
 _ONE = "\ue0a8"
 """A private-use character that serves as the only control token of a second tokenizer."""
@@ -122,7 +122,7 @@ class SafeEncoder:
         return self._matches_normalized and self.pattern.search(self._normalized(text)) is not None
 
     def is_plain(self, text: str) -> bool:
-        """Whether `text` contains no control token and cannot form one with the text beside it."""
+        """Whether `text` contains no control token and cannot form one with adjacent text."""
         if len(text) > SHORT:
             return not (self.has_control(text) or self._may_join(text))
 

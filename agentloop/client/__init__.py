@@ -1,7 +1,7 @@
 """The client of the rollout server: tokens in; tokens, logprobs and policy versions out.
 
 A prompt comes in as token ids; a `GenerateResult` goes out, checked against the token law. The
-files, in the order in which a request meets them:
+files, in the order of a request:
 
     client        `GenerateClient`: build the request, send it, check the answer; `Generator`: the
                   protocol that episodes depend on

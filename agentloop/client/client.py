@@ -1,4 +1,4 @@
-"""`GenerateClient`: one call; tokens in; tokens, logprobs and policy versions out."""
+"""`GenerateClient`: tokens in; tokens, logprobs and policy versions out, in one call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agentloop.types import StopReason
 from agentloop.wire import SESSION_HEADER, GenerateResponse, SamplingParams
 
 RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
-"""Statuses after which a request is sent again; any other is the request's own fault."""
+"""Statuses after which a request is sent again; any other means that the request is wrong."""
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class GenerateResult:
 
 
 class Generator(Protocol):
-    """The one call through which an episode uses a policy."""
+    """The only interface between an episode and a policy."""
 
     async def generate(
         self,
@@ -52,9 +52,9 @@ class Generator(Protocol):
 class GenerateClient:
     """A client for a rollout server, or a plain SGLang server, over HTTP.
 
-    Failed requests are sent again, with growing pauses. While the server is unreachable, or asks to
-    wait, the client waits: a server that is killed and restarted within `outage_s` costs no
-    request.
+    Failed requests are sent again, with growing pauses. While the server is unreachable or
+    overloaded, the client waits: if the server is killed and restarted within `outage_s`, no
+    request is lost.
 
     Args:
         base_url: for instance `http://127.0.0.1:30000`.
@@ -144,7 +144,7 @@ class GenerateClient:
                 if answer.status_code not in RETRY_STATUS:
                     raise RequestRejected(f"the server refused a generation, {failure}")
 
-                # A server that says when to come back is overloaded, not broken.
+                # A server that answers with Retry-After is overloaded, not broken.
                 wanted = _retry_after(answer)
                 pause = retries.after_failure(failure) if wanted is None else retries.after_outage(failure, wanted)
 
@@ -250,7 +250,7 @@ def version_number(version: str) -> int:
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
-    """Return the seconds that an overloaded server asks to wait; None if it does not say."""
+    """Return the seconds to wait for an overloaded server (Retry-After); None if not given."""
     try:
         seconds = float(answer.headers["retry-after"])
     except (KeyError, ValueError):  # missing, or a date

@@ -3,7 +3,7 @@
 A general client pays for features that a rollout does not use: for each request it scans every
 pooled connection, it sends head and body in two system calls, and it handles proxies, cookies and
 redirects. Here a connection is one asyncio protocol with one request at a time, and a request takes
-the connection that was freed last.
+the connection that was used last.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VALUE = re.compile(rb"[^\x00\r\n]*")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The server that a connection leads to."""
+    """The server at the other end of a connection."""
 
     host: str
     port: int
@@ -126,7 +126,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                 if connection.reusable:
                     self._free.append(connection)
                 else:
-                    # Also after a cancellation: closing tells the server that the caller has left.
+                    # Also after a cancellation: the server then sees that the caller has left.
                     self._all.discard(connection)
                     connection.abort()
 
@@ -143,7 +143,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             if connection.reusable and connection.origin == origin:
                 return connection
 
-            # The server has closed it in the meantime, or it leads to another server.
+            # The server has closed it since, or it belongs to another server.
             self._all.discard(connection)
             connection.abort()
         return None
@@ -219,7 +219,7 @@ class _Connection(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses of it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses of it
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():

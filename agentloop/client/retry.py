@@ -1,9 +1,9 @@
-"""When a failed request is sent again: pauses that grow, and two limits after which to give up.
+"""Decide when to send a failed request again: growing pauses, and two limits for giving up.
 
-There are two kinds of failure. A *failure* is an attempt that the server, or the way to it, broke:
-attempts are counted against `retries`. An *outage* is a server that takes no connection, or that
-asks to wait: only its length counts, against `outage_s`, so a server that is restarted in time
-costs no request.
+There are two kinds of failure. A *failure* is an attempt that the server or the network broke;
+failures count against `retries`. An *outage* is a server that accepts no connection or answers with
+Retry-After; only its duration counts, against `outage_s`, so no request is lost if the server is
+restarted in time.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class Retries:
         return self._next_pause(LONGEST_PAUSE_S)
 
     def after_outage(self, failure: str, wanted: float | None = None) -> float:
-        """Return the seconds to wait for a server that takes no connection, or asks to wait
-        `wanted` seconds.
+        """Return the seconds to wait in an outage; `wanted`: the server's Retry-After.
 
         Raises:
             ServerError: the outage has lasted too long.

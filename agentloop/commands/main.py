@@ -33,7 +33,7 @@ def build_app() -> typer.Typer:
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda e: e.name):
         try:
             register = entry.load()
-        except Exception as exc:  # a foreign module may raise anything at import: name it
+        except Exception as exc:  # a third-party module may raise anything at import
             raise RegistryError(
                 f"the commands {entry.name!r} ({entry.value}) cannot be loaded: {exc!r}",
                 "reinstall that package",

@@ -22,7 +22,7 @@ DISTRIBUTION = "agentloop-rl"
 
 @dataclass(frozen=True)
 class PackageOrigin:
-    """The file that a package would be imported from, and whether it is ours."""
+    """The file that a package would be imported from, and whether it belongs to this project."""
 
     name: str
     path: str | None
@@ -30,7 +30,7 @@ class PackageOrigin:
 
 
 def package_origins() -> list[PackageOrigin]:
-    """Find the packages without importing them (an import would run foreign code)."""
+    """Find the packages without importing them, because an import would run unknown code."""
     origins = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)

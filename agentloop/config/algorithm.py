@@ -11,7 +11,7 @@ from agentloop.config.section import Section
 
 
 class CorrectionConfig(Section):
-    """Correct for engine probabilities that are not the trainer's or come from older weights."""
+    """Correct for engine probabilities that differ from the trainer's or are of older weights."""
 
     decoupled: bool = Field(
         False,
@@ -104,7 +104,7 @@ class ShapingConfig(Section):
 
 @dataclass(frozen=True)
 class Needs:
-    """What an advantage estimator needs from the rest of a run.
+    """The requirements of an advantage estimator on the rest of a run.
 
     Attributes:
         group_baseline: its baseline comes from the other episodes of the group, so a group has at
@@ -147,7 +147,7 @@ else:
 
 
 def estimators_with(need: str) -> str:
-    """Name the estimators with a need: `"token_rewards"` -> `"reinforce_pp and gae"`."""
+    """Name the estimators that need something: `"token_rewards"` -> `"reinforce_pp and gae"`."""
     return " and ".join(name for name, needs in ESTIMATORS.items() if getattr(needs, need))
 
 
@@ -217,7 +217,7 @@ class AlgorithmConfig(Section):
 
     @property
     def needs(self) -> Needs:
-        """What the chosen estimator needs."""
+        """The requirements of the chosen estimator."""
         return ESTIMATORS[self.advantage]
 
     @property

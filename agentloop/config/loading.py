@@ -54,7 +54,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     if not isinstance(base, DictConfig):
         raise ConfigError(f"{path} is not a mapping", "start it with keys such as `run:` and `model:`")
 
-    # The file's own paths first: an override's are relative to the working directory.
+    # Resolve the file's paths first: those of overrides are relative to the working directory.
     _anchor(base, path.resolve().parent)
     for override in overrides:
         _apply_override(base, override, model)

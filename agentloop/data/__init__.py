@@ -1,9 +1,9 @@
-"""From rows to tasks, and the order in which training sees them.
+"""Turn rows into tasks, and decide the order in which training sees them.
 
 `data.train` of a recipe names rows: files, folders, globs, the hub, functions. `sources` opens them
 (`hub` through the `datasets` library) without reading them. `tasks` makes a task from a row:
 columns checked, images put in place. `overlong` makes and measures every task once before the run,
-and drops or cuts prompts that are too long. `order` says which row the i-th group works on.
+and drops or cuts prompts that are too long. `order` maps the i-th group to its row.
 
 Rows stay on disk or in Arrow's columns: a task is made when an episode needs it.
 """

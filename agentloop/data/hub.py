@@ -14,7 +14,7 @@ SPELLING = re.compile(r"hub:(?P<path>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))
 INSTALL = "pip install 'agentloop-rl[hub]'"
 
 SPLITS = {"data.train": ("train",), "data.val": ("validation", "val", "dev", "test")}
-"""Splits that a config key stands for when the name has none; the first that exists is taken."""
+"""Default splits by config key, if the name gives none; the first existing one is taken."""
 
 
 class TableBatch:

@@ -1,7 +1,7 @@
 """Make and measure every task once before a run; drop or cut prompts that are too long.
 
-Only the longest text of a user is ever cut: a chat without its system message, its tools or one of
-its turns is another task.
+Only the longest user text is ever cut: without its system message, its tools or one of its turns, a
+conversation would be a different task.
 """
 
 from __future__ import annotations
@@ -80,10 +80,11 @@ def check_tasks(
         on_row: called with the number of rows done and the total.
 
     Raises:
-        DataError: a row is wrong, a prompt is too long and `overlong` is error, no row is left, or
-            an image cannot be read.
+        DataError: a row is wrong, a prompt is too long with `overlong: error`, no row is left, or
+            an
+        image cannot be read.
         ModelError: the chat template cannot render a prompt.
-        RegistryError: a row names an agent loop that is not installed. All name file and row.
+        RegistryError: a row names an agent loop that is not installed. Each names file and row.
     """
     known = set(agents)
     found = ValidatedRows(tasks)

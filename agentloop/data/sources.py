@@ -1,8 +1,8 @@
 """Sources of rows: files, globs and folders, the hub, functions and dataset classes.
 
 A source is opened, not read: jsonl lines are read from the file on demand, large parquet files are
-unpacked into a memory map, data sets of the hub are memory maps already. 50,000 rows with images
-therefore take no memory.
+unpacked into a memory map, data sets of the hub are memory maps already. So even 50,000 rows with
+images take no memory.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ class MadeRows:
 
 @contextlib.contextmanager
 def _named_errors(where: str) -> Iterator[None]:
-    """Turn any exception of user code into a `DataError` that says where."""
+    """Turn any exception of user code into a `DataError` that names its place."""
     try:
         yield
     except UserError:

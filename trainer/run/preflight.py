@@ -110,7 +110,7 @@ class RunInputs:
 
 
 SINGLE_TURN = "single_turn_agent"
-"""The one agent whose turns need no continuation, so the template does not have to support any."""
+"""The only agent that never continues a turn, so that any template will do."""
 
 QUICK_PROOF = 40
 """Probe conversations at the start of a run: a third of a second. `agentloop check` uses 200."""

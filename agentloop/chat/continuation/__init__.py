@@ -1,8 +1,8 @@
 """Continuations: what a chat template writes between a sampled turn and the next one.
 
 New messages come in; the ids to append to the trajectory go out, up to and including the generation
-prompt. They are found by rendering a known probe turn with the new messages after it, so sampled
-turns are never rendered. The files, in the order in which messages meet them:
+prompt. They are found by rendering a known probe turn followed by the new messages, so that sampled
+turns are never rendered. The files, in the order of use:
 
     tool_role      `emulate_tool_role`: rewrite tool messages for templates that have none
     probe          the known conversation: a question, and an answer or a turn with calls

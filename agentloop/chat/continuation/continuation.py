@@ -1,9 +1,8 @@
-"""Find what a template writes after an assistant's turn, by rendering it after a turn that is
-known.
+"""Find what a template writes after an assistant's turn, by rendering it after a known turn.
 
-The text after a known answer is the template's own, whatever the real history is, so nothing here
-depends on the length of the history. This requires a template that only appends: one that changes
-earlier turns, counts them or leaves messages out is refused.
+The text after a known answer was written by the template, whatever the real history is, so the cost
+does not depend on the length of the history. This requires a template that only appends: a template
+that changes earlier turns, counts them or omits messages is refused.
 """
 
 from __future__ import annotations
@@ -91,9 +90,7 @@ class Continuations:
 
     @cached_property
     def openings(self) -> dict[bool, int]:
-        """For templates that end no turn: the token that opens the next one, by "the turn has
-        calls".
-        """
+        """The token that opens the next turn, by "the turn has calls"; if no token ends a turn."""
         if self.answer_end.closer is not None:
             return {}
 
@@ -118,8 +115,7 @@ class Continuations:
         Raises:
             ModelError: the template cannot render them, or does more than append them.
         """
-        # Cheapest first: a single message of a known shape is filled in, and its boundaries are
-        # known too.
+        # Try the cheapest way first: a single message of a known shape is filled in.
         shape = self._shape(messages, tools, names)
         text = None
         if shape is not None:
@@ -185,7 +181,7 @@ class Continuations:
         return text[self._start_of_continuation(text, history, end) :]
 
     def _shape(self, messages: Sequence[Message], tools: Tools, names: tuple[str, ...]) -> Hashable | None:
-        """Return all that a rendering depends on, except the content of its only message.
+        """Return everything that a rendering depends on, except the content of its only message.
 
         None: there is more than one message, or the content cannot be filled in.
         """
@@ -211,8 +207,7 @@ class Continuations:
         """Return a question and the turn before the new messages.
 
         The turn has calls if the messages begin with results, else it is an answer. It is also an
-        answer if the template leaves calls out, because the model's text is then all it shows of
-        them.
+        answer if the template omits calls: then it shows only the model's text.
         """
         if not names or not self._shows_calls(1):
             return [user(QUESTION), assistant(ANSWER)]
@@ -268,7 +263,7 @@ class Continuations:
         if end.closer is None:
             return words + len(end.tail)
         if not is_call(history):
-            return words  # all that closes an answer
+            return words  # everything that closes an answer
 
         # After a call's last words the call itself has to be closed, which is the model's part.
         controls = self._encoder.pattern.finditer(text, words)
@@ -310,7 +305,7 @@ class Continuations:
         """Return the id of the first control token after the turn."""
         text = self._template.render([*history, message], None, generate=True)
         opening = self._encoder.find_control(text, end_of_words(text, history) + len(end.tail))
-        assert opening is not None  # find_turn_end has seen it
+        assert opening is not None  # find_turn_end has found it
         return self._encoder.added[opening.group()]
 
     # -- refused templates
@@ -318,14 +313,13 @@ class Continuations:
     def _check_appends(
         self, history: list[Message], messages: Sequence[Message], tools: Tools, end: TurnEnd
     ) -> tuple[bool, bool]:
-        """Refuse a template that changes or counts earlier turns, or that leaves a new message out.
+        """Refuse a template that changes or counts earlier turns, or omits a new message.
 
-        Changes inside of the answer, such as dropped reasoning, are allowed: the sampled ids stay.
+        Changes within the answer, such as dropped reasoning, are allowed: the sampled ids stay.
 
         Returns:
-            Whether the template moves a system message, which matters only to conversations that
-                have
-            one; and whether the text after the turn depends on the tools.
+            Whether the template moves a system message (which matters only to conversations that
+            have one), and whether the text after the turn depends on the tools.
 
         Raises:
             ModelError: the template does not only append.
@@ -343,7 +337,7 @@ class Continuations:
         after = render([*history, *new], tools, generate=True)
         appended = after[self._start_of_continuation(after, history, end) :]
 
-        # Every message has to be shown.
+        # 1. The template must render every message.
         for message, content in zip(messages, contents, strict=True):
             if content not in appended:
                 raise ModelError(
@@ -352,11 +346,11 @@ class Continuations:
                     + (", or model.tool_role to user" if message["role"] == "tool" else ""),
                 )
 
-        # The first prompt has to stay as the model saw it.
+        # 2. The first prompt must stay as the model saw it.
         if not self._keeps([], [*history, *new], tools):
             raise not_append_only("earlier turns", messages)
 
-        # More turns before the probe must not change what follows it.
+        # 3. More turns before the probe must not change what follows it.
         longer = self._longer(history)
         if longer is not None:
             later = render([*longer, *history, *new], tools, generate=True)
@@ -378,7 +372,7 @@ class Continuations:
         """Whether a system message before this conversation stays where the first prompt put it."""
         system: Message = {"role": "system", "content": "PROBE-SYSTEM"}
         if not self._rendering.renders([system, *conversation[:1]], tools):
-            return True  # the template takes no system message at all
+            return True  # the template does not accept a system message
         return self._keeps([system], conversation, tools)
 
     def _keeps(self, begin: list[Message], conversation: list[Message], tools: Tools) -> bool:
@@ -389,7 +383,7 @@ class Continuations:
         return prompt[:end] == later[:end]
 
     def _longer(self, history: list[Message]) -> list[Message] | None:
-        """Return turns to put before `history`, so that a count of turns shows.
+        """Return turns to put before `history`, to expose a template that counts turns.
 
         None: the template cannot render them.
         """

@@ -1,14 +1,13 @@
 """The template text cache: fill in contents that a template only copies, instead of rendering them.
 
-Rendering is a fifth of the cost of a turn, and most of what is rendered is a tool result that the
-template copies between its own words. That it copies is tested, not assumed: the template is
-tried on contents of every kind, and a content is filled in only if nothing the template knows could
-distinguish it from those.
+Rendering is a fifth of the cost of a turn, and most of the rendered text is a tool result that the
+template copies. That it copies is tested, not assumed: the template is tried on contents of every
+kind, and a content is filled in only if the template cannot distinguish it from those.
 
-A template can look into a content with the strings written in the template (`'</think>' in
-content`), at its ends (`trim`), or at its kind (a number, empty). So contents that contain one of
-those strings, have white space at an end, or are empty are always rendered. One in `COMPARED` of
-the others is rendered too, and compared.
+A template can search a content for strings written in the template (`'</think>' in content`),
+inspect its ends (`trim`), or test its kind (a number, empty). Contents that contain one of those
+strings, have white space at an end, or are empty are therefore always rendered. One in `COMPARED`
+of the others is also rendered, for comparison.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class TemplateTextCache:
         self._filled = 0
 
     def fill(self, shape: Hashable, message: Message, render: Callable[[Message], str]) -> str | None:
-        """Return what `render` would return for the message; None if it has to be rendered.
+        """Return the text that `render` would return; None if the message has to be rendered.
 
         Args:
             shape: everything that the rendering depends on, except the message's content.

@@ -1,4 +1,4 @@
-"""The probe: a short conversation whose words are known, rendered before the new messages.
+"""The probe: a short, known conversation that is rendered before the new messages.
 
 The text after the probe's last words in a rendering was written by the template.
 """

@@ -1,16 +1,16 @@
-"""Find how a chat template ends an assistant's turn, by rendering turns that are known.
+"""Find how a chat template ends an assistant's turn, by rendering known turns.
 
-A probe's last words are known, so the text after them in a rendering is the template's. Three
-renderings show which part of it ends the turn and which part opens the next one:
+A probe's last words are known, so the template wrote the text after them. Three renderings show
+which part of that text ends the turn and which part opens the next one:
 
     alone      nothing follows, no generation prompt  ANSWER<|im_end|>\\n
     prompted   nothing follows, generation prompt     ANSWER<|im_end|>\\n<|im_start|>assistant\\n
     followed   a new message follows                  ANSWER<|im_end|>\\n<|im_start|>user\\n...
 
-The common beginning of `alone` and `followed` ends the turn: here `<|im_end|>`. If they have none,
-the common beginning of `prompted` and `followed` does: gpt-oss ends the last answer of a
-conversation with `<|return|>`, and every other one with `<|end|>`. If these have none either, no
-token ends a turn: with GLM the model stops by sampling the token that opens the next turn.
+The common beginning of `alone` and `followed` ends the turn: here `<|im_end|>`. If they have no
+common beginning, that of `prompted` and `followed` does: gpt-oss ends the last answer of a
+conversation with `<|return|>`, and every other one with `<|end|>`. If there is none either, no
+token ends a turn: a GLM model stops by sampling the token that opens the next turn.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def find_turn_end(
             nth = min(len(alone_controls), len(followed_controls))
             return TurnEnd(followed_controls[nth - 1].group(), nth, alone_controls[-1].group())
 
-    # No token ends the turn: the one that opens the next turn has to follow at once.
+    # No token ends the turn: the token that opens the next turn must follow at once.
     tail = alone.rstrip()
     opening = encoder.find_control(followed, len(tail))
     if not followed.startswith(tail) or opening is None or followed[len(tail) : opening.start()].strip():

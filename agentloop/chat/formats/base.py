@@ -28,7 +28,7 @@ class ToolFormat(Protocol):
             turn: the sampled text, without the token that ended it.
             tools: the offered schemas; formats that write arguments as untyped text take their
                 types from them.
-            reasoning_open: the prompt opened a block of reasoning; the turn begins inside of it.
+            reasoning_open: the prompt opened a block of reasoning, in which the turn begins.
         """
         ...
 
@@ -76,7 +76,7 @@ class BaseFormat(ABC):
 
 
 class TaggedFormat(BaseFormat):
-    """A format whose calls stand between two tags. Subclasses implement `read_call`.
+    """A format whose calls are enclosed in two tags. Subclasses implement `read_call`.
 
     Attributes:
         opening: the tag before a call, or before a list of calls.
@@ -138,7 +138,7 @@ class TaggedFormat(BaseFormat):
         close = turn.find(self.closing, end)
         again = turn.skip_space(end)
         if turn.at(self.opening, again):
-            # The closing tag was forgotten; the next call may be a good one.
+            # The closing tag is missing; the next call may be valid.
             stop, on = end, again
         elif close < 0:
             stop, on = len(turn), len(turn)
@@ -230,7 +230,7 @@ def read_calls(text: str, start: int, parsed: ParsedTurn, call_of: Callable[[Any
 
 
 def why(fault: CallError, text: str) -> str:
-    """Return the reason for the model: a turn that ended inside of the JSON is called cut off."""
+    """Return the reason for the model; a turn that ends within the JSON was cut off."""
     cause = fault.__cause__
     if isinstance(cause, json.JSONDecodeError):
         at_end = cause.pos >= len(text.rstrip()) or cause.msg.startswith("Unterminated string")

@@ -1,7 +1,7 @@
 """`<|START_ACTION|>[{"tool_call_id": .., "tool_name": .., "parameters": {..}}]<|END_ACTION|>`:
 Cohere's Command models.
 
-The first of them write the same array after `Action: `, in a fence of three backticks.
+The first models write the same array after `Action: `, in a fence of three backticks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
 _FENCED = re.compile(r"^Action:\s*```(?:json)?\s*(?=\[)", re.MULTILINE)
 NO_CALL = ("directly-answer", "directly_answer")
-"""In the first Command models a call of one of these means that no tool is called."""
+"""The first Command models call one of these to say that they call no tool."""
 
 
 class CohereFormat(TaggedFormat):

@@ -9,7 +9,7 @@ from agentloop.types import ParsedTurn
 
 
 class HermesFormat(TaggedFormat):
-    """Calls as JSON objects between tags, any number of them; the text around them is kept."""
+    """Any number of calls as JSON objects between tags; the text around them is kept."""
 
     name = "hermes"
     opening, closing = "<tool_call>", "</tool_call>"

@@ -1,5 +1,5 @@
-"""`<|tool_call_start|>[f(a="x", n=1), g()]<|tool_call_end|>`: LFM2, and others that write calls as
-Python does.
+"""`<|tool_call_start|>[f(a="x", n=1), g()]<|tool_call_end|>`: LFM2, and other models that write
+calls in Python syntax.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which tool-call format a model uses: by its name, or by what its chat template renders."""
+"""Find a model's tool-call format: by name, or by what its chat template renders."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ PROBES: list[Call] = [
     },
     {"name": "second_probe", "arguments": {"text": "another one"}},
 ]
-"""Calls that a template is asked to render. The format that reads them back is the template's."""
+"""Calls for a template to render. The format that reads them back is the template's."""
 
 _TYPES = {
     "text": "string",
@@ -132,8 +132,7 @@ def known_formats() -> dict[str, ToolFormat]:
 def find_format(
     turn_of: Callable[[Sequence[Call]], SampledText | None], tools: Tools | None = None
 ) -> ToolFormat | None:
-    """Return the first format that reads back the calls which a template rendered; None if none
-    does.
+    """Return the first format that reads back the calls that a template rendered, or None.
 
     A format that reads one call, but not two in one turn, is chosen only if no other format reads
     both.

@@ -1,8 +1,8 @@
-"""Read calls that a model writes as Python does, `f(a="x", n=1)`, without evaluating anything.
+"""Read calls in Python syntax, `f(a="x", n=1)`, without evaluating anything.
 
-Python's own parser is not used: it refuses names such as `get-weather` and arguments such as
-`from`, cannot find where a call ends in a text, warns about the backslashes of regular expressions,
-and fails on deep nesting in several ways.
+Python's parser is not used: it refuses names such as `get-weather` and arguments such as `from`,
+cannot find the end of a call within a text, warns about the backslashes of regular expressions, and
+fails on deep nesting in several ways.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Qwen3CoderFormat(TaggedFormat):
 
 
 def _named(turn: SampledText, tag: str, start: int) -> tuple[str, int]:
-    """Return the name in `<tag=NAME>` and the position after it."""
+    """Return the name in `<tag=NAME>`, and the position after the tag."""
     if not turn.at(tag, start):
         raise CallError(f"the call does not begin with {tag}NAME>")
 

@@ -10,7 +10,7 @@ from agentloop.chat.formats.base import Tools
 from agentloop.chat.sampled import SampledText
 
 MOST_CLOSINGS = 64
-"""Most closing tags tried for one value, which may contain some: bounds the time to read a turn."""
+"""Maximum closing tags tried for one value, which may contain some: bounds the parsing time."""
 
 _KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 _PYTHON = {"True": True, "False": False, "None": None}
@@ -27,7 +27,7 @@ def schemas_of(tools: Tools, name: str) -> dict[str, Any]:
 
 
 def types_of(schema: Any) -> frozenset[str] | None:
-    """Return the JSON types that a schema allows; None if it does not say."""
+    """Return the JSON types that a schema allows; None if it names no type."""
     if not isinstance(schema, dict):
         return None
 
@@ -56,7 +56,7 @@ def read_typed(
     """Read the value that begins at `start`; return it and the position after its closing tag.
 
     A string is the text itself; any other value is JSON, or Python's True, False or None. If the
-    schema gives no type, JSON is read as JSON unless it is a string, and all else is text.
+    schema gives no type, JSON other than a string is read as JSON, and anything else is text.
 
     Args:
         turn: the sampled turn.

@@ -1,4 +1,4 @@
-"""The proof, made before a run starts, that a chat template keeps the token law.
+"""Prove, before a run starts, that a chat template keeps the token law.
 
 A `ChatRenderer` and the run's tool schemas come in; a `Proof` goes out: a verdict, the reason for a
 refusal, and what the template can render. The files, in the order in which they are used:

@@ -84,7 +84,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a template can render; `missing` gives the reason for each ability that it lacks."""
+    """The abilities of a template; `missing` gives the reason for each one that it lacks."""
 
     system: bool
     users: bool
@@ -118,7 +118,7 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
             return False
         return True
 
-    # What can follow a turn.
+    # Which messages can follow a turn.
     call = _calls([("look_up", {"query": "probe-query"})])
     two = _calls([("look_up", {"query": "probe-query"}), ("count_words", {"query": "probe-other"})])
     result, other = _result("look_up", "Found.", 0), _result("count_words", "7", 1)

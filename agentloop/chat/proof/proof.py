@@ -2,7 +2,7 @@
 
 Each probe conversation is played twice: once as an episode, with `start`, the template's ids of
 each turn as if they had been sampled, and `extend`; and once as the template's own rendering of the
-whole conversation, encoded in one piece. Three things have to hold after every turn:
+whole conversation, encoded in one piece. After every turn, three conditions must hold:
 
 1. The ids that `extend` returned are exactly the end of the whole rendering's ids, and follow the
    end of the turn there.
@@ -11,9 +11,9 @@ whole conversation, encoded in one piece. Three things have to hold after every 
 3. Control tokens spelled in contents are text: replacing the contents by a harmless word changes no
    control id.
 
-If both ways give the same ids throughout, the template is exact. If they differ only inside of
-sampled turns, because the template drops earlier reasoning or ends the last turn with another
-token, the sampled ids stay, and the difference is shown.
+If both ways give the same ids throughout, the template is exact. If they differ only within sampled
+turns, because the template drops earlier reasoning or ends the last turn with another token, the
+sampled ids stay, and the difference is shown.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Proof:
     Attributes:
         verdict: the verdict over all conversations.
         abilities: what the template can render, and why it cannot render the rest.
-        reason: why the template was refused; else empty.
+        reason: why the template was refused; empty if it was not.
         conversations, turns: numbers of played conversations and turns.
         differences: the first sampled turns that the template rewrites later.
         example: one conversation, piece by piece.
@@ -191,9 +191,9 @@ def _play(renderer: ChatRenderer, conversation: Conversation, tools: Any, proof:
 
         # 1. What was appended is the end of the whole.
         if exchange.cut:
-            # White space before an end-of-turn token (" </s>") can no longer merge with the turn's
-            # last token: the text is the template's, but the ids are equal only from the
-            # end-of-turn token on.
+            # White space before an end-of-turn token (" </s>") cannot merge with the turn's last
+            # token any more: the text is the same, but the ids are equal only from the end-of-turn
+            # token on.
             first = next((i for i, token in enumerate(added) if token in renderer.encoder.ids), 0)
             added = added[first:]
         if whole[-len(added) :] != added:
