@@ -83,7 +83,7 @@ class RunDirError(UserError):
 
 
 class InfrastructureError(AgentloopError):
-    """Not the model's fault: retried with a bound, then the episode fails and is masked."""
+    """Infrastructure failed, not the model: retried with a bound, then the episode is masked."""
 
 
 class ServerError(InfrastructureError):

@@ -1,7 +1,6 @@
 """Load user code (`path.py:name`) and the lists of YAML files.
 
-`agentloop.registry` is the place where any name in a YAML becomes an object; it uses this module
-for files.
+`agentloop.registry` resolves every name in a YAML; it uses this module for files.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def _import_file(module_name: str, path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
 
-    # Registered before it runs: dataclasses and relative imports look the module up by its name.
+    # Register it before it runs: dataclasses and relative imports look the module up by name.
     sys.modules[module_name] = module
     sys.path.insert(0, str(path.parent))
     try:

@@ -1,7 +1,7 @@
 """Read a model folder in the Hugging Face layout: its place, its config.json, its tokenizer.
 
-The one reader of such folders. Neither torch nor transformers is imported until an image processor
-is loaded.
+No other module reads such folders. torch and transformers are imported only to load an image
+processor.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ModelFolder:
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """The part about the language model; of a text-only model, all of config.json."""
+        """The language model's section; for a text-only model, all of config.json."""
         return self.config.get("text_config") or self.config
 
     @property
@@ -138,7 +138,7 @@ class ModelFolder:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens of the longest sequence that the model was made for."""
+        """Tokens of the longest sequence that the model supports."""
         return self._size("max_position_embeddings")
 
     def _size(self, key: str) -> int | None:
@@ -208,7 +208,7 @@ def copy_tokenizer(model_path: str, folder: Path, chat_template: Path | None = N
         chat_template: the template that was used instead of the tokenizer's.
 
     Raises:
-        ModelError: there is no tokenizer, or the chat template is gone.
+        ModelError: there is no tokenizer, or the chat template was deleted.
     """
     source = Path(model_path)
     if not source.is_dir():
@@ -226,7 +226,7 @@ def copy_tokenizer(model_path: str, folder: Path, chat_template: Path | None = N
 
     if chat_template is not None:
         if not chat_template.is_file():
-            raise ModelError(f"the chat template {chat_template} is gone", "put it back: it belongs to the model")
+            raise ModelError(f"the chat template {chat_template} was deleted", "restore it: it belongs to the model")
         shutil.copyfile(chat_template, folder / TEMPLATE_FILE)
 
 
@@ -234,7 +234,7 @@ def check_target(out: Path, *, replace: bool, source: str, key: str) -> None:
     """Refuse an output folder that a finished model must not replace.
 
     Args:
-        replace: an earlier model in the folder may be replaced. Anything else never is.
+        replace: allow replacing an earlier model; other contents are never replaced.
         source: path of the model that weights or tokenizer come from.
         key: the option or config key of the folder, for the message.
 

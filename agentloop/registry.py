@@ -1,7 +1,8 @@
-"""The one place where a name in a recipe or a YAML becomes an object.
+"""Resolve the names in recipes and YAML files to objects.
 
 A name is `path.py:name` (a file of the user), `module.path.Class`, or an entry point that an
-installed package registered in one of the groups below. Entry points load alike in every process.
+installed package registered in one of the groups below. Entry points load the same way in every
+process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Make untrusted text safe to display, and format numbers briefly, for the report and the console.
 
 Model and tool output is untrusted. Besides HTML (which the template escapes) it can contain
-terminal escape sequences, halves of surrogate pairs, which cannot be encoded, and characters that
-reorder the visible text.
+terminal escape sequences, lone surrogates, which cannot be encoded, and characters that reorder the
+visible text.
 """
 
 from __future__ import annotations

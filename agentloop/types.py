@@ -1,5 +1,4 @@
-"""The data that flows through the system: tasks in, trajectories out. Plain data that needs no
-library."""
+"""The data that flows through the system: tasks in, trajectories out. No dependencies."""
 
 from __future__ import annotations
 
@@ -73,8 +72,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class MalformedCall:
-    """Text in a sampled turn that looks like a tool call but is not valid; the loop answers it with
-    `reason`."""
+    """Text in a sampled turn that looks like a tool call but is invalid; answered with `reason`."""
 
     text: str
     reason: str
@@ -176,8 +174,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The verdict on an episode, the same for all of its trajectories. The fields are those of
-    `Trajectory`.
+    """The result of an episode, equal for all of its trajectories. Fields as in `Trajectory`.
 
     Made by the runner when the episode is scored; `Trajectory.with_outcome` adds it.
     """
@@ -197,11 +194,10 @@ class Trajectory:
 
     `token_ids`, `loss_mask`, `logprobs` and `versions` have one length L. Position i has mask 1
     exactly if an engine sampled `token_ids[i]`; then `logprobs[i]` (natural log, of the
-    distribution sampled from) and `versions[i]` (policy version) are the engine's own, else both
+    distribution sampled from) and `versions[i]` (policy version) come from the engine, else both
     are None. `prompt_length` is the length of the first prompt.
 
-    The ledger writes the columns compactly (`agentloop.columns`); lists are accepted too, and read
-    the same.
+    The ledger writes the columns compactly (`agentloop.columns`); lists are accepted too.
 
     `reward` is the episode's, the same in all of its trajectories; `reward_parts` holds its parts
     and the sums of the episode's step rewards by name. `outcome` is the reward function's number,
@@ -248,12 +244,11 @@ class Trajectory:
 
     @property
     def min_version(self) -> int | None:
-        """The oldest policy version that sampled a token, or None when nothing was sampled."""
+        """The oldest policy version that sampled a token; None if no token was sampled."""
         return min((version for version in set(self.versions) if version is not None), default=None)
 
     def with_outcome(self, outcome: Outcome) -> Trajectory:
-        """Return this trajectory with the verdict on its episode; columns, turns and messages are
-        not copied."""
+        """Return this trajectory with its episode's outcome; columns and messages are shared."""
         return replace(
             self,
             status=outcome.status,

@@ -1,5 +1,4 @@
-"""Messages over HTTP between agent loops, trainer and rollout server: SGLang's dialect, restricted
-to tokens.
+"""HTTP messages between agent loops, trainer and rollout server: SGLang's API for tokens only.
 
 The models are strict: unknown fields and wrong types are errors. Importing this module costs
     pydantic only.
@@ -88,7 +87,7 @@ class SamplingParams(SamplingFields, WireModel):
 
 
 class GenerateRequest(WireModel):
-    """`POST /generate`. Tokens in; on purpose there is no field for text."""
+    """`POST /generate`. Tokens only: deliberately without a field for text."""
 
     input_ids: Annotated[list[int], Field(min_length=1, description="the whole prompt")]
     sampling_params: SamplingParams

@@ -81,8 +81,7 @@ def check_tasks(
 
     Raises:
         DataError: a row is wrong, a prompt is too long with `overlong: error`, no row is left, or
-            an
-        image cannot be read.
+            an image cannot be read.
         ModelError: the chat template cannot render a prompt.
         RegistryError: a row names an agent loop that is not installed. Each names file and row.
     """

@@ -1,7 +1,8 @@
-"""One episode: messages on the agent's side, token ids on the server's. In: a task. Out:
-trajectories.
+"""One episode: messages on the agent's side, token ids on the server's.
 
-In the order in which data meets them:
+In: a task. Out: trajectories.
+
+The files, in the order of use:
 
 - `shared.py`   what all trajectories of an episode use, frozen: task, renderer, generator, tools,
   budget, seed.

@@ -1,5 +1,4 @@
-"""`Branch`: one trajectory in the making. An episode has one, and one more for each fork and each
-rewrite."""
+"""`Branch`: a trajectory under construction. Each fork and each rewrite adds one."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from agentloop.types import Message, StepReward, StopReason, Trajectory, Turn
 
 @dataclass(slots=True)
 class BranchMetrics:
-    """Counters and seconds of a branch; each is a metric of its trajectory under its own name."""
+    """Counters and seconds of a branch; each is a metric of its trajectory, by the same name."""
 
     tool_calls: float = 0.0
     tool_errors: float = 0.0
@@ -25,7 +24,7 @@ class BranchMetrics:
     forks: float = 0.0
     generate_s: float = 0.0
     tool_s: float = 0.0
-    interaction_s: float | None = None  # None: no interaction was asked, and there is no such metric
+    interaction_s: float | None = None  # None: without an interaction, the metric is omitted
 
     def as_dict(self) -> dict[str, float]:
         """Return the metrics that have a value, by name."""
@@ -35,23 +34,22 @@ class BranchMetrics:
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """Everything that belongs to one trajectory alone. Every field is given anew in `fork` and in
-    `rewrite`.
+    """The state of a single trajectory. `fork` and `rewrite` set every field.
 
     Attributes:
         messages: the conversation so far.
         tools: schemas offered to the model; None offers none. Replaced as a whole, never changed in
             place.
         images: the images of `messages`, in order.
-        path: where in the tree of forks it is, for the seeds of its turns: `` for the first, `/0`
-            for its first fork.
-        before: the branch that holds the turns before this one's; None: it is the first.
+        path: its place in the tree of forks, for the seeds of its turns: `` for the first branch,
+            `/0` for its first fork.
+        before: the branch with the turns before this one's; None: this is the first.
         ledger: its tokens.
-        pending: messages that were observed and are not in the ledger yet.
-        forks: the branches that were made from it, in order.
+        pending: observed messages that are not in the ledger yet.
+        forks: the branches made from it, in order.
         stop_reason: why the last generation, or the episode, ended.
         turn_stop: how the last sampled turn ended; the template's continuation depends on it.
-        user_spoke: a turn of the user was counted since the last generation.
+        user_spoke: a user turn was counted since the last generation.
     """
 
     messages: list[Message]
@@ -73,8 +71,7 @@ class Branch:
         return self.ledger.turns
 
     def fork(self, messages: Sequence[Message] | None) -> Branch:
-        """Return a further branch: from `messages`, or with a masked copy of this one's past where
-        they are None."""
+        """Return a new branch from `messages`; None: with a masked copy of this one's past."""
         if messages is None:
             other = self._next(self.messages, self.images, self)
             other.ledger = self.ledger.copy()
@@ -85,8 +82,7 @@ class Branch:
         return other
 
     def rewrite(self, messages: Sequence[Message]) -> None:
-        """Start again from `messages`. What there was so far becomes a branch that is finished,
-        counted as a fork."""
+        """Start again from `messages`; the tokens so far become a finished fork."""
         closed = self._next(self.messages, self.images, self.before)
         closed.ledger, closed.step_rewards = self.ledger, self.step_rewards
         self._add_fork(closed)
@@ -98,7 +94,7 @@ class Branch:
         self.path = f"{self.path}/{len(self.forks)}"
 
     def add_reward(self, name: str, value: float, turn: Turn | None) -> None:
-        """Write down a step reward; see `Episode.add_reward`."""
+        """Record a step reward; see `Episode.add_reward`."""
         if not math.isfinite(value):
             raise RewardError(f"the step reward {name!r} is {value}, not a finite number", "give finite rewards")
 
@@ -114,11 +110,10 @@ class Branch:
         owner.step_rewards.append(StepReward(name, float(value), turn.start, turn.end))
 
     def trajectories(self, identity: dict[str, Any]) -> list[Trajectory]:
-        """Return the finished sequences: forks first, this one last. A branch without a sampled
-        turn is left out.
+        """Return the finished sequences: forks first, this one last; none for unsampled branches.
 
         Args:
-            identity: fields of `Trajectory` that say which episode they are of.
+            identity: the fields of `Trajectory` that identify the episode.
         """
         found = [trajectory for fork in self.forks for trajectory in fork.trajectories(identity)]
         if self.turns:

@@ -1,5 +1,4 @@
-"""The limits of an episode, and the reason why it ends at one. All of its trajectories share a
-budget."""
+"""The limits of an episode, shared by its trajectories, and the reason for ending at one."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ class Budget:
         if self.generations >= config.max_assistant_turns:
             raise EpisodeEnd(StopReason.MAX_TURNS)
 
-        # The tightest limit gives the reason; on a tie, the one that is checked first.
+        # The tightest limit gives the reason; on a tie, the first one checked.
         room, reason = config.max_response_tokens - response_length, StopReason.LENGTH
         if self.context_length - length < room:
             room, reason = self.context_length - length, StopReason.CONTEXT
@@ -73,11 +72,10 @@ class Budget:
         self.user_turns += 1
 
     def admit_calls(self, wanted: int) -> tuple[int, list[str]]:
-        """Return how many of a turn's calls to run (the first ones), and the answer to each of the
-        others.
+        """Return how many of a turn's first calls to run, and the answer to each of the others.
 
         Raises:
-            EpisodeEnd: the model called again after it was told that the calls are used up.
+            EpisodeEnd: the model called again after the message that the calls are used up.
         """
         if wanted and self.calls_refused:
             raise EpisodeEnd(StopReason.MAX_TOOL_CALLS)

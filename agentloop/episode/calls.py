@@ -1,4 +1,4 @@
-"""A turn's tool calls: run several at once, cut what they return, and write it as messages."""
+"""Run a turn's tool calls concurrently, cut the results, and write them as messages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from agentloop.tool.session import ToolSession
 from agentloop.types import Message, ToolCall, ToolResult, Turn
 
 UNREADABLE = "unreadable_call"
-"""Name of the tool in the answer to a malformed call: some templates write a name beside every
-result."""
+"""Tool name in the answer to a malformed call: some templates write one beside each result."""
 
 
 async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: AgentConfig) -> list[ToolResult]:
-    """Run calls, at most `max_parallel_calls` at once; the results are in the order of the
-    calls."""
-    if len(calls) == 1:  # by far the most frequent case, and not worth a task
+    """Run calls, at most `max_parallel_calls` at once; return the results in order."""
+    if len(calls) == 1:  # by far the most frequent case; a task would only cost time
         return [await session.call(calls[0], config.tool_timeout_s)]
 
     running = asyncio.Semaphore(config.max_parallel_calls)
@@ -32,8 +30,7 @@ async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: Age
 
 
 async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, ToolResult]]) -> list[ToolResult]:
-    """Return results in order. When one raises, cancel the others and wait for their end before
-    raising it."""
+    """Return results in order. If one raises, cancel and await the others, then raise it."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
@@ -44,8 +41,7 @@ async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, ToolResult]]) ->
 
 
 def result_message(call: ToolCall, result: ToolResult, text: str) -> Message:
-    """Return the message that shows a result to the model; `text` is the result's, cut to its
-    limit."""
+    """Return the message that shows a result to the model; `text` is its text, already cut."""
     message: Message = {"role": "tool", "name": call.name, "content": text}
     if call.id:
         message["tool_call_id"] = call.id
@@ -56,7 +52,7 @@ def result_message(call: ToolCall, result: ToolResult, text: str) -> Message:
 
 
 def malformed_messages(turn: Turn, renderer: ChatRenderer) -> list[Message]:
-    """Return one message for each malformed call of a turn, which says why it was not run."""
+    """Return a message for each malformed call of a turn, with the reason why it was not run."""
     return [
         {
             "role": "tool",
@@ -82,9 +78,8 @@ def assistant_message(turn: Turn) -> Message:
 
 
 def cut_output(text: str, limit: int, renderer: ChatRenderer) -> str:
-    """Cut tool output to `limit` tokens and mark the cut, so that the model can tell it from
-    complete output."""
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, perhaps of a file name, is not text
+    """Cut tool output to `limit` tokens, and mark the cut for the model."""
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
     if len(text) * 4 <= limit:  # a character has at most four bytes, and a token at least one
         return text
 

@@ -1,5 +1,4 @@
-"""`Episode`: what an agent loop sees. It speaks messages to the loop and token ids to the
-server."""
+"""`Episode`: the agent loop's view of an episode. Messages to the loop, token ids to the server."""
 
 from __future__ import annotations
 
@@ -24,13 +23,12 @@ T = TypeVar("T")
 
 
 class Episode:
-    """One sample of one task: `Shared`, which forks have in common, and a `Branch`, which is one's
-    alone.
+    """One sample of one task: a `Shared`, common to all forks, and a `Branch` of its own.
 
-    There is no other state: an attribute that is added here would be lost in a fork.
+    There is no other state: an attribute added here would be lost in a fork.
 
     Args:
-        shared: the parts that all branches use.
+        shared: the parts common to all branches.
         branch: the trajectory that this object works on.
     """
 
@@ -63,12 +61,12 @@ class Episode:
 
     @property
     def sample_index(self) -> int:
-        """Which sample of its group this is, from 0."""
+        """The index of this sample in its group, from 0."""
         return self._shared.sample_index
 
     @property
     def messages(self) -> list[Message]:
-        """The conversation so far; read it freely, add to it through `observe`."""
+        """The conversation so far. Add to it with `observe` only."""
         return self._branch.messages
 
     @property
@@ -78,8 +76,7 @@ class Episode:
 
     @property
     def tools(self) -> list[dict[str, Any]] | None:
-        """Schemas offered to the model; set it to None before the first `generate` to offer
-        none."""
+        """Schemas offered to the model. To offer none, set it to None before `generate`."""
         return self._branch.tools
 
     @tools.setter
@@ -107,7 +104,7 @@ class Episode:
     # -- what a loop calls -------------------------------------------------------------------------
 
     def check_budget(self) -> None:
-        """End the episode here when no further generation is allowed.
+        """End the episode if no further generation is allowed.
 
         Raises:
             EpisodeEnd: assistant turns, response tokens, episode tokens or context are used up.
@@ -116,7 +113,7 @@ class Episode:
         self._room(len(ledger), ledger.response_length)
 
     async def generate(self, **sampling: Any) -> Turn:
-        """Let the model speak; return the turn, which is also appended to `messages`.
+        """Sample a turn; return it, and append it to `messages`.
 
         Args:
             sampling: changes to the recipe's sampling for this turn: any field of
@@ -171,7 +168,7 @@ class Episode:
         of the turn that made the call.
 
         Raises:
-            EpisodeEnd: the model called a tool after it was told that the episode's calls are used
+            EpisodeEnd: the model called a tool after the message that the episode's calls are used
                 up.
             ToolError: a tool's machinery failed.
             RewardError: a tool gave a reward that is not a finite number.
@@ -203,11 +200,11 @@ class Episode:
         Its reward becomes a step reward of that turn.
 
         Returns:
-            Whether the model speaks next: False when the interaction is done, or the row has none.
+            Whether the model continues: False if the interaction is done, or the row has none.
 
         Raises:
             EpisodeEnd: the answer would exceed `max_user_turns`.
-            InteractionError: it raised, took too long, or its answer is not usable.
+            InteractionError: it raised, took too long, or its answer is invalid.
         """
         interaction, metrics = self._shared.interaction, self._branch.metrics
         if interaction is None:
@@ -219,20 +216,18 @@ class Episode:
         if response.reward is not None:
             self.add_reward(interaction.name, float(response.reward))
         if response.done:
-            self.messages.extend(response.messages)  # for the trace only: the model does not read them
+            self.messages.extend(response.messages)  # for the trace only: the model never sees them
             return False
         self.observe(*response.messages)
         return True
 
     def observe(self, *messages: Message) -> None:
-        """Add messages that the model did not write: tool, user or environment. They are never
-        trained.
+        """Add messages of a tool, a user or an environment. They are never trained.
 
-        The messages between two generations count as one turn of the user if at least one is not a
-        tool's.
+        The messages between two generations count as one user turn, unless all are tool messages.
 
         Raises:
-            EpisodeEnd: they would exceed `max_user_turns`; then nothing is added.
+            EpisodeEnd: they would exceed `max_user_turns`; no message is added.
         """
         branch = self._branch
         if branch.ledger:
@@ -245,14 +240,13 @@ class Episode:
         branch.images.extend(images_of(messages))
 
     def add_reward(self, name: str, value: float, turn: Turn | None = None) -> None:
-        """Add a step reward: it reaches the trajectory with its turn's token span, and its sum in
-        `reward_parts`.
+        """Add a step reward, for the token span of its turn and for a sum in `reward_parts`.
 
         Args:
-            name: what it is for.
+            name: its name in `reward_parts`.
             value: finite.
-            turn: one of this episode's own turns; None: the last one. In a fork that has not
-                generated yet, that is the last one before the fork.
+            turn: a turn of this trajectory; None: the last one. In a fork without a turn, the last
+                one before the fork.
 
         Raises:
             RewardError: it is not a finite number.
@@ -261,35 +255,31 @@ class Episode:
         self._branch.add_reward(name, value, turn)
 
     def fork(self, messages: Sequence[Message] | None = None) -> Episode:
-        """Return a further trajectory beside this one, for sub-agents and branches; counted in the
-        metrics as `forks`.
+        """Start another trajectory beside this one, for sub-agents and branches (metric `forks`).
 
-        It shares this episode's budgets and tools. `max_response_tokens` and the context count for
-        each alone.
+        It shares this episode's budgets and tools. `max_response_tokens` and the context count
+        separately for each.
 
         Args:
-            messages: what the new trajectory begins with; None: the whole past of this one. Its
-                copy of the past is masked, so that no sampled token trains twice.
+            messages: the start of the new trajectory; None: a copy of this one's past. The copy is
+                masked, so that no sampled token trains twice.
         """
         return Episode(self._shared, self._branch.fork(messages))
 
     def rewrite(self, messages: Sequence[Message]) -> None:
-        """Continue from other messages, for loops that shorten or change their history; counted as
-        a fork.
+        """Continue from other messages, for loops that change their history; counted as a fork.
 
-        What was sampled so far stays a trajectory by itself. The next generation renders `messages`
-        from their start.
+        The tokens so far stay a separate trajectory. The next generation renders `messages` from
+        their start.
         """
         self._branch.rewrite(messages)
 
     # -- what the runner calls ---------------------------------------------------------------------
 
     def trajectories(self) -> list[Trajectory]:
-        """Return the finished sequences: forks first, this one last; those without a sampled turn
-        are left out.
+        """Return the finished sequences: forks first, this one last; none for unsampled branches.
 
-        An episode in which nothing was sampled gives one empty trajectory, so that it is counted
-        and traced.
+        An episode without a sampled turn returns one empty trajectory, to be counted and traced.
         """
         task = self.task
         identity: dict[str, Any] = {
@@ -308,8 +298,7 @@ class Episode:
     # -- inside ------------------------------------------------------------------------------------
 
     def _render_pending(self) -> None:
-        """Bring the ledger to the point where the model speaks next, or end the episode for lack of
-        room."""
+        """Append the pending messages to the ledger; end the episode if no room is left."""
         branch, renderer = self._branch, self._shared.renderer
         ledger = branch.ledger
         if not ledger:
@@ -342,8 +331,7 @@ class Episode:
         )
 
     def _read_turn(self, result: GenerateResult, order: int, **request: Any) -> Turn:
-        """Parse what was sampled; `request`: fields of `Turn`. The ledger sets its place in the
-        trajectory."""
+        """Parse a sampled turn; `request`: fields of `Turn`. The ledger adds the token span."""
         renderer = self._shared.renderer
         parsed = renderer.parse(result.token_ids, self.tools)
         for number, call in enumerate(parsed.tool_calls):
@@ -366,7 +354,7 @@ class Episode:
         return self._within_budget(self._shared.budget.room, length, response_length)
 
     def _within_budget(self, check: Callable[..., T], *arguments: int) -> T:
-        """Call a method of the budget; where it ends the episode, keep the reason."""
+        """Call a method of the budget; if it ends the episode, keep the reason."""
         try:
             return check(*arguments)
         except EpisodeEnd as end:
@@ -374,8 +362,7 @@ class Episode:
             raise
 
     def _turn_seed(self) -> int | None:
-        """Return the seed of the next turn: the same in a resumed run, and another for each sample,
-        fork and turn."""
+        """Return the next turn's seed: distinct by sample, fork and turn; the same on resume."""
         shared, branch = self._shared, self._branch
         if shared.seed is None:
             return None

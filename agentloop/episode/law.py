@@ -23,7 +23,7 @@ LOGPROB_SLACK = 1e-4
 def extend_digest(digest: int, ids: Sequence[int]) -> int:
     """Extend the digest of a sequence by new ids; the digest of an empty sequence is 0.
 
-    CRC-32 of the ids as 64-bit integers: it finds mistakes, and does not protect against an attack.
+    CRC-32 of the ids as 64-bit integers: detects mistakes, not attacks.
     """
     return zlib.crc32(array("q", ids), digest)
 
@@ -49,7 +49,7 @@ def check_episode(trajectories: Sequence[Trajectory]) -> None:
     trained: dict[str, int] = {}
     for number, trajectory in enumerate(trajectories, 1):
         check_trajectory(trajectory)
-        for turn in trajectory.turns:  # each has mask 1: check_trajectory made sure
+        for turn in trajectory.turns:  # each has mask 1, as check_trajectory has verified
             if not turn.request_id or turn.start == turn.end:
                 continue
 
@@ -119,8 +119,7 @@ def _check_sampled(trajectory: Trajectory, ids: np.ndarray) -> None:
 
 
 def _is_lawful(trajectory: Trajectory, ids: np.ndarray) -> bool:
-    """Check what `_check_sampled` checks, in whole columns. False means: look at each token to name
-    the fault."""
+    """Check whole columns as `_check_sampled` does; False: check each token to name the fault."""
     sampled = np.zeros(len(ids), dtype=bool)
     end = 0
     for turn in trajectory.turns:
@@ -153,8 +152,7 @@ def _is_lawful(trajectory: Trajectory, ids: np.ndarray) -> bool:
 
 
 def _check_digests(trajectory: Trajectory, ids: memoryview) -> None:
-    """Check that the ids before each turn are those sent for it, and the ids in it those that came
-    back."""
+    """Check that each turn follows the ids that were sent, and holds the ids that were returned."""
     digest = position = 0
     for number, turn in enumerate(trajectory.turns, 1):
         digest = zlib.crc32(ids[position : turn.start], digest)

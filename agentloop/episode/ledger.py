@@ -1,5 +1,4 @@
-"""The token ledger: the only writer of an episode's ids, masks, logprobs and versions.
-Append-only."""
+"""The token ledger: append-only, the only writer of ids, masks, logprobs and versions."""
 
 from __future__ import annotations
 
@@ -76,8 +75,7 @@ class TokenLedger:
         self._append_unsampled(ids, extend_digest(self._digest, ids))
 
     def add_sampled(self, turn: Turn, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
-        """Append a sampled turn with the engine's own logprobs and versions; set the turn's span
-        and digest.
+        """Append a sampled turn with the engine's logprobs and versions; set its span and digest.
 
         Raises:
             TokenLawError: the three columns differ in length, or there is no prompt.
@@ -90,7 +88,7 @@ class TokenLedger:
                 "the server has to return one logprob and one version per sampled id",
                 LawRule.COLUMNS,
             )
-        # What can be refused is converted before anything is written.
+        # Convert everything that may be refused before writing anything.
         digest = extend_digest(self._digest, ids)
         checked_logprobs = Logprobs(logprobs)
 
@@ -103,8 +101,7 @@ class TokenLedger:
         self.turns.append(turn)
 
     def copy(self) -> TokenLedger:
-        """Return a ledger with the same tokens, all masked: sampled tokens train only in the
-        original."""
+        """Return a copy with all tokens masked: sampled tokens train only in the original."""
         other = TokenLedger()
         other._append_unsampled(self._token_ids, self._digest)
         other._prompt_length = len(self._token_ids)

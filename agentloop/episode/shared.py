@@ -16,8 +16,7 @@ from agentloop.types import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """Fixed for the whole episode. What changes while it runs is in a `Branch`, or in an object
-    that forks share.
+    """Fixed for the whole episode. Changing state is in a `Branch`, or in objects shared by forks.
 
     Attributes:
         session: the episode's open tools.
@@ -27,7 +26,7 @@ class Shared:
         config: the agent's limits.
         sampling: the recipe's sampling, which a turn may change.
         seed: the run's seed; None: turns are not seeded.
-        group_id, sample_index: which sample of which group this episode is.
+        group_id, sample_index: the group, and the index of this sample in it.
     """
 
     task: Task
@@ -45,6 +44,5 @@ class Shared:
 
     @property
     def session_id(self) -> str:
-        """Name under which the server keeps the episode's prefixes: its generations go to one
-        replica."""
+        """Session id of the episode's requests: one replica serves all and caches the prefix."""
         return f"{self.group_id}/{self.sample_index}"

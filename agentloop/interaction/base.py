@@ -15,7 +15,7 @@ class Response:
     """The answer of an interaction.
 
     Attributes:
-        messages: what the model reads; with `done`, the last words, which are only traced.
+        messages: shown to the model; with `done`, only written to the trace.
         reward: step reward of the turn that was answered, or None.
         done: the conversation is over.
     """
@@ -26,11 +26,10 @@ class Response:
 
 
 class Interaction(ABC):
-    """Base of all interactions. One instance serves all episodes; an episode's own data is the
-    state.
+    """Base of all interactions. One instance serves all episodes; `start` returns their state.
 
-    An exception fails the episode, which is then masked and never scored 0. `InteractionError`
-    means that a retry may help: the call is repeated first.
+    An exception fails the episode, which is then masked and never scored 0. After an
+    `InteractionError` the call is retried first.
 
     Args:
         config: the `config` mapping of the interactions YAML.

@@ -1,4 +1,4 @@
-"""`Interactions`: those of a run by name, from the recipe's YAML and from installed packages."""
+"""`Interactions`: a run's interactions by name, from the recipe's YAML and from packages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Interactions:
 
         Raises:
             ConfigError: it names an unknown interaction.
-            RegistryError: the registered object is not usable.
+            RegistryError: the registered object is not an interaction.
         """
         kwargs = task.interaction_kwargs
         if kwargs is None:

@@ -15,7 +15,7 @@ from agentloop.types import Message, Task
 RETRIES = 2
 CLOSE_TIMEOUT_S = 30.0
 ROLES = ("user", "system", "tool", "developer")
-"""Roles of an answer. An interaction never speaks as the assistant."""
+"""Roles of an answer. An interaction never writes assistant messages."""
 
 
 class _Unusable(InteractionError):
@@ -35,11 +35,10 @@ class InteractionSession:
         self._turns = asyncio.Lock()
 
     async def respond(self, messages: Sequence[Message], timeout_s: float) -> Response:
-        """Return the answer to the model's last turn. Forks share one interaction, which answers
-        one at a time.
+        """Return the answer to the model's last turn. Forks share it: one call at a time.
 
         Raises:
-            InteractionError: it raised, took too long, or gave an answer that is not usable.
+            InteractionError: it raised, took too long, or gave an invalid answer.
         """
         async with self._turns:
             return await self._respond(messages, timeout_s)

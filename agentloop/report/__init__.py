@@ -1,9 +1,9 @@
 """The report of a run: one self-contained offline page, `report.html`.
 
-A run directory comes in, also of a run that was killed or is still going on; one HTML file goes
-out. `reading.py` reads metrics and traces, `samples.py` chooses trajectories, `tokens.py` shades
-their tokens, `figures.py` chooses plots and headline numbers, `plots.py` draws them as SVG, and
-`page.py` fills the template and writes the file.
+A run directory comes in, even of a killed or running run; one HTML file goes out. `reading.py`
+reads metrics and traces, `samples.py` chooses trajectories, `tokens.py` shades their tokens,
+`figures.py` chooses plots and headline numbers, `plots.py` draws them as SVG, and `page.py` fills
+the template and writes the file.
 """
 
 from agentloop.report.page import write_report

@@ -23,7 +23,7 @@ READ_BYTES = 32 << 20
 
 @dataclass(slots=True)
 class Traced:
-    """One trajectory of a trace. All lists have one length, whatever the line had.
+    """One trajectory of a trace. All lists have the same length, whatever the line holds.
 
     Unlike `Trajectory`, this accepts trajectories that break the token law, because a report must
     show those above all.
@@ -129,7 +129,7 @@ class RunRecord:
         return [traced for line in lines if (traced := Traced.from_json(line, step)) is not None]
 
     def unhealthy(self) -> tuple[list[Traced], bool]:
-        """Return failed and rejected training trajectories; and whether all traces were read."""
+        """Return failed and rejected training trajectories, and if all traces were read."""
         found: list[Traced] = []
         left = SCAN_BYTES
         for step in self.trace_steps("train"):

@@ -1,5 +1,6 @@
-"""The reward of an episode. In: task, last text, trajectory. Out: a number, or a dict with `score`
-and parts.
+"""The reward of an episode.
+
+In: task, last text, trajectory. Out: a number, or a dict with `score` and parts.
 
 `loading.py` loads the function that the recipe names and chooses where it runs: event loop, threads
 or processes. `process.py` sends task and trajectory to a worker process as JSON.

@@ -1,5 +1,6 @@
-"""Load a reward: `score(task, text, trajectory)` returns a number, or a dict with `score` and named
-parts."""
+"""Load a reward function, `score(task, text, trajectory)`.
+
+It returns a number, or a dict with `score` and named parts."""
 
 from __future__ import annotations
 

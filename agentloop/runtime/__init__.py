@@ -1,9 +1,9 @@
-"""Everything that lets one event loop carry thousands of episodes, and the processes around it.
+"""Run thousands of episodes on one event loop, and manage the processes around it.
 
-`event_loop` runs the loop (uvloop, a garbage collector tuned for many live objects). `pacing` gives
-episodes their turns. `lag` measures how late the loop is and names the function that blocked it.
-Blocking code of tools and rewards leaves the loop: `isolation` decides where it runs, `threads` and
-`processes` run it, `process_worker` is the program in the child process. `child` starts, watches
-and ends every child process of the project: isolated functions, the rollout server, its replicas,
-the trainer's ranks.
+`event_loop` runs the loop (uvloop, a garbage collector tuned for many live objects). `pacing`
+schedules episodes in slices. `lag` measures how late the loop is and names the function that
+blocked it. Blocking code of tools and rewards leaves the loop: `isolation` decides where it runs,
+`threads` and `processes` run it, `process_worker` is the program in the child process. `child`
+starts, watches and ends every child process of the project: isolated functions, the rollout server,
+its replicas, the trainer's ranks.
 """

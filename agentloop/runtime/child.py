@@ -1,4 +1,4 @@
-"""Child processes: one way to start them, to read their logs and to end them.
+"""Start child processes, read their logs, and end them.
 
 A child reads nothing from the terminal, runs in its own session (Ctrl-C reaches the run, which ends
 its children in order) and is killed by the kernel when its parent dies, however that happens.
@@ -28,9 +28,8 @@ POLL_S = 0.05
 TERMINATE_S = 5.0
 PR_SET_PDEATHSIG = 1
 
-# Runs in the child, before the program proper replaces it: the death signal survives `execv`. A
-# program that does not belong to this project is tied like any other, and none runs untied while it
-# imports its libraries.
+# Runs in the child, before the program proper replaces it: the death signal survives `execv`. So it
+# # also works for third-party programs, and from the first moment on.
 _TIED_TO_PARENT = f"""
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -154,7 +153,7 @@ class Child:
         await self.ended()
 
     def _signal(self, number: signal.Signals) -> None:
-        # The whole group, also when its leader has ended: what the leader started may still run.
+        # Kill the whole group even if its leader has ended: its children may still run.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
@@ -180,7 +179,7 @@ def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port on which nothing listens now."""
+    """Return a free port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

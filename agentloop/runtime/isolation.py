@@ -1,6 +1,6 @@
 """Run a tool or reward on the event loop, in threads, or in processes that can be killed.
 
-One event loop carries every episode, so nothing may block it. `run_in: thread` keeps it free, but a
+One event loop runs all episodes, so nothing may block it. `run_in: thread` keeps it free, but a
 call that hangs in a thread stays there. `run_in: process` can be killed.
 """
 
@@ -25,7 +25,7 @@ Caller = Callable[..., Awaitable[Any]]
 def isolate(
     function: Callable[..., Any], run_in: RunIn, *, workers: int | None, name: str, process: Callable[[int], Caller]
 ) -> Caller:
-    """Return an async function that runs `function` where `run_in` says.
+    """Return an async function that runs `function` as `run_in` says.
 
     Args:
         function: plain or async. An async one runs on the event loop, unless `run_in` is process.
@@ -52,5 +52,5 @@ def close(caller: Any) -> None:
 
 
 def describe(exc: BaseException) -> str:
-    """Return `Type: text` of an exception; of a call in a process, the type raised there."""
+    """Return `Type: text` of an exception; for a call in a process, with the original type."""
     return exc.message if isinstance(exc, CallFailed) else f"{type(exc).__name__}: {exc}"

@@ -1,7 +1,7 @@
 """Measure how late the event loop is, and find what blocks it.
 
-One loop carries every episode: a tool that blocks it for 200 ms delays all of them by 200 ms, and
-no other metric shows it.
+One loop runs all episodes: a tool that blocks it for 200 ms delays every episode by 200 ms, and no
+other metric shows it.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class LoopLagMonitor:
         lag = max(0.0, time.monotonic() - self._due)
         self._lags.append(lag)
 
-        # Asked on every tick, because it counts since the last call. Machine and collector first:
-        # during both, the stack shows an innocent function.
+        # Read on every tick, because it counts since the last call. Check machine and collector #
+        # first: during both, the stack shows an innocent function.
         waited = self._waited_s()
         if lag > self._bound_s:
             if waited > lag / 2:

@@ -1,5 +1,4 @@
-"""Give episodes turns, so that many with work at once block the event loop for one slice at
-most."""
+"""Schedule episodes in slices, so that a burst blocks the event loop for one slice at most."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ SLICE_S = 0.01
 
 
 class Pacer:
-    """Lets episodes work until a slice is used up, then lets the event loop poll timers and
-    sockets.
+    """Runs episodes until a slice is used up, then lets the event loop poll timers and sockets.
 
     An event loop runs all ready callbacks before it polls again. Thousands of episodes that start
     together, or are answered together, are ready together: at half a millisecond each, no timeout
@@ -71,6 +69,6 @@ class Pacer:
             self._active = False
             return
 
-        # 3. Schedule the next look last: in the queue it stands behind the episodes just woken.
+        # 3. Schedule the next slice last: it is queued after the episodes just woken.
         assert self._loop is not None
         self._loop.call_soon(self._look)

@@ -20,7 +20,7 @@ SIZE_BYTES = 4
 
 def main() -> None:
     """Serve calls until stdin ends."""
-    # Keep the two pipes to ourselves: the function gets /dev/null as stdin and stderr as stdout.
+    # Hide the two pipes: the function gets /dev/null as stdin and stderr as stdout.
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

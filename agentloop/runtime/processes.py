@@ -1,8 +1,7 @@
-"""Functions in child processes: a call can be killed, whatever it does.
+"""Run functions in child processes, where a call can always be killed.
 
-A process may crash, use up its memory or set signal handlers (`signal.alarm`) without harm to the
-run. Arguments and results cross as JSON, never as pickles, because what a model wrote is among
-them.
+A process may crash, run out of memory or set signal handlers (`signal.alarm`) without harm to the
+run. Arguments and results are sent as JSON, never as pickles, because they contain model output.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from typing import Any
 from agentloop.errors import FunctionHangs
 
 MOST_ABANDONED = 64
-"""Calls of one function that may hang in threads before it is given up."""
+"""Hanging calls of one function after which no further call is started."""
 
 
 class ThreadWorkers:
-    """Runs a function in its own daemon threads: a hanging call delays neither others nor the exit.
+    """Runs a function in daemon threads: a hanging call delays neither other calls nor the exit.
 
     Args:
         function: may block.

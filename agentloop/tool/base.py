@@ -9,8 +9,7 @@ from agentloop.types import Task, ToolResult
 
 
 class Tool(ABC):
-    """Base of all tools. One instance serves all episodes; an episode's own data is the state that
-    `open` returns.
+    """Base of all tools. One instance serves all episodes; `open` returns an episode's state.
 
     Args:
         config: the `config` mapping of the tool YAML.
@@ -32,8 +31,7 @@ class Tool(ABC):
 
     @abstractmethod
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
-        """Run one call. The model reads what it raises, except for `ToolError`, which fails the
-        episode."""
+        """Run one call. The model is shown its exceptions; `ToolError` fails the episode."""
 
     async def reward(self, state: Any, **calc_reward_kwargs: Any) -> float | None:
         """Return the tool's own reward for the episode, kept in `reward_parts`, or None."""
@@ -43,5 +41,4 @@ class Tool(ABC):
         """End an episode, whatever its outcome."""
 
     def shut_down(self) -> None:  # noqa: B027  # optional
-        """Release what the tool keeps for the whole run; called once, when no episode uses it any
-        more."""
+        """Release the resources of the whole run; called once, after the last episode."""

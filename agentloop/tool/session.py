@@ -44,7 +44,7 @@ class Toolset:
         return ToolSession(self.tools, task)
 
     def close(self) -> None:
-        """Release what the tools keep for the whole run: their threads and processes."""
+        """Release the tools' resources of the whole run: threads and processes."""
         for tool in self.tools.values():
             tool.shut_down()
 
@@ -59,8 +59,7 @@ class ToolSession:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def call(self, call: ToolCall, timeout_s: float) -> ToolResult:
-        """Run one call. A wrong call, a tool that raises and a timeout are results that the model
-        reads.
+        """Run one call. A wrong call, an exception and a timeout become results for the model.
 
         Raises:
             ToolError: the tool's machinery failed more often than it is retried.
@@ -101,8 +100,7 @@ class ToolSession:
         return parts
 
     async def close(self) -> None:
-        """Close every opened tool; one that hangs or fails to close does not keep the others
-        open."""
+        """Close all opened tools, even if one of them hangs or fails."""
         states, self._states = self._states, {}
         if states:
             await asyncio.gather(*(self._close(name, state) for name, state in states.items()), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Weights between trainer and engines: the common ground. Only functions of `group` import torch.
+"""Transfer of weights: the code that trainer and engines share. Only `group` imports torch.
 
 In: named tensors of a policy version. Out: the same bytes at an engine, with a checksum.
 

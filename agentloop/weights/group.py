@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 TIMEOUT_S = 60.0
-"""How long members wait for each other, at the store and in a broadcast."""
+"""Maximum time that members wait for each other, at the store and in a broadcast."""
 
 
 def open_store(address: str) -> Any:

@@ -36,7 +36,7 @@ BEHIND = 12 * 2**20
 them from memory while more is written slows both sides down, so they are read at the end."""
 
 READER_S = 0.05
-"""How long a writer waits for the first reader to start, for the same reason."""
+"""Maximum time that a writer waits for the first reader to start, for the same reason."""
 
 _RECORD = struct.Struct(f"<8sQ{MAX_VERSION_BYTES}s32sQ")
 _MAGIC = b"agentlp2"

@@ -2,8 +2,9 @@
 
 In: rows, an episode runner and the policy version. Out: `TrainSample`s with advantages.
 
-    producer      admit groups as far ahead as `max_staleness` allows; run them; return them in
-    order group_file    write finished groups into a checkpoint and read them back samples
-    leave out failed episodes, shape rewards, make samples, set advantages preparation   get
-    logprobs and values from the ranks; whiten over the batch
+    producer      admit groups as far ahead as `max_staleness` allows, run them, return them in
+                  order
+    group_file    write finished groups into a checkpoint and read them back
+    samples       omit failed episodes, shape rewards, make samples, set advantages
+    preparation   get logprobs and values from the ranks; whiten over the batch
 """

@@ -42,8 +42,7 @@ def gspo(
     """Clipped surrogate with one ratio per sample, `s = exp(mean of its tokens' log ratios)`.
 
     Source: Group Sequence Policy Optimization (arXiv 2507.18071), equations 5 and 7, in the token
-        form
-    of equation 13: the value is that of s, the gradient of token t is `s A` times that of its
+    form of equation 13: the value is that of s, the gradient of token t is `s A` times that of its
     logprob. With the aggregation seq_mean_token_mean the sum over a sample is equation 5; tool
     output does not count towards its length.
 

@@ -97,11 +97,11 @@ def load_sharded(
 
 
 def fuse(lm: PreTrainedModel, config: TrainerConfig, device: torch.device, kernels: Kernels) -> None:
-    """Replace parts of the model by faster ones, if there are any.
+    """Replace parts of the model by faster ones, where available.
 
-    On CUDA: norms, rotations and MLPs by liger-kernel's fused ones, if it is installed. The head
-        and the loss stay
-    ours: they never hold the logits either. On a CPU: linear layers, as `trainer.matmul` says.
+    On CUDA: norms, rotations and MLPs by liger-kernel's fused ones, if it is installed. Head and
+    loss are not replaced: they never hold the logits either. On a CPU: linear layers, by
+    `trainer.matmul`.
     """
     if device.type == "cpu":
         kernels.matmul.install(lm)
