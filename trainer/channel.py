@@ -52,7 +52,7 @@ def array_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
 
 
 class BlockingChannel:
-    """The rank's end."""
+    """The rank's end of the socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

@@ -60,7 +60,7 @@ class Command(ABC, Generic[R]):
 
 
 class SampleCommand(ABC, Generic[S, R]):
-    """A command over samples, of which each rank gets its share. Otherwise as `Command`."""
+    """A command over samples, divided over the ranks. Otherwise like `Command`."""
 
     @abstractmethod
     def run(self, learner: Learner, samples: Sequence[S]) -> R:
@@ -144,7 +144,7 @@ class StepCritic(Command[dict[str, float]]):
 
 @dataclass(frozen=True)
 class Save(Command[SaveStatus]):
-    """Begin to save a checkpoint, and finish it if `wait`; see `WorkerGroup.save`."""
+    """Start saving a checkpoint, and finish it if `wait`; see `WorkerGroup.save`."""
 
     folder: Path
     state: dict[str, Any]
@@ -158,7 +158,7 @@ class Save(Command[SaveStatus]):
 
 @dataclass(frozen=True)
 class Saved(Command[SaveStatus]):
-    """Report on the save that was begun last; with `wait`, when it has ended."""
+    """Report on the latest save; with `wait`, after it has ended."""
 
     wait: bool
 
@@ -206,7 +206,7 @@ class Layout(Command[PublishedLayout]):
 
 @dataclass(frozen=True)
 class OpenGroup(Command[int]):
-    """Open a store for a weight update group at `address`; answer its port."""
+    """Open a store for a weight update group at `address`; return its port."""
 
     address: str
 
@@ -216,7 +216,7 @@ class OpenGroup(Command[int]):
 
 @dataclass(frozen=True)
 class JoinGroup(Command[str]):
-    """Join the engines in a weight update group; answer why that failed, or an empty text."""
+    """Join the engines in a weight update group; return why that failed, or an empty string."""
 
     group: str
     world_size: int

@@ -17,7 +17,7 @@ Aggregation = Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean",
 
 
 class Sample(Protocol):
-    """What packing and the channel need of a sample. The arrays of its tokens have one length L.
+    """The fields of a sample that packing and the channel use. Its token arrays have length L.
 
     Attributes:
         COLUMNS: names of its float32 columns, one number for each token.
@@ -59,8 +59,7 @@ class TrainSample:
             where the mask is 0.
         advantages: float32 (L); 0 where the mask is 0.
         proximal_logprobs: float32 (L); the trainer's own at the start of the step. None: the loss
-            uses the logprobs that it computes anyway, which are the same ones until the first
-            optimizer step.
+            uses its current logprobs, which are equal until the first optimizer step.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages")

@@ -1,4 +1,4 @@
-"""Dynamic sampling: replace a group that teaches nothing by a group of another prompt.
+"""Dynamic sampling: replace a group without a learning signal by a group of another prompt.
 
 Source: DAPO (arXiv 2503.14476), section 3.2 and equation 11. The paper draws prompts until the
 batch is full of groups with variance. Here each place of a batch is drawn again, up to a maximum
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 STRIDE = 1_000_003
-"""A prime: with fewer than a million rows in file order, a replacement is never the row itself."""
+"""A prime, so that with fewer than a million rows a replacement is never the row itself."""
 
 
 def replacement(index: int, attempt: int) -> int:
-    """Return the index whose row group `index` uses at `attempt` (0: its own).
+    """Return the index of the row that group `index` uses at `attempt` (0: its own row).
 
     A pure function, so that a resumed run draws the same rows.
     """
@@ -24,6 +24,6 @@ def replacement(index: int, attempt: int) -> int:
 def teaches_nothing(scores: Sequence[Hashable]) -> bool:
     """Whether at least two episodes were scored, all with the same score.
 
-    With fewer scores the group has failed. It is not replaced, so that failures stay visible.
+    A group with fewer scores has failed. It is not replaced, so that failures stay visible.
     """
     return len(scores) >= 2 and len(set(scores)) == 1

@@ -1,7 +1,6 @@
 """The trainer's commands: `agentloop train`, `eval`, `check`, `sft` and `export`.
 
-This file holds their options and help; each other file is the body of one command and is imported
-when it runs.
+This file holds the options and help texts; each other file is one command, imported when it runs.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ MEASURED_ROWS = 2_000
 
 
 def check_command(config: Path, overrides: list[str], *, conversations: int) -> int:
-    """Run `agentloop check`; returns the exit code.
+    """Run `agentloop check`; return the exit code.
 
     Raises:
         UserError: a problem that would stop a run, with its fix.

@@ -59,7 +59,7 @@ class Subject:
 
 
 def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, out: Path | None) -> int:
-    """Run `agentloop eval`; returns the exit code.
+    """Run `agentloop eval`; return the exit code.
 
     Raises:
         AgentloopError: the evaluation cannot start, or failed.

@@ -29,7 +29,7 @@ class Source:
 def export_command(
     source: Path, out: Path, *, step: str | None, dtype: str | None, model: str | None, force: bool
 ) -> int:
-    """Run `agentloop export`; returns the exit code.
+    """Run `agentloop export`; return the exit code.
 
     Raises:
         UserError: there is no such checkpoint, or the target cannot be used.
@@ -47,7 +47,7 @@ def export_command(
     dtype = dtype or found.model.get("dtype", "float32")
     template = found.model.get("chat_template")
 
-    # Imports torch and transformers, so it comes after the checks that need neither.
+    # Imports torch and transformers, so do it after the checks that need neither.
     from trainer.learner.export import export_checkpoint
 
     with Console() as console:
@@ -105,7 +105,7 @@ def find_checkpoint(source: Path, step: str | None) -> Source:
 
 
 def _one(checkpoint: Path, step: str | None) -> Source:
-    """Return a checkpoint that was given by its own folder."""
+    """Return the checkpoint in the folder `checkpoint`."""
     if step is not None:
         raise ConfigError(
             f"--step {step}: {checkpoint} is already a single checkpoint", "omit --step, or give the run directory"
@@ -141,7 +141,7 @@ def _best(run: RunDir, existing: str) -> CheckpointState:
     best = run.best_checkpoints(CheckpointConfig.model_validate({"keep_best": 1, **compares}))
     if not best:
         raise RunDirError(
-            f"none of the checkpoints of {run.root} was evaluated, so the best one is unknown (existing: {existing})",
+            f"no checkpoint of {run.root} was evaluated, so the best one is unknown (existing: {existing})",
             "give a step; in future runs, let eval.every and checkpoint.every fall on the same steps",
         )
     return best[0]

@@ -24,7 +24,7 @@ from trainer.sft.run import SftRun
 
 
 def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bool = False) -> int:
-    """Run `agentloop sft`; returns the exit code.
+    """Run `agentloop sft`; return the exit code.
 
     Raises:
         AgentloopError: the run cannot start, or failed.

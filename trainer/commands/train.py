@@ -28,7 +28,7 @@ EXIT_INTERRUPTED = 130
 
 
 def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bool) -> int:
-    """Run `agentloop train`; returns the exit code.
+    """Run `agentloop train`; return the exit code.
 
     Raises:
         AgentloopError: the run cannot start, or failed.
@@ -83,7 +83,7 @@ def hide_tokens(recipe: Recipe) -> dict[str, Any]:
 def _open_loggers(
     recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, *, resume: bool
 ) -> Loggers:
-    """Open the recipe's loggers; a resumed run continues what it logged before."""
+    """Open the recipe's loggers; a resumed run continues its earlier logs."""
     checkpoints = run_dir.list_checkpoints() if resume else []
     options: dict[str, Any] = {
         "name": recipe.run.name,

@@ -45,7 +45,7 @@ REPORT_EVERY_S = 10.0
 
 
 class Console:
-    """Print what a command does, for a person at a terminal and for a log file.
+    """Print a command's progress, for a terminal or a log file.
 
     Args:
         file: stream to write to; None: standard output.
@@ -90,7 +90,7 @@ class Console:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Name a stretch of set-up work; print how long it took, or that it failed."""
+        """Name a phase of the set-up; print how long it took, or that it failed."""
         begin = time.monotonic()
         outer, self._phase, self._phase_began = (self._phase, self._phase_began), name, begin
         self._phase_note, self._reported_at = "", begin
@@ -199,7 +199,7 @@ class Console:
         self._print(Text(clean(text)))
 
     def warn(self, text: str) -> None:
-        """Print a warning: something that the user should look at."""
+        """Print a warning."""
         self._print(Text.assemble(("warning: ", "bold yellow"), clean(text)))
 
     def summary(
@@ -256,11 +256,11 @@ class Console:
 
     @property
     def _width(self) -> int | None:
-        """Columns of the terminal; None if there is no terminal, and so no limit."""
+        """Columns of the terminal; None without a terminal: no limit."""
         return self._rich.width if self._terminal else None
 
     def _bar(self) -> RenderableType:
-        """Return what is at the bottom of the terminal now."""
+        """Return the current bottom line of the terminal."""
         if self._phase is not None:
             took = time.monotonic() - self._phase_began
             note = f"{self._phase_note}  " if self._phase_note else ""
@@ -316,7 +316,7 @@ class Console:
             self._rich.file.flush()
 
     def _encodable(self, text: str) -> str:
-        """Replace what the stream's encoding lacks: a log in ASCII must not stop a run."""
+        """Replace characters that the stream cannot encode: an ASCII log must not stop a run."""
         text = clean(text)
         if self._encoding is None:
             return text

@@ -1,4 +1,4 @@
-"""Checkpoints: copied to memory at once, written while training continues, then renamed."""
+"""Checkpoints: copied to CPU memory, written while training continues, then renamed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class CheckpointSaver:
         self._writing = self._thread.submit(_finish, tensors, partial, folder, state, dict(files or {}))
 
     def finish(self, *, wait: bool) -> dict[str, Any]:
-        """Return the state of the save that was started last.
+        """Return the state of the latest save.
 
         Args:
             wait: block until it has ended.
@@ -130,7 +130,7 @@ def load_checkpoint(
     saved = _saved_keys(folder, state["model"])
     if critic is not None and "critic_steps" not in saved:
         raise RunDirError(
-            f"{folder} holds no critic", "a run cannot switch to advantage=gae when it resumes: start a new run"
+            f"{folder} has no critic", "a run cannot switch to advantage=gae when it resumes: start a new run"
         )
 
     own = f"rng.{dist.get_rank()}"
@@ -167,12 +167,12 @@ def load_model(folder: Path, model: PolicyModel) -> None:
 
 
 def _saved_part(model_state: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a model's state that is saved: with adapters, these alone."""
+    """Return the part of a model's state to save: with adapters, only those."""
     return {key: tensor for key, tensor in model_state.items() if is_adapter(key)} or model_state
 
 
 _READ = StateDictOptions(strict=False)
-"""Not strict: adapters alone are not a whole state. `_saved_keys` checks for missing keys."""
+"""Options for a partial state: adapters only. `_saved_keys` checks for missing keys."""
 
 
 def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
@@ -182,7 +182,7 @@ def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
         RunDirError: it is not a checkpoint of this model.
     """
     if not (folder / ".metadata").is_file():
-        raise RunDirError(f"{folder} holds no checkpoint", "resume from a folder checkpoints/step_N of a run")
+        raise RunDirError(f"{folder} has no checkpoint", "resume from a folder checkpoints/step_N of a run")
 
     entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     for key, tensor in model_state.items():

@@ -65,7 +65,7 @@ class Critic:
             device=device,
             kind=ValueModel,
         )
-        # Zero: an untrained critic predicts 0 everywhere, the same on every rank.
+        # Zero weights: an untrained critic predicts 0 everywhere, the same on every rank.
         nn.init.zeros_(self.model.value_head.weight)
         self.optimizer = make_optimizer(self.model, self._config.optim)
         self.steps = 0
@@ -116,6 +116,6 @@ class Critic:
             reshard(self.model), self.optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state
         )
         self.optimizer.zero_grad(set_to_none=True)
-        # The checkpoint's settings came with its state; the recipe's current ones win.
+        # The checkpoint's state includes its settings: restore the recipe's.
         apply_settings(self.optimizer, self._config.optim)
         self.steps = steps

@@ -1,7 +1,7 @@
 """Export a trainer checkpoint of any number of ranks as a Hugging Face folder, in one process.
 
 The model exists only on the meta device, for its names and shapes. Tensors are read, cast and
-written one by one, so that memory holds about one of them however large the model is.
+written one by one, so that memory holds about one of them, however large the model.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def export_checkpoint(
         shard_bytes: size at which a new file begins.
 
     Raises:
-        RunDirError: it is not a checkpoint, or one of another model; or the disk is full.
+        RunDirError: not a checkpoint, or one of another model; or the disk is full.
         ModelError: the model's configuration or tokenizer cannot be read.
     """
     saved = _SavedModel(tensors)
@@ -122,7 +122,7 @@ def export_checkpoint(
 class _Merger:
     """Reads the model's tensors for export, adapters merged.
 
-    The checkpoint of a run with adapters holds only these: the base weights come from the model
+    A run with adapters saves only those in its checkpoint: the base weights come from the model
     that the run started from.
 
     Args:
@@ -143,7 +143,7 @@ class _Merger:
 
         if alpha is None:
             raise RunDirError(
-                f"{saved.folder} holds adapters, but their trainer.lora.alpha is stored in the run directory only",
+                f"{saved.folder} has adapters, but their trainer.lora.alpha is stored only in the run directory",
                 "give the run directory, or the checkpoint inside it",
             )
 
@@ -208,20 +208,19 @@ class _SavedModel:
             if self.shapes.get(name) != shape:
                 found = f"has the shape {list(self.shapes[name])}" if name in self.shapes else "is missing"
                 raise RunDirError(
-                    f"{self.folder} is a checkpoint of another model than {model_path}: {name} {found}, "
-                    f"the model's has {list(shape)}",
+                    f"{self.folder} is not a checkpoint of {model_path}: {name} {found}, the model's has {list(shape)}",
                     "name the model that the run started from with --model",
                 )
 
         extra = [name for name in self.shapes if name not in wanted]
         if extra:
             raise RunDirError(
-                f"{self.folder} is a checkpoint of another model than {model_path}, which has no {extra[0]}",
+                f"{self.folder} is not a checkpoint of {model_path}, which has no {extra[0]}",
                 "name the model that the run started from with --model",
             )
 
     def _wanted(self, lm: PreTrainedModel) -> dict[str, torch.Size]:
-        """Return the tensors that a checkpoint of `lm` holds; with adapters, these alone."""
+        """Return the tensors in a checkpoint of `lm`; with adapters, only those."""
         shapes = {name: tensor.shape for name, tensor in lm.state_dict().items()}
         if not self.adapters:
             return shapes
@@ -235,7 +234,7 @@ class _SavedModel:
         return wanted
 
     def read(self, name: str) -> torch.Tensor:
-        """Read a whole tensor, assembled from the parts that the ranks have saved.
+        """Read a whole tensor, assembled from the parts that the ranks saved.
 
         Raises:
             RunDirError: its files are missing or damaged.
@@ -281,8 +280,8 @@ def _empty_model(model_path: str) -> PreTrainedModel:
 
 
 def _copy_generation_config(lm: PreTrainedModel, model_path: str) -> None:
-    """Copy the generation settings of the model that the run started from, if it has some."""
+    """Copy the generation settings of the model that the run started from, if any."""
     try:
         lm.generation_config = GenerationConfig.from_pretrained(model_path)
     except (OSError, ValueError):
-        return  # no such file: keep what the configuration gives
+        return  # no such file: keep the values from the configuration

@@ -57,7 +57,7 @@ TOKEN_SUMS = (
 """Sums over a rank's trained tokens; the main process adds up the ranks."""
 
 COUNTS = ("tokens", "sequences", "packed_tokens", "micro_batches")
-"""Counts that `accumulate` returns beside them."""
+"""Counts that `accumulate` also returns."""
 
 
 class Learner:
@@ -67,7 +67,7 @@ class Learner:
 
     Raises:
         ConfigError: a kernel or package that the settings name is not installed.
-        ModelError: the model cannot be loaded, or the trainer does not compute one of its features.
+        ModelError: the model cannot be loaded, or has a feature that the trainer does not compute.
     """
 
     def __init__(self, settings: LearnerSettings) -> None:
@@ -116,7 +116,7 @@ class Learner:
 
     @property
     def critic(self) -> Critic:
-        """The value model.
+        """The critic.
 
         Raises:
             WorkerError: the run has none.
@@ -183,7 +183,7 @@ class Learner:
         weighted_N = losses_N * batch.loss_weights
         weighted_N.sum().backward()
 
-        if not packed.sequences:  # the placeholder of a rank without work: it only took part in the collectives
+        if not packed.sequences:  # a rank without work only takes part in the collectives
             return dict.fromkeys((*TOKEN_SUMS, *COUNTS, "weight_max"), 0.0)
 
         with torch.no_grad():
@@ -298,12 +298,12 @@ class Learner:
     def save(
         self, folder: Path, state: dict[str, Any], files: Mapping[str, str] | None = None, *, wait: bool = True
     ) -> dict[str, Any]:
-        """Start to save a checkpoint, and with `wait` finish it; see `CheckpointSaver.finish`."""
+        """Start saving a checkpoint, and with `wait` finish it; see `CheckpointSaver.finish`."""
         self._saver.begin(folder, reshard(self._policy), self._optimizer, self._steps, state, self._critic, files)
         return self._saver.finish(wait=wait)
 
     def saved(self, *, wait: bool) -> dict[str, Any]:
-        """Return the state of the save that was started last, as `CheckpointSaver.finish`."""
+        """Return the state of the latest save; see `CheckpointSaver.finish`."""
         return self._saver.finish(wait=wait)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
@@ -318,7 +318,7 @@ class Learner:
 
         self._steps = load_checkpoint(folder, reshard(self._policy), self._optimizer, self._critic)
         self._optimizer.zero_grad(set_to_none=True)
-        # The checkpoint's settings came with its state; the recipe's current ones win.
+        # The checkpoint's state includes its settings: restore the recipe's.
         apply_settings(self._optimizer, self._optim)
 
     def _pack(
@@ -327,7 +327,7 @@ class Learner:
         aggregation: Aggregation = "token_mean",
         kind: type[Sample] = TrainSample,
     ) -> list[PackedBatch]:
-        """Pack the samples into micro-batches, as many on each rank: collectives have to match."""
+        """Pack the samples into equally many micro-batches on all ranks: collectives must match."""
         budget = self._settings.config.tokens_per_micro_batch
         plan = micro_batches(plan_units(samples, budget), budget)
         count = torch.tensor(len(plan), device=self._device)

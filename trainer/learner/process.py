@@ -1,8 +1,8 @@
 """The process of one rank: `python -m trainer.learner.process --fd N`. Started by
 `trainer.workers.rank`.
 
-It answers one message after the other. It ends with the main process: at end of file on the socket
-or, while it is busy, by the kernel's parent-death signal (`agentloop.runtime.child`).
+It answers one message at a time. It ends with the main process: at end of file on the socket or,
+while it is busy, by the kernel's parent-death signal (`agentloop.runtime.child`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The interface of a metric logger, and what it knows of the run."""
+"""The interface of a metric logger, and the facts about the run that it gets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MetricLogger(Protocol):
     """A destination of metrics: `Logger(run, **options)`. All calls come from one thread.
 
     Attributes:
-        library: optional; the module that the logger needs. It is looked for before the run starts.
+        library: optional; the module that the logger needs, checked before the run starts.
     """
 
     library: ClassVar[str]

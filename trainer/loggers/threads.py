@@ -21,7 +21,7 @@ from agentloop.registry import LOGGERS, load
 from trainer.loggers.base import LoggerRun, MetricLogger
 
 MAX_QUEUED = 1000
-"""Steps queued for one logger at most; further steps are dropped with a warning."""
+"""Maximum steps queued for one logger; further steps are dropped with a warning."""
 
 OPEN_TIMEOUT_S = 120.0
 FLUSH_TIMEOUT_S = 60.0

@@ -31,7 +31,7 @@ class WandbLogger:
             "resume": "allow",
             "dir": str(run.folder),
             "config": run.config,
-            # Its capture of the console would interfere with the progress bar.
+            # wandb's console capture would interfere with the progress bar.
             "settings": wandb.Settings(console="off"),
         }
         self._run = wandb.init(project=project, **{**defaults, **options})

@@ -1,4 +1,4 @@
-"""Packing: which samples a rank computes, and how they become micro-batches without padding.
+"""Packing: assign samples to ranks, and pack them into micro-batches without padding.
 
 In: samples of one call (`trainer.types.Sample`). Out: each rank's share, and rows for the model's
 forward. numpy only.

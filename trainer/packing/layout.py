@@ -35,7 +35,7 @@ from trainer.types import Aggregation, Sample, TrainSample
 
 @dataclass(slots=True)
 class PackedLayout:
-    """Which tokens of a packed row attend to which.
+    """The attention pattern of a packed row.
 
     Attributes:
         runs: `(start, count, length)`: `count` adjacent segments of `length` tokens, each causal
@@ -88,7 +88,7 @@ class PackedBatch:
 
 
 def pack(samples: Sequence[Sample], units: Sequence[Unit], aggregation: Aggregation) -> PackedBatch:
-    """Lay out `units`, of which there is at least one, as one row."""
+    """Lay out one or more `units` as one row."""
     row = _Row()
     columns: dict[str, list[np.ndarray]] = {name: [] for name in samples[units[0].samples[0]].COLUMNS}
     predict_from: list[np.ndarray] = []
@@ -161,7 +161,7 @@ def empty_batch(kind: type[Sample] = TrainSample) -> PackedBatch:
 
 @dataclass(slots=True)
 class _Row:
-    """The row under construction: token ids and positions by segment, and who attends to whom."""
+    """The row under construction: token ids and positions by segment, and the attention pattern."""
 
     layout: PackedLayout = field(default_factory=PackedLayout)
     tokens: list[np.ndarray] = field(default_factory=list)

@@ -22,8 +22,7 @@ class Unit:
     Attributes:
         samples: indices into the call's samples, sorted by length.
         lengths: number of tokens computed of each sample, up to its last trained token (exclusive).
-        prompt_length: length of the shared prompt; 0 if the unit is a single sample, which shares
-            nothing.
+        prompt_length: length of the shared prompt; 0 for a unit of a single sample.
     """
 
     samples: list[int]
@@ -107,7 +106,7 @@ def split_over_ranks(samples: Sequence[Sample], ranks: int, max_tokens: int, hid
     if ranks == 1:
         return [list(range(len(samples)))]
 
-    # A unit may not be larger than one rank's fair share, or some rank would have nothing to do.
+    # A unit may not be larger than one rank's fair share, or some rank would have no work.
     total = packed_length(samples, max_tokens)
     units = plan_units(samples, min(max_tokens, -(-total // ranks)))
     costs = [unit.tokens + unit.attention_pairs / (6 * hidden_size) for unit in units]

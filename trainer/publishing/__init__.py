@@ -1,13 +1,13 @@
-"""Publishing, on the run's side: new policy versions get from the ranks to the rollout server.
+"""Publishing, on the run's side: bring new policy versions from the ranks to the rollout server.
 
-In: a version that the ranks hold. Out: a server that serves it. No torch.
+In: a policy version on the ranks. Out: a server that serves it. No torch.
 
 1. `server_process`: the rollout server as a child process, restarted when it dies.
-2. `weights_folder`: where published versions lie, in shared memory or in the run directory.
+2. `weights_folder`: the folder of published versions, in shared memory or the run directory.
 3. `server_link`: the admin connection to the server; repeats an update until it is served.
-4. `base`: what a transport is. `transports`: the table of them.
+4. `base`: the transport protocol. `transports`: the table of transports.
 5. `disk`, `shared`, `broadcast`: one transport each. The file of the same name in
-   `trainer.learner.weights` is the ranks' side, the one in the engine receives. `slots`: the two
+`trainer.learner.weights` is the ranks' side; the one in the engine receives. `slots`: the two
    folders that shared versions are written to in turn.
 
 To add a transport: a file here, one in `trainer.learner.weights` (with a line in its `publisher`),

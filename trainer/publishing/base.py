@@ -1,4 +1,4 @@
-"""What a weight transport is to the run."""
+"""The interface of weight transports on the run's side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.rank_commands import Command
 R = TypeVar("R")
 
 OnFolder = Callable[[int, Path], None]
-"""Called with each version that a server can start from now, and its folder."""
+"""Called with each version that a server can start from, and its folder."""
 
 
 class Ranks(Protocol):
@@ -28,7 +28,7 @@ class Publisher(ABC):
     """One transport, between the ranks and a running server.
 
     Args:
-        folder: where published versions lie.
+        folder: of the published versions.
     """
 
     def __init__(self, ranks: Ranks, server: ServerLink, folder: Path, on_folder: OnFolder) -> None:
@@ -52,7 +52,7 @@ class Publisher(ABC):
 
     @abstractmethod
     async def publish(self, version: int) -> float:
-        """Make the server serve the policy as `version`; return the seconds that took.
+        """Make the server serve the policy as `version`; return the seconds it took.
 
         Versions are published in order, without gaps.
 
@@ -62,4 +62,4 @@ class Publisher(ABC):
         """
 
     async def close(self) -> None:  # noqa: B027  # optional: most transports hold nothing
-        """Finish or release what the transport still holds."""
+        """Finish pending work and release the transport's resources."""

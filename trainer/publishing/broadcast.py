@@ -25,7 +25,7 @@ GROUP = "agentloop"
 
 
 class BroadcastPublisher(Publisher):
-    """Broadcasts from rank 0 in a group, which is made again when the server's replicas change.
+    """Broadcasts from rank 0 in a group, which is rebuilt when the server's replicas change.
 
     Only replicas that are in the group receive a broadcast. One that starts later reads the version
     from a copy, which the ranks write to a slot while they broadcast.
@@ -93,7 +93,7 @@ class BroadcastPublisher(Publisher):
         """Broadcast once, and return the server's answer.
 
         Raises:
-            ServerError: the attempt failed. The group is left; the next attempt makes a new one.
+            ServerError: the attempt failed. The group is closed; the next attempt makes a new one.
         """
         if not self._joined:
             await self._join()
@@ -180,7 +180,7 @@ class BroadcastPublisher(Publisher):
 
 
 def _differ(sent: str, received: str) -> bool:
-    """Whether two checksums differ. Those of different algorithms cannot be compared: False."""
+    """Whether two checksums differ. False if they are of different algorithms."""
     return received.partition(":")[0] == sent.partition(":")[0] and received != sent
 
 

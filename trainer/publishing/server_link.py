@@ -24,11 +24,11 @@ class Conflict(Exception):
 
 
 class ServerLink:
-    """Speaks to one server.
+    """A client of one server's admin endpoints.
 
     Args:
         url: of the server.
-        running: what happens to requests that run during an update.
+        running: the treatment of requests that run during an update.
         timeout_s: of a request, and of all attempts at one update together.
     """
 
@@ -42,7 +42,7 @@ class ServerLink:
             base_url=url,
             timeout=timeout_s,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            trust_env=False,  # no proxy between a run and its server
+            trust_env=False,  # no proxy for requests to the rollout server
         )
 
     @property
@@ -76,7 +76,7 @@ class ServerLink:
         """Repeat `attempt` until the server confirms that it serves `version`.
 
         Raises:
-            ServerError: it does not within the time limit.
+            ServerError: it did not confirm within the time limit.
             RequestRejected: it refuses the weights.
         """
         begin = time.perf_counter()

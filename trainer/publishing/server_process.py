@@ -1,5 +1,4 @@
-"""The rollout server as a child of the run: started, supervised, restarted at the version that it
-has to serve.
+"""The rollout server as a child process: started, supervised, restarted at the current version.
 
 The server is started by name: nothing of `rollout_server` is imported here.
 """
@@ -36,7 +35,7 @@ class ServerProcess:
 
     Attributes:
         restarts: how often it was restarted after it died.
-        died: fails, with the reason, when the server is given up; None before `start`.
+        died: fails with the reason when the server cannot be restarted; None before `start`.
         url: base URL of the running server.
     """
 
@@ -71,7 +70,7 @@ class ServerProcess:
         self.url = ""
 
     async def start(self, version: int, weights: Path | None) -> str:
-        """Start the server and wait until it serves `version`; returns its URL.
+        """Start the server and wait until it serves `version`; return its URL.
 
         Args:
             version: policy version of the weights.
@@ -109,7 +108,7 @@ class ServerProcess:
         self._ready_file.unlink(missing_ok=True)
         file = self.settings.save(self._settings_file)
 
-        # Secrets go by the environment: the settings file stays in the run's folder.
+        # Pass secrets in the environment: the settings file stays in the run's folder.
         environment = child_environment(rollout.threads)
         for variable, token in ((TOKEN_VARIABLE, rollout.token), (ADMIN_TOKEN_VARIABLE, rollout.admin_token)):
             if token:
@@ -130,7 +129,7 @@ class ServerProcess:
 
     @property
     def settings(self) -> ServerSettings:
-        """The settings that the server is started with next."""
+        """The settings for the next start of the server."""
         version, weights = self._weights
         rollout = self._rollout
         return ServerSettings(
@@ -181,10 +180,10 @@ class ServerProcess:
 
 
 def check_port(host: str, port: int) -> None:
-    """Fail early when a configured port is taken.
+    """Fail early if the configured port is taken.
 
     Raises:
-        ConfigError: naming the port and the two ways out.
+        ConfigError: names the port and two ways to fix it.
     """
     if port == 0:
         return
@@ -195,5 +194,5 @@ def check_port(host: str, port: int) -> None:
         except OSError as exc:
             raise ConfigError(
                 f"rollout.port {port} on {host} cannot be used: {exc.strerror}",
-                "stop the process that listens there, give another rollout.port, or 0 for a free one",
+                "stop the process that uses it, or set rollout.port to another port (0: any free one)",
             ) from exc

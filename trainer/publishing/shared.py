@@ -15,7 +15,7 @@ from trainer.rank_commands import PublishWeights
 
 
 class SharedPublisher(Publisher):
-    """Writes versions to two slots in turn: the server serves the tensors where they lie."""
+    """Writes versions to two slots in turn; the server serves the tensors in place."""
 
     @staticmethod
     async def write(ranks: Ranks, folder: Path, version: int) -> Path:
@@ -47,7 +47,7 @@ class SharedPublisher(Publisher):
 
 
 async def _fill(ranks: Ranks, slot: Path, *, reader_s: float = 0.0) -> None:
-    """Write the policy to a slot; if that fails, tell its readers."""
+    """Write the policy to a slot; if that fails, notify its readers."""
     try:
         await ranks.ask(PublishWeights("shared", {"folder": slot.absolute(), "reader_s": reader_s}))
     except BaseException:

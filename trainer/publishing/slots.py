@@ -10,9 +10,8 @@ from agentloop.weights.shared import Progress
 def begin_version(folder: Path, version: int) -> Path:
     """Return the slot of a version, marked as not yet written: its readers wait from now on.
 
-    Even and odd versions have a slot each. Versions follow each other without gaps, so the version
-    that is served lies in the other slot, and one that was not served is written again where it
-    was.
+    Even and odd versions have one slot each. Versions are consecutive, so the served version is in
+    the other slot, and a version that was not served is written again to the same slot.
     """
     slot = folder / ("odd" if version % 2 else "even")
     slot.mkdir(parents=True, exist_ok=True)

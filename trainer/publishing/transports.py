@@ -22,12 +22,11 @@ def make_publisher(recipe: Recipe, ranks: Ranks, server: ServerLink, folder: Pat
     """Create the publisher of the transport that the recipe names.
 
     Args:
-        folder: where published versions lie.
+        folder: of the published versions.
     """
     return TRANSPORTS[recipe.rollout.publish.transport].from_recipe(recipe, ranks, server, folder, on_folder)
 
 
 async def write_version(recipe: Recipe, ranks: Ranks, folder: Path, version: int) -> Path:
-    """Write the policy where the recipe's transport does, for a server to start from; return its
-    folder."""
+    """Write the policy for a server to start from, by the recipe's transport; return its folder."""
     return await TRANSPORTS[recipe.rollout.publish.transport].write(ranks, folder, version)

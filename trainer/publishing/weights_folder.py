@@ -17,10 +17,10 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # `WeightsFolder.create` makes a
 OWNER = "owner.pid"
 
 ROOM = 3
-"""Versions that must fit: the one served, the one before it, and the one being written."""
+"""Versions that must fit: the served one, the previous one, and the one being written."""
 
 KEPT_VERSIONS = 2
-"""Version folders that stay: the one served, and the one before it, which may still be loading."""
+"""Version folders to keep: the served one, and the previous one, which may still be loading."""
 
 
 class WeightsFolder:
@@ -53,7 +53,7 @@ class WeightsFolder:
                 raise ConfigError(f"{path} belongs to another user", "name another folder with rollout.publish.folder")
 
             shutil.rmtree(path, ignore_errors=True)
-            # Before this run claims memory, free what killed runs of this user still hold.
+            # Before this run claims memory, free the memory of this user's killed runs.
             _sweep(path.parent)
 
             path.mkdir(mode=0o700)
@@ -89,7 +89,7 @@ class WeightsFolder:
 
 def choose_path(run: Path, named: Path | None, *, local: bool) -> Path:
     """Return the folder to publish in; arguments as in `WeightsFolder.create`."""
-    # The same name at each start of a run, so that the next start finds what a killed one left.
+    # The same name at each start of a run, so that a restart finds the files of a killed run.
     name = f"agentloop-{os.getuid()}-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]}"
     if named is not None:
         return named.absolute() / name
@@ -111,7 +111,7 @@ def prune_versions(folder: Path, current: int) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed runs of this user left in `folder`."""
+    """Remove files that killed runs of this user left in `folder`."""
     for other in folder.glob(f"agentloop-{os.getuid()}-*"):
         owner = other / OWNER
         if owner.is_file() and owner.stat().st_uid == os.getuid():

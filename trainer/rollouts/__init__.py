@@ -1,4 +1,4 @@
-"""Groups on their way to samples.
+"""Run groups of episodes and turn them into samples.
 
 In: rows, an episode runner and the policy version. Out: `TrainSample`s with advantages.
 

@@ -127,7 +127,7 @@ class BatchPreparation:
 
     @property
     def sums(self) -> dict[str, float]:
-        """What the ranks' sums lack: `kl_ref_sum` of a penalty in the reward."""
+        """Sums that the ranks do not return: `kl_ref_sum` of a penalty in the reward."""
         return {"kl_ref_sum": self._kl_sum}
 
     @property

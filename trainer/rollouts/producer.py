@@ -21,7 +21,7 @@ from trainer.algorithms.dynamic_sampling import replacement, teaches_nothing
 
 
 class RunsEpisodes(Protocol):
-    """The part of an `EpisodeRunner` that a producer needs. Failures are returned, not raised."""
+    """The part of an `EpisodeRunner` that a producer uses. Failures are returned, not raised."""
 
     async def run(
         self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
@@ -42,8 +42,8 @@ class Group:
     Attributes:
         baseline: the greedily decoded episode of the prompt, which is not trained; empty if the
             algorithm has none.
-        replaced: how often dynamic sampling replaced a prompt whose episodes taught nothing.
-        given_up: the last replacement taught nothing either.
+        replaced: how often dynamic sampling replaced a prompt without a learning signal.
+        given_up: the last replacement has no learning signal either.
     """
 
     index: int
@@ -174,7 +174,7 @@ class Producer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _group(self, index: int) -> Group:
-        """Run group `index`; if its prompt teaches nothing, run a replacement in its place."""
+        """Run group `index`; if it has no learning signal, run a replacement in its place."""
         if (restored := self._restored.pop(index, None)) is not None:
             return restored
 

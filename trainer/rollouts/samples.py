@@ -1,4 +1,4 @@
-"""Turn finished groups into training samples: who is trained, and with which advantage."""
+"""Turn finished groups into training samples with advantages."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
 
 
 def _file(image: Any, files: dict[int, np.ndarray]) -> np.ndarray:
-    """Return the bytes that the rollout server got: one array for each image object of a group."""
+    """Return the bytes sent to the rollout server: one array for each image object of a group."""
     if id(image) not in files:
         files[id(image)] = np.frombuffer(base64.b64decode(image_data(image)), dtype=np.uint8)
     return files[id(image)]
@@ -187,9 +187,8 @@ def _set_process_advantages(episodes: Sequence[TrainEpisode]) -> None:
     Steps are ordered as their turns were generated, over all trajectories of a forked episode, so
     that a token gets the rewards of its own turn and of everything that came after it. The reward
     function's number is the reward of a last step, which ends with the episode. In an episode
-    without step rewards the reward is its only step, whatever it came from; in a group without any
-    step rewards this equals `grpo`. Without a reward function, turns after the last rewarded one
-    get 0.
+    without step rewards, the reward is its only step; in a group without any step rewards this
+    equals `grpo`. Without a reward function, turns after the last rewarded one get 0.
     """
     steps_of_episodes = [_steps(episode) for episode in episodes]
     values = grpo_process([[value for _, value in steps] for steps in steps_of_episodes])

@@ -1,4 +1,4 @@
-"""When a run saves checkpoints, what they hold beside the tensors, and which of them stay."""
+"""When a run saves checkpoints, what they hold beside the tensors, and which are kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Checkpoints:
         Args:
             state: `step`, `version` and whatever else the run has to restore.
             groups: finished groups that are not trained yet.
-            wait: return when it is written: nothing follows that could wait for it.
+            wait: return when it is written, because no later call will wait for it.
 
         Raises:
             WorkerError: with `wait`, it could not be written.

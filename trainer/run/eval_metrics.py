@@ -21,8 +21,7 @@ MARK = "####"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The part of an episode that an evaluation keeps; 50,000 whole trajectories would not fit into
-    memory.
+    """The part of an episode that an evaluation keeps: 50,000 trajectories would not fit in memory.
 
     Attributes:
         row: index of its row; the samples of a row are grouped by it.
@@ -130,7 +129,7 @@ def majority_reward(votes: Sequence[tuple[str, float]]) -> float:
 
 
 def final_answer(text: str) -> str:
-    """Return the answer in a turn's text, for reward functions that return none.
+    """Return the answer in a turn's text, for reward functions that return no answer.
 
     It is the last `\\boxed{...}`, else the rest of the line after the last `####`, else the last
     line that is not blank, with white space normalized.
@@ -149,7 +148,7 @@ def final_answer(text: str) -> str:
 
 
 def _braced(text: str) -> str | None:
-    """Return `text` up to the brace that closes one opened before it; None if none does."""
+    """Return `text` up to the brace that closes one opened before it; None without one."""
     depth = 1
     for position, character in enumerate(text):
         depth += (character == "{") - (character == "}")

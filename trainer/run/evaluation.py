@@ -54,7 +54,7 @@ async def run_episodes(
     max_concurrent: int,
     on_episode: OnEpisode,
 ) -> None:
-    """Run `n` episodes of every task, at most `max_concurrent` at a time, and keep none of them."""
+    """Run `n` episodes of every task, at most `max_concurrent` at a time, without keeping them."""
 
     def episodes() -> Iterator[tuple[int, Task, int]]:
         for row, task in enumerate(tasks):
@@ -125,7 +125,7 @@ class Evaluation:
         """Run the evaluation that is due before training starts at, or continues from, `step`.
 
         Raises:
-            RunError: as `at`.
+            RunError: see `at`.
         """
         if self.due_first(step):
             metrics = await self.at(step, version)
@@ -161,7 +161,7 @@ class Evaluation:
             wait: wait for one that is still running.
 
         Raises:
-            RunError: as `at`.
+            RunError: see `at`.
         """
         running = self._running
         if running is None or not (wait or running.done()):
@@ -183,7 +183,7 @@ class Evaluation:
         began with.
 
         Raises:
-            RunError: as `at`.
+            RunError: see `at`.
         """
         config = self._config
         begin = reported = time.perf_counter()
@@ -223,7 +223,7 @@ class Evaluation:
         numbers = await asyncio.to_thread(eval_metrics, outcomes, config.n, config.pass_reward)
         metrics = {"step": step, "version": version, **numbers}
         metrics |= {"eval/version_min": oldest, "eval/version_max": newest}
-        # `time_s` counts only time in which the run does nothing but evaluate.
+        # `time_s` counts only time in which the run only evaluates.
         metrics["eval/background_s" if background else "eval/time_s"] = took
 
         if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):

@@ -1,4 +1,4 @@
-"""What a user should know of a run that is not an error: one line for each notice or warning."""
+"""Notices and warnings about a run: one line each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from agentloop.data import ValidatedRows
 
 
 def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]:
-    """Report rows that are not used as they were written."""
+    """Report rows that are dropped, cut, or run by the default agent."""
     notices = []
     if found.without_agent:
         notices.append(f"data.{split}: {found.without_agent} rows name no agent; they run {data.default_agent}")
@@ -47,7 +47,7 @@ def unused_settings(trainer: TrainerConfig) -> list[str]:
 
 
 def algorithm_notices(algorithm: AlgorithmConfig) -> list[str]:
-    """Report consequences of the chosen algorithm."""
+    """Report if the chosen algorithm makes training wait."""
     reason = algorithm.needs_whole_batch
     return [] if reason is None else [f"training waits for the last group of a step: {reason}"]
 

@@ -117,8 +117,7 @@ QUICK_PROOF = 40
 
 
 def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF, train: bool = True) -> RunInputs:
-    """Load and check everything a run needs, and tell the user what is not an error but worth
-    knowing.
+    """Load and check everything a run needs; print notices and warnings.
 
     Args:
         conversations: number of probe conversations for the chat template.

@@ -1,8 +1,8 @@
 """The processes of a run: trainer ranks, rollout server, and the connections between them.
 
-`start_processes` is an async context. It starts ranks and server side by side, at a checkpoint's
-version if there is one, and ends everything in any case: runner, publisher, connection, ranks,
-server, published weights.
+`start_processes` is an async context manager. It starts ranks and server concurrently, at the
+version of a checkpoint if there is one. At the end, whatever happens, it closes runner, publisher,
+connection, ranks, server and published weights.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Processes:
     runner: EpisodeRunner
 
     async def guard(self, work: Awaitable[T]) -> T:
-        """Await `work`, but stop waiting when the rollout server is given up.
+        """Await `work`, but stop if the rollout server cannot be restarted.
 
         Raises:
             ServerStartError: the server died and could not be restarted.
@@ -79,7 +79,7 @@ async def start_processes(
     """Start trainer and rollout server, and end them when the block ends.
 
     Args:
-        checkpoint: where the run continues; None: from the model of the recipe.
+        checkpoint: the run continues from it; None: from the recipe's model.
 
     Raises:
         InfrastructureError: a process did not start; the end of its log is in the message.
@@ -90,8 +90,7 @@ async def start_processes(
         weights = WeightsFolder.create(run_dir.weights, recipe.rollout.publish.folder, local=recipe.rollout.url is None)
         server = _make_server(recipe, inputs, run_dir, console, weights)
         served = _ServedWeights(server)
-        # Pushed first, so that it runs last: processes that still read the weights have ended by
-        # then.
+        # Pushed first, so that it runs last: processes that read the weights have ended by then.
         stack.callback(served.keep, weights)
         if server is not None:
             stack.push_async_callback(server.stop)

@@ -1,4 +1,4 @@
-"""A training run: produce, train, publish. `TrainRun._train` is the loop, on one screen.
+"""A training run: produce, train, publish. `TrainRun._train` is the loop.
 
 Synchronous and asynchronous training share one code path: the producer admits groups as far ahead
 as `max_staleness` allows, and the trainer takes them in order while later ones still run.
@@ -33,7 +33,7 @@ from trainer.run.stop import StopRequest
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended."""
+    """The outcome of a run."""
 
     steps: int
     interrupted: bool
@@ -86,7 +86,7 @@ class TrainRun:
         with self._stop.on_signals():
             async with start_processes(recipe, inputs, self._dir, self._console, checkpoint) as processes:
                 if self._resume:
-                    # A run that was stopped before its first checkpoint starts over.
+                    # A run stopped before its first checkpoint starts over.
                     self._dir.rewind(checkpoint.step if checkpoint is not None else -1)
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                     return await self._train(processes, lag, finished)
@@ -154,7 +154,7 @@ class TrainRun:
         finally:
             await evaluation.close()
             await producer.close()
-            with contextlib.suppress(WorkerError):  # the error that broke the ranks is already propagating
+            with contextlib.suppress(WorkerError):  # the error that broke the ranks is being raised
                 await checkpoints.settle()
 
     async def _step(
@@ -170,7 +170,7 @@ class TrainRun:
         return trained.metrics(), varied(trajectories, trace.print_samples)
 
     def _make_producer(self, processes: Processes, progress: _EpisodeProgress) -> Producer:
-        """Make the producer of the steps that are left."""
+        """Make the producer of the remaining steps."""
         recipe, inputs, algorithm = self._recipe, self._inputs, self._recipe.trainer.algorithm
         return Producer(
             processes.runner,
@@ -216,7 +216,7 @@ class TrainRun:
             self._loggers.log(metrics)
 
     def _show(self, metrics: dict[str, Any], samples: Sequence[Trajectory], lag: LoopLagMonitor) -> None:
-        """Print a step: its numbers, what held up the event loop, a few samples, its evaluation."""
+        """Print a step: its metrics, what blocked the event loop, a few samples, its evaluation."""
         every, step = self._recipe.trace.print_every, metrics["step"]
         self._console.step(metrics, self._inputs.total_steps)
         for culprit in lag.new_culprits():

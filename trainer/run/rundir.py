@@ -1,4 +1,4 @@
-"""The run directory: its layout, who may use it, and writes that a reader never sees half done."""
+"""The run directory: its layout, claims on it, and writes that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -76,12 +76,11 @@ class RunDir:
         """Claim the directory for a run.
 
         Returns:
-            on resume, one line `key: old -> new` for every config value that changed; else an empty
-                list.
+            on resume, a line `key: old -> new` for every changed config value; else an empty list.
 
         Raises:
-            RunDirError: it holds a run and `resume` is False; it does not and `resume` is True; or
-                a key changed that a resumed run cannot change.
+            RunDirError: it holds a run and `resume` is False; it holds no run and `resume` is True;
+                or a key changed that a resumed run cannot change.
         """
         if not resume:
             self.check_free()
@@ -186,7 +185,7 @@ class RunDir:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Remove what was written after `step`: a resumed run writes it again."""
+        """Remove everything written after `step`: a resumed run writes it again."""
         kept = [row for row in self.read_metrics() if row["step"] <= step]
         write_atomic(self.metrics_file, b"".join(orjson.dumps(row) + b"\n" for row in kept))
 

@@ -2,7 +2,7 @@
 
     groups as they finish -> chunks -> preparation -> accumulate -> optimizer step -> publish
 
-`StepTrainer` runs a step; it needs ranks, a publisher and a producer, and nothing else of a run.
+`StepTrainer` runs a step; it needs only ranks, a publisher and a producer.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PolicyState:
 
 @dataclass
 class StepClock:
-    """Where a step's seconds went."""
+    """The durations of a step's parts."""
 
     begin: float = field(default_factory=time.perf_counter)
     train_s: float = 0.0
@@ -177,7 +177,7 @@ class StepTrainer:
 
 
 class _Update:
-    """The update of one step: its collaborators, and what accumulates over its minibatches."""
+    """The update of one step: its collaborators, and its sums over minibatches."""
 
     def __init__(self, recipe: Recipe, policy: PolicyState, workers: WorkerGroup, producer: Producer) -> None:
         self._recipe = recipe

@@ -12,7 +12,7 @@ class StepSums:
     """Sums over a step's minibatches of the policy.
 
     The mismatch of engine and trainer comes from the first minibatch only: there the trainer still
-    has the weights that sampled. In later minibatches the difference is the optimizer's doing and
+    has the weights that sampled. In later minibatches the optimizer causes the difference, which
     shows in `train/clip_frac`.
     """
 

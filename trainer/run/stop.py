@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop a run where nothing is lost, or at once."""
+"""Ctrl-C and SIGTERM: stop a run where no work is lost, or at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StopRequest:
     `requested` is set, and the loop stops after the step; a second signal cancels at once.
 
     Args:
-        must_finish_step: whether a stop in this moment would lose or tear a step.
+        must_finish_step: whether stopping now would lose or tear a step.
         notice: called with a line for the user.
 
     Attributes:

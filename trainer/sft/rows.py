@@ -1,4 +1,4 @@
-"""Bring rows of fine-tuning into the one form that chat templates know, or refuse them.
+"""Convert fine-tuning rows to the form that chat templates expect, or refuse them.
 
 Accepted beside plain `{messages, tools}`:
 
@@ -30,7 +30,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages as templates take them, and for each message whether it has a loss."""
+    """Messages in the form of chat templates, and for each message whether it has a loss."""
 
     messages: list[Message]
     trained: list[bool]

@@ -108,7 +108,7 @@ class SftRun:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C save the present step and end the run; a second one ends it at once."""
+        """Let Ctrl-C save the current step and end the run; a second one ends it at once."""
         loop, main = asyncio.get_running_loop(), asyncio.current_task()
         assert main is not None
 

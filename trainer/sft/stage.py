@@ -138,7 +138,7 @@ def tokenize_rows(
 
     Args:
         key: the config key of the source, for messages.
-        on_row: called with the number of rows so far; an exception from it ends the work.
+        on_row: called with the number of rows so far; an exception that it raises ends the work.
 
     Raises:
         DataError: a row cannot be used, or all are too long.

@@ -47,7 +47,7 @@ from trainer.types import LearnerSettings, LossSpec, SaveStatus, TokenNumbers, T
 from trainer.workers.rank import Rank, RankDied, RawAnswer
 
 DEFAULT_HIDDEN_SIZE = 1024
-"""For a model whose config.json does not give it. It only balances the work of the ranks."""
+"""Default for a config.json without it. It only balances the work of the ranks."""
 
 FAILURE_SETTLES_S = 5.0
 """Time to wait, after a rank reports an error, for the death of another that may have caused it."""
@@ -251,7 +251,7 @@ class WorkerGroup:
             wait: False returns once the ranks have copied their state; then use `saved`.
 
         Raises:
-            WorkerError: it could not be written.
+            WorkerError: the checkpoint could not be written.
         """
         moved = {name: path.absolute() for name, path in (files or {}).items()}
         statuses = await self.ask_all(Save(Path(folder).absolute(), state or {}, wait, moved))
@@ -259,7 +259,7 @@ class WorkerGroup:
             raise WorkerError(f"the checkpoint {folder} could not be written: {error}", "check that its disk has room")
 
     async def saved(self, *, wait: bool) -> tuple[bool, str]:
-        """Report on the save that was begun last.
+        """Report on the latest save.
 
         The folder does not exist until every rank has written its part.
 
@@ -278,10 +278,10 @@ class WorkerGroup:
         """Read the `trainer/` folder of a checkpoint that `save` wrote.
 
         Args:
-            optimizer: False reads the weights and nothing else.
+            optimizer: False reads only the weights.
 
         Raises:
-            RunDirError: it is not a checkpoint, or one of another model.
+            RunDirError: not a checkpoint, or one of another model.
         """
         await self.ask(Load(Path(folder).absolute(), optimizer))
 
@@ -343,7 +343,7 @@ class WorkerGroup:
     async def _exchange(self, messages: Sequence[tuple[dict[str, Any], Sequence[np.ndarray]]]) -> list[RawAnswer]:
         async with self._lock:
             if self._broken is not None:
-                raise WorkerError(f"the trainer is broken since: {self._broken.message}", self._broken.hint)
+                raise WorkerError(f"the trainer failed earlier: {self._broken.message}", self._broken.hint)
 
             calls = [
                 asyncio.ensure_future(rank.call(*message)) for rank, message in zip(self._ranks, messages, strict=True)

@@ -1,4 +1,4 @@
-"""One rank process as the main process sees it: started, sent messages, and ended."""
+"""One rank process, seen from the main process: start it, exchange messages, end it."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def _environment(threads: int) -> dict[str, str]:
     if sys.platform == "linux":
         # Ranks are local. A host name that resolves to another address would make gloo hang.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # The rank must import the trainer that started it. `-P` keeps the working directory out of its
-    # path, which may hold another package of that name.
+    # The rank must import the trainer that started it. `-P` keeps the working directory, which may
+    # hold another package of that name, out of its path.
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     return environment

@@ -143,5 +143,5 @@ def test_a_run_without_a_critic_says_so(tiny_model: Path, tmp_path: Path) -> Non
     with pytest.raises(WorkerError, match="no critic"):
         of.values(make_samples())
     of.save(tmp_path / "step_1", {})
-    with pytest.raises(RunDirError, match="holds no critic"):
+    with pytest.raises(RunDirError, match="has no critic"):
         learner(tiny_model).load(tmp_path / "step_1" / "trainer", optimizer=True)

@@ -391,7 +391,7 @@ def test_saving_over_a_checkpoint_replaces_it_whole(tiny_model: Path, tmp_path: 
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunDirError, match="holds no checkpoint"):
+    with pytest.raises(RunDirError, match="has no checkpoint"):
         learner(tiny_model).load(tmp_path, optimizer=True)
 
 

@@ -1,9 +1,9 @@
-"""Corrections for an engine with other probabilities than the trainer's, or older weights.
+"""Corrections for an engine whose probabilities differ from the trainer's, or with older weights.
 
-The engine uses other kernels, and with `max_staleness` > 0 an older policy version. The policy that
-sampled, mu, then differs from the proximal policy pi, around which the trust region is taken: the
-trainer's own logprobs at the start of the step. All functions work on `d = log pi - log mu` of the
-sampled tokens, without a gradient.
+The engine uses different kernels and, with `max_staleness` > 0, an older policy version. The policy
+that sampled, mu, then differs from the proximal policy pi, around which the trust region is taken:
+the trainer's own logprobs at the start of the step. All functions work on `d = log pi - log mu` of
+the sampled tokens, without a gradient.
 
 A masked token has loss 0 and still counts in the denominators: dividing by the number of kept
 tokens would scale up the rest whenever some are masked. Shapes: N trained tokens of a micro-batch.

@@ -5,11 +5,11 @@ trained token, with gradients.
 
 1. `loading`: builds a model on meta, shards it, and lets each rank read or draw its rows.
    `safetensors_folder` reads files, `name_plan` maps their names to the model's.
-2. `kernels`: the implementations that one model computes with, chosen when it is built: `attention`
-   (over packed rows; `varlen` on CUDA) and `matmul` (float32 on a CPU).
+2. `kernels`: the implementations that a model uses, chosen when it is built: `attention` (over
+   packed rows; `varlen` on CUDA) and `matmul` (float32 on a CPU).
 3. `sharding`: FSDP2 and activation checkpointing around the decoder blocks; `lora`: adapters.
 4. `policy`: the forward pass. `vision` inserts images, `logprobs` applies the head in chunks.
 
-Parameter names stay those of transformers, whatever is swapped in: files, checkpoints and published
-weights go by them.
+Parameter names are always those of transformers, because files, checkpoints and published weights
+use them.
 """

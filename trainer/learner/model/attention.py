@@ -1,6 +1,6 @@
 """Attention over a packed row, registered in transformers under the name `ATTENTION`.
 
-Everything but attention treats the row as T independent tokens. Here each segment attends causally
+All other layers treat the row as T independent tokens. In attention, each segment attends causally
 to itself and, if its prompt is shared, to that prompt. The two partial results are merged through
 their log-sum-exp:
 
@@ -41,7 +41,7 @@ _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backw
 
 
 class Attention:
-    """How one model attends over packed rows (`trainer.attention`).
+    """The attention of one model over packed rows (`trainer.attention`).
 
     Args:
         name: `auto` is the fastest kernel that is installed; `plain` is masked attention.
@@ -58,7 +58,7 @@ class Attention:
 
 
 class PackedRow:
-    """One packed row on its way through a model: its layout, and the model's attention over it.
+    """One packed row in a forward pass: its layout, and the model's attention over it.
 
     One object serves all layers of a pass, so that the layout is converted for a kernel once.
     """
@@ -136,7 +136,7 @@ def packed_attention(
 
 
 # transformers looks attention functions up in one table per process. The function registered here
-# keeps no state: what depends on the model or on the row comes in as `packed_row`.
+# has no state: whatever depends on the model or the row is passed as `packed_row`.
 AttentionInterface.register(ATTENTION, packed_attention)
 
 

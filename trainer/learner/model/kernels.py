@@ -1,4 +1,4 @@
-"""The implementations that a model computes with, chosen when it is built and held by the model."""
+"""The implementations that a model uses: chosen when it is built, and held by the model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Kernels:
 
     @classmethod
     def of(cls, config: TrainerConfig, device: torch.device) -> Kernels:
-        """Create what `trainer.attention` and `trainer.matmul` name, for a model on `device`.
+        """Create the implementations that `trainer.attention` and `trainer.matmul` name.
 
         Raises:
-            ConfigError: one of them is not installed.
+            ConfigError: an implementation is not installed.
         """
         return cls(Attention(config.attention, device), make_matmul(config.matmul))

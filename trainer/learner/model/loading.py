@@ -1,9 +1,9 @@
-"""Building the sharded policy without ever holding the whole model.
+"""Build the sharded policy without ever holding the whole model in memory.
 
 The model is built on `meta` and sharded there; then each rank reads its rows of each tensor from
 the safetensors files. A rank's host memory is its shard and one tensor's rows. Random weights are
-drawn block by block, by every rank alike, and each keeps its rows. If the names in the files cannot
-be mapped to those of the model by renaming (fused or split tensors of other releases),
+drawn block by block, identically on every rank, and each rank keeps its rows. If the names in the
+files cannot be mapped to those of the model by renaming (fused or split tensors of other releases),
 transformers' own loading is used, which holds the whole model.
 
 Rows: FSDP2 shards the first dimension as `torch.chunk` does.
@@ -79,7 +79,7 @@ def load_sharded(
         add_adapters(lm, language_blocks(lm), config.lora)
 
     if source is None:
-        # The whole model is in memory already; only what peft and `kind` added is still on meta.
+        # The whole model is in memory; only parameters added by peft and `kind` are still on meta.
         _materialize(policy, device)
         shard(policy, dtype, config.fsdp, device, reference=reference)
         _draw_adapters(lm, seed)
@@ -130,10 +130,10 @@ def local_folder(path: str) -> str:
 
 
 class _Source(Protocol):
-    """Where a model's values come from."""
+    """The source of a model's values."""
 
     def fill(self, lm: nn.Module) -> None:
-        """Give each rank's part of each parameter, and each persistent buffer, its values."""
+        """Fill each rank's part of each parameter, and each persistent buffer."""
         ...
 
 
@@ -189,7 +189,7 @@ class _Drawn:
             _draw(part, owner, recurse=whole)
 
             for name, parameter in part.named_parameters(prefix, recurse=whole):
-                if name in targets:  # not the second name of a tied one
+                if name in targets:  # skip the second name of a tied parameter
                     local, rows = _local(targets[name])
                     local.copy_(parameter if rows is None else parameter[rows])
             part.to(device="meta") if whole else _to_meta(part)

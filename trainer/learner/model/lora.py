@@ -93,7 +93,7 @@ def adapters(lm: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
     """Map each adapted weight's base name to A (rank, in), B (out, rank) and their factor."""
     found = {}
     for name, module in lm.named_modules():
-        layer: Any = module  # of peft's class if it has adapters
+        layer: Any = module  # an instance of peft's class if it has adapters
         if ADAPTER in getattr(layer, "lora_A", ()):
             a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             found[f"{name}.weight"] = (a, b, float(layer.scaling[ADAPTER]))
@@ -110,7 +110,7 @@ def without_adapters(lm: nn.Module) -> Iterator[None]:
     """Disable the adapters inside the block, to compute the policy that the run started from."""
     layers: list[Any] = [module for module in lm.modules() if hasattr(module, "lora_A")]
 
-    # peft's own switch also changes requires_grad, which FSDP2 has taken note of.
+    # peft's own switch also changes requires_grad, which FSDP2 has already recorded.
     for layer in layers:
         layer._disable_adapters = True
     try:

@@ -137,7 +137,7 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         rows_TK = input.reshape(-1, input.shape[-1])
-        # Less than one block would only pay for the detour.
+        # Less than one block is not worth the overhead.
         if len(rows_TK) < self.matmul.rows or not self.matmul.suits(rows_TK, self.weight):
             return functional.linear(input, self.weight, self.bias)
 

@@ -1,4 +1,4 @@
-"""Which tensor of a model's files each parameter of the model is.
+"""Map each parameter of a model to a tensor in the model's files.
 
 Releases of transformers name tensors differently. If renaming is enough, the names are mapped here;
 if tensors are fused or split, there is no such mapping.

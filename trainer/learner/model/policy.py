@@ -59,7 +59,7 @@ class PolicyModel(nn.Module):
     Args:
         lm: a causal LM that was built with the attention `ATTENTION`.
         logprob_chunk: tokens whose logits exist at one time.
-        kernels: the implementations that it computes with.
+        kernels: the implementations that it uses.
     """
 
     lm: PreTrainedModel
@@ -165,8 +165,7 @@ def load_policy(
     except (OSError, ValueError, KeyError) as exc:
         raise _not_a_model(path, exc) from exc
 
-    # Always in eval mode: the engine samples without dropout, and the policy that is trained is the
-    # one that sampled.
+    # Always in eval mode: the engine samples without dropout, so it must not be used in training.
     return PolicyModel(_supported(lm, path), logprob_chunk, kernels).to(device).eval()
 
 
@@ -178,10 +177,10 @@ def _not_a_model(path: str, exc: Exception) -> ModelError:
 
 
 def _supported(lm: PreTrainedModel, path: str) -> PreTrainedModel:
-    """Return `lm` if the packed path computes all of its features.
+    """Return `lm`, if the packed path computes all of its features.
 
     Raises:
-        ModelError: it does not.
+        ModelError: it does not compute one of them.
     """
     config = lm.config.get_text_config()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):

@@ -43,7 +43,7 @@ class SafetensorsFolder:
             files = [root / SINGLE]
         else:
             raise ModelError(
-                f"{folder} cannot be loaded as a causal language model: it holds no {SINGLE}",
+                f"{folder} cannot be loaded as a causal language model: it has no {SINGLE}",
                 "set model.path to a folder with config.json and safetensors, or to a hub id",
             )
 
@@ -65,7 +65,7 @@ class SafetensorsFolder:
         return self.specs[name][0].shape
 
     def read(self, name: str, rows: slice | None) -> Tensor:
-        """Read a tensor, or those rows of it and no others.
+        """Read a tensor, or only some of its rows.
 
         Raises:
             ModelError: the file ended early.

@@ -1,4 +1,4 @@
-"""FSDP2 around a model, activation checkpointing, and the blocks that both of them work on."""
+"""Apply FSDP2 and activation checkpointing to a model's blocks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shard(
     if config.offloads(reference=reference, device=device.type):
         offload = CPUOffloadPolicy()
 
-    # The default would be a mesh of CUDA devices on every machine that has some.
+    # The default would be a mesh of CUDA devices on any machine that has them.
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
 
@@ -76,8 +76,8 @@ def reduce_gradients(model: PolicyModel, *, now: bool) -> None:
 class _Checkpointed(nn.Module):
     """Mixed into a block's class: keeps only its input, and runs `forward` again in backward.
 
-    It is `forward` that runs again, not the call: FSDP's hooks, which gather the block's
-    parameters, run once.
+    Only `forward` runs again, not `__call__`: FSDP's hooks, which gather the block's parameters,
+    run once.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,7 +88,7 @@ def checkpoint_activations(blocks: list[nn.Module]) -> None:
     """Compute each block again in the backward pass instead of keeping its activations.
 
     The block gets a subclass of its own class, as in torch's `fully_shard`: a wrapper module would
-    change the names of its parameters, which files and checkpoints go by.
+    change the names of its parameters, which files and checkpoints use.
     """
     for block in blocks:
         kind = type(block)

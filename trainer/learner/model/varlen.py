@@ -1,4 +1,4 @@
-"""A packed row on CUDA: flash-attention over cumulative lengths, shared prompts merged in.
+"""Attention over a packed row on CUDA: flash-attention over cumulative lengths.
 
 The kernels take spans, not layouts. A row with a prompt of 3 tokens and two completions of 1 and 2
 tokens (the worked example of `trainer.packing.layout`) becomes two calls:

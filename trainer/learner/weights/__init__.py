@@ -4,9 +4,9 @@
 In: the sharded policy, and a `PublishWeights` command. Out: its tensors in a folder, in shared
 memory or at the engines, and their checksum.
 
-1. `publisher`: `WeightPublisher`, which owns the transports and runs the command's one.
-2. `base`: the published tensors (names, dtypes, layout), gathered one by one over all ranks; what a
-   transport is.
+1. `publisher`: `WeightPublisher`, which owns the transports and runs the one that a command names.
+2. `base`: the published tensors (names, dtypes, layout), gathered one by one over all ranks; the
+   transport protocol.
 3. `disk`: a Hugging Face folder. `shared`: a file in shared memory, written while engines read it.
    `broadcast`: a process group with the engines.
 

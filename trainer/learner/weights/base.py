@@ -19,8 +19,8 @@ from trainer.learner.model.policy import DTYPES
 from trainer.types import Published
 
 CAST_BYTES = 2**19
-"""Bytes that are copied and then hashed in one go: long enough for a copy at full speed, short
-enough to be still in the core's caches."""
+"""Bytes copied and then hashed in one go: large enough for a copy at full speed, small enough to
+remain in the core's caches."""
 
 Sink = Callable[[TensorSpec, Tensor], None]
 """Consumes a whole tensor on rank 0, in its own dtype or the published one."""

@@ -37,7 +37,7 @@ class BroadcastTransport:
             folder: also write a copy here, as the shared transport does.
 
         Returns:
-            with `error`: why the broadcast broke off. The copy is written all the same.
+            with `error`: why the broadcast failed. The copy is written in any case.
         """
         if not is_first_rank():
             self._tensors.gather(None)
@@ -55,14 +55,14 @@ class BroadcastTransport:
         return Published(copy.finish() if copy is not None else checksum(sender.digests), sender.error)
 
     def open_group(self, address: str) -> int:
-        """Open the store at which a group meets; return its port, on rank 0."""
+        """Open the rendezvous store of a group; return its port, on rank 0."""
         if not is_first_rank():
             return 0
         self._store = open_store(address)
         return int(self._store.port)
 
     def join_group(self, name: str, world_size: int, backend: Literal["nccl", "gloo"]) -> str:
-        """Wait for the engines to join; return why that failed, or an empty text."""
+        """Wait for the engines to join; return why that failed, or an empty string."""
         if not is_first_rank():
             return ""
         try:
@@ -85,7 +85,7 @@ class _BucketSender:
     gather.
 
     Args:
-        group: the process group and its device; None: there is none, which is the first failure.
+        group: the process group and its device; None: there is none, and every broadcast fails.
     """
 
     def __init__(self, group: tuple[Any, str] | None, specs: Sequence[TensorSpec], bucket_bytes: int) -> None:

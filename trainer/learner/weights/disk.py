@@ -31,7 +31,7 @@ class DiskTransport:
         self._shard_bytes = shard_bytes
 
     def publish(self, *, folder: Path) -> Published:
-        """Write a folder, which appears under its name when it is complete."""
+        """Write a folder; it appears under its name when it is complete."""
         if not is_first_rank():
             self._tensors.gather(None)
             dist.barrier()
@@ -46,7 +46,7 @@ class DiskTransport:
         self._tensors.write_config(partial)
         rename_folder(partial, folder)
 
-        # The other ranks return when the folder is there.
+        # The other ranks return once the folder exists.
         dist.barrier()
         return Published(checksum(shards.digests))
 

@@ -37,7 +37,7 @@ class SharedTransport:
         """Begin a version in `folder`; on rank 0."""
         writer = self._writers.get(folder)
         if writer is None:
-            # Kept from one version to the next: pages that exist already are much faster to write.
+            # Kept from one version to the next: existing pages are much faster to write.
             writer = self._writers[folder] = SharedWriter(folder)
             self._tensors.write_config(folder)
         writer.open(self._tensors.header, self._tensors.specs[-1].end)

@@ -142,7 +142,7 @@ def test_an_exported_checkpoint_is_what_was_published(tiny_model: Path, tmp_path
     published, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("v_2", "out"))
     assert published.keys() == exported.keys()
     assert all(torch.equal(published[name], exported[name]) for name in published)
-    with pytest.raises(RunDirError, match="holds adapters"):
+    with pytest.raises(RunDirError, match="has adapters"):
         export_checkpoint(saved, str(model), tmp_path / "other", dtype="float32")
     other = save_tiny(tmp_path / "llama", "llama", hidden_size=64)
     with pytest.raises(RunDirError, match="checkpoint of another model"):
