@@ -132,7 +132,7 @@ def samples_to_arrays(samples: Sequence[Sample], kind: type[Sample] = TrainSampl
     numbers = {key: number for number, key in enumerate(images)}
 
     return [
-        joined("token_ids", np.int64),
+        joined("token_ids", np.int32),
         joined("loss_mask", np.bool_),
         np.array([len(sample) for sample in samples], dtype=np.int64),
         np.array([[sample.prompt_length, sample.group_key] for sample in samples], dtype=np.int64).reshape(-1, 2),

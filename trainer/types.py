@@ -22,7 +22,7 @@ class Sample(Protocol):
     Attributes:
         COLUMNS: names of its float32 columns, one number for each token.
         OPTIONAL_COLUMNS: names of those that may be None.
-        token_ids: int64.
+        token_ids: int32.
         loss_mask: bool; True where the token is trained, that is, predicted from the tokens before
             it. Never True for token 0.
         prompt_length: the prompt is `token_ids[:prompt_length]`.

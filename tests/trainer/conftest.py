@@ -69,7 +69,7 @@ def make_samples(
         shared = rng.integers(0, VOCAB, prompt + key)
         for _ in range(size):
             length = int(rng.integers(1, longest))
-            ids = np.concatenate([shared, rng.integers(0, VOCAB, length)]).astype(np.int64)
+            ids = np.concatenate([shared, rng.integers(0, VOCAB, length)]).astype(np.int32)
             mask = np.zeros(len(ids), dtype=bool)
             mask[len(shared) :] = rng.random(length) < 0.7 if gaps else True
             mask[rng.integers(len(shared), len(ids))] = True

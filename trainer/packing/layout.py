@@ -124,10 +124,11 @@ def pack(samples: Sequence[Sample], units: Sequence[Unit], aggregation: Aggregat
 
     return PackedBatch(
         layout=row.layout,
-        tokens=np.concatenate(row.tokens),
+        # Samples hold int32 ids; the embedding and the loss index with int64.
+        tokens=np.concatenate(row.tokens, dtype=np.int64),
         positions=np.concatenate(row.positions),
         predict_from=np.concatenate(predict_from),
-        targets=np.concatenate(targets),
+        targets=np.concatenate(targets, dtype=np.int64),
         columns={name: np.concatenate(parts) for name, parts in columns.items()},
         loss_weights=np.concatenate(loss_weights),
         sample_index=np.concatenate(sample_index),

@@ -81,9 +81,9 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
     for kept in filter(None, map(_usable, group.episodes)):
         samples = []
         for trajectory in kept:
-            token_ids = np.asarray(trajectory.token_ids, dtype=np.int64)
+            token_ids = np.asarray(trajectory.token_ids, dtype=np.int32)
             loss_mask = np.asarray(trajectory.loss_mask, dtype=bool)
-            logprobs = np.asarray(trajectory.logprobs, dtype=np.float64)  # None is NaN
+            logprobs = np.asarray(trajectory.logprobs, dtype=np.float32)  # None is NaN
             images = tuple(_file(image, files) for image in trajectory.images)
 
             # A fork's prompt differs from the group's, and a loop may change its own. Samples with
@@ -94,7 +94,7 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
                 TrainSample(
                     token_ids=token_ids,
                     loss_mask=loss_mask,
-                    old_logprobs=np.where(loss_mask, logprobs, 0.0).astype(np.float32),
+                    old_logprobs=np.where(loss_mask, logprobs, np.float32(0.0)),
                     advantages=np.zeros(len(token_ids), dtype=np.float32),
                     prompt_length=trajectory.prompt_length,
                     group_key=group.index + (prompt << KEYS_OF_GROUP),

@@ -51,7 +51,7 @@ class TokenizedRows:
         """Checksum of ids and masks, with which a resumed run notices changed data."""
         whole = xxhash.xxh3_64()
         for row in self.rows:
-            whole.update(row.token_ids.tobytes())
+            whole.update(row.token_ids.astype(np.int64).tobytes())  # as in the digests of older runs
             whole.update(row.loss_mask.tobytes())
         return whole.hexdigest()
 

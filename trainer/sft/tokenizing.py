@@ -47,7 +47,7 @@ Segment = tuple[list[int], list[bool]]
 
 @dataclass(slots=True)
 class SftRow:
-    """A tokenized row: `token_ids` int64 [T] and `loss_mask` bool [T]. Token 0 is never trained."""
+    """A tokenized row: `token_ids` int32 [T] and `loss_mask` bool [T]. Token 0 is never trained."""
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
@@ -159,7 +159,7 @@ class SftTokenizer:
                 return None
             self.truncated += 1
 
-        ids = np.array([token for tokens, _ in segments for token in tokens], dtype=np.int64)
+        ids = np.array([token for tokens, _ in segments for token in tokens], dtype=np.int32)
         mask = np.array([trained for _, flags in segments for trained in flags], dtype=bool)
         if self._vocabulary is not None and ids.max() >= self._vocabulary:
             raise DataError(
@@ -296,7 +296,7 @@ def shared_prefix(rows: Sequence[SftRow]) -> np.ndarray:
 
     members = max(firsts.values(), key=len, default=[])
     if 2 * len(members) <= len(rows):
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.int32)
 
     length = min(len(context) for context in members)
     same = np.logical_and.reduce([context[:length] == members[0][:length] for context in members])

@@ -14,7 +14,7 @@ from trainer.types import TrainSample
 def sample(ids: list[int], mask: list[int], prompt_length: int, key: int = 0, weight: float = 1.0) -> TrainSample:
     trained = np.array(mask, dtype=bool)
     return TrainSample(
-        token_ids=np.array(ids, dtype=np.int64),
+        token_ids=np.array(ids, dtype=np.int32),
         loss_mask=trained,
         old_logprobs=np.where(trained, -1.0, 0.0).astype(np.float32),
         advantages=np.where(trained, 2.0, 0.0).astype(np.float32),

@@ -98,7 +98,7 @@ async def mismatch(server: Started, workers: WorkerGroup, version: int) -> float
             # Sessions spread over the replicas.
             answer = (await http.post("/generate", json=request, headers={"X-Session-Id": str(number)})).json()
             assert [span["version"] for span in answer["meta_info"]["weight_versions"]] == [str(version)]
-            sample.token_ids = np.array(prompt + answer["output_ids"], dtype=np.int64)
+            sample.token_ids = np.array(prompt + answer["output_ids"], dtype=np.int32)
             sample.loss_mask = np.arange(len(sample.token_ids)) >= len(prompt)
             sample.old_logprobs = sample.advantages = sample.loss_mask.astype("float32")
             (ours,) = await workers.logprobs([sample], temperature=1.0)

@@ -284,7 +284,7 @@ def test_the_example_of_the_docs_is_a_row_and_a_recipe(repo: Path, quickstart_mo
 
 
 def rows_of(*ids: list[int], untrained: int = 10) -> list[SftRow]:
-    return [SftRow(np.array(row, dtype=np.int64), np.arange(len(row)) >= untrained) for row in ids]
+    return [SftRow(np.array(row, dtype=np.int32), np.arange(len(row)) >= untrained) for row in ids]
 
 
 def test_the_shared_prefix_is_that_of_most_rows() -> None:
@@ -303,7 +303,7 @@ def test_the_digest_of_rows_is_of_ids_and_masks() -> None:
 
 def stage_of(rows: list[SftRow], prefix: list[int] | None = None, **config: Any) -> Stage:
     config = {"steps": 4} | config if "epochs" not in config else config
-    data = TokenizedRows(rows, np.array(prefix or [], dtype=np.int64), 0, 0, 0.0)
+    data = TokenizedRows(rows, np.array(prefix or [], dtype=np.int32), 0, 0, 0.0)
     return Stage(SftStage(name="s", data="-", **config), number=0, first=3, data=data, seed=3)
 
 

@@ -121,7 +121,7 @@ class ImageReader:
                     "give the rollout server and the trainer the same preprocessor_config.json",
                 )
 
-        ids = torch.from_numpy(sample.token_ids)[None]
+        ids = torch.from_numpy(sample.token_ids).long()[None]  # positions take the dtype of the ids
         positions_3L, _ = self._body.get_rope_index(
             ids, mm_token_type_ids=(ids == self._pad).int(), image_grid_thw=torch.cat([grid for _, grid in images])
         )
