@@ -140,9 +140,9 @@ def samples_of(plan: Plan, tokens: int, vocab: int) -> list[Any]:
 async def run(plan: Plan, model: Path, tokens: int, logs: Path) -> dict[str, Any]:
     """Return seconds of a step, operations of its micro-batch, and the device memory in use at the end."""
     import torch
+    from flops import ModelShape, packed_flops
 
     from agentloop.config import TrainerConfig
-    from benchmarks.flops import ModelShape, packed_flops
     from trainer.packing.layout import pack
     from trainer.packing.units import plan_units
     from trainer.types import LossSpec
