@@ -13,7 +13,7 @@ import typer
 from agentloop.errors import ConfigError
 from agentloop.files import partial_of
 
-RECIPE_FILE, SFT_FILE = "recipe.yaml", "sft.yaml"
+RECIPE_FILE, SFT_FILE, DATA_FILE = "recipe.yaml", "sft.yaml", "data.py"
 
 NOT_COPIED = shutil.ignore_patterns("__init__.py", "__pycache__", "data", "outputs", ".*")
 """Files of the installed package, and rows or runs that were written into the folder."""
@@ -61,19 +61,19 @@ def find_recipe(given: str) -> Path:
     """Return the folder of a recipe.
 
     Args:
-        given: a folder, a file in it, or the name of an installed recipe. A folder in the working
-            directory is preferred to an installed recipe of the same name.
+        given: a folder, a file in it, or the name of an installed recipe. A recipe in the working
+            directory is preferred to an installed one of the same name.
 
     Raises:
         ConfigError: none of these exists.
     """
-    path = Path(given)
-    if path.is_dir():
+    path, known = Path(given), installed_recipes()
+    # A folder may have the name by chance: `agentloop prepare gsm8k --source gsm8k --out data`.
+    if path.is_dir() and (given not in known or any((path / file).is_file() for file in (RECIPE_FILE, DATA_FILE))):
         return path
     if path.is_file():
         return path.parent
 
-    known = installed_recipes()
     if given not in known:
         raise ConfigError(
             f"{given} is neither a folder nor the name of a recipe; known names: {', '.join(known) or 'none'}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from agentloop.chat.images import image_data, images_of
@@ -97,9 +98,10 @@ class Episode:
         return self._branch.step_rewards
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """Counters and seconds so far, by name; a copy."""
-        return self._branch.metrics.as_dict()
+    def metrics(self) -> Mapping[str, float]:
+        """Counters and seconds so far, by name; read-only."""
+        # Not a plain copy: a value that an agent writes into one would be lost in silence.
+        return MappingProxyType(self._branch.metrics.as_dict())
 
     # -- what a loop calls -------------------------------------------------------------------------
 
@@ -291,7 +293,7 @@ class Episode:
         }
         return self._branch.trajectories(identity) or [
             TokenLedger().trajectory(
-                **identity, messages=self.messages, stop_reason=self.stop_reason, metrics=self.metrics
+                **identity, messages=self.messages, stop_reason=self.stop_reason, metrics=self._branch.metrics.as_dict()
             )
         ]
 

@@ -68,7 +68,7 @@ class Router:
         assert replicas or (info is not None and version is not None)
         self.members = Members(replicas)
         self.info = info or replicas[0].info
-        self.weights = WeightUpdates(self.members, version or replicas[0].weight_version, source)
+        self.weights = WeightUpdates(self.members, replicas[0].weight_version if version is None else version, source)
         self.moved = 0
         self.resent = 0
         self.resent_kept_tokens = 0

@@ -82,6 +82,16 @@ def test_prepare_asks_for_a_source_only_where_there_is_one(tmp_path: Path) -> No
         prepare_rows(str(tmp_path), None, tmp_path)
 
 
+def test_a_folder_that_only_has_the_name_of_a_recipe_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm8k").mkdir()
+    assert find_recipe("gsm8k") == installed_recipes()["gsm8k"]
+    (tmp_path / "gsm8k" / "data.py").write_text("")
+    assert find_recipe("gsm8k") == Path("gsm8k")
+
+
 def test_prepare_calls_data_py_of_a_users_own_folder(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(
         "def prepare(out):\n    out.mkdir()\n    (out / 'rows.jsonl').write_text('{}\\n')\n"
