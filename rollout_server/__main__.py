@@ -1,4 +1,4 @@
-"""`python -m rollout_server`: starts a server by name, in the environment that holds its engine."""
+"""`python -m rollout_server`: start a server in the environment that holds its engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollout_server.commands import serve_command
 
 
 def main() -> None:
-    """Serve. Errors of the user exit with code 2 and a message that says how to fix them."""
+    """Serve. A user error exits with code 2 and a message with the fix."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve_command())
     try:

@@ -1,6 +1,6 @@
 """`agentloop serve`, and the same options behind `python -m rollout_server`.
 
-The options are made from the fields of `ServerSettings`: a new field there is a new option here.
+The options are generated from the fields of `ServerSettings`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[...,
     """Return the `serve` command, with one option for each field of `model`, and `--settings`."""
 
     def serve(context: typer.Context, settings: Path | None, **options: Any) -> None:
-        """Serve a model: tokens in, tokens out, in SGLang's HTTP dialect.
+        """Serve a model: tokens in, tokens out, with SGLang's HTTP API.
 
         Try it:
 
@@ -63,7 +63,7 @@ def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[...,
 
 
 def _option(model: type[ServerSettings], name: str, field: FieldInfo) -> inspect.Parameter:
-    """Return the parameter of one field. Whether its value is right is left to the model."""
+    """Return the parameter of one field. The pydantic model validates its value."""
     kind, choices = _kind(field.annotation)
     help_text = (field.description or "").replace("null: ", "default: ")
     option = model.option(name)

@@ -1,4 +1,4 @@
-"""The server's error tree, and the one table that says how each error is answered over HTTP.
+"""The server's error tree, and the table of HTTP answers to errors.
 
 ServingError
 ├── EngineError            500  the engine failed a correct request: sending it again may succeed
@@ -55,7 +55,7 @@ class NotServing(EngineError):
 
 
 class Overloaded(ServingError):
-    """The queue is full; the client may come back in `retry_after_s` seconds."""
+    """The queue is full; the client may retry after `retry_after_s` seconds."""
 
     def __init__(self, in_flight: int, retry_after_s: float) -> None:
         super().__init__(f"{in_flight} requests are in flight, which is the limit")
@@ -79,11 +79,11 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The request names something outside what this server may touch."""
+    """The request names a path that this server must not use."""
 
 
 class Conflict(RequestError):
-    """The request is well-formed and does not fit the server's present state or engine."""
+    """The request is well-formed but does not fit the server's current state or engine."""
 
 
 class TooLarge(RequestError):

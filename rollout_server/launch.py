@@ -35,7 +35,7 @@ FAILURE_CHECK_S = 0.25
 
 
 def serve(settings: ServerSettings) -> int:
-    """Serve until the process is stopped; returns the exit code.
+    """Serve until the process is stopped; return the exit code.
 
     Raises:
         UserError: the port, the model, a token or the engine's name is wrong.
@@ -162,7 +162,7 @@ class _Server(uvicorn.Server):
         if self._watcher is not None:
             self._watcher.cancel()
             await super().shutdown(sockets)
-        # After the last answers: replicas work on them until then.
+        # Close the replicas after the last answers.
         if self._fleet is not None:
             await self._fleet.close()
         await self._router.close()

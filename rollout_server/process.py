@@ -28,7 +28,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a bound socket. Bind before loading a model, so that a taken port is reported at once.
 
     Raises:
-        ConfigError: naming the port and the ways out.
+        ConfigError: names the port and the possible fixes.
     """
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -37,7 +37,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         sock.close()
         if exc.errno == errno.EADDRINUSE:
-            fix = "stop the process that listens there, give another --port, or 0 for a free one"
+            fix = "stop the process that uses it, or choose another --port (0: any free one)"
             raise ConfigError(f"port {port} on {host} is taken", fix) from exc
         reason = f"port {port} on {host} cannot be bound: {exc.strerror or exc}"
         raise ConfigError(reason, "give another --host or --port") from exc
@@ -56,7 +56,7 @@ def write_ready_file(path: Path, url: str) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process when process `parent` is gone, however it ended.
+    """End this process when process `parent` has ended, for any reason.
 
     The kernel's signal is immediate. A thread covers systems without it, and a parent that is not
     the direct one; it is a thread rather than a task because it has to work while a model loads.
@@ -67,7 +67,7 @@ def die_with_parent(parent: int) -> None:
     def watch() -> None:
         while _alive(parent):
             time.sleep(PARENT_CHECK_S)
-        log.error("parent process %d is gone: this server ends too", parent)
+        log.error("parent process %d has ended; stopping this server", parent)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()

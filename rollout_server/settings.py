@@ -1,4 +1,4 @@
-"""Reads the server's settings: from a JSON file, from command-line options, or both."""
+"""Read the server's settings from a JSON file, from command-line options, or from both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SettingsT = TypeVar("SettingsT", bound=ServerSettings)
 
 
 def load_settings(model: type[SettingsT], file: Path | None, options: dict[str, Any]) -> SettingsT:
-    """Return the settings of `file`, in which `options` replace values.
+    """Return the settings of `file`; `options` override its values.
 
     Args:
         model: the class of the settings.
@@ -43,10 +43,10 @@ def load_settings(model: type[SettingsT], file: Path | None, options: dict[str, 
 
 
 def check_model(path: str) -> None:
-    """Refuse at once what cannot be a model; engines find other faults when they load it.
+    """Refuse a path that cannot be a model; engines find other faults when they load it.
 
     Raises:
-        ModelError: it is neither a model folder nor the form of a hub id.
+        ModelError: it is neither a model folder nor a hub id.
     """
     folder = Path(path)
     if folder.exists() and not ModelFolder(folder).has_config:
@@ -61,5 +61,5 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as exc:
         raise ConfigError(f"settings file {file} cannot be read: {exc}", "give a JSON file of server settings") from exc
     if not isinstance(values, dict):
-        raise ConfigError(f"settings file {file} does not hold a JSON object", "give a JSON file of server settings")
+        raise ConfigError(f"settings file {file} does not contain a JSON object", "give a JSON file of server settings")
     return values

@@ -1,4 +1,4 @@
-"""The HTTP surface: SGLang's names, tokens only.
+"""The HTTP API: SGLang's names, tokens only.
 
 In: requests, as strict JSON (`parsing.py`, `sglang_fields.py`). Out: answers of the router as JSON
 or events, and errors by the table in `rollout_server.errors`.

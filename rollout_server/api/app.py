@@ -86,7 +86,7 @@ def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
 
 
 class _Shortcut:
-    """Sends `POST /generate` past the framework, whose layers cost more than the request itself."""
+    """Routes `POST /generate` around the framework, whose layers cost more than the request."""
 
     def __init__(self, app: ASGIApp, generate: ASGIApp) -> None:
         self._app = app
@@ -117,7 +117,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
 
     @app.get("/health_generate", response_model=AdminResponse)
     async def health_generate() -> Response:
-        """200 if every replica that serves samples a token in time, and one serves."""
+        """200 if a replica serves, and every serving replica samples a token in time."""
         serving = router.members.serving
         if not serving:
             raise NotServing("no replica serves")
@@ -152,7 +152,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
     @app.get("/model_info", response_model=dict[str, Any])
     @app.get("/get_model_info", response_model=dict[str, Any], include_in_schema=False)
     async def model_info() -> Response:
-        """The facts that SGLang reports under this name."""
+        """Facts about the model, under SGLang's name for them."""
         facts = {"model_path": router.info.model_path, "is_generation": True, "weight_version": router.weights.version}
         return to_json(orjson.dumps(facts))
 
@@ -188,9 +188,9 @@ def _add_admin(app: FastAPI, router: Router) -> None:
         return f"{await router.abort(request.rid or None, request.session_id)} aborted"
 
     async def pause(request: PauseRequest) -> str:
-        """Stop sampling; answered when no step runs. Running and new requests wait until
+        """Stop sampling; answered once no step runs. Running and new requests wait for
         /continue_generation. Mode `abort` answers running requests at once, mode `wait` lets them
-        end first."""
+        finish first."""
         await router.pause(request.mode)
         return "paused"
 
@@ -205,12 +205,12 @@ def _add_admin(app: FastAPI, router: Router) -> None:
         return "flushed"
 
     async def release(request: MemoryRequest) -> str:
-        """Release device memory: `weights`, `kv_cache`, or both. 409 where the engine cannot."""
+        """Release device memory: `weights`, `kv_cache`, or both. 409 if the engine cannot."""
         await router.memory("release", request.tags)
         return "released"
 
     async def occupy(request: MemoryRequest) -> str:
-        """Take device memory again; weights come back with the next update."""
+        """Allocate device memory again; weights return with the next update."""
         await router.memory("resume", request.tags)
         return "resumed"
 
@@ -227,7 +227,7 @@ class _Nothing(BaseModel):
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return FastAPI's document with `/generate` added: its route bypasses FastAPI."""
+    """Return FastAPI's document with `/generate` added, which bypasses FastAPI."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         document["paths"]["/generate"] = {

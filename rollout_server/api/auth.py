@@ -10,7 +10,7 @@ from rollout_server.api.asgi import send_error
 from rollout_server.errors import Unauthorized, answer_to
 
 OPEN_PATHS = ("/health",)
-"""Answered without a token: liveness probes have none."""
+"""Answered without a token, for liveness probes."""
 
 
 class BearerToken:
@@ -18,7 +18,7 @@ class BearerToken:
 
     Args:
         token: opens every path; None: all paths but `admin_paths` are open.
-        admin_token: if given, only it opens `admin_paths`; it opens the others too.
+        admin_token: if given, only this token opens `admin_paths`; it opens the others too.
         admin_paths: paths that change the server for all clients.
     """
 

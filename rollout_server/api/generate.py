@@ -19,8 +19,8 @@ from rollout_server.errors import RequestError, ServingError, answer_to
 from rollout_server.router.router import Router
 
 DISCONNECT_CHECK_S = 0.25
-"""Requests that take longer than this are watched for a disconnecting client; shorter ones do not
-repay a task."""
+"""Requests that take longer than this are watched for a disconnecting client; for shorter ones a
+task costs too much."""
 
 _SESSION_HEADER = SESSION_HEADER.lower().encode()
 
@@ -66,7 +66,7 @@ class GenerateEndpoint:
         """Check what depends on the model: vocabulary, context and images.
 
         Raises:
-            RequestError: naming the field.
+            RequestError: names the field.
         """
         info, ids, sampling = self._router.info, request.input_ids, request.sampling_params
         if max(ids) >= info.vocab_size or min(ids) < 0:
@@ -105,7 +105,7 @@ class GenerateEndpoint:
                 )
 
     async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
-        """Return the result, or None when the client left before it."""
+        """Return the result, or None if the client left earlier."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None

@@ -1,4 +1,4 @@
-"""Read requests strictly, and explain what is wrong with them in one line that names the field."""
+"""Read requests strictly; errors are one line that names the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     """Validate a request's JSON: a number must be a number, an unknown field is an error.
 
     Raises:
-        RequestError: naming the first wrong field.
+        RequestError: names the first wrong field.
     """
     try:
         return model.model_validate_json(body or b"{}", strict=True)

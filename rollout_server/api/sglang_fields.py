@@ -26,7 +26,7 @@ GENERATE_IGNORED: dict[str, str] = {
     "mm_hashes": "images are hashed here",
     "mm_content_hashes": "images are hashed here",
 }
-"""Ignored: the tokens of the answer are the same."""
+"""Ignored fields, with the reason: the sampled tokens do not depend on them."""
 
 _TEXT = "this server has no tokenizer: send `input_ids`"
 _MEDIA = "only images are supported, as `image_data`"
@@ -77,7 +77,7 @@ GENERATE_REFUSED: dict[str, str] = {
     "encoder_urls": _DISAGGREGATED,
     "http_worker_ipc": "internal to SGLang",
 }
-"""Refused unless null, false, 0 or empty: the answer would silently lack what the client wants."""
+"""Refused unless null, false, 0 or empty: the answer would silently lack something."""
 
 _GRAMMAR = "tokens would not be sampled from the policy: check the answer in a reward or a tool"
 

@@ -46,11 +46,11 @@ class EventStream:
         )
 
     async def follow(self, answer: Awaitable[GenerationResult | None]) -> GenerationResult | None:
-        """Send events until there is an answer; returns None when the client left.
+        """Send events until the answer is complete; return None if the client left.
 
         Raises:
-            ServingError: before the first event. Later the error becomes an event: the status has
-                been sent.
+            ServingError: before the first event. A later error is sent as an event, because the
+                status has been sent.
         """
         writer = asyncio.create_task(self._write())
         try:

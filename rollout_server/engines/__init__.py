@@ -1,8 +1,8 @@
-"""Engines sample token ids from token ids; they know no text.
+"""Engines sample token ids from token ids; they do not handle text.
 
-In comes a `Generation` (prompt ids, sampling parameters), out goes a `GenerationResult` (ids,
-logprobs, version spans). `base.py` is the seam: the data and the `Engine` protocol. `torch_engine/`
-is the embedded engine. `engine_factory` finds an engine by name, also in installed packages, and
+In: a `Generation` (prompt ids, sampling parameters). Out: a `GenerationResult` (ids, logprobs,
+version spans). `base.py` is the interface: the data and the `Engine` protocol. `torch_engine/` is
+the embedded engine. `engine_factory` finds an engine by name, also in installed packages, and
 imports only that one. SGLang is not an engine in this sense: it runs in another process, behind
 `rollout_server/replica`.
 """
@@ -22,8 +22,7 @@ EngineFactory = Callable[[ServerSettings], Engine]
 
 
 def engine_factory(name: str) -> EngineFactory:
-    """The factory of engine `name`: the embedded `torch`, or one that a package registered in
-    `agentloop.engines`.
+    """Return the factory of engine `name`: `torch`, or one registered in `agentloop.engines`.
 
     Raises:
         RegistryError: the name is not registered, or its entry point cannot be loaded.
@@ -39,7 +38,7 @@ def engine_factory(name: str) -> EngineFactory:
         raise RegistryError(f"unknown engine {name!r}", f"known engines: {known}")
     try:
         factory: EngineFactory = registered[name].load()
-    except Exception as exc:  # a foreign module may raise anything when it is imported
+    except Exception as exc:  # a third-party module may raise anything at import
         raise RegistryError(
             f"engine {name!r} ({registered[name].value}) cannot be loaded: {exc!r}", "reinstall its package"
         ) from exc

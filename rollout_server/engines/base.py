@@ -1,4 +1,4 @@
-"""The seam between server and engines: plain data in, plain data out, one protocol."""
+"""The interface between server and engines: plain data in, plain data out, one protocol."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PauseMode = Literal["retract", "in_place", "abort"]
 RunningMode = Literal["retract", "in_place"]
 
 
-# Sources: where the trainer published a version. Each has a transport of the same name on both
-# sides, `trainer/publishing` and `torch_engine/weights`.
+# Sources: the places where the trainer publishes a version. Each has a transport of the same name
+# on both sides, `trainer/publishing` and `torch_engine/weights`.
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,8 +36,8 @@ class SharedWeights:
     """One safetensors file in shared memory, read while it is being written
     (`agentloop.weights.shared`).
 
-    The engine serves the tensors where they lie, if dtype and device allow. The file must not
-    change before the next version is served.
+    The engine serves the tensors in place, if dtype and device allow. The file must not change
+    before the next version is served.
     """
 
     folder: Path
@@ -156,7 +156,7 @@ class EngineInfo:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the start, which only grow, and the present state."""
+    """Counters since the start, which only grow, and the current state."""
 
     running: int = 0
     waiting: int = 0
@@ -190,7 +190,7 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why the engine has stopped for good; None while it serves."""
+        """The reason why the engine has stopped permanently; None while it serves."""
         ...
 
     async def generate(self, generation: Generation) -> GenerationResult:
@@ -203,7 +203,7 @@ class Engine(Protocol):
         ...
 
     async def abort(self, rid: str | None) -> int:
-        """Finish request `rid` (None: all) with reason `abort`; returns how many were finished."""
+        """Finish request `rid` (None: all) with reason `abort`; return how many."""
         ...
 
     async def pause(self, mode: PauseMode) -> None:
@@ -229,13 +229,13 @@ class Engine(Protocol):
                 pause's mode counts instead.
 
         Raises:
-            WeightsError: these are not this model's weights, complete and finite; the old version
-                stays in service.
+            WeightsError: the weights are incomplete, not finite or of another model; the old
+                version stays in service.
         """
         ...
 
     async def join_weights_group(self, group: UpdateGroup) -> None:
-        """Join a group for `BroadcastWeights`, after leaving one of the same name.
+        """Join a group for `BroadcastWeights`; first leave a group of the same name.
 
         Raises:
             WeightsError: the group could not be formed.
@@ -243,7 +243,7 @@ class Engine(Protocol):
         ...
 
     async def leave_weights_group(self, name: str) -> bool:
-        """Leave a group; False if there is none of this name."""
+        """Leave a group; return False if there is none of this name."""
         ...
 
     def stats(self) -> EngineStats: ...

@@ -1,4 +1,4 @@
-"""The replica protocol: what the router routes to."""
+"""The protocol of replicas, to which the router sends requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rollout_server.engines.base import (
 
 
 class Replica(Protocol):
-    """One engine, wherever it runs."""
+    """One engine, in any process."""
 
     @property
     def name(self) -> str: ...
@@ -33,12 +33,12 @@ class Replica(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why it will never answer again, or None."""
+        """The reason why it will never answer again, or None."""
         ...
 
     @property
     def stream_tokens(self) -> int:
-        """Tokens of an answer that are lost at most when it dies; 0: all of them."""
+        """Maximum tokens of an answer that are lost when it dies; 0: all of them."""
         ...
 
     @property
@@ -75,7 +75,7 @@ class Replica(Protocol):
     async def leave_weights_group(self, name: str) -> bool: ...
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
-        """Release device memory, or take it again.
+        """Release device memory, or allocate it again.
 
         Raises:
             Conflict: the engine cannot.
@@ -91,7 +91,7 @@ class Replica(Protocol):
         ...
 
     async def alive(self) -> None:
-        """Return if it answers at all, paused or not.
+        """Return if it answers, paused or not.
 
         Raises:
             EngineError: it does not.
@@ -105,7 +105,7 @@ class Replica(Protocol):
     def stats(self) -> EngineStats: ...
 
     async def close(self) -> None:
-        """Release its connections; requests that it works on raise `ReplicaGone`."""
+        """Release its connections; its requests in flight raise `ReplicaGone`."""
         ...
 
 

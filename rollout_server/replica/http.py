@@ -33,7 +33,7 @@ _STATS = set(EngineStats.__dataclass_fields__)
 
 
 class HttpReplica:
-    """Speaks the dialect of `agentloop.wire` to a server.
+    """A client of a server with the API of `agentloop.wire`.
 
     Args:
         url: its base URL.

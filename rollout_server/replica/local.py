@@ -25,7 +25,7 @@ PROBE_CHECK_S = 0.05
 
 
 class LocalReplica:
-    """Hands every call to an engine of this process."""
+    """Passes every call to an engine in this process."""
 
     stream_tokens = 0
     ranks = 1

@@ -1,4 +1,4 @@
-"""A bare SGLang server as a replica: where its dialect differs from ours.
+"""A bare SGLang server as a replica: where its API differs from ours.
 
 It runs in a separate environment, because it pins other versions of torch and transformers than the
 trainer. Nothing of it is imported here.
@@ -198,8 +198,7 @@ class SglangReplica(HttpReplica):
         await self.get("/model_info")  # its /health generates, which a pause blocks
 
     async def refresh(self) -> None:
-        """Count what passes through here: SGLang's own counters are behind a flag, in another
-        format."""
+        """Count the requests sent through this replica: SGLang's counters need a flag."""
         self._stats = EngineStats(running=self.in_flight, paused=self._paused is not None, weight_updates=self._updates)
 
     def _sampling_version(self) -> Callable[[], str | None]:

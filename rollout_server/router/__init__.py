@@ -1,11 +1,11 @@
 """The router: every request goes to one replica, every administrative call to all that serve.
 
 In: a `Generation` with its session, or an administrative call from `rollout_server.api`. Out: one
-`GenerationResult`, whatever became of the replicas under it.
+`GenerationResult`, even if replicas died in between.
 
 `router.py` picks the replica of a session and sends the request again when that replica dies;
-`partial_answer.py` keeps what was sampled until then. `members.py` holds the replicas: who serves
-(admit), who no longer does (fence). `updates.py` brings a new policy version to all of them, and
-`checksums.py` compares what they confirm. `fleet.py` supervises replicas that are other processes:
-it starts, probes and restarts them.
+`partial_answer.py` keeps what was sampled until then. `members.py` holds the replicas: it admits
+those that serve and fences those that failed. `updates.py` brings a new policy version to all of
+them, and `checksums.py` compares what they confirm. `fleet.py` supervises replicas that are other
+processes: it starts, probes and restarts them.
 """

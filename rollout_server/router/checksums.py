@@ -1,4 +1,4 @@
-"""Checksums that replicas confirm after an update, and which of them counts."""
+"""The checksums that replicas confirm after an update, and the reference to compare them with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from rollout_server.errors import WeightsError
 
 
 def agreed(expected: str | None, checksums: Sequence[str]) -> dict[str, str]:
-    """Return the checksum that counts, by algorithm: the trainer's if it is of that algorithm, else
-    the most frequent.
+    """Return the reference checksum by algorithm: the trainer's, or else the most frequent one.
 
     Engines with a different checksum function are compared only with each other.
 
@@ -29,7 +28,7 @@ def agreed(expected: str | None, checksums: Sequence[str]) -> dict[str, str]:
 
 
 def check(confirmation: WeightsConfirmation, checksums: Mapping[str, str]) -> None:
-    """Compare a replica's confirmation with the checksum that counts.
+    """Compare a replica's confirmation with the reference checksum.
 
     Raises:
         WeightsError: the replica serves different weights.

@@ -1,5 +1,4 @@
-"""Keeps the replicas of a router alive: starts, probes, fences and restarts them, at the current
-version."""
+"""Start, probe, fence and restart the replicas of a router, at the current version."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ class Fleet:
         router: gets a member for each source.
         probe_every_s: pause between two probes.
         probe_timeout_s: a replica that samples nothing for this long counts as hung.
-        max_starts: a replica whose start fails this often in a row is given up.
+        max_starts: after this many failed starts in a row, a replica is not started again.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Fleet:
 
             await source.stop(gently=False)
             if member.state == "failed":
-                log.error("replica %s is given up after %d failed starts", source.name, failures)
+                log.error("replica %s failed to start %d times and will not be started again", source.name, failures)
                 return
 
             member.state = "starting"
@@ -111,8 +110,7 @@ class Fleet:
             backoff = min(2 * backoff, LONGEST_BACKOFF_S)
 
     async def _admit(self, member: Member, source: Source) -> None:
-        """Admit a replica once it has loaded the current version. If it dies or hangs meanwhile,
-        nothing waits for it.
+        """Admit a replica once it has loaded the current version. Stop waiting if it dies or hangs.
 
         Raises:
             EngineError: it died or hung.
@@ -152,7 +150,7 @@ class Fleet:
                     return
 
     async def _watch(self, member: Member, source: Source) -> str:
-        """Wait until the replica is dead, hung or fenced; returns the reason."""
+        """Wait until the replica is dead, hung or fenced; return the reason."""
         return await self._first_of(
             source.ended(), self._stays_alive(member), self._keeps_sampling(member), _fenced(member)
         )
@@ -167,7 +165,7 @@ class Fleet:
             await _cancel(*tasks)
 
     async def _stays_alive(self, member: Member) -> str:
-        """Return, with the reason, when the replica no longer answers."""
+        """Wait until it no longer answers; return the reason."""
         while True:
             failure = await self._try(member.started.alive())
             if failure is not None:
@@ -175,8 +173,7 @@ class Fleet:
             await asyncio.sleep(self._probe_every_s)
 
     async def _keeps_sampling(self, member: Member) -> str:
-        """Return, with the reason, when the replica no longer samples. Pauses and updates are not
-        held against it."""
+        """Wait until it no longer samples, apart from pauses and updates; return the reason."""
         while True:
             await asyncio.sleep(self._probe_every_s)
             if self._paused:
@@ -196,7 +193,7 @@ class Fleet:
 
     @property
     def _paused(self) -> bool:
-        """Whether sampling may stand still without a fault."""
+        """Whether sampling may stop without a fault."""
         return self._router.paused is not None or self._router.weights.changing.locked()
 
 

@@ -1,4 +1,4 @@
-"""The replicas of a router: which of them serve, and calls to all that do."""
+"""The replicas of a router: which of them serve, and calls to all of these."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Member:
 
     Attributes:
         replica: None until its first start.
-        reason: why it does not serve.
+        reason: the reason why it does not serve.
         in_flight: (rid, session) of each request it works on, by the number of the call.
         in_flight_tokens: prompt tokens plus new tokens of these requests.
         fenced: how often it was fenced.
@@ -45,7 +45,7 @@ class Member:
 
     @property
     def started(self) -> Replica:
-        """The replica of a member that has been started; whoever serves has."""
+        """The replica of a started member, such as any serving member."""
         assert self.replica is not None, f"replica {self.name} has not been started"
         return self.replica
 
@@ -59,7 +59,7 @@ class Member:
 
     @property
     def failure(self) -> str | None:
-        """Why it will never serve again, or None."""
+        """The reason why it will never serve again, or None."""
         if self.state == "failed":
             return self.reason
         return None if self.replica is None else self.replica.failure
@@ -100,7 +100,7 @@ class Members:
 
     @property
     def failure(self) -> str | None:
-        """The first member's failure when none can ever serve again, else None."""
+        """The first member's failure if no member can ever serve again, else None."""
         failures = [member.failure for member in self._members]
         return failures[0] if failures and all(failures) else None
 
@@ -111,11 +111,11 @@ class Members:
         await self.notify()
 
     async def fence(self, member: Member, reason: str, state: MemberState = "fenced") -> None:
-        """Stop sending requests to a replica; those that it works on are sent to others."""
+        """Stop sending requests to a replica; its requests in flight are sent to others."""
         if member.serves:
             member.fenced += 1
             log.error(
-                "replica %s is fenced, its %d requests go to other replicas: %s",
+                "replica %s is fenced; its %d requests go to other replicas: %s",
                 member.name, len(member.in_flight), reason,
             )  # fmt: skip
         member.state, member.reason = state, reason
@@ -128,8 +128,7 @@ class Members:
         await self.notify()
 
     async def each(self, call: Callable[[Replica], Awaitable[Any]]) -> list[Any]:
-        """Call all serving replicas at once and return their answers. One that does not answer is
-        fenced.
+        """Call all serving replicas at once and return the answers. Fence those that do not answer.
 
         Raises:
             ServingError: the first error that another one raised.
@@ -148,7 +147,7 @@ class Members:
         return results
 
     async def notify(self) -> None:
-        """Wake up whoever waits for a change."""
+        """Wake up all tasks that wait for a change."""
         async with self._changed:
             self._changed.notify_all()
 

@@ -1,4 +1,4 @@
-"""Failover: what a dead replica had sampled of an answer, and how another replica continues it."""
+"""Failover: keep the tokens sampled by a dead replica, and let another replica continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rollout_server.engines.base import AnswerChunk, Generation, GenerationResul
 
 
 class ChunkRelay:
-    """Passes chunks to the caller's callback and remembers whether there were any."""
+    """Passes chunks to the caller's callback, and records whether there were any."""
 
     def __init__(self, on_chunk: Callable[[AnswerChunk], None]) -> None:
         self._on_chunk = on_chunk
@@ -22,7 +22,7 @@ class ChunkRelay:
 
 
 class PartialAnswer:
-    """The part of one answer that outlived its replicas.
+    """The part of an answer that was sampled by replicas that died.
 
     Sampling continues exactly where it stopped: the kept tokens become prompt, and the random
     numbers of a seeded request depend only on a token's position. Penalties look back at sampled
@@ -77,8 +77,7 @@ class PartialAnswer:
         return result
 
     def finished(self) -> GenerationResult | None:
-        """Return the answer if nothing is left to sample: the replica died between its last token
-        and its answer."""
+        """Return the answer if it is complete: the replica died just before sending it."""
         if len(self._ids) < self._generation.sampling.max_new_tokens:
             return None
         spans = self._spans_until(len(self._ids))
@@ -110,8 +109,7 @@ def joined(first: list[VersionSpan], second: list[VersionSpan], offset: int) -> 
 
 
 def can_continue(generation: Generation) -> bool:
-    """Return whether another replica can continue an answer with the same distribution for every
-    remaining token."""
+    """Return whether another replica can continue with the same distribution for each token."""
     sampling = generation.sampling
     looks_back = (
         sampling.presence_penalty

@@ -1,5 +1,5 @@
-"""Requests to replicas: a session stays where its prefix is cached, a new one goes to the least
-loaded replica."""
+"""Route requests: a session stays where its prefix is cached, a new one goes to the least loaded
+replica."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rollout_server.router.partial_answer import ChunkRelay, PartialAnswer, can_
 from rollout_server.router.updates import WeightUpdates
 
 MAX_SESSIONS = 100_000
-"""Sessions remembered; the least recently used ones are forgotten first."""
+"""Maximum number of remembered sessions (LRU)."""
 
 OVERLOAD_FACTOR = 1.5
 OVERLOAD_TOKENS = 2048
@@ -27,7 +27,7 @@ average plus OVERLOAD_TOKENS."""
 REFRESH_TIMEOUT_S = 1.0
 
 MAX_ATTEMPTS = 8
-"""Replicas that may die under one request."""
+"""Maximum replicas that may die while serving one request."""
 
 RouterPause = Literal["retract", "in_place", "abort", "wait"]
 
@@ -39,7 +39,7 @@ class Router:
     it gets no more requests, and those that it had go to the others.
 
     Attributes:
-        members: the replicas, and who of them serves.
+        members: the replicas, and which of them serve.
         weights: the version that they serve, and its updates.
         info: facts about the engine.
         moved: sessions that left their replica.
@@ -92,13 +92,13 @@ class Router:
 
     @property
     def failure(self) -> str | None:
-        """Why no request can be answered any more, or None."""
+        """The reason why no request can be answered any more, or None."""
         return self.members.failure
 
     # Generating
 
     async def generate(self, generation: Generation, session: str | None = None) -> GenerationResult:
-        """Generate on the session's replica; on another one when that dies.
+        """Generate on the session's replica, or on another one if that dies.
 
         Raises:
             Overloaded: too many requests are in flight.
@@ -127,7 +127,7 @@ class Router:
                 member = await self._wait_for_member(session)
 
             stream_tokens = member.started.stream_tokens
-            # An answer that fits one chunk arrives whole or not at all: there is nothing to keep.
+            # An answer that fits in one chunk arrives whole or not at all: no tokens can be kept.
             if partial is None and 0 < stream_tokens < generation.sampling.max_new_tokens and can_continue(generation):
                 partial = PartialAnswer(generation, stream_tokens)
 
@@ -147,7 +147,7 @@ class Router:
                     ) from exc
             else:
                 return result if partial is None else partial.whole(result)
-        raise EngineError(f"{MAX_ATTEMPTS} replicas died under this request")
+        raise EngineError(f"{MAX_ATTEMPTS} replicas died while serving this request")
 
     async def _run(self, member: Member, generation: Generation, session: str | None) -> GenerationResult:
         tokens = len(generation.input_ids) + generation.sampling.max_new_tokens
@@ -206,7 +206,7 @@ class Router:
         return member
 
     async def _suspect(self, member: Member, reason: str) -> None:
-        """Fence a replica that lost a request: it gets no others until it is known to be well."""
+        """Fence a replica that lost a request: it gets no more requests until it is healthy."""
         if member.serves:
             await self.members.fence(member, reason)
 
@@ -224,8 +224,7 @@ class Router:
         return sum(count for count in counts if isinstance(count, int))
 
     async def pause(self, mode: RouterPause) -> None:
-        """Return when nothing is sampled. `wait` first lets the requests in flight end, and makes
-        new ones wait."""
+        """Stop sampling. `wait` first lets the requests in flight end, and makes new ones wait."""
         if mode == "wait":
             self._draining = True
             await self.members.wait_until(lambda: not any(member.in_flight for member in self.members))
@@ -243,7 +242,7 @@ class Router:
         await self.members.each(lambda replica: replica.flush_cache())
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
-        """Release the device memory of all replicas, or take it again.
+        """Release the device memory of all replicas, or allocate it again.
 
         Raises:
             Conflict: an engine cannot.

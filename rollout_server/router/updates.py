@@ -1,4 +1,4 @@
-"""The policy version that all replicas serve: how it changes, and how they are kept equal."""
+"""Change the policy version that all replicas serve, and keep the replicas equal."""
 
 from __future__ import annotations
 
@@ -87,13 +87,12 @@ class WeightUpdates:
                 self._groups.pop(source.group, None)
 
             # First fence the replicas that failed. Weights that all replicas refuse are wrong
-            # themselves, and fence nobody; weights that only some refuse are right, and those
-            # replicas are wrong.
+            # themselves, and no replica is fenced; if only some refuse, those replicas are wrong.
             for member, error in failed.items():
                 if confirmed or not isinstance(error, WeightsError):
                     await self._members.fence(member, f"it did not load version {version}: {error}")
 
-            # Only then compare checksums: a replica that failed has no say in which checksum
+            # Only then compare checksums: a replica that failed must not influence which checksum
             # counts.
             checksums = agreed(source.checksum, [confirmation.checksum for confirmation in confirmed.values()])
             serving = 0
@@ -106,7 +105,7 @@ class WeightUpdates:
 
             if not serving:
                 refusals = [error for error in failed.values() if isinstance(error, WeightsError)]
-                raise refusals[0] if refusals else EngineError(f"no replica serves that could load version {version}")
+                raise refusals[0] if refusals else EngineError(f"no serving replica could load version {version}")
 
             # Last, so that /server_info never names a version that is not served everywhere.
             self._version, self._source, self._checksums = version, lasting(source), checksums
@@ -152,7 +151,7 @@ class WeightUpdates:
             self._groups[group.name] = [member.started for member in members]
 
     async def leave_group(self, name: str) -> bool:
-        """Close an update group on all replicas; False: no replica was in a group of this name."""
+        """Close an update group on all replicas; return False if no replica was in it."""
         async with self._lock:
             self._groups.pop(name, None)
             return any(await self._members.each(lambda replica: replica.leave_weights_group(name)))

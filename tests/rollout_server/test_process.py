@@ -82,7 +82,7 @@ def test_a_taken_port_is_named_with_the_way_out(server: str, model_dir: Path) ->
     assert result.returncode == 2
     assert result.stderr.strip().splitlines() == [
         f"error: port {port} on 127.0.0.1 is taken",
-        "  fix: stop the process that listens there, give another --port, or 0 for a free one",
+        "  fix: stop the process that uses it, or choose another --port (0: any free one)",
     ]
 
 

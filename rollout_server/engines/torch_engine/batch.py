@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def worn_out(self) -> bool:
-        """A row is full, or too many requests have finished."""
+        """Whether a row is full, or too many requests have finished."""
         return self.ready < self._fewest or not self._steps_left
 
     def advance(self, tokens: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Continuous batching: who gets a row, whose prompt is prefilled next, who decodes.
+"""Continuous batching: admit requests to rows, prefill prompts, decode.
 
 Synchronous: no threads, no event loop.
 """
@@ -33,8 +33,8 @@ GREEDY_BELOW = 1e-5
 
 ADMIT_SHARE = 16
 ADMIT_AFTER_STEPS = 4
-"""Requests are admitted a sixteenth of the running ones at a time, or after this many steps:
-prefilling four prompts in one pass costs little more than one, and the waiting ones lose a few
+"""Requests are admitted in batches of a sixteenth of the running ones, or after this many steps:
+prefilling four prompts in one pass costs little more than one, and a request waits only a few
 milliseconds."""
 
 
@@ -51,12 +51,12 @@ class Core:
         eos_ids: the model's end tokens.
         max_running: largest number of requests with a row.
         version: name of the weights at the start.
-        seed: start of the seeds of requests that bring none.
+        seed: start of the seeds of requests without one.
         prefill_chunk: largest number of prompt tokens in one step.
 
     Attributes:
         version: of the weights that sample the next token.
-        stats: counters; `snapshot` brings the rest up to date.
+        stats: counters; `snapshot` updates the rest.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Core:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether a step has work."""
         return bool(self._waiting or self._running)
 
     def add(self, generation: Generation, images: ImagePrompt | None = None) -> Running:
@@ -164,19 +164,18 @@ class Core:
         yield from list(self._waiting)
 
     def retract_all(self) -> None:
-        """Take the rows of all running requests, and put them at the head of the queue with their
-        sampled tokens."""
-        # Backwards: each one goes to the head, so the queue keeps the order of admission.
+        """Move all running requests, without their rows, to the head of the queue."""
+        # In reverse: each one goes to the head, so the queue keeps the order of admission.
         for running in reversed(list(self._running.values())):
             self._retract(running, keep=False)
 
     def flush(self) -> None:
-        """Forget shared prefixes."""
+        """Drop shared prefixes."""
         self.cache.flush()
         self._batch = None
 
     def weights_changed(self, version: str, mode: PauseMode) -> None:
-        """Go on with the model's new parameters, named `version`.
+        """Continue with the model's new parameters, named `version`.
 
         Unless `mode` is `in_place`, the cache of running requests is recomputed under them.
         """
@@ -195,7 +194,7 @@ class Core:
             running.set_version(version)
 
     def drop_all(self) -> list[Running]:
-        """Drop all requests and the whole cache; returns the requests, unfinished."""
+        """Drop all requests and the whole cache; return the unfinished requests."""
         dropped = list(self.requests())
         for running in self._running.values():
             running.row = None
@@ -207,7 +206,7 @@ class Core:
         return dropped
 
     def snapshot(self) -> EngineStats:
-        """The statistics, with the present numbers of requests and tokens."""
+        """Return the statistics, with the current numbers of requests and tokens."""
         self.stats.running = len(self._running)
         self.stats.waiting = len(self._waiting)
         self.stats.kv_tokens = self.cache.tokens
@@ -303,8 +302,7 @@ class Core:
         self._batch = None
 
     def _decode(self) -> list[Running]:
-        """Sample one token for each request whose prompt is in the cache; returns the finished
-        ones."""
+        """Sample one token per request whose prompt is in the cache; return the finished ones."""
         if self._batch is None or self._batch.worn_out:
             self._make_room()
             self.cache.compact()
@@ -320,14 +318,14 @@ class Core:
         return finished
 
     def _record(self, batch: Batch, tokens: list[int], logprobs: list[float]) -> list[Running]:
-        """Append each row's token to its request; returns the requests that it finishes."""
+        """Append each row's token to its request; return the finished requests."""
         finished: list[Running] = []
         self.stats.sampled_tokens += batch.ready
         for place, (running, token, logprob) in enumerate(zip(batch.entries, tokens, logprobs, strict=True)):
             if running is None:
                 continue
             if not logprob <= 1e-3:
-                raise NonFiniteError("the model's logits are not finite; publish other weights, these are broken")
+                raise NonFiniteError("the model's logits are not finite: its weights are broken, publish others")
 
             running.ids.append(token)
             running.logprobs.append(logprob)
@@ -349,7 +347,7 @@ class Core:
     # Rows
 
     def _leave(self, running: Running, *, keep: bool = True) -> None:
-        """Take a request's row; with `keep` its tokens stay shareable."""
+        """Release a request's row; with `keep` its tokens stay shareable."""
         row = running.row
         assert row is not None
         if running.missing:
@@ -365,8 +363,7 @@ class Core:
         self._waiting.appendleft(running)
 
     def _make_room(self) -> None:
-        """Move full rows to larger places; if there is none, preempt the requests that were
-        admitted last."""
+        """Move full rows to larger pools; if there is no room, preempt the latest requests."""
         for running in list(self._running.values()):
             row = running.row
             if row is None or row.filled < row.pool.capacity or running.missing:

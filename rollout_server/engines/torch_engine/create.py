@@ -1,5 +1,4 @@
-"""Making an engine from a server's settings: the model, its runner, its cache, the engine's
-thread."""
+"""Create an engine from a server's settings: the model, its runner, its cache, its thread."""
 
 from __future__ import annotations
 
@@ -69,7 +68,7 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
 
 
 def _runner(settings: ServerSettings, loaded: LoadedModel) -> Runner:
-    """The fastest runner that the settings and the model allow."""
+    """Return the fastest runner that the settings and the model allow."""
     runner = _deterministic_runner(settings, loaded) if settings.deterministic != "off" else None
     if runner is None and settings.fast_path:
         runner = FastDecoder.build(loaded)
@@ -77,8 +76,7 @@ def _runner(settings: ServerSettings, loaded: LoadedModel) -> Runner:
 
 
 def _deterministic_runner(settings: ServerSettings, loaded: LoadedModel) -> Runner | None:
-    """A runner whose results are functions of the tokens alone; None if there is none and the
-    setting is `auto`.
+    """Return a runner whose results depend on the tokens alone; None: `auto`, and there is none.
 
     Raises:
         ModelError: there is none and the setting is `on`.
@@ -88,7 +86,7 @@ def _deterministic_runner(settings: ServerSettings, loaded: LoadedModel) -> Runn
     elif (runner := FastDecoder.build(loaded, invariant=True)) is None:
         reason = f"{type(loaded.model).__name__} in {settings.dtype} does not run through the engine's own decoder"
     elif not is_batch_invariant(runner, loaded):
-        reason = "the matmul kernels of this machine's numerical library depend on the other rows of a batch"
+        reason = "on this machine, the results of matmul kernels depend on the other rows of a batch"
     else:
         return runner
 

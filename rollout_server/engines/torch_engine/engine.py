@@ -1,4 +1,4 @@
-"""The engine's thread: requests come in from the event loop, results go back to it once a step."""
+"""The engine's thread: takes requests from the event loop, returns results after each step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """A request whose images are still being read; the core gets it afterwards."""
+    """A request whose images are still being read, before it is passed to the core."""
 
     rid: str
     aborted: bool = False
@@ -53,8 +53,8 @@ class TorchEngine:
     of them.
 
     Args:
-        core: works on `loaded`, and is used by the engine's thread alone from now on.
-        loader: brings new versions into the model of `loaded`.
+        core: uses `loaded`; from now on, only the engine's thread may use it.
+        loader: loads new versions into the model of `loaded`.
         threads: torch's threads for one operator.
     """
 
@@ -94,7 +94,7 @@ class TorchEngine:
 
     @property
     def model(self) -> Any:
-        """The transformers model that is served; for reading only."""
+        """The served transformers model; read only."""
         return self._loaded.model
 
     @property
@@ -316,8 +316,7 @@ class TorchEngine:
             self._abort(None)
 
     def _send_chunks(self) -> None:
-        """Send streaming requests what was sampled since their last chunk, all in one call to the
-        event loop."""
+        """Stream the tokens since the last chunk, in a single call to the event loop."""
         self._streaming = [running for running in self._streaming if running in self._futures and not running.result]
         chunks = [(running, chunk) for running in self._streaming if (chunk := running.next_chunk()) is not None]
         if chunks:

@@ -1,4 +1,4 @@
-"""A request while the engine works on it."""
+"""A request in the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rollout_server.engines.torch_engine.sampling.sampling import RowSampling
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request and what has been sampled for it.
+    """A request and its sampled tokens.
 
     Attributes:
         ids: the prompt and then every sampled token. Pads of images are replaced by lookup ids
@@ -82,7 +82,7 @@ class Running:
         )
 
     def next_chunk(self) -> AnswerChunk | None:
-        """What was sampled since the last chunk; None if it is less than `stream_tokens`."""
+        """Return the tokens since the last chunk; None if fewer than `stream_tokens`."""
         count = len(self.logprobs)
         if count - self.sent < self.generation.stream_tokens:
             return None

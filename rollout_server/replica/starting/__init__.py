@@ -1,4 +1,4 @@
-"""Where replicas come from: each `Source` starts one replica, again after it died.
+"""Start replicas: each `Source` starts one replica, and restarts it after it died.
 
 In: the server's settings and the number of the replica. Out: a `Replica` that answers.
 

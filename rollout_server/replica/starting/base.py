@@ -12,7 +12,7 @@ from rollout_server.replica.base import Replica
 
 
 class Source(Protocol):
-    """Where a replica comes from: a process to start, or a URL."""
+    """The source of a replica: a process to start, or a URL."""
 
     @property
     def name(self) -> str: ...
@@ -26,7 +26,7 @@ class Source(Protocol):
         ...
 
     async def ended(self) -> str:
-        """Wait until its process ends, if it has one; returns the reason."""
+        """Wait until its process ends, if it has one; return the reason."""
         ...
 
     async def stop(self, *, gently: bool) -> None:

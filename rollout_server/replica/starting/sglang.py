@@ -68,7 +68,7 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
         # SGLang's own CPU kernels need AMX and a special build; this path runs on any CPU.
         command += ["--device", "cpu", "--model-impl", "transformers", "--attention-backend", "torch_native"]
         command += ["--max-total-tokens", str(settings.max_kv_tokens or CPU_TOTAL_TOKENS)]
-        command += ["--sleep-on-idle"]  # else it keeps busy a core that trainer and tools share
+        command += ["--sleep-on-idle"]  # otherwise it busy-waits on a core that others need
     else:
         command += ["--device", device, "--base-gpu-id", str(index * settings.gpus_per_replica)]
         command += ["--tp-size", str(settings.gpus_per_replica)]
@@ -85,6 +85,6 @@ def sglang_environment(settings: ServerSettings) -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(settings.threads)))
     if settings.python and "/" in settings.python:
-        # It starts tools (ninja, triton's compiler) that are installed beside its interpreter.
+        # SGLang starts tools (ninja, triton's compiler) that are installed beside its interpreter.
         environment["PATH"] = f"{Path(settings.python).absolute().parent}:{environment.get('PATH', '')}"
     return environment

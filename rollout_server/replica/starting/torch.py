@@ -65,7 +65,7 @@ class TorchSource(ChildSource):
 
 
 def replica_settings(settings: ServerSettings, index: int, ready_file: Path) -> ServerSettings:
-    """Return the settings of replica `index`: the server's, but for what belongs to one process."""
+    """Return the settings of replica `index`: the server's, adapted to a single process."""
     return settings.model_copy(
         update={
             "host": "127.0.0.1",

@@ -1,5 +1,4 @@
-"""Replicas that already run: an agentloop server or a bare SGLang, started and kept by someone
-else."""
+"""Replicas that run elsewhere: an agentloop server or a bare SGLang that we do not start."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ class UrlSource:
         try:
             facts = await self._facts(link)
             ours = "engine" in facts
-            # A bare SGLang names its version here alone.
+            # A bare SGLang reports its version only here.
             version_facts = facts if ours else await link.get("/model_info")
         finally:
             await link.close()
@@ -88,8 +87,8 @@ class UrlSource:
                 await asyncio.sleep(RETRY_S)
 
     async def ended(self) -> str:
-        await asyncio.Event().wait()  # the end of a foreign process is not reported: probes find it out
+        await asyncio.Event().wait()  # the end of that process is not reported: probes detect it
         raise AssertionError("unreachable")
 
     async def stop(self, *, gently: bool) -> None:
-        """Do nothing: the server is not ours to stop."""
+        """Do nothing: this server did not start it."""

@@ -20,7 +20,7 @@ class KVCache:
     """All pools, their budget, and the index of prefixes.
 
     Args:
-        shape: what one token takes.
+        shape: cache size of one token.
         budget_tokens: largest capacity of all pools together; raised to one row of `context_length`
             tokens.
         context_length: tokens of the longest sequence.
@@ -46,14 +46,14 @@ class KVCache:
         return sum(pool.tokens for pool in self.pools)
 
     def lookup(self, ids: Sequence[int]) -> tuple[Row | None, int]:
-        """The row that shares the longest prefix with `ids`, and the prefix's length.
+        """Return the row that shares the longest prefix with `ids`, and the prefix's length.
 
         The last id is never shared: the model has to run on it to sample what follows.
         """
         return self._index.find(ids, len(ids) - 1)
 
     def place(self, ids: list[int], room: int, match: Row | None, shared: int) -> Row | None:
-        """A row for `ids`, which takes over `match` or copies its first `shared` tokens.
+        """Return a row for `ids`, which takes over `match` or copies its first `shared` tokens.
 
         Args:
             ids: the sequence. The row refers to this list, and sees it grow.
@@ -80,7 +80,7 @@ class KVCache:
         pinned = match is not None and not match.in_use
         if match is not None and pinned:
             del match.pool.kept[match]
-            match.in_use = True  # so that making room does not evict it before it is copied
+            match.in_use = True  # making room must not evict it before it is copied
         row = self._new_row(ids, room)
         if match is not None:
             match.used_at = next(self._clock)
@@ -109,7 +109,7 @@ class KVCache:
         self._index.add(row, count)
 
     def release(self, row: Row, *, keep: bool = True) -> None:
-        """Free `row`. With `keep` its tokens stay shareable until its place is needed."""
+        """Free `row`. With `keep` its tokens stay shareable until its space is needed."""
         row.pool.keep(row)
         row.used_at = next(self._clock)
         # The batch that the row is in may still write at position `filled`.
@@ -122,7 +122,7 @@ class KVCache:
     def forget(self) -> None:
         """Drop the rows of finished requests, and keep their memory for the next ones.
 
-        Taking it again would cost a copy of the pool each time it doubles.
+        Allocating it again would copy the pool each time it doubles.
         """
         for pool in self.pools:
             for row in list(pool.kept):
@@ -135,7 +135,7 @@ class KVCache:
             pool.shrink_to_fit()
 
     def make_stale(self) -> None:
-        """Never share or keep what running requests have in the cache: old weights computed it."""
+        """Do not share or keep the cache of running requests: old weights computed it."""
         self._index.clear()
         for row in self._all_rows():
             row.stale = True
@@ -147,7 +147,7 @@ class KVCache:
             pool.clear_all()
 
     def compact(self) -> bool:
-        """Close holes in the pools; returns whether a row moved."""
+        """Close holes in the pools; return whether a row moved."""
         moved = [pool.compact() for pool in self.pools]
         return any(moved)
 
@@ -169,7 +169,7 @@ class KVCache:
         return next((pool for pool in self.pools if pool.capacity >= tokens), self.pools[-1])
 
     def _new_row(self, ids: list[int], room: int) -> Row | None:
-        """An empty row among the active ones; None if rows in use take the whole budget."""
+        """Return an empty active row; None if rows in use take the whole budget."""
         # In this order: an empty row, more memory, the place of the row that was used least
         # recently.
         pool = self._pool_for(room)
@@ -189,7 +189,7 @@ class KVCache:
         return row
 
     def _extend(self, pool: Pool) -> bool:
-        """Double the rows of `pool`, or add what the budget allows; returns whether any came."""
+        """Double the rows of `pool` within the budget; return whether any rows were added."""
         free = self.budget_tokens - self.tokens
         if free < pool.capacity:
             free += self._take_from_others(pool)
@@ -199,7 +199,7 @@ class KVCache:
         return count > 0
 
     def _take_from_others(self, pool: Pool) -> int:
-        """Take empty rows, then the oldest kept ones, from other pools; returns the tokens freed.
+        """Take empty rows, then the oldest kept ones, from other pools; return the tokens freed.
 
         Take a quarter of the pool's size at once if possible, because every change of size may copy
         a whole pool.
@@ -230,7 +230,7 @@ class KVCache:
 def build_cache(
     shape: KVShape, context_length: int, *, max_running: int, max_kv_tokens: int | None, memory_bytes: int
 ) -> KVCache:
-    """A KV cache within a budget.
+    """Create a KV cache within a budget.
 
     Args:
         max_kv_tokens: the budget in tokens; None: room for `max_running` sequences of up to 1024

@@ -22,8 +22,7 @@ is never used."""
 
 
 class GrowingRows:
-    """A tensor [N, R, ...] whose number of rows changes. A new row holds zeros, or what an earlier
-    one left there.
+    """A tensor [N, R, ...] whose number of rows changes. A new row holds zeros, or old values.
 
     Args:
         layers: N.
@@ -76,7 +75,7 @@ class GrowingRows:
         return torch.zeros(layers, rows, *row, **self._options)  # type: ignore[call-overload,no-any-return]
 
     def _give_back(self, first: int) -> None:
-        """Give back the pages of all rows from `first` on; with `first` 0, all that was written."""
+        """Give back the pages of all rows from `first` on; with `first` 0, all written pages."""
         assert self._map is not None
         if first == 0:
             self._map.madvise(mmap.MADV_DONTNEED)
@@ -93,7 +92,7 @@ class GrowingRows:
 
 
 def _reserve(size: int) -> mmap.mmap | None:
-    """Reserve private pages of zeros without memory behind them; None where that fails."""
+    """Reserve private pages of zeros without memory behind them; None if that fails."""
     if sys.platform != "linux" or not size:
         return None
     try:

@@ -12,8 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 BLOCK = 16
 CANDIDATES = 4
-"""Number of rows compared beyond the last shared block. All share it, so a few are as good as all
-of them."""
+"""Number of rows compared beyond the last shared block. All share it, so a few are enough."""
 
 
 class Indexed(Protocol):
@@ -24,7 +23,7 @@ class Indexed(Protocol):
 
 
 def block_keys(ids: Sequence[int], count: int) -> Iterator[int]:
-    """The chained keys of the whole blocks in `ids[:count]`."""
+    """Return the chained keys of the whole blocks in `ids[:count]`."""
     key = 0
     for start in range(0, count - count % BLOCK, BLOCK):
         key = hash((key, *ids[start : start + BLOCK]))
@@ -32,7 +31,7 @@ def block_keys(ids: Sequence[int], count: int) -> Iterator[int]:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], start: int, limit: int) -> int:
-    """Length of the longest common prefix of `a` and `b`, at most `limit`; known to be `start`."""
+    """Return the length of the common prefix of `a` and `b`, from `start` (known) to `limit`."""
     limit = min(limit, len(a), len(b))
     while start < limit and a[start] == b[start]:
         start += 1
@@ -66,7 +65,7 @@ class PrefixIndex(Generic[RowT]):
         row.keys.clear()
 
     def find(self, ids: Sequence[int], limit: int) -> tuple[RowT | None, int]:
-        """The row that shares the longest prefix with `ids`, and its length, at most `limit`."""
+        """Return the row with the longest shared prefix, and the prefix's length up to `limit`."""
         # Whole blocks first: follow the chain of keys as far as any row goes.
         deepest: list[RowT] = []
         shared = 0

@@ -1,6 +1,6 @@
 """Rows of the KV cache, in pools of one capacity each.
 
-Why rows and not small blocks: on a CPU a decode step is bound by reading keys and values, and a
+Rows instead of small blocks: on a CPU, a decode step is bound by reading keys and values, and a
 batched matmul over one strided view reads each of them once; gathering blocks first would read and
 write all of them again. A pool has rows of one capacity (96, 128, 192, 256, 384, ... tokens), so
 that each row of a batch with a long tail costs at most a third more than its tokens. A sequence
@@ -57,12 +57,12 @@ class Row:
     """The keys and values of one sequence.
 
     Attributes:
-        pool, row: where it lies.
+        pool, row: its place.
         ids: the sequence; the first `filled` tokens are in the cache.
         in_use: whether a request runs on it.
-        stale: whether old weights computed it, so that other requests must not share it.
+        stale: whether old weights computed it; other requests must not share it.
         used_at: when it was last released or shared, on the cache's clock.
-        keys: under which the prefix index knows it.
+        keys: its keys in the prefix index.
     """
 
     __slots__ = ("filled", "ids", "in_use", "keys", "pool", "row", "stale", "used_at")
@@ -117,7 +117,7 @@ class Pool:
         self.v_flat = [v.view(-1, self.shape.value_dim) for v in self.v]
 
     def capacity_for(self, tokens: int) -> int:
-        """The capacity of the pool where a sequence of `tokens` tokens lies."""
+        """Return the capacity of the pool for a sequence of `tokens` tokens."""
         return self._capacities[bisect_left(self._capacities, tokens)]
 
     @property
@@ -136,7 +136,7 @@ class Pool:
         self._empty_from = min(self._empty_from, keep)
 
     def keep(self, row: Row) -> None:
-        """Mark a row as no longer in use. Its content stays until its place is needed."""
+        """Mark a row as no longer in use. Its content stays until its space is needed."""
         row.in_use = False
         self.kept[row] = None
         self._hole_from = min(self._hole_from, row.row)
@@ -205,7 +205,7 @@ class Pool:
             self._hole_from = min(self._hole_from, a, b)
 
     def take(self, row: int) -> int:
-        """Make row `row`, empty or kept, an active one, in a hole if any; returns its number."""
+        """Activate the empty or kept row `row`, in a hole if there is one; return its number."""
         if row < self.active:
             return row
 
@@ -220,7 +220,7 @@ class Pool:
         return place
 
     def empty_row(self) -> int | None:
-        """The number of the first empty row; None if no row is empty."""
+        """Return the number of the first empty row; None if no row is empty."""
         found = next((i for i in range(self._empty_from, len(self.rows)) if self.rows[i] is None), None)
         self._empty_from = len(self.rows) if found is None else found
         return found

@@ -106,7 +106,7 @@ class DecodePass:
         self._set_masks()
 
     def advance(self) -> None:
-        """Move to the next token of the same rows."""
+        """Advance to the next token of the same rows."""
         if self._step is None:
             self.positions.add_(1)
             self._last.add_(1)
@@ -193,9 +193,9 @@ class PrefillPass:
     """Chunks of several sequences, concatenated without padding: T is the sum of their lengths.
 
     Attributes:
-        as_decode: attend with the matmuls of `DecodePass`, to the same bits. What a token leaves in
-            the cache then depends on the tokens up to it alone, not on how the prompt was cut. If
-            False, attend with torch's fused kernel.
+        as_decode: attend with the matmuls of `DecodePass`, to the same bits. The cache entries of a
+            token then depend only on the tokens up to it, not on how the prompt was cut. If False,
+            attend with torch's fused kernel.
     """
 
     as_decode = False
@@ -286,8 +286,7 @@ class PrefillPass:
             out_TAD[:, group] = torch.bmm(weights_TGL, v_HLD[head].expand(tokens, -1, -1))
 
     def store(self, layer: int, k_THK: torch.Tensor, v_THD: torch.Tensor) -> None:
-        """Write keys and values without attending, which is all that a prompt needs of the last
-        layer."""
+        """Write keys and values without attending: enough for a prompt in the last layer."""
         low = 0
         for chunk in self.chunks:
             high = low + chunk.end - chunk.start

@@ -1,4 +1,4 @@
-"""How transformers' own code comes to attend over the KV cache."""
+"""Let transformers' own code attend over the KV cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AttentionHook:
     transformers looks attention functions up by name in a registry of the process. So each model is
     loaded with a separate function under a separate name, which stays in the registry. It would be
     simpler to pass the attention pass as an argument of the model's forward, but some models
-    (Nemotron, StableLM) do not hand unknown arguments down to their attention layers.
+    (Nemotron, StableLM) do not pass unknown arguments to their attention layers.
 
     Attributes:
         name: the model's `attn_implementation`.
@@ -36,7 +36,7 @@ class AttentionHook:
 
     @contextmanager
     def attending(self, attention_pass: AttentionPass) -> Iterator[None]:
-        """Within it, the model attends through `attention_pass`. One forward pass at a time."""
+        """Let the model attend through `attention_pass` in this context. One pass at a time."""
         self._pass = attention_pass
         try:
             yield
@@ -76,8 +76,7 @@ class AttentionHook:
 
 
 class ProbePass:
-    """Attends to nothing; records what each layer would cache, and with which options it would
-    attend.
+    """Records what each layer would cache, and its attention options, without attending.
 
     Attributes:
         layers: by layer: key-value heads, key dim, value dim.

@@ -1,7 +1,7 @@
-"""Tests whether a runner's results depend, to the bit, on the tokens alone.
+"""Test whether a runner's results depend, to the bit, on the tokens alone.
 
 Numerical libraries do not guarantee it: they choose kernels by the shape of a matmul and by the
-processor. So it is tested at the start, with the model and on the machine that will serve.
+processor. So it is tested at the start, with the served model and on the serving machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OTHERS = (1, 3, 29)
 
 @torch.inference_mode()
 def is_batch_invariant(runner: Runner, loaded: LoadedModel) -> bool:
-    """Whether results are the same bits however they are computed.
+    """Return whether the results have the same bits, however they are computed.
 
     The cache of one sequence must not depend on where its prompt is cut, or on whether it was
     prefilled or decoded token by token. The logits of its last token must not depend on other rows
@@ -67,7 +67,7 @@ class _Trial:
             self._rows.append(row)
 
     def decode(self) -> torch.Tensor:
-        """Decode the next token of all sequences; returns the first sequence's logits [V]."""
+        """Decode the next token of all sequences; return the first sequence's logits [V]."""
         for row in self._rows:
             if row.filled == row.pool.capacity:
                 self._cache.grow(row, row.filled + 1)
@@ -82,7 +82,7 @@ class _Trial:
         return logits[rows.index(self._rows[0])]
 
     def cached(self) -> torch.Tensor:
-        """All keys and values of the first sequence."""
+        """Return all keys and values of the first sequence."""
         row = self._rows[0]
         k = row.pool.k_NRHKC[:, row.row, :, :, : row.filled].transpose(2, 3)
         return torch.cat([k.flatten(), row.pool.v_NRHCD[:, row.row, :, : row.filled].flatten()])

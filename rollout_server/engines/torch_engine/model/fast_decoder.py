@@ -1,12 +1,12 @@
 """The common decoder block (Llama, Mistral, Qwen2, Qwen3), run with few operators.
 
-For small models on a CPU most of a decode step is the overhead of calling operators. So this path
-fuses the projections of queries, keys and values into one matmul, and those of gate and up into
-another, computes the rotary embedding as one complex multiplication, and packs the matrices for
-oneDNN, which on many CPUs is twice as fast as torch's default.
+For small models on a CPU, most of a decode step is operator overhead. So this path fuses the
+projections of queries, keys and values into one matmul, and those of gate and up into another,
+computes the rotary embedding as one complex multiplication, and packs the matrices for oneDNN,
+which on many CPUs is twice as fast as torch's default.
 
 It computes what transformers computes, up to rounding. `FastDecoder.build` checks that on the
-loaded weights. If it does not hold, the engine runs transformers' own code.
+loaded weights. If the check fails, the engine runs transformers' own code.
 
 Sizes: T tokens, A attention heads, H key-value heads, K head dim.
 """
@@ -47,8 +47,8 @@ PACKED_WEIGHT = 2**17
 """With a weight of at least this many elements it is faster for any number of rows."""
 
 FEWEST_ROWS = 4
-"""A matmul of at least this many rows gives each row the same bits, whatever the other rows are and
-however many. For fewer rows the libraries use other kernels, which add up in another order."""
+"""A matmul of at least this many rows gives each row the same bits, whatever the other rows. For
+fewer rows the libraries use other kernels, which sum in another order."""
 
 
 class Linear:
@@ -226,7 +226,7 @@ class FastDecoder:
     def _block(
         self, index: int, layer: Layer, x: torch.Tensor, rotation: torch.Tensor, attention: AttentionPass
     ) -> torch.Tensor:
-        rows = rotation.shape[0]  # x may have copies behind them
+        rows = rotation.shape[0]  # x may have padding copies after them
         q, k, v = self._project(layer, x, rotation)
         out = attention.attend(index, q[:rows], k[:rows], v[:rows], self._scaling)
         x.add_(layer.o(out.reshape(rows, -1)))
@@ -236,7 +236,7 @@ class FastDecoder:
     def _project(
         self, layer: Layer, x: torch.Tensor, rotation: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values, rotated."""
+        """Return queries, keys and values, rotated."""
         heads, dim = self._heads, self._head_dim
         rotated = heads + self._kv_heads
         qkv = layer.qkv(self._normalize(x, layer.norm_1)).view(x.shape[0], rotated + self._kv_heads, dim)
@@ -255,7 +255,7 @@ class FastDecoder:
 
 @torch.inference_mode()
 def _difference(fast: Runner, reference: Runner, loaded: LoadedModel) -> float:
-    """The largest difference between the two runners' logprobs after a short prompt."""
+    """Return the largest difference between two runners' logprobs after a short prompt."""
     length = min(24, loaded.context_length - 1)
     ids = [(7 * i * i + 3) % loaded.vocab_size for i in range(length)]
     logprobs = []

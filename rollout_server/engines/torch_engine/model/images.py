@@ -36,14 +36,14 @@ MAX_PIXELS = 2**25
 expand to gigabytes."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Pillow reads more formats, some of which start other programs."""
+"""Pillow reads more formats, but some of them start other programs."""
 
 READERS = 2
 """Number of threads that decode images."""
 
 PATCH_CACHE_BYTES = 2**28
-"""Cache of patches: an image comes again with every turn of its session and every sample of its
-group."""
+"""Cache of patches: an image recurs with every turn of its session and every sample of its group.
+"""
 
 FIRST_LOOKUP_ID = 2**64
 """Smallest lookup id of an image, beyond every vocabulary."""
@@ -54,7 +54,7 @@ ItemT = TypeVar("ItemT")
 
 
 class LruCache(Generic[ItemT]):
-    """The items used last, within a limit in bytes. The newest item stays, whatever its size."""
+    """An LRU cache with a limit in bytes. The newest item stays, whatever its size."""
 
     def __init__(self, limit: int, size: Callable[[ItemT], int]) -> None:
         self._limit = limit
@@ -84,7 +84,7 @@ class LruCache(Generic[ItemT]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patches:
-    """An image in the form that the vision tower takes.
+    """An image in the form that the vision tower expects.
 
     Attributes:
         key: hash of the image's file.
@@ -210,7 +210,7 @@ class PromptImageReader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _patches(self, text: str, field: str, start: int, end: int) -> Patches:
-        """The patches of the image in `text`, whose pads are `[start, end)`.
+        """Return the patches of the image in `text`, whose pads are `[start, end)`.
 
         Raises:
             RequestError: not an image, too large, or its number of tokens differs.
@@ -235,7 +235,7 @@ class PromptImageReader:
             raise RequestError(f"{field} is a damaged image: {_reason(exc)}; {HINT}", field) from exc
 
     def _once(self, key: bytes, image: Image) -> Patches:
-        """The patches of an image, computed once even if several requests bring it at once."""
+        """Return the patches of an image, computed once even for concurrent requests."""
         with self._lock:
             cached = self._cache.get(key)
             if cached is not None:
@@ -278,7 +278,7 @@ def _runs(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
 
 
 def _data(text: str, field: str) -> bytes:
-    """The bytes of base64 text, with or without a `data:` header."""
+    """Decode base64 text, with or without a `data:` header."""
     if text.startswith("data:"):
         head, _, text = text.partition(",")
         if not head.endswith(";base64"):

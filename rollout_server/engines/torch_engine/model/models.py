@@ -1,4 +1,4 @@
-"""Load a model, find out what its cache needs, and run it through transformers' own code."""
+"""Load a model, determine its cache layout, and run it through transformers' own code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Runner(Protocol):
         ...
 
     def weights_changed(self) -> None:
-        """Drop whatever was computed from the model's old parameters."""
+        """Drop everything computed from the model's old parameters."""
         ...
 
 
@@ -42,7 +42,7 @@ class LoadedModel:
     Attributes:
         attention: the attention function that `model` was loaded with.
         head: its output layer in full precision; None if it has its own.
-        kv: what one token takes in the cache.
+        kv: cache size of one token.
         context_length: tokens of the longest sequence.
         eos_ids: tokens that end a turn.
         images: reads the images of requests; None for a text model.
@@ -111,7 +111,7 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
 
 
 def _probe(model: Any, hook: AttentionHook, context: int, dtype: torch.dtype, device: torch.device) -> KVShape:
-    """Find out what `model` caches for a token, by running one.
+    """Determine what `model` caches for a token, by running one.
 
     Raises:
         ModelError: the model attends in a way that this engine does not implement.
@@ -131,7 +131,7 @@ def _probe(model: Any, hook: AttentionHook, context: int, dtype: torch.dtype, de
 
     alike = set(probe.layers) == set(range(model.config.get_text_config().num_hidden_layers))
     if probe.unsupported or not alike or len(set(probe.layers.values())) != 1:
-        reason = ", ".join(sorted(probe.unsupported)) or "its layers do not all cache keys and values of one shape"
+        reason = ", ".join(sorted(probe.unsupported)) or "its layers cache keys and values of different shapes"
         raise ModelError(f"the torch engine cannot run {name}: {reason}", "use --engine sglang")
 
     kv_heads, key_dim, value_dim = probe.layers[0]
@@ -165,7 +165,7 @@ def _eos_ids(model: Any, folder: Path) -> frozenset[int]:
 
 
 def slow_runner(loaded: LoadedModel) -> Runner:
-    """A runner for any model, through transformers' own code."""
+    """Return a runner for any model, through transformers' own code."""
     if loaded.images is not None:
         return VisionRunner(loaded.model, loaded.attention, loaded.head)
     return TransformersRunner(loaded)

@@ -30,7 +30,7 @@ FEATURE_CACHE_BYTES = 2**28
 
 
 def load_image_reader(model: Any, path: str) -> PromptImageReader:
-    """A reader of requests' images for `model`.
+    """Return a reader of requests' images for `model`.
 
     Raises:
         ModelError: the model's image processor cannot be loaded.
@@ -38,7 +38,7 @@ def load_image_reader(model: Any, path: str) -> PromptImageReader:
     processor = load_image_processor(path)
     body = model.base_model
     if "mm_token_type_ids" not in inspect.signature(body.get_rope_index).parameters:
-        raise ModelError(f"this transformers is too old to serve {path}", "pip install --upgrade transformers")
+        raise ModelError(f"the installed transformers is too old to serve {path}", "pip install --upgrade transformers")
 
     def rope_index(
         ids: Sequence[int], places: Sequence[tuple[int, int]], grids_I3: torch.Tensor

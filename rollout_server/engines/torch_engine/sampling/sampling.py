@@ -36,9 +36,9 @@ def stream_of(seed: int) -> int:
 def uniforms(streams: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
     """Number `counters[i]` of stream `streams[i]`, in [0, 1 - 2^-23].
 
-    It depends on these two alone, so a seeded request draws the same numbers whatever runs beside
-    it and wherever it was interrupted. 23 bits, so that the product with a float32 total stays
-    below that total.
+    It depends on these two alone, so a seeded request draws the same numbers whatever else runs,
+    and wherever it was interrupted. 23 bits, so that the product with a float32 total stays below
+    that total.
     """
     bits = mix(streams + counters * _GOLDEN) >> np.uint64(41)
     return bits.astype(np.float32) * np.float32(2.0**-23)

@@ -42,7 +42,7 @@ class Transport(Protocol[SourceT]):
         """Read and verify all tensors of a version. Nothing that is served changes.
 
         Raises:
-            WeightsError: these are not the model's weights.
+            WeightsError: the weights do not belong to the model.
             LayoutError, StalledError, OSError: they cannot be read. `WeightLoader` makes a
                 `WeightsError` of them.
         """
@@ -129,7 +129,7 @@ class TensorCheck:
 
         given = set(self._names.values())
         for names in tied:
-            # Tied parameters are one tensor under several names: any of them will do.
+            # Tied parameters are one tensor under several names; any of the names is enough.
             if not given.intersection(names):
                 raise WeightsError(f"{where} lacks {names[0]!r}")
 
@@ -158,8 +158,7 @@ class TensorCheck:
         return StagedWeights(tensors, self.checksum, memory if in_memory else None)
 
     def views(self, places: Iterable[tuple[TensorSpec, np.ndarray | torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The tensors where they lie. One that is not aligned to its elements stays flat until
-        `cast` copies it."""
+        """Return the tensors in place. An unaligned tensor stays flat until `cast` copies it."""
         tensors = {}
         for spec, place in places:
             flat = place if isinstance(place, torch.Tensor) else torch.from_numpy(place)
@@ -170,7 +169,7 @@ class TensorCheck:
         return tensors
 
     def cast(self, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors of `views` in the model's dtypes; the same objects where they fit already."""
+        """Return the tensors of `views` in the model's dtypes; unchanged objects where possible."""
         tensors = {}
         for name, tensor in views.items():
             if (spec := self._misaligned.get(name)) is not None:
@@ -180,7 +179,7 @@ class TensorCheck:
         return tensors
 
     def _model_name(self, written: str) -> str:
-        """The model's name of a tensor; empty if it has none."""
+        """Return the model's name of a tensor; empty if it has none."""
         names = (written, *(new + written[len(old) :] for old, new in OLD_PREFIXES if written.startswith(old)))
         return next((name for name in names if name in self._wanted), "")
 

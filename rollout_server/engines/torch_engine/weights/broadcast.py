@@ -47,7 +47,7 @@ class WeightGroups:
         self._groups: dict[str, tuple[Any, torch.device]] = {}
 
     def join(self, group: UpdateGroup, device: torch.device) -> None:
-        """Meet the trainer in a group. One of the same name is left before.
+        """Join the trainer's group. First leave a group of the same name.
 
         Raises:
             WeightsError: the group could not be formed.
@@ -71,7 +71,7 @@ class WeightGroups:
         self._groups[group.name] = joined, device if group.backend == "nccl" else torch.device("cpu")
 
     def leave(self, name: str) -> bool:
-        """Leave a group; False if there is none of this name."""
+        """Leave a group; return False if there is none of this name."""
         group = self._groups.pop(name, None)
         if group is not None:
             leave_group(group[0])
@@ -96,8 +96,7 @@ class WeightGroups:
         """Fill `whole`, flat uint8, with the tensors one after the other.
 
         Raises:
-            WeightsError: the broadcast failed. The group is left, because it cannot be used any
-                more.
+            WeightsError: the broadcast failed. The engine leaves the group, which is unusable then.
         """
         group, _ = self._groups[source.group]
         sizes = [spec.end - spec.begin for spec in specs]
@@ -115,7 +114,7 @@ class WeightGroups:
                     broadcast(group, whole[specs[bucket[0]].begin : specs[bucket[-1]].end])
         except RuntimeError as exc:
             self.leave(source.group)
-            raise WeightsError(f"the broadcast failed: {exc}; the group has to be joined again") from exc
+            raise WeightsError(f"the broadcast failed: {exc}; join the group again") from exc
 
 
 def _specs_of(source: BroadcastWeights) -> list[TensorSpec]:

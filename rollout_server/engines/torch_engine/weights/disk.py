@@ -29,8 +29,8 @@ class DiskTransport:
         files = [(file, read_layout(file)) for file in safetensors_files(source.folder)]
         check = self._live.check(str(source.folder), [spec for _, specs in files for spec in specs])
 
-        # A file may place tensors at any byte. In memory each one is aligned, so that it can be
-        # served where it lies.
+        # A file may place tensors at any byte. In memory each one is aligned, to be served in
+        # place.
         begins = np.cumsum([0, *(_padded(spec.end - spec.begin) for spec in check.specs)])
         memory = self._live.memory(int(begins[-1]))
         places = iter(begins.tolist())

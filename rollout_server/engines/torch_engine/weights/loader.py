@@ -35,7 +35,7 @@ class WeightLoader:
         One call at a time, on any thread but the engine's. Nothing that is served changes.
 
         Raises:
-            WeightsError: naming the first thing that does not fit.
+            WeightsError: names the first mismatch.
         """
         try:
             staged = self._transports[type(source)].stage(source, version)

@@ -32,7 +32,7 @@ class SharedTransport:
         digest, current = Digest(""), None
         for spec, chunk in reader.follow(version, STALLED_S):
             if check is None:
-                # Only now: the file is mapped when its first chunk arrives.
+                # Here, because the file is mapped when its first chunk arrives.
                 check, views = self._views_of(reader)
             if spec is not current:
                 digest, current = Digest(spec.dtype), spec
