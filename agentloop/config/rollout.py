@@ -69,7 +69,7 @@ class RolloutConfig(EngineOptions):
     retries: int = Field(8, ge=0, description="how often a generation is retried after a server failure")
     start_timeout_s: float = Field(600.0, gt=0, description="from the server's start to its first answer")
     max_restarts: int = Field(3, ge=0, description="how often a dead server is restarted in one run")
-    seed: int | None = Field(None, description="seed of sampling; null: derived from `seed`")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="seed of sampling; null: derived from `seed`")
 
     def determinism(self, dtype: str) -> Literal["off", "auto", "on"]:
         """Return the server's `deterministic` setting for a model in `dtype`."""
