@@ -24,6 +24,14 @@ def test_advantages_are_on_sampled_tokens_only() -> None:
         assert (sample.group_key, sample.prompt_length, sample.weight) == (3, 2, 1.0)
 
 
+def test_a_sample_takes_13_bytes_a_token_and_is_packed_for_indexing() -> None:
+    samples = samples_of(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
+    columns = [samples[0].token_ids, samples[0].loss_mask, samples[0].old_logprobs, samples[0].advantages]
+    assert sum(column.nbytes for column in columns) == 13 * len(samples[0])
+    batch = pack(samples, plan_units(samples, 10_000), "token_mean")
+    assert batch.tokens.dtype == batch.targets.dtype == np.int64
+
+
 @pytest.mark.parametrize("status", [EpisodeStatus.FAILED, EpisodeStatus.REJECTED])
 def test_failures_are_masked_and_do_not_move_the_baseline(status: EpisodeStatus) -> None:
     plain = samples_of(group([trajectory(1.0)], [trajectory(0.0)]), "grpo")
