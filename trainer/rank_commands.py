@@ -10,14 +10,15 @@ Nothing here imports torch. `Learner` is named for the type checker only.
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, cast, get_args
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from agentloop.config import OptimConfig
 from trainer.types import LearnerSettings, LossSpec, Published, SaveStatus, TokenNumbers, TrainSample, ValueSample
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 S = TypeVar("S", TrainSample, ValueSample)
+
+# JSON writes NaN and infinities as null. They must reach the optimizer step, whose error names the
+# cause, instead of failing here.
+Numbers = dict[str, Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]]
+"""Sums or metrics by name."""
 
 PublishedLayout = list[tuple[str, str, list[int]]]
 """Name, dtype and shape of each published tensor, in the order of files and broadcasts."""
@@ -71,23 +77,23 @@ class SampleCommand(ABC, Generic[S, R]):
 
 
 @dataclass(frozen=True)
-class Accumulate(SampleCommand[TrainSample, dict[str, float]]):
+class Accumulate(SampleCommand[TrainSample, Numbers]):
     """Add the policy's gradient; see `WorkerGroup.accumulate`."""
 
     temperature: float
     loss: LossSpec
 
-    def run(self, learner: Learner, samples: Sequence[TrainSample]) -> dict[str, float]:
+    def run(self, learner: Learner, samples: Sequence[TrainSample]) -> Numbers:
         return learner.accumulate(samples, self.temperature, self.loss)
 
 
 @dataclass(frozen=True)
-class Step(Command[dict[str, float]]):
+class Step(Command[Numbers]):
     """Take an optimizer step of the policy."""
 
     normalizer: float
 
-    def run(self, learner: Learner) -> dict[str, float]:
+    def run(self, learner: Learner) -> Numbers:
         return learner.step(self.normalizer)
 
 
@@ -122,20 +128,20 @@ class Values(SampleCommand[TrainSample, TokenNumbers]):
 
 
 @dataclass(frozen=True)
-class AccumulateValues(SampleCommand[ValueSample, dict[str, float]]):
+class AccumulateValues(SampleCommand[ValueSample, Numbers]):
     """Add the critic's gradient."""
 
-    def run(self, learner: Learner, samples: Sequence[ValueSample]) -> dict[str, float]:
+    def run(self, learner: Learner, samples: Sequence[ValueSample]) -> Numbers:
         return learner.accumulate_values(samples)
 
 
 @dataclass(frozen=True)
-class StepCritic(Command[dict[str, float]]):
+class StepCritic(Command[Numbers]):
     """Take an optimizer step of the critic."""
 
     normalizer: float
 
-    def run(self, learner: Learner) -> dict[str, float]:
+    def run(self, learner: Learner) -> Numbers:
         return learner.critic.step(self.normalizer)
 
 

@@ -20,6 +20,9 @@ from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
 from agentloop.wire import SESSION_HEADER, GenerateResponse, SamplingParams
 
+INFO_TIMEOUT_S = 30.0
+"""Time limit of /server_info, which a server answers at once, unlike a generation."""
+
 RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
 """Statuses after which a request is sent again; any other means that the request is wrong."""
 
@@ -158,7 +161,8 @@ class GenerateClient:
             ServerError: the server cannot be reached, or its answer is not a server's.
         """
         url = self._url.join("server_info")
-        request = httpx.Request("GET", url, headers=self._headers, extensions=self._timeouts)
+        timeout = {"timeout": httpx.Timeout(INFO_TIMEOUT_S, connect=10.0).as_dict()}
+        request = httpx.Request("GET", url, headers=self._headers, extensions=timeout)
         try:
             answer = await self._transport.handle_async_request(request)
             await answer.aread()

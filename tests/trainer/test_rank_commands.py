@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def test_a_command_and_its_answer_survive_the_socket(command: Any, answer: Any) 
         assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(answer, received, strict=True))
     else:
         assert received == answer and type(received) is type(answer)
+
+
+def test_numbers_that_json_cannot_write_arrive_as_nan() -> None:
+    sent = {"loss_sum": math.nan, "grad_norm": math.inf, "tokens": 3.0}
+    answer = answer_from_message(Accumulate(1.0, LossSpec()), *over_the_socket(sent))
+    assert answer["tokens"] == 3.0 and math.isnan(answer["loss_sum"]) and math.isnan(answer["grad_norm"])
 
 
 def test_every_command_is_tried_here() -> None:
