@@ -185,7 +185,7 @@ def test_what_is_not_served_is_said(client: SglangClient, body: dict[str, Any], 
 def test_the_documentation_lists_every_field_that_has_no_effect_or_is_refused() -> None:
     text = (Path(__file__).parents[3] / "docs/rollout_server.md").read_text(encoding="utf-8")
     without_effect, refused = text.split("Refused with a 400", 1)
-    without_effect = without_effect[without_effect.index("Taken without effect") :]
+    without_effect = without_effect[without_effect.index("Accepted without effect") :]
     for prefix, ignored, refusals in (
         ("", sglang_fields.GENERATE_IGNORED | sglang_fields.ADMIN_IGNORED, sglang_fields.GENERATE_REFUSED),
         ("sampling_params.", sglang_fields.SAMPLING_IGNORED, sglang_fields.SAMPLING_REFUSED),
