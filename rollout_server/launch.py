@@ -119,7 +119,9 @@ def engine_info(settings: ServerSettings) -> EngineInfo:
         try:
             folder = ModelFolder(download(model, [CONFIG_FILE]))
         except OSError as exc:
-            raise ModelError(f"the config.json of {model} could not be fetched: {exc}", "download the model") from exc
+            raise ModelError(
+                f"the config.json of {model} could not be downloaded: {exc}", "download the model"
+            ) from exc
 
     vocab, longest = folder.vocab_size, folder.context_length or context_length
     if not vocab or not longest:
@@ -128,7 +130,7 @@ def engine_info(settings: ServerSettings) -> EngineInfo:
         )
     if context_length is not None and context_length > longest:
         raise ModelError(
-            f"--context-length {context_length} is beyond the model's {longest}", f"give at most {longest}"
+            f"--context-length {context_length} exceeds the model's maximum of {longest}", f"give at most {longest}"
         )
     return EngineInfo(settings.engine, model, context_length or longest, vocab, images=folder.takes_images)
 

@@ -156,7 +156,7 @@ class EpisodeRunner:
         for name, value in verdicts.items():
             if not math.isfinite(value):
                 raise RewardError(
-                    f"the tool {name} gave the reward {value}, not a finite number", "return a finite number"
+                    f"the tool {name} returned the reward {value}, not a finite number", "return a finite number"
                 )
         return verdicts
 

@@ -216,9 +216,7 @@ def _read(content: bytes) -> GenerateResult:
     meta = response.meta_info
     ids = response.output_ids
     if meta.output_token_logprobs is None or len(meta.output_token_logprobs) != len(ids):
-        raise ServerError(
-            f"the answer has {len(ids)} ids, but not one logprob for each", "the server has to return logprobs"
-        )
+        raise ServerError(f"the answer has {len(ids)} ids, but not as many logprobs", "the server must return logprobs")
 
     logprobs = []
     for token, (logprob, logged, _) in zip(ids, meta.output_token_logprobs, strict=True):

@@ -121,7 +121,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                 async with asyncio.timeout(read_s):
                     return await connection.exchange(head, body, on_data)
             except TimeoutError as exc:
-                raise httpx.ReadTimeout(f"no answer in {read_s:g} s") from exc
+                raise httpx.ReadTimeout(f"no answer within {read_s:g} s") from exc
             finally:
                 if connection.reusable:
                     self._free.append(connection)
@@ -159,9 +159,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                     lambda: _Connection(origin), origin.host, origin.port, ssl=self._context if origin.secure else None
                 )
         except TimeoutError as exc:
-            raise httpx.ConnectTimeout(f"no connection to {name} in time") from exc
+            raise httpx.ConnectTimeout(f"connecting to {name} timed out") from exc
         except OSError as exc:
-            raise httpx.ConnectError(f"no connection to {name}: {exc}") from exc
+            raise httpx.ConnectError(f"cannot connect to {name}: {exc}") from exc
 
         self._all.add(connection)
         return connection

@@ -119,7 +119,7 @@ def copy_recipe(name: str, folder: Path) -> None:
     if name not in known:
         raise ConfigError(f"there is no recipe {name!r}", f"choose one of {', '.join(known) or 'none'}")
     if folder.exists():
-        raise ConfigError(f"{folder} exists already", "give the name of a folder that does not exist yet")
+        raise ConfigError(f"{folder} already exists", "choose a folder that does not exist yet")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(folder)
@@ -129,7 +129,7 @@ def copy_recipe(name: str, folder: Path) -> None:
         partial.rename(folder)
     except OSError as exc:
         shutil.rmtree(partial, ignore_errors=True)
-        raise ConfigError(f"{folder} cannot be written: {exc}", "give a folder that you may write to") from exc
+        raise ConfigError(f"{folder} cannot be written: {exc}", "choose a folder with write permission") from exc
 
 
 def _title(folder: Path) -> str:

@@ -96,7 +96,7 @@ class Branch:
     def add_reward(self, name: str, value: float, turn: Turn | None) -> None:
         """Record a step reward; see `Episode.add_reward`."""
         if not math.isfinite(value):
-            raise RewardError(f"the step reward {name!r} is {value}, not a finite number", "give finite rewards")
+            raise RewardError(f"the step reward {name!r} is {value}, not a finite number", "rewards must be finite")
 
         owner = self
         if turn is None:

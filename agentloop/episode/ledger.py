@@ -62,7 +62,7 @@ class TokenLedger:
             TokenLawError: the prompt is empty, or there is one already.
         """
         if self._token_ids:
-            raise TokenLawError("the ledger has a prompt already", rule=LawRule.PROMPT)
+            raise TokenLawError("the ledger already has a prompt", rule=LawRule.PROMPT)
         if not ids:
             raise TokenLawError("the prompt is empty", rule=LawRule.EMPTY)
         self._append_unsampled(ids, extend_digest(self._digest, ids))
@@ -85,7 +85,7 @@ class TokenLedger:
         if not len(ids) == len(logprobs) == len(versions):
             raise TokenLawError(
                 f"{len(ids)} sampled ids have {len(logprobs)} logprobs and {len(versions)} versions",
-                "the server has to return one logprob and one version per sampled id",
+                "the server must return one logprob and one version per sampled id",
                 LawRule.COLUMNS,
             )
         # Convert everything that may be refused before writing anything.

@@ -80,7 +80,7 @@ def load_interactions(path: Path) -> Interactions:
             raise ConfigError(f"{where} has no class_name", "name a class, for instance my_pkg.users.PatientUser")
         name = str(entry.get("name") or entry["class_name"])
         if name in named:
-            raise ConfigError(f"{where}: two interactions are called {name!r}", "give each a different name")
+            raise ConfigError(f"{where}: two interactions are named {name!r}", "give each a different name")
         try:
             kind = load_reference(entry["class_name"], path.parent, INTERACTIONS)
         except (ConfigError, RegistryError) as exc:

@@ -60,7 +60,7 @@ class InteractionSession:
                 if isinstance(exc, TimeoutError) and clock.expired():
                     raise InteractionError(
                         f"the interaction {self.name} took longer than {timeout_s:g} s",
-                        "raise agents.<name>.interaction_timeout_s, or make it quicker",
+                        "raise agents.<name>.interaction_timeout_s, or make it faster",
                     ) from exc
                 raise InteractionError(f"the interaction {self.name} raised {type(exc).__name__}: {exc}") from exc
         raise AssertionError("unreachable")
@@ -95,9 +95,11 @@ class InteractionSession:
 
         if not answer.messages and not answer.done:
             raise _Unusable(
-                f"the interaction {self.name} gave an empty answer and is not done", "give messages, or set done"
+                f"the interaction {self.name} returned no messages and is not done", "return messages, or set done"
             )
         reward: Any = answer.reward
         if reward is not None and not (isinstance(reward, Real) and math.isfinite(reward)):
-            raise _Unusable(f"the interaction {self.name} gave the reward {reward!r}", "give finite numbers, or None")
+            raise _Unusable(
+                f"the interaction {self.name} returned the reward {reward!r}", "return a finite number or None"
+            )
         return answer

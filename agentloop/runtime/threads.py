@@ -44,7 +44,7 @@ class ThreadWorkers:
         async with self._slots:
             if self._abandoned >= MOST_ABANDONED:
                 raise FunctionHangs(
-                    f"{self._abandoned} calls of {self._name} hang in threads, which cannot be stopped",
+                    f"{self._abandoned} calls of {self._name} hang in threads, which cannot be killed",
                     "run it in a process: `run_in: process`",
                 )
 

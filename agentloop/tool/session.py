@@ -31,7 +31,7 @@ class Toolset:
         self.tools: dict[str, Tool] = {}
         for tool in tools:
             if tool.name in self.tools:
-                raise ToolConfigError(f"two tools are called {tool.name!r}", "give each a different name")
+                raise ToolConfigError(f"two tools are named {tool.name!r}", "give each a different name")
             self.tools[tool.name] = tool
 
     @property

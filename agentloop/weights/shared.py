@@ -261,7 +261,7 @@ def _await(folder: Path, progress: Progress | None, version: str, offset: int, s
     while True:
         complete, written, _ = progress.read()
         if complete == _FAILED:
-            raise StalledError(f"the writer of {folder} has given up on version {written}")
+            raise StalledError(f"the writer of {folder} abandoned version {written}")
         if written == version and complete >= offset:
             return complete
 

@@ -31,7 +31,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise RequestError("the client left before its body was read")
+            raise RequestError("the client disconnected before its body was read")
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)

@@ -88,7 +88,7 @@ def add_weights(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
     async def leave(request: DestroyWeightsUpdateGroupRequest) -> str:
         """Leave an update group."""
         if not await router.weights.leave_group(request.group_name):
-            raise RequestError(f"there is no group {request.group_name!r}", "group_name")
+            raise RequestError(f"there is no update group {request.group_name!r}", "group_name")
         return f"left group {request.group_name}"
 
     add_admin(app, "/update_weights_from_disk", UpdateWeightsFromDiskRequest, update)
@@ -126,5 +126,5 @@ def _allowed_folder(path: str, roots: tuple[Path, ...], field: str) -> Path:
     if not any(folder.is_relative_to(root) for root in roots):
         raise Forbidden(f"{path} is not under a --weights-root of this server", field)
     if not folder.is_dir():
-        raise RequestError(f"there is no folder {path}", field)
+        raise RequestError(f"the folder {path} does not exist", field)
     return folder

@@ -101,7 +101,7 @@ class Answer:
             raise self._error
         meta = self._meta
         if meta is None:
-            raise ReplicaGone("the answer broke off before its finish reason")
+            raise ReplicaGone("the answer ended without a finish reason")
 
         finish = meta["finish_reason"]
         version = self._version_of(str(meta.get("weight_version", "0")))

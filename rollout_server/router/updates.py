@@ -162,5 +162,5 @@ class WeightUpdates:
         joined = self._groups.get(name, [])
         if len(joined) != len(members) or any(member.replica not in joined for member in members):
             raise Conflict(
-                f"group {name!r} does not hold exactly the serving replicas: initialize it again", "group_name"
+                f"group {name!r} does not contain exactly the serving replicas: initialize it again", "group_name"
             )

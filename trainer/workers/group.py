@@ -354,7 +354,7 @@ class WorkerGroup:
                 exc = await _cause(first, calls)
                 # The ranks may be at different collectives now, and wait for each other forever.
                 self._broken = (
-                    exc if isinstance(exc, AgentloopError) else WorkerError(f"a command was cut off: {exc!r}")
+                    exc if isinstance(exc, AgentloopError) else WorkerError(f"a command was interrupted: {exc!r}")
                 )
                 for rank in self._ranks:
                     rank.kill()

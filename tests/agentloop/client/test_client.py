@@ -185,8 +185,8 @@ async def test_a_refused_request_is_not_sent_again() -> None:
 @pytest.mark.parametrize(
     ("meta", "says"),
     [
-        ({"output_token_logprobs": None}, "not one logprob for each"),
-        ({"output_token_logprobs": [[-0.5, 7, None]]}, "not one logprob for each"),
+        ({"output_token_logprobs": None}, "not as many logprobs"),
+        ({"output_token_logprobs": [[-0.5, 7, None]]}, "not as many logprobs"),
         ({"output_token_logprobs": [[-0.5, 9, None], [-0.25, 8, None]]}, "logprob of token 9 for token 7"),
         ({"weight_versions": [{"version": "1", "start": 0, "end": 5}]}, "the version span 0 to 5 is outside"),
         ({"weight_versions": [{"version": "1", "start": 2, "end": 1}]}, "the version span"),

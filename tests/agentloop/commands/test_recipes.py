@@ -46,7 +46,7 @@ def test_a_copy_stands_alone(name: str, tmp_path: Path) -> None:
 
 def test_a_copy_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         copy_recipe("quickstart", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -176,7 +176,7 @@ async def test_trying_again_helps_where_the_interaction_says_so(make_runner: Mak
         ("hello", "answered with str"),
         (Response([{"role": "assistant", "content": "x"}]), "with the role user"),
         (Response([{"role": "user"}]), "messages are"),  # type: ignore[list-item]
-        (Response(), "gave an empty answer and is not done"),
+        (Response(), "returned no messages and is not done"),
         (Response(done=True, reward=float("nan")), "the reward nan"),
     ],
 )
@@ -272,7 +272,7 @@ def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
         ("{class_name: nobody}", "is not registered in agentloop.interactions; known: gsm8k"),
         ("{name: x}", "has no class_name"),
         ("{class_name: gsm8k, config: {max_trys: 3}}", "could not be created: ValueError: unknown config: max_trys"),
-        ("{class_name: gsm8k}, {class_name: gsm8k}", "two interactions are called 'gsm8k'"),
+        ("{class_name: gsm8k}, {class_name: gsm8k}", "two interactions are named 'gsm8k'"),
     ]:
         path.write_text(f"interaction: [{entry}]\n")
         with pytest.raises(ConfigError, match=why):

@@ -51,7 +51,7 @@ def add(a: int, b: int = 2) -> int:
         (
             f"tools: [{{class_name: tools.calculator.Calculator, {SCHEMA}}}, "
             f"{{class_name: tools.calculator.Calculator, {SCHEMA}}}]",
-            "two tools are called 'x'",
+            "two tools are named 'x'",
         ),
     ],
 )

@@ -86,7 +86,7 @@ class SafetensorsFolder:
             count = file.readinto(view)
             if not count:
                 raise ModelError(
-                    f"{path} became shorter while it was read", "do not change the model folder while a run starts"
+                    f"{path} was truncated while it was read", "do not change the model folder while a run starts"
                 )
             view = view[count:]
 
