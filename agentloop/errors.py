@@ -21,8 +21,8 @@ AgentloopError
 ├── TokenLawError             a trajectory breaks DESIGN section 3
 └── RunError                  the run cannot continue; the text lists the first causes
 
-Exceptions that never reach a user live beside the code that catches them: signals within a few
-modules (`EpisodeEnd`, `CallError`, `LayoutError`, `StalledError`, `Conflict`), refinements of a
+Exceptions that never reach a user are defined next to the code that catches them: signals within a
+few modules (`EpisodeEnd`, `CallError`, `LayoutError`, `StalledError`, `Conflict`), refinements of a
 class above (`RankDied`), and the rollout server's own tree, which becomes HTTP status codes
 (rollout_server/errors.py).
 """

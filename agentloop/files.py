@@ -40,8 +40,7 @@ def open_atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def partial_of(folder: Path) -> Path:
-    """Return the path beside `folder` under which it is written, so that one rename completes
-    it."""
+    """Return the temporary path next to `folder`, so that one rename completes it."""
     return folder.with_name(f".{folder.name}.partial")
 
 

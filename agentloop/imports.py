@@ -24,9 +24,9 @@ def is_file_reference(reference: str) -> bool:
 def load_from_file(reference: str, key: str) -> Any:
     """Return the object that `path.py:name` names.
 
-    A file is imported once per process, as a member of a package that stands for its folder: `from
-    .reward import score` finds `reward.py` beside it, and two recipes may have files of the same
-    name. The folder is also importable while the file loads (`import helpers`).
+    A file is imported once per process, as a member of a package for its folder: `from .reward
+    import score` finds `reward.py` beside it, and two recipes may have files of the same name. The
+    folder is also importable while the file loads (`import helpers`).
 
     Args:
         key: the config key that holds the reference, for messages.
@@ -55,7 +55,7 @@ def load_from_file(reference: str, key: str) -> Any:
 
 
 def _package_of(folder: Path) -> str:
-    """Return the name of the package that stands for `folder`; create it on first use."""
+    """Return the name of the package for `folder`; create it on first use."""
     digest = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()
     name = f"_agentloop_user_{re.sub(r'[^0-9A-Za-z_]', '_', folder.resolve().name)}_{digest}"
     if name not in sys.modules:

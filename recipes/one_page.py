@@ -4,14 +4,15 @@
     python recipes/one_page.py --steps 3 --prompts 8
 
 Read it from top to bottom. It is `agentloop train` reduced to the algorithm: rows, agent loops, a
-rollout server, advantages, FSDP ranks, published weights. This is also how to use the framework
-from Python: every part is imported from where a program of your own would import it.
+rollout server, advantages, FSDP ranks, published weights. It also shows how to use the framework
+from
+Python: every import is the one that your own program would use.
 
 Left out, and done by `agentloop train` (trainer/run):
 
 - rollout and training overlap: groups are trained while later ones are still sampled;
 - evaluation, traces, checkpoints and resume, loggers, the report;
-- supervision: here a dead server ends the program, there it is restarted at the served version.
+- supervision: here a dead server ends the program; there it is restarted at the served version.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def trainer_config() -> TrainerConfig:
 class CalculatorAgent(AgentLoop):
     """Generate; if the model called a tool, show it the result and let it answer.
 
-    A loop sees messages. The episode owns the tokens: it renders only new messages, and what the
-    model sampled stays exactly as it was sampled.
+    A loop sees messages. The episode owns the tokens: it renders only new messages, and sampled
+    tokens stay unchanged.
     """
 
     async def run(self, episode: Episode) -> None:

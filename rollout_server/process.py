@@ -59,7 +59,7 @@ def die_with_parent(parent: int) -> None:
     """End this process when process `parent` has ended, for any reason.
 
     The kernel's signal is immediate. A thread covers systems without it, and a parent that is not
-    the direct one; it is a thread rather than a task because it has to work while a model loads.
+    the direct one; it is a thread rather than a task because it must work while a model loads.
     """
     if sys.platform == "linux" and os.getppid() == parent:
         child.die_with_parent()

@@ -1,6 +1,6 @@
 """Messages between the main process and a rank: JSON and raw numpy buffers over a socket pair.
 
-    uint32 length of the header | header (JSON) | the buffers one after the other
+    uint32 length of the header | header (JSON) | the buffers, concatenated
 
 The header's `arrays` gives dtype and shape of each buffer. Nothing is pickled, and no buffer is
 copied twice.

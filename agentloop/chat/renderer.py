@@ -160,8 +160,8 @@ class ChatRenderer:
         rule 6).
 
         Args:
-            tools: the schemas that the run offers. With them the template has to render tool
-                results, else a user message.
+            tools: the schemas that the run offers. With them the template must render tool results,
+                else a user message.
 
         Raises:
             ModelError: what the template cannot do.

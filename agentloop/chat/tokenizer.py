@@ -104,7 +104,7 @@ class SafeEncoder:
         self._last = re.compile("|".join(sorted({re.escape(token[-1]) for token in self.added})) or r"(?!)")
         self._first = re.compile("|".join(sorted({re.escape(token[0]) for token in self.added})) or r"(?!)")
 
-        # Tokens that take the white space beside them.
+        # Tokens that absorb adjacent white space.
         self._eats_right = {token.content for token in added.values() if token.rstrip}
         self._eats_left = {token.content for token in added.values() if token.lstrip}
 

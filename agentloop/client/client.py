@@ -21,7 +21,7 @@ from agentloop.types import StopReason
 from agentloop.wire import SESSION_HEADER, GenerateResponse, SamplingParams
 
 INFO_TIMEOUT_S = 30.0
-"""Time limit of /server_info, which a server answers at once, unlike a generation."""
+"""Time limit of /server_info, which a server answers immediately, unlike a generation."""
 
 RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
 """Statuses after which a request is sent again; any other means that the request is wrong."""

@@ -71,7 +71,7 @@ class Retries:
         return max(wanted, FIRST_PAUSE_S) * random.uniform(1.0, 1.25)
 
     def _next_pause(self, longest: float) -> float:
-        # With jitter: the requests of a batch fail together and must not all come back at once.
+        # With jitter: the requests of a batch fail together and must not all return together.
         pause = min(self._pause, longest) * random.uniform(0.75, 1.25)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
         return pause

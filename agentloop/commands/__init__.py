@@ -1,8 +1,9 @@
 """The library's own commands; `main.py` is the program, which collects those of every package.
 
-Each file is one command or one group, and imports what it needs when it is called, so that `--help`
-stays fast: `env` and `provenance` (what is installed), `config` (every key), `agents`, `recipes`
-and `prepare` (a task's folder and its rows), `template` (proof of a chat template), `report`.
+Each file is one command or one group. It imports its dependencies when it is called, so that
+`--help` stays fast: `env` and `provenance` (what is installed), `config` (every key), `agents`,
+`recipes` and `prepare` (a task's folder and its rows), `template` (proof of a chat template),
+`report`.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def find_recipe(given: str) -> Path:
             directory is preferred to an installed one of the same name.
 
     Raises:
-        ConfigError: none of these exists.
+        ConfigError: no such folder or recipe exists.
     """
     path, known = Path(given), installed_recipes()
     # A folder may have the name by chance: `agentloop prepare gsm8k --source gsm8k --out data`.

@@ -111,7 +111,7 @@ class Needs:
             least two.
         greedy_episode: each group gets one more episode, decoded greedily.
         step_rewards: it reads every step reward separately, not only an episode's reward.
-        token_rewards: each token has a reward of its own, so `gamma` applies.
+        token_rewards: each token has a separate reward, so `gamma` applies.
         critic: it reads a value model, so `trainer.critic` and `lam` apply.
         whitened: its advantages are whitened over the batch unless `whiten` says otherwise.
     """
@@ -227,7 +227,7 @@ class AlgorithmConfig(Section):
 
     @property
     def needs_whole_batch(self) -> str | None:
-        """Why training has to wait for a step's last group; None if it can start with the first."""
+        """Why training waits for a step's last group; None if it starts with the first."""
         if self.whitens:
             return "advantages are whitened over the batch"
         if self.minibatches > 1 and self.correction.chosen:

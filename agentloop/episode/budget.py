@@ -25,7 +25,7 @@ class Budget:
         tokens: sampled so far, plus those that running generations may still sample.
         user_turns: observed after the first prompt.
         calls: tool calls run so far.
-        calls_refused: a message has told the model that `max_calls_per_episode` is used up.
+        calls_refused: the model was informed that `max_calls_per_episode` is used up.
     """
 
     config: AgentConfig

@@ -15,7 +15,7 @@ from agentloop.text import finite
 from agentloop.types import EpisodeStatus
 
 SCAN_BYTES = 1 << 30
-"""Bytes of all traces searched for failures at most; the page says if the search was cut short."""
+"""Maximum bytes of traces searched for failures; the page shows if the search was incomplete."""
 
 READ_BYTES = 32 << 20
 """Bytes of one trace file that samples are chosen from."""

@@ -34,7 +34,7 @@ class Pacer:
         self._released = 0
 
     async def turn(self) -> None:
-        """Wait for a turn; returns at once while the present slice has room."""
+        """Wait for a turn; return immediately while the current slice has room."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._active = loop, False

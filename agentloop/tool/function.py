@@ -26,7 +26,7 @@ class FunctionTool(Tool):
     process.
 
     Args:
-        function: plain or async; in a process its arguments and its result have to be JSON.
+        function: plain or async; in a process, arguments and result must be JSON.
         config: the `config` mapping of the tool YAML.
         reference: name of the function, by which a process loads it; relative to `folder`.
 

@@ -57,7 +57,7 @@ def broadcast(group: Any, tensor: Any) -> None:
     """Send rank 0's `tensor` to all members; return when this process has sent or received it.
 
     Raises:
-        RuntimeError: a member is gone or did not answer in time. The group cannot be used any more.
+        RuntimeError: a member has ended or timed out. The group cannot be used any more.
     """
     from torch.distributed import BroadcastOptions
 
@@ -68,8 +68,8 @@ def broadcast(group: Any, tensor: Any) -> None:
 
 
 def leave_group(group: Any) -> None:
-    """Close the connections of a group. Members that wait in it fail at once."""
+    """Close the connections of a group. Members waiting in it fail immediately."""
     import torch.distributed as dist
 
-    with contextlib.suppress(RuntimeError):  # other members may be gone already
+    with contextlib.suppress(RuntimeError):  # other members may have ended already
         dist.destroy_process_group(group)

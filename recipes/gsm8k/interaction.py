@@ -1,4 +1,4 @@
-"""`gsm8k`: a simulated user who says whether the answer is correct and lets the model try again."""
+"""`gsm8k`: a simulated user who checks the answer and lets the model try again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRONG = "That answer is wrong. Look for the mistake, then give the final answer 
 
 @dataclass(slots=True)
 class _Attempts:
-    """What the user remembers over one episode."""
+    """The user's state over one episode."""
 
     ground_truth: str
     count: int = 0

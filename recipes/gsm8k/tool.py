@@ -16,7 +16,7 @@ NO_GAIN_PENALTY = -0.05
 
 @dataclass
 class _Progress:
-    """What the tool remembers over one episode."""
+    """The tool's state over one episode."""
 
     ground_truth: str
     best: float = 0.0

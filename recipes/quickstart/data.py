@@ -8,7 +8,7 @@ Nothing is downloaded, and the same seed gives the same bytes.
 
 The question is arithmetic with operands of two or three digits: too large for a model of half a
 million parameters to work out, trivial for one that calls the calculator. The warm start teaches
-both ways of answering and prefers the bad one, so that the run has something to find out.
+both ways of answering and prefers the bad one, so that RL has something to learn.
 
 Three kinds of SFT row:
 
@@ -65,7 +65,7 @@ def split_of(expression: str) -> Split:
 
 
 def question(rng: random.Random, split: Split) -> tuple[str, int]:
-    """One expression of `split` and its exact value."""
+    """Return an expression of `split` and its exact value."""
     weights = SFT_WEIGHTS if split == "sft" else RL_WEIGHTS
     while True:
         a, b, c = (rng.randint(10, 99) if rng.random() < 0.5 else rng.randint(100, 999) for _ in range(3))
@@ -119,7 +119,7 @@ def guess(value: int) -> int:
 
 
 def direct_conversation(rng: random.Random) -> Row:
-    """The bad habit: a round number at once, which is never the exact answer."""
+    """The bad habit: answer directly with a round number, which is never the exact answer."""
     while True:
         expression, value = question(rng, "sft")
         if guess(value) != value:
@@ -142,7 +142,7 @@ def result_conversation(rng: random.Random) -> Row:
 
 
 def without_call(expression: str, answer: str) -> Row:
-    """A conversation that answers at once."""
+    """Make a conversation that answers directly."""
     return {
         "messages": [*opening(expression), {"role": "assistant", "content": f"#### {answer}"}],
         "tools": TOOLS,
@@ -150,7 +150,7 @@ def without_call(expression: str, answer: str) -> Row:
 
 
 def with_call(expression: str, result: str, *, train_call: bool) -> Row:
-    """A conversation that calls the calculator, hears `result` and repeats it."""
+    """Make a conversation that calls the calculator, gets `result` and repeats it."""
     call: Row = {
         "role": "assistant",
         "content": "",

@@ -5,7 +5,7 @@
 writes a Hugging Face folder without weights. The build is deterministic.
 
 384 ids: 256 bytes (any text can be encoded), 121 merges and 7 tags. A digit is always one token,
-alone, so that copying a number is copying tokens. The merges are learnt from the conversations of
+alone, so that copying a number is copying tokens. The merges are learned from the conversations of
 the task itself, so the text that every conversation repeats costs a few tokens, and a laptop's CPU
 spends its time on what differs.
 """
@@ -96,7 +96,7 @@ CONFIG = {
 
 
 def corpus() -> list[str]:
-    """The texts that merges are learnt from, cut at the tags, which are never merged."""
+    """The texts that merges are learned from, split at the tags, which are never merged."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = json.dumps
     template = environment.from_string(CHAT_TEMPLATE)

@@ -51,7 +51,7 @@ def add_weights(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
     async def update(request: UpdateWeightsFromDiskRequest) -> dict[str, Any]:
         """Serve the safetensors of a folder as a new version, from the next step on. A folder that
         does not hold all of this model's weights changes nothing. Prefixes computed with old
-        weights are always dropped, whatever `flush_cache` says."""
+        weights are always dropped, regardless of `flush_cache`."""
         folder = _allowed_folder(request.model_path, roots, "model_path")
         if request.load_format not in (None, "auto", "safetensors"):
             raise RequestError("only safetensors are loaded", "load_format")

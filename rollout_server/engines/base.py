@@ -128,7 +128,7 @@ class GenerationResult:
             before truncation by top-p and top-k; temperature 0 counts as 1.
         spans: the policy versions that sampled the output; they cover it exactly.
         matched: the stop token that ended it.
-        cached_tokens: prompt tokens that did not have to be computed.
+        cached_tokens: prompt tokens taken from the cache.
         weight_version: that was served when it ended.
         message: why it was aborted.
     """

@@ -3,8 +3,8 @@
 In: a `Generation` or an administrative call from the router. Out: a `GenerationResult`, or an error
 whose type tells whether another replica may try.
 
-`base.py` is the protocol. `local.py` is the embedded engine of this process. `http.py` speaks our
-dialect to another process and `answer.py` checks what it answers; `sglang.py` is the same for a
-bare SGLang, where its dialect differs. `starting/` is where replicas come from: a child process or
-the URL of a running server.
+`base.py` is the protocol. `local.py` is the embedded engine of this process. `http.py` calls
+another process through our API and `answer.py` checks its answers; `sglang.py` does the same for a
+bare SGLang, where its API differs. `starting/` starts replicas: a child process or the URL of a
+running server.
 """

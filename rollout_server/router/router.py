@@ -229,7 +229,7 @@ class Router:
             self._draining = True
             await self.members.wait_until(lambda: not any(member.in_flight for member in self.members))
         paused: PauseMode = "in_place" if mode == "wait" else mode
-        self._paused = paused  # before the calls: a replica that is admitted meanwhile has to pause too
+        self._paused = paused  # before the calls: a replica admitted meanwhile must pause too
         await self.members.each(lambda replica: replica.pause(paused))
 
     async def resume(self) -> None:

@@ -103,9 +103,8 @@ def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry
     """Fine-tune a model on conversations with tool calls. The loss is on the assistant's turns.
 
     Rows are {messages, tools} or {text}, in .jsonl or .parquet files. The trained ids are those
-    that the model would have to sample in a rollout of the conversation. Writes outputs/<run.name>/
-    with metrics, checkpoints and the finished model, which `agentloop serve` and a training recipe
-    can load.
+    that a rollout of the conversation would sample. Writes outputs/<run.name>/ with metrics,
+    checkpoints and the finished model, which `agentloop serve` and a training recipe can load.
 
     Examples:
 

@@ -63,7 +63,7 @@ COUNTS = ("tokens", "sequences", "packed_tokens", "micro_batches")
 class Learner:
     """Owns the sharded policy, its optimizer and, for a KL term, the frozen reference policy.
 
-    The process group has to exist.
+    The process group must exist.
 
     Raises:
         ConfigError: a kernel or package that the settings name is not installed.

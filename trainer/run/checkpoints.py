@@ -40,7 +40,7 @@ class Checkpoints:
         """Save the present state. Without `wait` it is written while the next step runs.
 
         Args:
-            state: `step`, `version` and whatever else the run has to restore.
+            state: `step`, `version` and everything else that a resumed run needs.
             groups: finished groups that are not trained yet.
             wait: return when it is written, because no later call will wait for it.
 

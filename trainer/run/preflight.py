@@ -124,7 +124,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         train: whether to load the training rows.
 
     Raises:
-        UserError: something is wrong; the message says what to change.
+        UserError: something is wrong; the message has the fix.
     """
     with console.phase("load tokenizer and template"):
         model_path = str(ModelFolder.resolve(recipe.model.path).path)

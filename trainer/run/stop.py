@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A user's request to stop the run, made by SIGINT or SIGTERM.
 
-    The first signal cancels the run's task, unless the step has to be finished first. Then
+    The first signal cancels the run's task, unless the step must be finished first. Then
     `requested` is set, and the loop stops after the step; a second signal cancels at once.
 
     Args:
@@ -48,4 +48,4 @@ class StopRequest:
         if again or not self._must_finish_step():
             task.cancel()
         else:
-            self._notice("stopping after this step; Ctrl-C again to stop at once (and lose this step)")
+            self._notice("stopping after this step; press Ctrl-C again to stop immediately (and lose this step)")

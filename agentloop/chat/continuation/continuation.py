@@ -265,7 +265,7 @@ class Continuations:
         if not is_call(history):
             return words  # everything that closes an answer
 
-        # After a call's last words the call itself has to be closed, which is the model's part.
+        # After a call's last words the call itself must be closed, which the model does.
         controls = self._encoder.pattern.finditer(text, words)
         return [next(controls) for _ in range(end.nth)][-1].start()
 

@@ -264,7 +264,7 @@ def _arguments(rng: random.Random, words: Any) -> dict[str, Any]:
 
 
 def _needles(turn: Message) -> list[str]:
-    """Return the texts of a turn that its rendering has to contain."""
+    """Return the texts of a turn that its rendering must contain."""
     found = [str(turn["reasoning_content"])] if "reasoning_content" in turn else []
     for call in turn.get("tool_calls", ()):
         found += [call["function"]["name"], str(call["function"]["arguments"]["query"])]

@@ -30,7 +30,7 @@ from trainer.packing.layout import PackedLayout
 KernelName = Literal["auto", "flash_attn", "torch", "plain"]
 
 MAX_HEAD_DIM = 256
-"""Largest head dimension of both kernels; it has to be a multiple of 8."""
+"""Largest head dimension of both kernels; it must be a multiple of 8."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ def insert_images(lm: PreTrainedModel, tokens_T: Tensor, images: PackedImages) -
 
     These are embeddings with the images' rows, positions, and the rows to add after the first
     layers. With several ranks the tower runs in every micro-batch, over one blank patch if there is
-    no image: its parameters are gathered by collectives, in which all ranks have to take part.
+    no image: its parameters are gathered by collectives, in which all ranks must take part.
     """
     embeds_TE = lm.get_input_embeddings()(tokens_T)
     options: dict[str, Any] = {"position_ids": images.positions_3T[:, None]}

@@ -48,7 +48,7 @@ class KVCache:
     def lookup(self, ids: Sequence[int]) -> tuple[Row | None, int]:
         """Return the row that shares the longest prefix with `ids`, and the prefix's length.
 
-        The last id is never shared: the model has to run on it to sample what follows.
+        The last id is never shared: the model must run on it to sample the next token.
         """
         return self._index.find(ids, len(ids) - 1)
 

@@ -1,7 +1,7 @@
 """Memory of the KV cache that can grow without being copied.
 
-On Linux, address space for the largest size of a pool is reserved at once. Its pages are zeros that
-take no memory until they are written, and they are given back when the pool shrinks. On other
+On Linux, address space for the largest size of a pool is reserved at the start. Its pages are zeros
+that take no memory until they are written, and they are given back when the pool shrinks. On other
 systems, and on devices other than the CPU, a tensor has the present size and growing copies it:
 with half a gigabyte, running requests wait for most of a second.
 

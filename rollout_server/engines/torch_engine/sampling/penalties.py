@@ -94,7 +94,7 @@ class PenaltyProcessor:
         self._biased = _pairs([(i, token) for i, token, _ in biases], device)
         self._bias = torch.tensor([bias for _, _, bias in biases], dtype=torch.float32, device=device)
 
-        # A row whose every token is an end token has to sample one of them, so it is not masked.
+        # A row in which every token is an end token must sample one of them, so it is not masked.
         masks = [
             (i, token, row.min_new_tokens - len(ids))
             for i, (row, ids) in enumerate(zip(rows, past, strict=True))

@@ -98,8 +98,8 @@ class LiveWeights:
 
 
 class TensorCheck:
-    """Verifies that a set of tensors is the model's: names and shapes at once, finite values as
-    digests arrive.
+    """Verifies that a set of tensors belongs to the model: names and shapes at the start, finite
+    values as digests arrive.
 
     Raises:
         WeightsError: naming the first tensor that is missing, unknown, given twice or of another

@@ -93,7 +93,7 @@ class WeightGroups:
         return self._groups[name][1]
 
     def receive(self, source: BroadcastWeights, specs: Sequence[TensorSpec], whole: torch.Tensor) -> None:
-        """Fill `whole`, flat uint8, with the tensors one after the other.
+        """Fill `whole`, flat uint8, with the concatenated tensors.
 
         Raises:
             WeightsError: the broadcast failed. The engine leaves the group, which is unusable then.
@@ -118,7 +118,7 @@ class WeightGroups:
 
 
 def _specs_of(source: BroadcastWeights) -> list[TensorSpec]:
-    """The tensors one after the other, in the order of the broadcasts."""
+    """Concatenated tensors, in the order of the broadcasts."""
     specs, at = [], 0
     for name, dtype, shape in zip(source.names, source.dtypes, source.shapes, strict=True):
         size = tensor_bytes(dtype, shape)
