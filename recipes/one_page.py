@@ -5,8 +5,7 @@
 
 Read it from top to bottom. It is `agentloop train` reduced to the algorithm: rows, agent loops, a
 rollout server, advantages, FSDP ranks, published weights. It also shows how to use the framework
-from
-Python: every import is the one that your own program would use.
+from Python: every import is one that your own program would use.
 
 Left out, and done by `agentloop train` (trainer/run):
 
