@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import re
 import sys
+import threading
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,12 +24,16 @@ def is_file_reference(reference: str) -> bool:
     return reference.rpartition(":")[0].endswith(".py")
 
 
+_LOCK = threading.RLock()
+
+
 def load_from_file(reference: str, key: str) -> Any:
     """Return the object that `path.py:name` names.
 
     A file is imported once per process, as a member of a package for its folder: `from .reward
     import score` finds `reward.py` beside it, and two recipes may have files of the same name. The
-    folder is also importable while the file loads (`import helpers`).
+    folder is also importable while the file loads (`import helpers`), but then all recipes of the
+    process share the name.
 
     Args:
         key: the config key that holds the reference, for messages.
@@ -39,15 +46,16 @@ def load_from_file(reference: str, key: str) -> Any:
     if not path.is_file():
         raise ConfigError(f"{key}: {path} does not exist", "write path.py:name, relative to the recipe's folder")
 
-    module_name = f"{_package_of(path.parent)}.{path.stem}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        try:
-            module = _import_file(module_name, path)
-        except Exception as exc:
-            raise ConfigError(
-                f"{key}: {path} cannot be imported: {type(exc).__name__}: {exc}", "fix that file"
-            ) from exc
+    package = _package_of(path.parent)
+    module_name = f"{package}.{path.stem.replace('.', '_')}"
+    with _LOCK:  # another thread must not see a module that is half executed
+        module = sys.modules.get(module_name)
+        if module is None:
+            try:
+                module = _import_file(module_name, path)
+            except Exception as exc:
+                text, place = _describe(exc, package, path)
+                raise ConfigError(f"{key}: {path} cannot be imported: {text}", f"correct {place}") from exc
 
     if not hasattr(module, name):
         raise ConfigError(f"{key}: {path} does not define {name!r}", "correct the name after the colon")
@@ -65,21 +73,39 @@ def _package_of(folder: Path) -> str:
     return name
 
 
+def _describe(exc: Exception, package: str, path: Path) -> tuple[str, str]:
+    """Return an import error without the package's internal name, and the place to correct."""
+    text = f"{type(exc).__name__}: {exc}".replace(f"{package}.", "").replace(package, path.parent.name)
+    if isinstance(exc, SyntaxError):
+        return text, str(exc.filename or path)
+
+    folder = path.parent.resolve()
+    frames = [
+        frame for frame in traceback.extract_tb(exc.__traceback__) if Path(frame.filename).resolve().parent == folder
+    ]
+    return text, f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else str(path)
+
+
 def _import_file(module_name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
 
     # Register it before it runs: dataclasses and relative imports look the module up by name.
+    before = set(sys.modules)
     sys.modules[module_name] = module
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[module_name]
+        # Siblings that it imported go too: a corrected file may need corrected siblings.
+        package = module_name.rpartition(".")[0]
+        for name in [name for name in sys.modules if name.startswith(f"{package}.") and name not in before]:
+            del sys.modules[name]
         raise
     finally:
-        sys.path.remove(str(path.parent))
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(path.parent))
     return module
 
 

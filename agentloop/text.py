@@ -8,6 +8,7 @@ visible text.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -110,3 +111,19 @@ def plain_json(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {plain_json(item)}" for key, item in value.items()) + "}"
     return str(value)
+
+
+SECRET_KEY = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?)$", re.IGNORECASE)
+"""Keys whose values are secrets, by their last word."""
+
+_SECRET_IN_MAPPING = re.compile(r"\{.*(?:token|password|secret|api_?key|credential)", re.IGNORECASE | re.DOTALL)
+
+
+def hide_override(argument: str) -> str:
+    """Replace the value of a `key=value` argument that holds a secret; return others unchanged.
+
+    `rollout.token=abc` becomes `rollout.token=(hidden)`, and so does a mapping that has such a key.
+    """
+    key, equals, value = argument.partition("=")
+    secret = SECRET_KEY.search(key.strip().lstrip("+")) or _SECRET_IN_MAPPING.search(value)
+    return f"{key}=(hidden)" if equals and value and secret else argument

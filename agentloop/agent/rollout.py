@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+import itertools
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from agentloop.agent.base import AgentLoop
 from agentloop.agent.loading import load_agent
 from agentloop.agent.runner import EpisodeRunner
+from agentloop.agent.single_turn import SingleTurnAgent
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import prove
@@ -23,8 +27,7 @@ from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
 from agentloop.types import Task, Trajectory
 
-SINGLE_TURN = "single_turn_agent"
-"""The only agent that never continues a turn, so that any template will do."""
+DEFAULT_AGENT = "tool_agent"
 
 PROBES = 40
 """Probe conversations of the template's proof; they take a third of a second."""
@@ -35,7 +38,7 @@ async def rollout(
     rows: str | Sequence[Task],
     *,
     model: str | Path,
-    agent: str | type[AgentLoop] = "tool_agent",
+    agent: str | type[AgentLoop] | None = None,
     tools: str | Path | None = None,
     interactions: str | Path | None = None,
     reward: str | None = None,
@@ -46,19 +49,20 @@ async def rollout(
     max_in_flight: int = 64,
     seed: int = 0,
     token: str | None = None,
-) -> AsyncIterator[list[Trajectory]]:
+) -> AsyncGenerator[list[Trajectory], None]:
     """Run an agent loop over rows, and yield each episode when it finishes.
 
-    Failed episodes are yielded too, with `status` and `error`; they do not stop the others. Leaving
-    the loop early cancels the episodes that are still running.
+    Failed episodes are yielded too, with `status` and `error`; they do not stop the others. To
+    leave the loop early, use `async with contextlib.aclosing(rollout(...)) as episodes`: it cancels
+    the episodes that are still running.
 
     Args:
         url: a rollout server (`agentloop serve`), or a plain SGLang server.
         rows: a data source as in `data.train` of a recipe (a file, `data.py:function`, `hub:...`),
             or tasks.
         model: folder or hub id of the served model, for its tokenizer and chat template.
-        agent: name of an installed agent loop, for rows without `agent_name`; or a class, for all
-            rows.
+        agent: an agent loop for all rows: the name of an installed one, or a class. None: the
+            row's `agent_name` chooses; `tool_agent` if it has none.
         tools, interactions: YAML files.
         reward: `path.py:function`, or a registered name; None: the sum of the step rewards.
         sampling: default: temperature 1, 64 tokens per turn.
@@ -75,26 +79,36 @@ async def rollout(
         UserError: the model, its template, a row, a tool or an agent cannot be used.
         ServerError: the server cannot be reached.
     """
-    client = GenerateClient(url, token=token, max_connections=max_in_flight)
-    folder = ModelFolder.resolve(str(model))
-    tokenizer_path = str(folder.path)
-    renderer = ChatRenderer(load_tokenizer(tokenizer_path), images=load_image_tokens(tokenizer_path))
-    toolset = load_toolset(Path(tools)) if tools is not None else Toolset()
-    named = load_interactions(Path(interactions)) if interactions is not None else Interactions()
-    scorer = load_reward(RewardConfig(function=reward) if reward is not None else None)
+    for name, value, least in (("samples", samples, 1), ("max_in_flight", max_in_flight, 1), ("max_rows", max_rows, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}", f"give at least {least}")
 
-    tasks = load_tasks(rows, "rows", _name(agent)) if isinstance(rows, str) else rows
-    tasks = tasks[:max_rows]
-    agents = {task.agent_name: load_agent(task.agent_name) for task in tasks} if isinstance(agent, str) else {}
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(GenerateClient(url, token=token, max_connections=max_in_flight))
+        folder = ModelFolder.resolve(str(model))
+        model_path = str(folder.path)
+        renderer = ChatRenderer(load_tokenizer(model_path), images=load_image_tokens(model_path))
+        toolset = load_toolset(Path(tools)) if tools is not None else Toolset()
+        stack.callback(toolset.close)
+        named = load_interactions(Path(interactions)) if interactions is not None else Interactions()
+        scorer = load_reward(RewardConfig(function=reward) if reward is not None else None)
+        stack.callback(close_reward, scorer)
 
-    # A template that cannot continue sampled turns is refused before anything is sampled.
-    proof = prove(renderer, toolset.schemas or None, count=PROBES)
-    if set(agents) != {SINGLE_TURN}:
-        system = any(message["role"] == "system" for task in tasks for message in task.prompt)
-        proof.require(tools=bool(toolset.schemas), users=bool(named.named), system=system)
+        tasks = load_tasks(rows, "rows", DEFAULT_AGENT) if isinstance(rows, str) else rows
+        tasks = tasks[:max_rows]
+        names = {task.agent_name for task in tasks}
+        if agent is None:
+            agents = {name: load_agent(name) for name in names}
+        else:
+            agents = dict.fromkeys(names, load_agent(agent) if isinstance(agent, str) else agent)
 
-    running: set[asyncio.Task[list[Trajectory]]] = set()
-    try:
+        # A template that cannot continue sampled turns is refused before anything is sampled. Only
+        # the single-turn agent needs no continuation.
+        proof = prove(renderer, toolset.schemas or None, count=PROBES)
+        if set(agents.values()) != {SingleTurnAgent}:
+            system = any(message["role"] == "system" for task in tasks for message in task.prompt)
+            proof.require(tools=bool(toolset.schemas), users=bool(named.named), system=system)
+
         context_length = await client.context_length() or folder.context_length
         if context_length is None:
             raise ConfigError(
@@ -103,11 +117,11 @@ async def rollout(
         runner = EpisodeRunner(
             renderer=renderer,
             generator=client,
-            agents=agents if isinstance(agent, str) else _Everywhere(agent),
+            agents=agents,
             toolset=toolset,
             interactions=named,
             reward=scorer,
-            limits=dict.fromkeys({task.agent_name for task in tasks}, limits or AgentConfig()),
+            limits=dict.fromkeys(names, limits or AgentConfig()),
             context_length=context_length,
         )
         jobs = (
@@ -121,37 +135,27 @@ async def rollout(
             for index, task in enumerate(tasks)
             for sample in range(samples)
         )
+        async with contextlib.aclosing(_finished(jobs, max_in_flight)) as episodes:
+            async for episode in episodes:
+                yield episode
 
-        exhausted = False
-        while running or not exhausted:
-            while len(running) < max_in_flight and not exhausted:
-                job = next(jobs, None)
-                exhausted = job is None
-                if job is not None:
-                    running.add(asyncio.create_task(job))
-            if running:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for finished in done:
-                    yield finished.result()
+
+async def _finished(
+    jobs: Iterator[Coroutine[Any, Any, list[Trajectory]]], max_in_flight: int
+) -> AsyncGenerator[list[Trajectory], None]:
+    """Run jobs, `max_in_flight` at a time; yield each result when it is there, cancel the rest."""
+    running: set[asyncio.Task[list[Trajectory]]] = set()
+    try:
+        while True:
+            for job in itertools.islice(jobs, max_in_flight - len(running)):
+                running.add(asyncio.create_task(job))
+            if not running:
+                return
+
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for finished in done:
+                yield finished.result()
     finally:
-        for task_left in running:
-            task_left.cancel()
+        for task in running:
+            task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        toolset.close()
-        close_reward(scorer)
-        await client.close()
-
-
-class _Everywhere(dict[str, type[AgentLoop]]):
-    """One agent loop for every `agent_name`."""
-
-    def __init__(self, agent: type[AgentLoop]) -> None:
-        super().__init__()
-        self._agent = agent
-
-    def __missing__(self, name: str) -> type[AgentLoop]:
-        return self._agent
-
-
-def _name(agent: str | type[AgentLoop]) -> str:
-    return agent if isinstance(agent, str) else agent.__name__

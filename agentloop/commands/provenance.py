@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ConfigError
+from agentloop.text import hide_override
 
 PACKAGES = ("agentloop", "rollout_server", "trainer", "tools", "recipes")
 MARKER = "AGENTLOOP_PACKAGE"
@@ -87,7 +88,7 @@ def environment() -> dict[str, Any]:
         "memory_gb": round(_memory_bytes() / 2**30, 1),
         "versions": versions,
         "packages": {origin.name: origin.path for origin in package_origins()},
-        "argv": ["rollout.token=(hidden)" if word.startswith("rollout.token=") else word for word in sys.argv[1:]],
+        "argv": [hide_override(word) for word in sys.argv[1:]],
     }
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agentloop.errors import ConfigError
-from agentloop.files import partial_of
 
 RECIPE_FILE, SFT_FILE, DATA_FILE = "recipe.yaml", "sft.yaml", "data.py"
 
@@ -46,7 +46,7 @@ def copy_command(
     """
     copy_recipe(name, folder)
     typer.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    typer.echo(f"read {folder / 'README.md'}, then: agentloop train --config {folder / RECIPE_FILE}")
+    typer.echo(f"{folder / 'README.md'} has the commands, in order")
 
 
 def installed_recipes() -> dict[str, Path]:
@@ -96,12 +96,14 @@ def find_config(given: Path, file: str = RECIPE_FILE) -> Path:
     Raises:
         ConfigError: a bare name that is neither a file nor a recipe.
     """
-    if given.is_dir():
+    if (given / file).is_file():
+        return given / file
+    known = installed_recipes()
+    if given.is_dir() and str(given) not in known:
         return given / file
     if given.is_file() or given.suffix or len(given.parts) > 1:
         return given
 
-    known = installed_recipes()
     if str(given) not in known:
         near = difflib.get_close_matches(str(given), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file, or one of {', '.join(known) or 'none'}"
@@ -121,15 +123,21 @@ def copy_recipe(name: str, folder: Path) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} already exists", "choose a folder that does not exist yet")
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial: Path | None = None
     try:
-        shutil.copytree(known[name], partial, ignore=NOT_COPIED)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: two copies to one folder must not write into the same files.
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        shutil.copytree(known[name], partial, ignore=NOT_COPIED, dirs_exist_ok=True)
+        partial.chmod(0o755)
         partial.rename(folder)
-    except OSError as exc:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ConfigError(f"{folder} cannot be written: {exc}", "choose a folder with write permission") from exc
+    except BaseException as exc:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(exc, OSError):
+            reason = exc.strerror or (str(exc.args[0][0][2]) if isinstance(exc, shutil.Error) else str(exc))
+            raise ConfigError(f"{folder} cannot be written: {reason}", "choose another folder") from exc
+        raise
 
 
 def _title(folder: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Any
 from agentloop.config import Recipe
 from agentloop.files import write_atomic
 from agentloop.report.reading import RunRecord, Traced
-from agentloop.text import clean, plain_json
+from agentloop.text import SECRET_KEY, clean, hide_override, plain_json
 
 EVALUATED = 4
 """Evaluation tasks on the page."""
 
 BETWEEN = 4
 """Training steps between the first and the last with samples on the page."""
-
-_SECRET = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?)$", re.IGNORECASE)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -188,7 +185,7 @@ def config_groups(config: dict[str, Any]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, value in _flat(config):
         section = key.split(".", 1)[0]
-        hidden = value not in (None, "") and _SECRET.search(key) is not None
+        hidden = value not in (None, "") and SECRET_KEY.search(key) is not None
         groups.setdefault(section if isinstance(config.get(section), dict) else "recipe", []).append(
             {
                 "key": clean(key.removeprefix(section + "."), 80),
@@ -227,7 +224,7 @@ def _environment(env: dict[str, Any]) -> list[dict[str, str]]:
     entries: list[dict[str, str]] = []
     for key, value in env.items():
         if key == "argv" and isinstance(value, list):
-            value = " ".join(_hide_override(str(part)) for part in value)
+            value = " ".join(hide_override(str(part)) for part in value)
         if isinstance(value, dict):
             entries += [
                 {"key": clean(f"{key} · {name}", 60), "value": clean(plain_json(v), 300)} for name, v in value.items()
@@ -235,11 +232,6 @@ def _environment(env: dict[str, Any]) -> list[dict[str, str]]:
         else:
             entries.append({"key": clean(key, 60), "value": clean(plain_json(value), 300)})
     return entries
-
-
-def _hide_override(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return f"{name}=(hidden)" if equals and value and _SECRET.search(name) else argument
 
 
 def _json_for_script(data: Any) -> str:

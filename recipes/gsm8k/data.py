@@ -38,7 +38,11 @@ def prepare(source: str, out: Path) -> dict[str, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = Path(source) if Path(source).is_dir() else _download(source)
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_absolute() or source.startswith("."):
+            raise DataError(f"--source {source} is not a folder", "give a folder with train.jsonl and test.jsonl")
+        folder = _download(source)
     tables = {
         split: [make_row(row, split, index) for index, row in enumerate(_read(folder, split))] for split in SPLITS
     }

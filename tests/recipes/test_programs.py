@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import subprocess
 import sys
@@ -90,6 +92,16 @@ async def test_a_failing_agent_is_reported_and_ends_nothing(repo: Path, url: str
     assert all("the agent is broken" in str(t.error) for t in finished)
 
 
+async def test_leaving_early_cancels_what_runs(repo: Path, url: str) -> None:
+    task = repo / "recipes/quickstart"
+    rows, model = f"{task}/data.py:val_rows", task / "model"
+    async with contextlib.aclosing(rollout(url, rows, model=model, tools=task / "tools.yaml", max_rows=40)) as episodes:
+        async for _ in episodes:
+            break
+    left = [t for t in asyncio.all_tasks() if "EpisodeRunner.run" in repr(t.get_coro())]
+    assert left == []
+
+
 async def test_what_cannot_work_is_refused_with_its_reason(repo: Path, url: str, tmp_path: Path) -> None:
     task = repo / "recipes/quickstart"
     rows, model = f"{task}/data.py:val_rows", task / "model"
@@ -97,3 +109,5 @@ async def test_what_cannot_work_is_refused_with_its_reason(repo: Path, url: str,
         await anext(rollout("ftp://x", rows, model=model))
     with pytest.raises(ServerError, match="cannot be reached"):
         await anext(rollout("http://127.0.0.1:9", rows, model=model))
+    with pytest.raises(ConfigError, match="max_in_flight is 0"):
+        await anext(rollout(url, rows, model=model, max_in_flight=0))

@@ -34,6 +34,8 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
                 console.notice(f"{split:12} {_rows(inputs, tasks)}")
         console.notice(f"{'agents':12} {', '.join(inputs.agents)}")
         console.notice(f"{'tools':12} {', '.join(inputs.toolset.tools) or 'none'}")
+        reward = recipe.reward.function if recipe.reward is not None else "the sum of the step rewards"
+        console.notice(f"{'reward':12} {reward}")
         console.notice(f"{'interactions':12} {', '.join(sorted(inputs.interactions.named)) or 'none'}")
         console.notice(f"{'steps':12} {inputs.total_steps}")
         console.notice("no problem found: a run would start")

@@ -15,7 +15,7 @@ from agentloop.config import SftRecipe
 from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
 from agentloop.imports import load_from_file
-from agentloop.text import seconds
+from agentloop.text import hide_override, seconds
 from trainer.commands.train import EXIT_INTERRUPTED
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
@@ -40,7 +40,7 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
     if not resume:
         run_dir.check_free()
     check_loggers(recipe.loggers)
-    resume_line = shlex.join(["agentloop", "sft", "--config", str(config), *overrides, "--resume"])
+    resume_line = shlex.join(["agentloop", "sft", "--config", str(config), *map(hide_override, overrides), "--resume"])
     with Console() as console:
         if recipe.prepare:
             _prepare(recipe, console)

@@ -16,6 +16,7 @@ from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
 from agentloop.report import write_report
 from agentloop.runtime.event_loop import run_loops
+from agentloop.text import hide_override
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.publishing.server_process import check_port
@@ -50,7 +51,9 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     for change in run_dir.open(resolved, environment(), resume=resume):
         console.notice(f"changed since the run was started: {change}")
     console.notice(f"run directory {run_dir.root}")
-    resume_line = shlex.join(["agentloop", "train", "--config", str(config), *overrides, "--resume"])
+    resume_line = shlex.join(
+        ["agentloop", "train", "--config", str(config), *map(hide_override, overrides), "--resume"]
+    )
     loggers = _open_loggers(recipe, resolved, run_dir, console, resume=resume)
     failed = True
     try:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from agentloop.commands.provenance import environment, package_origins
 
 
@@ -58,3 +60,10 @@ def test_env_prints_where_packages_come_from(repo: Path) -> None:
 def test_the_environment_of_a_run_names_versions() -> None:
     data = environment()
     assert data["versions"]["torch"] and data["python"] and data["cores"] >= 1
+
+
+def test_no_secret_of_the_command_line_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["rollout.token=AAA", "+rollout.token=AAA", "++rollout.admin_token=AAA", "rollout={token: AAA}", "seed=1"]
+    monkeypatch.setattr(sys, "argv", ["agentloop", "train", *words])
+    recorded = environment()["argv"]
+    assert "AAA" not in " ".join(recorded) and recorded[-1] == "seed=1" and recorded[1] == "rollout.token=(hidden)"

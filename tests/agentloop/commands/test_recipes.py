@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_a_copy_replaces_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_two_copies_to_one_folder_leave_one_whole_copy(tmp_path: Path) -> None:
+    results: list[str] = []
+
+    def copy() -> None:
+        try:
+            copy_recipe("gsm8k", tmp_path / "mine")
+            results.append("copied")
+        except ConfigError:
+            results.append("refused")
+
+    threads = [threading.Thread(target=copy) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["copied", "refused", "refused", "refused"]
+    assert (tmp_path / "mine" / "recipe.yaml").is_file() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_unknown_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no recipe 'nothing'[\s\S]*gsm8k, quickstart"):
         copy_recipe("nothing", tmp_path / "x")
@@ -70,6 +90,8 @@ def test_a_config_is_a_file_a_folder_or_a_name(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").mkdir()
+    assert find_config(Path("quickstart")) == quickstart / "recipe.yaml", "a folder without a recipe hides nothing"
+    (tmp_path / "quickstart" / "recipe.yaml").touch()
     assert find_config(Path("quickstart")) == Path("quickstart/recipe.yaml"), "what is in the working directory wins"
 
 
@@ -108,3 +130,12 @@ def test_files_of_two_recipes_may_have_the_same_names(tmp_path: Path) -> None:
         (folder / "reward.py").write_text(f"NAME = {name!r}\n")
         (folder / "tool.py").write_text("from .reward import NAME\n")
     assert [load_from_file(f"{tmp_path / name / 'tool.py'}:NAME", "tools") for name in ("a", "b")] == ["a", "b"]
+
+
+def test_a_failed_import_names_the_line_and_no_internal_package(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("x = 1\n\nraise RuntimeError('boom')\n")
+    (tmp_path / "tool.py").write_text("from .helpr import x\n")
+    with pytest.raises(ConfigError, match=r"RuntimeError: boom\n.*reward\.py, line 3"):
+        load_from_file(f"{tmp_path / 'reward.py'}:score", "reward")
+    with pytest.raises(ConfigError, match=r"No module named 'helpr'\n.*tool\.py, line 1"):
+        load_from_file(f"{tmp_path / 'tool.py'}:Tool", "tools")
