@@ -255,7 +255,7 @@ async def test_a_trainer_that_gives_up_is_told_as_that(server: Server) -> None:
     server.slots[1].progress.begin("1")
     server.slots[1].progress.fail()
     answer = await server.update("tensor", shm_path=str(server.slots[1].folder))
-    assert answer.status_code == 400 and "given up" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "abandoned" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("way", "field"), [("disk", "model_path"), ("tensor", "shm_path")])

@@ -196,5 +196,5 @@ async def test_nobody_at_the_address_is_a_connect_error() -> None:
         writer.write(b"HTTP/1.1 400 This is no TLS\r\n\r\n")
 
     async with serving(plain) as server:
-        with pytest.raises(httpx.ConnectError, match="no connection"):
+        with pytest.raises(httpx.ConnectError, match="cannot connect"):
             await post(ConnectionPool(1), server.url.replace("http:", "https:"))

@@ -55,7 +55,7 @@ def test_a_ledger_refuses_what_has_no_order() -> None:
     with pytest.raises(TokenLawError, match="empty"):
         ledger.add_prompt([])
     ledger.add_prompt([1])
-    with pytest.raises(TokenLawError, match="a prompt already"):
+    with pytest.raises(TokenLawError, match="already has a prompt"):
         ledger.add_prompt([1])
     with pytest.raises(TokenLawError, match="2 sampled ids have 1 logprobs"):
         ledger.add_sampled(new_turn(), [1, 2], [-1.0], [0, 0])

@@ -123,9 +123,9 @@ def test_a_writer_that_gives_up_or_stands_still_is_an_error(tmp_path: Path) -> N
     with pytest.raises(StalledError, match="made no progress"):
         list(SharedReader(tmp_path).follow("1", 0.05))
     writer.progress.fail()
-    with pytest.raises(StalledError, match="given up"):
+    with pytest.raises(StalledError, match="abandoned version"):
         list(SharedReader(tmp_path).follow("1", 10))
-    with pytest.raises(StalledError, match="given up"):
+    with pytest.raises(StalledError, match="abandoned version"):
         await_shared(tmp_path, "1", 10)
 
 
