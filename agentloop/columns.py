@@ -92,7 +92,17 @@ class TokenIds(Column[int]):
 
     def extend(self, ids: Iterable[int]) -> None:
         """Append ids; if one is refused, append none."""
-        self._data.extend(_int32(ids))
+        if isinstance(ids, list):  # the path of every turn: one pass, without a copy in between
+            try:
+                self._data.fromlist(ids)
+            except OverflowError as exc:
+                raise _too_wide(exc) from exc
+        else:
+            self._data.extend(_int32(ids))
+
+    def truncate(self, tokens: int) -> None:
+        """Drop all entries after the first `tokens`: undo an append whose sibling was refused."""
+        del self._data[tokens:]
 
     def tolist(self, begin: int = 0, end: int | None = None) -> list[int]:
         return self._data[begin:end].tolist()
@@ -165,6 +175,12 @@ class Logprobs(Column["float | None"]):
 
     def extend(self, logprobs: Iterable[float | None]) -> None:
         """Append logprobs; if one is refused, append none."""
+        if isinstance(logprobs, list):
+            try:
+                self._data.fromlist(logprobs)  # a list of floats: one pass, without a copy in between
+                return
+            except TypeError:  # there is a None, or an entry that is refused below
+                pass
         self._data.extend(_float64(logprobs))
 
     def extend_none(self, tokens: int) -> None:
@@ -227,12 +243,12 @@ class Versions(Column["int | None"]):
         if not tokens:
             return
 
-        end = len(self) + tokens
-        if self._values and self._values[-1] == version:
-            self._ends[-1] = end
+        ends, values = self._ends, self._values
+        if values and values[-1] == version:
+            ends[-1] += tokens
         else:
-            self._ends.append(end)
-            self._values.append(version)
+            ends.append(ends[-1] + tokens if ends else tokens)
+            values.append(version)
 
     def runs(self) -> Iterator[tuple[int, int, int | None]]:
         """Yield (start, end, version) of each run, in order."""
@@ -272,7 +288,11 @@ def _int32(ids: Iterable[int]) -> array[int]:
     try:
         return array("i", ids)
     except OverflowError as exc:
-        raise TokenLawError(f"a token id does not fit into 32 bits: {exc}", rule=LawRule.COLUMNS) from exc
+        raise _too_wide(exc) from exc
+
+
+def _too_wide(exc: OverflowError) -> TokenLawError:
+    return TokenLawError(f"a token id does not fit into 32 bits: {exc}", rule=LawRule.COLUMNS)
 
 
 def _float64(logprobs: Iterable[float | None]) -> array[float]:

@@ -1,8 +1,8 @@
 """Run one measurement of `loop_overhead.py` and print one JSON object.
 
-python benchmarks/loop_worker.py episodes --generations 2 --at-once 512 --rounds 4 --observed
-distinct python benchmarks/loop_worker.py history --turns 128 --tokens 64000 python
-benchmarks/loop_worker.py profile --generations 8 --at-once 512 --observed distinct
+python benchmarks/loop_worker.py episodes --generations 2 --at-once 512 --rounds 4 --observed distinct
+python benchmarks/loop_worker.py history --turns 128 --tokens 64000
+python benchmarks/loop_worker.py profile --generations 8 --at-once 512 --observed distinct
 """
 
 from __future__ import annotations

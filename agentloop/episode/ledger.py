@@ -88,15 +88,20 @@ class TokenLedger:
                 "the server must return one logprob and one version per sampled id",
                 LawRule.COLUMNS,
             )
-        # Convert everything that may be refused before writing anything.
         digest = extend_digest(self._digest, ids)
-        checked_logprobs = Logprobs(logprobs)
 
-        turn.start, turn.end = len(self._token_ids), len(self._token_ids) + len(ids)
+        # Whatever may be refused comes first, and is undone: no column is longer than another.
+        start, tokens = len(self._token_ids), len(ids)
         self._token_ids.extend(ids)
-        self._mask.extend(1, len(ids))
-        self._logprobs.extend(checked_logprobs)
+        try:
+            self._logprobs.extend(logprobs)
+        except BaseException:
+            self._token_ids.truncate(start)
+            raise
+
+        self._mask.extend(1, tokens)
         self._versions.extend(versions)
+        turn.start, turn.end = start, start + tokens
         self._digest = turn.sampled_digest = digest
         self.turns.append(turn)
 

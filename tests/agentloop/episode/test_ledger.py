@@ -168,3 +168,25 @@ def test_one_changed_value_is_caught_exactly_if_it_breaks_the_law(
 def test_a_foreign_json_form_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(TokenLawError):
         Trajectory.from_json({**lawful().to_json(), **change})
+
+
+@pytest.mark.parametrize(
+    ("ids", "logprobs", "error"),
+    [
+        ([1, 2**31], [-0.5, -0.5], TokenLawError),
+        ([1, 2], [-0.5, "x"], TypeError),
+        ((1, 2**31), (-0.5, -0.5), TokenLawError),
+    ],
+)
+def test_a_refused_turn_leaves_every_column_as_it_was(ids: Any, logprobs: Any, error: type[Exception]) -> None:
+    ledger = TokenLedger()
+    ledger.add_prompt([7, 8, 9])
+    before = ledger.digest
+
+    with pytest.raises(error):
+        ledger.add_sampled(Turn(0, 0, "", StopReason.STOP), ids, logprobs, [3, 3])
+
+    trajectory = ledger.trajectory()
+    assert len(trajectory.token_ids) == len(trajectory.loss_mask) == len(trajectory.logprobs) == 3
+    assert len(trajectory.versions) == 3
+    assert ledger.digest == before
