@@ -67,7 +67,9 @@ class SamplingParams(SamplingFields, WireModel):
 
     max_new_tokens: MaxNewTokens = 128
     stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
-    ignore_eos: bool = Field(False, description="do not stop at the model's own end tokens")
+    ignore_eos: bool = Field(
+        False, description="stop at no token, neither the model's own end tokens nor `stop_token_ids`"
+    )
     stream_interval: int | None = Field(None, ge=1, description="tokens between two events of a stream; null: 1")
     sampling_seed: int | None = Field(
         None, ge=0, lt=2**63, description="same seed, same weights, same prompt: same tokens, whatever else runs"

@@ -105,14 +105,13 @@ class Core:
             seed = stream_of(self._seed) ^ (0x9E3779B97F4A7C15 * self._unseeded)
 
         temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
-        stops = frozenset(sampling.stop_token_ids or ())
-        ends = stops | self._eos_ids
+        ends = frozenset(sampling.stop_token_ids or ()) | self._eos_ids
 
         running = Running(
             generation,
             ids=list(images.lookup_ids if images else generation.input_ids),
             limit=len(generation.input_ids) + sampling.max_new_tokens,
-            stops=stops if sampling.ignore_eos else ends,
+            stops=frozenset() if sampling.ignore_eos else ends,  # as SGLang: both kinds at once
             sampling=RowSampling(
                 temperature,
                 sampling.top_p,

@@ -105,12 +105,24 @@ def test_an_end_token_ends_the_turn_and_is_returned(model_dir: Path) -> None:
     (seen,) = run(core, [request(random_ids(10, seed=4), new=40, sampling_seed=4, ignore_eos=True)])
     stop = seen.result.output_ids[11]
     first = seen.result.output_ids.index(stop)
-    (cut,) = run(
-        core, [request(random_ids(10, seed=4), new=40, sampling_seed=4, ignore_eos=True, stop_token_ids=[stop])]
-    )
+    (cut,) = run(core, [request(random_ids(10, seed=4), new=40, sampling_seed=4, stop_token_ids=[stop])])
     assert cut.result.output_ids == seen.result.output_ids[: first + 1]
     assert (cut.result.finish, cut.result.matched) == ("stop", stop)
     assert (seen.result.finish, seen.result.matched) == ("length", None)
+
+
+def test_ignore_eos_turns_off_stop_token_ids_too_as_in_sglang(model_dir: Path) -> None:
+    core = make_core(load(model_dir))
+    options = {"new": 40, "sampling_seed": 4, "ignore_eos": True}
+    seen, forced = run(
+        core,
+        [
+            request(random_ids(10, seed=4), rid="seen", **options),
+            request(random_ids(10, seed=4), rid="forced", stop_token_ids=list(range(VOCAB)), **options),
+        ],
+    )
+    assert forced.result.output_ids == seen.result.output_ids and len(forced.result.output_ids) == 40
+    assert (forced.result.finish, forced.result.matched) == ("length", None)
 
 
 def test_the_models_own_end_token_ends_the_turn_unless_it_is_ignored(model_dir: Path) -> None:

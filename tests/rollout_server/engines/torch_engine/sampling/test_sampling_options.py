@@ -233,8 +233,10 @@ def test_min_new_tokens_holds_back_end_and_stop_tokens(model_dir: Path) -> None:
     assert not {EOS, 50, 51} & set(both.output_ids[:5]) and both.output_ids[5:] == [50] and both.matched == 50
     ignored = generate(model_dir, logit_bias={EOS: 100.0}, min_new_tokens=5, ignore_eos=True)
     assert EOS not in ignored.output_ids[:5] and ignored.output_ids[5:] == [EOS] * 7 and ignored.finish == "length"
-    stopped = generate(model_dir, logit_bias={50: 100.0}, min_new_tokens=3, ignore_eos=True, stop_token_ids=[50])
+    stopped = generate(model_dir, logit_bias={50: 100.0}, min_new_tokens=3, stop_token_ids=[50])
     assert stopped.output_ids[3:] == [50] and stopped.finish == "stop"
+    forced = generate(model_dir, logit_bias={50: 100.0}, min_new_tokens=3, ignore_eos=True, stop_token_ids=[50])
+    assert 50 not in forced.output_ids[:3] and forced.output_ids[3:] == [50] * 9 and forced.finish == "length"
     all_of_it = generate(model_dir, logit_bias={EOS: 100.0}, min_new_tokens=12)
     assert len(all_of_it.output_ids) == 12 and EOS not in all_of_it.output_ids
 
