@@ -24,7 +24,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby, pairwise, repeat
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from agentloop.errors import LawRule, TokenLawError
 
@@ -70,6 +70,10 @@ class Column(Sequence[T]):
         if isinstance(other, list):
             return len(self) == len(other) and self.tolist() == other
         return NotImplemented
+
+    def __copy__(self) -> Self:
+        # copy.copy would share the storage, so that the copy grows with the original.
+        return type(self)(self)  # type: ignore[call-arg]  # every column is made from its entries
 
     __hash__ = None  # type: ignore[assignment]  # a column grows, so it cannot have a lasting hash
 
@@ -136,14 +140,19 @@ class LossMask(Column[int]):
         self._data = bytearray(iter(mask))  # iter: bytearray(5) would be five zeros
 
     def extend(self, mask: int, tokens: int) -> None:
-        """Append `mask` for a number of tokens."""
-        self._data += bytes((mask,)) * tokens
+        """Append `mask` for a number of tokens.
+
+        Raises:
+            ValueError: the number is negative, or `mask` is not in 0..255.
+        """
+        self._data += bytes((mask,)) * _count(tokens)
 
     def tolist(self, begin: int = 0, end: int | None = None) -> list[int]:
         return list(self._data[begin:end])
 
     def count(self, value: Any) -> int:
-        return self._data.count(value)
+        # bytearray.count raises for what no entry can be, and counts the parts of a bytes value.
+        return self._data.count(value) if isinstance(value, int) and 0 <= value < 256 else super().count(value)
 
     def _entry(self, index: int) -> int:
         return self._data[index]
@@ -184,8 +193,12 @@ class Logprobs(Column["float | None"]):
         self._data.extend(_float64(logprobs))
 
     def extend_none(self, tokens: int) -> None:
-        """Append None for a number of tokens."""
-        self._data.frombytes(_NO_LOGPROB_BYTES * tokens)
+        """Append None for a number of tokens.
+
+        Raises:
+            ValueError: the number is negative.
+        """
+        self._data.frombytes(_NO_LOGPROB_BYTES * _count(tokens))
 
     def bits(self) -> array[int]:
         """Return a copy of the entries as 64-bit patterns, which tell None from any other NaN."""
@@ -239,8 +252,12 @@ class Versions(Column["int | None"]):
             self.extend_run(version, sum(1 for _ in run))
 
     def extend_run(self, version: int | None, tokens: int) -> None:
-        """Append one version for a number of tokens."""
-        if not tokens:
+        """Append one version for a number of tokens.
+
+        Raises:
+            ValueError: the number is negative.
+        """
+        if not _count(tokens):
             return
 
         ends, values = self._ends, self._values
@@ -282,11 +299,18 @@ class Versions(Column["int | None"]):
         return object.__sizeof__(self) + self._ends.__sizeof__() + self._values.__sizeof__()
 
 
+def _count(tokens: int) -> int:
+    if tokens < 0:
+        raise ValueError(f"cannot append {tokens} tokens")
+    return tokens
+
+
 def _int32(ids: Iterable[int]) -> array[int]:
     if isinstance(ids, TokenIds):
         return ids._data[:]
     try:
-        return array("i", ids)
+        # array would read the bytes of a bytes object as its memory, and not as entries.
+        return array("i", iter(ids) if isinstance(ids, bytes | bytearray) else ids)
     except OverflowError as exc:
         raise _too_wide(exc) from exc
 

@@ -29,6 +29,7 @@ class above (`RankDied`), and the rollout server's own tree, which becomes HTTP 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -111,7 +112,18 @@ class WorkerError(InfrastructureError):
 
 
 class CallFailed(AgentloopError):
-    """A call in a process failed. The message is `Type: text`, or how the process died."""
+    """A call in a process failed. The message is `Type: text`, or how the process died.
+
+    Args:
+        frames: where the function raised, as `agentloop.faults.user_frames` returns it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, frames: Sequence[tuple[str, int, str, str]] = ()) -> None:
+        super().__init__(message, hint)
+        self.frames = [tuple(frame) for frame in frames]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.message, self.hint, self.frames))
 
 
 class FunctionHangs(AgentloopError):

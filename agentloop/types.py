@@ -9,6 +9,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.errors import TokenLawError
+from agentloop.faults import Fault
 
 TRAJECTORY_FORMAT = 1
 """Version of the JSON form of a `Trajectory`; raised by one with each incompatible change."""
@@ -186,6 +187,7 @@ class Outcome:
     answer: str | None = None
     error: str | None = None
     broken_rule: str | None = None
+    faults: Sequence[Fault] = ()
 
 
 @dataclass(slots=True)
@@ -203,7 +205,8 @@ class Trajectory:
     and the sums of the episode's step rewards by name. `outcome` is the reward function's number,
     or None without a reward function: then the reward is the sum of the step rewards. `answer` is
     the answer that the reward function read, or None. `broken_rule` names the rule that a rejected
-    trajectory breaks (`errors.LawRule`).
+    trajectory breaks (`errors.LawRule`). `faults` are exceptions of user code: of the tools,
+    which the model was told, and the one that failed the episode.
     """
 
     token_ids: Sequence[int]
@@ -229,6 +232,7 @@ class Trajectory:
     data_source: str = ""
     messages: list[Message] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -258,6 +262,7 @@ class Trajectory:
             answer=outcome.answer,
             error=outcome.error,
             broken_rule=outcome.broken_rule,
+            faults=list(outcome.faults),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -269,6 +274,7 @@ class Trajectory:
         data["messages"] = [_without_images(message) for message in self.messages]
         data["turns"] = [asdict(turn) for turn in self.turns]
         data["step_rewards"] = [asdict(reward) for reward in self.step_rewards]
+        data["faults"] = [asdict(fault) for fault in self.faults]
         return {"format": TRAJECTORY_FORMAT, **data}
 
     @classmethod
@@ -295,6 +301,7 @@ class Trajectory:
                 for turn in data["turns"]
             ]
             data["step_rewards"] = [StepReward(**reward) for reward in data.get("step_rewards", ())]
+            data["faults"] = [Fault(**fault) for fault in data.get("faults", ())]
             data["token_ids"] = TokenIds(data["token_ids"])
             data["loss_mask"] = LossMask(data["loss_mask"])
             data["logprobs"] = Logprobs(data["logprobs"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import reprlib
 import time
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from agentloop.agent.base import AgentLoop
@@ -17,14 +18,22 @@ from agentloop.episode.budget import Budget, EpisodeEnd
 from agentloop.episode.episode import Episode
 from agentloop.episode.law import check_episode
 from agentloop.episode.shared import Shared
-from agentloop.errors import RewardError, TokenLawError
+from agentloop.errors import InteractionError, RewardError, TokenLawError, ToolError
+from agentloop.faults import Fault
 from agentloop.interaction.loading import Interactions
 from agentloop.interaction.session import InteractionSession
+from agentloop.numbers import finite_number
 from agentloop.reward.loading import RewardFunction
-from agentloop.runtime.isolation import describe
+from agentloop.runtime.isolation import describe, fault_of
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import ToolSession, Toolset
 from agentloop.types import EpisodeStatus, Outcome, StopReason, Task, Trajectory
+
+OnFault = Callable[[Fault, str, str], None]
+"""Called with an exception of user code, the row's task id, and the episode."""
+
+_SOURCES = {RewardError: "the reward", ToolError: "a tool", InteractionError: "the interaction"}
+"""What raised the exception that such an error wraps; anything else comes from the agent."""
 
 ANSWER = "answer"
 """Key under which a reward function returns the answer it read; maj@n counts equal answers as one
@@ -41,6 +50,8 @@ class EpisodeRunner:
         reward_timeout_s: time limit of the reward function, and of the tools' rewards together.
         context_length: of the server's model.
         interactions: the interactions that rows may name; None: no row has one.
+        on_fault: called with each exception of user code at the end of its episode: the exception,
+            the row's task id, the episode.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class EpisodeRunner:
         limits: Mapping[str, AgentConfig] | None = None,
         reward_timeout_s: float = 60.0,
         interactions: Interactions | None = None,
+        on_fault: OnFault = lambda _fault, _row, _episode: None,
     ) -> None:
         self._renderer = renderer
         self._generator = generator
@@ -66,6 +78,7 @@ class EpisodeRunner:
         self._context_length = context_length
         self._interactions = interactions or Interactions()
         self._pacer = Pacer()
+        self._on_fault = on_fault
 
     async def run(
         self,
@@ -113,6 +126,10 @@ class EpisodeRunner:
         trajectories = episode.trajectories()
         begin = time.perf_counter()
         outcome = await self._outcome(task, trajectories, verdicts, error)
+        if session.faults:
+            outcome = replace(outcome, faults=[*session.faults, *outcome.faults])
+        for fault in outcome.faults:
+            self._on_fault(fault, task.task_id, shared.session_id)
         trajectories[-1].metrics["reward_s"] = time.perf_counter() - begin
         return [trajectory.with_outcome(outcome) for trajectory in trajectories]
 
@@ -130,7 +147,8 @@ class EpisodeRunner:
             return Outcome(EpisodeStatus.REJECTED, error=str(exc), broken_rule=exc.rule.value)
         except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
             text = str(exc) if isinstance(exc, RewardError) else f"{type(exc).__name__}: {exc}"
-            return Outcome(EpisodeStatus.FAILED, error=text)
+            fault = fault_of(_SOURCES.get(type(exc)) or f"the agent {task.agent_name}", exc)
+            return Outcome(EpisodeStatus.FAILED, error=text, faults=[fault] if fault is not None else ())
 
     @staticmethod
     async def _run_loop(loop: AgentLoop, episode: Episode) -> None:
@@ -153,11 +171,6 @@ class EpisodeRunner:
             raise RewardError(
                 f"the tools' rewards took longer than {self._reward_timeout_s:g} s", "raise reward_timeout_s"
             ) from exc
-        for name, value in verdicts.items():
-            if not math.isfinite(value):
-                raise RewardError(
-                    f"the tool {name} returned the reward {value}, not a finite number", "return a finite number"
-                )
         return verdicts
 
     async def _score(self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float]) -> Outcome:
@@ -199,16 +212,20 @@ class EpisodeRunner:
         numbers = dict(result) if isinstance(result, dict) else {"score": result}
         answer = numbers.pop(ANSWER, None)
         if "score" not in numbers:
-            raise RewardError(f"the reward returned {result!r}, which has no 'score'", "add the key 'score'")
+            raise RewardError(
+                f"the reward returned {reprlib.repr(result)}, which has no 'score'", "add the key 'score'"
+            )
 
+        parts: dict[str, float] = {}
         for key, value in numbers.items():
-            if not isinstance(value, Real) or not math.isfinite(value):
+            number = finite_number(value)
+            if number is None:
                 raise RewardError(
-                    f"the reward returned {value!r} as {key}, not a finite number", "return finite numbers from it"
+                    f"the reward returned {reprlib.repr(value)} as {key}, not a finite number",
+                    "return finite numbers from it",
                 )
-
-        parts = {key: float(value) for key, value in numbers.items() if key != "score"}
-        return float(numbers["score"]), parts, None if answer is None else str(answer)
+            parts[str(key)] = number
+        return parts.pop("score"), parts, None if answer is None else str(answer)
 
 
 async def _close(session: ToolSession, interaction: InteractionSession | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from agentloop.chat.images import images_of
 from agentloop.episode.ledger import TokenLedger
 from agentloop.errors import RewardError
+from agentloop.numbers import finite_number
 from agentloop.types import Message, StepReward, StopReason, Trajectory, Turn
 
 
@@ -95,8 +96,11 @@ class Branch:
 
     def add_reward(self, name: str, value: float, turn: Turn | None) -> None:
         """Record a step reward; see `Episode.add_reward`."""
-        if not math.isfinite(value):
-            raise RewardError(f"the step reward {name!r} is {value}, not a finite number", "rewards must be finite")
+        number = finite_number(value)
+        if number is None:
+            raise RewardError(
+                f"the step reward {name!r} is {reprlib.repr(value)}, not a finite number", "rewards must be finite"
+            )
 
         owner = self
         if turn is None:
@@ -107,7 +111,7 @@ class Branch:
             turn = owner.turns[-1]
         elif not any(turn is own for own in self.turns):
             raise ValueError(f"the step reward {name!r} is for a turn of another trajectory")
-        owner.step_rewards.append(StepReward(name, float(value), turn.start, turn.end))
+        owner.step_rewards.append(StepReward(name, number, turn.start, turn.end))
 
     def trajectories(self, identity: dict[str, Any]) -> list[Trajectory]:
         """Return the finished sequences: forks first, this one last; none for unsampled branches.

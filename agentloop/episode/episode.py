@@ -216,7 +216,7 @@ class Episode:
         response = await interaction.respond(self.messages, self.config.interaction_timeout_s)
         metrics.interaction_s = (metrics.interaction_s or 0.0) + time.perf_counter() - begin
         if response.reward is not None:
-            self.add_reward(interaction.name, float(response.reward))
+            self.add_reward(interaction.name, response.reward)
         if response.done:
             self.messages.extend(response.messages)  # for the trace only: the model never sees them
             return False

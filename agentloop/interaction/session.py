@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import reprlib
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 from agentloop.errors import InteractionError
 from agentloop.interaction.base import Interaction, Response
+from agentloop.numbers import finite_number
 from agentloop.types import Message, Task
 
 RETRIES = 2
@@ -87,7 +87,9 @@ class InteractionSession:
             )
 
         for message in answer.messages:
-            if not isinstance(message, dict) or message.get("role") not in ROLES or "content" not in message:
+            # Content that is not text would fail late, in the chat template.
+            usable = isinstance(message, dict) and message.get("role") in ROLES
+            if not usable or not isinstance(message.get("content"), str | list):
                 raise _Unusable(
                     f"the interaction {self.name} answered with the message {message!r}",
                     f"messages are {{role, content}}, with the role {', '.join(ROLES)}",
@@ -97,9 +99,12 @@ class InteractionSession:
             raise _Unusable(
                 f"the interaction {self.name} returned no messages and is not done", "return messages, or set done"
             )
-        reward: Any = answer.reward
-        if reward is not None and not (isinstance(reward, Real) and math.isfinite(reward)):
+        if answer.reward is None:
+            return answer
+        reward = finite_number(answer.reward)
+        if reward is None:
             raise _Unusable(
-                f"the interaction {self.name} returned the reward {reward!r}", "return a finite number or None"
+                f"the interaction {self.name} returned the reward {reprlib.repr(answer.reward)}",
+                "return a finite number or None",
             )
-        return answer
+        return Response(answer.messages, reward, answer.done)

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from agentloop.errors import CallFailed
+from agentloop.errors import AgentloopError, CallFailed
+from agentloop.faults import Fault, is_framework, make_fault, user_frames
 from agentloop.runtime.processes import ProcessWorkers
 from agentloop.runtime.threads import ThreadWorkers
 
@@ -49,6 +50,23 @@ def close(caller: Any) -> None:
     """End the threads or processes that `isolate` started."""
     if isinstance(caller, ThreadWorkers | ProcessWorkers):
         caller.close()
+
+
+def fault_of(source: str, exc: BaseException) -> Fault | None:
+    """Return an exception of user code as a `Fault`; None if user code did not raise it.
+
+    An error of the framework that wraps an exception (`RewardError(...) from exc`) stands for it.
+    A server that fails while an agent waits for it is not a fault of the agent.
+    """
+    while isinstance(exc, AgentloopError) and exc.__cause__ is not None:
+        exc = exc.__cause__
+    if isinstance(exc, CallFailed):
+        return make_fault(source, exc.message, exc.frames) if exc.frames else None
+
+    frames = user_frames(exc)
+    if not frames or (isinstance(exc, AgentloopError) and is_framework(frames[-1][0])):
+        return None
+    return make_fault(source, describe(exc), frames)
 
 
 def describe(exc: BaseException) -> str:

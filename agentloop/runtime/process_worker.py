@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import numbers
 import os
 import sys
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO
 
 SIZE_BYTES = 4
+
+MOST_FRAMES = 64
+"""Frames of an exception that are sent back; a recursion has a thousand."""
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
                 answer = {"value": call(message)}
             text = json.dumps(answer, default=_number)
         except BaseException as exc:  # noqa: BLE001  # the call may also raise SystemExit or KeyboardInterrupt
-            text = json.dumps({"error": f"{type(exc).__name__}: {exc}"})
+            text = json.dumps(_failure(exc))
 
         outbox.write(len(text.encode()).to_bytes(SIZE_BYTES) + text.encode())
         outbox.flush()
@@ -47,6 +50,13 @@ def _read(inbox: BinaryIO) -> dict[str, Any] | None:
         return None
     message: dict[str, Any] = json.loads(inbox.read(int.from_bytes(size)))
     return message
+
+
+def _failure(exc: BaseException) -> dict[str, Any]:
+    """Return the answer for an exception: its text, and where the function raised it."""
+    from agentloop.faults import user_frames
+
+    return {"error": f"{type(exc).__name__}: {exc}", "frames": user_frames(exc)[-MOST_FRAMES:]}
 
 
 def _load(hello: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
@@ -93,13 +103,16 @@ def _reward(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     return call
 
 
-def _number(value: Any) -> Any:
-    """Convert numpy and Fraction numbers for JSON; refuse other types."""
-    if isinstance(value, numbers.Real):
-        return float(value)
-    if hasattr(value, "item") and getattr(value, "size", 2) == 1:
-        return value.item()
-    raise TypeError(f"the result holds {type(value).__name__}, which is not JSON")
+def _number(value: Any) -> int | float:
+    """Convert the numbers of numpy, torch, decimal and fractions for JSON; refuse other types."""
+    from agentloop.numbers import real_number
+
+    if isinstance(value, Integral):
+        return int(value)
+    try:
+        return real_number(value)
+    except TypeError:
+        raise TypeError(f"the result holds {type(value).__name__}, which is not JSON") from None
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class ProcessWorkers:
             self._idle.append(process)
 
         if "error" in answer:
-            raise CallFailed(str(answer["error"]))
+            raise CallFailed(str(answer["error"]), frames=answer.get("frames", ()))
         return answer["value"]
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class ProcessWorkers:
                 await process.start()
                 answer = await process.ask(json.dumps(self._hello).encode())
             if "error" in answer:
-                raise CallFailed(str(answer["error"]))
+                raise CallFailed(str(answer["error"]), frames=answer.get("frames", ()))
         except BaseException:
             self._drop(process)
             raise

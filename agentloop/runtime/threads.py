@@ -113,6 +113,7 @@ class _Thread:
                 result = call()
             except BaseException as exc:  # noqa: BLE001  # SystemExit would end this thread silently
                 error = exc if isinstance(exc, Exception) else RuntimeError(f"{type(exc).__name__}: {exc}")
+                error = error.with_traceback(exc.__traceback__)  # the user's line
 
             # Under the lock: `abandon` either sees that the call has returned, or is seen here.
             with self._lock:

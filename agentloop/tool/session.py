@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-from agentloop.errors import ToolConfigError, ToolError
-from agentloop.runtime.isolation import describe
+from agentloop.errors import RewardError, ToolConfigError, ToolError
+from agentloop.faults import Fault
+from agentloop.numbers import finite_number
+from agentloop.runtime.isolation import describe, fault_of
 from agentloop.tool.base import Tool
 from agentloop.types import Task, ToolCall, ToolResult
 
 TOOL_RETRIES = 2
 CLOSE_TIMEOUT_S = 30.0
+
+MOST_FAULTS = 8
+"""Exceptions of an episode's tools that its trace keeps."""
+
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "number": (int, float),
@@ -50,13 +57,18 @@ class Toolset:
 
 
 class ToolSession:
-    """One episode's use of the tools: each is opened at its first call and closed by `close`."""
+    """One episode's use of the tools: each is opened at its first call and closed by `close`.
+
+    Attributes:
+        faults: exceptions of the tools so far that did not fail the episode, at most `MOST_FAULTS`.
+    """
 
     def __init__(self, tools: dict[str, Tool], task: Task) -> None:
         self._tools = tools
         self._task = task
         self._states: dict[str, Any] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self.faults: list[Fault] = []
 
     async def call(self, call: ToolCall, timeout_s: float) -> ToolResult:
         """Run one call. A wrong call, an exception and a timeout become results for the model.
@@ -86,24 +98,43 @@ class ToolSession:
             except Exception as exc:  # noqa: BLE001  # what a tool raises ends its call, not the episode
                 if isinstance(exc, TimeoutError) and clock.expired():
                     return _error(f"{call.name} took longer than {timeout_s:g} s and was stopped")
+                self._note(call.name, exc)
                 return _error(describe(exc))
         raise AssertionError("unreachable")
 
     async def rewards(self) -> dict[str, float]:
-        """Return the rewards of the opened tools that give one, by name."""
+        """Return the rewards of the opened tools that give one, by name.
+
+        Raises:
+            RewardError: one of them is not a finite number.
+        """
         parts = {}
         for name, state in self._states.items():
             kwargs = self._task.tool_kwargs(name).get("calc_reward_kwargs", {})
             reward = await self._tools[name].reward(state, **kwargs)
             if reward is not None:
-                parts[name] = float(reward)
+                number = finite_number(reward)
+                if number is None:
+                    raise RewardError(
+                        f"the tool {name} returned the reward {reprlib.repr(reward)}, not a finite number",
+                        "return a finite number, or None",
+                    )
+                parts[name] = number
         return parts
 
     async def close(self) -> None:
         """Close all opened tools, even if one of them hangs or fails."""
         states, self._states = self._states, {}
         if states:
-            await asyncio.gather(*(self._close(name, state) for name, state in states.items()), return_exceptions=True)
+            closing = [self._close(name, state) for name, state in states.items()]
+            for name, result in zip(states, await asyncio.gather(*closing, return_exceptions=True), strict=True):
+                if isinstance(result, Exception):
+                    self._note(name, result)
+
+    def _note(self, name: str, exc: Exception) -> None:
+        fault = fault_of(f"the tool {name}", exc)
+        if fault is not None and len(self.faults) < MOST_FAULTS:
+            self.faults.append(fault)
 
     async def _close(self, name: str, state: Any) -> None:
         kwargs = self._task.tool_kwargs(name).get("release_kwargs", {})

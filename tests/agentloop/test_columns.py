@@ -137,3 +137,39 @@ def test_a_token_takes_at_most_16_bytes_however_the_columns_grew() -> None:
     columns: list[Column[Any]] = [ids, mask, logprobs, versions]
     assert {len(column) for column in columns} == {40 * 94}
     assert sum(map(sys.getsizeof, columns)) <= 16 * len(ids)
+
+
+@pytest.mark.parametrize("column", [TokenIds([1, 2]), LossMask([0, 1]), Logprobs([None, 0.5]), Versions([None, 3])])
+def test_a_copy_has_its_own_storage(column: Any) -> None:
+    for copied in (copy.copy(column), copy.deepcopy(column)):
+        assert type(copied) is type(column) and copied == column
+        if isinstance(copied, LossMask):
+            copied.extend(1, 2)
+        else:
+            copied.extend([5, 6])
+        assert len(copied) == 4 and len(column) == 2
+
+
+def test_bytes_are_entries_as_in_a_list() -> None:
+    data = b"\x01\x02\x03\x04"
+    assert TokenIds(data) == TokenIds(bytearray(data)) == list(data)
+    assert LossMask(b"\x00\x01") == [0, 1]
+
+
+def test_counting_what_no_entry_can_be_gives_zero() -> None:
+    mask = LossMask([0, 1, 1])
+    for value in ("x", 300, -1, None, b"\x01\x01", 1.5):
+        assert mask.count(value) == [0, 1, 1].count(value) == 0  # type: ignore[arg-type]
+    assert mask.count(1) == mask.count(True) == mask.count(1.0) == 2
+
+
+def test_a_negative_number_of_tokens_is_refused() -> None:
+    column: Any
+    for column, extend in (
+        (Versions([3]), lambda c: c.extend_run(3, -1)),
+        (LossMask([1]), lambda c: c.extend(1, -1)),
+        (Logprobs([0.5]), lambda c: c.extend_none(-1)),
+    ):
+        with pytest.raises(ValueError, match="cannot append -1 tokens"):
+            extend(column)
+        assert len(column) == 1

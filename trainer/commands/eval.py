@@ -31,6 +31,7 @@ from trainer.commands.export import BEST, LAST, find_checkpoint
 from trainer.commands.train import EXIT_INTERRUPTED, hide_tokens
 from trainer.console.console import Console
 from trainer.publishing.server_process import ServerProcess, check_port
+from trainer.rollouts.error_log import ErrorLog
 from trainer.run.evaluation import Evaluation
 from trainer.run.preflight import RunInputs, prepare
 from trainer.run.rundir import RunDir
@@ -131,7 +132,8 @@ async def _evaluate(
 ) -> dict[str, Any]:
     async with _server(recipe, inputs, run_dir, console, subject) as url:
         most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
-        async with inputs.runner(url, max_in_flight=most) as runner:
+        errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
+        async with inputs.runner(url, max_in_flight=most, on_fault=errors) as runner:
             evaluation = Evaluation(recipe, runner, inputs.val, run_dir, console, total_steps=0, record=lambda _: None)
             return await evaluation.measure(subject.step, subject.version)
 

@@ -4,6 +4,7 @@ In: rows, an episode runner and the policy version. Out: `TrainSample`s with adv
 
     producer      admit groups as far ahead as `max_staleness` allows, run them, return them in
                   order
+    error_log     show exceptions of user code once, and write all of them to logs/errors.jsonl
     group_file    write finished groups into a checkpoint and read them back
     samples       omit failed episodes, shape rewards, make samples, set advantages
     preparation   get logprobs and values from the ranks; whiten over the batch

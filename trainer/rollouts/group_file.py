@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from agentloop.errors import RunDirError, TokenLawError
+from agentloop.exact_json import json_line, read_json
 from agentloop.types import Task, Trajectory
 from trainer.algorithms.dynamic_sampling import replacement
 from trainer.rollouts.producer import Group, PicksRows
@@ -37,7 +36,7 @@ def _line(group: Group) -> bytes:
         "episodes": [[trajectory.to_json() for trajectory in episode] for episode in group.episodes],
         "baseline": [trajectory.to_json() for trajectory in group.baseline],
     }
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
+    return json_line(body)
 
 
 def read_groups(checkpoint: Path, tasks: Sequence[Task], rows: PicksRows) -> list[Group]:
@@ -57,7 +56,7 @@ def read_groups(checkpoint: Path, tasks: Sequence[Task], rows: PicksRows) -> lis
     groups = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            data = orjson.loads(line)
+            data = read_json(line)
             index, replaced = int(data["index"]), int(data["replaced"])
             group = Group(
                 index,
@@ -69,7 +68,7 @@ def read_groups(checkpoint: Path, tasks: Sequence[Task], rows: PicksRows) -> lis
             )
             group.finished_s = group.started_s + float(data["seconds"])
             same = data["task_id"] == group.task.task_id
-        except (orjson.JSONDecodeError, TokenLawError, KeyError, TypeError) as exc:
+        except (ValueError, TokenLawError, KeyError, TypeError) as exc:
             raise RunDirError(
                 f"{path}, line {number}, is not a finished group: {exc!r}", "delete the file to sample its groups again"
             ) from exc

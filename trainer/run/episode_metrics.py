@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,6 +11,14 @@ from typing import Any
 
 from agentloop.types import EpisodeStatus, Trajectory
 from trainer.rollouts.producer import Group
+
+MOST_CAUSES = 24
+"""Distinct causes of failure that a message lists."""
+
+LONGEST_CAUSE = 600
+"""Characters of a cause in a message; the trace has all of it."""
+
+DIGITS = re.compile(r"\d+")
 
 
 def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
@@ -21,6 +31,7 @@ def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
     episodes = [episode for group in groups for episode in group.episodes if episode]
     last = [episode[-1] for episode in episodes]
     rewards = [t.reward for t in last if t.status is EpisodeStatus.OK and t.reward is not None]
+    equal, compared = equal_groups(groups)
     sampled = sum(t.sampled_tokens for t in trajectories)
     lengths = [t.response_length for t in trajectories]
     oldest = [v for t in trajectories if t.status is EpisodeStatus.OK and (v := t.min_version) is not None]
@@ -31,6 +42,8 @@ def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "reward/mean": statistics.fmean(rewards) if rewards else None,
         "reward/std": statistics.pstdev(rewards) if rewards else None,
+        "reward/zero_std_groups": equal,
+        "reward/zero_std_share": equal / compared if compared else None,
         "episode/count": len(last),
         "episode/turns_mean": _mean(sum(len(t.turns) for t in episode) for episode in episodes),
         "episode/user_turns_mean": per_episode("user_turns"),
@@ -53,17 +66,46 @@ def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
     return metrics
 
 
-def failure_causes(trajectories: Iterable[Trajectory], limit: int = 3) -> list[str]:
-    """Return the first distinct reasons why episodes failed or were rejected, at most `limit`."""
-    causes: list[str] = []
+def failure_causes(trajectories: Iterable[Trajectory], limit: int = MOST_CAUSES) -> list[str]:
+    """Return the distinct reasons why episodes failed or were rejected, each with its count.
+
+    Reasons that differ only in their digits are one: messages name rows and numbers.
+
+    Args:
+        limit: reasons that are listed, in the order in which they appear; the rest are counted in a
+            last line.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
     for trajectory in trajectories:
         if trajectory.status is not EpisodeStatus.OK:
-            cause = f"{trajectory.status.value} (row {trajectory.task_id}): {trajectory.error or 'no reason recorded'}"
-            if trajectory.error not in [c.split(": ", 1)[1] for c in causes]:
-                causes.append(cause)
-        if len(causes) == limit:
-            break
+            error = trajectory.error or "no reason recorded"
+            kind = f"{trajectory.status.value}: {DIGITS.sub('#', error)}"
+            counts[kind] += 1
+            text = error if len(error) <= LONGEST_CAUSE else error[:LONGEST_CAUSE] + " ..."
+            first.setdefault(kind, f"{trajectory.status.value} (row {trajectory.task_id}): {text}")
+
+    causes = [f"{counts[kind]}x {text}" for kind, text in itertools.islice(first.items(), limit)]
+    if len(first) > limit:
+        rest = sum(counts[kind] for kind in itertools.islice(first, limit, None))
+        causes.append(f"{rest}x other causes ({len(first) - limit} kinds)")
     return causes
+
+
+def failures_text(opening: str, failed: Sequence[Trajectory]) -> str:
+    """Return `opening` with the causes: in the same line if there is one, else a line each."""
+    causes = failure_causes(failed)
+    return f"{opening}: {causes[0]}" if len(causes) == 1 else "\n  - ".join([f"{opening}:", *causes])
+
+
+def equal_groups(groups: Sequence[Group]) -> tuple[int, int]:
+    """Return how many groups have equal rewards, and how many have two scored episodes or more."""
+    scored = [
+        [t.reward for episode in group.episodes if episode and (t := episode[-1]).status is EpisodeStatus.OK]
+        for group in groups
+    ]
+    compared = [rewards for rewards in scored if len(rewards) > 1]
+    return sum(len(set(rewards)) == 1 for rewards in compared), len(compared)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -18,7 +18,7 @@ from agentloop.errors import RunError
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.console.console import Console
 from trainer.rollouts.producer import RunsEpisodes
-from trainer.run.episode_metrics import failure_causes
+from trainer.run.episode_metrics import failure_causes, failures_text
 from trainer.run.eval_metrics import Outcome, eval_metrics
 from trainer.run.rundir import RunDir
 
@@ -229,9 +229,12 @@ class Evaluation:
         if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):
             causes = "\n  - ".join(failure_causes(unhealthy))
             raise RunError(
-                f"{metrics['eval/failed']} of {total} episodes of an evaluation failed. First causes:\n  - {causes}",
+                f"{metrics['eval/failed']} of {total} episodes of an evaluation failed. Causes:\n  - {causes}",
                 "fix the cause; run.max_failed_fraction sets the limit",
             )
+        if unhealthy:
+            failed = f"{metrics['eval/failed']} of {total} episodes of an evaluation failed"
+            self._console.warn(failures_text(failed, unhealthy))
 
         if logged:
             kept = [trajectory for number in sorted(logged) for trajectory in logged[number]]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from agentloop.chat.proof.proof import Proof, Verdict
-from agentloop.config import AlgorithmConfig, DataConfig, TrainerConfig
+from agentloop.config import AlgorithmConfig, DataConfig, Recipe, TrainerConfig
+from agentloop.config.algorithm import estimators_with
 from agentloop.data import ValidatedRows
+from trainer.rollouts.producer import Group
+from trainer.run.episode_metrics import equal_groups
 
 
 def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]:
@@ -64,6 +69,41 @@ def algorithm_warnings(algorithm: AlgorithmConfig) -> list[str]:
         warnings.append(
             "trainer.algorithm.shaping.turn_bonus without turn_bonus_cap: each turn makes a wrong answer cheaper, so a "
             "policy may learn to call tools without end. Set turn_bonus_cap (docs/algorithms.md)"
+        )
+    return warnings
+
+
+def ignores_step_rewards(recipe: Recipe) -> bool:
+    """Whether step rewards have no effect on training: only the reward's number is read."""
+    needs = recipe.trainer.algorithm.needs
+    return recipe.reward is not None and not (needs.step_rewards or needs.token_rewards)
+
+
+def step_reward_text(recipe: Recipe, names: Iterable[str]) -> str:
+    """Return the sentence on step rewards that have no effect."""
+    advantage = recipe.trainer.algorithm.advantage
+    others = f"{estimators_with('step_rewards')}, {estimators_with('token_rewards')}"
+    return (
+        f"step rewards ({', '.join(sorted(names))}) have no effect on training: with a `reward:`, "
+        f"trainer.algorithm.advantage={advantage} reads only its number, and they are kept in reward_parts. "
+        f"Use {others}, leave out `reward:`, or add them up in the reward function (trajectory.step_rewards)"
+    )
+
+
+def signal_warnings(recipe: Recipe, step: int, groups: Sequence[Group]) -> dict[str, str]:
+    """Return warnings about rewards that teach nothing in a step, by kind."""
+    warnings = {}
+    algorithm = recipe.trainer.algorithm
+    names = {reward.name for group in groups for t in group.trajectories for reward in t.step_rewards}
+    if names and ignores_step_rewards(recipe):
+        warnings["step rewards"] = step_reward_text(recipe, names)
+
+    equal, compared = equal_groups(groups)
+    if compared and equal == compared and algorithm.needs.group_baseline and not algorithm.shaping.chosen:
+        warnings["equal rewards"] = (
+            f"step {step} learns nothing: the rewards within each of its {compared} groups are equal, so every "
+            "advantage is 0. If reward/zero_std_share (metrics.jsonl) stays at 1, the task is too hard or too easy, or "
+            "the reward is wrong"
         )
     return warnings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentloop.agent.base import AgentLoop
 from agentloop.agent.loading import load_agent
-from agentloop.agent.runner import EpisodeRunner
+from agentloop.agent.runner import EpisodeRunner, OnFault
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import Proof, prove
@@ -57,12 +57,15 @@ class RunInputs:
     places: Mapping[str, int]
 
     @contextlib.asynccontextmanager
-    async def runner(self, url: str, *, max_in_flight: int) -> AsyncIterator[EpisodeRunner]:
+    async def runner(
+        self, url: str, *, max_in_flight: int, on_fault: OnFault = lambda _fault, _row, _episode: None
+    ) -> AsyncIterator[EpisodeRunner]:
         """Yield a runner of episodes on the server at `url`; close its client, the tools and the
         reward afterwards.
 
         Args:
             max_in_flight: requests that may be in flight at once.
+            on_fault: called with each exception of user code.
 
         Raises:
             ServerError: the server does not report its context length.
@@ -90,6 +93,7 @@ class RunInputs:
                 interactions=self.interactions,
                 reward=self.reward,
                 context_length=context_length,
+                on_fault=on_fault,
             )
         finally:
             self.toolset.close()

@@ -25,6 +25,7 @@ from trainer.publishing.server_link import ServerLink
 from trainer.publishing.server_process import ServerProcess
 from trainer.publishing.transports import make_publisher, write_version
 from trainer.publishing.weights_folder import WeightsFolder
+from trainer.rollouts.error_log import ErrorLog
 from trainer.run.evaluation import max_in_flight
 from trainer.run.preflight import RunInputs
 from trainer.run.rundir import CheckpointState, RunDir
@@ -129,7 +130,8 @@ async def start_processes(
         if server is None:
             await publisher.publish(version)
 
-        async with inputs.runner(url, max_in_flight=max_in_flight(recipe)) as runner:
+        errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
+        async with inputs.runner(url, max_in_flight=max_in_flight(recipe), on_fault=errors) as runner:
             yield Processes(workers, server, publisher, runner)
 
 

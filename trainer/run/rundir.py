@@ -13,6 +13,7 @@ import orjson
 
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
+from agentloop.exact_json import json_line
 from agentloop.files import write_atomic
 from agentloop.types import Trajectory
 
@@ -196,10 +197,7 @@ class RunDir:
 
     def write_trace(self, step: int, split: str, trajectories: Iterable[Trajectory]) -> None:
         """Write `traces/step_N/<split>.jsonl` atomically, one trajectory a line."""
-        lines = b"".join(
-            orjson.dumps(trajectory.to_json(), option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
-            for trajectory in trajectories
-        )
+        lines = b"".join(json_line(trajectory.to_json()) for trajectory in trajectories)
         write_atomic(self.traces / f"step_{step}" / f"{split}.jsonl", lines, durable=False)
 
 

@@ -22,8 +22,8 @@ from trainer.publishing.base import Publisher
 from trainer.rollouts.preparation import BatchPreparation
 from trainer.rollouts.producer import Group, Producer
 from trainer.rollouts.samples import TrainGroup
-from trainer.run.episode_metrics import episode_metrics, failure_causes
-from trainer.run.notices import mismatch_warning
+from trainer.run.episode_metrics import episode_metrics, failure_causes, failures_text
+from trainer.run.notices import mismatch_warning, signal_warnings
 from trainer.run.rundir import CheckpointState
 from trainer.run.step_sums import CriticSums, StepSums
 from trainer.types import add_sums
@@ -146,6 +146,7 @@ class StepTrainer:
         self._workers = workers
         self._publisher = publisher
         self._warn = warn
+        self._said: set[str] = set()
 
     async def run(self, step: int, producer: Producer) -> TrainedStep:
         """Train on the groups of one step, publish the new version, admit the groups it allows.
@@ -173,6 +174,10 @@ class StepTrainer:
         numbers = update.numbers()
         if warning := mismatch_warning(self._recipe.trainer, numbers["mismatch/logprob_abs_mean"]):
             self._warn(warning)
+        for kind, text in signal_warnings(self._recipe, step, update.groups).items():
+            if kind not in self._said:  # the same holds for most later steps
+                self._said.add(kind)
+                self._warn(text)
         return TrainedStep(step, policy.version, update.groups, update.clock, numbers)
 
 
@@ -276,18 +281,18 @@ def check_failures(groups: list[Group], max_fraction: float, warn: Callable[[str
     """Warn of failed episodes.
 
     Raises:
-        RunError: more than `max_fraction` of the episodes failed; the message has the first causes.
+        RunError: more than `max_fraction` of the episodes failed; the message has the causes.
     """
     last = [episode[-1] for group in groups for episode in (*group.episodes, group.baseline) if episode]
     failed = [trajectory for trajectory in last if trajectory.status is not EpisodeStatus.OK]
     if len(failed) > max_fraction * len(last):
         raise RunError(
-            f"{len(failed)} of {len(last)} episodes of this step failed. First causes:\n  - "
+            f"{len(failed)} of {len(last)} episodes of this step failed. Causes:\n  - "
             + "\n  - ".join(failure_causes(failed)),
             "fix the cause, then continue with --resume; run.max_failed_fraction sets the limit",
         )
     if failed:
-        warn(f"{len(failed)} of {len(last)} episodes failed: " + "; ".join(failure_causes(failed, 1)))
+        warn(failures_text(f"{len(failed)} of {len(last)} episodes failed", failed))
 
 
 async def _replay(chunks: list[list[TrainGroup]]) -> AsyncIterator[list[TrainGroup]]:

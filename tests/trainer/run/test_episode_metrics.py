@@ -6,7 +6,7 @@ import pytest
 
 from agentloop.types import EpisodeStatus, StopReason
 from tests.trainer.episodes import group, trajectory
-from trainer.run.episode_metrics import episode_metrics, failure_causes
+from trainer.run.episode_metrics import episode_metrics, failure_causes, failures_text
 
 
 def test_the_numbers_of_a_step() -> None:
@@ -49,10 +49,32 @@ def test_an_empty_step_has_no_mean() -> None:
     assert metrics["reward/mean"] is None
 
 
-def test_causes_are_listed_once_each() -> None:
+def test_causes_are_listed_once_each_with_their_counts() -> None:
     failed = trajectory(None, EpisodeStatus.FAILED)
     rejected = trajectory(None, EpisodeStatus.REJECTED)
     assert failure_causes([failed, failed, trajectory(1.0), rejected]) == [
-        "failed (row 7): failed on purpose",
-        "rejected (row 7): rejected on purpose",
+        "2x failed (row 7): failed on purpose",
+        "1x rejected (row 7): rejected on purpose",
     ]
+
+
+def test_causes_that_differ_in_numbers_are_one_and_a_long_list_is_cut() -> None:
+    failed = [trajectory(None, EpisodeStatus.FAILED) for _ in range(30)]
+    for number, t in enumerate(failed):
+        t.error = f"row {number} is wrong" if number < 10 else f"cause {chr(87 + number)}"
+    causes = failure_causes(failed, limit=3)
+    assert causes[0] == "10x failed (row 7): row 0 is wrong" and len(causes) == 4
+    assert causes[-1] == "18x other causes (18 kinds)"
+    assert failures_text("2 of 4 failed", failed[:2]) == "2 of 4 failed: 2x failed (row 7): row 0 is wrong"
+    assert failures_text("2 of 4 failed", failed[9:11]).count("\n  - 1x failed") == 2
+
+
+def test_groups_with_equal_rewards_are_counted() -> None:
+    groups = [
+        group([trajectory(1.0)], [trajectory(1.0)]),
+        group([trajectory(1.0)], [trajectory(0.0)]),
+        group([trajectory(1.0)], [trajectory(None, EpisodeStatus.FAILED)]),  # nothing to compare with
+    ]
+    metrics = episode_metrics(groups, version=2)
+    assert metrics["reward/zero_std_groups"] == 1 and metrics["reward/zero_std_share"] == 0.5
+    assert episode_metrics(groups[2:], version=2)["reward/zero_std_share"] is None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentloop.config import AlgorithmConfig
-from trainer.run.notices import algorithm_notices, algorithm_warnings
+from agentloop.config import AlgorithmConfig, Recipe
+from agentloop.types import StepReward
+from tests.trainer.episodes import group, trajectory
+from trainer.run.notices import algorithm_notices, algorithm_warnings, signal_warnings
 
 
 def test_waiting_for_the_whole_batch_and_unwise_choices_are_reported() -> None:
@@ -21,3 +23,32 @@ def test_waiting_for_the_whole_batch_and_unwise_choices_are_reported() -> None:
     assert said(correction={"decoupled": True}) == ""
     assert "expected gradient of 0" in said(kl_coef=0.1, kl_estimator="k1")
     assert "without end" in said(shaping={"wrong_reward": -1, "turn_bonus": 0.1, "turn_bonus_cap": None})
+
+
+def test_rewards_that_teach_nothing_are_reported() -> None:
+    def said(groups: list[Any], reward: str | None = "gsm8k", **algorithm: Any) -> list[str]:
+        recipe = Recipe.model_validate(
+            {
+                "run": {"steps": 1},
+                "model": {"path": "m"},
+                "data": {"train": "x"},
+                "reward": reward,
+                "trainer": {"algorithm": algorithm},
+            }
+        )
+        return sorted(signal_warnings(recipe, 3, groups))
+
+    def rewarded(*rewards: float, step: bool = False) -> Any:
+        episodes = [[trajectory(reward)] for reward in rewards]
+        if step:
+            episodes[0][0].step_rewards = [StepReward("closer", 0.1, 2, 3)]
+        return group(*episodes)
+
+    assert said([rewarded(1, 0)]) == []
+    assert said([rewarded(1, 1), rewarded(0, 0)]) == ["equal rewards"]
+    assert said([rewarded(1, 1), rewarded(1, 0)]) == []
+    assert said([rewarded(1, 1)], shaping={"wrong_reward": -1}) == []
+    assert said([rewarded(1, 1)], advantage="reinforce_pp") == []
+    assert said([rewarded(1, 0, step=True)]) == ["step rewards"]
+    assert said([rewarded(1, 0, step=True)], reward=None) == []
+    assert said([rewarded(1, 0, step=True)], advantage="grpo_process") == []
