@@ -14,28 +14,52 @@ from typing import Any, NoReturn
 DEEPEST = 64
 """Maximum levels of nesting."""
 
+CUT_JSON = "cut off before the JSON ends"
+LEADING_ZERO = 'a number must not begin with 0: write 7, or "07" for text'
+
 _SPACE = re.compile(r"\s*")
 
 
 class CallError(ValueError):
-    """A call cannot be read. The text is shown to the model."""
+    """A call cannot be read. The text is shown to the model.
+
+    Attributes:
+        is_syntax: the text is not a value of the language at all, rather than a value that is
+            refused.
+        is_cut: the text ends within the value.
+        in_string: the text ends within a string of the value, so all of it belongs to the string.
+    """
+
+    def __init__(self, reason: str, *, is_syntax: bool = False, is_cut: bool = False, in_string: bool = False) -> None:
+        super().__init__(reason)
+        self.is_syntax = is_syntax
+        self.is_cut = is_cut
+        self.in_string = in_string
 
 
-def read_json(text: str, start: int) -> tuple[Any, int]:
+def read_json(text: str, start: int, *, raw_newlines: bool = False) -> tuple[Any, int]:
     """Read the JSON value that begins at `text[start]`, after white space; return it and its end.
+
+    Args:
+        text, start: what to read, and from where.
+        raw_newlines: strings may contain line breaks and tabs that are not escaped.
 
     Raises:
         CallError: it is not JSON, it contains a number that is infinite or an integer of more than
-            64 bits, a string with half of a surrogate pair, or it is nested too deeply.
+            64 bits, a key twice, a string with half of a surrogate pair, or it is nested too
+            deeply.
     """
     space = _SPACE.match(text, start)
     assert space is not None  # it also matches the empty string
+    begin = space.end()
     try:
-        value, end = _DECODER.raw_decode(text, space.end())
+        value, end = (_TOLERANT if raw_newlines else _STRICT).raw_decode(text, begin)
     except json.JSONDecodeError as exc:
-        raise CallError(f"not valid JSON ({exc.msg})") from exc
+        raise _not_json(exc, text) from exc
     except RecursionError as exc:
         raise CallError(f"nested in more than {DEEPEST} levels") from exc
+    if text[begin:end] in ("0", "-0") and text[end : end + 1].isdecimal():
+        raise CallError(LEADING_ZERO)
 
     # The checks below walk the value only if its text can contain what they look for.
     body = text[space.end() : end]
@@ -64,7 +88,34 @@ def _constant(name: str) -> NoReturn:
     raise CallError(f"not valid JSON ({name} is not a number)")
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_constant)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise CallError(f"{key[:40]!r} is given twice")
+        made[key] = value
+    return made
+
+
+_HOOKS: dict[str, Any] = {
+    "parse_int": _integer,
+    "parse_float": _float,
+    "parse_constant": _constant,
+    "object_pairs_hook": _object,
+}
+_STRICT = json.JSONDecoder(**_HOOKS)
+_TOLERANT = json.JSONDecoder(**_HOOKS, strict=False)
+
+
+def _not_json(fault: json.JSONDecodeError, text: str) -> CallError:
+    """Return the error for the model: a text that ends within the value was cut off."""
+    if text[fault.pos - 1 : fault.pos] == "0" and text[fault.pos : fault.pos + 1].isdecimal():
+        return CallError(LEADING_ZERO)
+    in_string = fault.msg.startswith("Unterminated string")
+    rest = text[fault.pos : fault.pos + 8].rstrip()
+    if in_string or any(word.startswith(rest) for word in ("true", "false", "null")):
+        return CallError(CUT_JSON, is_cut=True, in_string=in_string)
+    return CallError(f"not valid JSON ({fault.msg})", is_syntax=True)
 
 
 def _depth(value: Any) -> int:

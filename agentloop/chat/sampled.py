@@ -30,7 +30,7 @@ class SampledText:
         known: the spellings of all added tokens of the tokenizer, sampled here or not.
     """
 
-    __slots__ = ("_controls", "_found", "_known", "_places", "text")
+    __slots__ = ("_controls", "_found", "_known", "_order", "_places", "_stretch", "text")
 
     def __init__(self, text: str, controls: Mapping[int, str] | None = None, known: Collection[str] = ()) -> None:
         self.text = text
@@ -38,6 +38,8 @@ class SampledText:
         self._known = known if isinstance(known, frozenset) else frozenset(known)
         self._found: dict[str, tuple[int, int]] = {}
         self._places: dict[str, list[int]] = {}
+        self._stretch: tuple[str, int] | None = None
+        self._order = sorted(self._controls)
         for position, spelling in sorted(self._controls.items()):
             self._places.setdefault(spelling, []).append(position)
 
@@ -79,6 +81,28 @@ class SampledText:
     def at(self, tag: str, position: int) -> bool:
         """Whether `tag` is at `position`."""
         return self.find(tag, position, position + len(tag)) == position
+
+    def next_control(self, start: int) -> tuple[int, str]:
+        """Return the position of the first control token from `start` on and its spelling; the
+        length and an empty string if none follows.
+        """
+        index = bisect_left(self._order, start)
+        if index == len(self._order):
+            return len(self.text), ""
+        return self._order[index], self._controls[self._order[index]]
+
+    def stretch(self, position: int) -> tuple[str, int]:
+        """Return text without control tokens that contains `position`, up to the next one, and
+        where it begins in the turn.
+
+        A value is read from it: no value crosses a control token.
+        """
+        if self._stretch is not None:
+            text, start = self._stretch
+            if start <= position <= start + len(text):
+                return self._stretch
+        self._stretch = self.text[position : self.next_control(position)[0]], position
+        return self._stretch
 
     def skip_space(self, position: int) -> int:
         """Return the first position from `position` on that is not white space, or the length."""

@@ -5,14 +5,18 @@ with the reason, which the model is shown. docs/tool_formats.md lists the format
 
     lookup        the format of a model: by name, by entry point, or by what its template renders
     base          `ToolFormat` and base classes: reasoning, tags around a call, calls as JSON
-    hermes, qwen3_coder, glm45, llama3_json, mistral, harmony, deepseek_v3, lfm2, cohere
-                  one format each
+    values        values as models write them: the one place that decides on leniency
+    literals      Python's literals and calls
     typed         arguments written as bare text between tags: their type and their end
-    pythonic      calls in Python syntax, `f(a="x", n=1)`
+    json_calls/   a call as one JSON object: hermes, llama3_json, mistral, cohere
+    named_calls/  the name, then the arguments as JSON: deepseek_v3
+    tagged_calls/ arguments as bare text between tags: qwen3_coder, glm45
+    python_calls/ calls in Python syntax, `f(a="x", n=1)`: lfm2
+    framed_calls/ framed messages, of which some are calls: harmony
 """
 
 from agentloop.chat.formats.base import BaseFormat, TaggedFormat, ToolFormat
-from agentloop.chat.formats.hermes import HermesFormat
+from agentloop.chat.formats.json_calls.hermes import HermesFormat
 from agentloop.chat.formats.lookup import FORMATS, find_format, known_formats, load_format
 
 __all__ = [

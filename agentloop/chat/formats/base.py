@@ -1,14 +1,19 @@
-"""`ToolFormat` and what formats share: reasoning, tags around a call, calls written as JSON."""
+"""`ToolFormat` and what formats share: reasoning, tags around a call, calls written as JSON.
+
+A format declares its grammar as class attributes: `tags` lists every tag, so that no value contains
+one and tests know which tags are control tokens. A format only reads, and reads whole turns: how
+calls and results are written is the template's matter, and nothing is parsed while it is sampled.
+"""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from agentloop.chat.call_json import CallError, read_json
-from agentloop.chat.sampled import SampledText, skip_space
+from agentloop.chat.call_json import CallError
+from agentloop.chat.formats.values import read_value
+from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
 Tools = list[dict[str, Any]]
@@ -40,10 +45,17 @@ class BaseFormat(ABC):
         name: its name in `model.tool_format`.
         reasoning_tags: the tags around the reasoning at the beginning of a turn; None: the format
             has none.
+        inner: the tags of the grammar within a call.
     """
 
     name: str
     reasoning_tags: tuple[str, str] | None = ("<think>", "</think>")
+    inner: tuple[str, ...] = ()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Every tag of the grammar, without those of the reasoning."""
+        return self.inner
 
     def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
         """Read one turn; an unreadable call is returned as malformed, with the reason."""
@@ -80,7 +92,7 @@ class TaggedFormat(BaseFormat):
 
     Attributes:
         opening: the tag before a call, or before a list of calls.
-        closing: the tag after it.
+        closing: the tag after it; empty: the end of the call's body ends it.
         dropped: tags that are removed from the text around the calls.
     """
 
@@ -88,12 +100,20 @@ class TaggedFormat(BaseFormat):
     closing: str
     dropped: tuple[str, ...] = ()
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.opening, self.closing, *self.inner, *self.dropped)))
+
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
         kept: list[str] = []
         position = 0
         while (start := turn.find(self.opening, position)) >= 0:
             kept.append(self._around(turn, position, start))
-            position = self.read_call(turn, start + len(self.opening), parsed, tools)
+            # A tag that is repeated before the call announces it once.
+            while turn.at(self.opening, start):
+                body = start + len(self.opening)
+                start = turn.skip_space(body)
+            position = self.read_call(turn, body, parsed, tools)
         kept.append(self._around(turn, position, len(turn)))
         return "".join(kept)
 
@@ -113,40 +133,48 @@ class TaggedFormat(BaseFormat):
         return "".join([*kept, turn.text[start:end]])
 
     def end_call(self, turn: SampledText, end: int) -> int:
-        """Return the position after the closing tag that follows a body ending at `end`.
+        """Return the position after the closing tag that follows a complete body ending at `end`.
+
+        The tag may be missing where the next call begins and where the turn ends: nothing else can
+        follow the body, so the reading is unique.
 
         Raises:
             CallError: something else follows the body.
         """
         place = turn.skip_space(end)
-        if turn.at(self.closing, place):
+        if self.closing and turn.at(self.closing, place):
             return place + len(self.closing)
-        if turn.find(self.closing, end) < 0 or turn.at(self.opening, place):
-            raise CallError(f"cut off before {self.closing}")
+        if not self.closing or place == len(turn):
+            return end
+        if any(turn.at(tag, place) for tag in (self.opening, *self.dropped)):
+            return place
         raise CallError(f"text after the call: {self.closing} must follow it")
 
-    def refuse(self, turn: SampledText, start: int, end: int, reason: str, parsed: ParsedTurn) -> int:
+    def refuse(self, turn: SampledText, start: int, end: int, reason: str | CallError, parsed: ParsedTurn) -> int:
         """Record a malformed call; return the position after it.
 
-        The call extends to the next closing tag.
+        The call extends to the next closing tag, or to where the next call begins.
 
         Args:
+            turn: the sampled turn.
             start: where the body of the call begins.
             end: where it stops being readable.
             reason: shown to the model.
+            parsed: receives the malformed call.
         """
-        close = turn.find(self.closing, end)
-        again = turn.skip_space(end)
-        if turn.at(self.opening, again):
-            # The closing tag is missing; the next call may be valid.
-            stop, on = end, again
-        elif close < 0:
-            stop, on = len(turn), len(turn)
-            reason = f"cut off before {self.closing}"
+        if isinstance(reason, CallError) and reason.in_string:
+            # All text up to the next control token belongs to a string: it contains no tag.
+            end = max(end, turn.next_control(end)[0])
+        found = turn.find_first(tuple(filter(None, (self.closing, self.opening))), end)
+        text = str(reason)
+        if found is None:
+            stop = on = len(turn)
+            if text.startswith("cut off") and self.closing:
+                text = f"cut off before {self.closing}"
         else:
-            stop, on = close, close + len(self.closing)
-
-        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), reason))
+            stop, tag = found
+            on = stop + len(tag) * (tag == self.closing)
+        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), text))
         return on
 
 
@@ -169,70 +197,82 @@ def json_call(
     if not isinstance(value.get(name), str):
         raise CallError(f'the call has no string "{name}"')
 
-    given = None
-    for key in arguments:
-        if key in value:
-            given = value[key]
-            break
-    if not isinstance(given, dict):
-        raise CallError(f'the call has no object "{arguments[0]}"')
-
+    given = next((value[key] for key in arguments if key in value), None)
     written = value.get(call_id) if call_id else None
-    return ToolCall(value[name], given, written if isinstance(written, str) else "")
+    return ToolCall(value[name], as_arguments(given, arguments[0]), written if isinstance(written, str) else "")
 
 
-def read_object(text: str, start: int) -> tuple[dict[str, Any], int]:
-    """Read the JSON object that begins at `text[start]`; return it and the position after it.
+def as_arguments(given: Any, called: str = "arguments") -> dict[str, Any]:
+    """Return the arguments of a call: none if it has none, and those in JSON text as an object.
+
+    Args:
+        given: what the model wrote; None if it wrote nothing.
+        called: the name of the arguments in the call, for the error message.
+
+    Raises:
+        CallError: they are not an object.
+    """
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return {}
+    if isinstance(given, str):
+        try:
+            value, end = read_value(given, 0)
+        except CallError as exc:
+            raise CallError(f'the call has no object "{called}", but text: {exc}') from exc
+        given = value if not given[end:].strip() else None
+    if not isinstance(given, dict):
+        raise CallError(f'the call has no object "{called}"')
+    return given
+
+
+def read_object(turn: SampledText | str, start: int) -> tuple[dict[str, Any], int]:
+    """Read the arguments that begin at `start` as a JSON object, or as one in JSON text; return
+    them and the position after them.
 
     Raises:
         CallError: there is no valid JSON object.
     """
-    value, end = read_json(text, start)
-    if not isinstance(value, dict):
+    value, end = read_value(turn, start)
+    if not isinstance(value, (dict, str)):
         raise CallError("the arguments are not a JSON object")
-    return value, end
+    return as_arguments(value), end
 
 
-def read_calls(text: str, start: int, parsed: ParsedTurn, call_of: Callable[[Any], ToolCall]) -> tuple[int, str | None]:
+def read_calls(
+    turn: SampledText, start: int, parsed: ParsedTurn, call_of: Callable[[Any], ToolCall]
+) -> tuple[int, CallError | None]:
     """Read a JSON array of calls one by one; a malformed or cut one does not lose the others.
 
     Args:
-        text: the turn.
+        turn: the sampled turn.
         start: where the array begins.
         parsed: receives the calls.
         call_of: makes a call of a value; if it raises CallError, the call is malformed.
 
     Returns:
-        The position after the array and None; or the position of a fault and the reason.
+        The position after the array and None; or the position of a fault and the error.
     """
-    position = skip_space(text, start)
+    text = turn.text
+    position = turn.skip_space(start)
     if not text.startswith("[", position):
-        return position, "the calls are not a JSON array"
+        return position, CallError("the calls are not a JSON array")
 
-    position = skip_space(text, position + 1)
+    position = turn.skip_space(position + 1)
     while not text.startswith("]", position):
         try:
-            value, end = read_json(text, position)
+            value, end = read_value(turn, position)
         except CallError as exc:
-            return position, why(exc, text)
+            return position, exc
         try:
             parsed.tool_calls.append(call_of(value))
         except CallError as exc:
             parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
 
-        position = skip_space(text, end)
+        position = turn.skip_space(end)
         if text.startswith(",", position):
-            position = skip_space(text, position + 1)
+            position = turn.skip_space(position + 1)
         elif not text.startswith("]", position):
             cut = position == len(text)
-            return position, f"{'cut off: ' * cut}calls are separated by commas, and ] ends their array"
+            reason = f"{'cut off: ' * cut}calls are separated by commas, and ] ends their array"
+            return position, CallError(reason, is_cut=cut)
     return position + 1, None
-
-
-def why(fault: CallError, text: str) -> str:
-    """Return the reason for the model; a turn that ends within the JSON was cut off."""
-    cause = fault.__cause__
-    if isinstance(cause, json.JSONDecodeError):
-        at_end = cause.pos >= len(text.rstrip()) or cause.msg.startswith("Unterminated string")
-        return "cut off before the JSON ends" if at_end else str(fault)
-    return str(fault)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentloop.chat.formats.base import ToolFormat, Tools
-from agentloop.chat.formats.cohere import CohereFormat
-from agentloop.chat.formats.deepseek_v3 import DeepSeekV3Format
-from agentloop.chat.formats.glm45 import Glm45Format
-from agentloop.chat.formats.harmony import HarmonyFormat
-from agentloop.chat.formats.hermes import HermesFormat
-from agentloop.chat.formats.lfm2 import Lfm2Format
-from agentloop.chat.formats.llama3_json import Llama3JsonFormat
-from agentloop.chat.formats.mistral import MistralFormat
-from agentloop.chat.formats.qwen3_coder import Qwen3CoderFormat
+from agentloop.chat.formats.framed_calls.harmony import HarmonyFormat
+from agentloop.chat.formats.json_calls.cohere import CohereFormat
+from agentloop.chat.formats.json_calls.hermes import HermesFormat
+from agentloop.chat.formats.json_calls.llama3_json import Llama3JsonFormat
+from agentloop.chat.formats.json_calls.mistral import MistralFormat
+from agentloop.chat.formats.named_calls.deepseek_v3 import DeepSeekV3Format
+from agentloop.chat.formats.python_calls.lfm2 import Lfm2Format
+from agentloop.chat.formats.tagged_calls.glm45 import Glm45Format
+from agentloop.chat.formats.tagged_calls.qwen3_coder import Qwen3CoderFormat
 from agentloop.chat.sampled import SampledText
 from agentloop.errors import ModelError
 from agentloop.registry import load, registered

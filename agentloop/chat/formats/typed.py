@@ -7,10 +7,8 @@ from typing import Any
 
 from agentloop.chat.call_json import CallError, read_json
 from agentloop.chat.formats.base import Tools
+from agentloop.chat.formats.values import read_value
 from agentloop.chat.sampled import SampledText
-
-MOST_CLOSINGS = 64
-"""Maximum closing tags tried for one value, which may contain some: bounds the parsing time."""
 
 _KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 _PYTHON = {"True": True, "False": False, "None": None}
@@ -51,46 +49,59 @@ def types_of(schema: Any) -> frozenset[str] | None:
 
 
 def read_typed(
-    turn: SampledText, start: int, closing: str, followers: Sequence[str], schema: Any, *, own_lines: bool
+    turn: SampledText,
+    start: int,
+    closing: str,
+    followers: Sequence[str],
+    schema: Any,
+    *,
+    tags: Sequence[str],
+    own_lines: bool,
 ) -> tuple[Any, int]:
     """Read the value that begins at `start`; return it and the position after its closing tag.
 
-    A string is the text itself; any other value is JSON, or Python's True, False or None. If the
-    schema gives no type, JSON other than a string is read as JSON, and anything else is text.
+    A string is the text itself; any other value is JSON or a Python literal. If the schema gives no
+    type, JSON other than a string is read as JSON, and anything else is text.
+
+    Text ends at the first tag of the grammar. If that is one of the followers, the closing tag was
+    forgotten, and the value ends where the follower begins.
 
     Args:
         turn: the sampled turn.
         start: where the value begins.
         closing: the tag after the value.
-        followers: the tags that may follow the closing tag, after white space. A closing tag that
-            none of them follows belongs to the value.
+        followers: the tags that may follow the closing tag, after white space: that of the next
+            argument, and the one that ends the arguments.
         schema: the JSON schema of the argument, or None.
+        tags: every tag of the grammar.
         own_lines: the value is on its own lines; the newlines around it are not part of it.
 
     Raises:
-        CallError: the value does not end, or does not have the type that the schema gives.
+        CallError: the value does not end, contains another tag or a control token, or does not have
+            the type that the schema gives.
     """
     types = types_of(schema)
     fault = ""
     if types is None or types - {"string"}:
         try:
-            # The JSON determines where it ends: a string in it may contain the closing tag.
-            value, end = read_json(turn.text, start)
+            # The JSON determines where it ends: a string in it may spell the closing tag.
+            value, end = _json(turn, start, strict=types is None or "string" in types)
             place = turn.skip_space(end)
-            if turn.at(closing, place) and _is_meant(value, types):
-                return value, place + len(closing)
+            if _is_meant(value, types):
+                if turn.at(closing, place):
+                    return value, place + len(closing)
+                if any(turn.at(tag, place) for tag in followers):
+                    return value, place
             fault = "text after the JSON value"
         except CallError as exc:
             fault = str(exc)
 
-    end = _end(turn, start, closing, followers)
-    if end < 0:
-        raise CallError(f"cut off before {closing}")
-
+    end, on = _end(turn, start, closing, followers, tags)
     text = turn.text[start:end]
-    on = end + len(closing)
     if own_lines:
-        text = text.removeprefix("\n").removesuffix("\n")
+        text = text.removeprefix("\n")
+    if own_lines or on == end:
+        text = text.removesuffix("\n")  # the newline before the next tag is not part of the value
 
     word = text.strip()
     if types and word in _PYTHON and _kind(_PYTHON[word]) in types:
@@ -100,25 +111,38 @@ def read_typed(
     raise CallError(f"it must be of type {' or '.join(sorted(types))}, written as JSON: {fault}")
 
 
+def _json(turn: SampledText, start: int, *, strict: bool) -> tuple[Any, int]:
+    """Read the value at `start`; strictly if it may be text as well."""
+    if not strict:
+        return read_value(turn, start)
+    text, offset = turn.stretch(start)
+    value, end = read_json(text, start - offset)
+    return value, end + offset
+
+
+def _end(turn: SampledText, start: int, closing: str, followers: Sequence[str], tags: Sequence[str]) -> tuple[int, int]:
+    """Return the end of the text at `start`, and the position after its closing tag: the same if
+    the tag was forgotten.
+    """
+    control, spelling = turn.next_control(start)
+    end, tag = turn.find_first({closing, *tags}, start) or (len(turn), "")
+    if control < end:
+        raise CallError(f"cut off before {closing}: {spelling} must not stand within a value")
+    if not tag:
+        raise CallError(f"cut off before {closing}")
+    if tag == closing:
+        return end, end + len(closing)
+    if tag in followers:
+        return end, end
+    raise CallError(f"cut off before {closing}: {tag} must not stand within a value")
+
+
 def _is_meant(value: Any, types: frozenset[str] | None) -> bool:
     """Whether a value that parses as JSON is meant as JSON, not as text that looks like it."""
     kind = _kind(value)
     if types is None:
         return kind != "string"
     return "string" not in types or (kind != "string" and (kind in types or (kind == "integer" and "number" in types)))
-
-
-def _end(turn: SampledText, start: int, closing: str, followers: Sequence[str]) -> int:
-    """Return the position of the first closing tag that is followed by one of the followers."""
-    first = place = turn.find(closing, start)
-    for _ in range(MOST_CLOSINGS):
-        if place < 0:
-            break
-        after = turn.skip_space(place + len(closing))
-        if any(turn.at(follower, after) for follower in followers):
-            return place
-        place = turn.find(closing, place + len(closing))
-    return first
 
 
 def _kind(value: Any) -> str:

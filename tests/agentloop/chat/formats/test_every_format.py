@@ -225,7 +225,7 @@ def is_ambiguous(calls: Calls) -> bool:
     number.
     """
     return any(
-        re.search(r"</parameter>\s*<(parameter=|/function>)", raw(value))
+        re.search(r"</?(parameter|function)[=>]", raw(value))
         or (isinstance(value, str) and len({str(type(a.get(key))) for n, a in calls if n == name and key in a}) > 1)
         for name, arguments in calls
         for key, value in arguments.items()

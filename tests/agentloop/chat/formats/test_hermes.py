@@ -62,9 +62,8 @@ def test_a_string_may_hold_the_closing_tag() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("<tool_call>\n{'name': 'x'}\n</tool_call>", "not valid JSON"),
         ('<tool_call>\n{"name": "x", "argum', "cut off"),
-        ('<tool_call>\n{"name": "x", "arguments": {}}', "cut off"),
+        ('<tool_call>\n{"name": "x", "arguments": {}', "cut off"),
         ('<tool_call>\n{"name": "x", "arguments": {}} and more\n</tool_call>', "text after"),
         ("<tool_call>\n[1]\n</tool_call>", "not a JSON object"),
         ('<tool_call>\n{"name": 3, "arguments": {}}\n</tool_call>', '"name"'),
@@ -93,11 +92,11 @@ def test_good_calls_around_a_malformed_one_are_kept() -> None:
     assert len(parsed.malformed_calls) == 1
 
 
-def test_a_forgotten_closing_tag_costs_that_call_alone() -> None:
+def test_a_forgotten_closing_tag_is_read_where_the_next_call_begins() -> None:
     first = written("a", {}).removesuffix("</tool_call>")
     parsed = read(first + written("b", {}) + "after")
-    assert [call.name for call in parsed.tool_calls] == ["b"]
-    assert ["cut off" in call.reason for call in parsed.malformed_calls] == [True]
+    assert [call.name for call in parsed.tool_calls] == ["a", "b"]
+    assert not parsed.malformed_calls
     assert parsed.text == "after"
 
 

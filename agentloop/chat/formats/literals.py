@@ -1,4 +1,4 @@
-"""Read calls in Python syntax, `f(a="x", n=1)`, without evaluating anything.
+"""Read Python literals and calls, `f(a="x", n=1)`, without evaluating anything.
 
 Python's parser is not used: it refuses names such as `get-weather` and arguments such as `from`,
 cannot find the end of a call within a text, warns about the backslashes of regular expressions, and
@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from agentloop.chat.call_json import DEEPEST, CallError, read_json
+from agentloop.chat.call_json import DEEPEST, LEADING_ZERO, CallError, read_json
 from agentloop.chat.sampled import skip_space
 from agentloop.types import ToolCall
 
 _NAME = re.compile(r"[^\s()\[\]{}=,:;'\"<>|`]+")
 _STRING = re.compile(
     r"""(?P<raw>[rR]?)(?:'''(?P<a>(?:[^\\]|\\.)*?)'''|\"\"\"(?P<b>(?:[^\\]|\\.)*?)\"\"\"|"""
-    r"""'(?P<c>(?:[^'\\\n]|\\.)*)'|"(?P<d>(?:[^"\\\n]|\\.)*)")""",
+    r"""'(?P<c>(?:[^'\\]|\\.)*)'|"(?P<d>(?:[^"\\]|\\.)*)")""",
     re.DOTALL,
 )
 _NUMBER = re.compile(r"([+-]?)(\d*)(\.\d*)?([eE][+-]?\d+)?(?![\w.])")
@@ -36,6 +36,15 @@ _ESCAPES = {
     "t": "\t",
     "v": "\v",
 }
+
+
+def read_literal(text: str, start: int) -> tuple[Any, int]:
+    """Read the literal that begins at `text[start]`, after white space; return it and its end.
+
+    Raises:
+        CallError: there is no string, number, True, False, None, list or dict of these.
+    """
+    return _read(text, skip_space(text, start), DEEPEST)
 
 
 def read_python_call(text: str, start: int) -> tuple[ToolCall, int]:
@@ -97,6 +106,8 @@ def _read(text: str, start: int, levels: int) -> tuple[Any, int]:
         return _WORDS[word[0]], word.end()
 
     number = _NUMBER.match(text, start)
+    if number and len(number[2]) > 1 and number[2][0] == "0":
+        raise CallError(LEADING_ZERO)
     if number and (number[2] or (number[3] or "") > "."):
         sign, whole, fraction, exponent = (part or "" for part in number.groups())
         fraction = f"{fraction}0" if fraction == "." else fraction
@@ -105,6 +116,8 @@ def _read(text: str, start: int, levels: int) -> tuple[Any, int]:
         if end == len(spelled):
             return value, number.end()
 
+    if start == len(text) or opening in ("'", '"'):
+        raise CallError("cut off before the call ends", is_cut=True, in_string=start < len(text))
     raise CallError(f"{text[start : start + 20]!r} is not a string, number, True, False, None, list or dict")
 
 
@@ -127,6 +140,8 @@ def _read_dict(text: str, start: int, levels: int) -> tuple[dict[str, Any], int]
         if not isinstance(key, str) or not text.startswith(":", end):
             raise CallError("a dict is written as {'key': value}, its keys strings")
 
+        if key in items:
+            raise CallError(f"{key[:40]!r} is given twice")
         items[key], end = _read(text, skip_space(text, end + 1), levels)
         end = _next(text, end, "}")
     return items, end + 1
@@ -140,7 +155,7 @@ def _string(text: str, start: int, match: re.Match[str]) -> str:
     if match["d"] is not None:
         try:
             # Templates write strings as JSON, in which \/ and surrogate pairs have a meaning.
-            value, end = read_json(text, start)
+            value, end = read_json(text, start, raw_newlines=True)
             if end == match.end():
                 return str(value)
         except CallError:

@@ -21,6 +21,7 @@ class DeepSeekV3Format(TaggedFormat):
 
     name = "deepseek_v3"
     opening, closing = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
+    inner = (SEPARATOR,)
     dropped = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
@@ -43,12 +44,12 @@ class DeepSeekV3Format(TaggedFormat):
             if not name:
                 raise CallError("the call names no tool")
 
-            arguments, end = read_object(turn.text, body)
+            arguments, end = read_object(turn, body)
             place = turn.skip_space(end)
             if turn.text.startswith(FENCE, place):
                 end = place + len(FENCE)
             on = self.end_call(turn, end)
         except CallError as exc:
-            return self.refuse(turn, start, end, str(exc), parsed)
+            return self.refuse(turn, start, end, exc, parsed)
         parsed.tool_calls.append(ToolCall(name, arguments))
         return on

@@ -7,8 +7,9 @@ The second form, of the newer tokenizers, is repeated for each call and may cont
 
 from __future__ import annotations
 
-from agentloop.chat.call_json import CallError, read_json
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object, why
+from agentloop.chat.call_json import CallError
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object
+from agentloop.chat.formats.values import read_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
@@ -19,6 +20,7 @@ class MistralFormat(BaseFormat):
     """Calls after a tag without a closing tag: the end of the JSON ends them."""
 
     name = "mistral"
+    inner = (CALLS, ARGUMENTS, CALL_ID)
     reasoning_tags = ("[THINK]", "[/THINK]")
 
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
@@ -26,22 +28,24 @@ class MistralFormat(BaseFormat):
         position = 0
         while (start := turn.find(CALLS, position)) >= 0:
             kept.append(turn.text[position:start])
-            body = turn.skip_space(start + len(CALLS))
+            # A tag that is repeated before the call announces it once.
+            while turn.at(CALLS, start):
+                start = body = turn.skip_space(start + len(CALLS))
 
-            fault = None
+            fault: CallError | None = None
             if turn.text.startswith("[", body) and not turn.at(ARGUMENTS, body) and not turn.at(CALL_ID, body):
-                position, fault = read_calls(turn.text, body, parsed, _call)
+                position, fault = read_calls(turn, body, parsed, _call)
             else:
                 try:
                     call, position = self._read_call(turn, body)
                     parsed.tool_calls.append(call)
                 except CallError as exc:
-                    position, fault = body, why(exc, turn.text)
+                    position, fault = body, exc
 
-            if fault:
+            if fault is not None:
                 following = turn.find(CALLS, position)
                 stop = following if following >= 0 else len(turn)
-                parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), fault))
+                parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), str(fault)))
                 position = stop
 
         kept.append(turn.text[position:])
@@ -50,7 +54,7 @@ class MistralFormat(BaseFormat):
     def _read_call(self, turn: SampledText, start: int) -> tuple[ToolCall, int]:
         """Read the single call that follows a tag; return it and the position after it."""
         if turn.text.startswith("{", start):
-            value, end = read_json(turn.text, start)
+            value, end = read_value(turn, start)
             return _call(value), end
 
         found = turn.find_first((ARGUMENTS, CALLS), start)
@@ -63,7 +67,7 @@ class MistralFormat(BaseFormat):
             raise CallError("the call names no tool")
 
         call_id = turn.text[cut + len(CALL_ID) : found[0]].strip() if cut >= 0 else ""
-        arguments, end = read_object(turn.text, found[0] + len(ARGUMENTS))
+        arguments, end = read_object(turn, found[0] + len(ARGUMENTS))
         return ToolCall(name, arguments, call_id), end
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import Tools, read_object, why
+from agentloop.chat.formats.base import Tools, read_object
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
@@ -33,6 +33,7 @@ class HarmonyFormat:
     """Messages in channels: analysis is reasoning, a recipient makes a call, the rest is text."""
 
     name = "harmony"
+    tags = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
 
     def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
         """Read one turn; an unreadable call is returned as malformed, with the reason."""
@@ -91,7 +92,7 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
     name = recipient.removeprefix(FUNCTIONS)
     end = start
     try:
-        arguments, end = read_object(turn.text, start)
+        arguments, end = read_object(turn, start)
         stop = _stop(turn, end)
         if turn.text[end:stop].strip():
             raise CallError("text after the JSON object")
@@ -101,7 +102,7 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
         stop = _stop(turn, end)
         body = turn.text[start:stop].strip()
         if recipient != CODE or not body:
-            parsed.malformed_calls.append(MalformedCall(body, why(exc, turn.text[:stop])))
+            parsed.malformed_calls.append(MalformedCall(body, str(exc)))
             return stop
         arguments = {"code": body}
     parsed.tool_calls.append(ToolCall(name, arguments))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from agentloop.chat.call_json import CallError, read_json
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, why
+from agentloop.chat.call_json import CallError
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call
+from agentloop.chat.formats.values import read_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn
 
@@ -21,6 +22,7 @@ class Llama3JsonFormat(BaseFormat):
     """
 
     name = "llama3_json"
+    inner = (TAG,)
 
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
         start = turn.skip_space(0)
@@ -50,11 +52,11 @@ class Llama3JsonFormat(BaseFormat):
         text, position = turn.text, start
         while text.startswith("{", position):
             try:
-                value, end = read_json(text, position)
+                value, end = read_value(turn, position)
             except CallError as exc:
                 if not announced and not _NAMED.match(text, position):
                     return position
-                parsed.malformed_calls.append(MalformedCall(text[position:].strip(), why(exc, text)))
+                parsed.malformed_calls.append(MalformedCall(text[position:].strip(), str(exc)))
                 return len(text)
 
             if not isinstance(value, dict) or "name" not in value:

@@ -26,6 +26,7 @@ class Qwen3CoderFormat(TaggedFormat):
 
     name = "qwen3_coder"
     opening, closing = "<tool_call>", "</tool_call>"
+    inner = (FUNCTION, END_FUNCTION, PARAMETER, END_PARAMETER)
 
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
         call = ToolCall("", {})
@@ -35,20 +36,30 @@ class Qwen3CoderFormat(TaggedFormat):
             schemas = schemas_of(tools, call.name)
             while turn.at(PARAMETER, end := turn.skip_space(end)):
                 key, value_at = _named(turn, PARAMETER, end)
+                if key in call.arguments:
+                    raise CallError(f"the argument {key!r} is given twice")
                 try:
                     value, end = read_typed(
-                        turn, value_at, END_PARAMETER, (PARAMETER, END_FUNCTION), schemas.get(key), own_lines=True
+                        turn,
+                        value_at,
+                        END_PARAMETER,
+                        (PARAMETER, END_FUNCTION),
+                        schemas.get(key),
+                        tags=self.tags,
+                        own_lines=True,
                     )
                 except CallError as exc:
                     raise CallError(f"argument {key!r}: {exc}") from exc
                 call.arguments[key] = value
 
-            if not turn.at(END_FUNCTION, end):
-                raise CallError(f"{PARAMETER}KEY> or {END_FUNCTION} must follow each argument")
-            end += len(END_FUNCTION)
+            if turn.at(END_FUNCTION, end):
+                end += len(END_FUNCTION)
+            elif not turn.at(self.closing, end):
+                cut = "cut off: " * (end == len(turn))
+                raise CallError(f"{cut}{PARAMETER}KEY> or {END_FUNCTION} must follow each argument")
             on = self.end_call(turn, end)
         except CallError as exc:
-            return self.refuse(turn, start, end, str(exc), parsed)
+            return self.refuse(turn, start, end, exc, parsed)
         parsed.tool_calls.append(call)
         return on
 
@@ -59,7 +70,7 @@ def _named(turn: SampledText, tag: str, start: int) -> tuple[str, int]:
         raise CallError(f"the call does not begin with {tag}NAME>")
 
     end = turn.text.find(">", start)
-    name = turn.text[start + len(tag) : end] if end >= 0 else ""
+    name = turn.text[start + len(tag) : end] if 0 <= end < turn.next_control(start)[0] else ""
     if not name.strip() or "\n" in name:
         raise CallError(f"{tag} is not followed by a name and >")
     return name, end + 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from agentloop.chat.call_json import CallError
 from agentloop.chat.formats.base import TaggedFormat, Tools
-from agentloop.chat.formats.pythonic import read_python_call
+from agentloop.chat.formats.literals import read_python_call
 from agentloop.chat.sampled import SampledText
 from agentloop.types import ParsedTurn
 

@@ -1,0 +1,1 @@
+"""Formats that write a turn as framed messages, of which some are calls."""

@@ -1,0 +1,1 @@
+"""Formats that write a call as one JSON object, which holds its name and its arguments."""

@@ -1,0 +1,1 @@
+"""Formats that write calls in Python syntax, `name(key="value", n=1)`."""
