@@ -10,6 +10,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def is_file(path: Path) -> bool:
+    """`Path.is_file`, but False where the path cannot exist, such as a name of 300 characters."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_dir(path: Path) -> bool:
+    """`Path.is_dir`, but False where the path cannot exist."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file that appears complete or not at all. Creates its folder.
 

@@ -116,7 +116,14 @@ def plain_json(value: Any) -> str:
 SECRET_KEY = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?)$", re.IGNORECASE)
 """Keys whose values are secrets, by their last word."""
 
-_SECRET_IN_MAPPING = re.compile(r"\{.*(?:token|password|secret|api_?key|credential)", re.IGNORECASE | re.DOTALL)
+_SECRET_IN_VALUE = re.compile(
+    r"[\[{].*(?:token|password|secret|api_?key|credential)|//[^/@\s]*:[^/@\s]*@|--[\w-]*(?:token|password|secret|api-?key)",
+    re.IGNORECASE | re.DOTALL,
+)
+_SECRET_OPTION = re.compile(r"^(--[\w-]*(?:token|password|secret|api-?key))(=.*)?$", re.IGNORECASE | re.DOTALL)
+_SECRET_IN_URL = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*(?=@)")
+
+HIDDEN = "(hidden)"
 
 
 def hide_override(argument: str) -> str:
@@ -125,5 +132,32 @@ def hide_override(argument: str) -> str:
     `rollout.token=abc` becomes `rollout.token=(hidden)`, and so does a mapping that has such a key.
     """
     key, equals, value = argument.partition("=")
-    secret = SECRET_KEY.search(key.strip().lstrip("+")) or _SECRET_IN_MAPPING.search(value)
-    return f"{key}=(hidden)" if equals and value and secret else argument
+    secret = SECRET_KEY.search(key.strip().lstrip("+")) or _SECRET_IN_VALUE.search(value)
+    return f"{key}={HIDDEN}" if equals and value and secret else argument
+
+
+def hide_secrets(value: Any) -> Any:
+    """Return JSON data in which secrets are replaced by `(hidden)`.
+
+    Secrets are values of keys such as `token` and `api_key` at any depth, the same options in a
+    list of command-line arguments (`--api-key=..`), and passwords in URLs.
+    """
+    if isinstance(value, dict):
+        return {
+            key: HIDDEN if item and not isinstance(item, bool) and SECRET_KEY.search(str(key)) else hide_secrets(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        shown: list[Any] = []
+        follows = False  # `--api-key VALUE` as two arguments
+        for item in value:
+            option = _SECRET_OPTION.match(item) if isinstance(item, str) else None
+            if follows and isinstance(item, str) and not option:
+                shown.append(HIDDEN)
+            elif option:
+                shown.append(f"{option[1]}={HIDDEN}" if option[2] else item)
+            else:
+                shown.append(hide_secrets(item))
+            follows = option is not None and not option[2]
+        return shown
+    return _SECRET_IN_URL.sub(HIDDEN, value) if isinstance(value, str) else value

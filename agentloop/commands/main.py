@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 import typer
 
 from agentloop.commands.provenance import check_packages
-from agentloop.errors import AgentloopError, RegistryError, UserError
+from agentloop.errors import AgentloopError, ConfigError, RegistryError, UserError
+from agentloop.text import clean
 
 COMMAND_GROUP = "agentloop.commands"
 
@@ -42,17 +44,42 @@ def build_app() -> typer.Typer:
     return app
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Refuse words of the command line that cannot be printed or written to a file.
+
+    Raises:
+        ConfigError: one is not UTF-8; its number is named.
+    """
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigError(
+                f"argument {number} is not UTF-8: {word.encode(errors='backslashreplace').decode()}",
+                "rename the file, or write the value in UTF-8",
+            ) from exc
+
+
 def main() -> None:
     """Run the console script. User errors exit with 2, other named errors with 1; no traceback."""
     # Threads of the tokenizers library would compete with the engine and the trainer for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        check_words(sys.argv[1:])
         if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong
             check_packages()
         build_app()()
     except AgentloopError as exc:
         print(f"error: {exc}", *getattr(exc, "__notes__", ()), sep="\n", file=sys.stderr)
         raise SystemExit(2 if isinstance(exc, UserError) else 1) from None
+    except OSError as exc:
+        # A file that a command did not expect to be unusable: a name that is too long, a folder
+        # without permission. Without a file name, only the traceback says what happened.
+        if exc.filename is None or os.environ.get("AGENTLOOP_TRACEBACK"):
+            raise
+        hint = "correct the path or its permissions; AGENTLOOP_TRACEBACK=1 shows where it is used"
+        print(f"error: {clean(exc.filename, 300)}: {exc.strerror}\n  fix: {hint}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from agentloop.errors import ConfigError
+from agentloop.errors import ConfigError, UserError
 
 
 def prepare(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="folder of a recipe, or the name of one")],
     out: Annotated[Path, typer.Option(help="folder to write the rows to, e.g. data/gsm8k")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="folder of a recipe, or the name of one")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="the same as RECIPE")] = None,
     source: Annotated[
         str | None, typer.Option(help="where the data set is: a folder, or a hub id; not for data that is generated")
     ] = None,
@@ -26,7 +29,12 @@ def prepare(
 
       agentloop prepare my-recipe --source ./downloaded --out my-recipe/data
     """
-    for name, count in prepare_rows(recipe, source, out).items():
+    from agentloop.commands.recipes import recipe_and_overrides
+
+    given, _ = recipe_and_overrides(
+        [recipe] if recipe is not None else [], Path(config) if config is not None else None
+    )
+    for name, count in prepare_rows(str(given), source, out).items():
         typer.echo(f"{count:8} rows -> {out / name}")
 
 
@@ -47,14 +55,21 @@ def prepare_rows(recipe: str, source: str | None, out: Path) -> dict[str, int]:
     if not file.is_file():
         raise ConfigError(f"{recipe}: {file} does not exist", "write it, with a function prepare(source, out)")
     function = load_from_file(f"{file}:prepare", "prepare")
+    if not callable(function):
+        raise ConfigError(f"{recipe}: `prepare` in {file} is not a function", "write prepare(source, out)")
 
     takes_source = "source" in inspect.signature(function).parameters
-    if takes_source and source is None:
+    if takes_source and not source:
         raise ConfigError(
             f"{recipe} needs --source", "give a folder that holds the data set, or its hub id; README.md names it"
         )
-    if source is not None and not takes_source:
+    if source and not takes_source:
         raise ConfigError(f"{recipe} generates its rows and takes no --source", "leave --source out")
 
     arguments: dict[str, Any] = {"source": source} if takes_source else {}
-    return dict(function(out=out, **arguments) or {})
+    try:
+        return dict(function(out=out, **arguments) or {})
+    except UserError:
+        raise
+    except OSError as exc:  # the folder cannot be written, or the source cannot be read
+        raise ConfigError(f"{recipe}: {file} failed: {exc}", "correct --source or --out") from exc

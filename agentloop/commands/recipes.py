@@ -6,12 +6,15 @@ import difflib
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agentloop.errors import ConfigError
+from agentloop.files import is_dir, is_file
+from agentloop.text import clean, hide_override
 
 RECIPE_FILE, SFT_FILE, DATA_FILE = "recipe.yaml", "sft.yaml", "data.py"
 
@@ -68,22 +71,23 @@ def find_recipe(given: str) -> Path:
         ConfigError: no such folder or recipe exists.
     """
     path, known = Path(given), installed_recipes()
-    # A folder may have the name by chance: `agentloop prepare gsm8k --source gsm8k --out data`.
-    if path.is_dir() and (given not in known or any((path / file).is_file() for file in (RECIPE_FILE, DATA_FILE))):
+    # What has the name by chance hides nothing: `prepare gsm8k --source gsm8k --out data`.
+    if is_dir(path) and (given not in known or any(is_file(path / file) for file in (RECIPE_FILE, DATA_FILE))):
         return path
-    if path.is_file():
+    if is_file(path) and given not in known:
         return path.parent
 
     if given not in known:
         raise ConfigError(
-            f"{given} is neither a folder nor the name of a recipe; known names: {', '.join(known) or 'none'}",
+            f"{clean(given, 200)} is neither a folder nor the name of a recipe; known names: "
+            f"{', '.join(known) or 'none'}",
             "give the folder of a recipe, or one of these names",
         )
     return known[given]
 
 
 def find_config(given: Path, file: str = RECIPE_FILE) -> Path:
-    """Return the configuration file that `--config` names.
+    """Return the configuration file that a command names.
 
     Args:
         given: a YAML file, a folder that holds `file`, or the name of an installed recipe. What
@@ -96,19 +100,50 @@ def find_config(given: Path, file: str = RECIPE_FILE) -> Path:
     Raises:
         ConfigError: a bare name that is neither a file nor a recipe.
     """
-    if (given / file).is_file():
+    if is_file(given / file):
         return given / file
     known = installed_recipes()
-    if given.is_dir() and str(given) not in known:
+    if is_dir(given) and str(given) not in known:
         return given / file
-    if given.is_file() or given.suffix or len(given.parts) > 1:
+    if str(given) not in known and (is_file(given) or given.suffix or len(given.parts) > 1):
         return given
 
     if str(given) not in known:
         near = difflib.get_close_matches(str(given), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file, or one of {', '.join(known) or 'none'}"
-        raise ConfigError(f"--config {given} is neither a file nor the name of a recipe", hint)
+        raise ConfigError(f"recipe {clean(given, 200)} is neither a file nor the name of a recipe", hint)
     return known[str(given)] / file
+
+
+def recipe_and_overrides(words: Sequence[str] | None, config: Path | None) -> tuple[Path, list[str]]:
+    """Return the recipe and the overrides of a command line.
+
+    Args:
+        words: `[RECIPE] [KEY=VALUE]...`. The first word is the recipe if it is not `key=value`, or
+            is a file.
+        config: value of `--config`.
+
+    Raises:
+        ConfigError: no recipe is given, or two are.
+    """
+    rest = list(words or ())
+    given = Path(rest.pop(0)) if rest and ("=" not in rest[0] or is_file(Path(rest[0]))) else None
+    if config is not None and given is not None:
+        raise ConfigError(
+            f"two recipes are given: --config {clean(config, 200)}, and {clean(given, 200)!r}",
+            "leave one out; an override is written key=value",
+        )
+    recipe = config or given
+    if recipe is None:
+        raise ConfigError(
+            "no recipe is given", f"give a YAML file, or one of {', '.join(installed_recipes()) or 'none'}"
+        )
+    return recipe, rest
+
+
+def config_words(recipe: Path, overrides: Sequence[str]) -> list[str]:
+    """Return `--config RECIPE KEY=VALUE...` for a command to repeat, without secrets."""
+    return ["--config", str(recipe), *map(hide_override, overrides)]
 
 
 def copy_recipe(name: str, folder: Path) -> None:
@@ -120,7 +155,7 @@ def copy_recipe(name: str, folder: Path) -> None:
     known = installed_recipes()
     if name not in known:
         raise ConfigError(f"there is no recipe {name!r}", f"choose one of {', '.join(known) or 'none'}")
-    if folder.exists():
+    if is_dir(folder) or is_file(folder):
         raise ConfigError(f"{folder} already exists", "choose a folder that does not exist yet")
 
     partial: Path | None = None

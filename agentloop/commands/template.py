@@ -24,7 +24,7 @@ def template(
     tools: Annotated[
         Path | None, typer.Option(help="tool YAML whose schemas are offered; else two built-in ones")
     ] = None,
-    conversations: Annotated[int, typer.Option(min=1, help="number of probe conversations")] = 200,
+    conversations: Annotated[int, typer.Option(min=1, max=100_000, help="number of probe conversations")] = 200,
     seed: Annotated[int, typer.Option(help="seed of the probe conversations")] = 0,
 ) -> None:
     """Prove that a chat template can carry multi-turn episodes; show one as text and ids.

@@ -14,6 +14,7 @@ from agentloop.chat.proof.proof import Proof, Verdict, prove
 from agentloop.chat.renderer import ChatRenderer
 from agentloop.chat.tokenizer import load_tokenizer
 from agentloop.errors import ConfigError, ModelError
+from agentloop.yaml_file import compose
 
 STYLES = {"prompt": "", "model": "bold cyan", "template": "yellow"}
 PLAIN_WIDTH = 120
@@ -35,9 +36,6 @@ def template_command(
     Raises:
         UserError: the model, a file or an option is not usable.
     """
-    if chat_template is not None and not chat_template.is_file():
-        raise ModelError(f"--chat-template {chat_template} does not exist", "give a Jinja file")
-
     tokenizer = load_tokenizer(model, model=False)
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
@@ -46,7 +44,7 @@ def template_command(
     try:
         renderer = ChatRenderer(
             tokenizer,
-            chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
+            chat_template=_template_text(chat_template),
             tool_format=tool_format,
             chat_template_kwargs=_variables(variables),
             tool_role=tool_role,
@@ -85,7 +83,7 @@ def summary(proof: Proof, renderer: ChatRenderer) -> list[Text]:
         lines.append(_line("reasoning", "opened by the generation prompt"))
 
     for ability, reason in proof.abilities.missing.items():
-        lines.append(_line("missing", f"{ability}: {reason.splitlines()[0]}"))
+        lines.append(_line("not rendered", f"{ability}: {reason.splitlines()[0]}"))
     for difference in proof.differences:
         lines.append(_line("sampled", repr(difference.sampled)))
         lines.append(
@@ -109,6 +107,18 @@ def _example(proof: Proof) -> Table:
     return table
 
 
+def _template_text(path: Path | None) -> str | None:
+    """Read the file of `--chat-template`."""
+    if path is None:
+        return None
+    try:
+        if not path.is_file():
+            raise ModelError(f"--chat-template {path} is not an existing file", "give a Jinja file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"--chat-template {path} cannot be read: {exc}", "give a Jinja file in UTF-8") from exc
+
+
 def _variables(assignments: Sequence[str]) -> dict[str, Any]:
     """Read the template variables of the `--set` options."""
     import yaml
@@ -118,8 +128,9 @@ def _variables(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {assignment} is not an assignment", "write it as name=value")
+        compose(value, f"--set {name}", ConfigError)
         try:
             values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as exc:
-            raise ConfigError(f"--set {assignment}: cannot read the value: {exc}", "quote it") from exc
+        except (yaml.YAMLError, ValueError, TypeError) as exc:
+            raise ConfigError(f"--set {assignment}: the value cannot be read", "quote it as in YAML") from exc
     return values

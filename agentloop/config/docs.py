@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from agentloop.config.loading import section_of
+from agentloop.config.keys import fields_of, section_of
 
 
 def describe(model: type[BaseModel], prefix: str = "", _path: str = "") -> Iterator[str]:
     """Yield a line `key = default   # meaning` for every key that starts with `prefix`."""
-    for name, info in model.model_fields.items():
+    for name, info in fields_of(model).items():
         key = f"{_path}{name}"
         section, kind = section_of(info.annotation)
         if section is not None:

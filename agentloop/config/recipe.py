@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from agentloop.config.rollout import RolloutConfig, SamplingConfig
+from agentloop.config.rollout import EvalSamplingConfig, RolloutConfig, SamplingConfig
 from agentloop.config.run import (
     CheckpointConfig,
     ClusterConfig,
@@ -17,7 +17,7 @@ from agentloop.config.run import (
     TraceConfig,
     logger_sections,
 )
-from agentloop.config.section import Section
+from agentloop.config.section import Processes, Seconds, Section
 from agentloop.config.trainer import TrainerConfig
 
 
@@ -32,7 +32,10 @@ class DataConfig(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments for the functions and classes named in train and val"
     )
-    default_agent: str = Field("tool_agent", description="agent loop for rows without an agent_name")
+    default_agent: str = Field(
+        "tool_agent", description="agent loop for rows without an agent_name: a name of `agents`, a registered name, "
+        "or path.py:Class"
+    )  # fmt: skip
     max_prompt_tokens: int = Field(1024, ge=1, description="limit of the first prompt, tool schemas included")
     overlong: Literal["drop", "error", "left", "right", "middle"] = Field(
         "drop",
@@ -46,6 +49,12 @@ class DataConfig(Section):
 class AgentConfig(Section):
     """Limits of one agent loop; reaching one is a StopReason (docs/agents.md)."""
 
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    class_: str | None = Field(
+        None, alias="class", description="path.py:Class, module.path.Class or a registered name; null: the agent that "
+        "is registered as <name>"
+    )  # fmt: skip
     max_assistant_turns: int = Field(4, ge=1, description="generations per episode, forks included")
     max_user_turns: int | None = Field(
         None, ge=0, description="turns of a user or an environment after the first prompt; null: no limit"
@@ -67,13 +76,9 @@ class AgentConfig(Section):
         description="calls beyond it get an error message; a call after that ends the episode; null: no limit",
     )
     max_tool_response_tokens: int = Field(512, ge=16, description="longer tool output is cut, with a mark")
-    tool_timeout_s: float = Field(30.0, gt=0, description="time limit of one tool call, in seconds")
-    interaction_timeout_s: float = Field(
-        30.0, gt=0, description="time limit of one reply of an interaction, in seconds"
-    )
-    episode_timeout_s: float | None = Field(
-        None, gt=0, description="time limit of one episode, in seconds; null: no limit"
-    )
+    tool_timeout_s: Seconds = Field(30.0, description="time limit of one tool call, in seconds")
+    interaction_timeout_s: Seconds = Field(30.0, description="time limit of one reply of an interaction, in seconds")
+    episode_timeout_s: Seconds | None = Field(None, description="time limit of one episode, in seconds; null: no limit")
     options: dict[str, Any] = Field(default_factory=dict, description="free-form keys for a custom agent class")
 
 
@@ -91,7 +96,7 @@ class EvalConfig(Section):
     max_concurrent: int | None = Field(
         None, ge=1, description="episodes in flight; null: rollout.max_concurrent, or a quarter of it in the background"
     )
-    sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    sampling: EvalSamplingConfig = Field(default_factory=EvalSamplingConfig)
     n: int = Field(1, ge=1, description="episodes per row")
     pass_reward: float = Field(1.0, description="an episode with this reward or more passes, for pass@k")
     log_generations: int = Field(10, ge=0, description="episodes kept in the trace of an evaluation")
@@ -106,8 +111,8 @@ class RewardConfig(Section):
         description="thread; process: killed at the time limit, may crash safely; inline: on the event loop, for "
         "functions that return at once. An async function runs on the event loop unless run_in is process",
     )
-    workers: int | None = Field(None, ge=1, description="concurrent calls; null: 8 threads, or 2 processes")
-    memory_mb: int | None = Field(None, ge=64, description="address space limit of a process; null: no limit")
+    workers: Processes | None = Field(None, description="concurrent calls; null: 8 threads, or 2 processes")
+    memory_mb: int | None = Field(None, ge=64, le=2**40, description="address space limit of a process; null: no limit")
 
 
 class Recipe(Section):
@@ -127,7 +132,7 @@ class Recipe(Section):
     reward: RewardConfig | None = Field(
         None, description="score of an episode; null: the sum of its step rewards. A string means `reward.function`"
     )
-    reward_timeout_s: float = Field(60.0, gt=0, description="time limit of one reward call, in seconds")
+    reward_timeout_s: Seconds = Field(60.0, description="time limit of one reward call, in seconds")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
@@ -137,6 +142,19 @@ class Recipe(Section):
         default_factory=list, description="further destinations of metrics, e.g. [tensorboard, {wandb: {project: x}}]"
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the folder of the recipe's file, which `load_config` passes as context."""
+        self._folder = (context or {}).get("folder") or Path()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "stages" in data:
+            raise ValueError("this is a recipe of `agentloop sft`, not of `agentloop train`: it has `stages`")
+        return data
 
     @field_validator("reward", mode="before")
     @classmethod
@@ -177,9 +195,34 @@ class Recipe(Section):
                     f"max_response_tokens {limit}"
                 )
 
+        try:
+            _ = self.eval_sampling
+        except ValidationError as exc:
+            first = exc.errors(include_url=False)[0]
+            raise ValueError(
+                f"eval.sampling, with what it takes from rollout.sampling: {'.'.join(map(str, first['loc']))}: "
+                f"{first['msg'].removeprefix('Value error, ')}"
+            ) from exc
+
         if self.rollout.deterministic is True and self.rollout.engine != "torch":
             raise ValueError(f"rollout.deterministic=true needs rollout.engine=torch, not {self.rollout.engine}")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the recipe's file; the working directory if there is no file."""
+        return self._folder
+
+    @property
+    def eval_sampling(self) -> SamplingConfig:
+        """Sampling of evaluations: `eval.sampling`, with `rollout.sampling` for null."""
+        return self.eval.sampling.over(self.rollout.sampling)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the values as JSON data without secrets; sampling of evaluations is resolved."""
+        data = super().plain()
+        data["eval"]["sampling"] = self.eval_sampling.plain()
+        return data
 
     def agent(self, name: str) -> AgentConfig:
         """Return the limits of agent `name`."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from agentloop.config.section import Section
+from agentloop.config.section import Seconds, Section
 from agentloop.config.server import EngineOptions
 from agentloop.wire import MaxNewTokens, SamplingFields
 
@@ -16,6 +16,37 @@ class SamplingConfig(SamplingFields, Section):
     """Sampling of turns. Penalties count the tokens of the current turn."""
 
     max_new_tokens: MaxNewTokens = 64
+
+
+def _inherited(description: str) -> Any:
+    return Field(None, description=f"{description}; null: as rollout.sampling")
+
+
+class EvalSamplingConfig(Section):
+    """Sampling of evaluations: greedy unless temperature is set, else as `rollout.sampling`.
+
+    `Recipe.eval_sampling` resolves and bounds the values.
+    """
+
+    max_new_tokens: int | None = _inherited("sampled tokens of one turn at most")
+    temperature: float | None = Field(0.0, description="0 is greedy; null: as rollout.sampling")
+    top_p: float | None = _inherited("sample from the likeliest tokens of this total probability")
+    top_k: int | None = _inherited("sample from this many of the likeliest tokens; -1: all")
+    min_p: float | None = _inherited("drop tokens less likely than this share of the likeliest one's probability")
+    repetition_penalty: float | None = _inherited("see rollout.sampling")
+    presence_penalty: float | None = _inherited("see rollout.sampling")
+    frequency_penalty: float | None = _inherited("see rollout.sampling")
+    logit_bias: dict[int, float] | None = _inherited("added to the logits of these token ids; {}: none")
+    min_new_tokens: int | None = _inherited("no end token before this many tokens")
+
+    def over(self, base: SamplingConfig) -> SamplingConfig:
+        """Return `base` with the values that are set here.
+
+        Raises:
+            ValidationError: a value is out of bounds.
+        """
+        named = {name: value for name, value in self if value is not None}
+        return SamplingConfig.model_validate({**dict(base), **named})
 
 
 class PublishConfig(Section):
@@ -52,8 +83,8 @@ class RolloutConfig(EngineOptions):
     group_size: int = Field(8, ge=1, description="episodes per prompt")
     batch_size: int = Field(32, ge=1, description="prompts per step")
     max_concurrent: int = Field(256, ge=1, description="episodes in flight")
-    max_loop_lag_s: float = Field(
-        0.05, gt=0, description="report what blocks the agent loops' event loop for longer than this"
+    max_loop_lag_s: Seconds = Field(
+        0.05, description="report what blocks the agent loops' event loop for longer than this"
     )
     max_staleness: int = Field(0, ge=0, description="versions a trained token may be behind; 0: exact on-policy")
     deterministic: Literal["auto"] | bool = Field(
@@ -63,11 +94,9 @@ class RolloutConfig(EngineOptions):
     )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
-    request_timeout_s: float = Field(
-        600.0, gt=0, description="timeout of one generation, its time in the queue included"
-    )
+    request_timeout_s: Seconds = Field(600.0, description="timeout of one generation, its time in the queue included")
     retries: int = Field(8, ge=0, description="how often a generation is retried after a server failure")
-    start_timeout_s: float = Field(600.0, gt=0, description="from the server's start to its first answer")
+    start_timeout_s: Seconds = Field(600.0, description="from the server's start to its first answer")
     max_restarts: int = Field(3, ge=0, description="how often a dead server is restarted in one run")
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of sampling; null: derived from `seed`")
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from agentloop.config.section import Section
+from agentloop.config.section import FolderName, Section
 
 
 class RunConfig(Section):
     """Name, folder and length of the run."""
 
-    name: str = Field("run", pattern=r"^[\w.-]+$", description="name of the run; letters, digits, . _ -")
+    name: FolderName = Field("run", description="name of the run; letters, digits, . _ -")
     dir: Path | None = Field(None, description="run directory; null: outputs/<name>")
     steps: int | None = Field(None, ge=1, description="training steps; null: given by `epochs`")
     epochs: int | None = Field(None, ge=1, description="passes over the training rows; used when `steps` is null")
@@ -78,16 +78,20 @@ class LoggerConfig(Section):
 
 
 def logger_sections(value: Any) -> Any:
-    """Expand the short forms of `loggers`."""
+    """Expand the short forms of `loggers`; a single logger is a list of one."""
 
     def section(entry: Any) -> Any:
         if isinstance(entry, str):
             return {"name": entry}
         if isinstance(entry, dict) and len(entry) == 1 and "name" not in entry:
             ((name, options),) = entry.items()
-            return {"name": name, "options": options or {}}
+            return {"name": name, "options": {} if options is None else options}
         return entry
 
+    if value is None:
+        return []
+    if isinstance(value, str | dict):
+        value = [value]
     return [section(entry) for entry in value] if isinstance(value, list) else value
 
 

@@ -1,11 +1,49 @@
-"""The base class of every section of a recipe."""
+"""The base class of every section of a recipe, and types that several sections share."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from agentloop.text import hide_secrets
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, and assigned values are validated too."""
+    """Base of every section: unknown keys are errors, and assigned values are validated too.
+
+    A default never depends on another key of its section: a section that sets one key has the same
+    values elsewhere as a section that is not written at all.
+    """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the values as JSON data without secrets: for files, the report and loggers."""
+        data: dict[str, Any] = hide_secrets(json.loads(self.model_dump_json(by_alias=True)))
+        return data
+
+
+def _a_folder_name(value: str) -> str:
+    if not value.strip("."):
+        raise ValueError(f"{value!r} names another folder: use letters, digits, . _ -")
+    return value
+
+
+FolderName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=120), AfterValidator(_a_folder_name)]
+"""A name that becomes a folder: letters, digits, `.`, `_`, `-`, and not only dots."""
+
+
+def _switch(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+Switch = BeforeValidator(_switch)
+"""Mark of an optional section: `true` is the section with its defaults, `false` is null."""
+
+Processes = Annotated[int, Field(ge=1, le=4096)]
+"""A number of processes or threads that will be started."""
+
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+"""A time limit. The bound (3 years) keeps it within what timers of the operating system take."""

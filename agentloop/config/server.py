@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from agentloop.config.section import Section
+from agentloop.config.section import Processes, Seconds, Section
 from agentloop.errors import ConfigError
 from agentloop.files import write_atomic
+
+DEVICES = r"^(cpu|cuda|xpu|mps|npu|hpu|mlu|musa)(:[0-9]{1,4})?$"
+"""Devices that torch or SGLang know by name, with the number of one."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -34,23 +37,25 @@ class EngineOptions(Section):
     engine_args: list[str] = Field(
         default_factory=list, description="extra arguments of SGLang's server, e.g. --mem-fraction-static=0.7"
     )
-    gpus_per_replica: int = Field(1, ge=1, description="tensor parallelism of one SGLang replica")
-    device: str = Field("cpu", description="device of the engine: cpu, cuda, cuda:1, ...")
-    threads: int = Field(1, ge=1, description="intra-op threads of a replica")
-    max_running: int = Field(64, ge=1, description="requests that decode at once in one replica; others wait")
+    gpus_per_replica: Processes = Field(1, description="tensor parallelism of one SGLang replica")
+    device: str = Field("cpu", pattern=DEVICES, description="device of the engine: cpu, cuda, cuda:1, ...")
+    threads: Processes = Field(1, description="intra-op threads of a replica")
+    max_running: int = Field(64, ge=1, le=2**20, description="requests that decode at once in one replica; others wait")
     max_queue: int | None = Field(
         None, ge=0, description="requests that may wait; beyond, 503 with Retry-After; null: no limit"
     )
     stream_tokens: int = Field(
         64, ge=0, description="sampled tokens of a request that are lost at most when its replica dies; 0: all"
     )
-    probe_timeout_s: float = Field(
-        20.0, gt=0, description="seconds without a sampled token after which a replica counts as hung and is restarted"
+    probe_timeout_s: Seconds = Field(
+        20.0, description="seconds without a sampled token after which a replica counts as hung and is restarted"
     )
     max_kv_tokens: int | None = Field(
-        None, ge=16, description="KV cache of a replica, in tokens; null: from max_running"
+        None, ge=16, le=2**40, description="KV cache of a replica, in tokens; null: from max_running"
     )
-    context_length: int | None = Field(None, ge=16, description="longest sequence; null: the model's own limit")
+    context_length: int | None = Field(
+        None, ge=16, le=2**31, description="longest sequence; null: the model's own limit"
+    )
 
     def engine_options(self) -> dict[str, Any]:
         """Return the values of the shared options, by name."""
@@ -79,10 +84,10 @@ class ServerSettings(EngineOptions):
     weights_roots: tuple[Path, ...] = Field((), description="folder that /update_weights_from_disk may read")
     weight_version: str = Field("0", description="version name of the weights at the start")
     weights: Path | None = Field(None, description="published weights to start from; null: the model's own")
-    update_timeout_s: float = Field(600.0, gt=0, description="seconds that a replica may take for a weight update")
-    start_timeout_s: float = Field(300.0, gt=0, description="seconds that a replica may take to start")
-    probe_every_s: float = Field(2.0, gt=0, description="seconds between two probes of a replica")
-    drain_s: float = Field(10.0, ge=0, description="seconds that requests may take to end after SIGTERM")
+    update_timeout_s: Seconds = Field(600.0, description="seconds that a replica may take for a weight update")
+    start_timeout_s: Seconds = Field(300.0, description="seconds that a replica may take to start")
+    probe_every_s: Seconds = Field(2.0, description="seconds between two probes of a replica")
+    drain_s: float = Field(10.0, ge=0, le=1e8, description="seconds that requests may take to end after SIGTERM")
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")
     admin_token_env: str | None = Field(
         None, description="environment variable that holds a separate token for pauses, updates, aborts and memory"

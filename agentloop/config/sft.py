@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from agentloop.config.run import LoggerConfig, logger_sections
-from agentloop.config.section import Section
+from agentloop.config.section import FolderName, Processes, Section, Switch
 from agentloop.config.trainer import FsdpConfig, LoraConfig, OptimConfig
+
+TRAIN_ONLY = frozenset({"data", "rollout", "trainer", "agents", "reward"})
+"""Sections by which a recipe of `agentloop train` is recognized."""
 
 
 class SftStage(Section):
     """A stage of supervised fine-tuning: rows, an optimizer, and a number of steps or epochs."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="name of the stage, for logs")
+    name: FolderName = Field(description="name of the stage, for logs")
     data: str | list[str] = Field(
         description="rows {messages, tools?} (loss on assistant turns) or {text} (loss on all tokens), from any source "
         "that data.train of a training recipe accepts"
@@ -54,7 +57,7 @@ class SftModel(Section):
 class SftRunConfig(Section):
     """Name and folder of the run."""
 
-    name: str = Field("sft", pattern=r"^[\w.-]+$", description="name of the run; letters, digits, . _ -")
+    name: FolderName = Field("sft", description="name of the run; letters, digits, . _ -")
     dir: Path | None = Field(None, description="run directory; null: outputs/<name>")
 
 
@@ -98,14 +101,21 @@ class SftRecipe(Section):
     checkpoint_keep_best: int = Field(
         0, ge=0, description="checkpoints with the lowest eval/loss kept in addition; only evaluated steps count"
     )
-    threads: int = Field(1, ge=1, description="intra-op threads of each rank")
+    threads: Processes = Field(1, description="intra-op threads of each rank")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
-    ranks: int = Field(1, ge=1, description="FSDP2 worker processes")
+    ranks: Processes = Field(1, description="FSDP2 worker processes")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
-    lora: LoraConfig | None = Field(
+    lora: Annotated[LoraConfig | None, Switch] = Field(
         None, description="train adapters only, and merge them into the finished model; null: train all weights"
     )
     out: Path | None = Field(None, description="folder of the finished model; null: <run dir>/model")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "stages" not in data and TRAIN_ONLY & data.keys():
+            raise ValueError("this is a recipe of `agentloop train`, not of `agentloop sft`: it has no `stages`")
+        return data
 
     @field_validator("loggers", mode="before")
     @classmethod

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from agentloop.config.algorithm import AlgorithmConfig, estimators_with
-from agentloop.config.section import Section
+from agentloop.config.section import Processes, Section, Switch
 
 
 class OptimConfig(Section):
@@ -27,10 +27,16 @@ class OptimConfig(Section):
     grad_clip: float = Field(1.0, gt=0, description="clip the global gradient norm to this")
 
 
+class CriticOptimConfig(OptimConfig):
+    """AdamW of the value model."""
+
+    lr: float = Field(1e-5, ge=0, description="peak learning rate")
+
+
 class CriticConfig(Section):
     """The value model of `advantage: gae`: the policy's backbone with a scalar head."""
 
-    optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-5))
+    optim: CriticOptimConfig = Field(default_factory=CriticOptimConfig)
     cliprange_value: float | None = Field(
         0.5, gt=0, description="clip the change of a value in one step to this, as PPO does; null: no clipping"
     )
@@ -78,14 +84,16 @@ class LoraConfig(Section):
 class TrainerConfig(Section):
     """The trainer: its processes, model and algorithm."""
 
-    ranks: int = Field(1, ge=1, description="FSDP2 worker processes")
+    ranks: Processes = Field(1, description="FSDP2 worker processes")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
-    threads: int = Field(1, ge=1, description="intra-op threads of each rank")
+    threads: Processes = Field(1, description="intra-op threads of each rank")
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
-    critic: CriticConfig | None = Field(None, description="value model; required by advantage=gae, unused otherwise")
+    critic: Annotated[CriticConfig | None, Switch] = Field(
+        None, description="value model; required by advantage=gae, unused otherwise"
+    )
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
-    lora: LoraConfig | None = Field(
+    lora: Annotated[LoraConfig | None, Switch] = Field(
         None, description="train only adapters, merged for publishing; null: train all weights"
     )
     freeze_vision: bool = Field(True, description="vision-language models: do not train the vision tower")

@@ -8,7 +8,7 @@ from typing import TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from agentloop.config.loading import section_of
+from agentloop.config.keys import section_of
 from agentloop.wire import GenerateRequest
 from rollout_server.api.sglang_fields import drop_without_effect
 from rollout_server.errors import RequestError

@@ -1,6 +1,7 @@
 """The trainer's commands: `agentloop train`, `eval`, `check`, `sft` and `export`.
 
 This file holds the options and help texts; each other file is one command, imported when it runs.
+The functions are not named like the files: an imported file would replace a function of its name.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from typing import Annotated
 import typer
 
 Config = Annotated[
-    Path, typer.Option("--config", "-c", help="the recipe: a YAML file, or a name of `agentloop recipes list`")
+    Path | None, typer.Option("--config", "-c", help="the recipe: a YAML file, or a name of `agentloop recipes list`")
 ]
-Overrides = Annotated[
+Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="change keys of the recipe, e.g. run.steps=10 seed=1"),
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="the recipe, unless --config names it; and changes of its keys, e.g. run.steps=10 seed=1",
+        show_default=False,
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in the run directory")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")]
@@ -23,14 +28,14 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved conf
 
 def register(app: typer.Typer) -> None:
     """Add the trainer's commands to the `agentloop` program."""
-    app.command("train")(train)
-    app.command("eval")(evaluate)
-    app.command("check")(check)
-    app.command("sft")(sft)
-    app.command("export")(export)
+    app.command("train")(train_options)
+    app.command("eval")(eval_options)
+    app.command("check")(check_options)
+    app.command("sft")(sft_options)
+    app.command("export")(export_options)
 
 
-def train(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
+def train_options(words: Words = None, config: Config = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Train a policy by reinforcement learning, as configured in a recipe.
 
     Starts the rollout server and the trainer, runs agent loops against them, and writes
@@ -38,23 +43,25 @@ def train(config: Config, overrides: Overrides = None, resume: Resume = False, d
 
     Examples:
 
-      agentloop train --config quickstart
+      agentloop train quickstart
 
-      agentloop train --config my-recipe/recipe.yaml seed=1 run.name=seed1
+      agentloop train my-recipe/recipe.yaml seed=1 run.name=seed1
 
       agentloop train --config my-recipe/recipe.yaml --resume
 
     `agentloop config` prints every key with its meaning. Ctrl-C saves a checkpoint and prints the
     command that continues the run.
     """
+    from agentloop.commands.recipes import recipe_and_overrides
     from trainer.commands.train import train_command
 
-    raise typer.Exit(train_command(config, list(overrides or []), resume=resume, dry_run=dry_run))
+    recipe, overrides = recipe_and_overrides(words, config)
+    raise typer.Exit(train_command(recipe, overrides, resume=resume, dry_run=dry_run))
 
 
-def evaluate(
-    config: Config,
-    overrides: Overrides = None,
+def eval_options(
+    words: Words = None,
+    config: Config = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -76,15 +83,17 @@ def evaluate(
 
       agentloop eval --config quickstart --checkpoint 60 eval.n=8 eval.sampling.temperature=1
     """
+    from agentloop.commands.recipes import recipe_and_overrides
     from trainer.commands.eval import eval_command
 
-    raise typer.Exit(eval_command(config, list(overrides or []), checkpoint=checkpoint, out=out))
+    recipe, overrides = recipe_and_overrides(words, config)
+    raise typer.Exit(eval_command(recipe, overrides, checkpoint=checkpoint, out=out))
 
 
-def check(
-    recipe: Annotated[Path, typer.Argument(help="the recipe: a YAML file, or a name of `agentloop recipes list`")],
-    overrides: Overrides = None,
-    conversations: Annotated[int, typer.Option(min=1, help="probe conversations for the chat template")] = 200,
+def check_options(
+    words: Words = None,
+    config: Config = None,
+    conversations: Annotated[int, typer.Option(min=1, max=100_000, help="probe conversations of the template")] = 200,
 ) -> None:
     """Check a run without starting it: recipe, model, tools, reward, rows, chat template.
 
@@ -92,14 +101,22 @@ def check(
     the template's own rendering. The verdict is `exact`, `exact with sampled turns kept` (the
     differences are shown), or refused with the reason.
 
-    Example: agentloop check quickstart
+    A recipe of `agentloop sft` is checked too: model, tokenizer, template, and every row.
+
+    Examples:
+
+      agentloop check quickstart
+
+      agentloop check my-recipe/sft.yaml
     """
+    from agentloop.commands.recipes import recipe_and_overrides
     from trainer.commands.check import check_command
 
-    raise typer.Exit(check_command(recipe, list(overrides or []), conversations=conversations))
+    recipe, overrides = recipe_and_overrides(words, config)
+    raise typer.Exit(check_command(recipe, overrides, conversations=conversations))
 
 
-def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False) -> None:
+def sft_options(words: Words = None, config: Config = None, resume: Resume = False, dry_run: DryRun = False) -> None:
     """Fine-tune a model on conversations with tool calls. The loss is on the assistant's turns.
 
     Rows are {messages, tools} or {text}, in .jsonl or .parquet files. The trained ids are those
@@ -117,12 +134,14 @@ def sft(config: Config, overrides: Overrides = None, resume: Resume = False, dry
     `agentloop config --sft` prints every key with its meaning; docs/sft.md explains the format of
     the data. Ctrl-C saves a checkpoint and prints the command that continues the run.
     """
+    from agentloop.commands.recipes import recipe_and_overrides
     from trainer.commands.sft import sft_command
 
-    raise typer.Exit(sft_command(config, list(overrides or []), resume=resume, dry_run=dry_run))
+    recipe, overrides = recipe_and_overrides(words, config)
+    raise typer.Exit(sft_command(recipe, overrides, resume=resume, dry_run=dry_run))
 
 
-def export(
+def export_options(
     source: Annotated[
         Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="outputs/<name>, or a step_N folder in it")
     ],

@@ -8,11 +8,16 @@ from pathlib import Path
 
 from agentloop.commands.recipes import find_config
 from agentloop.commands.template_report import summary
-from agentloop.config import Recipe
-from agentloop.config.loading import load_config
+from agentloop.config import Recipe, SftRecipe
+from agentloop.config.loading import load_config, read_config
+from agentloop.errors import DataError
+from agentloop.model_folder import ModelFolder, check_target
 from agentloop.types import Task
 from trainer.console.console import Console
+from trainer.loggers import check_loggers
 from trainer.run.preflight import RunInputs, prepare
+from trainer.sft.stage import tokenize_rows
+from trainer.sft.tokenizing import SftTokenizer
 
 MEASURED_ROWS = 2_000
 """Rows of a split whose prompts are rendered to measure their length."""
@@ -24,8 +29,12 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
     Raises:
         UserError: a problem that would stop a run, with its fix.
     """
-    recipe = load_config(Recipe, find_config(config), overrides)
+    file = find_config(config)
+    if "stages" in read_config(file):
+        return _check_sft(load_config(SftRecipe, file, overrides))
+    recipe = load_config(Recipe, file, overrides)
     with Console() as console:
+        check_loggers(recipe.loggers)
         inputs = prepare(recipe, console, conversations=conversations)
         for line in summary(inputs.proof, inputs.renderer):
             console.notice(line.plain)
@@ -38,6 +47,34 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
         console.notice(f"{'reward':12} {reward}")
         console.notice(f"{'interactions':12} {', '.join(sorted(inputs.interactions.named)) or 'none'}")
         console.notice(f"{'steps':12} {inputs.total_steps}")
+        console.notice("no problem found: a run would start")
+    return 0
+
+
+def _check_sft(recipe: SftRecipe) -> int:
+    """Check a recipe of `agentloop sft`: model, tokenizer, template, and every row."""
+    with Console() as console:
+        check_loggers(recipe.loggers)
+        if recipe.out is not None:
+            check_target(recipe.out, replace=True, source=recipe.model.path, key="out")
+        with console.phase("load tokenizer and template"):
+            path = str(ModelFolder.resolve(recipe.model.path).path)
+            model = recipe.model.model_copy(update={"path": path})
+            tokenizer = SftTokenizer.load(model, recipe.max_tokens, overlong=recipe.overlong)
+        sources: list[tuple[str, str, str | list[str], int | None]]
+        sources = [(stage.name, f"stages[{n}].data", stage.data, None) for n, stage in enumerate(recipe.stages)]
+        if recipe.eval_data is not None:
+            sources.append(("eval_data", "eval_data", recipe.eval_data, recipe.eval_max_rows))
+        for name, key, source, most in sources:
+            try:
+                with console.phase(f"tokenize the rows of {name}"):
+                    rows = tokenize_rows(source, key, tokenizer, max_rows=most)
+            except DataError as exc:
+                if recipe.prepare is None or "does not exist" not in exc.message:
+                    raise
+                hint = f"`agentloop sft` calls {recipe.prepare} first, which writes it; check again after that"
+                raise DataError(exc.message, hint) from exc
+            console.notice(f"{name:12} {rows.described}")
         console.notice("no problem found: a run would start")
     return 0
 

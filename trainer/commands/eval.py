@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shutil
 import sys
@@ -22,13 +23,13 @@ from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, RunDirError
-from agentloop.files import write_atomic
+from agentloop.files import is_file, write_atomic
 from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import finite, number
 from trainer.commands.export import BEST, LAST, find_checkpoint
-from trainer.commands.train import EXIT_INTERRUPTED, hide_tokens
+from trainer.commands.train import EXIT_INTERRUPTED
 from trainer.console.console import Console
 from trainer.publishing.server_process import ServerProcess, check_port
 from trainer.rollouts.error_log import ErrorLog
@@ -38,6 +39,8 @@ from trainer.run.rundir import RunDir
 
 PLAIN_COLUMNS = 200
 """Width of the table when the output is not a terminal."""
+
+RESULT_FILE = "eval.json"
 
 MODEL = "model"
 """Label of the recipe's model with its own weights."""
@@ -69,7 +72,8 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     if recipe.data.val is None:
         raise ConfigError("data.val is not set: there are no rows to evaluate", "set data.val")
     subject = find_subject(recipe, checkpoint)
-    run_dir = RunDir(out or recipe.run_dir / "evaluations" / subject.label)
+    run_dir = RunDir(_folder_for(recipe, subject, out))
+    run_dir.check_writable()
     console = Console()
     inputs = prepare(recipe, console, train=False)
     check_port(recipe.rollout.host, recipe.rollout.port)
@@ -85,10 +89,10 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
         "model": recipe.model.path,
         "checkpoint": str(subject.checkpoint or subject.weights) if subject.label != MODEL else None,
         **metrics,
-        "config": hide_tokens(recipe),
+        "config": recipe.plain(),
         "env": environment(),
     }
-    write_atomic(run_dir.root / "eval.json", orjson.dumps(result, option=orjson.OPT_INDENT_2))
+    write_atomic(run_dir.root / RESULT_FILE, orjson.dumps(result, option=orjson.OPT_INDENT_2))
     console.close()
     _print(metrics)
     console.notice(f"numbers {run_dir.root / 'eval.json'}")
@@ -96,6 +100,21 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     if trace.is_file():
         console.notice(f"trace   {trace}")
     return 0
+
+
+def _folder_for(recipe: Recipe, subject: Subject, out: Path | None) -> Path:
+    """Return the folder of the results; an earlier evaluation is kept.
+
+    Raises:
+        RunDirError: `--out` holds an evaluation.
+    """
+    if out is not None:
+        if is_file(out / RESULT_FILE):
+            raise RunDirError(f"--out {out} already holds an evaluation", "give another folder, or move that one away")
+        return out
+    first = recipe.run_dir / "evaluations" / subject.label
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([first], numbered) if not is_file(folder / RESULT_FILE))
 
 
 def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.commands.provenance import environment
-from agentloop.commands.recipes import SFT_FILE, find_config
+from agentloop.commands.recipes import SFT_FILE, config_words, find_config
 from agentloop.config import SftRecipe
 from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
 from agentloop.imports import load_from_file
-from agentloop.text import hide_override, seconds
+from agentloop.text import seconds
 from trainer.commands.train import EXIT_INTERRUPTED
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
@@ -30,17 +30,18 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
         AgentloopError: the run cannot start, or failed.
     """
     recipe = load_config(SftRecipe, find_config(config, SFT_FILE), overrides)
-    resolved = json.loads(recipe.model_dump_json())
+    resolved = recipe.plain()
     if dry_run:
         print(json.dumps(resolved, indent=2))
         return 0
 
     begin = time.monotonic()
     run_dir = RunDir(recipe.run.dir or Path("outputs") / recipe.run.name)
+    run_dir.check_writable()
     if not resume:
         run_dir.check_free()
     check_loggers(recipe.loggers)
-    resume_line = shlex.join(["agentloop", "sft", "--config", str(config), *map(hide_override, overrides), "--resume"])
+    resume_line = shlex.join(["agentloop", "sft", *config_words(config, overrides), "--resume"])
     with Console() as console:
         if recipe.prepare:
             _prepare(recipe, console)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.commands.provenance import environment
-from agentloop.commands.recipes import find_config
+from agentloop.commands.recipes import config_words, find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
 from agentloop.report import write_report
 from agentloop.runtime.event_loop import run_loops
-from agentloop.text import hide_override
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.publishing.server_process import check_port
@@ -35,7 +34,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
         AgentloopError: the run cannot start, or failed.
     """
     recipe = load_config(Recipe, find_config(config), overrides)
-    resolved = hide_tokens(recipe)
+    resolved = recipe.plain()
     if dry_run:
         print(json.dumps(resolved, indent=2))
         return 0
@@ -43,6 +42,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     begin = time.monotonic()
     console = Console()
     run_dir = RunDir(recipe.run_dir)
+    run_dir.check_writable()
     if not resume:
         run_dir.check_free()
     check_loggers(recipe.loggers)
@@ -51,9 +51,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     for change in run_dir.open(resolved, environment(), resume=resume):
         console.notice(f"changed since the run was started: {change}")
     console.notice(f"run directory {run_dir.root}")
-    resume_line = shlex.join(
-        ["agentloop", "train", "--config", str(config), *map(hide_override, overrides), "--resume"]
-    )
+    resume_line = shlex.join(["agentloop", "train", *config_words(config, overrides), "--resume"])
     loggers = _open_loggers(recipe, resolved, run_dir, console, resume=resume)
     failed = True
     try:
@@ -72,15 +70,6 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     finally:
         loggers.close(failed=failed)
     return _finish(result, run_dir, console, resume_line, time.monotonic() - begin)
-
-
-def hide_tokens(recipe: Recipe) -> dict[str, Any]:
-    """Return the resolved recipe as plain data without secrets: for files, report and loggers."""
-    resolved: dict[str, Any] = json.loads(recipe.model_dump_json())
-    for key in ("token", "admin_token"):
-        if resolved["rollout"][key]:
-            resolved["rollout"][key] = "(hidden)"
-    return resolved
 
 
 def _open_loggers(

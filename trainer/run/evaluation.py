@@ -213,7 +213,7 @@ class Evaluation:
             self._runner,
             self._tasks,
             n=config.n,
-            sampling=config.sampling,
+            sampling=self._recipe.eval_sampling,
             seed=self._recipe.seed_for("rollout"),
             max_concurrent=_eval_in_flight(self._recipe, background=background),
             on_episode=on_episode,

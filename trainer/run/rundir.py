@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,34 @@ class RunDir:
                 f"{self.root} already holds a run",
                 "continue it with --resume, or give this run another name: run.name=<name> (or run.dir=<folder>)",
             )
+
+    def check_writable(self) -> None:
+        """Refuse, before anything is loaded, a folder that cannot be made or written.
+
+        Raises:
+            RunDirError: names the folder and the reason.
+        """
+        made: list[Path] = []
+        try:
+            for folder in (*reversed(self.root.parents), self.root):
+                if not folder.is_dir():
+                    folder.mkdir()
+                    made.append(folder)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except FileExistsError as exc:  # mkdir where a file is
+            raise RunDirError(
+                f"run directory {self.root}: {exc.filename} is a file", "set run.dir, or run.name, to another folder"
+            ) from exc
+        except (OSError, ValueError) as exc:
+            reason = getattr(exc, "strerror", None) or exc
+            raise RunDirError(
+                f"run directory {self.root} cannot be written: {reason}", "set run.dir, or run.name, to another folder"
+            ) from exc
+        finally:
+            for folder in reversed(made):
+                with contextlib.suppress(OSError):  # another run has written into it meanwhile
+                    folder.rmdir()
 
     def open(self, config: dict[str, Any], env: dict[str, Any], *, resume: bool) -> list[str]:
         """Claim the directory for a run.

@@ -109,7 +109,7 @@ def find_abilities(renderer: ChatRenderer, tools: Sequence[dict[str, Any]] | Non
                 text = renderer.rendered_turn(turn).text
                 for needle in _needles(turn):
                     if needle not in text:
-                        raise ModelError("the chat template leaves it out")
+                        raise ModelError("the chat template does not show it to the model")
                 if "reasoning_content" in turn and not renderer.begins_with_prompt(turn):
                     raise ModelError("the generation prompt closes it before the model can write any")
                 renderer.extend([], "length", follow, tools)

@@ -8,7 +8,8 @@ import pytest
 
 from agentloop.config import Recipe, SftRecipe
 from agentloop.config.docs import describe
-from agentloop.config.loading import known_keys, load_config, resolve_override_path
+from agentloop.config.keys import known_keys
+from agentloop.config.loading import load_config, resolve_override_path
 from agentloop.errors import ConfigError
 
 MINIMAL = "run: {name: t, steps: 1}\nmodel: {path: ./model}\ndata: {train: ./rows.jsonl}\n"
