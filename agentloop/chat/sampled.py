@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 
 _SPACE = re.compile(r"\s*")
 
@@ -21,8 +22,9 @@ class SampledText:
     tokens).
 
     A tag that is an added token is found only where its id was sampled; the same characters spelled
-    with ordinary tokens are text. A tag that is not an added token is found as text. So a model
-    that quotes a page about tool calls does not call a tool.
+    with ordinary tokens are text. A tag that contains an added token is found only where that token
+    was sampled within it; any other tag is found as text. So a model that quotes a page about tool
+    calls does not call a tool.
 
     Args:
         text: the decoded turn, control tokens included.
@@ -52,7 +54,7 @@ class SampledText:
     def find(self, tag: str, start: int = 0, end: int | None = None) -> int:
         """Return the first position of `tag` within `text[start:end]`, or -1."""
         if tag not in self._known:
-            return self._find_text(tag, start) if end is None else self.text.find(tag, start, end)
+            return self._find_text(tag, start) if end is None else self._search(tag, start, end)
 
         end = len(self.text) if end is None else min(end, len(self.text))
         places = self._places.get(tag, [])
@@ -66,8 +68,16 @@ class SampledText:
         since, place = self._found.get(tag, (start + 1, 0))
         if since <= start and (start <= place or place < 0):
             return place
-        place = self.text.find(tag, start)
+        place = self._search(tag, start, len(self.text))
         self._found[tag] = start, place
+        return place
+
+    def _search(self, tag: str, start: int, end: int) -> int:
+        """Return the first position of a tag that is not an added token, or -1."""
+        place = self.text.find(tag, start, end)
+        within = _token_within(tag, self._known)
+        while within is not None and place >= 0 and self._controls.get(place + within[0]) != within[1]:
+            place = self.text.find(tag, place + 1, end)
         return place
 
     def find_first(self, tags: Iterable[str], start: int = 0) -> tuple[int, str] | None:
@@ -127,3 +137,14 @@ class SampledText:
         """Return the text without white space at both ends."""
         start = self.skip_space(0)
         return self.cut(start, max(start, len(self.text.rstrip())))
+
+
+@lru_cache(maxsize=1024)
+def _token_within(tag: str, known: frozenset[str]) -> tuple[int, str] | None:
+    """Return the longest added token that a tag contains, and where; None if it contains none.
+
+    White space, words and single characters mark nothing, although some tokenizers add them too.
+    """
+    marks = (token for token in known if len(token) > 2 and token in tag)
+    token = max((token for token in marks if not token[0].isalnum() and not token.isspace()), key=len, default="")
+    return (tag.index(token), token) if token else None

@@ -8,9 +8,10 @@ with the reason, which the model is shown. docs/tool_formats.md lists the format
     values        values as models write them: the one place that decides on leniency
     literals      Python's literals and calls
     typed         arguments written as bare text between tags: their type and their end
-    json_calls/   a call as one JSON object: hermes, llama3_json, mistral, cohere
-    named_calls/  the name, then the arguments as JSON: deepseek_v3
-    tagged_calls/ arguments as bare text between tags: qwen3_coder, glm45
+    variants      a family of models with several grammars
+    json_calls/   a call as one JSON object: hermes, llama3_json, mistral, cohere, granite, phi4, ..
+    named_calls/  the name, then the arguments: deepseek_v3, kimi_k2, gemma4
+    tagged_calls/ arguments as bare text between tags: qwen3_coder, glm45, minimax_m2, step3, ..
     python_calls/ calls in Python syntax, `f(a="x", n=1)`: lfm2
     framed_calls/ framed messages, of which some are calls: harmony
 """

@@ -178,6 +178,12 @@ class TaggedFormat(BaseFormat):
         return on
 
 
+def missing(turn: SampledText, position: int, reason: str) -> CallError:
+    """Return the error for what must follow `position`: a turn that ends there was cut off."""
+    cut = turn.skip_space(position) == len(turn)
+    return CallError(f"{'cut off: ' * cut}{reason}", is_cut=cut)
+
+
 def json_call(
     value: Any, *, name: str = "name", arguments: tuple[str, ...] = ("arguments",), call_id: str | None = None
 ) -> ToolCall:

@@ -8,14 +8,29 @@ from typing import Any
 
 from agentloop.chat.formats.base import ToolFormat, Tools
 from agentloop.chat.formats.framed_calls.harmony import HarmonyFormat
+from agentloop.chat.formats.json_calls.apertus import ApertusFormat
 from agentloop.chat.formats.json_calls.cohere import CohereFormat
+from agentloop.chat.formats.json_calls.ernie45 import Ernie45Format
+from agentloop.chat.formats.json_calls.granite import GraniteFormat
 from agentloop.chat.formats.json_calls.hermes import HermesFormat
+from agentloop.chat.formats.json_calls.internlm import InternLMFormat
 from agentloop.chat.formats.json_calls.llama3_json import Llama3JsonFormat
 from agentloop.chat.formats.json_calls.mistral import MistralFormat
+from agentloop.chat.formats.json_calls.nemotron import NemotronFormat
+from agentloop.chat.formats.json_calls.phi4 import Phi4Format
+from agentloop.chat.formats.json_calls.xlam import XlamFormat
 from agentloop.chat.formats.named_calls.deepseek_v3 import DeepSeekV3Format
+from agentloop.chat.formats.named_calls.gemma4 import FunctionGemmaFormat, Gemma4Format
+from agentloop.chat.formats.named_calls.kimi_k2 import KimiK2Format
 from agentloop.chat.formats.python_calls.lfm2 import Lfm2Format
+from agentloop.chat.formats.tagged_calls.deepseek_v32 import DeepSeekV32Format
 from agentloop.chat.formats.tagged_calls.glm45 import Glm45Format
+from agentloop.chat.formats.tagged_calls.hunyuan import HunyuanFormat
+from agentloop.chat.formats.tagged_calls.longcat import LongCatFormat
+from agentloop.chat.formats.tagged_calls.minimax_m2 import MiniMaxM2Format
 from agentloop.chat.formats.tagged_calls.qwen3_coder import Qwen3CoderFormat
+from agentloop.chat.formats.tagged_calls.seed_oss import SeedOssFormat
+from agentloop.chat.formats.tagged_calls.step3 import Step3Format
 from agentloop.chat.sampled import SampledText
 from agentloop.errors import ModelError
 from agentloop.registry import load, registered
@@ -35,6 +50,22 @@ FORMATS: dict[str, ToolFormat] = {
         DeepSeekV3Format(),
         Lfm2Format(),
         CohereFormat(),
+        KimiK2Format(),
+        DeepSeekV32Format(),
+        MiniMaxM2Format(),
+        Gemma4Format(),
+        FunctionGemmaFormat(),
+        HunyuanFormat(),
+        GraniteFormat(),
+        Phi4Format(),
+        SeedOssFormat(),
+        Ernie45Format(),
+        InternLMFormat(),
+        LongCatFormat(),
+        Step3Format(),
+        NemotronFormat(),
+        ApertusFormat(),
+        XlamFormat(),
     )
 }
 """The built-in formats, in the order in which they are tried on a template."""
@@ -50,6 +81,19 @@ ALIASES = {
     "deepseek_r1": "deepseek_v3",
     "pythonic": "lfm2",
     "command": "cohere",
+    "deepseek_v3_1": "deepseek_v3",
+    "deepseek_v3.1": "deepseek_v3",
+    "deepseek_v3.2": "deepseek_v3_2",
+    "deepseek_v4": "deepseek_v3_2",
+    "kimi": "kimi_k2",
+    "minimax": "minimax_m2",
+    "glm4_7": "glm45",
+    "nemotron_3": "qwen3_coder",
+    "step3_5": "qwen3_coder",
+    "granite_4": "hermes",
+    "phi4_mini": "phi4",
+    "jamba": "hunyuan",
+    "apriel": "hunyuan",
 }
 """Other names of the built-in formats, after the models that write them."""
 
@@ -132,10 +176,10 @@ def known_formats() -> dict[str, ToolFormat]:
 def find_format(
     turn_of: Callable[[Sequence[Call]], SampledText | None], tools: Tools | None = None
 ) -> ToolFormat | None:
-    """Return the first format that reads back the calls that a template rendered, or None.
+    """Return the format that reads back the calls that a template rendered, or None.
 
-    A format that reads one call, but not two in one turn, is chosen only if no other format reads
-    both.
+    Of several formats, one that reads two calls in a turn is chosen, then one that leaves the least
+    of the turn as text, then the first. Registered formats are tried if no built-in one reads both.
 
     Args:
         turn_of: renders an assistant turn with these calls and returns its text, without what
@@ -147,22 +191,27 @@ def find_format(
         two = None  # the template writes one call a turn and silently drops the others
     schemas = [*PROBE_TOOLS, *(tools or [])]
 
-    def reads(form: ToolFormat, turn: SampledText | None, calls: list[Call]) -> bool:
+    def text_left(form: ToolFormat, turn: SampledText | None, calls: list[Call]) -> int | None:
+        """Return how much of the turn is text; None if the format does not find these calls."""
         if turn is None:
-            return False
+            return None
         parsed = form.parse(turn, schemas)
         given = [{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls]
         # Compared as JSON, which distinguishes True from 1 and 3 from 3.0; templates may sort the
         # keys.
-        return not parsed.malformed_calls and _as_json(given) == _as_json(calls)
+        found = not parsed.malformed_calls and _as_json(given) == _as_json(calls)
+        return len(parsed.text) if found else None
 
-    second_best = None
-    for _, form in _formats():
-        if reads(form, one, PROBES[:1]):
-            if two is None or reads(form, two, PROBES):
-                return form
-            second_best = second_best or form
-    return second_best
+    fitting: list[tuple[bool, int, ToolFormat]] = []
+    for formats in (FORMATS.items(), _registered_formats()):
+        for _, form in formats:
+            left = text_left(form, one, PROBES[:1])
+            if left is not None:
+                reads_both = two is None or text_left(form, two, PROBES) is not None
+                fitting.append((not reads_both, left, form))
+        if any(not one_only for one_only, _, _ in fitting):
+            break
+    return min(fitting, key=lambda fit: fit[:2])[2] if fitting else None
 
 
 def _as_json(calls: list[Call]) -> str:
@@ -172,6 +221,11 @@ def _as_json(calls: list[Call]) -> str:
 def _formats() -> Iterator[tuple[str, ToolFormat]]:
     """Yield every format with its name, the built-in ones first."""
     yield from FORMATS.items()
+    yield from _registered_formats()
+
+
+def _registered_formats() -> Iterator[tuple[str, ToolFormat]]:
+    """Yield the formats that packages registered under names of their own."""
     for name in registered(TOOL_FORMATS):
         if name not in FORMATS:
             yield name, _load_registered(name)

@@ -13,17 +13,26 @@ from agentloop.chat.formats.typed import read_typed, schemas_of
 from agentloop.chat.sampled import SampledText
 from agentloop.types import ParsedTurn, ToolCall
 
-KEY, END_KEY = "<arg_key>", "</arg_key>"
-VALUE, END_VALUE = "<arg_value>", "</arg_value>"
 _NAME = re.compile(r"[^\s<>{}\"]+")
 
 
 class Glm45Format(TaggedFormat):
-    """Calls whose arguments are text between tags, typed by the tool's schema."""
+    """Calls whose arguments are text between tags, typed by the tool's schema.
+
+    Attributes:
+        key_tags, value_tags: the tags around the name of an argument, and around its value.
+        separator: the tag after the name of the tool; empty: there is none.
+    """
 
     name = "glm45"
     opening, closing = "<tool_call>", "</tool_call>"
-    inner = (KEY, END_KEY, VALUE, END_VALUE)
+    key_tags: tuple[str, str] = ("<arg_key>", "</arg_key>")
+    value_tags: tuple[str, str] = ("<arg_value>", "</arg_value>")
+    separator: str = ""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (*super().tags, *self.key_tags, *self.value_tags, *filter(None, (self.separator,)))
 
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
         call = ToolCall("", {})
@@ -33,21 +42,24 @@ class Glm45Format(TaggedFormat):
             if found is None:
                 raise CallError(f"cut off before {self.closing}")
             call.name = turn.text[start : found[0]].strip()
-            if found[1] not in (KEY, self.closing, self.opening) or not _NAME.fullmatch(call.name):
-                raise CallError(f"{self.opening} must be followed by the tool's name alone, then {KEY}")
+            ends = (self.key_tags[0], self.separator, self.closing, self.opening)
+            if found[1] not in ends or not _NAME.fullmatch(call.name):
+                raise CallError(f"{self.opening} must be followed by the tool's name alone, then {self.key_tags[0]}")
 
             schemas = schemas_of(tools, call.name)
             end = found[0]
-            while turn.at(KEY, end):
-                key, value_at = _key(turn, end)
+            if found[1] == self.separator:
+                end = turn.skip_space(end + len(self.separator))
+            while turn.at(self.key_tags[0], end):
+                key, value_at = self._key(turn, end)
                 if key in call.arguments:
                     raise CallError(f"the argument {key!r} is given twice")
                 try:
                     value, end = read_typed(
                         turn,
                         value_at,
-                        END_VALUE,
-                        (KEY, self.closing),
+                        self.value_tags[1],
+                        (self.key_tags[0], self.closing),
                         schemas.get(key),
                         tags=self.tags,
                         own_lines=False,
@@ -64,13 +76,14 @@ class Glm45Format(TaggedFormat):
         parsed.tool_calls.append(call)
         return on
 
-
-def _key(turn: SampledText, start: int) -> tuple[str, int]:
-    """Return the key at `start`, and where its value begins."""
-    close, tag = turn.find_first((END_KEY, *Glm45Format().tags), start + len(KEY)) or (len(turn), "")
-    if tag != END_KEY or turn.next_control(start + len(KEY))[0] < close:
-        raise CallError(f"{KEY} without {END_KEY}")
-    place = turn.skip_space(close + len(END_KEY))
-    if not turn.at(VALUE, place):
-        raise CallError(f"{END_KEY} must be followed by {VALUE}")
-    return turn.text[start + len(KEY) : close], place + len(VALUE)
+    def _key(self, turn: SampledText, start: int) -> tuple[str, int]:
+        """Return the key at `start`, and where its value begins."""
+        opening, closing = self.key_tags
+        start += len(opening)
+        close, tag = turn.find_first(self.tags, start) or (len(turn), "")
+        if tag != closing or turn.next_control(start)[0] < close:
+            raise CallError(f"{opening} without {closing}")
+        place = turn.skip_space(close + len(closing))
+        if not turn.at(self.value_tags[0], place):
+            raise CallError(f"{closing} must be followed by {self.value_tags[0]}")
+        return turn.text[start:close], place + len(self.value_tags[0])

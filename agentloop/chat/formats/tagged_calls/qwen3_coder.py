@@ -11,6 +11,8 @@ VALUE
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from agentloop.chat.call_json import CallError
 from agentloop.chat.formats.base import TaggedFormat, Tools
 from agentloop.chat.formats.typed import read_typed, schemas_of
@@ -22,11 +24,16 @@ PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 
 
 class Qwen3CoderFormat(TaggedFormat):
-    """Calls whose arguments are text between tags, typed by the tool's schema."""
+    """Calls whose arguments are text between tags, typed by the tool's schema.
+
+    Attributes:
+        own_lines: a value is on its own lines, without the newlines around it.
+    """
 
     name = "qwen3_coder"
     opening, closing = "<tool_call>", "</tool_call>"
     inner = (FUNCTION, END_FUNCTION, PARAMETER, END_PARAMETER)
+    own_lines: ClassVar[bool] = True
 
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
         call = ToolCall("", {})
@@ -46,7 +53,7 @@ class Qwen3CoderFormat(TaggedFormat):
                         (PARAMETER, END_FUNCTION),
                         schemas.get(key),
                         tags=self.tags,
-                        own_lines=True,
+                        own_lines=self.own_lines,
                     )
                 except CallError as exc:
                     raise CallError(f"argument {key!r}: {exc}") from exc
