@@ -14,7 +14,8 @@ AgentloopError
 │   ├── ToolError             a tool's machinery failed (not: the model called it wrongly)
 │   ├── InteractionError      a simulated user or environment raised or hung
 │   ├── RewardError           a reward raised or returned something other than a finite number
-│   └── WorkerError           a trainer worker died or answered with an error
+│   ├── WorkerError           a trainer worker died or answered with an error
+│   └── DiskError             a file could not be written: the disk is full, read-only or broken
 ├── CallFailed                a tool or reward in a process raised, or its process died
 ├── FunctionHangs             too many calls of a tool or reward hang in threads
 ├── RequestRejected           the server refused the request (4xx): never retried
@@ -109,6 +110,10 @@ class RewardError(InfrastructureError):
 
 class WorkerError(InfrastructureError):
     """A trainer worker died or reported an error."""
+
+
+class DiskError(InfrastructureError):
+    """A file could not be written. The message names it and the free space of its disk."""
 
 
 class CallFailed(AgentloopError):

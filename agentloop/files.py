@@ -1,13 +1,77 @@
-"""Write files and folders whole or not at all: under a temporary name, then renamed."""
+"""Write files and folders whole or not at all: under a temporary name, then renamed.
+
+A full or broken disk is a `DiskError`, here and wherever `disk_errors` is used.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from agentloop.errors import DiskError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FAULTS = (*NO_ROOM, errno.EROFS, errno.EIO)
+
+
+def disk_error(exc: OSError, path: Path | None = None) -> DiskError | None:
+    """Return the error to raise for a failed write; None if the disk is not the cause.
+
+    Args:
+        path: what was written; None: the file that `exc` names.
+    """
+    if exc.errno not in DISK_FAULTS:
+        return None
+    place = path if path is not None else Path(os.fsdecode(exc.filename)) if exc.filename else None
+    free = "" if place is None else free_space(place)
+    return DiskError(
+        f"{place or 'a file'} could not be written: {exc.strerror or os.strerror(exc.errno)}{free}",
+        "free space on that disk (or raise the quota or the limit of file sizes), then repeat"
+        if exc.errno in NO_ROOM
+        else "check that disk, then repeat",
+    )
+
+
+@contextmanager
+def disk_errors(path: Path | None = None) -> Iterator[None]:
+    """Turn a full or broken disk within the block into a `DiskError`; arguments as `disk_error`."""
+    try:
+        yield
+    except OSError as exc:
+        if (error := disk_error(exc, path)) is not None:
+            raise error from exc
+        raise
+
+
+def free_space(path: Path) -> str:
+    """Return ` (N MB free on its disk)`, or an empty text if that is unknown."""
+    for folder in (path, *path.absolute().parents):
+        with suppress(OSError):
+            return f" ({shutil.disk_usage(folder).free / 2**20:,.1f} MB free on its disk)"
+    return ""
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line in a single write. If that fails, nothing of it stays.
+
+    Raises:
+        DiskError: the disk is full or broken.
+    """
+    with disk_errors(path), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        data = line + b"\n"
+        try:
+            while data:  # a disk that is almost full takes a part
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def is_file(path: Path) -> bool:
@@ -33,6 +97,9 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         durable: flush to the disk before the rename, so that a power failure cannot leave an empty
             file. Not needed for files that are written again, or that only another process of this
             machine reads.
+
+    Raises:
+        DiskError: the disk is full or broken.
     """
     with open_atomic(path, durable=durable) as file:
         file.write(data)
@@ -40,18 +107,24 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 @contextmanager
 def open_atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a temporary file that becomes `path` when the block ends; if it raises, delete it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open a temporary file that becomes `path` when the block ends; if it raises, delete it.
+
+    Raises:
+        DiskError: the disk is full or broken.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 

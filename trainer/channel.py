@@ -18,6 +18,7 @@ import orjson
 
 import agentloop.errors
 from agentloop.errors import AgentloopError
+from agentloop.files import disk_error
 from trainer.types import Sample, TrainSample, ValueSample
 
 _LENGTH = struct.Struct("<I")
@@ -89,6 +90,8 @@ class BlockingChannel:
 
 def error_to_json(exc: Exception) -> dict[str, Any]:
     """Describe an exception as data: errors of `agentloop.errors` by name, others by their text."""
+    if isinstance(exc, OSError):
+        exc = disk_error(exc) or exc
     if isinstance(exc, AgentloopError):
         return {"error": type(exc).__name__, "message": exc.message, "hint": exc.hint}
     return {"error": None, "message": f"{type(exc).__name__}: {exc}", "hint": None}

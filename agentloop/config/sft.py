@@ -102,6 +102,7 @@ class SftRecipe(Section):
         0, ge=0, description="checkpoints with the lowest eval/loss kept in addition; only evaluated steps count"
     )
     threads: Processes = Field(1, description="intra-op threads of each rank")
+    timeout_s: float = Field(1800.0, gt=0, description="seconds that the ranks may take for one command")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
     ranks: Processes = Field(1, description="FSDP2 worker processes")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)

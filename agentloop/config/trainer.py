@@ -116,6 +116,12 @@ class TrainerConfig(Section):
         description="warn when the mean |logprob| difference of engine and trainer exceeds this and no "
         "algorithm.correction is chosen",
     )
+    timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="seconds that the ranks may take for one command (to load the model, a micro-batch, a checkpoint); "
+        "the run ends then, and names the rank",
+    )
     seed: int | None = Field(None, description="null: derived from `seed`")
 
     @model_validator(mode="after")

@@ -48,6 +48,7 @@ def test_killed_at_random_points_and_resumed_it_is_the_same_run_to_the_bit(quick
 
     # As if it had been killed after its last checkpoint: there is no step left that would publish.
     shutil.rmtree(rest.dir / "weights")
+    (rest.dir / "finished.json").unlink()
     assert quickstart(*OPTIONS, "--resume").code == 0
     assert weights_digest(rest.dir, STEPS) == weights_digest(whole.dir, STEPS)
 

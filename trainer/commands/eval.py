@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -22,12 +21,13 @@ from agentloop.commands.provenance import environment
 from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
-from agentloop.errors import ConfigError, RunDirError
-from agentloop.files import is_file, write_atomic
+from agentloop.errors import ConfigError, RunDirError, WorkerError
+from agentloop.files import disk_errors, is_file, write_atomic
 from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import finite, number
+from trainer.checkpoint_files import read_state
 from trainer.commands.export import BEST, LAST, find_checkpoint
 from trainer.commands.train import EXIT_INTERRUPTED
 from trainer.console.console import Console
@@ -77,14 +77,26 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     console = Console()
     inputs = prepare(recipe, console, train=False)
     check_port(recipe.rollout.host, recipe.rollout.port)
-    for folder in (run_dir.logs, run_dir.traces):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject))
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        console.close()
-        console.notice("stopped: no result was written")
-        return EXIT_INTERRUPTED
+    with disk_errors(), run_dir.claimed(warn=console.warn):
+        for folder in (run_dir.logs, run_dir.traces):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            console.close()
+            console.notice("stopped: no result was written")
+            return EXIT_INTERRUPTED
+        _write(recipe, run_dir, subject, metrics)
+    console.close()
+    _print(metrics)
+    console.notice(f"numbers {run_dir.root / 'eval.json'}")
+    trace = run_dir.traces / f"step_{subject.step}" / "eval.jsonl"
+    if trace.is_file():
+        console.notice(f"trace   {trace}")
+    return 0
+
+
+def _write(recipe: Recipe, run_dir: RunDir, subject: Subject, metrics: dict[str, Any]) -> None:
     result = {
         "model": recipe.model.path,
         "checkpoint": str(subject.checkpoint or subject.weights) if subject.label != MODEL else None,
@@ -93,13 +105,6 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
         "env": environment(),
     }
     write_atomic(run_dir.root / RESULT_FILE, orjson.dumps(result, option=orjson.OPT_INDENT_2))
-    console.close()
-    _print(metrics)
-    console.notice(f"numbers {run_dir.root / 'eval.json'}")
-    trace = run_dir.traces / f"step_{subject.step}" / "eval.jsonl"
-    if trace.is_file():
-        console.notice(f"trace   {trace}")
-    return 0
 
 
 def _folder_for(recipe: Recipe, subject: Subject, out: Path | None) -> Path:
@@ -142,8 +147,8 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
         return Subject(folder.name, weights=folder)
     else:
         found = find_checkpoint(folder, None)
-    state = json.loads((found.path / "state.json").read_text())
-    return Subject(f"step_{found.step}", found.step, state.get("version", found.step), found.path.resolve())
+    version = read_state(found.path)["version"]
+    return Subject(f"step_{found.step}", found.step, version, found.path.resolve())
 
 
 async def _evaluate(
@@ -166,18 +171,19 @@ async def _server(
         yield recipe.rollout.url
         return
     weights = subject.weights
+    exported = run_dir.root / "exported"
     server = ServerProcess(
         model_path=inputs.model_path,
         model=recipe.model,
         rollout=recipe.rollout,
         seed=recipe.seed_for("rollout"),
         log_file=run_dir.logs / "server.log",
-        weights_roots=[run_dir.weights, *([weights] if weights else [])],
+        weights_roots=[exported, *([weights] if weights else [])],
         on_restart=console.warn,
     )
     try:
         if subject.checkpoint is not None:
-            weights = run_dir.weights / f"v_{subject.version}"
+            weights = exported / f"v_{subject.version}"
             with console.phase(f"load checkpoint of step {subject.step}"):
                 log = run_dir.logs / "export.log"
                 await _unpack(recipe, inputs.model_path, subject.checkpoint, weights, log)
@@ -186,7 +192,7 @@ async def _server(
         yield url
     finally:
         await server.stop()
-        shutil.rmtree(run_dir.weights, ignore_errors=True)
+        shutil.rmtree(exported, ignore_errors=True)
 
 
 async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Path, log: Path) -> None:
@@ -211,11 +217,17 @@ async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Pa
             own_session=False,  # Ctrl-C ends the export too
         )
         try:
-            code = await process.wait()
-        except asyncio.CancelledError:
-            process.kill()
-            await process.wait()
-            raise
+            async with asyncio.timeout(recipe.trainer.timeout_s):
+                code = await process.wait()
+        except TimeoutError:
+            raise WorkerError(
+                f"the export of {checkpoint} (process {process.pid}) did not end in {recipe.trainer.timeout_s:.0f} s",
+                f"see {log}; raise trainer.timeout_s if the model is large",
+            ) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
     if code:
         raise RunDirError(f"{checkpoint} cannot be served:\n{log_tail(log)}", "check --checkpoint and model.path")
 

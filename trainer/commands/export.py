@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from agentloop.config import CheckpointConfig
 from agentloop.errors import ConfigError, RunDirError
 from agentloop.model_folder import check_target
+from trainer.checkpoint_files import BrokenCheckpoint, read_state, verify
 from trainer.console.console import Console
 from trainer.run.rundir import CheckpointState, RunDir
 
@@ -77,7 +77,8 @@ def find_checkpoint(source: Path, step: str | None) -> Source:
         step: a number, `last` or `best`; None: `last`.
 
     Raises:
-        RunDirError: the run or the checkpoint does not exist; the message lists the existing ones.
+        RunDirError: the run or the checkpoint does not exist, or the checkpoint is damaged; the
+            message lists the existing ones.
         ConfigError: `step` is not a number, `last` or `best`.
     """
     if not source.is_dir():
@@ -94,14 +95,19 @@ def find_checkpoint(source: Path, step: str | None) -> Source:
             f"{source} is neither a run directory nor a checkpoint",
             "give a folder with config/ and checkpoints/ in it, such as outputs/<name>, or one named step_N",
         )
-    states = run.list_checkpoints()
-    if not states:
+    folders = run.checkpoint_folders()
+    if not folders:
         raise RunDirError(
             f"{run.root} has no finished checkpoint",
             "a run saves one every `checkpoint.every` steps and at its end",
         )
-    state = _chosen(run, states, step or LAST)
-    return Source(state.path, state.step, *_read(run))
+    chosen = folders[-1] if step in (None, LAST) else _chosen(run, run.list_checkpoints(), str(step)).path
+    try:
+        verify(chosen)
+    except BrokenCheckpoint as exc:
+        others = ", ".join(folder.name.removeprefix("step_") for folder in folders if folder != chosen) or "none"
+        raise BrokenCheckpoint(exc.folder, exc.fault, f"choose another step: {others}") from None
+    return Source(chosen, read_state(chosen)["step"], *_read(run))
 
 
 def _one(checkpoint: Path, step: str | None) -> Source:
@@ -110,17 +116,16 @@ def _one(checkpoint: Path, step: str | None) -> Source:
         raise ConfigError(
             f"--step {step}: {checkpoint} is already a single checkpoint", "omit --step, or give the run directory"
         )
-    if not (checkpoint / "state.json").is_file():
-        raise RunDirError(f"the checkpoint {checkpoint} is incomplete: it has no state.json", "give another one")
-    state = json.loads((checkpoint / "state.json").read_text())
+    try:
+        verify(checkpoint)
+    except BrokenCheckpoint as exc:
+        raise BrokenCheckpoint(exc.folder, exc.fault, "give another one") from None
     run = RunDir(checkpoint.resolve().parent.parent)
-    return Source(checkpoint, state.get("step", 0), *_read(run))
+    return Source(checkpoint, read_state(checkpoint)["step"], *_read(run))
 
 
 def _chosen(run: RunDir, states: list[CheckpointState], step: str) -> CheckpointState:
     existing = ", ".join(str(state.step) for state in states)
-    if step == LAST:
-        return states[-1]
     if step == BEST:
         return _best(run, existing)
     if not step.isdecimal():
@@ -133,7 +138,7 @@ def _chosen(run: RunDir, states: list[CheckpointState], step: str) -> Checkpoint
 
 def _best(run: RunDir, existing: str) -> CheckpointState:
     """Return the checkpoint with the run's best metric; for fine-tuning, the lowest loss."""
-    config = json.loads(run.config_file.read_text()) if run.config_file.is_file() else {}
+    config = run.read_config() or {}
     compares = {"best_metric": "eval/loss", "best_is": "lowest"}
     if "stages" not in config:
         section = config.get("checkpoint") or {}
@@ -149,8 +154,6 @@ def _best(run: RunDir, existing: str) -> CheckpointState:
 
 def _read(run: RunDir) -> tuple[dict[str, Any], float | None]:
     """Return section `model` and the LoRA alpha of a training or fine-tuning run."""
-    if not run.config_file.is_file():
-        return {}, None
-    config = json.loads(run.config_file.read_text())
+    config = run.read_config() or {}
     model, lora = config.get("model"), (config.get("trainer") or config).get("lora") or {}
     return model if isinstance(model, dict) else {}, lora.get("alpha")

@@ -14,9 +14,10 @@ from agentloop.commands.recipes import SFT_FILE, config_words, find_config
 from agentloop.config import SftRecipe
 from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
+from agentloop.files import disk_errors
 from agentloop.imports import load_from_file
 from agentloop.text import seconds
-from trainer.commands.train import EXIT_INTERRUPTED
+from trainer.commands.train import EXIT_INTERRUPTED, can_continue, is_finished
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.run.rundir import RunDir
@@ -38,22 +39,21 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
     begin = time.monotonic()
     run_dir = RunDir(recipe.run.dir or Path("outputs") / recipe.run.name)
     run_dir.check_writable()
-    if not resume:
-        run_dir.check_free()
-    check_loggers(recipe.loggers)
     resume_line = shlex.join(["agentloop", "sft", *config_words(config, overrides), "--resume"])
-    with Console() as console:
+    with Console() as console, disk_errors(), run_dir.claimed(resume=resume, warn=console.warn):
+        if not resume:
+            run_dir.check_free()
+        elif (recipe.out or run_dir.root / "model").is_dir() and is_finished(
+            run_dir, resolved, console, "steps, epochs or a stage"
+        ):
+            return 0
+        check_loggers(recipe.loggers)
         if recipe.prepare:
             _prepare(recipe, console)
-        for change in run_dir.open(resolved, environment(), resume=resume):
+        for change in run_dir.open(resolved, environment(), resume=resume, warn=console.warn):
             console.notice(f"changed since the run was started: {change}")
         console.notice(f"run directory {run_dir.root}")
-        try:
-            out = _run(recipe, resolved, run_dir, console, resume=resume)
-        except AgentloopError as exc:
-            if run_dir.holds_run:
-                exc.add_note(f"continue with: {resume_line}")
-            raise
+        out = _run(recipe, resolved, run_dir, console, resume_line, resume=resume)
         if out is None:
             console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
             return EXIT_INTERRUPTED
@@ -63,7 +63,7 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
 
 
 def _run(
-    recipe: SftRecipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, *, resume: bool
+    recipe: SftRecipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, resume_line: str, *, resume: bool
 ) -> Path | None:
     """Run all stages; return the folder of the finished model, or None if the run was stopped."""
 
@@ -83,10 +83,17 @@ def _run(
     )
     failed = True
     try:
-        out = asyncio.run(run.run())
+        with disk_errors():
+            out = asyncio.run(run.run())
+            if out is not None:
+                run_dir.mark_finished(run.steps)
         failed = False
     except (asyncio.CancelledError, KeyboardInterrupt):  # before the first step, or a second Ctrl-C: nothing is saved
         return None
+    except AgentloopError as exc:
+        if can_continue(run_dir, exc, resume=resume, progressed=run.progressed):
+            exc.add_note(f"continue with: {resume_line}")
+        raise
     finally:
         loggers.close(failed=failed)
     return out

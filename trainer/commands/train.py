@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shlex
 import time
@@ -13,7 +14,8 @@ from agentloop.commands.provenance import environment
 from agentloop.commands.recipes import config_words, find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
-from agentloop.errors import AgentloopError
+from agentloop.errors import AgentloopError, DiskError
+from agentloop.files import disk_errors
 from agentloop.report import write_report
 from agentloop.runtime.event_loop import run_loops
 from trainer.console.console import Console
@@ -39,23 +41,57 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
         print(json.dumps(resolved, indent=2))
         return 0
 
-    begin = time.monotonic()
     console = Console()
     run_dir = RunDir(recipe.run_dir)
     run_dir.check_writable()
-    if not resume:
-        run_dir.check_free()
-    check_loggers(recipe.loggers)
+    resume_line = shlex.join(["agentloop", "train", *config_words(config, overrides), "--resume"])
+    with disk_errors(), run_dir.claimed(resume=resume, warn=console.warn):
+        if not resume:
+            run_dir.check_free()
+        elif not recipe.eval.only and is_finished(run_dir, resolved, console, "run.steps=<steps>"):
+            return 0
+        check_loggers(recipe.loggers)
+        return _train(recipe, resolved, run_dir, console, resume_line, resume=resume)
+
+
+def is_finished(run_dir: RunDir, resolved: dict[str, Any], console: Console, longer: str) -> bool:
+    """Return whether nothing is left to do in a run that is resumed unchanged, and say so.
+
+    Args:
+        longer: the override that continues the run.
+    """
+    steps = run_dir.finished_steps()
+    if steps is None or run_dir.read_config() != resolved:
+        return False
+    _say_finished(run_dir, steps, console, longer)
+    return True
+
+
+def _say_finished(run_dir: RunDir, steps: int, console: Console, longer: str) -> None:
+    console.notice(f"{run_dir.root} is finished: {steps} of {steps} steps. To train on, add {longer}")
+
+
+def _train(
+    recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, resume_line: str, *, resume: bool
+) -> int:
+    """Prepare and run in a claimed run directory; return the exit code."""
+    begin = time.monotonic()
     inputs = prepare(recipe, console)
+    if resume and not recipe.eval.only and (run_dir.finished_steps() or 0) >= inputs.total_steps:
+        _say_finished(run_dir, inputs.total_steps, console, "run.steps=<steps>")
+        return 0
     check_port(recipe.rollout.host, recipe.rollout.port)
-    for change in run_dir.open(resolved, environment(), resume=resume):
+    with console.phase("verify checkpoint") if resume else contextlib.nullcontext():
+        changes = run_dir.open(resolved, environment(), resume=resume, warn=console.warn)
+    for change in changes:
         console.notice(f"changed since the run was started: {change}")
     console.notice(f"run directory {run_dir.root}")
-    resume_line = shlex.join(["agentloop", "train", *config_words(config, overrides), "--resume"])
     loggers = _open_loggers(recipe, resolved, run_dir, console, resume=resume)
+    run = TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers)
     failed = True
     try:
-        result = run_loops(TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers).run())
+        with disk_errors():
+            result = run_loops(run.run())
         failed = False
     except asyncio.CancelledError:  # Ctrl-C before the first step: nothing to save
         failed = False
@@ -64,24 +100,35 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     except AgentloopError as exc:
         console.close()
         if run_dir.read_metrics():
-            write_report(run_dir.root)
+            with contextlib.suppress(AgentloopError):  # a full disk must not hide the first error
+                write_report(run_dir.root)
+        if can_continue(run_dir, exc, resume=resume, progressed=run.progressed):
             exc.add_note(f"continue with: {resume_line}")
         raise
     finally:
         loggers.close(failed=failed)
+    if not result.interrupted and not recipe.eval.only:
+        run_dir.mark_finished(result.steps)
     return _finish(result, run_dir, console, resume_line, time.monotonic() - begin)
+
+
+def can_continue(run_dir: RunDir, exc: AgentloopError, *, resume: bool, progressed: bool) -> bool:
+    """Return whether `--resume` is the way on after an error.
+
+    It is not if it was given and failed before a step was trained, unless a full disk is to blame.
+    """
+    return run_dir.holds_run and (not resume or progressed or isinstance(exc, DiskError))
 
 
 def _open_loggers(
     recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, *, resume: bool
 ) -> Loggers:
     """Open the recipe's loggers; a resumed run continues its earlier logs."""
-    checkpoints = run_dir.list_checkpoints() if resume else []
     options: dict[str, Any] = {
         "name": recipe.run.name,
         "config": resolved,
         "root": run_dir.root,
-        "resumed_at": (checkpoints[-1].step if checkpoints else -1) if resume else None,
+        "resumed_at": (run_dir.resume_point.step if run_dir.resume_point else -1) if resume else None,
         "warn": console.warn,
     }
     if not recipe.loggers:

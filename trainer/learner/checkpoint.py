@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from agentloop.errors import RunDirError
-from agentloop.files import partial_of, rename_folder, write_atomic
+from agentloop.errors import AgentloopError, RunDirError
+from agentloop.files import disk_error, disk_errors, free_space, partial_of, rename_folder
+from trainer.checkpoint_files import TENSORS, seal
 from trainer.learner.critic import Critic
 from trainer.learner.model.lora import is_adapter
 from trainer.learner.model.policy import PolicyModel
-
-STATE_FILE = "state.json"
-"""State of the run, written last: a folder that holds it is complete."""
-
-TENSORS = "trainer"
-"""Folder inside a checkpoint with model, optimizer and random state."""
 
 
 class CheckpointSaver:
@@ -105,13 +100,44 @@ def _finish(tensors: Future[Any], partial: Path, folder: Path, state: dict[str, 
         if dist.get_rank() == 0:
             for name, path in files.items():
                 shutil.move(path, partial / name)
-            write_atomic(partial / STATE_FILE, json.dumps(state).encode())
-            rename_folder(partial, folder)
-    except (OSError, RuntimeError, CheckpointException) as exc:
+            with disk_errors(partial):
+                seal(partial, state)
+                rename_folder(partial, folder)
+    except (OSError, RuntimeError, AgentloopError, CheckpointException) as exc:
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        return f"{type(exc).__name__}: {exc}".strip()
+        return _one_line(exc, partial)
     return ""
+
+
+_WRITE_MARKS = ("inline_container", "PytorchStreamWriter")
+"""Parts of the text of torch's errors when it cannot write a file."""
+
+
+def _one_line(exc: BaseException, folder: Path) -> str:
+    """Describe a failure by its cause: the text of a `CheckpointException` is a traceback."""
+    while isinstance(exc, CheckpointException) and exc.failures:
+        exc = next(iter(exc.failures.values()))[0]
+    if isinstance(exc, OSError) and (error := disk_error(exc, Path(exc.filename or folder))) is not None:
+        exc = error
+    if isinstance(exc, AgentloopError):
+        return exc.message
+    lines = str(exc).strip().splitlines()
+    line = f"{type(exc).__name__}: {lines[0][:300]}" if lines else type(exc).__name__
+    # torch hides the error number of a write; most often the disk is full.
+    return line + (free_space(folder) if any(mark in line for mark in _WRITE_MARKS) else "")
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Name the folder if torch cannot read it. Its `CheckpointException` is not an `Exception`."""
+    try:
+        yield
+    except (CheckpointException, Exception) as exc:  # unpickling a damaged `.metadata` may raise anything
+        raise RunDirError(
+            f"the checkpoint {folder} cannot be read: {_one_line(exc, folder)}",
+            f"move {folder.parent} away, and --resume continues from the checkpoint before",
+        ) from exc
 
 
 def load_checkpoint(
@@ -138,7 +164,8 @@ def load_checkpoint(
     if ranks != dist.get_world_size():
         del state[own]
 
-    load(state, checkpoint_id=folder)
+    with _named(folder):
+        load(state, checkpoint_id=folder)
     set_state_dict(
         model,
         optimizer,
@@ -162,7 +189,8 @@ def load_model(folder: Path, model: PolicyModel) -> None:
     """
     state = _saved_part(get_model_state_dict(model))
     _saved_keys(folder, state)
-    load({"model": state}, checkpoint_id=folder)
+    with _named(folder):
+        load({"model": state}, checkpoint_id=folder)
     set_model_state_dict(model, state, options=_READ)
 
 
@@ -184,7 +212,8 @@ def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
     if not (folder / ".metadata").is_file():
         raise RunDirError(f"{folder} has no checkpoint", "resume from a folder checkpoints/step_N of a run")
 
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    with _named(folder):
+        entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     for key, tensor in model_state.items():
         entry = entries.get(f"model.{key}")
         if not isinstance(entry, TensorStorageMetadata) or entry.size != tensor.shape:

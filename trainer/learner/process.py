@@ -32,8 +32,6 @@ from trainer.rank_commands import (
 if TYPE_CHECKING:
     from trainer.learner.learner import Learner
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -79,7 +77,7 @@ def _start(start: Start) -> Learner:
         store=dist.FileStore(str(start.store), start.ranks),  # type: ignore[attr-defined]  # torch does not list it in __all__
         rank=start.rank,
         world_size=start.ranks,
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=timedelta(seconds=config.timeout_s),
     )
     return Learner(start.settings)
 
@@ -97,8 +95,9 @@ def _answer(learner: Learner, message: Message) -> tuple[Any, Sequence[np.ndarra
 
 def _reported(exc: Exception) -> dict[str, Any]:
     """Describe an error for the main process; its traceback goes to the log."""
-    traceback.print_exception(exc)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the log may lie on a full disk
+        traceback.print_exception(exc)
+        sys.stderr.flush()
     return error_to_json(exc)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
-from agentloop.runtime.child import Child, child_environment, log_tail
+from agentloop.runtime.child import Child, child_environment, is_stopped, log_tail
 
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
 ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as above
@@ -26,8 +26,13 @@ REPLICAS_SHARE = 0.9
 """Share of `rollout.start_timeout_s` that the replicas may take: the server reports their failure
 before the run gives up on the server."""
 
+STOPPED_S = 20.0
+"""A server that is stopped (SIGSTOP) for this long is replaced. Nothing else would notice: its
+sockets stay open."""
+
 LONGEST_BACKOFF_S = 5.0
 FIRST_BACKOFF_S = 0.2
+WATCH_S = 1.0
 
 
 class ServerProcess:
@@ -158,7 +163,7 @@ class ServerProcess:
     async def _supervise(self) -> None:
         while True:
             assert self._child is not None
-            code = await self._child.ended()
+            code = await self._end_of(self._child)
             if self.restarts >= self._rollout.max_restarts:
                 self._give_up(f"the rollout server died {self.restarts + 1} times, last with code {code}")
                 return
@@ -171,6 +176,21 @@ class ServerProcess:
             except ServerStartError as exc:
                 self._give_up(str(exc))
                 return
+
+    async def _end_of(self, child: Child) -> int:
+        """Wait until the server ends, and return its exit code. Kill it if it stays stopped."""
+        ended = asyncio.ensure_future(child.ended())
+        stopped_s = 0.0
+        try:
+            while not (await asyncio.wait([ended], timeout=WATCH_S))[0]:
+                # Counted in looks, so that a run which is stopped as a whole counts nothing.
+                stopped_s = stopped_s + WATCH_S if is_stopped(child.pid) else 0.0
+                if stopped_s >= STOPPED_S:
+                    self._on_restart(f"the rollout server (process {child.pid}) was stopped for {stopped_s:.0f} s")
+                    await child.kill()
+            return await ended
+        finally:
+            ended.cancel()
 
     def _give_up(self, reason: str) -> None:
         assert self.died is not None

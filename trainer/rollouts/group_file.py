@@ -10,9 +10,8 @@ from agentloop.errors import RunDirError, TokenLawError
 from agentloop.exact_json import json_line, read_json
 from agentloop.types import Task, Trajectory
 from trainer.algorithms.dynamic_sampling import replacement
+from trainer.checkpoint_files import GROUPS_FILE
 from trainer.rollouts.producer import Group, PicksRows
-
-GROUPS_FILE = "groups.jsonl"
 
 
 def encode_groups(groups: Sequence[Group]) -> bytes:

@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentloop.config import CheckpointConfig
-from trainer.rollouts.group_file import GROUPS_FILE, encode_groups
+from agentloop.errors import DiskError
+from agentloop.files import write_atomic
+from trainer.checkpoint_files import GROUPS_FILE
+from trainer.rollouts.group_file import encode_groups
 from trainer.rollouts.producer import Group
 from trainer.run.rundir import RunDir
 from trainer.workers.group import WorkerGroup
@@ -45,7 +48,7 @@ class Checkpoints:
             wait: return when it is written, because no later call will wait for it.
 
         Raises:
-            WorkerError: with `wait`, it could not be written.
+            WorkerError, DiskError: with `wait`, it could not be written.
         """
         await self.settle()
         step = int(state["step"])
@@ -54,8 +57,15 @@ class Checkpoints:
         if lines := encode_groups(groups):
             # A unique name: Ctrl-C may have cancelled the wait for an earlier save but not the save
             # itself.
-            files[GROUPS_FILE] = self._dir.checkpoints / f".step_{step}.groups.{next(self._numbers)}"
-            files[GROUPS_FILE].write_bytes(lines)
+            path = self._dir.checkpoints / f".step_{step}.groups.{next(self._numbers)}"
+            try:
+                write_atomic(path, lines)
+            except DiskError as exc:
+                if wait:
+                    raise
+                self._failed(step, exc.message)
+                return
+            files[GROUPS_FILE] = path
 
         folder = self._dir.checkpoint_of(step)
         if wait:
@@ -82,8 +92,9 @@ class Checkpoints:
             return
         step, self._writing = self._writing, None
         if error:
-            self._warn(
-                f"the checkpoint of step {step} could not be written: {error}; the run continues, older ones stay"
-            )
+            self._failed(step, error)
         else:
             self._dir.prune_checkpoints(self._config)
+
+    def _failed(self, step: int | None, error: str) -> None:
+        self._warn(f"the checkpoint of step {step} could not be written: {error}; the run continues, older ones stay")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.config import Recipe
-from agentloop.errors import InfrastructureError
+from agentloop.errors import DiskError, InfrastructureError
 from agentloop.weights.layout import tensor_bytes
 from trainer.console.console import Console
 from trainer.publishing.base import Publisher
@@ -84,7 +84,8 @@ async def start_processes(
 
     Raises:
         InfrastructureError: a process did not start; the end of its log is in the message.
-        ConfigError: the folder of published weights belongs to another user.
+        ConfigError: the folder of published weights belongs to another user or run.
+        DiskError: at the end, the last weights could not be kept in the run directory.
     """
     version = checkpoint.version if checkpoint is not None else 0
     async with AsyncExitStack() as stack:
@@ -92,7 +93,7 @@ async def start_processes(
         server = _make_server(recipe, inputs, run_dir, console, weights)
         served = _ServedWeights(server)
         # Pushed first, so that it runs last: processes that read the weights have ended by then.
-        stack.callback(served.keep, weights)
+        stack.push(lambda kind, exc, trace: served.keep(weights, failed=exc is not None))
         if server is not None:
             stack.push_async_callback(server.stop)
 
@@ -149,9 +150,20 @@ class _ServedWeights:
         if self._server is not None:
             self._server.serves(version, folder)
 
-    def keep(self, weights: WeightsFolder) -> None:
-        """Keep the last version in the run directory and remove the rest."""
-        weights.close(self._folder, f"v_{self._version}")
+    def keep(self, weights: WeightsFolder, *, failed: bool) -> None:
+        """Keep the last version in the run directory and remove the rest.
+
+        Args:
+            failed: the run ends with an error, which a full disk here must not replace.
+
+        Raises:
+            DiskError: the version could not be copied.
+        """
+        try:
+            weights.close(self._folder, f"v_{self._version}")
+        except DiskError:
+            if not failed:
+                raise
 
 
 def _make_server(

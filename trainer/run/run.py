@@ -48,8 +48,8 @@ class TrainRun:
 
     Args:
         inputs: what preflight loaded and checked.
-        run_dir: claimed for this run.
-        resume: continue from the newest checkpoint, if there is one.
+        run_dir: claimed and opened for this run.
+        resume: continue from `run_dir.resume_point`, if there is one.
         loggers: further destinations of metrics beside `metrics.jsonl`; None: no others.
     """
 
@@ -69,7 +69,7 @@ class TrainRun:
         self._console = console
         self._resume = resume
         self._loggers = loggers
-        self._checkpoint = run_dir.last_checkpoint() if resume else None
+        self._checkpoint = run_dir.resume_point if resume else None
         self._policy = PolicyState.at(self._checkpoint, recipe.trainer.algorithm)
         self._stop = StopRequest(lambda: self._policy.updating, console.notice)
 
@@ -87,9 +87,14 @@ class TrainRun:
             async with start_processes(recipe, inputs, self._dir, self._console, checkpoint) as processes:
                 if self._resume:
                     # A run stopped before its first checkpoint starts over.
-                    self._dir.rewind(checkpoint.step if checkpoint is not None else -1)
+                    self._dir.rewind(checkpoint.step if checkpoint is not None else -1, self._console.warn)
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                     return await self._train(processes, lag, finished)
+
+    @property
+    def progressed(self) -> bool:
+        """Whether this process trained a step: repeating the command does not only fail again."""
+        return self._policy.version > (self._checkpoint.version if self._checkpoint is not None else 0)
 
     # -- the loop
     # ------------------------------------------------------------------------------------
@@ -114,7 +119,7 @@ class TrainRun:
 
         await processes.guard(evaluation.before(first, policy.version))
         if self._recipe.eval.only:
-            return self._result(first, evaluation)
+            return self._result(first)
 
         self._announce_algorithm()
         progress = _EpisodeProgress(console, self._recipe.rollout.batch_size * self._recipe.rollout.group_size)
@@ -143,14 +148,14 @@ class TrainRun:
                 prune_versions(self._dir.weights, policy.version)
 
                 if stopping:
-                    return self._result(step, evaluation, interrupted=True)
+                    return self._result(step, interrupted=True)
 
-            return self._result(total, evaluation)
+            return self._result(total)
         except asyncio.CancelledError:
             if not self._stop.requested:
                 raise
             await self._save_at_once(producer, checkpoints)
-            return self._result(policy.version, evaluation, interrupted=True)
+            return self._result(policy.version, interrupted=True)
         finally:
             await evaluation.close()
             await producer.close()
@@ -228,15 +233,16 @@ class TrainRun:
         if metrics.get("eval/reward_mean") is not None:
             self._console.eval(metrics)
 
-    def _result(self, step: int, evaluation: Evaluation, *, interrupted: bool = False) -> RunResult:
-        rewards = [reward for row in self._dir.read_metrics() if (reward := row.get("reward/mean")) is not None]
-        evals = evaluation.rewards
+    def _result(self, step: int, *, interrupted: bool = False) -> RunResult:
+        rows = self._dir.read_metrics()  # also those from before a resume
+        rewards = [reward for row in rows if (reward := row.get("reward/mean")) is not None]
+        evals = [row["eval/reward_mean"] for row in rows if row.get("eval/reward_mean") is not None]
         return RunResult(
             steps=step,
             interrupted=interrupted,
             first_reward=rewards[0] if rewards else None,
             last_reward=rewards[-1] if rewards else None,
-            eval_first=evals[0] if evals else None,
+            eval_first=evals[0] if len(evals) > 1 else None,
             eval_last=evals[-1] if evals else None,
         )
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,20 @@ import orjson
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
 from agentloop.exact_json import json_line
-from agentloop.files import write_atomic
+from agentloop.files import append_line, write_atomic
+from agentloop.text import finite
 from agentloop.types import Trajectory
+from trainer.checkpoint_files import GROUPS_FILE, BrokenCheckpoint, is_sealed, read_state, verify
+from trainer.locks import FileLock, Locked
+
+LOCK = ".lock"
+"""Locked while a process writes to the run directory; it names that process."""
 
 FIXED = ("model.path",)
 """Keys that a resumed run cannot change: optimizer state and reference belong to one model."""
+
+SHOWN_LINES = 3
+"""Damaged lines of `metrics.jsonl` that a warning names."""
 
 FIXED_WITH_GROUPS = ("rollout.batch_size", "rollout.group_size")
 """Keys fixed while a checkpoint holds finished groups: a group's index determines its step."""
@@ -38,14 +46,17 @@ class CheckpointState:
     @property
     def groups_file(self) -> Path:
         """The file of finished groups that were not trained yet (`trainer.rollouts.group_file`)."""
-        return self.path / "groups.jsonl"
+        return self.path / GROUPS_FILE
 
 
 class RunDir:
     """The paths of a run and operations on them.
 
-    outputs/<run>/config/resolved.json  env.json  metrics.jsonl  logs/*.log
+    outputs/<run>/config/resolved.json  env.json  metrics.jsonl  logs/*.log  finished.json
                   traces/step_N/{train,eval}.jsonl checkpoints/step_N/   weights/v_N/   report.html
+
+    Attributes:
+        resume_point: after `open`, the checkpoint that the run continues from.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,11 +68,61 @@ class RunDir:
         self.traces = self.root / "traces"
         self.checkpoints = self.root / "checkpoints"
         self.weights = self.root / "weights"
+        self.finished_file = self.root / "finished.json"
+        self.resume_point: CheckpointState | None = None
 
     @property
     def holds_run(self) -> bool:
         """Whether the folder holds results. A start that failed before them may be repeated."""
-        return self.metrics_file.exists() or bool(self.list_checkpoints())
+        return self.metrics_file.exists() or bool(self.checkpoint_folders())
+
+    @contextlib.contextmanager
+    def claimed(self, *, resume: bool = False, warn: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Keep other processes out of the directory within the block.
+
+        The directory is created, and removed again if the block leaves nothing in it.
+
+        Args:
+            warn: called if the file system has no locks.
+
+        Raises:
+            RunDirError: another process uses it, it cannot be used, or `resume` is True and it does
+                not hold a run.
+        """
+        if resume:
+            self._check_resumable()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock.take(self.root / LOCK)
+        except Locked as exc:
+            stop = f"kill {exc.holder.pid}" if exc.holder.pid is not None else "end that process"
+            raise RunDirError(
+                f"{self.root} is in use by {exc.holder}",
+                f"wait until it ends, or stop it: {stop}; for a second run give another name: run.name=<name>",
+            ) from None
+        except OSError as exc:
+            raise RunDirError(
+                f"the run directory {self.root} cannot be used: {exc.strerror} ({exc.filename})",
+                "set run.dir to a folder that can be made and written",
+            ) from exc
+
+        if not lock.supported:
+            warn(f"the file system of {self.root} has no locks: start no second process on this run directory")
+        try:
+            yield
+        finally:
+            empty = [path.name for path in self.root.iterdir()] == [LOCK]
+            lock.release(remove=empty)
+            if empty:
+                with contextlib.suppress(OSError):  # another process may have come in
+                    self.root.rmdir()
+
+    def _check_resumable(self) -> None:
+        if not self.config_file.exists() and not self.holds_run:
+            raise RunDirError(
+                f"--resume: {self.root} does not hold a run",
+                "check run.name and run.dir, or start a new run without --resume",
+            )
 
     def check_free(self) -> None:
         """Refuse to start a new run over an old one.
@@ -103,33 +164,55 @@ class RunDir:
                 with contextlib.suppress(OSError):  # another run has written into it meanwhile
                     folder.rmdir()
 
-    def open(self, config: dict[str, Any], env: dict[str, Any], *, resume: bool) -> list[str]:
-        """Claim the directory for a run.
+    def open(
+        self, config: dict[str, Any], env: dict[str, Any], *, resume: bool, warn: Callable[[str], None] = lambda _: None
+    ) -> list[str]:
+        """Prepare the directory for a run and, on resume, choose the checkpoint to continue from.
+
+        Args:
+            warn: called with each damage that the run can continue from.
 
         Returns:
             on resume, a line `key: old -> new` for every changed config value; else an empty list.
 
         Raises:
             RunDirError: it holds a run and `resume` is False; it holds no run and `resume` is True;
-                or a key changed that a resumed run cannot change.
+                no checkpoint is intact; or a key changed that a resumed run cannot change.
         """
-        if not resume:
+        if resume:
+            self._check_resumable()
+        else:
             self.check_free()
-        elif not self.config_file.exists():
-            raise RunDirError(
-                f"--resume: {self.root} does not hold a run",
-                "check run.name and run.dir, or start a new run without --resume",
-            )
-
-        changes = _changes(json.loads(self.config_file.read_text()), config) if resume else {}
-        self._check_changes(changes)
 
         for folder in (self.logs, self.traces, self.checkpoints, self.weights):
             folder.mkdir(parents=True, exist_ok=True)
+        self._clear_partial_checkpoints()
+        self.resume_point = self._choose_checkpoint(warn) if resume else None
+
+        before = self.read_config() if resume else None
+        if resume and before is None:
+            warn(f"{self.config_file} is missing or damaged: changes of the configuration are not listed")
+        changes = _changes(before, config) if before is not None else {}
+        self._check_changes(changes)
+
+        self.finished_file.unlink(missing_ok=True)
         write_atomic(self.config_file, orjson.dumps(config, option=orjson.OPT_INDENT_2))
         write_atomic(self.env_file, orjson.dumps(env, option=orjson.OPT_INDENT_2))
-        self._clear_partial_checkpoints()
         return [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+
+    def read_config(self) -> dict[str, Any] | None:
+        """Return the configuration of the run; None if it is missing or damaged."""
+        config = _read_object(self.config_file)
+        return config or None
+
+    def mark_finished(self, steps: int) -> None:
+        """Record that the run reached its end: nothing is left to do for a resumed run."""
+        write_atomic(self.finished_file, orjson.dumps({"steps": steps}))
+
+    def finished_steps(self) -> int | None:
+        """Return the steps of a run that reached its end; None if it did not."""
+        steps = _read_object(self.finished_file).get("steps")
+        return steps if isinstance(steps, int) else None
 
     def _clear_partial_checkpoints(self) -> None:
         """Remove what a run killed while saving left; keep the checkpoint that it was replacing."""
@@ -143,10 +226,9 @@ class RunDir:
                 hidden.unlink()
 
     def _check_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
-        checkpoints = self.list_checkpoints()
-        if not checkpoints:
+        if self.resume_point is None:
             return  # the run starts over, so any key may change
-        groups = checkpoints[-1].groups_file
+        groups = self.resume_point.groups_file
         for key in (*FIXED, *(FIXED_WITH_GROUPS if groups.exists() else ())):
             if key in changes:
                 old, new = changes[key]
@@ -163,17 +245,61 @@ class RunDir:
         return self.checkpoints / f"step_{step}"
 
     def list_checkpoints(self) -> list[CheckpointState]:
-        """Return complete checkpoints (those with a `state.json`), oldest first."""
+        """Return the checkpoints with a readable `state.json`, oldest first."""
         found = []
-        for state_file in self.checkpoints.glob("step_*/state.json"):
-            state = json.loads(state_file.read_text())
-            found.append(CheckpointState(state["step"], state["version"], state_file.parent, state.get("kl_coef")))
+        for folder in self.checkpoint_folders():
+            with contextlib.suppress(BrokenCheckpoint):
+                found.append(_state_of(folder))
         return sorted(found, key=lambda state: state.step)
 
-    def last_checkpoint(self) -> CheckpointState | None:
-        """Return the newest complete checkpoint; None if there is none."""
-        found = self.list_checkpoints()
-        return found[-1] if found else None
+    def checkpoint_folders(self) -> list[Path]:
+        """Return the folders named `step_N`, oldest first."""
+        steps = (path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*"))
+        return [self.checkpoint_of(step) for step in sorted(int(step) for step in steps if step.isdecimal())]
+
+    def _choose_checkpoint(self, warn: Callable[[str], None]) -> CheckpointState | None:
+        """Return the newest intact checkpoint; None if there is none at all. Move newer ones aside.
+
+        Raises:
+            RunDirError: there are checkpoints, and all of them are damaged.
+        """
+        broken: list[BrokenCheckpoint] = []
+        chosen = None
+        for folder in reversed(self.checkpoint_folders()):
+            try:
+                chosen = self._intact(folder, warn)
+                break
+            except BrokenCheckpoint as exc:
+                broken.append(exc)
+
+        if broken and chosen is None:
+            raise RunDirError(
+                f"--resume: no checkpoint of {self.root} is intact:\n  - "
+                + "\n  - ".join(f"{exc.folder.name}: {exc.fault}" for exc in broken),
+                f"restore the files from a copy; or move {self.checkpoints} away, and --resume starts over",
+            )
+        for damage in broken:
+            # Moved, because a damaged newest checkpoint would push out the intact ones.
+            assert chosen is not None
+            aside = damage.folder.with_name(f"{damage.folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            damage.folder.rename(aside)
+            warn(f"{damage.message}. It is now {aside.name}, and the run goes on from step {chosen.step}")
+        return chosen
+
+    def _intact(self, folder: Path, warn: Callable[[str], None]) -> CheckpointState:
+        """Verify a checkpoint and return its state.
+
+        Raises:
+            BrokenCheckpoint: it is damaged.
+        """
+        for name in verify(folder):
+            path = folder / name
+            path.replace(path.with_name(f"{name}.damaged"))
+            warn(f"{path} is damaged: its groups are sampled again")
+        if not is_sealed(read_state(folder)):
+            warn(f"{folder} has no checksums (an earlier version wrote it): its files are not verified")
+        return _state_of(folder)
 
     def prune_checkpoints(self, config: CheckpointConfig) -> None:
         """Delete checkpoints that are neither among the newest nor among the best."""
@@ -200,24 +326,41 @@ class RunDir:
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line in a single write, so that a kill leaves at most one torn last line."""
-        with self.metrics_file.open("ab") as file:
-            file.write(orjson.dumps(metrics) + b"\n")
+        append_line(self.metrics_file, orjson.dumps(metrics))
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Return all complete lines."""
+    def read_metrics(self, on_odd: Callable[[int, str], None] = lambda number, why: None) -> list[dict[str, Any]]:
+        """Return the lines of `metrics.jsonl`.
+
+        Args:
+            on_odd: called with number and fault of each line that is left out.
+        """
         if not self.metrics_file.exists():
             return []
         rows = []
-        for line in self.metrics_file.read_bytes().splitlines():
+        for number, line in enumerate(self.metrics_file.read_bytes().splitlines(), 1):
             try:
-                rows.append(orjson.loads(line))
+                row = orjson.loads(line)
             except orjson.JSONDecodeError:
-                continue  # the torn last line of a killed run
+                on_odd(number, "is not JSON, perhaps torn by a kill")
+                continue
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
+            else:
+                on_odd(number, "has no step")
         return rows
 
-    def rewind(self, step: int) -> None:
-        """Remove everything written after `step`: a resumed run writes it again."""
-        kept = [row for row in self.read_metrics() if row["step"] <= step]
+    def rewind(self, step: int, warn: Callable[[str], None] = lambda _: None) -> None:
+        """Remove everything written after `step`: a resumed run writes it again.
+
+        Args:
+            warn: called if lines of `metrics.jsonl` are lost.
+        """
+        odd: list[str] = []
+        rows = self.read_metrics(lambda number, why: odd.append(f"line {number} {why}"))
+        if odd:
+            more = f" and {len(odd) - SHOWN_LINES} more" if len(odd) > SHOWN_LINES else ""
+            warn(f"{self.metrics_file} is damaged: {'; '.join(odd[:SHOWN_LINES])}{more}. The other lines are kept")
+        kept = [row for row in rows if row["step"] <= step]
         write_atomic(self.metrics_file, b"".join(orjson.dumps(row) + b"\n" for row in kept))
 
         for folder in self.traces.glob("step_*"):
@@ -229,6 +372,25 @@ class RunDir:
         """Write `traces/step_N/<split>.jsonl` atomically, one trajectory a line."""
         lines = b"".join(json_line(trajectory.to_json()) for trajectory in trajectories)
         write_atomic(self.traces / f"step_{step}" / f"{split}.jsonl", lines, durable=False)
+
+
+def _state_of(folder: Path) -> CheckpointState:
+    """Read the state of a checkpoint.
+
+    Raises:
+        BrokenCheckpoint: its `state.json` is damaged.
+    """
+    state = read_state(folder)
+    return CheckpointState(state["step"], state["version"], folder, finite(state.get("kl_coef")))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none."""
+    try:
+        data = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop a run where no work is lost, or at once."""
+"""Ctrl-C and other signals that end a program: stop a run where no work is lost, or at once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,29 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+
+UNLESS_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
+"""A closed terminal and Ctrl-\\. `nohup` ignores the first, and a run started with it goes on."""
+
+
+@contextlib.contextmanager
+def on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` in the running event loop at each of the signals, within the block."""
+    loop = asyncio.get_running_loop()
+    numbers = [*ALWAYS, *(number for number in UNLESS_IGNORED if signal.getsignal(number) is not signal.SIG_IGN)]
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 class StopRequest:
-    """A user's request to stop the run, made by SIGINT or SIGTERM.
+    """A user's request to stop the run, made by a signal.
 
     The first signal cancels the run's task, unless the step must be finished first. Then
     `requested` is set, and the loop stops after the step; a second signal cancels at once.
@@ -33,19 +49,15 @@ class StopRequest:
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """Listen for signals within the block; they stop the current task."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._on_signal, task)
-        try:
-            yield
-        finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
 
-    def _on_signal(self, task: asyncio.Task[Any]) -> None:
-        again, self.requested = self.requested, True
-        if again or not self._must_finish_step():
-            task.cancel()
-        else:
-            self._notice("stopping after this step; press Ctrl-C again to stop immediately (and lose this step)")
+        def on_signal() -> None:
+            again, self.requested = self.requested, True
+            if again or not self._must_finish_step():
+                task.cancel()
+            else:
+                self._notice("stopping after this step; press Ctrl-C again to stop immediately (and lose this step)")
+
+        with on_stop_signals(on_signal):
+            yield

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import shutil
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,9 @@ from agentloop.config import CheckpointConfig, SftRecipe, TrainerConfig
 from agentloop.files import partial_of, rename_folder
 from agentloop.model_folder import ModelFolder, check_target, copy_tokenizer
 from agentloop.text import seconds
+from trainer.checkpoint_files import read_state
 from trainer.run.rundir import RunDir
+from trainer.run.stop import on_stop_signals
 from trainer.sft.stage import Stage, TokenizedRows, tokenize_rows
 from trainer.sft.tokenizing import SftTokenizer
 from trainer.types import LossSpec, TrainSample
@@ -50,6 +50,7 @@ class SftRun:
 
     Attributes:
         done: the step from which a resumed run continues.
+        steps: steps that are done.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class SftRun:
         self._resume = resume
         self._on_log = on_log
         self._on_progress = on_progress or (lambda done, total, words: None)
-        checkpoints = run_dir.list_checkpoints() if resume else []
-        self._checkpoint = checkpoints[-1].path if checkpoints else None
-        self.done = checkpoints[-1].step if checkpoints else 0
-        self._state = json.loads((self._checkpoint / "state.json").read_text()) if self._checkpoint else {}
+        checkpoint = run_dir.resume_point if resume else None
+        self._checkpoint = checkpoint.path if checkpoint else None
+        self.done = checkpoint.step if checkpoint else 0
+        self.steps = self.done
+        self._state = read_state(checkpoint.path) if checkpoint else {}
         self._window = _Window(self._state.get("window"))
         self._digests: dict[str, str] = dict(self._state.get("data", {}))
         self._step_times: deque[float] = deque(maxlen=ETA_STEPS)
@@ -71,6 +73,11 @@ class SftRun:
         self._closed = False
         self._loads: dict[int, Future[TokenizedRows]] = {}
         self._eval_load: Future[TokenizedRows] | None = None
+
+    @property
+    def progressed(self) -> bool:
+        """Whether this process trained a step: repeating the command does not only fail again."""
+        return self.steps > self.done
 
     async def run(self) -> Path | None:
         """Run all stages and write the finished model with its tokenizer.
@@ -89,7 +96,8 @@ class SftRun:
             check_target(out, replace=True, source=recipe.model.path, key="out")
         model_path = str(ModelFolder.resolve(recipe.model.path).path)
         if self._resume:
-            self._dir.rewind(self.done or -1)  # -1 without a checkpoint: the first evaluation is repeated
+            # -1 without a checkpoint: the first evaluation is repeated
+            self._dir.rewind(self.done or -1, lambda text: self._on_log({"event": text}))
 
         local = recipe.model.model_copy(update={"path": model_path})
         tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
@@ -109,7 +117,7 @@ class SftRun:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Let Ctrl-C save the current step and end the run; a second one ends it at once."""
-        loop, main = asyncio.get_running_loop(), asyncio.current_task()
+        main = asyncio.current_task()
         assert main is not None
 
         def stop() -> None:
@@ -117,13 +125,8 @@ class SftRun:
                 main.cancel()
             self._stop.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-        try:
+        with on_stop_signals(stop):
             yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
 
     async def _start_workers(self, model_path: str) -> WorkerGroup:
         recipe = self._recipe
@@ -131,6 +134,7 @@ class SftRun:
             ranks=recipe.ranks,
             device=recipe.device,
             threads=recipe.threads,
+            timeout_s=recipe.timeout_s,
             tokens_per_micro_batch=recipe.tokens_per_micro_batch,
             logprob_chunk=recipe.logprob_chunk,
             optim=recipe.stages[0].optim,
@@ -254,6 +258,7 @@ class SftRun:
             begin = time.perf_counter()
             sums = await workers.accumulate(stage.batch(step), temperature=1.0, loss=spec)
             optimizer = await workers.step(sums["normalizer"])
+            self.steps = step
             self._step_times.append(time.perf_counter() - begin)
             self._window.add(sums, self._step_times[-1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from agentloop.errors import WorkerError
-from agentloop.runtime.child import child_environment, log_tail, spawn
+from agentloop.runtime.child import child_environment, is_stopped, log_tail, spawn
 from trainer.channel import HEADER_LENGTH_BYTES, array_bytes, decode_header, encode, error_from_json, header_length
 
 CLOSE_TIMEOUT_S = 10.0
+"""Time for a rank to end by itself, and again after it was killed."""
 
 RawAnswer = tuple[Any, list[np.ndarray]]
 """JSON body and arrays of an answer."""
@@ -25,6 +27,10 @@ RawAnswer = tuple[Any, list[np.ndarray]]
 
 class RankDied(WorkerError):
     """A rank process ended. Errors of other ranks at that moment are consequences."""
+
+
+class RankHangs(WorkerError):
+    """Ranks did not answer within the time limit, or are stopped."""
 
 
 class Rank:
@@ -97,18 +103,33 @@ class Rank:
         try:
             await asyncio.wait_for(self.process.wait(), CLOSE_TIMEOUT_S)
         except TimeoutError:
-            self.kill()
-            await self.process.wait()
+            await self._killed()
+
+    async def _killed(self) -> None:
+        """Kill the process. One that is stuck in the kernel, in a driver say, is left behind."""
+        self.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), CLOSE_TIMEOUT_S)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is stopped by a signal (SIGSTOP)."""
+        return is_stopped(self.process.pid)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
     async def _exit_report(self) -> RankDied:
-        code = await self.process.wait()
+        try:
+            code = await asyncio.wait_for(self.process.wait(), CLOSE_TIMEOUT_S)
+        except TimeoutError:  # it closed its socket and hangs
+            await self._killed()
+            code = None
+        memory = "exit code -9 usually means out of memory: lower trainer.tokens_per_micro_batch"
         return RankDied(
             f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{log_tail(self.log)}",
-            "exit code -9 usually means out of memory: lower trainer.tokens_per_micro_batch",
+            memory if code == -signal.SIGKILL else "the last lines above name the cause",
         )
 
 

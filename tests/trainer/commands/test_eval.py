@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from agentloop.config import Recipe
 from agentloop.errors import ConfigError, RunDirError
+from trainer.checkpoint_files import seal
 from trainer.commands.eval import Subject, find_subject, table
 
 
@@ -26,7 +26,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """The folder of a checkpoint, as a run leaves it."""
     folder = tmp_path / "run" / "checkpoints" / "step_4"
     (folder / "trainer").mkdir(parents=True)
-    (folder / "state.json").write_text(json.dumps({"step": 4, "version": 4}))
+    seal(folder, {"step": 4, "version": 4})
     return folder.resolve()
 
 
@@ -66,3 +66,15 @@ def test_the_table_has_a_line_for_each_source(capsys: Any) -> None:
     assert head.split() == ["rows", "episodes", "failed", "reward", "pass@1", "tools", "tokens"]
     assert everything.split() == ["all", "8", "1", "0.500", "0.250", "1.50", "–"]
     assert source.split() == ["a/b", "8", "1", "–", "0.250", "1.50", "–"]
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(recipe: Recipe, checkpoint: Path) -> None:
+    (checkpoint / "trainer" / "__0_0.distcp").write_bytes(b"whole")
+    seal(checkpoint, {"step": 4, "version": 4})
+    (checkpoint / "trainer" / "__0_0.distcp").write_bytes(b"w")
+    for named in ("4", "last", str(checkpoint)):
+        with pytest.raises(RunDirError, match=r"__0_0\.distcp has 1 bytes instead of 5"):
+            find_subject(recipe, named)
+    (checkpoint / "state.json").write_text("{")
+    with pytest.raises(RunDirError, match=r"state\.json is not JSON"):
+        find_subject(recipe, "last")

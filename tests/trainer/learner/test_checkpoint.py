@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 
 from agentloop.config import CheckpointConfig, TrainerConfig
-from agentloop.errors import WorkerError
+from agentloop.errors import DiskError, RunDirError, WorkerError
 from agentloop.types import StopReason, Task, Trajectory
 from tests.trainer.conftest import make_samples
-from trainer.rollouts.group_file import GROUPS_FILE, read_groups
+from trainer.checkpoint_files import GROUPS_FILE, verify
+from trainer.learner.learner import Learner
+from trainer.rollouts.group_file import read_groups
 from trainer.rollouts.producer import Group
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.rundir import RunDir
+from trainer.types import LearnerSettings
 from trainer.workers.group import WorkerGroup
 
 
@@ -104,6 +109,57 @@ async def test_a_save_that_fails_is_told_and_older_ones_stay(workers: WorkerGrou
     assert [state.step for state in run_dir.list_checkpoints()] == [2]
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_full_disk_is_one_line_without_a_traceback(
+    workers: WorkerGroup, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    checkpoints = Checkpoints(workers, run_dir, CheckpointConfig(keep=1, asynchronous=False), warnings.append)
+    ranks = [psutil.Process(rank.process.pid) for rank in workers._ranks]
+    limits = [rank.rlimit(psutil.RLIMIT_FSIZE) for rank in ranks]
+    try:
+        for rank in ranks:
+            rank.rlimit(psutil.RLIMIT_FSIZE, (1000, limits[0][1]))
+        await checkpoints.save({"step": 1, "version": 1}, [])
+        with pytest.raises(WorkerError, match=r"could not be written: .* \(.* MB free on its disk\)"):
+            await checkpoints.save({"step": 1, "version": 1}, [], wait=True)
+    finally:
+        for rank, limit in zip(ranks, limits, strict=True):
+            rank.rlimit(psutil.RLIMIT_FSIZE, limit)
+    (warning,) = warnings
+    assert "could not be written" in warning and "MB free" in warning and "\n" not in warning
+    assert list(run_dir.checkpoints.iterdir()) == []
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    task = Task(task_id="t", agent_name="a", prompt=[])
+    group = Group(5, task, [[Trajectory([1, 2], [0, 1], [None, -0.3], [None, 1], 1, stop_reason=StopReason.STOP)]])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        await checkpoints.save({"step": 2, "version": 2}, [group])
+        with pytest.raises(DiskError, match="No space left on device"):
+            await checkpoints.save({"step": 2, "version": 2}, [group], wait=True)
+    assert len(warnings) == 2 and "step 2 could not be written" in warnings[1]
+    await checkpoints.save({"step": 2, "version": 2}, [group], wait=True)
+    assert [state.step for state in run_dir.list_checkpoints()] == [2]
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+@pytest.mark.parametrize("damage", [lambda whole: whole[:200], lambda whole: b"\0" * len(whole), lambda whole: b""])
+def test_a_file_that_torch_cannot_read_is_an_error_with_the_folder(
+    tiny_model: Path, process_group: None, tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    """As in a checkpoint without checksums. torch's own error is not an `Exception`."""
+    learner = Learner(LearnerSettings(str(tiny_model), TrainerConfig(), "float32", 10, 0))
+    learner.save(tmp_path / "step_1", {"step": 1, "version": 1})
+    file = tmp_path / "step_1" / "trainer" / name
+    file.write_bytes(damage(file.read_bytes()))
+    for optimizer in (True, False):
+        with pytest.raises(RunDirError, match=r"step_1/trainer cannot be read(?s:.*)move .*step_1 away"):
+            learner.load(file.parent, optimizer=optimizer)
+
+
 SAVER = """
 import json, os, sys
 from pathlib import Path
@@ -140,6 +196,7 @@ def test_a_kill_during_a_save_leaves_whole_checkpoints_only(tiny_model: Path, ru
     assert [state.step for state in states] in ([*range(1, 6)], [*range(1, 7)])
     assert sorted(path.name for path in run_dir.checkpoints.iterdir()) == sorted(state.path.name for state in states)
     for state in states:
-        assert json.loads((state.path / "state.json").read_text()) == {"step": state.step, "version": state.version}
-        assert (state.path / "trainer" / ".metadata").is_file()
+        written = json.loads((state.path / "state.json").read_text())
+        assert (written["step"], written["version"]) == (state.step, state.version)
+        assert "trainer/.metadata" in written["files"] and not verify(state.path)
     assert not (states[-1].path / GROUPS_FILE).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import orjson
@@ -10,6 +11,7 @@ import pytest
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
 from agentloop.types import StopReason, Trajectory, Turn
+from trainer.checkpoint_files import seal
 from trainer.run.rundir import RunDir
 
 
@@ -21,7 +23,7 @@ def make(tmp_path: Path) -> RunDir:
 
 def save(run_dir: RunDir, step: int) -> None:
     run_dir.checkpoint_of(step).mkdir()
-    (run_dir.checkpoint_of(step) / "state.json").write_text(f'{{"step": {step}, "version": {step}}}')
+    seal(run_dir.checkpoint_of(step), {"step": step, "version": step})
 
 
 def test_a_directory_that_holds_a_run_is_refused_with_the_two_ways_out(tmp_path: Path) -> None:
@@ -67,8 +69,7 @@ def test_rewind_forgets_what_came_after(tmp_path: Path) -> None:
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
     run_dir = make(tmp_path)
-    (run_dir.checkpoint_of(1)).mkdir()
-    (run_dir.checkpoint_of(1) / "state.json").write_text('{"step": 1, "version": 1}')
+    save(run_dir, 1)
     (run_dir.checkpoint_of(2)).mkdir()
     assert [state.step for state in run_dir.list_checkpoints()] == [1]
 
@@ -122,8 +123,7 @@ def test_what_a_killed_save_left_is_removed_and_what_it_was_to_replace_stays(tmp
 def test_pruning_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
     run_dir = make(tmp_path)
     for step in (1, 2, 3):
-        run_dir.checkpoint_of(step).mkdir()
-        (run_dir.checkpoint_of(step) / "state.json").write_text(f'{{"step": {step}, "version": {step}}}')
+        save(run_dir, step)
     run_dir.prune_checkpoints(CheckpointConfig(keep=2))
     assert [state.step for state in run_dir.list_checkpoints()] == [2, 3]
 
@@ -137,3 +137,53 @@ def test_a_trace_reads_back_as_the_same_trajectory(tmp_path: Path) -> None:
     run_dir.write_trace(7, "train", [trajectory])
     lines = (run_dir.traces / "step_7" / "train.jsonl").read_bytes().splitlines()
     assert [Trajectory.from_json(orjson.loads(line)) for line in lines] == [trajectory]
+
+
+def test_a_directory_in_use_is_refused_with_the_process_that_uses_it(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    with run_dir.claimed():
+        run_dir.open({"seed": 0}, {}, resume=False)
+        for resume in (False, True):
+            with (
+                pytest.raises(RunDirError, match=rf"in use by process {os.getpid()} on (?s:.*)kill {os.getpid()}"),
+                RunDir(tmp_path / "run").claimed(resume=resume),
+            ):
+                pytest.fail("the second process came in")
+    with RunDir(tmp_path / "run").claimed(resume=True):
+        pass
+
+
+def test_a_claim_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run").claimed():
+        assert (tmp_path / "run").is_dir()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RunDirError, match="does not hold a run"), RunDir(tmp_path / "run").claimed(resume=True):
+        pytest.fail("it holds no run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirError, match=r"cannot be used: (?s:.*)set run\.dir"), RunDir(tmp_path / name).claimed():
+        pytest.fail("it cannot be used")
+
+
+def test_odd_lines_of_the_metrics_are_told_and_the_rest_is_kept(tmp_path: Path) -> None:
+    run_dir = make(tmp_path)
+    odd = [b'{"step": 2, "rew', b"[1]", b'{"loss": 1}', b'{"step": "3"}', b"\xff", b"null", b'{"step": true}']
+    run_dir.metrics_file.write_bytes(b"\n".join([b'{"step": 1}', *odd, b'{"step": 4}', b""]))
+    told: list[str] = []
+    run_dir.rewind(4, told.append)
+    assert len(told) == 1 and "line 2 is not JSON" in told[0] and "line 4 has no step and 4 more" in told[0]
+    assert run_dir.metrics_file.read_bytes() == b'{"step":1}\n{"step":4}\n'
+    run_dir.prune_checkpoints(CheckpointConfig(keep_best=1))
+
+
+def test_a_finished_run_is_known_until_it_is_opened_again(tmp_path: Path) -> None:
+    run_dir = make(tmp_path)
+    assert run_dir.finished_steps() is None
+    run_dir.mark_finished(3)
+    assert run_dir.finished_steps() == 3
+    run_dir.open({"seed": 1}, {}, resume=True)
+    assert run_dir.finished_steps() is None

@@ -23,6 +23,7 @@ from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.config import SftModel, SftRecipe, SftStage
 from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, DataError, RunDirError
+from trainer.checkpoint_files import read_state, seal
 from trainer.commands.export import export_command
 from trainer.commands.sft import sft_command
 from trainer.run.rundir import RunDir
@@ -453,9 +454,8 @@ def test_a_run_stopped_between_two_stages_goes_on_with_a_fresh_optimizer(
     path = write_recipe(tmp_path, chat_model, loggers=["lines"])
     shutil.rmtree(RunDir(tmp_path / "run").checkpoint_of(36))
     shutil.rmtree(tmp_path / "run" / "model")
-    state_file = RunDir(tmp_path / "run").checkpoint_of(24) / "state.json"
-    state = json.loads(state_file.read_text())
-    state_file.write_text(json.dumps(state | {"data": {"1": "other rows"}}))
+    checkpoint = RunDir(tmp_path / "run").checkpoint_of(24)
+    seal(checkpoint, read_state(checkpoint) | {"data": {"1": "other rows"}})
     assert sft_command(path, [], resume=True) == 0
     assert "changed since the run was started: the rows of stage chat" in capsys.readouterr().out
     assert metrics_of(tmp_path) == metrics_of(whole)

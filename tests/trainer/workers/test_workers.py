@@ -149,6 +149,42 @@ async def test_a_dead_rank_is_a_worker_error_with_its_log_and_ends_the_others(ti
     assert not any(process.is_running() for process in processes)
 
 
+async def test_a_stopped_rank_is_named_with_the_command_and_ends_the_others(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.workers.group.STOPPED_S", 0.3)
+    monkeypatch.setattr("trainer.workers.group.WATCH_S", 0.1)
+    async with started(tiny_model, tmp_path, ranks=2) as workers:
+        processes = processes_of(workers)
+        processes[1].suspend()
+        with pytest.raises(WorkerError, match=rf"rank 1 \(process {processes[1].pid}\) was stopped for 0 s during Acc"):
+            await workers.accumulate(make_samples(), temperature=1.0)
+    assert not any(process.is_running() for process in processes)
+
+
+async def test_a_rank_that_does_not_answer_in_time_is_named_with_the_command(tmp_path: Path) -> None:
+    class Silent:
+        stopped = False
+
+        def __init__(self, number: int, answers: bool) -> None:
+            self.number, self.log, self.answers, self.killed = number, tmp_path / "log", answers, asyncio.Event()
+
+        async def call(self, *_: Any) -> Any:
+            if not self.answers:
+                await self.killed.wait()
+            return None, []
+
+        def kill(self) -> None:
+            self.killed.set()
+
+    ranks: Any = [Silent(number, answers=number == 1) for number in range(3)]
+    workers = WorkerGroup(ranks, TrainerConfig(timeout_s=0.05), 32)
+    with pytest.raises(WorkerError, match=r"ranks 0, 2 did not answer Layout within \d+ s(?s:.*)trainer\.timeout_s"):
+        await asyncio.wait_for(workers.layout(), 30)
+    with pytest.raises(WorkerError, match="failed earlier"):
+        await workers.layout()
+
+
 async def test_the_death_of_a_rank_is_told_and_not_what_another_one_says_of_it() -> None:
     async def lost() -> Any:
         raise WorkerError("rank 0 failed: connection reset by peer")

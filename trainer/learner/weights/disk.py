@@ -11,7 +11,7 @@ from typing import IO
 import torch.distributed as dist
 from torch import Tensor
 
-from agentloop.files import partial_of, rename_folder
+from agentloop.files import disk_errors, partial_of, rename_folder
 from agentloop.weights.layout import Digest, TensorSpec, checksum, plan_file, tensor_bytes
 from trainer.learner.weights.base import PublishedTensors, chunks, is_first_rank
 from trainer.types import Published
@@ -31,7 +31,11 @@ class DiskTransport:
         self._shard_bytes = shard_bytes
 
     def publish(self, *, folder: Path) -> Published:
-        """Write a folder; it appears under its name when it is complete."""
+        """Write a folder; it appears under its name when it is complete.
+
+        Raises:
+            DiskError: the disk is full.
+        """
         if not is_first_rank():
             self._tensors.gather(None)
             dist.barrier()
@@ -39,12 +43,17 @@ class DiskTransport:
 
         partial = partial_of(folder)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        shards = Shards(partial, self._tensors.specs, self._shard_bytes)
-        self._tensors.gather(shards.add)
-        shards.close()
-        self._tensors.write_config(partial)
-        rename_folder(partial, folder)
+        try:
+            with disk_errors(folder):
+                partial.mkdir(parents=True)
+                shards = Shards(partial, self._tensors.specs, self._shard_bytes)
+                self._tensors.gather(shards.add)
+                shards.close()
+                self._tensors.write_config(partial)
+                rename_folder(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
         # The other ranks return once the folder exists.
         dist.barrier()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from agentloop.files import disk_errors
 from agentloop.weights.layout import Digest, TensorSpec, checksum
 from agentloop.weights.shared import PROGRESS_BYTES, SharedWriter
 from trainer.learner.weights.base import PublishedTensors, chunks, is_first_rank
@@ -34,13 +35,18 @@ class SharedTransport:
         return Published(file.finish())
 
     def open(self, folder: Path, reader_s: float = 0.0) -> SharedFile:
-        """Begin a version in `folder`; on rank 0."""
-        writer = self._writers.get(folder)
-        if writer is None:
-            # Kept from one version to the next: existing pages are much faster to write.
-            writer = self._writers[folder] = SharedWriter(folder)
-            self._tensors.write_config(folder)
-        writer.open(self._tensors.header, self._tensors.specs[-1].end)
+        """Begin a version in `folder`; on rank 0.
+
+        Raises:
+            DiskError: there is not enough room.
+        """
+        with disk_errors(folder):
+            writer = self._writers.get(folder)
+            if writer is None:
+                # Kept from one version to the next: existing pages are much faster to write.
+                writer = self._writers[folder] = SharedWriter(folder)
+                self._tensors.write_config(folder)
+            writer.open(self._tensors.header, self._tensors.specs[-1].end)
         if reader_s:
             writer.progress.wait_for_reader(reader_s)
         return SharedFile(writer)

@@ -1,0 +1,44 @@
+"""Signals that end a run: the first one where no work is lost, the second at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from trainer.run.stop import StopRequest, on_stop_signals
+
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@pytest.mark.parametrize("number", ALL)
+async def test_each_signal_stops_a_run_where_no_work_is_lost(number: signal.Signals) -> None:
+    busy, said = True, []
+    stop = StopRequest(lambda: busy, said.append)
+    with stop.on_signals():
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.01)
+        assert stop.requested and len(said) == 1
+        os.kill(os.getpid(), number)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(10)
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+
+
+async def test_what_nohup_ignores_stays_ignored() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with on_stop_signals(lambda: heard.append(1)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.01)
+        assert heard == [1]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
