@@ -81,6 +81,11 @@ class ServerSettings(EngineOptions):
     incremental_streaming_output: bool = Field(
         False, description="events of a stream hold new tokens only, as with SGLang's option of this name"
     )
+    in_place_updates: bool = Field(
+        False,
+        description="start SGLang so that an in_place update names each token's version exactly: without its overlap "
+        "scheduler, which samples one token ahead of its bookkeeping. Without it, SGLang refuses such updates",
+    )
     weights_roots: tuple[Path, ...] = Field((), description="folder that /update_weights_from_disk may read")
     weight_version: str = Field("0", description="version name of the weights at the start")
     weights: Path | None = Field(None, description="published weights to start from; null: the model's own")

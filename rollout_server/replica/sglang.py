@@ -37,6 +37,9 @@ class SglangReplica(HttpReplica):
 
     Args:
         on_gpu: whether it runs on a GPU; on a CPU it cannot release memory.
+        overlap: whether its overlap scheduler is on. It samples one token ahead of its
+            bookkeeping. An in_place update labels that token with the new version, and nothing in
+            the answer tells which requests have one. `retract` drains it first.
         tensor_parallel: GPUs of the server, each of which is one rank of an update group.
         others: as `HttpReplica`.
     """
@@ -48,6 +51,7 @@ class SglangReplica(HttpReplica):
         info: EngineInfo,
         *,
         on_gpu: bool,
+        overlap: bool,
         tensor_parallel: int,
         version: str = "0",
         token: str | None = None,
@@ -69,6 +73,7 @@ class SglangReplica(HttpReplica):
         )
 
         self._on_gpu = on_gpu
+        self._overlap = overlap
         self._tensor_parallel = tensor_parallel
         self._paused: PauseMode | None = None
         self._updates = 0
@@ -112,6 +117,12 @@ class SglangReplica(HttpReplica):
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
     ) -> WeightsConfirmation:
         mode: PauseMode = self._paused or running
+        if mode == "in_place" and self._overlap:
+            raise WeightsError(
+                f"{self.name} cannot update its weights in_place: SGLang's overlap scheduler would label an old "
+                "token with the new version. Start the server with --in-place-updates, or SGLang itself with "
+                "--disable-overlap-schedule; or use retract"
+            )
 
         if isinstance(source, SharedWeights):
             # It cannot map the shared file, but can load the same folder from disk once it is

@@ -165,6 +165,16 @@ class Reference:
         table = self.table(prompt + answer, len(prompt), temperature)
         return [float(table[i, token]) for i, token in enumerate(answer)]
 
+    @torch.no_grad()
+    def next(self, history: list[int], token: int, past: Reference | None = None) -> float:
+        """Logprob of `token` after `history`; keys and values of all but its last token from `past`, if given."""
+        if past is None:
+            logits = self._model(torch.tensor([history])).logits
+        else:
+            kept = past._model(torch.tensor([history[:-1]]), use_cache=True).past_key_values
+            logits = self._model(torch.tensor([history[-1:]]), past_key_values=kept).logits
+        return float(torch.log_softmax(logits[0, -1], -1)[token])
+
     def greedy(self, prompt: list[int], new: int) -> list[int]:
         ids = list(prompt)
         for _ in range(new):
@@ -206,6 +216,7 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
                 "--port", str(port), "--device", "cpu", "--dtype", dtype, "--model-impl", "transformers",
                 "--attention-backend", "torch_native", "--max-total-tokens", "100000", "--skip-tokenizer-init",
                 "--random-seed", "0", "--enable-fp32-lm-head", "--sleep-on-idle",
+                "--disable-overlap-schedule",
             ]  # fmt: skip
         else:
             command = [
@@ -217,7 +228,7 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
             if kind == "torch-fleet":
                 command += ["--replicas", "2"]
             if kind == "sglang-server":
-                command += ["--engine", "sglang", "--python", sglang_python()]
+                command += ["--engine", "sglang", "--python", sglang_python(), "--in-place-updates"]
         log = folder / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(

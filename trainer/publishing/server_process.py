@@ -145,6 +145,7 @@ class ServerProcess:
                 "port": self._port,
                 "seed": self._seed,
                 "deterministic": rollout.determinism(self._model.dtype),
+                "in_place_updates": rollout.publish.running == "in_place",
                 "weights_roots": self._weights_roots,
                 "weight_version": str(version),
                 "weights": weights,

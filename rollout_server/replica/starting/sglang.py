@@ -37,6 +37,7 @@ class SglangSource(ChildSource):
             f"http://127.0.0.1:{port}",
             self._info,
             on_gpu=on_gpu,
+            overlap=not settings.in_place_updates,
             tensor_parallel=settings.gpus_per_replica if on_gpu else 1,
             version=settings.first_version,
             stream_tokens=settings.stream_tokens,
@@ -75,6 +76,8 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
         if settings.max_kv_tokens is not None:
             command += ["--max-total-tokens", str(settings.max_kv_tokens)]
 
+    if settings.in_place_updates:
+        command += ["--disable-overlap-schedule"]
     if settings.context_length is not None:
         command += ["--context-length", str(settings.context_length)]
     return [*command, *settings.engine_args]

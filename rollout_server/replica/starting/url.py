@@ -64,6 +64,7 @@ class UrlSource:
             self._info,
             version=str(version_facts.get("weight_version", UNNAMED_VERSION)),
             on_gpu=facts.get("device") == "cuda",
+            overlap=not facts.get("disable_overlap_schedule"),
             tensor_parallel=int(facts.get("tp_size") or 1),
             **common,
         )
