@@ -25,6 +25,7 @@ OPTIONS = {
     "--stream-tokens", "--weights-root", "--weight-version", "--weights", "--ready-file", "--token-env",
     "--admin-token-env", "--log-dir", "--probe-timeout", "--start-timeout", "--drain", "--incremental-streaming-output",
     "--deterministic", "--parent-pid", "--seed", "--fast-path", "--update-timeout", "--probe-every",
+    "--in-place-updates",
 }  # fmt: skip
 
 
