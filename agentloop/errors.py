@@ -125,7 +125,8 @@ class CallFailed(AgentloopError):
 
     def __init__(self, message: str, hint: str | None = None, frames: Sequence[tuple[str, int, str, str]] = ()) -> None:
         super().__init__(message, hint)
-        self.frames = [tuple(frame) for frame in frames]
+        # From a process they arrive as lists.
+        self.frames = [(file, line, function, text) for file, line, function, text in frames]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.message, self.hint, self.frames))
