@@ -32,7 +32,11 @@ from agentloop.types import EpisodeStatus, Outcome, StopReason, Task, Trajectory
 OnFault = Callable[[Fault, str, str], None]
 """Called with an exception of user code, the row's task id, and the episode."""
 
-_SOURCES: dict[type[Exception], str] = {RewardError: "the reward", ToolError: "a tool", InteractionError: "the interaction"}
+_SOURCES: dict[type[Exception], str] = {
+    RewardError: "the reward",
+    ToolError: "a tool",
+    InteractionError: "the interaction",
+}
 """What raised the exception that such an error wraps; anything else comes from the agent."""
 
 ANSWER = "answer"
