@@ -144,6 +144,10 @@ class ToolResult:
     images: list[Any] = field(default_factory=list)
 
 
+TOOL_KWARGS = ("create_kwargs", "execute_kwargs", "calc_reward_kwargs", "release_kwargs")
+"""Arguments that a row can give to a tool: of `open`, `execute`, `reward` and `close`."""
+
+
 @dataclass(slots=True)
 class Task:
     """One dataset row, validated. The columns are those of common RL datasets (docs/data.md)."""
@@ -160,9 +164,12 @@ class Task:
 
     def tool_kwargs(self, tool: str) -> dict[str, dict[str, Any]]:
         """`{create_kwargs, execute_kwargs, calc_reward_kwargs, release_kwargs}` of this row for
-        `tool`."""
+        `tool`, without nulls: a null argument is one that the row does not give."""
         kwargs = (self.extra_info.get("tools_kwargs") or {}).get(tool) or {}
-        return {key: dict(value or {}) for key, value in kwargs.items()}
+        return {
+            kind: {key: value for key, value in (given or {}).items() if value is not None}
+            for kind, given in kwargs.items()
+        }
 
     @property
     def interaction_kwargs(self) -> dict[str, Any] | None:

@@ -20,6 +20,8 @@ def load_agent(name: str) -> type[AgentLoop]:
         raise RegistryError(f"agent {name!r} is {agent!r}, not a subclass of agentloop.AgentLoop", "subclass it")
     if inspect.isabstract(agent):
         raise RegistryError(f"agent {name!r}: {agent.__name__} is abstract", "write its method run()")
+    if not inspect.iscoroutinefunction(agent.run):
+        raise RegistryError(f"agent {name!r}: {agent.__name__}.run() is not an `async def`", "make it one")
     return agent
 
 

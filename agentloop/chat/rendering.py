@@ -81,16 +81,15 @@ class Rendering:
             ModelError: the messages contain images that the model does not take, or the template
                 does not render each image once.
         """
+        images = any(isinstance(message["content"], list) for message in messages) and any(images_of(messages))
+        if images and self._images is None:
+            # Before rendering: the template of a text model would fail with another reason.
+            raise ModelError(
+                "the messages contain images, but the model does not accept images", "use a vision-language model"
+            )
         text = self.protected(messages, tools, render)
         ids = self.encoder.encode_protected(text, MARK) if MARK in text else self.encoder.encode(text)
-
-        if any(isinstance(message["content"], list) for message in messages) and any(images_of(messages)):
-            if self._images is None:
-                raise ModelError(
-                    "the messages contain images, but the model does not accept images", "use a vision-language model"
-                )
-            return self._images.expand(ids, messages)
-        return ids
+        return self._images.expand(ids, messages) if images and self._images is not None else ids
 
     def protected(self, messages: Sequence[Message], tools: Tools, render: Render) -> str:
         """Return the rendering with marks in place of the control tokens that contents spell.

@@ -6,6 +6,7 @@ conversation would be a different task.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -31,6 +32,30 @@ class Renders(Protocol):
     def start(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]: ...
 
 
+@dataclass(frozen=True)
+class PromptLimit:
+    """The limit of a first prompt.
+
+    Attributes:
+        tokens: maximum tokens.
+        name: what limits it, for messages.
+        fix: how to raise it, for messages.
+    """
+
+    tokens: int
+    name: str
+    fix: str
+
+    @classmethod
+    def of(cls, limit: int, context: int | None) -> PromptLimit:
+        """Return the tighter of `data.max_prompt_tokens` and the model's context, which also needs
+        room for one sampled token."""
+        if context is not None and context - 1 < limit:
+            name = f"the model's context of {context} tokens has room for beside an answer"
+            return cls(context - 1, name, "shorten the prompts, or use a model with a longer context")
+        return cls(limit, f"data.max_prompt_tokens {limit}", "raise data.max_prompt_tokens")
+
+
 @dataclass
 class ValidatedRows:
     """Result of the pass.
@@ -44,6 +69,7 @@ class ValidatedRows:
         agents: names of the agent loops that the tasks run.
         system: whether any prompt begins with a system message.
         places: index in `tasks` of the first task with a task id.
+        limit: the limit of the prompts.
     """
 
     tasks: Tasks
@@ -54,6 +80,7 @@ class ValidatedRows:
     agents: set[str] = field(default_factory=set)
     system: bool = False
     places: dict[str, int] = field(default_factory=dict)
+    limit: PromptLimit = field(default_factory=lambda: PromptLimit(0, "", ""))
 
 
 def check_tasks(
@@ -65,6 +92,7 @@ def check_tasks(
     limit: int,
     overlong: Overlong,
     agents: Iterable[str],
+    context: int | None = None,
     check: Callable[[Task, str], None] = lambda _task, _where: None,
     on_row: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ValidatedRows:
@@ -76,6 +104,7 @@ def check_tasks(
         limit: maximum tokens of a first prompt.
         overlong: what to do with a longer one.
         agents: the installed agent loops.
+        context: longest sequence of the model; None: unknown.
         check: an additional check of a task; the second argument names its row.
         on_row: called with the number of rows done and the total.
 
@@ -86,7 +115,8 @@ def check_tasks(
         RegistryError: a row names an agent loop that is not installed. Each names file and row.
     """
     known = set(agents)
-    found = ValidatedRows(tasks)
+    named = PromptLimit.of(limit, context)
+    found = ValidatedRows(tasks, limit=named)
     kept: list[int] = []
     cuts: dict[int, CutText] = {}
     for index, (task, names_agent) in enumerate(tasks.walk()):
@@ -99,22 +129,19 @@ def check_tasks(
         check(task, where)
 
         found.without_agent += not names_agent
-        try:
+        with _named(f"{where}: column 'prompt'"):
             length = len(renderer.start(task.prompt, schemas))
-            found.longest = max(found.longest, length)
-            fits = length <= limit
-            if not fits:
-                if overlong == "error":
-                    raise DataError(
-                        f"the prompt has {length} tokens, more than data.max_prompt_tokens {limit}",
-                        "raise data.max_prompt_tokens, or set data.overlong to drop, left, right or middle",
-                    )
-                if overlong != "drop":
-                    cut = cut_prompt(task.prompt, renderer, schemas, limit, overlong)
-                    if cut is not None:
-                        cuts[index], fits = cut, True
-        except (DataError, ModelError) as exc:
-            raise type(exc)(f"{where}: {exc.message}", exc.hint) from exc
+            fits = length <= named.tokens
+            if not fits and overlong in ("left", "right", "middle"):
+                cut = cut_prompt(task.prompt, renderer, schemas, named.tokens, overlong)
+                if cut is not None:
+                    cuts[index], fits = cut, True
+        found.longest = max(found.longest, length)
+        if not fits and overlong == "error":
+            raise DataError(
+                f"{where}: the prompt has {length} tokens, more than {named.name}",
+                f"{named.fix}, or set data.overlong to drop, left, right or middle",
+            )
 
         if fits:
             found.places.setdefault(task.task_id, len(kept))
@@ -126,13 +153,26 @@ def check_tasks(
 
     if not kept:
         raise DataError(
-            f"{key}: every prompt is longer than data.max_prompt_tokens {limit}; the longest has {found.longest}",
-            f"set data.max_prompt_tokens to {found.longest} or more",
+            f"{key}: every prompt is longer than {named.name}; the longest has {found.longest}",
+            f"{named.fix}; it has to be {found.longest + (named.tokens != limit)} or more",
         )
 
     found.dropped, found.cut = len(tasks) - len(kept), len(cuts)
     found.tasks = tasks.select(kept, cuts) if found.dropped or cuts else tasks
     return found
+
+
+@contextlib.contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Name the row in any error of a prompt: templates are code that came with the model."""
+    try:
+        yield
+    except (DataError, ModelError) as exc:
+        raise type(exc)(f"{place}: {exc.message}", exc.hint) from exc
+    except Exception as exc:
+        raise DataError(
+            f"{place} cannot be rendered: {type(exc).__name__}: {exc}", "correct the row, or the chat template"
+        ) from exc
 
 
 def cut_prompt(

@@ -7,6 +7,7 @@ images take no memory.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import itertools
 import os
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import orjson
 
 from agentloop.data.hub import HUB, open_hub, open_saved, was_saved
 from agentloop.errors import DataError, UserError
+from agentloop.exact_json import read_json
+from agentloop.faults import place_of, user_frames
 from agentloop.imports import is_file_reference
 from agentloop.registry import DATASETS, load_reference, registered
 
@@ -141,6 +143,8 @@ def _open(name: str, key: str, options: Mapping[str, Any], budget: _Budget) -> I
     path = Path(name)
     if path.is_dir() and was_saved(path):
         yield ArrowRows(name, path, open_saved(path, key))
+    elif path.is_file():  # before globs: `data[1].jsonl` may be a name
+        yield _open_file(path, key, budget)
     elif path.is_dir() or re.search(r"[*?\[]", name):
         for file in _shards(path, key):
             yield _open_file(file, key, budget)
@@ -158,7 +162,8 @@ def _shards(path: Path, key: str) -> list[Path]:
     if path.is_dir():
         found = [file for file in path.iterdir() if file.suffix in (".parquet", ".jsonl")]
     else:
-        base = Path(path.anchor)
+        # Folders that exist are names, whatever characters they have; only the rest is a pattern.
+        base = next(folder for folder in path.parents if folder.is_dir() or folder == Path(path.anchor))
         found = [file for file in base.glob(str(path.relative_to(base))) if file.is_file()]
     if not found:
         raise DataError(f"{key}: {path} has no .parquet or .jsonl file", SPELLINGS)
@@ -186,7 +191,8 @@ class JsonlRows:
         self.name = str(path)
         self.folder = path.parent
         self._file = path.open("rb", buffering=0)
-        self._begins, self._lines = _lines_of(self._file.fileno(), scan_bytes)
+        start = _start_of_text(self._file.fileno(), path)
+        self._begins, self._lines = _lines_of(self._file.fileno(), scan_bytes, start)
         self._size = os.fstat(self._file.fileno()).st_size
 
     def __len__(self) -> int:
@@ -198,8 +204,8 @@ class JsonlRows:
         end = int(self._begins[index + 1]) if index + 1 < len(self._begins) else self._size
         line = os.pread(self._file.fileno(), end - begin, begin)
         try:
-            return orjson.loads(line)
-        except orjson.JSONDecodeError as exc:
+            return read_json(line)
+        except ValueError as exc:
             raise DataError(
                 f"{self.name}, row {self.number(index)} is not valid JSON: {exc}", "fix or remove that line"
             ) from exc
@@ -211,8 +217,30 @@ class JsonlRows:
         return int(self._lines[index])
 
 
-def _lines_of(file: int, scan_bytes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the start offsets of a file's non-blank lines, and their numbers from 1."""
+MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""Marks at the start of files whose encoding is not read."""
+
+
+def _start_of_text(file: int, path: Path) -> int:
+    """Return the offset of the text: behind the mark that some programs put before UTF-8.
+
+    Raises:
+        DataError: the mark is that of another encoding.
+    """
+    head = os.pread(file, 4, 0)
+    for mark, encoding in MARKS.items():
+        if head.startswith(mark):
+            raise DataError(f"{path} is encoded in {encoding}", "save it in UTF-8")
+    return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+
+
+def _lines_of(file: int, scan_bytes: int, start: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the offsets of a file's non-blank lines from `start` on, and their numbers from 1."""
     breaks = []
     position = 0
     while block := os.pread(file, scan_bytes, position):
@@ -220,7 +248,7 @@ def _lines_of(file: int, scan_bytes: int) -> tuple[np.ndarray[Any, Any], np.ndar
         position += len(block)
 
     ends = np.concatenate([*breaks, [position]]).astype(np.int64)
-    begins = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+    begins = np.concatenate([[start], ends[:-1] + 1]).astype(np.int64)
     filled = ends > begins
     for index in np.flatnonzero((ends - begins < 16) & filled):  # short lines may be white space only
         filled[index] = bool(os.pread(file, int(ends[index] - begins[index]), int(begins[index])).strip())
@@ -243,12 +271,26 @@ class ArrowRows:
 
     def __getitem__(self, index: int) -> Any:
         place = bisect_right(self._starts, index) - 1
-        return self._batches[place].slice(index - self._starts[place], 1).to_pylist()[0]
+        return self._read(self._batches[place], index - self._starts[place], 1, index)[0]
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._batches:
+        for start, batch in zip(self._starts, self._batches, strict=False):
             for begin in range(0, batch.num_rows, BATCH_ROWS):
-                yield from batch.slice(begin, BATCH_ROWS).to_pylist()
+                yield from self._read(batch, begin, min(BATCH_ROWS, batch.num_rows - begin), start + begin)
+
+    def _read(self, batch: Any, begin: int, length: int, index: int) -> list[Any]:
+        """Return some rows of a batch as Python objects; `index` is that of the first.
+
+        Raises:
+            DataError: Python has no object for a value, as for text that is not UTF-8.
+        """
+        try:
+            return batch.slice(begin, length).to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
+        except Exception as exc:
+            if length == 1:
+                fault = f"{self.name}, row {self.number(index)} cannot be read: {type(exc).__name__}: {exc}"
+                raise DataError(fault, "write the file again, with text in UTF-8") from exc
+        return [self._read(batch, begin + i, 1, index + i)[0] for i in range(length)]
 
     def number(self, index: int) -> int:
         return index + 1
@@ -288,7 +330,7 @@ def _read_parquet(path: Path, budget: _Budget) -> list[Any]:
                         writer.write_batch(batch)
                 reader = pa.ipc.open_file(pa.memory_map(unpacked.name))
                 return [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, pa.ArrowException) as exc:
         raise DataError(f"{path} cannot be read as parquet: {exc}", "write it again with pyarrow or pandas") from exc
 
 
@@ -318,7 +360,7 @@ class MadeRows:
 
     def __getitem__(self, index: int) -> Any:
         with _named_errors(f"{self.name}, row {index + 1}"):
-            return self._rows[index]
+            return _plain(self._rows[index])
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(self._length))
@@ -335,4 +377,18 @@ def _named_errors(where: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as exc:
-        raise DataError(f"{where} raised {type(exc).__name__}: {exc}", "fix that code") from exc
+        place = place_of(user_frames(exc))
+        hint = f"correct {place}" if place else "fix that code"
+        raise DataError(f"{where} raised {type(exc).__name__}: {exc}", hint) from exc
+
+
+def _plain(value: Any) -> Any:
+    """Return a row with lists and numbers in place of numpy's, which pandas returns."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        plain = value.tolist()
+        return plain if isinstance(plain, np.generic) else _plain(plain)  # a long double has no plain form
+    return value

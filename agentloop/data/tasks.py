@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 
+from agentloop.data.messages import decoded, read_messages, without_nulls
 from agentloop.data.sources import Rows, open_rows
 from agentloop.errors import DataError
-from agentloop.types import Message, Task
+from agentloop.types import TOOL_KWARGS, Message, Task
 
 IMAGE_MARK = "<image>"
 """Marks the place of an image of column `images` in a prompt's text."""
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class CutText(NamedTuple):
@@ -110,7 +110,7 @@ class Tasks(Sequence[Task]):
         if not isinstance(row, dict):
             raise DataError(f"{where} is not an object", "write one JSON object per line")
 
-        task = _task(row, where, number, self._default_agent, self._rows.folder(number))
+        task = _task(row, where, number, self._default_agent, self._rows)
         if number in self._cuts:
             task.prompt = self._cuts[number].applied(task.prompt)
         return task
@@ -123,50 +123,108 @@ def load_tasks(
     return Tasks(open_rows(source, key, options), default_agent)
 
 
-def _task(row: dict[str, Any], where: str, position: int, default_agent: str, folder: Path) -> Task:
+def _task(row: dict[str, Any], where: str, position: int, default_agent: str, rows: Rows) -> Task:
+    folder, fills_nulls = rows.folder(position), rows.fills_nulls(position)
     prompt = row.get("prompt")
     if prompt is None:
         raise DataError(
-            f"{where} has no column 'prompt' (it has: {', '.join(row)})",
+            f"{where} has no column 'prompt' (it has: {', '.join(map(str, row))})",
             "add prompt: [{role, content}, ...] to every row",
         )
+    prompt = without_nulls(prompt) if fills_nulls else prompt
+    messages = read_messages(prompt, f"{where}: column 'prompt'", f"{where}, prompt message", images=True)
 
-    reward_model = row.get("reward_model") or {}
-    extra_info = row.get("extra_info") or {}
-    for column, value in (("reward_model", reward_model), ("extra_info", extra_info)):
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: column {column!r} is not an object", f"write {column}: {{...}}")
+    agent = row.get("agent_name") or default_agent
+    if not isinstance(agent, str):
+        raise DataError(f"{where}: column 'agent_name' is {agent!r}", "write the name of an agent loop")
 
-    index = extra_info.get("index")
-    messages = [_message(message, f"{where}, prompt message {i}") for i, message in enumerate(_list(prompt, where), 1)]
-    images = [_located(image, folder) for image in row.get("images") or []]
+    reward_model = _object(row.get("reward_model"), f"{where}: column 'reward_model'")
+    extra_info = read_extra_info(row.get("extra_info"), f"{where}: column 'extra_info'", fills_nulls=fills_nulls)
+    index = _known(extra_info.get("index"))
+    images = [_located(image, folder) for image in _images(row.get("images"), where)]
 
     return Task(
-        task_id=str(position if index is None else index),
-        agent_name=row.get("agent_name") or default_agent,
-        prompt=_with_images(messages, images, where) if images else messages,
+        task_id=str(position if index is None else _whole(index)),
+        agent_name=agent,
+        prompt=_with_images(messages, images, where),
         data_source=str(row.get("data_source") or ""),
         images=images,
         ability=str(row.get("ability") or ""),
-        ground_truth=reward_model.get("ground_truth"),
+        ground_truth=_known(reward_model.get("ground_truth")),
         reward_style=str(reward_model.get("style") or "rule"),
         extra_info=extra_info,
     )
 
 
-def _list(prompt: Any, where: str) -> list[Any]:
-    if not isinstance(prompt, list) or not prompt:
-        raise DataError(f"{where}: column 'prompt' is not a list of messages", "write prompt: [{role, content}, ...]")
-    return prompt
+def _object(value: Any, place: str) -> dict[str, Any]:
+    """Return a column that holds an object, or JSON text of one; empty if it holds nothing."""
+    found = decoded(_known(value) or {}, place)
+    if not isinstance(found, dict):
+        raise DataError(f"{place} is not an object", "write {...}")
+    return found
 
 
-def _message(message: Any, where: str) -> Message:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        role = message.get("role") if isinstance(message, dict) else message
-        raise DataError(f"{where} has the role {role!r}", f"use one of {', '.join(ROLES)}")
-    if not isinstance(message.get("content"), (str, list)):
-        raise DataError(f"{where} has no content", "write a string, or a list of parts")
-    return without_nulls(message)  # type: ignore[no-any-return]  # a dict stays a dict
+def _known(value: Any) -> Any:
+    """Return None for NaN, which stands for a gap in a column of numbers."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole float as an integer: a column of integers with a gap arrives as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def read_extra_info(value: Any, place: str, *, fills_nulls: bool = False) -> dict[str, Any]:
+    """Return `extra_info` with the arguments of tools and interactions in their plain form.
+
+    Either may be JSON text, at any level. A null argument is one that the row does not give:
+    parquet writes them for keys of other rows, and pydantic for unset fields.
+
+    Args:
+        fills_nulls: the source is one that fills in nulls, at any depth.
+
+    Raises:
+        DataError: an argument is not where it belongs; the place is named.
+    """
+    extra_info = _object(value, place)
+    clean = without_nulls if fills_nulls else _without_null_values
+    if (kwargs := extra_info.get("interaction_kwargs")) is not None:
+        kwargs = _object(kwargs, f"{place[:-1]}.interaction_kwargs'")
+        extra_info = {**extra_info, "interaction_kwargs": clean(kwargs) or None}
+
+    if (by_tool := extra_info.get("tools_kwargs")) is not None:
+        at = f"{place[:-1]}.tools_kwargs"
+        tools: dict[str, dict[str, Any]] = {}
+        for tool, by_kind in _object(by_tool, f"{at}'").items():
+            kinds = tools.setdefault(tool, {}) if by_kind is not None else {}
+            for kind, given in _object(by_kind, f"{at}.{tool}'").items():
+                if given is None:
+                    continue
+                if kind not in TOOL_KWARGS:
+                    raise DataError(f"{at}.{tool}' has the key {kind!r}", f"use one of {', '.join(TOOL_KWARGS)}")
+                kinds[kind] = clean(_object(given, f"{at}.{tool}.{kind}'"))
+        extra_info = {**extra_info, "tools_kwargs": tools}
+    return extra_info
+
+
+def _without_null_values(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _images(value: Any, where: str) -> list[Any]:
+    """Return the images of a row: a list, or a single image."""
+    if value is None or (isinstance(value, list | str | bytes) and not value):
+        return []
+    images = value if isinstance(value, list) else [value]
+    for number, image in enumerate(images, 1):
+        held = (image.get("bytes") or image.get("path") or image.get("url")) if isinstance(image, dict) else image
+        empty = held is None or (isinstance(held, str | bytes) and not held)
+        if empty or isinstance(held, int | float | list):
+            raise DataError(
+                f"{where}: column 'images', image {number} is {image!r}",
+                "give bytes, {bytes, path}, a path or a data URL",
+            )
+    return images
 
 
 def _located(image: Any, folder: Path) -> Any:
@@ -196,7 +254,8 @@ def _with_images(messages: list[Message], images: list[Any], where: str) -> list
             if part.get("type") == "image" and not {"image", "image_url"} & part.keys():
                 yield place()
             elif isinstance(part.get("text"), str):
-                for number, text in enumerate(part["text"].split(IMAGE_MARK)):
+                # Without images in the row, a mark is text like any other.
+                for number, text in enumerate(part["text"].split(IMAGE_MARK) if images else [part["text"]]):
                     if number:
                         yield place()
                     if text:
@@ -205,7 +264,7 @@ def _with_images(messages: list[Message], images: list[Any], where: str) -> list
                 yield part
 
     shown: list[Message] = []
-    for message in messages:
+    for message in messages if images or any(isinstance(m["content"], list) for m in messages) else ():
         parts = list(parts_of(message["content"]))
         if all(part.get("type") == "text" for part in parts):
             shown.append(message)
@@ -214,15 +273,7 @@ def _with_images(messages: list[Message], images: list[Any], where: str) -> list
 
     if places != len(images):
         raise DataError(
-            f"{where} has {len(images)} images and {places} places for them in its prompt",
+            f"{where} has {len(images)} images and {places} places for them in its prompt (column 'images')",
             f"write {IMAGE_MARK} in the text where each image belongs",
         )
-    return shown
-
-
-def without_nulls(value: Any) -> Any:
-    """Remove nulls: parquet adds keys that only other messages have, and templates test for
-    keys."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+    return shown or messages

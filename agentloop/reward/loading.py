@@ -4,13 +4,14 @@ It returns a number, or a dict with `score` and named parts."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from agentloop.config import RewardConfig
-from agentloop.errors import ConfigError
 from agentloop.registry import REWARDS, load_reference
+from agentloop.reward.checks import check_reward, mentions
 from agentloop.reward.process import ProcessReward
 from agentloop.runtime.isolation import isolate
 from agentloop.runtime.processes import ProcessWorkers
@@ -25,7 +26,8 @@ def load_reward(config: RewardConfig | None) -> RewardFunction | None:
     """Load the recipe's `reward`: `path.py:function`, or a name registered in `agentloop.rewards`.
 
     Raises:
-        ConfigError: the file or the function does not exist.
+        ConfigError: the file or the function does not exist, or it does not take task, text and
+            trajectory.
         RegistryError: no such name is registered.
     """
     if config is None:
@@ -33,8 +35,9 @@ def load_reward(config: RewardConfig | None) -> RewardFunction | None:
 
     reference = config.function
     function = load_reference(reference, Path(), REWARDS, key="reward", modules=False)
-    if not callable(function):
-        raise ConfigError(f"reward: {reference} is not a function", "name a function score(task, text, trajectory)")
+    check_reward(function, reference)
+    if not inspect.isroutine(function) and inspect.iscoroutinefunction(function.__call__):
+        function = function.__call__  # an object with an async method is awaited too
 
     def process(workers: int) -> RewardFunction:
         pool = ProcessWorkers(
@@ -49,6 +52,13 @@ def load_reward(config: RewardConfig | None) -> RewardFunction | None:
         return ProcessReward(pool)
 
     return isolate(function, config.run_in, workers=config.workers, name="the reward", process=process)
+
+
+def reads_ground_truth(config: RewardConfig | None) -> bool:
+    """Whether the code of a reward function reads `task.ground_truth`."""
+    if config is None:
+        return False
+    return mentions(load_reference(config.function, Path(), REWARDS, key="reward", modules=False), "ground_truth")
 
 
 def close_reward(reward: RewardFunction | None) -> None:

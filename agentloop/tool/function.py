@@ -72,7 +72,7 @@ class FunctionTool(Tool):
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
         if self._in_process:
             return ToolResult(**await self._call({"arguments": {**arguments, **execute_kwargs}}))
-        result = await self._call(**arguments, **execute_kwargs)
+        result = await self._call(**{**arguments, **execute_kwargs})  # the row's win, as in a process
         return result if isinstance(result, ToolResult) else ToolResult(str(result))
 
     def shut_down(self) -> None:

@@ -6,11 +6,13 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from agentloop.errors import ConfigError, RegistryError, ToolConfigError
+from agentloop.errors import ConfigError, RegistryError, ToolConfigError, UserError
+from agentloop.faults import place_of, user_frames
 from agentloop.imports import read_entries
 from agentloop.registry import TOOLS, load_reference
 from agentloop.tool.base import Tool
 from agentloop.tool.function import FunctionTool
+from agentloop.tool.schema import read_schema
 from agentloop.tool.session import Toolset
 
 
@@ -55,6 +57,16 @@ def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
         )
 
     schema = entry.get("tool_schema")
-    if not isinstance(schema, dict) or not isinstance((schema.get("function") or {}).get("name"), str):
+    if schema is None:
         raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")
-    return kind(entry.get("config") or {}, schema)
+    schema = read_schema(schema, f"{where}: the tool_schema of {class_name}")
+    try:
+        return kind(entry.get("config") or {}, schema)
+    except UserError:
+        raise
+    except Exception as exc:
+        place = place_of(user_frames(exc))
+        raise ToolConfigError(
+            f"{where}: {class_name} could not be created: {type(exc).__name__}: {exc}",
+            f"see its `config`{f', and {place}' if place else ''}",
+        ) from exc

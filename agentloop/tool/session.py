@@ -12,6 +12,7 @@ from agentloop.faults import Fault
 from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
 from agentloop.tool.base import Tool
+from agentloop.tool.row_kwargs import check_row_kwargs
 from agentloop.types import Task, ToolCall, ToolResult
 
 TOOL_RETRIES = 2
@@ -45,6 +46,14 @@ class Toolset:
     def schemas(self) -> list[dict[str, Any]]:
         """The schemas that the chat template shows the model."""
         return [tool.schema for tool in self.tools.values()]
+
+    def check(self, task: Task, where: str) -> None:
+        """Check the arguments that a row gives to tools; `where` names the row.
+
+        Raises:
+            DataError: a tool does not exist, or does not take them.
+        """
+        check_row_kwargs(self.tools, task, where)
 
     def session(self, task: Task) -> ToolSession:
         """Return the tools of one episode."""
@@ -171,7 +180,7 @@ def argument_fault(schema: dict[str, Any], arguments: dict[str, Any]) -> str | N
     parameters = schema["function"].get("parameters") or {}
     properties = parameters.get("properties") or {}
     name = schema["function"]["name"]
-    missing = [key for key in parameters.get("required", ()) if key not in arguments]
+    missing = [key for key in parameters.get("required") or () if key not in arguments]
     if missing:
         return f"{name} needs the argument {missing[0]!r}"
 
@@ -181,13 +190,16 @@ def argument_fault(schema: dict[str, Any], arguments: dict[str, Any]) -> str | N
                 continue
             return f"{name} has no argument {key!r}; its arguments are: {', '.join(properties)}"
 
-        wanted = properties[key].get("type")
+        # Tools made in Python may have a schema that `read_schema` has not seen.
+        schema_of_key = properties[key] if isinstance(properties[key], dict) else {}
+        wanted = schema_of_key.get("type")
         names = [wanted] if isinstance(wanted, str) else list(wanted or ())
         allowed = tuple(kind for entry in names for kind in JSON_TYPES.get(entry, ()))
         if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
             return f"the argument {key!r} of {name} has to be of type {' or '.join(names)}"
-        if "enum" in properties[key] and value not in properties[key]["enum"]:
-            return f"the argument {key!r} of {name} has to be one of {properties[key]['enum']}"
+        choices = schema_of_key.get("enum")
+        if choices is not None and value not in choices:
+            return f"the argument {key!r} of {name} has to be one of {choices}"
     return None
 
 

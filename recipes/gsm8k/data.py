@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +95,7 @@ def make_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
 def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     jsonl = folder / f"{split}.jsonl"
     if jsonl.is_file():
-        for number, line in enumerate(jsonl.read_bytes().splitlines(), 1):
+        for number, line in enumerate(jsonl.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), 1):
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as exc:

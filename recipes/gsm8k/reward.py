@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from agentloop.numbers import same_number
 from agentloop.types import Task, Trajectory
 
 STRICT = re.compile(r"#### (-?[0-9.,]+)")
@@ -34,17 +35,26 @@ def normalize_number(text: str) -> str:
 
 def compute_score(
     text: str,
-    ground_truth: str,
+    ground_truth: object,
     *,
     method: Literal["strict", "flexible"] = "strict",
     format_score: float = 0.0,
 ) -> float:
-    """Return 1 for the correct number, `format_score` for a wrong one, 0 without a number."""
+    """Return 1 for the correct number, `format_score` for a wrong one, 0 without a number.
+
+    Args:
+        ground_truth: a number, or its text; 72 and 72.0 are the same.
+
+    Raises:
+        ValueError: there is no ground truth.
+    """
+    if isinstance(ground_truth, str):
+        ground_truth = normalize_number(ground_truth)
     answer = extract_answer(text, method)
+    correct = same_number(answer or "", ground_truth)
     if answer is None:
         return 0.0
-
-    return 1.0 if answer == normalize_number(str(ground_truth)) else format_score
+    return 1.0 if correct else format_score
 
 
 def score(task: Task, text: str, trajectory: Trajectory) -> dict[str, float | str]:
@@ -56,4 +66,4 @@ def score(task: Task, text: str, trajectory: Trajectory) -> dict[str, float | st
     Returns:
         `score`: 1 or 0, by the strict form. `answer`: the number that was read, for maj@n.
     """
-    return {"score": compute_score(text, str(task.ground_truth)), "answer": extract_answer(text) or ""}
+    return {"score": compute_score(text, task.ground_truth), "answer": extract_answer(text) or ""}

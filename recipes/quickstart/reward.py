@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from agentloop.numbers import same_number
 from agentloop.types import Task, Trajectory
 
 ANSWER = re.compile(r"#### (-?\d+)\s*$")
@@ -16,4 +17,5 @@ def score(task: Task, text: str, trajectory: Trajectory) -> float:
         text: the last assistant turn, decoded.
     """
     match = ANSWER.search(text)
-    return float(match is not None and match.group(1) == task.ground_truth)
+    # As numbers: a column of integers with a gap holds 72.0 in place of 72.
+    return float(same_number(match.group(1) if match is not None else "", task.ground_truth))

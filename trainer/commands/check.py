@@ -15,6 +15,7 @@ from agentloop.model_folder import ModelFolder, check_target
 from agentloop.types import Task
 from trainer.console.console import Console
 from trainer.loggers import check_loggers
+from trainer.run.notices import ignores_step_rewards, step_reward_sources, step_reward_text
 from trainer.run.preflight import RunInputs, prepare
 from trainer.sft.stage import tokenize_rows
 from trainer.sft.tokenizing import SftTokenizer
@@ -47,6 +48,9 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
         console.notice(f"{'reward':12} {reward}")
         console.notice(f"{'interactions':12} {', '.join(sorted(inputs.interactions.named)) or 'none'}")
         console.notice(f"{'steps':12} {inputs.total_steps}")
+        sources = step_reward_sources(inputs.agents.values(), inputs.toolset.tools, inputs.interactions.named)
+        if sources and ignores_step_rewards(recipe):
+            console.warn(step_reward_text(recipe, sources))
         console.notice("no problem found: a run would start")
     return 0
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from agentloop.chat.proof.proof import Proof, Verdict
 from agentloop.config import AlgorithmConfig, DataConfig, Recipe, TrainerConfig
 from agentloop.config.algorithm import estimators_with
 from agentloop.data import ValidatedRows
+from agentloop.errors import DataError
+from agentloop.reward.checks import mentions
+from agentloop.types import Task
 from trainer.rollouts.producer import Group
 from trainer.run.episode_metrics import equal_groups
 
@@ -19,12 +24,72 @@ def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]
         notices.append(f"data.{split}: {found.without_agent} rows name no agent; they run {data.default_agent}")
 
     rows = len(found.tasks) + found.dropped
-    longer = f"their prompts are longer than data.max_prompt_tokens {data.max_prompt_tokens}"
+    longer = f"their prompts are longer than {found.limit.name}"
     if found.dropped:
         notices.append(f"data.{split}: {found.dropped} of {rows} rows left out, {longer}")
     if found.cut:
         notices.append(f"data.{split}: {found.cut} of {rows} rows cut, {longer}")
     return notices
+
+
+@dataclass
+class RowCounts:
+    """Counts of what a split's rows lack or have in vain.
+
+    Args:
+        key: the config key of the split.
+    """
+
+    key: str
+    rows: int = 0
+    without_truth: int = 0
+    first_without_truth: str = ""
+    with_tool_kwargs: int = 0
+
+    def count(self, task: Task, where: str) -> None:
+        """Count one row; `where` names it."""
+        self.rows += 1
+        self.with_tool_kwargs += bool(task.extra_info.get("tools_kwargs"))
+        if task.ground_truth is None:
+            self.without_truth += 1
+            self.first_without_truth = self.first_without_truth or where
+
+    def require_truth(self, reward: str) -> None:
+        """Refuse a split without any ground truth for a reward that reads it.
+
+        Raises:
+            DataError: no row has one.
+        """
+        if self.rows and self.without_truth == self.rows:
+            raise DataError(
+                f"{self.first_without_truth}, and every other row, has no reward_model.ground_truth, which the reward "
+                f"{reward} reads",
+                "add reward_model: {ground_truth: ...} to the rows; an empty text if the reward can do without",
+            )
+
+    def warnings(self, *, needs_truth: bool, tools: bool) -> list[str]:
+        """Return a sentence for each count that is probably a mistake."""
+        found = []
+        if needs_truth and self.without_truth:
+            found.append(
+                f"{self.key}: {self.without_truth} of {self.rows} rows have no reward_model.ground_truth, which the "
+                f"reward reads; the first is {self.first_without_truth.removeprefix(f'{self.key}: ')}"
+            )
+        if self.with_tool_kwargs and not tools:
+            found.append(
+                f"{self.key}: {self.with_tool_kwargs} rows have extra_info.tools_kwargs, but the run has no tools"
+            )
+        return found
+
+
+def small_data_text(rows: int, batch: int) -> str:
+    """Return the sentence on a batch that is larger than the data."""
+    least, more = divmod(batch, rows)
+    times = f"{least} or {least + 1} times" if more else f"{least} times"
+    return (
+        f"rollout.batch_size {batch} is more than the {rows} rows of data.train: each row is in a step {times}, in "
+        "separate groups. Lower rollout.batch_size, or add rows"
+    )
 
 
 def template_notices(proof: Proof) -> list[str]:
@@ -88,6 +153,22 @@ def step_reward_text(recipe: Recipe, names: Iterable[str]) -> str:
         f"trainer.algorithm.advantage={advantage} reads only its number, and they are kept in reward_parts. "
         f"Use {others}, leave out `reward:`, or add them up in the reward function (trajectory.step_rewards)"
     )
+
+
+def step_reward_sources(
+    agents: Iterable[type], tools: Mapping[str, object], interactions: Mapping[str, object]
+) -> list[str]:
+    """Return what seems to give step rewards by its code: `add_reward`, or an argument `reward`."""
+    found = [kind.__name__ for kind in agents if _methods_mention(kind, "add_reward")]
+    for name, instance in (*tools.items(), *interactions.items()):
+        if _methods_mention(type(instance), "reward"):
+            found.append(name)
+    return found
+
+
+def _methods_mention(kind: type, name: str) -> bool:
+    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] != "agentloop"]
+    return any(mentions(method, name) for base in own for method in vars(base).values() if inspect.isfunction(method))
 
 
 def signal_warnings(recipe: Recipe, step: int, groups: Sequence[Group]) -> dict[str, str]:

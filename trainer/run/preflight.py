@@ -21,12 +21,12 @@ from agentloop.errors import ModelError, ServerError
 from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.model_folder import ModelFolder
 from agentloop.registry import AGENTS, registered
-from agentloop.reward.loading import RewardFunction, close_reward, load_reward
+from agentloop.reward.loading import RewardFunction, close_reward, load_reward, reads_ground_truth
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
-from trainer.run.notices import row_notices, template_notices, unused_settings
+from trainer.run.notices import RowCounts, row_notices, small_data_text, template_notices, unused_settings
 
 
 @dataclass(frozen=True)
@@ -147,20 +147,30 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         interactions = load_interactions(recipe.interactions) if recipe.interactions else Interactions()
         answered: set[str] = set()
 
+    context = _context_length(recipe, model_path)
+    needs_truth = reads_ground_truth(recipe.reward)
     splits: dict[str, ValidatedRows] = {}
     for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
         if source is None or (split == "train" and not train):
             continue
 
-        def check(task: Task, where: str) -> None:
+        found = RowCounts(f"data.{split}")
+
+        def check(task: Task, where: str, found: RowCounts = found) -> None:
             name = interactions.check(task, where)
             if name is not None:
                 answered.add(name)
+            toolset.check(task, where)
+            found.count(task, where)
 
         with console.phase(f"load and check {split} rows"):
-            splits[split] = _checked(recipe, split, source, renderer, toolset.schemas or None, check, console)
+            splits[split] = _checked(recipe, split, source, renderer, toolset.schemas or None, check, console, context)
+            if needs_truth and recipe.reward is not None:
+                found.require_truth(recipe.reward.function)
         for notice in row_notices(recipe.data, split, splits[split]):
             console.notice(notice)
+        for warning in found.warnings(needs_truth=needs_truth, tools=bool(toolset.tools)):
+            console.warn(warning)
 
     names = sorted(set().union(*(found.agents for found in splits.values())))
     agents = {name: load_agent(name) for name in names}
@@ -173,6 +183,8 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         console.notice(notice)
 
     rows: Sequence[Task] = splits["train"].tasks if train else []
+    if train and len(rows) < recipe.rollout.batch_size:
+        console.warn(small_data_text(len(rows), recipe.rollout.batch_size))
     return RunInputs(
         recipe=recipe,
         model_path=model_path,
@@ -198,6 +210,7 @@ def _checked(
     schemas: list[dict[str, Any]] | None,
     check: Callable[[Task, str], None],
     console: Console,
+    context: int | None,
 ) -> ValidatedRows:
     """Load the rows of a split and check each of them."""
     data = recipe.data
@@ -213,9 +226,16 @@ def _checked(
         limit=data.max_prompt_tokens,
         overlong=data.overlong,
         agents=registered(AGENTS),
+        context=context,
         check=check,
         on_row=console.phase_progress,
     )
+
+
+def _context_length(recipe: Recipe, model_path: str) -> int | None:
+    """Return the longest sequence that the server will accept; None if the model does not say."""
+    lengths = (recipe.rollout.context_length, ModelFolder(Path(model_path)).context_length)
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def _read_template(path: Path | None) -> str | None:

@@ -1,31 +1,26 @@
-"""Convert fine-tuning rows to the form that chat templates expect, or refuse them.
+"""Read fine-tuning rows in the form that chat templates expect, or refuse them.
 
-Accepted beside plain `{messages, tools}`:
+Messages are read as those of reinforcement learning are (`agentloop.data.messages`). Accepted
+beside plain `{messages, tools}`:
 
-* `tools` and the `arguments` of a call as JSON text: a parquet column cannot hold objects of
-  different shapes;
-* calls without the wrapper `{"type": "function", "function": ...}`, and calls and results without
-  ids;
-* content that is null (beside calls) or a list of text parts;
+* `tools` as JSON text: a parquet column cannot hold objects of different shapes;
 * `train: false` or `weight: 0` on an assistant message: context without loss.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentloop.data import ROLES, open_rows, without_nulls
-from agentloop.errors import DataError
+from agentloop.data import open_rows, without_nulls
+from agentloop.data.messages import decoded, read_messages
+from agentloop.errors import DataError, ToolConfigError
+from agentloop.tool.schema import read_schema
 from agentloop.types import Message
 
 FLAGS = ("train", "weight")
 """Keys of a message that control its loss. Removed before rendering."""
-
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys that data sets use for reasoning; templates get the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +58,40 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
     if row.get("images") or row.get("videos"):
         raise DataError(f"{where} has images", IMAGES)
 
-    messages = _decoded(row["messages"], f"{where}: messages")
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: column 'messages' is not a list of messages", "write [{role, content}, ...]")
-
-    tools = _decoded(row.get("tools") or None, f"{where}: tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise DataError(
-            f"{where}: column 'tools' is not a list of schemas", "write [{type: function, function: {...}}]"
-        )
-
-    shown: list[Message] = []
-    trained = []
-    for number, message in enumerate(messages, 1):
-        place = f"{where}, message {number}"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, dict) else message
-            raise DataError(f"{place} has the role {role!r}", f"use one of {', '.join(ROLES)}")
-        trained.append(_is_trained(message, place))
-        shown.append(_message(message, len(shown), place))
-
-    _name_results(shown)
-    return Conversation(shown, trained, tools or None)
+    place = f"{where}: column 'messages'"
+    messages = decoded(row["messages"], place)
+    shown = read_messages(messages, place, f"{where}, message", images=False)
+    trained = [_is_trained(message, f"{where}, message {i}") for i, message in enumerate(messages, 1)]
+    for number, (message, train) in enumerate(zip(shown, trained, strict=True), 1):
+        for flag in FLAGS:
+            message.pop(flag, None)  # type: ignore[misc]  # a row's message may have more keys
+        if train and _says_nothing(message):
+            raise DataError(
+                f"{where}, message {number} is an answer without content, tool calls or reasoning: only its end would "
+                "be trained",
+                'give it content, or mark it "train": false',
+            )
+    return Conversation(shown, trained, _tools(row.get("tools"), f"{where}: column 'tools'"))
 
 
 IMAGES = "the trainer supports text only: remove these rows"
 
 
-def _decoded(value: Any, where: str) -> Any:
-    """Decode a value that may be JSON text."""
-    if not isinstance(value, str):
-        return value
+def _tools(value: Any, place: str) -> list[dict[str, Any]] | None:
+    """Return the schemas of a row in plain form, as a rollout shows them; None if it has none."""
+    tools = decoded(value or None, place)
+    if tools is None:
+        return None
+    if not isinstance(tools, list):
+        raise DataError(f"{place} is not a list of schemas", "write [{type: function, function: {...}}]")
     try:
-        return json.loads(value)
-    except json.JSONDecodeError as exc:
-        raise DataError(f"{where} is text that is not JSON: {exc}", "write valid JSON, or the object itself") from exc
+        return [read_schema(decoded(tool, place), place) for tool in tools] or None
+    except ToolConfigError as exc:
+        raise DataError(exc.message, exc.hint) from exc
+
+
+def _says_nothing(message: Message) -> bool:
+    return not (str(message["content"]).strip() or message.get("tool_calls") or message.get("reasoning_content"))
 
 
 def _is_trained(message: dict[str, Any], place: str) -> bool:
@@ -111,60 +105,3 @@ def _is_trained(message: dict[str, Any], place: str) -> bool:
             raise DataError(f"{place} of role {message['role']} is marked for training", "mark only assistant messages")
         return False
     return train is not False and weight != 0
-
-
-def _message(message: dict[str, Any], position: int, place: str) -> Message:
-    shown = {key: value for key, value in message.items() if key not in FLAGS and value is not None}
-    shown["content"] = _content(message.get("content"), place)
-
-    reasoning = [text for key in REASONING if (text := shown.pop(key, None))]
-    if reasoning:
-        shown["reasoning_content"] = reasoning[0]
-
-    if "function_call" in shown:
-        raise DataError(f"{place} has a function_call", "write tool_calls: [{type: function, function: {...}}]")
-    calls = _decoded(shown.pop("tool_calls", None) or None, f"{place}: tool_calls")
-    if calls:
-        if message["role"] != "assistant":
-            raise DataError(f"{place} of role {message['role']} has tool calls", "only the assistant calls tools")
-        shown["tool_calls"] = [_call(call, f"c{position:04d}{n:04d}", place) for n, call in enumerate(calls)]
-    return shown  # type: ignore[return-value]  # a dict with the keys of a Message
-
-
-def _content(content: Any, place: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise DataError(f"{place} has content that is not text", "write a string, or a list of text parts")
-    for part in content:
-        if not isinstance(part.get("text"), str):
-            raise DataError(f"{place} has a part of type {part.get('type')!r}", IMAGES)
-    return "".join(part["text"] for part in content)
-
-
-def _call(call: Any, call_id: str, place: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"{place} has a tool call without a name", "write {function: {name, arguments}}")
-    arguments = _decoded(function.get("arguments") or {}, f"{place}: the arguments of {function['name']}")
-    if not isinstance(arguments, dict):
-        raise DataError(f"{place}: the arguments of {function['name']} are not an object", "write {argument: value}")
-    shown = {"name": function["name"], "arguments": arguments}
-    return {"type": "function", "id": str(call.get("id") or call_id), "function": shown}
-
-
-def _name_results(messages: list[Message]) -> None:
-    """Give results the name and id of the calls they answer, in order, as an agent loop does."""
-    calls: list[dict[str, Any]] = []
-    for message in messages:
-        if message["role"] == "assistant":
-            calls = list(message.get("tool_calls", ()))  # type: ignore[arg-type]  # the dicts made by _call
-        elif message["role"] == "tool" and calls:
-            named = message.get("tool_call_id")
-            call = next((call for call in calls if call["id"] == named), None) if named else calls[0]
-            if call is not None:
-                calls.remove(call)
-                message.setdefault("tool_call_id", call["id"])
-                message.setdefault("name", call["function"]["name"])

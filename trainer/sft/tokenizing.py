@@ -129,7 +129,7 @@ class SftTokenizer:
         if "messages" in row:
             segments = self._conversation(conversation_of(row, where), where)
         elif "text" in row:
-            segments = self._text(row["text"], int(row.get("loss_from", 0)))
+            segments = self._text(*_text_columns(row, where))
         else:
             raise DataError(
                 f"{where} has neither column 'messages' nor 'text', only {sorted(row)}",
@@ -257,6 +257,19 @@ class SftTokenizer:
                     "set model.chat_template to one that passes `agentloop template`",
                 )
             self._proven.add(has_tools)
+
+
+def _text_columns(row: dict[str, Any], where: str) -> tuple[str, int]:
+    """Return the text of a row and the character from which on it is trained."""
+    text, loss_from = row["text"], row.get("loss_from")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: column 'text' is of type {type(text).__name__}, not text", "write a string")
+    if loss_from is None:
+        return text, 0
+    whole = isinstance(loss_from, int) or (isinstance(loss_from, float) and loss_from.is_integer())
+    if not whole or loss_from < 0:
+        raise DataError(f"{where}: column 'loss_from' is {loss_from!r}", "write the number of a character, from 0")
+    return text, int(loss_from)
 
 
 def _check_shown(renderer: ChatRenderer, context: Sequence[Message]) -> None:

@@ -142,8 +142,35 @@ def test_whatever_is_cut_fits_and_is_made_of_the_text(renderer: ChatRenderer, te
 
 def test_a_prompt_that_cannot_be_rendered_is_named(tmp_path: Path, renderer: ChatRenderer) -> None:
     tasks = tasks_of(tmp_path, user("1"), user("<image>", images=["a.png"]))
-    with pytest.raises(ModelError, match=r"data\.train: .*a.jsonl, row 2: the chat template cannot render"):
+    with pytest.raises(ModelError, match=r"data\.train: .*a.jsonl, row 2: column 'prompt': .* does not accept images"):
         check(tasks, renderer)
+
+
+def test_a_failure_of_any_kind_while_rendering_names_the_row(tmp_path: Path, renderer: ChatRenderer) -> None:
+    class Fails:
+        tokenizer = None
+
+        def start(self, *_: Any) -> list[int]:
+            raise ZeroDivisionError("in the template")
+
+    with pytest.raises(DataError, match=r"a.jsonl, row 1: column 'prompt' cannot be rendered: ZeroDivisionError"):
+        check(tasks_of(tmp_path, user("1")), Fails())  # type: ignore[arg-type]
+
+
+def test_prompts_over_the_models_context_are_found(tmp_path: Path, renderer: ChatRenderer) -> None:
+    """The first prompt and one sampled token have to fit, whatever data.max_prompt_tokens allows."""
+    tasks = tasks_of(tmp_path, user("1"), user("1" * 50))
+    length = len(renderer.start(tasks[1].prompt))
+    assert len(check(tasks, renderer, context=length + 1).tasks) == 2
+    found = check(tasks, renderer, context=length)
+    assert found.dropped == 1 and f"the model's context of {length} tokens" in found.limit.name
+    with pytest.raises(DataError, match=rf"row 2: the prompt has {length} tokens, more than the model's context of"):
+        check(tasks, renderer, context=length, overlong="error")
+    with pytest.raises(DataError, match="every prompt is longer than the model's context of 5 tokens"):
+        check(tasks, renderer, context=5)
+    cut = check(tasks, renderer, context=length, overlong="right")
+    assert cut.cut == 1 and len(renderer.start(cut.tasks[1].prompt)) < length
+    assert check(tasks, renderer, limit=length, context=9999).limit.name == f"data.max_prompt_tokens {length}"
 
 
 def test_real_geometry_problems_in_the_columns_of_their_parquet(tmp_path: Path, shared: Path) -> None:

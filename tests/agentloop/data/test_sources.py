@@ -100,7 +100,7 @@ def test_rows_can_come_from_functions_generators_and_classes(tmp_path: Path) -> 
     assert tasks[4].prompt[0]["content"] == "row 4" and asked == [4], "a row is asked for when it is needed"
     with pytest.raises(ConfigError, match="does not define 'other'"):
         open_rows(f"{module}:other", "data.train")
-    with pytest.raises(DataError, match=r"data\.train: .*:broken raised KeyError: 'column'"):
+    with pytest.raises(DataError, match=r"data\.train: .*:broken raised KeyError: 'column'\n  fix: correct .*py:\d+"):
         open_rows(f"{module}:broken", "data.train")
     with pytest.raises(DataError, match=r":make raised TypeError: .*'wrong'"):
         open_rows(f"{module}:make", "data.train", {"wrong": 1})
@@ -208,3 +208,55 @@ def test_folders_saved_by_datasets_are_read_with_the_split_of_the_key(tmp_path: 
     splits.save_to_disk(tmp_path / "odd")
     with pytest.raises(DataError, match="has the splits train, other"):
         open_rows(str(tmp_path / "odd"), "data.val")
+
+
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_a_row(tmp_path: Path) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8-sig")
+    assert contents(str(tmp_path / "a.jsonl")) == WANTED
+    (tmp_path / "b.jsonl").write_text("", encoding="utf-8-sig")
+    with pytest.raises(DataError, match="has no rows"):
+        open_rows(str(tmp_path / "b.jsonl"), "data.train")
+    for encoding, name in (("utf-16", "UTF-16"), ("utf-16-be", "UTF-16"), ("utf-32", "UTF-32")):
+        mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+        (tmp_path / "c.jsonl").write_bytes(mark + text.encode(encoding))
+        with pytest.raises(DataError, match=rf"c.jsonl is encoded in {name}\n  fix: save it in UTF-8"):
+            open_rows(str(tmp_path / "c.jsonl"), "data.train")
+    (tmp_path / "d.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="row 1 is not valid JSON"):
+        open_rows(str(tmp_path / "d.jsonl"), "data.train")[0]
+
+
+def test_names_that_look_like_patterns_are_names_if_they_exist(tmp_path: Path) -> None:
+    for name in ("data[1].jsonl", "what?.jsonl", "all*.jsonl"):
+        assert contents(write_jsonl(tmp_path / name, ROWS)) == WANTED
+    write_jsonl(tmp_path / "run[2]" / "x*y" / "part-0.jsonl", ROWS[:3])
+    write_jsonl(tmp_path / "run[2]" / "x*y" / "part-1.jsonl", ROWS[3:])
+    assert contents(str(tmp_path / "run[2]" / "x*y" / "part-*.jsonl")) == WANTED
+    assert contents(str(tmp_path / "run[2]" / "*" / "part-[01].jsonl")) == WANTED
+    with pytest.raises(DataError, match=r"has no .parquet or .jsonl file"):
+        open_rows(str(tmp_path / "data[2].jsonl"), "data.train")
+
+
+def test_numbers_and_lists_of_numpy_are_read_as_pythons(tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text(
+        "import numpy as np\n"
+        "def rows():\n"
+        "    message = {'role': 'user', 'content': 'x'}\n"
+        "    truth = {'ground_truth': np.int64(7)}\n"
+        "    return [{'prompt': np.array([message], dtype=object), 'reward_model': truth, 'images': np.array([])}]\n"
+    )
+    [task] = load_tasks(f"{tmp_path / 'made.py'}:rows", "data.train", "d")
+    assert task.prompt == [{"role": "user", "content": "x"}]
+    assert type(task.ground_truth) is int and task.images == []
+
+
+def test_a_parquet_value_without_a_python_object_is_named(tmp_path: Path) -> None:
+    broken = pa.array([b"good", b"\xff\xfe"]).cast(pa.binary())
+    column = pa.Array.from_buffers(pa.string(), 2, broken.buffers())
+    pq.write_table(pa.table({"data_source": column, "prompt": [ROWS[0]["prompt"]] * 2}), tmp_path / "a.parquet")
+    tasks = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    assert tasks[0].data_source == "good"
+    for read in (lambda: tasks[1], lambda: list(tasks)):
+        with pytest.raises(DataError, match=r"a.parquet, row 2 cannot be read: UnicodeDecodeError"):
+            read()

@@ -84,6 +84,36 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
         ({"prompt": [{"role": "robot", "content": "x"}]}, "prompt message 1 has the role 'robot'"),
         ({"prompt": [{"role": "user"}]}, "prompt message 1 has no content"),
         ({"reward_model": 3}, "'reward_model' is not an object"),
+        ({"reward_model": "{"}, "'reward_model' is text that is not JSON"),
+        ({"extra_info": [1]}, "'extra_info' is not an object"),
+        ({"extra_info": {"tools_kwargs": ["calc"]}}, "'extra_info.tools_kwargs' is not an object"),
+        ({"extra_info": {"tools_kwargs": {"calc": ["F"]}}}, "'extra_info.tools_kwargs.calc' is not an object"),
+        (
+            {"extra_info": {"tools_kwargs": {"calc": {"create_kwargs": ["F"]}}}},
+            "'extra_info.tools_kwargs.calc.create_kwargs' is not an object",
+        ),
+        ({"extra_info": {"tools_kwargs": {"calc": {"create": {}}}}}, "tools_kwargs.calc' has the key 'create'"),
+        ({"extra_info": {"interaction_kwargs": "patient"}}, "interaction_kwargs' is text that is not JSON"),
+        ({"extra_info": {"interaction_kwargs": ["patient"]}}, "'extra_info.interaction_kwargs' is not an object"),
+        ({"agent_name": ["a"]}, "'agent_name' is \\['a'\\]"),
+        ({"images": 3}, "'images', image 1 is 3"),
+        ({"images": [None]}, "'images', image 1 is None"),
+        ({"images": [{"bytes": None, "path": None}]}, "'images', image 1 is {'bytes'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "0 images and 1 places"),
+        ({"prompt": "[1"}, "'prompt' is text that is not JSON"),
+        ({"prompt": [{"role": ["user"], "content": "x"}]}, "prompt message 1 has the role"),
+        ({"prompt": [{"role": "user", "content": 3}]}, "prompt message 1 has content of type int"),
+        ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "message 1 has a part of type 'audio'"),
+        ({"prompt": [{"role": "user", "content": [3]}]}, "message 1 has a part of type int"),
+        ({"prompt": [{"role": "user", "content": []}]}, "message 1 has no content"),
+        ({"prompt": [{"role": "assistant", "content": None}]}, "message 1 has no content"),
+        ({"prompt": [{"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}]}, "role user has tool calls"),
+        ({"prompt": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "a tool call without a name"),
+        ({"prompt": [{"role": "assistant", "tool_calls": 3}]}, "tool_calls is not a list"),
+        (
+            {"prompt": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
+            "the arguments of f is text that is not JSON",
+        ),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], says: str) -> None:
@@ -143,3 +173,83 @@ def test_a_trace_shows_images_by_their_kind() -> None:
     content = [{"type": "image", "image": b"png"}, {"type": "text", "text": "x"}]
     trajectory = Trajectory([1], [0], [None], [None], 1, messages=[{"role": "user", "content": content}])
     assert trajectory.to_json()["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "x"}]
+
+
+def only(folder: Path, row: dict[str, Any], name: str = "one.jsonl") -> Any:
+    return load_tasks(write(folder / name, row), "data.train", "d")[0]
+
+
+def test_the_shapes_of_openai_are_read_as_plain_messages(tmp_path: Path) -> None:
+    call = {"function": {"name": "calc", "arguments": '{"x": "1+1"}'}}
+    prompt = [
+        {"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}], "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+        {"role": "tool", "content": None},
+        {"role": "assistant", "content": "2", "thinking": "easy"},
+    ]
+    for form in (prompt, json.dumps(prompt)):
+        task = only(tmp_path, {**ROW, "prompt": form})
+        assert task.prompt == [
+            {"role": "user", "content": "hello"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {"type": "function", "id": "c00010000", "function": {"name": "calc", "arguments": {"x": "1+1"}}}
+                ],
+            },
+            {"role": "tool", "content": "", "tool_call_id": "c00010000", "name": "calc"},
+            {"role": "assistant", "content": "2", "reasoning_content": "easy"},
+        ]
+
+
+def test_arguments_that_only_other_rows_have_are_left_out(tmp_path: Path) -> None:
+    def row(kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**ROW, "extra_info": {"tools_kwargs": {"calc": {"create_kwargs": kwargs}}}}
+
+    table = [row({"unit": "F", "o": {"a": 1}}), row({"city": "Rome", "o": {"b": 2}}), {**ROW, "extra_info": {"x": 1}}]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "a.parquet")
+    tasks = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    assert [task.tool_kwargs("calc").get("create_kwargs") for task in tasks] == [
+        {"unit": "F", "o": {"a": 1}},
+        {"city": "Rome", "o": {"b": 2}},
+        None,
+    ]
+    # pydantic writes unset fields into jsonl
+    task = only(tmp_path, row({"unit": None, "city": "Rome", "o": {"a": None}}))
+    assert task.tool_kwargs("calc") == {"create_kwargs": {"city": "Rome", "o": {"a": None}}}
+    task = only(tmp_path, {**ROW, "extra_info": {"interaction_kwargs": {"name": "x", "hint": None}}})
+    assert task.interaction_kwargs == {"name": "x"}
+
+
+def test_arguments_as_json_text_are_read(tmp_path: Path) -> None:
+    kwargs = {"calc": {"create_kwargs": {"unit": "F"}}}
+    for value in (
+        json.dumps(kwargs),
+        {"calc": json.dumps(kwargs["calc"])},
+        {"calc": {"create_kwargs": '{"unit": "F"}'}},
+    ):
+        task = only(tmp_path, {**ROW, "extra_info": {"tools_kwargs": value, "interaction_kwargs": '{"name": "x"}'}})
+        assert task.tool_kwargs("calc") == kwargs["calc"] and task.interaction_kwargs == {"name": "x"}
+    task = only(tmp_path, {**ROW, "extra_info": json.dumps({"index": 3}), "reward_model": '{"ground_truth": 5}'})
+    assert (task.task_id, task.ground_truth) == ("3", 5)
+
+
+def test_numbers_of_a_row_stay_what_they_are(tmp_path: Path) -> None:
+    for truth in (10**30 + 5, 2**64 - 1, -(2**63), 72.5, "72"):
+        assert only(tmp_path, {**ROW, "reward_model": {"ground_truth": truth}}).ground_truth == truth
+    gap = float("nan")  # what pandas makes of integers when one is missing
+    made = [
+        {**ROW, "reward_model": {"ground_truth": truth}, "extra_info": {"index": index}}
+        for truth, index in ((72.0, 7.0), (gap, gap))
+    ]
+    pq.write_table(pa.Table.from_pylist(made), tmp_path / "a.parquet")
+    tasks = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
+    assert [task.task_id for task in tasks] == ["7", "1"], "an index with a gap is not 7.0"
+    assert (tasks[0].ground_truth, tasks[1].ground_truth) == (72.0, None)
+
+
+def test_a_single_image_needs_no_list(tmp_path: Path) -> None:
+    task = only(tmp_path, {**image_row("<image>"), "images": "a.png"})
+    assert task.prompt[0]["content"] == [{"type": "image", "image": str(tmp_path / "a.png")}]
+    assert only(tmp_path, {**image_row("text"), "images": None}).images == []

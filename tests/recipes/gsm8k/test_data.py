@@ -15,6 +15,7 @@ from agentloop.errors import DataError
 from agentloop.types import Task, Trajectory
 from recipes.gsm8k.data import make_row, prepare
 from recipes.gsm8k.reward import compute_score, extract_answer, score
+from recipes.quickstart.reward import score as quickstart_score
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -89,3 +90,24 @@ def test_the_gsm8k_reward_says_which_number_it_read() -> None:
     trajectory = Trajectory([1], [0], [None], [None], 1)
     assert score(task, "so it is\n#### 1,234", trajectory) == {"score": 1.0, "answer": "1234"}
     assert score(task, "no idea", trajectory) == {"score": 0.0, "answer": ""}
+
+
+@pytest.mark.parametrize("truth", ["72", 72, 72.0, "72.00", "$72"])
+def test_numbers_are_compared_as_numbers(truth: Any) -> None:
+    assert compute_score("so #### 72", truth) == compute_score("so #### 72.0", truth) == 1.0
+    assert compute_score("so #### 73", truth) == 0.0
+    assert quickstart_score(Task("0", "a", [], ground_truth=truth), "#### 72", TRAJECTORY) == 1.0
+
+
+def test_without_a_ground_truth_an_episode_fails_instead_of_scoring_0() -> None:
+    for scored in (score, quickstart_score):
+        with pytest.raises(ValueError, match="no ground truth"):
+            scored(Task("0", "a", []), "#### 72", TRAJECTORY)
+
+
+def test_integers_beyond_64_bits_are_exact() -> None:
+    truth = 10**30 + 5
+    assert compute_score(f"#### {truth}", truth) == 1.0 and compute_score(f"#### {truth + 1}", truth) == 0.0
+
+
+TRAJECTORY = Trajectory([], [], [], [], 0)

@@ -66,3 +66,42 @@ def test_a_row_with_an_unknown_interaction_is_named(repo: Path, tmp_path: Path) 
     some = rows("1") + rows("2", extra_info={"interaction_kwargs": {"name": "nobody"}})
     with pytest.raises(ConfigError, match=r"data.train: .*rows.jsonl, row 2 names the interaction 'nobody'"):
         prepared(repo, tmp_path, some)
+
+
+def reward_in(folder: Path, body: str) -> str:
+    (folder / "reward.py").write_text(f"def score(task, text, trajectory):\n    return {body}\n")
+    return f"{folder / 'reward.py'}:score"
+
+
+def test_rows_without_the_ground_truth_that_the_reward_reads_are_found(repo: Path, tmp_path: Path) -> None:
+    some = [*rows("1", "2"), {"prompt": [{"role": "user", "content": "3"}]}]
+    reads = reward_in(tmp_path, "float(task.ground_truth == text)")
+    _, said = prepared(repo, tmp_path, some, reward=reads)
+    assert "warning: data.train: 1 of 3 rows have no reward_model.ground_truth" in said and "rows.jsonl, row 3" in said
+    with pytest.raises(DataError, match=r"rows.jsonl, row 1, and every other row, has no reward_model.ground_truth"):
+        prepared(repo, tmp_path, some[2:], reward=reads)
+    (tmp_path / "own").mkdir()
+    _, said = prepared(repo, tmp_path, some[2:], reward=reward_in(tmp_path / "own", "0.0"))
+    assert "ground_truth" not in said
+
+
+def test_a_batch_larger_than_the_data_is_said(repo: Path, tmp_path: Path) -> None:
+    _, said = prepared(repo, tmp_path, rows("1", "2", "3"), rollout={"batch_size": 7})
+    assert "batch_size 7 is more than the 3 rows of data.train: each row is in a step 2 or 3 times" in said
+    _, said = prepared(repo, tmp_path, rows("1", "2"), rollout={"batch_size": 2})
+    assert "batch_size" not in said
+
+
+def test_arguments_of_rows_for_tools_are_checked(repo: Path, tmp_path: Path) -> None:
+    some = rows("1", extra_info={"tools_kwargs": {"calculater": {"create_kwargs": {"unit": "F"}}}})
+    tools = str(repo / "recipes" / "quickstart" / "tools.yaml")
+    with pytest.raises(DataError, match=r"row 1: column 'extra_info.tools_kwargs' names the tool 'calculater'"):
+        prepared(repo, tmp_path, some, tools=tools)
+    _, said = prepared(repo, tmp_path, some)
+    assert "1 rows have extra_info.tools_kwargs, but the run has no tools" in said
+
+
+def test_prompts_over_the_models_context_are_left_out(repo: Path, tmp_path: Path) -> None:
+    some = rows("1", "2" * 300)
+    kept, said = prepared(repo, tmp_path, some, data={"max_prompt_tokens": 5000}, rollout={"context_length": 80})
+    assert len(kept.train) == 1 and "longer than the model's context of 80 tokens" in said

@@ -141,7 +141,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"text": "a"}, "here has no token to train"),
     ({"messages": []}, "is not a list of messages"),
     ({"messages": [USER]}, "no token to train"),
-    ({"messages": [USER, ANSWER], "tools": "{"}, "here: tools is text that is not JSON"),
+    ({"messages": [USER, ANSWER], "tools": "{"}, "here: column 'tools' is text that is not JSON"),
     ({"messages": [USER, ANSWER], "images": ["a.png"]}, "here has images"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "message 1 has a part of type 'image'"),
     ({"messages": [{"role": "human", "content": "x"}, ANSWER]}, "message 1 has the role 'human'"),
@@ -154,7 +154,22 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"messages": [USER, ANSWER | {"function_call": {"name": "f"}}]}, "message 2 has a function_call"),
     ({"messages": [USER, ANSWER | {"reasoning_content": "hm"}]}, "here: the row needs reasoning"),
-    ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "here: the row needs tool schemas"),
+    (
+        {"messages": [USER, ANSWER], "tools": [{"type": "function", "function": {"name": "f"}}]},
+        "here: the row needs tool schemas",
+    ),
+    ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "column 'tools' has no function with a name"),
+    ({"messages": [USER, ANSWER], "tools": [1]}, "column 'tools' has no function with a name"),
+    ({"messages": [USER, ANSWER | {"content": None}]}, "message 2 has no content"),
+    ({"messages": [USER, ANSWER | {"content": ""}]}, "message 2 is an answer without content"),
+    ({"messages": [USER, ANSWER | {"content": [{"type": "text", "text": " "}]}]}, "message 2 is an answer without"),
+    ({"messages": [USER | {"content": None}, ANSWER]}, "message 1 has no content"),
+    ({"messages": 3}, "is not a list of messages"),
+    ({"messages": [3, ANSWER]}, "message 1 has the role 3"),
+    ({"text": 3}, "column 'text' is of type int"),
+    ({"text": None}, "column 'text' is of type NoneType"),
+    ({"text": "abc", "loss_from": "x"}, "column 'loss_from' is 'x'"),
+    ({"text": "abc", "loss_from": -1}, "column 'loss_from' is -1"),
 ]
 
 
@@ -522,3 +537,12 @@ def test_a_recipe_names_the_key_that_is_wrong(chat_model: Path, tmp_path: Path) 
     write_recipe(tmp_path, chat_model)
     with pytest.raises(ConfigError, match="holds something other than a model"):
         sft_command(path, [f"out={tmp_path}"], resume=False)
+
+
+def test_an_empty_answer_may_be_context_and_a_gap_in_loss_from_means_zero(chat_model: Path) -> None:
+    row = row_of(chat_model, [CHAT[0], CHAT[1] | {"content": "", "train": False}, *CHAT[2:]])
+    assert decoded(chat_model, row, True) == "It is 3<|im_end|>"
+    tokenizer = tokenizer_of(chat_model)
+    for loss_from in (None, 0, 0.0):
+        text = tokenizer.row({"text": "abc", "loss_from": loss_from}, "here")
+        assert text is not None and text.loss_mask.tolist() == [False, True, True]

@@ -1,0 +1,71 @@
+"""Check the arguments that a row gives to tools (`extra_info.tools_kwargs`) before the run."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from agentloop.errors import DataError
+from agentloop.tool.base import Tool
+from agentloop.tool.function import FunctionTool
+from agentloop.types import TOOL_KWARGS, Task
+
+_METHODS = dict(zip(TOOL_KWARGS, ("open", "execute", "reward", "close"), strict=True))
+_POSITIONAL = {"open": 1, "execute": 2, "reward": 1, "close": 1}
+
+
+def check_row_kwargs(tools: Mapping[str, Tool], task: Task, where: str) -> None:
+    """Check a row's arguments against the tools that it names.
+
+    A run without tools may use rows that were made for tools.
+
+    Args:
+        where: the row, for messages.
+
+    Raises:
+        DataError: a tool does not exist, or a method of it does not take an argument.
+    """
+    for name in task.extra_info.get("tools_kwargs") or () if tools else ():
+        place = f"{where}: column 'extra_info.tools_kwargs'"
+        tool = tools.get(name)
+        if tool is None:
+            close = difflib.get_close_matches(str(name), tools, n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            raise DataError(
+                f"{place} names the tool {name!r}; the tools are: {', '.join(tools)}",
+                f"{meant}correct the row, or add the tool to the YAML that `tools` names",
+            )
+        for kind, kwargs in task.tool_kwargs(name).items():
+            method = _METHODS.get(kind)
+            if method is not None and (fault := _fault(tool, method, kwargs)):
+                raise DataError(
+                    f"{place}, {name}.{kind}: {type(tool).__name__}.{method}() {fault}",
+                    f"correct the row, or the arguments of {method}()",
+                )
+
+
+def _fault(tool: Tool, method: str, kwargs: Mapping[str, Any]) -> str | None:
+    """Return why a method cannot be called with these keyword arguments; None: it can be."""
+    if isinstance(tool, FunctionTool) and method == "execute":
+        known = tool.schema["function"].get("parameters", {}).get("properties", {})
+        unknown = [name for name in kwargs if name not in known]
+        return f"got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(known)}" if unknown else None
+    signature = _signature(tool, method)
+    if signature is None:
+        return None
+    try:
+        signature.bind(*[None] * _POSITIONAL[method], **kwargs)
+    except TypeError as exc:
+        return f"{exc}; it takes {signature}"
+    return None
+
+
+@lru_cache(maxsize=256)
+def _signature(tool: Tool, method: str) -> inspect.Signature | None:
+    try:
+        return inspect.signature(getattr(tool, method))
+    except (TypeError, ValueError):  # written in C
+        return None

@@ -1,0 +1,66 @@
+"""Schemas of tools: what pydantic writes is read as meant, the rest is refused with its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentloop.errors import ToolConfigError
+from agentloop.tool.schema import read_schema
+from agentloop.tool.session import argument_fault
+
+
+def schema(parameters: Any, **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters, **function}, "strict": None}
+
+
+def test_nulls_of_unset_fields_are_left_out() -> None:
+    x = {"type": "string", "enum": None, "description": None, "default": None, "items": {"enum": ["a", None]}}
+    found = read_schema(schema({"type": "object", "properties": {"x": x}, "required": None}, description=None), "here")
+    assert found == {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "string", "default": None, "items": {"enum": ["a", None]}}},
+            },
+        },
+    }
+    assert argument_fault(found, {"x": "b"}) is None and argument_fault(found, {}) is None
+    assert "parameters" not in read_schema(schema(None), "here")["function"]
+
+
+def test_a_property_without_a_schema_takes_any_value() -> None:
+    found = read_schema(schema({"properties": {"enum": True, "default": None}}), "here")
+    assert found["function"]["parameters"]["properties"] == {"enum": {}, "default": {}}
+    assert argument_fault(found, {"enum": 1, "default": [2]}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (3, "here has no function with a name"),
+        ({"function": {"name": 3}}, "here has no function with a name"),
+        (schema([1]), "here, f: parameters is a list, not an object"),
+        (schema("x"), "parameters is text"),
+        (schema(True), "parameters is a boolean"),
+        (schema({"properties": ["x"]}), "properties is a list"),
+        (schema({"properties": {"x": False}}), "property 'x' is a boolean, not a schema"),
+        (schema({"properties": {"x": {"type": 3}}}), "property 'x' has the type 3"),
+        (schema({"properties": {"x": {"enum": "a"}}}), "property 'x' has an enum that is not a list"),
+        (schema({"properties": {"x": {}}, "required": "x"}), "required is not a list of names"),
+        (schema({"properties": {"x": {}}, "required": [1]}), "required is not a list of names"),
+        (schema({"properties": {"x": {}}, "required": ["y"]}), "required names 'y', which is not among"),
+    ],
+)
+def test_a_wrong_schema_is_refused_with_its_place(value: Any, says: str) -> None:
+    with pytest.raises(ToolConfigError) as caught:
+        read_schema(value, "here")
+    assert says in str(caught.value) and caught.value.hint
+
+
+def test_a_schema_made_in_python_with_nulls_does_not_fail_a_call() -> None:
+    made = schema({"properties": {"x": {"type": None, "enum": None}, "y": True}, "required": None})
+    assert argument_fault(made, {"x": 1, "y": 2}) is None
