@@ -21,7 +21,7 @@ from typing import Any
 from agentloop.chat.continuation.continuation import Continuation, Continuations, not_append_only
 from agentloop.chat.continuation.probe import QUESTION, TOOL, VALUE, assistant, result, user
 from agentloop.chat.continuation.tool_role import emulate_tool_role
-from agentloop.chat.formats import ToolFormat, find_format, known_formats, load_format
+from agentloop.chat.formats import ToolFormat, find_format, known_formats, load_format, reasoning_openings
 from agentloop.chat.images import ImageTokens
 from agentloop.chat.rendering import MARK, Rendering
 from agentloop.chat.sampled import SampledText
@@ -36,7 +36,7 @@ REMEMBERED = 1024
 REMEMBERED_CHARACTERS = 32_000
 """Renderings of longer messages are not cached."""
 
-REASONING_OPENINGS = ("<think>", "[THINK]", "<|START_THINKING|>")
+REASONING_OPENINGS = reasoning_openings()
 """If a generation prompt ends in one of these, the model's turn begins with reasoning."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from agentloop.chat.call_forms import PROBE_TOOL, CallForms, find_call_forms
 from agentloop.errors import ModelError
 from agentloop.types import Message
 
@@ -48,6 +49,16 @@ class Template:
         self.text = named["default"]
         self._variables = {"documents": None, **tokenizer.special_tokens_map, **variables}
         self._texts = [named[name] for name in ("default", "tool_use") if name in named]
+        self._forms = CallForms()
+        self._forms = find_call_forms(self._probe)
+
+    def _probe(self, messages: Sequence[dict[str, Any]]) -> str | None:
+        """Return the text of messages; None if the template refuses them."""
+        tools = None if self._with_tools is self._plain else [PROBE_TOOL]
+        try:
+            return self.render(messages, tools, generate=False)  # type: ignore[arg-type]  # dicts are messages
+        except ModelError:
+            return None
 
     def strings(self) -> frozenset[str]:
         """Return every string that the template could search for in a content.
@@ -87,7 +98,7 @@ class Template:
         try:
             return str(
                 compiled.render(
-                    messages=[_plain(message) for message in messages],
+                    messages=self._forms.shown([_plain(message) for message in messages]),
                     tools=list(tools) if tools else None,
                     add_generation_prompt=generate,
                     **self._variables,

@@ -18,7 +18,7 @@ with the reason, which the model is shown. docs/tool_formats.md lists the format
 
 from agentloop.chat.formats.base import BaseFormat, TaggedFormat, ToolFormat
 from agentloop.chat.formats.json_calls.hermes import HermesFormat
-from agentloop.chat.formats.lookup import FORMATS, find_format, known_formats, load_format
+from agentloop.chat.formats.lookup import FORMATS, find_format, known_formats, load_format, reasoning_openings
 
 __all__ = [
     "FORMATS",
@@ -29,4 +29,5 @@ __all__ = [
     "find_format",
     "known_formats",
     "load_format",
+    "reasoning_openings",
 ]

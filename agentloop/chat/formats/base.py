@@ -57,6 +57,11 @@ class BaseFormat(ABC):
         """Every tag of the grammar, without those of the reasoning."""
         return self.inner
 
+    @property
+    def reasoning_openings(self) -> tuple[str, ...]:
+        """The tags that may open the reasoning."""
+        return self.reasoning_tags[:1] if self.reasoning_tags else ()
+
     def parse(self, turn: SampledText, tools: Tools | None = None, *, reasoning_open: bool = False) -> ParsedTurn:
         """Read one turn; an unreadable call is returned as malformed, with the reason."""
         reasoning, said = self._split(turn, reasoning_open)

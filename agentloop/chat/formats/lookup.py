@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from agentloop.chat.formats.base import ToolFormat, Tools
+from agentloop.chat.formats.base import BaseFormat, ToolFormat, Tools
 from agentloop.chat.formats.framed_calls.harmony import HarmonyFormat
 from agentloop.chat.formats.json_calls.apertus import ApertusFormat
 from agentloop.chat.formats.json_calls.cohere import CohereFormat
@@ -171,6 +171,12 @@ def known_formats() -> dict[str, ToolFormat]:
         RegistryError: what is registered cannot be imported.
     """
     return dict(_formats())
+
+
+def reasoning_openings() -> tuple[str, ...]:
+    """Return the tags that open a block of reasoning in the built-in formats."""
+    openings = (form.reasoning_openings for form in FORMATS.values() if isinstance(form, BaseFormat))
+    return tuple(dict.fromkeys(tag for tags in openings for tag in tags))
 
 
 def find_format(

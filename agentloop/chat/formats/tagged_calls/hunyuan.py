@@ -27,7 +27,7 @@ from agentloop.types import ParsedTurn
 ANSWER = "助手："
 """The first Hunyuan models begin an answer with it: `Assistant:`."""
 
-_SUFFIX = re.compile(r"<(?:tool_calls?|think)(?P<suffix>:[\w-]+)>")
+_SUFFIX = re.compile(r"</?(?:tool_calls?|think)(?P<suffix>:[\w-]+)>")
 
 
 class _Objects(JsonFormat):
@@ -70,6 +70,10 @@ class HunyuanFormat(BaseFormat):
     """Calls as a JSON array or as text between tags: what follows the first tag decides."""
 
     name = "hunyuan"
+
+    @property
+    def reasoning_openings(self) -> tuple[str, ...]:
+        return "<think>", "<think:opensource>"
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -50,19 +50,31 @@ def test_what_the_proof_finds_of_real_templates(renderer_of: Renderers, name: st
 OWN = Path(__file__).parents[1] / "templates"
 OWN_VERDICTS = {
     "alternation": Verdict.EXACT,
+    "apertus": Verdict.EXACT,
     "chatml_no_newline": Verdict.EXACT,
     "cohere_command": Verdict.REFUSED,
     "deepseek_r1": Verdict.KEPT,
     "deepseek_v3": Verdict.EXACT,
+    "deepseek_v3_1": Verdict.EXACT,
+    "deepseek_v3_2": Verdict.EXACT,
+    "gemma4": Verdict.EXACT,
+    "granite_3": Verdict.EXACT,
+    "hunyuan_hy3": Verdict.EXACT,
+    "kimi_k2": Verdict.EXACT,
     "lfm2": Verdict.EXACT,
     "llama2": Verdict.EXACT,
     "magistral": Verdict.EXACT,
+    "minimax_m2": Verdict.EXACT,
     "mistral_v11": Verdict.EXACT,
     "mistral_v3": Verdict.EXACT,
     "no_tool_role": Verdict.EXACT,
     "other_generation_prompt": Verdict.KEPT,
+    "phi4_mini": Verdict.EXACT,
     "qwen3_coder": Verdict.EXACT,
     "qwen3_thinking": Verdict.KEPT,
+    "seed_oss": Verdict.EXACT,
+    "step3": Verdict.EXACT,
+    "xlam": Verdict.EXACT,
 }
 
 
