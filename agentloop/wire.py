@@ -9,10 +9,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from agentloop.errors import ConfigError
 
 SESSION_HEADER = "X-Session-Id"
 """Requests with the same value go to the same replica, where their prefix is cached."""
+
+
+MAX_NAME_LENGTH = 256
+"""Longest id of a request, a session or a group."""
+
+
+def bearer(token: str, name: str = "the token") -> str:
+    """Return the value of the `Authorization` header for a bearer token.
+
+    Args:
+        name: names the token in the error, which never shows its value.
+
+    Raises:
+        ConfigError: a header cannot hold the token.
+    """
+    wrong = next((i for i, character in enumerate(token, 1) if not "!" <= character <= "~"), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"{name} cannot be sent in an HTTP header: its character {wrong} of {len(token)} is a space, a control "
+            "character or outside ASCII",
+            "use a token of printable ASCII characters, without a line break at its end",
+        )
+    return f"Bearer {token}"
+
+
+def printable(value: str) -> str:
+    """Return `value`, a name that goes into logs.
+
+    Raises:
+        ValueError: it has control characters or line breaks.
+    """
+    if not value.isprintable():
+        raise ValueError("it may not contain control characters or line breaks")
+    return value
+
+
+Name = Annotated[str, Field(max_length=MAX_NAME_LENGTH), AfterValidator(printable)]
 
 
 class WireModel(BaseModel):
@@ -94,8 +133,8 @@ class GenerateRequest(WireModel):
     input_ids: Annotated[list[int], Field(min_length=1, description="the whole prompt")]
     sampling_params: SamplingParams
     return_logprob: bool = True
-    rid: str | None = Field(None, max_length=256, description="request id, for /abort_request")
-    session_id: str | None = Field(None, max_length=256, description="as the header X-Session-Id, which wins over it")
+    rid: Name | None = Field(None, description="request id, for /abort_request")
+    session_id: Name | None = Field(None, description="as the header X-Session-Id, which wins over it")
     image_data: list[str] | str | None = Field(None, description="images as base64 data, in the prompt's order")
     stream: bool = Field(False, description="answer with server-sent events while it is sampled")
 
@@ -144,7 +183,7 @@ class GenerateResponse(BaseModel):
     meta_info: MetaInfo
 
 
-WeightsVersion = Annotated[str, Field(min_length=1, max_length=64)]
+WeightsVersion = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(printable)]
 
 
 class UpdateRequest(WireModel):
@@ -186,7 +225,7 @@ class UpdateWeightsFromDistributedRequest(UpdateRequest):
     names: list[str] = Field(min_length=1)
     dtypes: list[str] = Field(description="torch's names, as float32")
     shapes: list[list[Annotated[int, Field(ge=0)]]]
-    group_name: str = "weight_update_group"
+    group_name: Name = "weight_update_group"
     load_format: Literal["flattened_bucket"] | None = Field(
         None, description="flattened_bucket: one broadcast for the bytes of many tensors; null: one for each tensor"
     )
@@ -200,18 +239,18 @@ class InitWeightsUpdateGroupRequest(WireModel):
     """Join an update group whose rank 0 runs a TCP store at `master_address:master_port`. The
     serving replicas take the ranks from `rank_offset` on, in their order."""
 
-    master_address: str
+    master_address: Name
     master_port: int = Field(ge=1, le=65535)
     rank_offset: int = Field(ge=1)
     world_size: int = Field(ge=2)
-    group_name: str = Field("weight_update_group", min_length=1, max_length=256)
+    group_name: Name = Field("weight_update_group", min_length=1)
     backend: Literal["nccl", "gloo"] = "nccl"
 
 
 class DestroyWeightsUpdateGroupRequest(WireModel):
     """Leave an update group."""
 
-    group_name: str = "weight_update_group"
+    group_name: Name = "weight_update_group"
 
 
 class AdminResponse(BaseModel):
@@ -237,8 +276,8 @@ class PauseRequest(WireModel):
 class AbortRequest(WireModel):
     """Abort one request by id, those of a session, or all."""
 
-    rid: str = Field("", max_length=256)
-    session_id: str | None = Field(None, max_length=256, description="value of X-Session-Id that the requests carried")
+    rid: Name = ""
+    session_id: Name | None = Field(None, description="value of X-Session-Id that the requests carried")
     abort_all: bool = False
 
 

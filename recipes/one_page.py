@@ -139,12 +139,12 @@ async def start(folder: Path, steps: int, seed: int) -> AsyncIterator[Parts]:
         )
         stack.push_async_callback(workers.close)
 
-        link = ServerLink(url, running="retract", token=None, timeout_s=60)
+        link = ServerLink(url, running="retract", token=server.token, timeout_s=60)
         stack.push_async_callback(link.close)
         publisher = DiskPublisher(workers, link, weights, server.serves)
         stack.push_async_callback(publisher.close)
 
-        client = await stack.enter_async_context(GenerateClient(url))
+        client = await stack.enter_async_context(GenerateClient(url, token=server.token))
         context_length = await client.context_length()
         assert context_length is not None, "our own server reports it"
         runner = EpisodeRunner(

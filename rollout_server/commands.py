@@ -36,7 +36,7 @@ def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[...,
 
             agentloop serve --model recipes/quickstart/model --port 30000
 
-            curl localhost:30000/generate -d \\
+            curl localhost:30000/generate -H "Content-Type: application/json" -d \\
               '{"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 8}}'
 
         A trainer changes the weights with /pause_generation,

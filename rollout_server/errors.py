@@ -11,6 +11,7 @@ ServingError
     ├── Forbidden          403
     ├── Conflict           409  the request does not fit the server's state
     ├── TooLarge           413
+    ├── UnsupportedMediaType 415
     └── Refused            4xx  a server behind this one refused, with its own status
 
 Every 4xx and 5xx answer carries `{"error": {"message", "field", "type"}}`.
@@ -90,6 +91,10 @@ class TooLarge(RequestError):
     """The request's body is larger than the limit."""
 
 
+class UnsupportedMediaType(RequestError):
+    """The request's body is declared as something other than JSON."""
+
+
 class Refused(RequestError):
     """Another server refused a request that was passed on to it, with `status`."""
 
@@ -111,6 +116,7 @@ ANSWERS: dict[type[ServingError], tuple[int, str]] = {
     Forbidden: (403, "forbidden"),
     Conflict: (409, "conflict"),
     TooLarge: (413, "too_large"),
+    UnsupportedMediaType: (415, "invalid_request"),
 }
 """Status and `type` of the answer to each error. A class that is not listed is answered like its
 base."""

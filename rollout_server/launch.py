@@ -17,6 +17,7 @@ from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
 from agentloop.model_folder import CONFIG_FILE, ModelFolder, download
 from rollout_server.api.app import build_app
+from rollout_server.api.connection import limited
 from rollout_server.engines import engine_factory
 from rollout_server.engines.base import EngineInfo, FolderWeights
 from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
@@ -54,7 +55,7 @@ def serve(settings: ServerSettings) -> int:
     router, fleet = build_router(settings)
     app = build_app(router, settings=settings)
     config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
+        app, http=limited(settings), ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
         backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         server_header=False, date_header=False, proxy_headers=False,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import threading
@@ -53,6 +54,23 @@ def url_of(sock: socket.socket, host: str) -> str:
 def write_ready_file(path: Path, url: str) -> None:
     """Announce that the server serves: a reader that sees the file sees all of it."""
     write_atomic(path, json.dumps({"url": url, "pid": os.getpid()}).encode(), durable=False)
+
+
+def allow_open_files(wanted: int) -> int:
+    """Raise this process's limit of open files to `wanted` where that is allowed.
+
+    Returns:
+        The limit, at most `wanted`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    except (OSError, ValueError):
+        return soft
+    return limit
 
 
 def die_with_parent(parent: int) -> None:

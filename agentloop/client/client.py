@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from agentloop.client.connections import ConnectionPool
 from agentloop.client.retry import LONGEST_PAUSE_S, Retries
 from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
-from agentloop.wire import SESSION_HEADER, GenerateResponse, SamplingParams
+from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, GenerateResponse, SamplingParams, bearer
 
 INFO_TIMEOUT_S = 30.0
 """Time limit of /server_info, which a server answers immediately, unlike a generation."""
 
-RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
+RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which a request is sent again; any other means that the request is wrong."""
 
 
@@ -70,7 +71,7 @@ class GenerateClient:
             `httpx.MockTransport`.
 
     Raises:
-        ConfigError: `base_url` is not an HTTP address.
+        ConfigError: `base_url` is not an HTTP address, or no HTTP header can hold `token`.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class GenerateClient:
             raise ConfigError(f"{base_url!r} is not the address of a rollout server", "write it as http://host:port")
         self._headers = [("content-type", "application/json"), ("accept", "application/json")]
         if token:
-            self._headers.append(("authorization", f"Bearer {token}"))
+            self._headers.append(("authorization", bearer(token)))
         self._timeouts = {"timeout": httpx.Timeout(timeout_s, connect=10.0).as_dict()}
         self._retries = retries
         self._outage_s = outage_s
@@ -129,7 +130,7 @@ class GenerateClient:
         for attempt in itertools.count():
             # The server may still be working on an attempt that timed out, so each has its own id.
             body = orjson.dumps(
-                {**request, "rid": f"{rid}.{attempt}" if attempt else rid},
+                {**request, "rid": _name(f"{rid}.{attempt}" if attempt else rid)},
                 default=np.asarray,  # a column of token ids, which is not a list
                 option=orjson.OPT_SERIALIZE_NUMPY,
             )
@@ -176,7 +177,14 @@ class GenerateClient:
             length = answer.json().get("context_length")
         except (ValueError, AttributeError) as exc:
             raise ServerError(f"{url} did not answer with a JSON object", "check the URL") from exc
-        return int(length) if length else None
+        if length is None:
+            return None
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ServerError(
+                f"{url} reports the context_length {repr(length)[:80]}, which is not a positive whole number",
+                "check that the URL is a rollout server's",
+            )
+        return length
 
     async def close(self) -> None:
         await self._transport.aclose()
@@ -192,7 +200,7 @@ class GenerateClient:
     async def _post(self, body: bytes, session_id: str) -> httpx.Response:
         # The transport is used without httpx.AsyncClient: its cookies, redirects and authentication
         # flows are half of httpx's cost.
-        headers = [*self._headers, (SESSION_HEADER, session_id)]
+        headers = [*self._headers, (SESSION_HEADER, _name(session_id))]
         request = httpx.Request("POST", self._url, headers=headers, content=body, extensions=self._timeouts)
         answer = await self._transport.handle_async_request(request)
         await answer.aread()
@@ -249,6 +257,14 @@ def version_number(version: str) -> int:
             "start the server without --weight-version, or give it a number",
         )
     return int(version)
+
+
+def _name(text: str) -> str:
+    """Return `text` as the name of a request or a session; its digest where a header cannot hold
+    it, for example because a row's id is in it."""
+    if len(text) <= MAX_NAME_LENGTH and text.isascii() and text.isprintable():
+        return text
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

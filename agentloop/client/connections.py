@@ -54,7 +54,10 @@ def request_head(method: bytes, target: bytes, headers: Iterable[tuple[bytes, by
     lines = [b"%b %b HTTP/1.1" % (method, target)]
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise httpx.LocalProtocolError(f"header {name!r} cannot be sent with the value {value!r}")
+            # Without the value, which may be a secret.
+            raise httpx.LocalProtocolError(
+                f"header {name!r} cannot be sent: its name or its value has control characters"
+            )
         lines.append(b"%b: %b" % (name, value))
 
     if not _VALUE.fullmatch(target) or b" " in target:

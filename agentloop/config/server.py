@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 from agentloop.config.section import Processes, Seconds, Section
 from agentloop.errors import ConfigError
 from agentloop.files import write_atomic
+from agentloop.wire import WeightsVersion, bearer
 
 DEVICES = r"^(cpu|cuda|xpu|mps|npu|hpu|mlu|musa)(:[0-9]{1,4})?$"
 """Devices that torch or SGLang know by name, with the number of one."""
@@ -87,11 +88,20 @@ class ServerSettings(EngineOptions):
         "scheduler, which samples one token ahead of its bookkeeping. Without it, SGLang refuses such updates",
     )
     weights_roots: tuple[Path, ...] = Field((), description="folder that /update_weights_from_disk may read")
-    weight_version: str = Field("0", description="version name of the weights at the start")
+    weight_version: WeightsVersion = Field("0", description="version name of the weights at the start")
     weights: Path | None = Field(None, description="published weights to start from; null: the model's own")
     update_timeout_s: Seconds = Field(600.0, description="seconds that a replica may take for a weight update")
     start_timeout_s: Seconds = Field(300.0, description="seconds that a replica may take to start")
     probe_every_s: Seconds = Field(2.0, description="seconds between two probes of a replica")
+    max_connections: int = Field(
+        8192,
+        ge=1,
+        le=2**20,
+        description="open connections at most, within the limit of open files; beyond, 503 with Retry-After",
+    )
+    read_timeout_s: Seconds = Field(
+        30.0, description="seconds in which a request's head must arrive; its body: one more for each 64 KiB"
+    )
     drain_s: float = Field(10.0, ge=0, le=1e8, description="seconds that requests may take to end after SIGTERM")
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")
     admin_token_env: str | None = Field(
@@ -129,7 +139,7 @@ class ServerSettings(EngineOptions):
         """Raise now, rather than at the first use, if a named token is not in the environment.
 
         Raises:
-            ConfigError: the variable is named but not set.
+            ConfigError: the variable is named but not set, or no HTTP header can hold its value.
         """
         for field in ("token_env", "admin_token_env"):
             _secret(field, getattr(self, field))
@@ -170,4 +180,5 @@ def _secret(field: str, variable: str | None) -> str | None:
             f"{ServerSettings.option(field)} {variable}: that variable is not set",
             f"export {variable}=<a long random string>",
         )
+    bearer(value, f"the token in {variable}")
     return value

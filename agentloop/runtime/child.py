@@ -42,6 +42,10 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
+class ChildKilled(ServerStartError):
+    """A signal ended the child before it served: a further start may succeed."""
+
+
 async def spawn(
     command: Sequence[str],
     *,
@@ -87,6 +91,7 @@ class Child:
         self.log_file = log_file
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("ab") as log:
+            self._log_start = log.seek(0, os.SEEK_END)  # earlier processes have written to the same log
             self._process = subprocess.Popen(
                 _tied(command),
                 stdin=subprocess.DEVNULL,
@@ -105,6 +110,10 @@ class Child:
         """The exit code; None while the child runs."""
         return self._process.poll()
 
+    def log_tail(self) -> str:
+        """Return the last lines that this child has printed, indented."""
+        return log_tail(self.log_file, start=self._log_start)
+
     async def until_ready(
         self, ready: Callable[[], Awaitable[bool]], timeout_s: float, *, timeout_key: str = "the start time-out"
     ) -> None:
@@ -116,21 +125,22 @@ class Child:
         Raises:
             ServerStartError: the child ended or took too long; the end of its log is in the
                 message.
+            ChildKilled: a signal ended it.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
 
         while not await ready():
             if self.code is not None:
-                raise ServerStartError(
+                raise (ChildKilled if self.code < 0 else ServerStartError)(
                     f"{self.name} ended with code {self.code} before it served. The end of {self.log_file}:\n"
-                    + log_tail(self.log_file),
+                    + self.log_tail(),
                     "the last lines above name the cause",
                 )
             if loop.time() > deadline:
                 raise ServerStartError(
                     f"{self.name} did not serve within {timeout_s:.0f} s. The end of {self.log_file}:\n"
-                    + log_tail(self.log_file),
+                    + self.log_tail(),
                     f"raise {timeout_key} if the model is large",
                 )
             await asyncio.sleep(POLL_S)
@@ -180,11 +190,13 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """Return the last lines of a log, indented."""
+def log_tail(path: Path, lines: int = LOG_TAIL_LINES, *, start: int = 0) -> str:
+    """Return the last lines of a log after its byte `start`, indented."""
     if not path.exists():
         return "    (no log was written)"
-    last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    with path.open("rb") as log:
+        log.seek(start)
+        last = log.read().decode("utf-8", errors="replace").splitlines()[-lines:]
     return "\n".join(f"    {line}" for line in last) or "    (the log is empty)"
 
 

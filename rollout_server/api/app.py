@@ -29,7 +29,7 @@ from agentloop.wire import (
 )
 from rollout_server import AGENTLOOP_PACKAGE
 from rollout_server.api.admin import add_admin, done, refused, to_json
-from rollout_server.api.auth import BearerToken
+from rollout_server.api.auth import Gate
 from rollout_server.api.generate import GenerateEndpoint
 from rollout_server.api.metrics import Metrics
 from rollout_server.api.weights import add_weights
@@ -78,11 +78,7 @@ def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
         return refused(ErrorAnswer(exc.status_code, kind, f"{request.method} {request.url.path}: {exc.detail}"))
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    served = _Shortcut(app, endpoint)
-    token, admin_token = settings.token, settings.admin_token
-    if not token and not admin_token:
-        return served
-    return BearerToken(served, token, admin_token, ADMIN_PATHS)
+    return Gate(_Shortcut(app, endpoint), settings.token, settings.admin_token, ADMIN_PATHS, settings.host)
 
 
 class _Shortcut:

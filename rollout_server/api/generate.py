@@ -9,7 +9,7 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from agentloop.wire import SESSION_HEADER, GenerateRequest, SamplingParams
+from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, GenerateRequest, SamplingParams
 from rollout_server.api.asgi import read_body, send_error, send_json
 from rollout_server.api.metrics import CLIENT_LEFT, Metrics
 from rollout_server.api.parsing import parse
@@ -23,6 +23,7 @@ DISCONNECT_CHECK_S = 0.25
 task costs too much."""
 
 _SESSION_HEADER = SESSION_HEADER.lower().encode()
+_ROUTING_HEADER = b"x-smg-routing-key"  # the same in SGLang's own router
 
 
 class GenerateEndpoint:
@@ -40,9 +41,7 @@ class GenerateEndpoint:
         try:
             request = parse(GenerateRequest, await read_body(scope, receive))
             generation = self.accept(request)
-            session = next(
-                (v.decode("latin-1") for n, v in scope["headers"] if n == _SESSION_HEADER), request.session_id
-            )
+            session = _session(scope) or request.session_id
 
             if request.stream:
                 stream = EventStream(send, generation, incremental=self._incremental, logprobs=request.return_logprob)
@@ -135,3 +134,19 @@ class GenerateEndpoint:
             timer.cancel()
             if watcher is not None:
                 watcher.cancel()
+
+
+def _session(scope: Scope) -> str | None:
+    """Return the session that the headers name, or None.
+
+    Raises:
+        RequestError: its name is too long, or has control characters.
+    """
+    headers = dict(scope["headers"])
+    raw = headers.get(_SESSION_HEADER) or headers.get(_ROUTING_HEADER)
+    if raw is None:
+        return None
+    session: str = raw.decode("latin-1")
+    if len(session) > MAX_NAME_LENGTH or not session.isprintable():
+        raise RequestError(f"{SESSION_HEADER} must be at most {MAX_NAME_LENGTH} printable characters", SESSION_HEADER)
+    return session

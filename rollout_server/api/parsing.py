@@ -54,7 +54,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> RequestError:
     path = [str(part) for part in details["loc"]]
     field = ".".join(path) or None
     if details["type"] != "extra_forbidden":
-        return RequestError(f"{field or 'body'}: {details['msg']}", field)
+        return RequestError(f"{field or 'body'}: {details['msg'].removeprefix('Value error, ')}", field)
 
     known = list(_model_at(model, path[:-1]).model_fields)
     close = difflib.get_close_matches(path[-1], known, n=1)

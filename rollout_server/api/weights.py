@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,25 @@ def _broadcast(request: UpdateWeightsFromDistributedRequest, roots: tuple[Path, 
 
 
 def _allowed_folder(path: str, roots: tuple[Path, ...], field: str) -> Path:
-    """Return the folder if it is under a root. Links are resolved before the check."""
+    """Return the folder if it and its files are under a root, with links resolved."""
     try:
         folder = Path(path).resolve()
     except (OSError, ValueError, RuntimeError) as exc:
         raise RequestError(f"{field} is not a path: {exc}", field) from exc
-    if not any(folder.is_relative_to(root) for root in roots):
+    if not _is_under(folder, roots):
         raise Forbidden(f"{path} is not under a --weights-root of this server", field)
     if not folder.is_dir():
         raise RequestError(f"the folder {path} does not exist", field)
+
+    for file in folder.iterdir():
+        if file.is_symlink() and not file.is_dir() and not _is_under(Path(os.path.realpath(file)), roots):
+            raise Forbidden(
+                f"{path}/{file.name} links to a file outside the --weights-roots of this server: copy the file, or "
+                "add its folder as a --weights-root",
+                field,
+            )
     return folder
+
+
+def _is_under(path: Path, roots: tuple[Path, ...]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)

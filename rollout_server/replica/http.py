@@ -9,6 +9,7 @@ import httpx
 import orjson
 
 from agentloop.client.connections import ConnectionPool, OnData, Origin, request_head
+from agentloop.wire import bearer
 from rollout_server.engines.base import (
     BroadcastWeights,
     EngineInfo,
@@ -72,7 +73,7 @@ class HttpReplica:
         self._origin = Origin.of(self._url)
         self._headers = [(b"host", self._url.netloc), (b"content-type", b"application/json")]
         if token:
-            self._headers.append((b"authorization", f"Bearer {token}".encode()))
+            self._headers.append((b"authorization", bearer(token).encode()))
 
         self._generate_head = self._head(b"POST", "/generate")
         self._pool = ConnectionPool(MAX_CONNECTIONS)

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from agentloop.errors import ServerStartError
+from agentloop.runtime.child import ChildKilled
 from rollout_server.errors import EngineError, RequestError, WeightsError
 from rollout_server.replica.starting.base import Source
 from rollout_server.router.members import Member
@@ -54,21 +55,39 @@ class Fleet:
         Raises:
             ServerStartError: a replica did not start; all are stopped again.
         """
-        starting = [asyncio.create_task(source.start()) for _, source in self._supervised]
+        starting = [asyncio.create_task(self._start(member, source)) for member, source in self._supervised]
         try:
-            for (member, _), replica in zip(self._supervised, await asyncio.gather(*starting), strict=True):
-                member.replica = replica
-            await asyncio.gather(*(self._admit(member, source) for member, source in self._supervised))
+            await asyncio.gather(*starting)
         except BaseException:
-            for task in starting:
-                task.cancel()
-            await asyncio.gather(*starting, return_exceptions=True)
+            await _cancel(*starting)
             await asyncio.gather(*(source.stop(gently=False) for _, source in self._supervised))
             raise
 
         for member, source in self._supervised:
             supervisor = self._supervise(member, source)
             self._supervisors.append(asyncio.create_task(supervisor, name=f"supervisor of {source.name}"))
+
+    async def _start(self, member: Member, source: Source) -> None:
+        """Start a replica and admit it; again, with growing pauses, if it is killed or hangs.
+
+        Raises:
+            ServerStartError: it ended by itself, or `max_starts` starts failed.
+        """
+        backoff = FIRST_BACKOFF_S
+        for left in reversed(range(self._max_starts)):
+            try:
+                member.replica = await source.start()
+                await self._admit(member, source)
+                return
+            except (ChildKilled, EngineError) as exc:
+                if not left:
+                    raise ServerStartError(f"replica {source.name} did not start: {exc}", "see its log") from exc
+                log.error("replica %s is started again: %s", source.name, exc)
+                await self._members.fence(member, str(exc))
+                await source.stop(gently=False)
+                member.state = "starting"
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, LONGEST_BACKOFF_S)
 
     async def close(self) -> None:
         """Stop all replicas."""

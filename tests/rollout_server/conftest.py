@@ -52,5 +52,5 @@ async def client(engine_factory: Callable[..., TorchEngine], other_weights: Path
     """The server over a real engine, without sockets. Weights may be read from the folder of `other_weights` only."""
     settings = ServerSettings(model="in this process", weights_roots=(other_weights,))
     app = build_app(Router([LocalReplica(engine_factory())]), settings=settings)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
         yield http

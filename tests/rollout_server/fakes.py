@@ -140,6 +140,7 @@ class FakeSource:
         self.replicas: list[Any] = []
         self.failing = 0
         """Number of the next starts that fail."""
+        self.fails_with: type[ServerStartError] = ServerStartError
         self.stops = 0
         self._dead = asyncio.Event()
 
@@ -147,7 +148,7 @@ class FakeSource:
         await asyncio.sleep(0)
         if self.failing:
             self.failing -= 1
-            raise ServerStartError(f"{self.name} does not start", "nothing to be done")
+            raise self.fails_with(f"{self.name} does not start", "nothing to be done")
         self._dead = asyncio.Event()
         self.replicas.append(self._make())
         return self.replicas[-1]

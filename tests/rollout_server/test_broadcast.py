@@ -77,7 +77,7 @@ def described(file: Path) -> dict[str, Any]:
 async def http(engine_factory: Callable[..., TorchEngine], tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     router = Router([LocalReplica(engine_factory())])
     app = build_app(router, settings=ServerSettings(model="", weights_roots=(tmp_path,)))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", timeout=60) as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", timeout=60) as client:
         yield client
 
 

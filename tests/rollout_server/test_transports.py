@@ -95,7 +95,7 @@ async def server(
     engine = engine_factory(**getattr(request, "param", {}))
     root = tmp_path / "weights"
     app = build_app(Router([LocalReplica(engine)]), settings=ServerSettings(model="", weights_roots=(root,)))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
         yield Server(http, engine, root)
 
 

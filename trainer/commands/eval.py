@@ -154,10 +154,10 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
 async def _evaluate(
     recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
 ) -> dict[str, Any]:
-    async with _server(recipe, inputs, run_dir, console, subject) as url:
+    async with _server(recipe, inputs, run_dir, console, subject) as (url, token):
         most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
-        async with inputs.runner(url, max_in_flight=most, on_fault=errors) as runner:
+        async with inputs.runner(url, token=token, max_in_flight=most, on_fault=errors) as runner:
             evaluation = Evaluation(recipe, runner, inputs.val, run_dir, console, total_steps=0, record=lambda _: None)
             return await evaluation.measure(subject.step, subject.version)
 
@@ -165,10 +165,10 @@ async def _evaluate(
 @contextlib.asynccontextmanager
 async def _server(
     recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
-) -> AsyncIterator[str]:
-    """Yield the URL of a server with the weights: the recipe's `rollout.url`, or a new server's."""
+) -> AsyncIterator[tuple[str, str | None]]:
+    """Yield URL and token of a server with the weights: `rollout.url`, or a new server."""
     if recipe.rollout.url is not None:
-        yield recipe.rollout.url
+        yield recipe.rollout.url, recipe.rollout.token
         return
     weights = subject.weights
     exported = run_dir.root / "exported"
@@ -189,7 +189,7 @@ async def _server(
                 await _unpack(recipe, inputs.model_path, subject.checkpoint, weights, log)
         with console.phase("start rollout server"):
             url = await server.start(subject.version, weights)
-        yield url
+        yield url, server.token
     finally:
         await server.stop()
         shutil.rmtree(exported, ignore_errors=True)

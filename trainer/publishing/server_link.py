@@ -10,7 +10,7 @@ from typing import Any, Literal
 import httpx
 
 from agentloop.errors import RequestRejected, ServerError
-from agentloop.wire import PauseRequest
+from agentloop.wire import PauseRequest, bearer
 
 OWN_FIELDS = ("running", "checksum", "bucket_bytes", "copy_path")
 """Fields of an update that a bare SGLang does not know."""
@@ -41,7 +41,7 @@ class ServerLink:
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=timeout_s,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers={"Authorization": bearer(token)} if token else {},
             trust_env=False,  # no proxy for requests to the rollout server
         )
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
-from agentloop.runtime.child import Child, child_environment, is_stopped, log_tail
+from agentloop.runtime.child import Child, ChildKilled, child_environment, is_stopped
 
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
 ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as above
@@ -39,6 +40,9 @@ class ServerProcess:
     """One rollout server under supervision.
 
     Attributes:
+        token: bearer token of the server: the recipe's, else a random one for this process, so that
+            no web page and no other user of this machine can change the server. It is in the
+            environment of the server and nowhere else.
         restarts: how often it was restarted after it died.
         died: fails with the reason when the server cannot be restarted; None before `start`.
         url: base URL of the running server.
@@ -70,6 +74,7 @@ class ServerProcess:
         self._supervisor: asyncio.Task[None] | None = None
         self._weights: tuple[int, Path | None] = (0, None)
 
+        self.token: str = rollout.token or secrets.token_urlsafe(32)
         self.restarts = 0
         self.died: asyncio.Future[None] | None = None
         self.url = ""
@@ -87,7 +92,10 @@ class ServerProcess:
         """
         self._weights = (version, weights)
         self.died = asyncio.get_running_loop().create_future()
-        await self._launch()
+        try:
+            await self._launch()
+        except ChildKilled:
+            await self._launch_again("while it started")
         self._supervisor = asyncio.create_task(self._supervise(), name="supervisor of the rollout server")
         return self.url
 
@@ -115,7 +123,7 @@ class ServerProcess:
 
         # Pass secrets in the environment: the settings file stays in the run's folder.
         environment = child_environment(rollout.threads)
-        for variable, token in ((TOKEN_VARIABLE, rollout.token), (ADMIN_TOKEN_VARIABLE, rollout.admin_token)):
+        for variable, token in ((TOKEN_VARIABLE, self.token), (ADMIN_TOKEN_VARIABLE, rollout.admin_token)):
             if token:
                 environment[variable] = token
 
@@ -150,7 +158,7 @@ class ServerProcess:
                 "weight_version": str(version),
                 "weights": weights,
                 "start_timeout_s": REPLICAS_SHARE * rollout.start_timeout_s,
-                "token_env": TOKEN_VARIABLE if rollout.token else None,
+                "token_env": TOKEN_VARIABLE,
                 "admin_token_env": ADMIN_TOKEN_VARIABLE if rollout.admin_token else None,
                 "ready_file": self._ready_file,
                 "log_dir": self._log_file.parent,
@@ -161,22 +169,27 @@ class ServerProcess:
     async def _is_ready(self) -> bool:
         return self._ready_file.exists()
 
-    async def _supervise(self) -> None:
-        while True:
-            assert self._child is not None
-            code = await self._end_of(self._child)
-            if self.restarts >= self._rollout.max_restarts:
-                self._give_up(f"the rollout server died {self.restarts + 1} times, last with code {code}")
-                return
+    async def _launch_again(self, reason: str) -> None:
+        """Start the server after it died for `reason`; again if it is killed while it starts.
 
+        Raises:
+            ServerStartError: it died more than `rollout.max_restarts` times.
+        """
+        while True:
+            if self.restarts >= self._rollout.max_restarts:
+                raise ServerStartError(
+                    f"the rollout server died {self.restarts + 1} times, last {reason}. The end of {self._log_file}:\n"
+                    + self._log_tail(),
+                    "read the whole log; resume the run with --resume",
+                )
             self.restarts += 1
-            self._on_restart(f"the rollout server died (code {code}); restarting it at version {self._weights[0]}")
+            self._on_restart(f"the rollout server died ({reason}); restarting it at version {self._weights[0]}")
             await asyncio.sleep(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self.restarts - 1)))
             try:
                 await self._launch()
-            except ServerStartError as exc:
-                self._give_up(str(exc))
                 return
+            except ChildKilled:
+                reason = "while it started"
 
     async def _end_of(self, child: Child) -> int:
         """Wait until the server ends, and return its exit code. Kill it if it stays stopped."""
@@ -193,11 +206,20 @@ class ServerProcess:
         finally:
             ended.cancel()
 
-    def _give_up(self, reason: str) -> None:
+    def _log_tail(self) -> str:
+        return "" if self._child is None else self._child.log_tail()
+
+    async def _supervise(self) -> None:
         assert self.died is not None
-        if not self.died.done():
-            tail = "" if "The end of" in reason else f". The end of {self._log_file}:\n{log_tail(self._log_file)}"
-            self.died.set_exception(ServerStartError(reason + tail, "read the whole log; resume the run with --resume"))
+        while True:
+            assert self._child is not None
+            code = await self._end_of(self._child)
+            try:
+                await self._launch_again(f"with code {code}")
+            except ServerStartError as exc:
+                if not self.died.done():
+                    self.died.set_exception(exc)
+                return
 
 
 def check_port(host: str, port: int) -> None:

@@ -58,12 +58,18 @@ class RunInputs:
 
     @contextlib.asynccontextmanager
     async def runner(
-        self, url: str, *, max_in_flight: int, on_fault: OnFault = lambda _fault, _row, _episode: None
+        self,
+        url: str,
+        *,
+        token: str | None,
+        max_in_flight: int,
+        on_fault: OnFault = lambda _fault, _row, _episode: None,
     ) -> AsyncIterator[EpisodeRunner]:
         """Yield a runner of episodes on the server at `url`; close its client, the tools and the
         reward afterwards.
 
         Args:
+            token: the server's bearer token.
             max_in_flight: requests that may be in flight at once.
             on_fault: called with each exception of user code.
 
@@ -73,7 +79,7 @@ class RunInputs:
         rollout = self.recipe.rollout
         client = GenerateClient(
             url,
-            token=rollout.token,
+            token=token,
             timeout_s=rollout.request_timeout_s,
             retries=rollout.retries,
             outage_s=rollout.start_timeout_s,

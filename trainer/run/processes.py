@@ -118,11 +118,12 @@ async def start_processes(
                 served.note(version, folder)
                 url = await server.start(version, folder)
         url = url or str(recipe.rollout.url)
+        token = recipe.rollout.token if server is None else server.token
 
         link = ServerLink(
             url,
             running=recipe.rollout.publish.running,
-            token=recipe.rollout.admin_token or recipe.rollout.token,
+            token=recipe.rollout.admin_token or token,
             timeout_s=recipe.rollout.start_timeout_s,
         )
         stack.push_async_callback(link.close)
@@ -132,7 +133,7 @@ async def start_processes(
             await publisher.publish(version)
 
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
-        async with inputs.runner(url, max_in_flight=max_in_flight(recipe), on_fault=errors) as runner:
+        async with inputs.runner(url, token=token, max_in_flight=max_in_flight(recipe), on_fault=errors) as runner:
             yield Processes(workers, server, publisher, runner)
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from agentloop.wire import SamplingParams
 from rollout_server.engines.base import (
     AnswerChunk,
     EngineInfo,
@@ -111,6 +112,7 @@ class TorchEngine:
         return stats
 
     async def generate(self, generation: Generation) -> GenerationResult:
+        self._check_minimum(generation.sampling)
         images = None
         if generation.image_data or self._loaded.images is not None:
             reading = _Reading(generation.rid)
@@ -181,6 +183,19 @@ class TorchEngine:
             self._loaded.images.close()
 
     # Called on the event loop's thread
+
+    def _check_minimum(self, sampling: SamplingParams) -> None:
+        """Refuse a `min_new_tokens` that no token could meet."""
+        stops, vocab_size = sampling.stop_token_ids or (), self._loaded.vocab_size
+        if not sampling.min_new_tokens or len(stops) + len(self._loaded.eos_ids) < vocab_size:
+            return
+        ends = {*stops, *(token for token in self._loaded.eos_ids if 0 <= token < vocab_size)}
+        if len(ends) >= vocab_size:
+            raise RequestError(
+                "min_new_tokens cannot be met: every token of the vocabulary is an end token of the model or one of "
+                "stop_token_ids. Leave one of the two out",
+                "sampling_params.min_new_tokens",
+            )
 
     async def _read(self, generation: Generation, reading: _Reading) -> ImagePrompt | None:
         """Decode a request's images on another thread.

@@ -210,3 +210,39 @@ def test_versions_are_numbers() -> None:
     assert [version_number(v) for v in ("0", "17", "default")] == [0, 17, 0]
     with pytest.raises(ServerError, match="not a policy version"):
         version_number("step-17")
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "line\n", "ünïcode", "two words"])
+async def test_a_token_that_cannot_be_sent_is_refused_without_showing_it(token: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be sent in an HTTP header") as error:
+        GenerateClient("http://server", token=token)
+    assert token not in str(error.value) and error.value.hint
+
+
+async def test_names_that_no_header_can_hold_are_replaced_by_their_digest() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def answer(n: int, headers: dict[str, str], body: Any) -> Answer:
+        seen.append((headers[SESSION_HEADER.lower()], body["rid"]))
+        return good()
+
+    async with server(answer) as url, GenerateClient(url) as client:
+        for name in ("plain/1", "zürich\n/1", "long" * 200):
+            await client.generate([1], SamplingParams(), session_id=name, rid=name)
+    assert seen[0] == ("plain/1", "plain/1")
+    assert all(a == b and len(a) == 64 and a.isalnum() for a, b in seen[1:]) and seen[1] != seen[2]
+
+
+@pytest.mark.parametrize("length", ["abc", "4096", [], {}, 0, -5, True, 1.5, float("inf"), float("nan")])
+async def test_an_odd_context_length_is_an_error(length: Any) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=json.dumps({"context_length": length})))
+    with pytest.raises(ServerError, match="which is not a positive whole number"):
+        await GenerateClient("http://server", transport=transport).context_length()
+
+
+@pytest.mark.parametrize(
+    ("facts", "length"), [({}, None), ({"context_length": None}, None), ({"context_length": 7}, 7)]
+)
+async def test_the_context_length_is_optional(facts: Any, length: int | None) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=facts))
+    assert await GenerateClient("http://server", transport=transport).context_length() == length

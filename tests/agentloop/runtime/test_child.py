@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agentloop.errors import ServerStartError
-from agentloop.runtime.child import Child, child_environment, log_tail, spawn
+from agentloop.runtime.child import Child, ChildKilled, child_environment, log_tail, spawn
 
 
 def child_of(tmp_path: Path, code: str) -> Child:
@@ -113,6 +113,19 @@ def test_the_tail_of_a_log_that_is_missing_or_empty(tmp_path: Path) -> None:
     assert log_tail(tmp_path / "a.log") == "    (no log was written)"
     (tmp_path / "a.log").touch()
     assert log_tail(tmp_path / "a.log") == "    (the log is empty)"
+
+
+async def test_an_error_shows_the_log_of_this_start_only(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "child.log"
+    log.parent.mkdir()
+    log.write_text("a line of an earlier start\n")
+    killed = "import os; print('mine', flush=True); os.kill(os.getpid(), 9)"
+    for code, error in (("print('mine'); raise SystemExit(3)", ServerStartError), (killed, ChildKilled)):
+        child = child_of(tmp_path, code)
+        with pytest.raises(ServerStartError, match="before it served") as raised:
+            await child.until_ready(never, 30)
+        assert type(raised.value) is error
+        assert "mine" in raised.value.message and "earlier" not in raised.value.message
 
 
 def test_the_environment_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:

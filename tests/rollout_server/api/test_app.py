@@ -128,6 +128,43 @@ async def test_weights_are_loaded_from_the_roots_only(
     assert answer.json()["meta_info"]["weight_versions"] == [{"version": "1", "start": 0, "end": 6}]
 
 
+async def test_a_file_that_links_out_of_the_roots_is_not_read(
+    client: httpx.AsyncClient, model_dir: Path, other_weights: Path
+) -> None:
+    folder = other_weights / "linked"
+    folder.mkdir(exist_ok=True)
+    inside, outside = folder / "model.safetensors", model_dir / "model.safetensors"
+    for target, status in ((outside, 403), (other_weights / "model.safetensors", 200)):
+        inside.unlink(missing_ok=True)
+        inside.symlink_to(target)
+        answer = await client.post("/update_weights_from_disk", json={"model_path": str(folder), "weight_version": "1"})
+        assert answer.status_code == status, answer.text
+        if status == 403:
+            assert "linked/model.safetensors links to a file outside" in answer.json()["error"]["message"]
+    inside.unlink()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "\x00", "a\u2028b", "a" * 300, "\u202eb"])
+async def test_names_that_would_break_a_log_are_refused(
+    client: httpx.AsyncClient, other_weights: Path, name: str
+) -> None:
+    for path, sent, field in (
+        ("/generate", body(rid=name), "rid"),
+        ("/generate", body(session_id=name), "session_id"),
+        ("/abort_request", {"rid": name}, "rid"),
+        (
+            "/update_weights_from_disk",
+            {"model_path": str(other_weights), "weight_version": name},
+            "weight_version",
+        ),
+        ("/destroy_weights_update_group", {"group_name": name}, "group_name"),
+    ):
+        answer = await client.post(path, json=sent)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+    answer = await client.post("/generate", json=body(), headers={"X-Session-Id": "a" * 300})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "X-Session-Id")
+
+
 async def test_a_folder_that_does_not_hold_the_weights_is_a_400(client: httpx.AsyncClient, other_weights: Path) -> None:
     empty = other_weights / "empty"
     empty.mkdir(exist_ok=True)
@@ -179,7 +216,7 @@ async def test_the_token_is_required_everywhere_but_at_health(
 ) -> None:
     monkeypatch.setenv("A_TOKEN", "secret")
     app = build_app(Router([LocalReplica(engine_factory())]), settings=ServerSettings(model="", token_env="A_TOKEN"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
         assert (await http.get("/health")).status_code == 200
         for headers in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
             answer = await http.post("/generate", json=body(), headers=headers)
@@ -192,7 +229,7 @@ async def test_the_token_is_required_everywhere_but_at_health(
 async def test_a_failed_engine_is_a_503_at_health(engine_factory: Callable[..., TorchEngine]) -> None:
     engine = engine_factory()
     app = build_app(Router([LocalReplica(engine)]), settings=ServerSettings(model=""))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
         await engine.close()
         answer = await http.post("/generate", json=body())
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "engine_error")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agentloop.errors import ServerStartError
+from agentloop.runtime.child import ChildKilled
 from rollout_server.api.metrics import Metrics
 from rollout_server.engines.base import FolderWeights, WeightsConfirmation
 from rollout_server.router.fleet import Fleet
@@ -189,3 +190,27 @@ async def test_a_restarted_replica_that_does_not_come_to_the_version_does_not_se
     a.die()
     await until(lambda: len(a.replicas) == 3 and router.members[0].serves)
     assert a.replicas[1].asked == [] and a.replicas[2].weight_version == "1"
+
+
+async def test_a_replica_that_is_killed_while_the_server_starts_is_started_again(
+    fleet_of: Callable[..., tuple[Router, Fleet]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout_server.router.fleet.FIRST_BACKOFF_S", 0.0)
+    a, b = FakeSource("a"), FakeSource("b")
+    b.failing, b.fails_with = 2, ChildKilled
+    router, fleet = fleet_of(a, b)
+    await fleet.start()
+    assert [member.state for member in router.members] == ["serving", "serving"]
+    assert len(a.replicas) == len(b.replicas) == 1 and b.stops == 2
+
+
+async def test_a_replica_that_is_killed_at_every_start_ends_the_start(
+    fleet_of: Callable[..., tuple[Router, Fleet]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout_server.router.fleet.FIRST_BACKOFF_S", 0.0)
+    a = FakeSource("a")
+    a.failing, a.fails_with = 9, ChildKilled
+    _, fleet = fleet_of(a, max_starts=3)
+    with pytest.raises(ServerStartError, match="replica a did not start"):
+        await fleet.start()
+    assert a.failing == 6

@@ -15,8 +15,8 @@ from rollout_server.engines.torch_engine.engine import MAX_STEP_FAILURES, TorchE
 from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass
 from rollout_server.engines.torch_engine.model.models import Runner
 from rollout_server.engines.torch_engine.weights.loader import WeightLoader
-from rollout_server.errors import EngineError, WeightsError
-from tests.rollout_server.support import TOLERANCE, Reference, load, make_core, random_ids, request
+from rollout_server.errors import EngineError, RequestError, WeightsError
+from tests.rollout_server.support import EOS, TOLERANCE, VOCAB, Reference, load, make_core, random_ids, request
 
 EngineFactory = Callable[..., TorchEngine]
 
@@ -180,3 +180,13 @@ async def test_a_closed_engine_answers_what_it_still_had(engine_factory: EngineF
     await engine.close()
     with pytest.raises(EngineError, match="stopping"):
         await call
+
+
+async def test_a_minimum_that_no_token_can_meet_is_refused(engine_factory: EngineFactory) -> None:
+    engine = engine_factory()
+    every = [token for token in range(VOCAB) if token != EOS]  # the end token is the model's own
+    with pytest.raises(RequestError, match="min_new_tokens cannot be met") as error:
+        await engine.generate(request([9], min_new_tokens=2, stop_token_ids=every))
+    assert error.value.field == "sampling_params.min_new_tokens"
+    result = await engine.generate(request([9], min_new_tokens=2, stop_token_ids=every[1:]))
+    assert result.output_ids[:2] == [every[0]] * 2
