@@ -114,6 +114,10 @@ class SampledText:
         self._stretch = self.text[position : self.next_control(position)[0]], position
         return self._stretch
 
+    def knows(self, tag: str) -> bool:
+        """Whether the tokenizer has a control token for this tag."""
+        return tag in self._known
+
     def skip_space(self, position: int) -> int:
         """Return the first position from `position` on that is not white space, or the length."""
         return skip_space(self.text, position)

@@ -12,7 +12,7 @@ with the reason, which the model is shown. docs/tool_formats.md lists the format
     json_calls/   a call as one JSON object: hermes, llama3_json, mistral, cohere, granite, phi4, ..
     named_calls/  the name, then the arguments: deepseek_v3, kimi_k2, gemma4
     tagged_calls/ arguments as bare text between tags: qwen3_coder, glm45, minimax_m2, step3, ..
-    python_calls/ calls in Python syntax, `f(a="x", n=1)`: lfm2
+    python_calls/ calls in Python syntax, `f(a="x", n=1)`: lfm2, pythonic
     framed_calls/ framed messages, of which some are calls: harmony
 """
 

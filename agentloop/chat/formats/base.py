@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.values import read_value
+from agentloop.chat.formats.values import read_value, skip_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
@@ -68,6 +68,13 @@ class BaseFormat(ABC):
         parsed = ParsedTurn(text="", reasoning=reasoning or None)
         if said is not None:
             parsed.text = self.read(said, parsed, tools or []).strip()
+            return parsed
+
+        # Reasoning that is never closed must not hide a call: one whose tag was sampled is meant.
+        found = turn.find_first(tuple(filter(turn.knows, self.tags)))
+        if found is not None and self.reasoning_tags is not None:
+            reason = f"the call is part of the reasoning: {self.reasoning_tags[1]} must come before it"
+            parsed.malformed_calls.append(MalformedCall(turn.text[found[0] :].strip(), reason))
         return parsed
 
     @abstractmethod
@@ -189,6 +196,26 @@ def missing(turn: SampledText, position: int, reason: str) -> CallError:
     return CallError(f"{'cut off: ' * cut}{reason}", is_cut=cut)
 
 
+def offered(tools: Tools) -> frozenset[str]:
+    """Return the names of the offered tools."""
+    return frozenset(str((tool.get("function") or {}).get("name")) for tool in tools)
+
+
+def plain_text(turn: SampledText, start: int, end: int, what: str) -> str:
+    """Return the text of a name, key or id, without the white space around it.
+
+    Raises:
+        CallError: a control token stands within it, or it is empty.
+    """
+    place, spelling = turn.next_control(start)
+    if place < end:
+        raise CallError(f"{spelling} must not stand within {what}")
+    text = turn.text[start:end].strip()
+    if not text:
+        raise CallError(f"{what} is missing")
+    return text
+
+
 def json_call(
     value: Any, *, name: str = "name", arguments: tuple[str, ...] = ("arguments",), call_id: str | None = None
 ) -> ToolCall:
@@ -207,6 +234,8 @@ def json_call(
         raise CallError("the call is not a JSON object")
     if not isinstance(value.get(name), str):
         raise CallError(f'the call has no string "{name}"')
+    if not value[name]:
+        raise CallError("the call names no tool")
 
     given = next((value[key] for key in arguments if key in value), None)
     written = value.get(call_id) if call_id else None
@@ -270,13 +299,14 @@ def read_calls(
 
     position = turn.skip_space(position + 1)
     while not text.startswith("]", position):
+        end = position
         try:
             value, end = read_value(turn, position)
-        except CallError as exc:
-            return position, exc
-        try:
             parsed.tool_calls.append(call_of(value))
         except CallError as exc:
+            end = skip_value(turn, position) if end == position else end
+            if end == position:
+                return position, exc
             parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
 
         position = turn.skip_space(end)

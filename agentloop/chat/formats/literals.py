@@ -14,7 +14,11 @@ from agentloop.chat.call_json import DEEPEST, LEADING_ZERO, CallError, read_json
 from agentloop.chat.sampled import skip_space
 from agentloop.types import ToolCall
 
-_NAME = re.compile(r"[^\s()\[\]{}=,:;'\"<>|`]+")
+NAME = r"[^\s()\[\]{}=,:;'\"<>|`]+"
+"""Pattern of the name of a tool or argument: more than Python allows."""
+
+_NAME = re.compile(NAME)
+_CALL = re.compile(rf"{NAME}\s*\(")
 _STRING = re.compile(
     r"""(?P<raw>[rR]?)(?:'''(?P<a>(?:[^\\]|\\.)*?)'''|\"\"\"(?P<b>(?:[^\\]|\\.)*?)\"\"\"|"""
     r"""'(?P<c>(?:[^'\\]|\\.)*)'|"(?P<d>(?:[^"\\]|\\.)*)")""",
@@ -45,6 +49,11 @@ def read_literal(text: str, start: int) -> tuple[Any, int]:
         CallError: there is no string, number, True, False, None, list or dict of these.
     """
     return _read(text, skip_space(text, start), DEEPEST)
+
+
+def begins_call(text: str, start: int) -> bool:
+    """Whether a name and an opening parenthesis are at `text[start]`."""
+    return _CALL.match(text, start) is not None
 
 
 def read_python_call(text: str, start: int) -> tuple[ToolCall, int]:

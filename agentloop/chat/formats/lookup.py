@@ -23,6 +23,7 @@ from agentloop.chat.formats.named_calls.deepseek_v3 import DeepSeekV3Format
 from agentloop.chat.formats.named_calls.gemma4 import FunctionGemmaFormat, Gemma4Format
 from agentloop.chat.formats.named_calls.kimi_k2 import KimiK2Format
 from agentloop.chat.formats.python_calls.lfm2 import Lfm2Format
+from agentloop.chat.formats.python_calls.pythonic import PythonicFormat
 from agentloop.chat.formats.tagged_calls.deepseek_v32 import DeepSeekV32Format
 from agentloop.chat.formats.tagged_calls.glm45 import Glm45Format
 from agentloop.chat.formats.tagged_calls.hunyuan import HunyuanFormat
@@ -49,6 +50,7 @@ FORMATS: dict[str, ToolFormat] = {
         HarmonyFormat(),
         DeepSeekV3Format(),
         Lfm2Format(),
+        PythonicFormat(),
         CohereFormat(),
         KimiK2Format(),
         DeepSeekV32Format(),
@@ -79,7 +81,8 @@ ALIASES = {
     "gpt_oss": "harmony",
     "gptoss": "harmony",
     "deepseek_r1": "deepseek_v3",
-    "pythonic": "lfm2",
+    "llama4": "pythonic",
+    "olmo3": "pythonic",
     "command": "cohere",
     "deepseek_v3_1": "deepseek_v3",
     "deepseek_v3.1": "deepseek_v3",

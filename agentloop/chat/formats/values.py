@@ -7,11 +7,15 @@ lists the forms.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from agentloop.chat.call_json import CUT_JSON, CallError, read_json
+from agentloop.chat.call_json import CallError, read_json
 from agentloop.chat.formats.literals import read_literal
 from agentloop.chat.sampled import SampledText
+
+_STRUCTURE = re.compile(r"""[\[\](){}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
+_PAIRS = {"{": "}", "[": "]", "(": ")"}
 
 
 def read_value(turn: SampledText | str, start: int) -> tuple[Any, int]:
@@ -32,8 +36,32 @@ def read_value(turn: SampledText | str, start: int) -> tuple[Any, int]:
             except CallError:
                 raise fault from None
             return value, end + offset
-        if fault.is_cut and offset + len(text) < len(turn):
-            control = turn.next_control(offset + len(text))[1] if isinstance(turn, SampledText) else ""
-            raise CallError(f"{CUT_JSON}: {control} follows", is_cut=True, in_string=fault.in_string) from fault
-        raise
+        raise (cut_by_control(turn, start, fault) if isinstance(turn, SampledText) else fault) from None
     return value, end + offset
+
+
+def cut_by_control(turn: SampledText, start: int, fault: CallError) -> CallError:
+    """Return the fault of a value at `start`; one that is cut by a control token names it."""
+    control = turn.next_control(start)[1]
+    if not fault.is_cut or not control:
+        return fault
+    return CallError(f"{fault}: {control} follows", is_cut=True, in_string=fault.in_string)
+
+
+def skip_value(turn: SampledText, start: int) -> int:
+    """Return the position after the value at `start` that cannot be read, judged by its brackets
+    and strings; `start` if they do not balance.
+
+    So a call that is wrong inside does not lose the calls after it.
+    """
+    text, offset = turn.stretch(start)
+    open_brackets: list[str] = []
+    for part in _STRUCTURE.finditer(text, start - offset):
+        sign = part[0]
+        if sign in _PAIRS:
+            open_brackets.append(_PAIRS[sign])
+        elif len(sign) == 1 and (not open_brackets or open_brackets.pop() != sign):
+            return start
+        if not open_brackets:
+            return part.end() + offset
+    return start

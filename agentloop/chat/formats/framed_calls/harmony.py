@@ -11,6 +11,7 @@ import re
 
 from agentloop.chat.call_json import CallError
 from agentloop.chat.formats.base import Tools, read_object
+from agentloop.chat.formats.values import skip_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
@@ -47,17 +48,25 @@ class HarmonyFormat:
             position = _after_end(turn, position)
 
         while position < len(turn):
-            message = turn.find(MESSAGE, position)
-            channel, recipient = _header(turn, position, message if message >= 0 else len(turn))
-            if message < 0:
+            message, tag = _header_end(turn, position)
+            stray = _stray(turn, position, message)
+            channel, recipient = _header(turn, position, message)
+            if stray and (recipient or "to=" in turn.text[position:message]):
+                stop = _stop(turn, message + len(tag))
+                reason = f"{stray} must not stand within the header of a call"
+                parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), reason))
+                position = _after_end(turn, stop)
+                continue
+            if tag != MESSAGE:
                 # The header was cut off: a malformed call if it has a recipient. Text without a
                 # header is an answer.
                 if recipient:
                     reason = f"cut off before {MESSAGE}"
-                    parsed.malformed_calls.append(MalformedCall(turn.text[position:].strip(), reason))
+                    parsed.malformed_calls.append(MalformedCall(turn.text[position:message].strip(), reason))
                 elif channel is None:
-                    texts.append(turn.text[position:])
-                break
+                    texts.append(turn.text[position:message])
+                position = _after_end(turn, message)
+                continue
 
             content = message + len(MESSAGE)
             if recipient:
@@ -70,6 +79,24 @@ class HarmonyFormat:
         parsed.text = "\n".join(filter(None, map(str.strip, texts)))
         parsed.reasoning = "\n".join(filter(None, map(str.strip, reasoning))) or None
         return parsed
+
+
+def _header_end(turn: SampledText, start: int) -> tuple[int, str]:
+    """Return where the header at `start` ends, and the tag there; empty if the turn ends."""
+    begin = start + len(START) * turn.at(START, start)
+    return turn.find_first((MESSAGE, START, *ENDS), begin) or (len(turn), "")
+
+
+def _stray(turn: SampledText, start: int, end: int) -> str:
+    """Return a control token that does not belong into the header from `start` to `end`, or an
+    empty string.
+    """
+    place, spelling = turn.next_control(start)
+    while place < end:
+        if spelling not in (START, CHANNEL, CONSTRAIN):
+            return spelling
+        place, spelling = turn.next_control(place + 1)
+    return ""
 
 
 def _header(turn: SampledText, start: int, end: int) -> tuple[str | None, str | None]:
@@ -92,16 +119,20 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
     name = recipient.removeprefix(FUNCTIONS)
     end = start
     try:
-        arguments, end = read_object(turn, start)
-        stop = _stop(turn, end)
+        stop = _stop(turn, start)
+        if stop < len(turn) and not turn.text[start:stop].strip():
+            arguments = {}
+        else:
+            arguments, end = read_object(turn, start)
+            stop = _stop(turn, end)
         if turn.text[end:stop].strip():
             raise CallError("text after the JSON object")
         if not name:
             raise CallError(f"to={FUNCTIONS} must be followed by the tool's name")
     except CallError as exc:
-        stop = _stop(turn, end)
+        stop = _stop(turn, skip_value(turn, turn.skip_space(start)) if end == start else end)
         body = turn.text[start:stop].strip()
-        if recipient != CODE or not body:
+        if recipient != CODE or not body or turn.next_control(start)[0] < stop:
             parsed.malformed_calls.append(MalformedCall(body, str(exc)))
             return stop
         arguments = {"code": body}
@@ -111,7 +142,7 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
 
 def _stop(turn: SampledText, start: int) -> int:
     """Return where the content at `start` ends."""
-    found = turn.find_first((*ENDS, START), start)
+    found = turn.find_first((*ENDS, START, CHANNEL), start)
     return found[0] if found else len(turn)
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from agentloop.chat.call_json import CallError
 from agentloop.chat.formats.base import TaggedFormat, Tools, json_call, read_calls
-from agentloop.chat.formats.values import read_value
+from agentloop.chat.formats.values import read_value, skip_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import ParsedTurn, ToolCall
 
@@ -41,7 +41,7 @@ class JsonFormat(TaggedFormat):
             on = self.end_call(turn, end)
             parsed.tool_calls.append(self.call_of(value))
         except CallError as exc:
-            return self.refuse(turn, start, end, exc, parsed)
+            return self.refuse(turn, start, end if end > body else skip_value(turn, body), exc, parsed)
         return on
 
     def call_of(self, value: Any) -> ToolCall:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call
-from agentloop.chat.formats.values import read_value
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, offered
+from agentloop.chat.formats.values import read_value, skip_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn
 
 TAG = "<|python_tag|>"
-_NAMED = re.compile(r"\{[^{}]*\"name\"\s*:")
+ARGUMENTS = ("parameters", "arguments")
+_NAMED = re.compile(r"\{[^{}]*[\"']name[\"']\s*:")
 
 
 class Llama3JsonFormat(BaseFormat):
@@ -25,48 +26,73 @@ class Llama3JsonFormat(BaseFormat):
     inner = (TAG,)
 
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
-        start = turn.skip_space(0)
-        end = self._read_calls(turn, start, parsed, announced=False)
-        if end > start:
-            return turn.text[end:]
+        kept: list[str] = []
+        names = offered(tools)
+        position = self._read_calls(turn, turn.skip_space(0), parsed, None, names)
+        if position == turn.skip_space(0):
+            position = 0
+        while (tag := turn.find(TAG, position)) >= 0:
+            kept.append(turn.text[position:tag])
+            start = turn.skip_space(tag + len(TAG))
+            if turn.at(TAG, start):
+                position = start  # a tag that is repeated announces the call once
+                continue
+            position = self._read_calls(turn, start, parsed, TAG, names)
+            if position == start:
+                reason = f'{TAG} must be followed by a call as JSON: {{"name": .., "parameters": {{..}}}}'
+                position = self._refuse(turn, start, reason, parsed)
+        return "".join([*kept, turn.text[position:]])
 
-        tag = turn.find(TAG)
-        if tag < 0:
-            return turn.text
-
-        start = turn.skip_space(tag + len(TAG))
-        end = self._read_calls(turn, start, parsed, announced=True)
-        if end == start:
-            reason = f'{TAG} must be followed by a call as JSON: {{"name": .., "parameters": {{..}}}}'
-            parsed.malformed_calls.append(MalformedCall(turn.text[start:].strip(), reason))
-            end = len(turn)
-        return turn.text[:tag] + turn.text[end:]
-
-    def _read_calls(self, turn: SampledText, start: int, parsed: ParsedTurn, *, announced: bool) -> int:
+    def _read_calls(
+        self, turn: SampledText, start: int, parsed: ParsedTurn, tag: str | None, names: frozenset[str]
+    ) -> int:
         """Read the calls from `start` on; return the position after them, `start` if there are
         none.
 
         Args:
-            announced: a tag promises calls, so JSON that cannot be read is a malformed call.
+            turn: the sampled turn.
+            start: where the first call begins.
+            parsed: receives the calls.
+            tag: the tag before them, which promises calls: JSON that cannot be read is a malformed
+                call. None: JSON may be an answer.
+            names: the names of the offered tools.
         """
         text, position = turn.text, start
         while text.startswith("{", position):
             try:
                 value, end = read_value(turn, position)
             except CallError as exc:
-                if not announced and not _NAMED.match(text, position):
+                if tag is None and not _NAMED.match(text, position):
                     return position
-                parsed.malformed_calls.append(MalformedCall(text[position:].strip(), str(exc)))
-                return len(text)
+                end = skip_value(turn, position)
+                if end == position:
+                    return self._refuse(turn, position, str(exc), parsed)
+                parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
+                position = self._next(turn, end)
+                continue
 
             if not isinstance(value, dict) or "name" not in value:
                 return position
+            if tag is None and value["name"] not in names and not any(key in value for key in ARGUMENTS):
+                return position  # an object with a name: an answer
             try:
-                parsed.tool_calls.append(json_call(value, arguments=("parameters", "arguments")))
+                parsed.tool_calls.append(json_call(value, arguments=ARGUMENTS))
             except CallError as exc:
                 parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
 
-            position = turn.skip_space(end)
-            while text.startswith(";", position) or turn.at(TAG, position):
-                position = turn.skip_space(position + (len(TAG) if turn.at(TAG, position) else 1))
+            position = self._next(turn, end)
         return position
+
+    def _next(self, turn: SampledText, end: int) -> int:
+        """Return the position after the semicolon that may follow a call."""
+        position = turn.skip_space(end)
+        while turn.text.startswith(";", position):
+            position = turn.skip_space(position + 1)
+        return position
+
+    def _refuse(self, turn: SampledText, start: int, reason: str, parsed: ParsedTurn) -> int:
+        """Record a malformed call, which extends to the next tag; return the position after it."""
+        following = turn.find(TAG, start)
+        stop = following if following >= 0 else len(turn)
+        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), reason))
+        return stop

@@ -8,7 +8,7 @@ The second form, of the newer tokenizers, is repeated for each call and may cont
 from __future__ import annotations
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, plain_text, read_calls, read_object
 from agentloop.chat.formats.values import read_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
@@ -57,17 +57,25 @@ class MistralFormat(BaseFormat):
             value, end = read_value(turn, start)
             return _call(value), end
 
-        found = turn.find_first((ARGUMENTS, CALLS), start)
-        if found is None or found[1] != ARGUMENTS:
+        text, offset = turn.stretch(start)
+        brace = text.find("{", start - offset) + offset
+        found = turn.find_first((ARGUMENTS, CALLS, CALL_ID), start) or (len(turn), "")
+        call_id = ""
+        name_end = found[0]
+        if found[1] == CALL_ID:
+            found = turn.find_first((ARGUMENTS, CALLS), name_end) or (len(turn), "")
+            call_id = plain_text(turn, name_end + len(CALL_ID), found[0], "the call's id")
+        if found[1] == ARGUMENTS:
+            body = found[0] + len(ARGUMENTS)
+        elif start < brace < found[0]:
+            name_end = body = brace  # the tag is missing, and only the arguments can begin here
+        else:
             raise CallError(f"no {ARGUMENTS} between the name and the arguments")
 
-        cut = turn.find(CALL_ID, start, found[0])
-        name = turn.text[start : cut if cut >= 0 else found[0]].strip()
-        if not name:
-            raise CallError("the call names no tool")
-
-        call_id = turn.text[cut + len(CALL_ID) : found[0]].strip() if cut >= 0 else ""
-        arguments, end = read_object(turn, found[0] + len(ARGUMENTS))
+        name = plain_text(turn, start, name_end, "the name")
+        if turn.at(CALLS, turn.skip_space(body)):
+            return ToolCall(name, {}, call_id), body
+        arguments, end = read_object(turn, body)
         return ToolCall(name, arguments, call_id), end
 
 

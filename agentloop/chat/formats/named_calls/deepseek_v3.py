@@ -8,12 +8,17 @@ Both put a turn's calls between `<｜tool▁calls▁begin｜>` and `<｜tool▁c
 
 from __future__ import annotations
 
+from typing import Any
+
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import TaggedFormat, Tools, read_object
+from agentloop.chat.formats.base import TaggedFormat, Tools, plain_text, read_object
+from agentloop.chat.formats.values import skip_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import ParsedTurn, ToolCall
 
 SEPARATOR, FENCE = "<｜tool▁sep｜>", "```"
+BEGINNINGS = ("", "{", "[", '"', "'")
+"""What arguments begin with, unlike a name; nothing: there are none."""
 
 
 class DeepSeekV3Format(TaggedFormat):
@@ -27,29 +32,36 @@ class DeepSeekV3Format(TaggedFormat):
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
         end = start
         try:
-            found = turn.find_first((SEPARATOR, self.closing), start)
+            found = turn.find_first(self.tags, start)
             if found is None or found[1] != SEPARATOR:
                 raise CallError(f"no {SEPARATOR} between the name and the arguments")
 
-            name = turn.text[start : found[0]].strip()
+            name = plain_text(turn, start, found[0], "the name")
             end = body = found[0] + len(SEPARATOR)
-            if not turn.text.startswith("{", turn.skip_space(body)):
+            text, offset = turn.stretch(body)
+            if text[body - offset :].lstrip()[:1] not in BEGINNINGS:
                 # V3 and R1: the name follows the separator, and the arguments are fenced.
-                fence = turn.text.find(FENCE, body)
-                name = turn.text[body:fence].strip() if fence >= 0 else "\n"
+                fence = text.find(FENCE, body - offset) + offset
+                name = plain_text(turn, body, fence, "the name") if fence >= body else "\n"
                 if "\n" in name:
                     raise CallError(f"{SEPARATOR} must be followed by the name and the arguments as fenced JSON")
                 body = fence + len(FENCE)
                 body += len("json") * turn.text.startswith("json", body)
-            if not name:
-                raise CallError("the call names no tool")
 
-            arguments, end = read_object(turn, body)
+            end = body
+            arguments, end = self._arguments(turn, body)
             place = turn.skip_space(end)
             if turn.text.startswith(FENCE, place):
                 end = place + len(FENCE)
             on = self.end_call(turn, end)
         except CallError as exc:
-            return self.refuse(turn, start, end, exc, parsed)
+            return self.refuse(turn, start, skip_value(turn, turn.skip_space(end)), exc, parsed)
         parsed.tool_calls.append(ToolCall(name, arguments))
         return on
+
+    def _arguments(self, turn: SampledText, start: int) -> tuple[dict[str, Any], int]:
+        """Read the arguments; nothing before the closing tag or fence means that there are none."""
+        place = turn.skip_space(start)
+        if turn.at(self.closing, place) or turn.text.startswith(FENCE, place):
+            return {}, place
+        return read_object(turn, start)
