@@ -7,6 +7,7 @@ calls and results are written is the template's matter, and nothing is parsed wh
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -174,10 +175,7 @@ class TaggedFormat(BaseFormat):
             reason: shown to the model.
             parsed: receives the malformed call.
         """
-        if isinstance(reason, CallError) and reason.in_string:
-            # All text up to the next control token belongs to a string: it contains no tag.
-            end = max(end, turn.next_control(end)[0])
-        found = turn.find_first(tuple(filter(None, (self.closing, self.opening))), end)
+        found = turn.find_first(tuple(filter(None, (self.closing, self.opening))), resume(turn, end, reason))
         text = str(reason)
         if found is None:
             stop = on = len(turn)
@@ -196,24 +194,36 @@ def missing(turn: SampledText, position: int, reason: str) -> CallError:
     return CallError(f"{'cut off: ' * cut}{reason}", is_cut=cut)
 
 
+def resume(turn: SampledText, position: int, reason: str | CallError) -> int:
+    """Return where the search for the next tag goes on after a fault at `position`.
+
+    If the text ends within a string, all of it up to the next control token belongs to the string,
+    and contains no tag.
+    """
+    return turn.next_control(position)[0] if isinstance(reason, CallError) and reason.in_string else position
+
+
 def offered(tools: Tools) -> frozenset[str]:
     """Return the names of the offered tools."""
     return frozenset(str((tool.get("function") or {}).get("name")) for tool in tools)
 
 
-def plain_text(turn: SampledText, start: int, end: int, what: str) -> str:
-    """Return the text of a name, key or id, without the white space around it.
+_WORD = re.compile(r"[^\s{}\"'`<>\[\](),;]+")
+
+
+def tool_name(turn: SampledText, start: int, end: int) -> str:
+    """Return the name of a tool that stands alone between two positions.
 
     Raises:
-        CallError: a control token stands within it, or it is empty.
+        CallError: it is missing, not one word, or a control token stands within it.
     """
     place, spelling = turn.next_control(start)
     if place < end:
-        raise CallError(f"{spelling} must not stand within {what}")
-    text = turn.text[start:end].strip()
-    if not text:
-        raise CallError(f"{what} is missing")
-    return text
+        raise CallError(f"{spelling} must not stand within the name of a tool")
+    name = turn.text[start:end].strip()
+    if not _WORD.fullmatch(name):
+        raise CallError(f"{name[:40]!r} is not the name of a tool" if name else "the call names no tool")
+    return name
 
 
 def json_call(
@@ -304,7 +314,7 @@ def read_calls(
             value, end = read_value(turn, position)
             parsed.tool_calls.append(call_of(value))
         except CallError as exc:
-            end = skip_value(turn, position) if end == position else end
+            end = skip_value(turn, position, exc) if end == position else end
             if end == position:
                 return position, exc
             parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))

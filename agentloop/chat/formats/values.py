@@ -48,12 +48,14 @@ def cut_by_control(turn: SampledText, start: int, fault: CallError) -> CallError
     return CallError(f"{fault}: {control} follows", is_cut=True, in_string=fault.in_string)
 
 
-def skip_value(turn: SampledText, start: int) -> int:
+def skip_value(turn: SampledText, start: int, fault: CallError) -> int:
     """Return the position after the value at `start` that cannot be read, judged by its brackets
-    and strings; `start` if they do not balance.
+    and strings; `start` if they do not balance, or if the fault is that the value is cut.
 
     So a call that is wrong inside does not lose the calls after it.
     """
+    if fault.is_cut:
+        return start
     text, offset = turn.stretch(start)
     open_brackets: list[str] = []
     for part in _STRUCTURE.finditer(text, start - offset):

@@ -8,6 +8,7 @@ and a recipient if the message is a call; the recipient comes before or after th
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from agentloop.chat.call_json import CallError
 from agentloop.chat.formats.base import Tools, read_object
@@ -121,7 +122,7 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
     try:
         stop = _stop(turn, start)
         if stop < len(turn) and not turn.text[start:stop].strip():
-            arguments = {}
+            arguments: dict[str, Any] = {}
         else:
             arguments, end = read_object(turn, start)
             stop = _stop(turn, end)
@@ -130,7 +131,7 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
         if not name:
             raise CallError(f"to={FUNCTIONS} must be followed by the tool's name")
     except CallError as exc:
-        stop = _stop(turn, skip_value(turn, turn.skip_space(start)) if end == start else end)
+        stop = _stop(turn, skip_value(turn, turn.skip_space(start), exc) if end == start else end)
         body = turn.text[start:stop].strip()
         if recipient != CODE or not body or turn.next_control(start)[0] < stop:
             parsed.malformed_calls.append(MalformedCall(body, str(exc)))

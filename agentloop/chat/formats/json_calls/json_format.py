@@ -41,7 +41,7 @@ class JsonFormat(TaggedFormat):
             on = self.end_call(turn, end)
             parsed.tool_calls.append(self.call_of(value))
         except CallError as exc:
-            return self.refuse(turn, start, end if end > body else skip_value(turn, body), exc, parsed)
+            return self.refuse(turn, start, end if end > body else skip_value(turn, body, exc), exc, parsed)
         return on
 
     def call_of(self, value: Any) -> ToolCall:

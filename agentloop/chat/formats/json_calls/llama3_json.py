@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, offered
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, offered, resume
 from agentloop.chat.formats.values import read_value, skip_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn
@@ -64,9 +64,9 @@ class Llama3JsonFormat(BaseFormat):
             except CallError as exc:
                 if tag is None and not _NAMED.match(text, position):
                     return position
-                end = skip_value(turn, position)
+                end = skip_value(turn, position, exc)
                 if end == position:
-                    return self._refuse(turn, position, str(exc), parsed)
+                    return self._refuse(turn, position, exc, parsed)
                 parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
                 position = self._next(turn, end)
                 continue
@@ -90,9 +90,9 @@ class Llama3JsonFormat(BaseFormat):
             position = turn.skip_space(position + 1)
         return position
 
-    def _refuse(self, turn: SampledText, start: int, reason: str, parsed: ParsedTurn) -> int:
+    def _refuse(self, turn: SampledText, start: int, reason: str | CallError, parsed: ParsedTurn) -> int:
         """Record a malformed call, which extends to the next tag; return the position after it."""
-        following = turn.find(TAG, start)
+        following = turn.find(TAG, resume(turn, start, reason))
         stop = following if following >= 0 else len(turn)
-        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), reason))
+        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), str(reason)))
         return stop

@@ -8,7 +8,7 @@ The second form, of the newer tokenizers, is repeated for each call and may cont
 from __future__ import annotations
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, plain_text, read_calls, read_object
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object, resume, tool_name
 from agentloop.chat.formats.values import read_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
@@ -43,7 +43,7 @@ class MistralFormat(BaseFormat):
                     position, fault = body, exc
 
             if fault is not None:
-                following = turn.find(CALLS, position)
+                following = turn.find(CALLS, resume(turn, position, fault))
                 stop = following if following >= 0 else len(turn)
                 parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), str(fault)))
                 position = stop
@@ -64,7 +64,7 @@ class MistralFormat(BaseFormat):
         name_end = found[0]
         if found[1] == CALL_ID:
             found = turn.find_first((ARGUMENTS, CALLS), name_end) or (len(turn), "")
-            call_id = plain_text(turn, name_end + len(CALL_ID), found[0], "the call's id")
+            call_id = turn.text[name_end + len(CALL_ID) : found[0]].strip()
         if found[1] == ARGUMENTS:
             body = found[0] + len(ARGUMENTS)
         elif start < brace < found[0]:
@@ -72,7 +72,7 @@ class MistralFormat(BaseFormat):
         else:
             raise CallError(f"no {ARGUMENTS} between the name and the arguments")
 
-        name = plain_text(turn, start, name_end, "the name")
+        name = tool_name(turn, start, name_end)
         if turn.at(CALLS, turn.skip_space(body)):
             return ToolCall(name, {}, call_id), body
         arguments, end = read_object(turn, body)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import TaggedFormat, Tools, plain_text, read_object
+from agentloop.chat.formats.base import TaggedFormat, Tools, read_object, tool_name
 from agentloop.chat.formats.values import skip_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import ParsedTurn, ToolCall
@@ -36,15 +36,15 @@ class DeepSeekV3Format(TaggedFormat):
             if found is None or found[1] != SEPARATOR:
                 raise CallError(f"no {SEPARATOR} between the name and the arguments")
 
-            name = plain_text(turn, start, found[0], "the name")
+            name = tool_name(turn, start, found[0])
             end = body = found[0] + len(SEPARATOR)
             text, offset = turn.stretch(body)
             if text[body - offset :].lstrip()[:1] not in BEGINNINGS:
                 # V3 and R1: the name follows the separator, and the arguments are fenced.
                 fence = text.find(FENCE, body - offset) + offset
-                name = plain_text(turn, body, fence, "the name") if fence >= body else "\n"
-                if "\n" in name:
+                if fence < body:
                     raise CallError(f"{SEPARATOR} must be followed by the name and the arguments as fenced JSON")
+                name = tool_name(turn, body, fence)
                 body = fence + len(FENCE)
                 body += len("json") * turn.text.startswith("json", body)
 
@@ -55,7 +55,7 @@ class DeepSeekV3Format(TaggedFormat):
                 end = place + len(FENCE)
             on = self.end_call(turn, end)
         except CallError as exc:
-            return self.refuse(turn, start, skip_value(turn, turn.skip_space(end)), exc, parsed)
+            return self.refuse(turn, start, skip_value(turn, turn.skip_space(end), exc), exc, parsed)
         parsed.tool_calls.append(ToolCall(name, arguments))
         return on
 

@@ -50,7 +50,7 @@ def read_python_calls(turn: SampledText, start: int, parsed: ParsedTurn) -> tupl
             parsed.tool_calls.append(call)
         except CallError as exc:
             bracket = text.find("(", position - offset) + offset
-            end = skip_value(turn, max(bracket, position)) - offset
+            end = skip_value(turn, max(bracket, position), exc) - offset
             if not begins_call(text, position - offset) or end <= bracket - offset:
                 return position, cut_by_control(turn, position, exc)
             parsed.malformed_calls.append(MalformedCall(text[position - offset : end], str(exc)))

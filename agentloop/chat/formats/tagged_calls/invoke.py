@@ -8,7 +8,7 @@ import re
 from typing import Any, ClassVar
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import TaggedFormat, Tools, missing, read_object
+from agentloop.chat.formats.base import TaggedFormat, Tools, missing, read_object, resume
 from agentloop.chat.formats.typed import read_typed, schemas_of
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
@@ -101,10 +101,8 @@ class InvokeFormat(TaggedFormat):
 
         It extends to its closing tag, or to where the next call begins, or to the end of the block.
         """
-        if fault.in_string:
-            end = max(end, turn.next_control(end)[0])
         ends = (self.end_of_call, self.call, self.closing, self.opening, *self.frames)
-        found = turn.find_first(ends, max(end, start + len(self.call)))
+        found = turn.find_first(ends, max(resume(turn, end, fault), start + len(self.call)))
         stop, tag = found or (len(turn), "")
         on = stop + len(tag) * (tag == self.end_of_call)
         parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), str(fault)))

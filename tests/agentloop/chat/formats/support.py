@@ -26,6 +26,11 @@ Sources = list[tuple[str, list[tuple[str, str]]]]
 Pieces = list[str]
 """Parts of a turn; a piece that is a control token was sampled as one."""
 
+
+class Plain(str):
+    """A piece of ordinary text, even if it spells a control token."""
+
+
 FOREIGN = "<|foreign|>"
 """A control token that belongs to no grammar."""
 
@@ -124,7 +129,7 @@ def sampled(pieces: Iterable[str], known: Iterable[str]) -> SampledText:
     """Return a turn in which those pieces that are `known` were sampled as control tokens."""
     known, text, controls = frozenset(known), "", {}
     for piece in pieces:
-        if piece in known:
+        if piece in known and not isinstance(piece, Plain):
             controls[len(text)] = piece
         text += piece
     return SampledText(text, controls, known)

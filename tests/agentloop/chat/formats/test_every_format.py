@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 from typing import Any
 
 import pytest
@@ -89,9 +88,10 @@ def test_a_cut_turn_invents_no_call(shape: Shape, known: bool) -> None:
         parsed = FORMATS[shape.format].parse(turn.cut(0, where), schemas(calls))
         assert same(parsed, calls[: len(parsed.tool_calls)]), (seed, where, parsed)
         # Without the ids, a tag that a string spells begins another call.
-        assert not known or len(parsed.malformed_calls) <= 1, (seed, where, parsed)
+        assert not known or not shape.controls or len(parsed.malformed_calls) <= 1, (seed, where, parsed)
 
 
+MARKS = ("alpha", "bravo", "carol")
 EDITS = "{}[]()\"'\\,:=\n<>/ 0a"
 
 
@@ -133,16 +133,16 @@ def test_a_spoiled_turn_mixes_no_calls_and_no_control_tokens_into_values(shape: 
     tags = [*tags_of(shape), FOREIGN]
     for seed in range(MUTATED):
         rng = random.Random(seed)
-        # The values of each call carry its own number, and so does its name.
+        # The values of each call carry its own mark, and so does its name.
         calls: Calls = [
             (
-                f"tool{i}",
+                f"tool_{mark}",
                 {
-                    key: f"M{i}{random_text(rng)}M{i}" if rng.random() < 0.7 else {f"M{i}": random_value(rng, depth=1)}
+                    key: f"{mark}{random_text(rng)}{mark}" if rng.random() < 0.7 else {mark: random_value(rng, depth=1)}
                     for key in rng.sample("abcd", rng.randrange(3))
                 },
             )
-            for i in range(rng.randrange(1, 4) if shape.several else 1)
+            for mark in MARKS[: rng.randrange(1, 4) if shape.several else 1]
         ]
         pieces = mutated(shape, shape.pieces(calls), rng)
         parsed = shape.parse(pieces, schemas(calls) if rng.random() < 0.8 else None)
@@ -152,8 +152,7 @@ def test_a_spoiled_turn_mixes_no_calls_and_no_control_tokens_into_values(shape: 
             text = json.dumps([call.name, call.arguments], ensure_ascii=False, allow_nan=False)
             text.encode()
             assert not any(tag in text for tag in tags), (seed, pieces, call)
-            numbers = set(re.findall(r"(?:M|tool)(\d)", text))
-            assert len(numbers) <= 1, (seed, pieces, call)
+            assert sum(mark in text for mark in MARKS) <= 1, (seed, pieces, call)
 
 
 @announced_shape

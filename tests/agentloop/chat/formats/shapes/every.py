@@ -4,12 +4,12 @@ lists.
 
 from __future__ import annotations
 
-from tests.agentloop.chat.formats.shapes import framed_calls, json_calls, named_calls, python_calls, tagged_calls
+from tests.agentloop.chat.formats.shapes import framed_shapes, json_shapes, named_shapes, python_shapes, tagged_shapes
 
 SHAPES = [
-    *json_calls.SHAPES,
-    *named_calls.SHAPES,
-    *tagged_calls.SHAPES,
-    *python_calls.SHAPES,
-    *framed_calls.SHAPES,
+    *json_shapes.SHAPES,
+    *named_shapes.SHAPES,
+    *tagged_shapes.SHAPES,
+    *python_shapes.SHAPES,
+    *framed_shapes.SHAPES,
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from tests.agentloop.chat.formats.support import Pieces, Shape, Sources, joined, words
+from tests.agentloop.chat.formats.support import Pieces, Plain, Shape, Sources, joined, words
 
 
 def qwen3_coder(calls: Sources) -> Pieces:
     def one(name: str, given: list[tuple[str, str]]) -> Pieces:
-        inner = [piece for key, source in given for piece in (f"<parameter={key}>\n", source, "\n</parameter>\n")]
+        inner = [
+            piece for key, source in given for piece in (f"<parameter={key}>\n", Plain(source), "\n</parameter>\n")
+        ]
         return ["<tool_call>", f"\n<function={name}>\n", *inner, "</function>\n", "</tool_call>"]
 
     return joined((one(*call) for call in calls), "\n")
@@ -18,7 +20,7 @@ def glm45(calls: Sources) -> Pieces:
         inner = [
             piece
             for key, source in given
-            for piece in ("<arg_key>", key, "</arg_key>", "\n", "<arg_value>", source, "</arg_value>", "\n")
+            for piece in ("<arg_key>", key, "</arg_key>", "\n", "<arg_value>", Plain(source), "</arg_value>", "\n")
         ]
         return ["<tool_call>", f"{name}\n", *inner, "</tool_call>"]
 

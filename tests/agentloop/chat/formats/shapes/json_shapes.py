@@ -53,23 +53,23 @@ def cohere_fenced(calls: Sources) -> Pieces:
     return ["Action: ```json\n", array(made), "\n```"]
 
 
-TOOL_CALL = {"opening": "<tool_call>", "closing": "</tool_call>"}
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MISTRAL = words("[TOOL_CALLS] [ARGS] [CALL_ID]")
 COHERE = words("<|START_ACTION|> <|END_ACTION|> <|START_RESPONSE|> <|END_RESPONSE|> <|START_TEXT|> <|END_TEXT|>")
 SHAPES = [
     Shape(
         "hermes",
-        partial(tagged, **TOOL_CALL),
+        partial(tagged, opening=OPEN, closing=CLOSE),
         words("<tool_call> </tool_call>"),
-        given=partial(tagged_given, **TOOL_CALL),
+        given=partial(tagged_given, opening=OPEN, closing=CLOSE),
         opening="<tool_call>",
     ),
     Shape(
         "hermes",
-        partial(tagged, **TOOL_CALL),
+        partial(tagged, opening=OPEN, closing=CLOSE),
         frozenset(),
         variant="text",
-        given=partial(tagged_given, **TOOL_CALL),
+        given=partial(tagged_given, opening=OPEN, closing=CLOSE),
         opening="<tool_call>",
     ),
     Shape(
