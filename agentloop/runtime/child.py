@@ -24,6 +24,7 @@ from typing import IO, Any
 import psutil
 
 from agentloop.errors import ServerStartError
+from agentloop.runtime import keeper
 
 LOG_TAIL_LINES = 20
 POLL_S = 0.05
@@ -55,6 +56,7 @@ async def spawn(
     stderr: int | IO[Any],
     pass_fds: Sequence[int] = (),
     own_session: bool = True,
+    kept: bool = False,
 ) -> asyncio.subprocess.Process:
     """Start a child process that dies with this one.
 
@@ -64,9 +66,12 @@ async def spawn(
         stdin, stdout, stderr: as in `subprocess.Popen`.
         pass_fds: file descriptors that the child inherits.
         own_session: keep Ctrl-C away from the child.
+        kept: for code that is not ours: a keeper (agentloop/runtime/keeper.py) stands between, and
+            ends everything that the command started when the command ends, however it ends. The
+            returned process is the keeper: end it with SIGTERM, never with SIGKILL.
     """
     return await asyncio.create_subprocess_exec(
-        *_tied(command),
+        *(_kept(command) if kept else _tied(command)),
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -173,6 +178,11 @@ class Child:
 def _tied(command: Sequence[str]) -> list[str]:
     """Wrap a command so that it dies with this process."""
     return [sys.executable, "-I", "-c", _TIED_TO_PARENT, str(os.getpid()), *command]
+
+
+def _kept(command: Sequence[str]) -> list[str]:
+    """Wrap a command in a keeper, which dies with this process and takes all descendants along."""
+    return [sys.executable, "-I", "-S", str(keeper.__file__), str(os.getpid()), *command]
 
 
 def die_with_parent() -> None:

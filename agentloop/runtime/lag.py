@@ -27,7 +27,13 @@ _STDLIB = sysconfig.get_paths()["stdlib"]
 _LOOP_FILES = tuple(str(Path(asyncio.__file__).parent / name) for name in ("runners.py", "base_events.py", "events.py"))
 MACHINE = "another process that had the core"
 COLLECTOR = "Python's garbage collector"
+WAITING = "a wait of the framework, for instance for a process that starts"
 UNKNOWN = "unidentified code"
+
+_OURS = tuple(
+    f"{Path(__file__).parents[2] / package}{os.sep}" for package in ("agentloop", "rollout_server", "trainer")
+)
+"""Folders of the framework itself. Code of its `tools` and `recipes` is treated like a user's."""
 
 
 @dataclass(slots=True)
@@ -49,7 +55,7 @@ class Culprit:
     @property
     def is_code(self) -> bool:
         """Whether a function can be fixed, as opposed to the machine or the collector."""
-        return self.place not in (MACHINE, COLLECTOR, UNKNOWN)
+        return self.place not in (MACHINE, COLLECTOR, WAITING, UNKNOWN)
 
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count} times"
@@ -61,7 +67,8 @@ class LoopLagMonitor:
 
     Lag is how much later than scheduled a callback runs. While a tick is late, a watchdog thread
     samples the stack of the loop's thread: the culprit is the innermost function outside Python's
-    standard library.
+    standard library. The framework's own code is a culprit only while it computes: where it waits
+    in the kernel or for Python's lock, what it waits for is the cause.
 
     Args:
         bound_s: lag above which a culprit is recorded.
@@ -85,12 +92,14 @@ class LoopLagMonitor:
         self._waited_s = waited_s or self._scheduler.waited_s
         self._collecting_s = 0.0
         self._collection_began = 0.0
+        self._cpu = 0.0
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         gc.callbacks.append(self._on_collection)
         self._scheduler.open()
+        self._cpu = time.thread_time()
         self._schedule()
         self._watchdog = threading.Thread(target=self._watch, name="agentloop lag", daemon=True)
         self._watchdog.start()
@@ -135,6 +144,8 @@ class LoopLagMonitor:
         # Read on every tick, because it counts since the last call. Check machine and collector #
         # first: during both, the stack shows an innocent function.
         waited = self._waited_s()
+        cpu, before = time.thread_time(), self._cpu
+        self._cpu = cpu
         if lag > self._bound_s:
             if waited > lag / 2:
                 place, task = MACHINE, "no task"
@@ -142,6 +153,8 @@ class LoopLagMonitor:
                 place, task = COLLECTOR, "no task"
             else:
                 place, task = self._suspect or (UNKNOWN, "no task")
+                if place.startswith(_OURS) and cpu - before < lag / 2:
+                    place, task = WAITING, "no task"
             culprit = self._culprits.setdefault(place, Culprit(place, task))
             culprit.count += 1
             culprit.worst_s = max(culprit.worst_s, lag)

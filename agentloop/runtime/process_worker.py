@@ -1,5 +1,9 @@
 """The child program of `processes.ProcessWorkers`: call one function for each message on stdin.
 
+A message is its length and then JSON. The worker answers each twice: `TAKEN` as soon as it has read
+the whole message, before it acts on it, and then the result. So a message without `TAKEN` had no
+effect and may be sent again.
+
 Output of the function goes to stderr, because stdout carries the answers.
 """
 
@@ -16,6 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SIZE_BYTES = 4
+TAKEN = bytes(SIZE_BYTES)
+"""The length 0: the message was read, and the call begins."""
 
 MOST_FRAMES = 64
 """Frames of an exception that are sent back; a recursion has a thousand."""
@@ -30,6 +36,8 @@ def main() -> None:
 
     call: Callable[[dict[str, Any]], Any] | None = None
     while (message := _read(inbox)) is not None:
+        outbox.write(TAKEN)
+        outbox.flush()
         try:
             if call is None:  # the first message names the function
                 call = _load(message)

@@ -1,7 +1,9 @@
 """Run functions in child processes, where a call can always be killed.
 
 A process may crash, run out of memory or set signal handlers (`signal.alarm`) without harm to the
-run. Arguments and results are sent as JSON, never as pickles, because they contain model output.
+run, and it takes everything along that it started (`keeper`). One that dies while it is idle, for
+instance because the kernel needed memory, is replaced without a word. Arguments and results are
+sent as JSON, never as pickles, because they contain model output.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, Literal
 
 from agentloop.errors import CallFailed
 from agentloop.runtime.child import child_environment, spawn
-from agentloop.runtime.process_worker import SIZE_BYTES
+from agentloop.runtime.process_worker import SIZE_BYTES, TAKEN
 
 STDERR_LINES = 20
 START_TIMEOUT_S = 60.0
@@ -75,13 +77,7 @@ class ProcessWorkers:
             raise CallFailed(f"{type(exc).__name__}: the arguments of {self._name} are not JSON: {exc}") from exc
 
         async with self._slots:
-            process = self._idle.pop() if self._idle else await self._start()
-            try:
-                answer = await process.ask(text)
-            except BaseException:
-                self._drop(process)
-                raise
-            self._idle.append(process)
+            answer = await self._ask_idle(text) or await self._ask(await self._start(), text)
 
         if "error" in answer:
             raise CallFailed(str(answer["error"]), frames=answer.get("frames", ()))
@@ -92,6 +88,29 @@ class ProcessWorkers:
         for process in list(self._all):
             self._drop(process)
         self._idle.clear()
+
+    async def _ask_idle(self, text: bytes) -> dict[str, Any] | None:
+        """Ask an idle process; None: there is none, or none that lived until the call began."""
+        while self._idle:
+            process = self._idle.pop()
+            if not process.runs:
+                self._drop(process)
+                continue
+            try:
+                return await self._ask(process, text)
+            except _NotBegun:  # it has died, and this process has not been told yet
+                continue
+        return None
+
+    async def _ask(self, process: _Process, text: bytes) -> dict[str, Any]:
+        """Ask a process and keep it for the next call, or end it if it does not answer."""
+        try:
+            answer = await process.ask(text)
+        except BaseException:
+            self._drop(process)
+            raise
+        self._idle.append(process)
+        return answer
 
     async def _start(self) -> _Process:
         process = _Process(self._name)
@@ -112,8 +131,12 @@ class ProcessWorkers:
         process.kill()
 
 
+class _NotBegun(CallFailed):
+    """The process died before it took the message, so the call had no effect."""
+
+
 class _Process:
-    """One process and its pipes. A message is its length, then JSON."""
+    """One process, its keeper, and its pipes."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -128,34 +151,47 @@ class _Process:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            kept=True,
         )
         self._listener = asyncio.create_task(self._listen(), name=f"stderr of {self._name}")
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process runs, as far as the event loop knows."""
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        return process.returncode is None and not process.stdin.is_closing() and not process.stdout.at_eof()
 
     async def ask(self, message: bytes) -> dict[str, Any]:
         """Send a message and return the answer.
 
         Raises:
-            CallFailed: the process died before it answered.
+            CallFailed: the process died before it answered; `_NotBegun` if it had not taken the
+                message.
         """
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
+        taken = False
         try:
             process.stdin.write(len(message).to_bytes(SIZE_BYTES) + message)
             await process.stdin.drain()
+            taken = await process.stdout.readexactly(SIZE_BYTES) == TAKEN
             size = int.from_bytes(await process.stdout.readexactly(SIZE_BYTES))
             answer: dict[str, Any] = json.loads(await process.stdout.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError) as exc:
-            raise CallFailed(await self._exit_report()) from exc
+        except (asyncio.IncompleteReadError, ConnectionError, RuntimeError) as exc:
+            # uvloop raises a RuntimeError where asyncio has a ConnectionError: the pipe is closed.
+            raise (CallFailed if taken else _NotBegun)(await self._exit_report()) from exc
         return answer
 
     def kill(self) -> None:
-        """Kill the process and everything it started."""
+        """Kill the process and everything it started; its keeper does, even after this process."""
         process = self._process
         if process is None:
             return
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for number in (signal.SIGTERM, signal.SIGCONT):  # the function may have stopped its keeper
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process.pid, number)
         with contextlib.suppress(RuntimeError):  # the event loop is closed, and the pipes with it
             if self._listener is not None:
                 self._listener.cancel()

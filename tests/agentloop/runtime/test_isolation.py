@@ -19,6 +19,7 @@ from agentloop.config import RewardConfig
 from agentloop.errors import CallFailed, ConfigError, FunctionHangs, ToolConfigError
 from agentloop.registry import TOOLS
 from agentloop.reward.loading import close_reward, load_reward
+from agentloop.runtime.event_loop import run_loops
 from agentloop.runtime.processes import ProcessWorkers
 from agentloop.runtime.threads import MOST_ABANDONED, ThreadWorkers
 from agentloop.tool.function import FunctionTool
@@ -60,6 +61,23 @@ def work(what: str, n: int = 0) -> str:
         print(pid, file=sys.stderr, flush=True)
         open(os.path.join(os.path.dirname(__file__), "child"), "w").write(str(pid))
         time.sleep(600)
+    if what.startswith("daemon"):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                file = os.path.join(os.path.dirname(__file__), "child")
+                open(file + "~", "w").write(str(os.getpid()))
+                os.rename(file + "~", file)
+                time.sleep(600)
+            os._exit(0)
+        os.wait()
+        while not os.path.exists(os.path.join(os.path.dirname(__file__), "child")): time.sleep(0.001)
+        if what == "daemon, exit": os._exit(3)
+        if what == "daemon, return": return "done"
+        time.sleep(600)
+    if what == "count and crash":
+        open(os.path.join(os.path.dirname(__file__), "calls"), "a").write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
     return what * (n or 1)
 
 def alarm(task, text, trajectory):
@@ -220,6 +238,75 @@ async def test_a_call_that_is_cancelled_is_killed_with_all_that_it_started(in_pr
     assert other != pid
 
 
+async def daemon_of(functions: Path) -> int:
+    """The process id that `work("daemon ...")` writes once its double fork is complete."""
+    file = functions.parent / "child"
+    for _ in range(3000):
+        if file.exists():
+            return int(file.read_text())
+        await asyncio.sleep(0.01)
+    raise AssertionError("no daemon was started")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a subreaper is Linux's")
+@pytest.mark.parametrize("what", ["daemon, hang", "daemon, exit", "daemon, return"])
+async def test_a_daemon_ends_with_its_worker(in_process: Any, functions: Path, what: str) -> None:
+    """`setsid` and a double fork leave the process group, but not the worker's keeper."""
+    pool = in_process()
+    call = asyncio.create_task(ask(pool, what))
+    daemon = await daemon_of(functions)
+    if what == "daemon, exit":
+        with pytest.raises(CallFailed, match="exit code 3"):
+            await call
+        assert not lives(daemon)  # before the failure is reported
+    elif what == "daemon, return":
+        assert (await call)["text"] == "done"
+        assert lives(daemon)  # as long as its worker
+        pool.close()
+    else:
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert await gone(daemon)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("noticed", [True, False])
+def test_an_idle_worker_that_dies_loses_no_call(functions: Path, loop: str, noticed: bool) -> None:
+    """The kernel kills processes for memory. The next call has not begun there: it runs in a new worker."""
+
+    async def main() -> None:
+        pool = ProcessWorkers(
+            "functions.py:work", functions.parent, TOOLS, form="tool", workers=1, memory_mb=None, name="work"
+        )
+        try:
+            pid = int((await ask(pool, "pid"))["text"])
+            for _ in range(2):
+                os.kill(pid, signal.SIGKILL)
+                if noticed:
+                    assert await gone(pid)
+                    await asyncio.sleep(0.05)
+                other = int((await ask(pool, "pid"))["text"])
+                assert other != pid
+                pid = other
+        finally:
+            pool.close()
+            await asyncio.sleep(0.05)  # their pipes close
+
+    if loop == "uvloop":
+        run_loops(main())
+    else:
+        asyncio.run(main())
+
+
+async def test_a_call_that_has_begun_is_not_repeated(in_process: Any, functions: Path) -> None:
+    pool = in_process()
+    assert (await ask(pool, "a"))["text"] == "a"
+    with pytest.raises(CallFailed, match="was killed by SIGKILL"):
+        await ask(pool, "count and crash")
+    assert (functions.parent / "calls").read_text() == "x"
+
+
 @pytest.mark.parametrize(
     ("what", "says"),
     [
@@ -260,8 +347,9 @@ def test_processes_die_with_the_run(functions: Path) -> None:
         pool = ProcessWorkers("functions.py:work", Path({str(functions.parent)!r}), "agentloop.tools", form="tool",
                               workers=1, memory_mb=None, name="work")
         print((await pool({{"arguments": {{"what": "pid"}}}}))["text"], flush=True)
-        asyncio.create_task(pool({{"arguments": {{"what": "hang"}}}}))
-        await asyncio.sleep(0.2)
+        asyncio.create_task(pool({{"arguments": {{"what": "daemon, hang"}}}}))
+        while not Path({str(functions.parent / "child")!r}).exists():
+            await asyncio.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     asyncio.run(main())
     """
@@ -270,6 +358,7 @@ def test_processes_die_with_the_run(functions: Path) -> None:
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert asyncio.run(gone(int(run.stdout)))
+    assert asyncio.run(gone(int((functions.parent / "child").read_text())))
 
 
 # -- tools and rewards

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from agentloop.runtime import lag
 from agentloop.runtime.event_loop import run_loops
-from agentloop.runtime.lag import COLLECTOR, MACHINE, LoopLagMonitor
+from agentloop.runtime.lag import COLLECTOR, MACHINE, WAITING, LoopLagMonitor
 from agentloop.tool.function import FunctionTool
 from agentloop.tool.session import Toolset
 from agentloop.types import Task, ToolCall
@@ -95,6 +96,37 @@ def test_work_of_the_library_is_put_down_to_who_called_it() -> None:
     run_loops(main())
     culprit = next(found for found in monitor.culprits if "sorts" in found.place)
     assert culprit.task == "a callback"
+
+
+@pytest.mark.parametrize("computes", [False, True])
+def test_the_framework_is_named_only_where_it_computes(computes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a process waits until the kernel has replaced the program: no code to fix."""
+    monkeypatch.setattr(lag, "_OURS", (__file__,))
+
+    def part_of_the_framework() -> None:
+        end = time.monotonic() + 0.3
+        while computes and time.monotonic() < end:
+            pass
+        if not computes:
+            time.sleep(0.3)
+
+    monitor = calm()
+
+    async def main() -> None:
+        with monitor:
+            await asyncio.sleep(0.05)
+            before = time.thread_time()
+            asyncio.get_running_loop().call_soon(part_of_the_framework)
+            await asyncio.sleep(0.05)
+            spent.append(time.thread_time() - before)
+
+    spent: list[float] = []
+    run_loops(main())
+    worst = monitor.culprits[0]
+    if computes and spent[0] > 0.2:  # on a crowded machine it does not compute all the time
+        assert "part_of_the_framework" in worst.place and worst.is_code
+    if not computes:
+        assert worst.place == WAITING and not worst.is_code
 
 
 def test_waiting_is_no_lag() -> None:
