@@ -18,6 +18,8 @@ from typing import cast
 import httptools
 import httpx
 
+from agentloop.client.open_files import most_connections
+
 LARGEST_HEAD = 64 * 1024
 """Most bytes of an answer's status line and headers."""
 
@@ -74,12 +76,13 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
     Args:
         max_connections: largest number of requests in flight; further ones wait for a connection.
+            Fewer where the limit of open files does not allow as many.
     """
 
     def __init__(self, max_connections: int) -> None:
         self._free: list[_Connection] = []
         self._all: set[_Connection] = set()
-        self._slots = asyncio.Semaphore(max_connections)
+        self._slots = asyncio.Semaphore(most_connections(max_connections))
         self._context: ssl.SSLContext | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 import typer
 
+from agentloop.client.open_files import raise_limit
 from agentloop.commands.provenance import check_packages
 from agentloop.errors import AgentloopError, ConfigError, RegistryError, UserError
 from agentloop.text import clean
@@ -64,6 +65,7 @@ def main() -> None:
     """Run the console script. User errors exit with 2, other named errors with 1; no traceback."""
     # Threads of the tokenizers library would compete with the engine and the trainer for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    raise_limit()
     try:
         check_words(sys.argv[1:])
         if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentloop.agent.runner import EpisodeRunner
+from agentloop.client.open_files import shortage
 from agentloop.config import Recipe
 from agentloop.errors import DiskError, InfrastructureError
 from agentloop.weights.layout import tensor_bytes
@@ -132,6 +133,8 @@ async def start_processes(
         if server is None:
             await publisher.publish(version)
 
+        if warning := shortage(max_in_flight(recipe)):
+            console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
         async with inputs.runner(url, token=token, max_in_flight=max_in_flight(recipe), on_fault=errors) as runner:
             yield Processes(workers, server, publisher, runner)
