@@ -2,8 +2,8 @@
 
 A run directory comes in, even of a killed or running run; one HTML file goes out. `reading.py`
 reads metrics and traces, `samples.py` chooses trajectories, `tokens.py` shades their tokens,
-`figures.py` chooses plots and headline numbers, `plots.py` draws them as SVG, and `page.py` fills
-the template and writes the file.
+`figures.py` (of an SFT run: `sft_figures.py`) chooses plots and headline numbers, `plots.py` draws
+them as SVG, and `page.py` fills the template and writes the file.
 """
 
 from agentloop.report.page import write_report

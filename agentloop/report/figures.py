@@ -1,4 +1,4 @@
-"""Choose the plots and the headline numbers of the report from the metrics (docs/metrics.md)."""
+"""Choose the plots and headline numbers of a training run from its metrics (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from agentloop.text import clean, finite, mean, number, seconds
 Row = dict[str, Any]
 
 FIRST, LAST = 3, 10
-"""Number of steps averaged for the first and the last reward of the headline."""
+"""At most so many steps are averaged for the first and for the last reward of the headline. They
+never share a step: a short run is divided in halves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,7 @@ def verdicts(record: RunRecord) -> list[Verdict]:
     episodes = sum(finite(row.get("episode/count")) or 0 for row in rows)
     failed = sum(finite(row.get("episode/failed")) or 0 for row in rows)
     rejected = sum(finite(row.get("episode/rejected")) or 0 for row in rows)
-    first, last = rewards[:FIRST], rewards[-LAST:]
-    out = [
-        Verdict(
-            "Training reward",
-            number(mean(last)),
-            f"first {len(first)} steps → last {len(last)} steps" if rewards else "no step has a reward",
-            before=number(mean(first)) if rewards else None,
-        )
-    ]
+    out = [trend("Training reward", rewards, "no step has a reward")]
     if evals:
         same = len(evals) == 1
         out.append(
@@ -80,6 +73,26 @@ def verdicts(record: RunRecord) -> list[Verdict]:
         note = f"failed {failed:.0f}, rejected {rejected:.0f}" if failed or rejected else "no episode failed"
         out.append(Verdict("Failures", f"{failed + rejected:.0f}", note, alarm=bool(failed or rejected)))
     return out
+
+
+def trend(label: str, values: Sequence[float], missing: str, what: str = "step") -> Verdict:
+    """Return the mean of the first values and of the last ones, without overlap.
+
+    Args:
+        missing: the note if there is no value.
+        what: one value, for the note.
+    """
+    if len(values) < 2:
+        return Verdict(label, number(mean(values)), f"the only {what}" if values else missing)
+
+    first = values[: min(FIRST, len(values) // 2)]
+    last = values[len(first) :][-LAST:]
+    note = f"first {_counted(first, what)} → last {_counted(last, what)}"
+    return Verdict(label, number(mean(last)), note, before=number(mean(first)))
+
+
+def _counted(values: Sequence[float], what: str) -> str:
+    return what if len(values) == 1 else f"{len(values)} {what}s"
 
 
 def plots(record: RunRecord) -> list[Plot]:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agentloop.config import Recipe
+from agentloop.config import Recipe, SftRecipe
 from agentloop.files import write_atomic
 from agentloop.report.reading import RunRecord, Traced
 from agentloop.text import SECRET_KEY, clean, hide_override, plain_json
@@ -46,6 +46,7 @@ def render(run_dir: Path) -> str:
 
     from agentloop.report.figures import plots, verdicts
     from agentloop.report.samples import failures
+    from agentloop.report.sft_figures import sft_plots, sft_verdicts
     from agentloop.report.tokens import Shader, load_decoder
 
     record = RunRecord.read(run_dir)
@@ -54,7 +55,7 @@ def render(run_dir: Path) -> str:
     unhealthy, searched_all = record.unhealthy()
     steps = [int(row["step"]) for row in record.rows]
     script = _resource("report.js")
-    drawn = [plot.draw() for plot in plots(record)]
+    drawn = [plot.draw() for plot in (sft_plots if record.is_sft else plots)(record)]
     sections = _sample_sections(record, shader)
     trajectories = [shown for section in sections for shown in _shown(section)]
     for index, shown in enumerate(trajectories):
@@ -71,7 +72,8 @@ def render(run_dir: Path) -> str:
     return environment.from_string(_resource("report.html.j2")).render(
         name=clean(record.setting("run.name") or run_dir.resolve().name, 80),
         subtitle=_subtitle(record),
-        verdicts=verdicts(record),
+        verdicts=(sft_verdicts if record.is_sft else verdicts)(record),
+        has_episodes=not record.is_sft,
         plots=drawn,
         steps=steps,
         sections=sections,
@@ -166,6 +168,10 @@ def _subtitle(record: RunRecord) -> list[str]:
     parts: list[str] = []
     if model := record.setting("model.path"):
         parts.append("model " + clean(str(model).rstrip("/").removesuffix("/model").rsplit("/", 1)[-1], 60))
+    if record.is_sft:
+        from agentloop.report.sft_figures import sft_subtitle
+
+        parts += sft_subtitle(record)
     algorithm = record.setting("trainer.algorithm.advantage")
     if algorithm:
         parts.append(f"{clean(algorithm, 20)} / {clean(record.setting('trainer.algorithm.loss'), 20)}")
@@ -181,7 +187,7 @@ def _subtitle(record: RunRecord) -> list[str]:
 
 def config_groups(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Group the flattened config by top-level key; hide secrets, mark non-default values."""
-    defaults = dict(_flat(_default_recipe()))
+    defaults = dict(_flat(_default_sft() if "stages" in config else _default_recipe()))
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, value in _flat(config):
         section = key.split(".", 1)[0]
@@ -199,7 +205,7 @@ def config_groups(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _recipe_order(group: tuple[str, Any]) -> int:
-    names = ["recipe", *Recipe.model_fields]
+    names = ["recipe", *Recipe.model_fields, *SftRecipe.model_fields]
     return names.index(group[0]) if group[0] in names else len(names)
 
 
@@ -209,6 +215,13 @@ def _default_recipe() -> dict[str, Any]:
     for section, keys in minimal.items():
         for key in keys:
             del defaults[section][key]
+    return defaults
+
+
+def _default_sft() -> dict[str, Any]:
+    minimal = {"model": {"path": ""}, "stages": [{"name": "one", "data": "", "steps": 1}]}
+    defaults = SftRecipe.model_validate(minimal).model_dump(mode="json")
+    del defaults["stages"], defaults["model"]["path"]
     return defaults
 
 

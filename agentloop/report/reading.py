@@ -108,6 +108,11 @@ class RunRecord:
         """The rows of training steps. The evaluation before training has a row without a reward."""
         return [row for row in self.rows if "reward/mean" in row]
 
+    @property
+    def is_sft(self) -> bool:
+        """Whether the run is one of `agentloop sft`: it has losses instead of episodes."""
+        return "stages" in self.config or any("loss" in row for row in self.rows)
+
     def setting(self, dotted: str) -> Any:
         """Return a value of the config; None if it is missing."""
         value: Any = self.config

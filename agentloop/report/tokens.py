@@ -124,7 +124,7 @@ class Shader:
         segments = self._segments(traced, positions, pieces, head if tail else None)
         return Shown(
             traced=traced,
-            title=clean(traced.task_id, 60) or "episode",
+            title=f"row {clean(traced.task_id, 60)}" if traced.task_id else "episode",
             segments=segments,
             data={
                 "skip": [head, n - head - tail],

@@ -16,6 +16,7 @@ from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError
 from agentloop.files import disk_errors
 from agentloop.imports import load_from_file
+from agentloop.report import write_report
 from agentloop.text import seconds
 from trainer.commands.train import EXIT_INTERRUPTED, can_continue, is_finished
 from trainer.console.console import Console
@@ -54,6 +55,8 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
             console.notice(f"changed since the run was started: {change}")
         console.notice(f"run directory {run_dir.root}")
         out = _run(recipe, resolved, run_dir, console, resume_line, resume=resume)
+        if run_dir.read_metrics():
+            console.notice(f"report {write_report(run_dir.root)}")
         if out is None:
             console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
             return EXIT_INTERRUPTED
@@ -81,6 +84,8 @@ def _run(
         resumed_at=run.done if resume else None,
         warn=console.warn,
     )
+    for destination in loggers.destinations:
+        console.notice(destination)
     failed = True
     try:
         with disk_errors():

@@ -87,6 +87,8 @@ def _train(
         console.notice(f"changed since the run was started: {change}")
     console.notice(f"run directory {run_dir.root}")
     loggers = _open_loggers(recipe, resolved, run_dir, console, resume=resume)
+    for destination in loggers.destinations:
+        console.notice(destination)
     run = TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers)
     failed = True
     try:

@@ -12,8 +12,8 @@ from agentloop.text import finite, number, seconds
 
 Metrics = Mapping[str, Any]
 
-SHORTEST_WAIT_S = 0.05
-"""Shorter waits are not shown."""
+LEAST_IDLE = 0.05
+"""Share of a step: a side that idles less than this is not said to be idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,13 @@ COLUMNS = (
     Column("mismatch", 8, "", 1),
     Column("stale", 5, "", 5),
     Column("time", 6, "", 1),
-    Column("waited", 12, "dim", 6),
+    Column("bound by", 10, "dim", 6),
 )
 """tools: calls per episode; tokens: response tokens per episode; roll/s, train/s: tokens per
-second; waited: seconds that the trainer waited for episodes, or the engine for the trainer."""
+second; bound by: what was slow, and how long the other side was idle meanwhile."""
+
+IDLE_WIDTH = 24
+"""Further columns of `bound by` with the share of the step that the other side was idle."""
 
 
 def fit_columns(total_steps: int, width: int | None) -> tuple[list[Column], str]:
@@ -67,7 +70,7 @@ def header_line(columns: Sequence[Column], gap: str) -> Text:
 
 def step_line(metrics: Metrics, total_steps: int, columns: Sequence[Column], gap: str, width: int | None) -> Text:
     """The line of a finished step. Keys are those of docs/metrics.md; any may be missing."""
-    cells = _cells(metrics, total_steps, both_waits=width is None or width >= _width(COLUMNS, 2) + 16)
+    cells = _cells(metrics, total_steps, idle=width is None or width >= _width(COLUMNS, 2) + IDLE_WIDTH)
     line = Text()
     for index, column in enumerate(columns):
         line.append(gap if index else "")
@@ -103,7 +106,7 @@ def eval_line(metrics: Metrics, first_reward: float | None) -> Text:
     return line
 
 
-def _cells(metrics: Metrics, total_steps: int, *, both_waits: bool) -> dict[str, str]:
+def _cells(metrics: Metrics, total_steps: int, *, idle: bool) -> dict[str, str]:
     def get(key: str) -> float | None:
         return finite(metrics.get(key))
 
@@ -118,12 +121,12 @@ def _cells(metrics: Metrics, total_steps: int, *, both_waits: bool) -> dict[str,
         "mismatch": number(get("mismatch/logprob_abs_mean")),
         "stale": number(get("staleness/max")),
         "time": seconds(get("step/time_s")),
-        "waited": _waited(get("train/wait_s"), get("rollout/wait_s"), both=both_waits),
+        "bound by": bound_by(metrics, idle=idle),
     }
 
 
 def _fit(text: str, column: Column) -> str:
-    return f"{text:<{column.width}}" if column.title == "waited" else f"{text:>{column.width}}"
+    return f"{text:<{column.width}}" if column is COLUMNS[-1] else f"{text:>{column.width}}"
 
 
 def _width(columns: Sequence[Column], gap: int) -> int:
@@ -135,10 +138,23 @@ def _two_decimals(value: float | None) -> str:
     return f"{value:.2f}" if value is not None and abs(value) < 10 else number(value)
 
 
-def _waited(train: float | None, rollout: float | None, *, both: bool) -> str:
-    """`train 0.4s`: the trainer waited for episodes; `rollout 0.9s`: the engine was idle."""
-    named = ((train, "train"), (rollout, "rollout"))
-    waits = [(wait, name) for wait, name in named if wait is not None and wait >= SHORTEST_WAIT_S]
-    if not both:
-        waits = [max(waits)] if waits else []
-    return ", ".join(f"{name} {wait:.1f}s" if wait < 10 else f"{name} {wait:.0f}s" for wait, name in waits) or "–"
+def bound_by(metrics: Metrics, *, idle: bool = True) -> str:
+    """Return what a step was bound by: `training (rollout idle 87%)`; `–` if it is not known.
+
+    Args:
+        idle: also name the side that waited, and for which share of the step.
+    """
+    whole, train, rollout = (finite(metrics.get(key)) for key in ("step/time_s", "train/wait_s", "rollout/wait_s"))
+    if not whole or train is None or rollout is None:
+        return "–"
+
+    # Each side waits for the other: the one that waits less is the slow one.
+    wait, waited = max((train, "training"), (rollout, "rollout"))
+    share = min(1.0, wait / whole)
+    if share < LEAST_IDLE:
+        return "both"
+    slow = "rollout"
+    if waited == "rollout":
+        training, publishing = (finite(metrics.get(key)) or 0.0 for key in ("train/time_s", "publish/time_s"))
+        slow = "training" if training >= publishing else "publishing"
+    return f"{slow} ({waited} idle {share:.0%})" if idle else slow

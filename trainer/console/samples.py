@@ -37,9 +37,11 @@ def sample_lines(sample: Mapping[str, Any], rich: RichConsole, width: int) -> It
         width: columns of the output.
     """
     reward = finite(sample.get("reward"))
-    title = Text.assemble(("sample", "bold"), f"   step {clean(sample.get('step', '?'), 12)}   reward ")
+    title = Text.assemble(("sample", "bold"), f"   step {clean(sample.get('step', '?'), 12)}")
+    title.append(f"   row {clean(sample['task_id'], 60)}" if sample.get("task_id") not in (None, "") else "")
+    title.append("   reward ")
     title.append(number(reward), style="bold green" if reward else "bold red")
-    for key in ("task_id", "stop_reason", "error"):
+    for key in ("stop_reason", "error"):
         title.append(f"   {clean(sample[key], 200)}" if sample.get(key) else "", style="dim")
     yield title
 

@@ -44,6 +44,7 @@ class MetricLogger(Protocol):
 
     Attributes:
         library: optional; the module that the logger needs, checked before the run starts.
+        where: optional; the folder or address where the metrics can be seen, printed at the start.
     """
 
     library: ClassVar[str]

@@ -34,6 +34,7 @@ class MlflowLogger:
 
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=tracking_uri)  # the client may be used from any thread
+        self.where = f"experiment {experiment}, run {run.name}"  # an address may hold a password
         self._id = run.remembered.get("id", "")
         if self._id:
             self._client.update_run(self._id, status="RUNNING")

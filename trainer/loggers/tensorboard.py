@@ -29,7 +29,8 @@ class TensorboardLogger:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(Path(folder) / run.name if folder else run.folder))
+        self.where = str(Path(folder) / run.name if folder else run.folder)
+        self._writer = EventFileWriter(self.where)
 
         if run.resumed_at is not None:
             purge = Event(

@@ -71,6 +71,7 @@ class LoggerThread:
         self, name: str, make: Callable[[], MetricLogger], warn: Callable[[str], None], queued: int = MAX_QUEUED
     ) -> None:
         self.name = name
+        self.where: str | None = None
         self._make = make
         self._warn = warn
         self._inbox: queue.Queue[tuple[int, dict[str, float]] | _Close] = queue.Queue(queued)
@@ -120,6 +121,7 @@ class LoggerThread:
     def _work(self) -> None:
         try:
             logger = self._make()
+            self.where = getattr(logger, "where", None)
         except BaseException as exc:  # noqa: BLE001  # a library may call sys.exit; that ends only this thread
             self._error = exc
             return
@@ -151,6 +153,9 @@ class Loggers:
         configs: section `loggers` of the recipe.
         root: run directory; each logger gets the folder `loggers/<name>` in it.
         warn: called in the caller's thread, from `log` and `close`.
+
+    Attributes:
+        destinations: for each logger that says so, its name and where its metrics can be seen.
 
     Raises:
         UserError: see `check_loggers`; or a logger cannot be opened.
@@ -188,6 +193,7 @@ class Loggers:
         except UserError:
             self.close(failed=True)
             raise
+        self.destinations = [f"{thread.name}: {thread.where}" for thread in self._threads if thread.where]
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Send a line of `metrics.jsonl` to all loggers: its finite numbers, same keys."""

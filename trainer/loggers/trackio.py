@@ -25,6 +25,7 @@ class TrackioLogger:
         known = run.remembered.get("name")
         defaults = {"name": known or run.name, "resume": "must" if known else "never", "config": run.config}
         self._run = trackio.init(project=project, **{**defaults, **options})
+        self.where = f"project {project}, run {self._run.name}"
         run.remember(name=str(self._run.name))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

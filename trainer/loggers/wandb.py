@@ -35,6 +35,7 @@ class WandbLogger:
             "settings": wandb.Settings(console="off"),
         }
         self._run = wandb.init(project=project, **{**defaults, **options})
+        self.where = str(self._run.url or run.folder)
         run.remember(id=str(self._run.id))
 
         self._run.define_metric("step")

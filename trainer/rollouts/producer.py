@@ -104,6 +104,8 @@ class Producer:
         self._on_episode = on_episode
         self._running: dict[int, asyncio.Task[Group]] = {}
         self._restored: dict[int, Group] = {}
+        self._active = 0
+        self._idle_s, self._idle_since = 0.0, time.perf_counter()
         self._taken: dict[int, Group] = {}  # groups of the step in training: a checkpoint still needs them
 
     def admit(self, version: int) -> None:
@@ -122,6 +124,11 @@ class Producer:
         del self._running[index]
         self._taken[index] = group
         return group
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds so far in which no group ran, because all that may run were finished."""
+        return self._idle_s + (0.0 if self._active else time.perf_counter() - self._idle_since)
 
     def state(self) -> list[Group]:
         """Return the groups to store in a checkpoint: finished but not trained yet, by index.
@@ -179,6 +186,16 @@ class Producer:
             return restored
 
         begin = time.perf_counter()
+        if not self._active:
+            self._idle_s += begin - self._idle_since
+        self._active += 1
+        try:
+            return await self._attempts(index, begin)
+        finally:
+            self._active -= 1
+            self._idle_since = time.perf_counter()
+
+    async def _attempts(self, index: int, begin: float) -> Group:
         for attempt in range(self._replacements + 1):
             group = await self._attempt(index, attempt)
             group.started_s, group.replaced = begin, attempt

@@ -1,4 +1,4 @@
-"""Notices and warnings about a run: one line each."""
+"""Notices and warnings about a run: one line each, two at most."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from agentloop.chat.proof.proof import Proof, Verdict
+from agentloop.chat.proof.proof import Difference, Proof, Verdict
 from agentloop.config import AlgorithmConfig, DataConfig, Recipe, TrainerConfig
 from agentloop.config.algorithm import estimators_with
 from agentloop.data import ValidatedRows
@@ -15,6 +15,9 @@ from agentloop.reward.checks import mentions
 from agentloop.types import Task
 from trainer.rollouts.producer import Group
 from trainer.run.episode_metrics import equal_groups
+
+SHOWN_BEFORE, SHOWN_AFTER = 8, 28
+"""Characters of a rewritten turn that a notice shows, before and after the first difference."""
 
 
 def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]:
@@ -98,12 +101,21 @@ def template_notices(proof: Proof) -> list[str]:
     if proof.verdict is Verdict.KEPT and proof.differences:
         first = proof.differences[0]
         notices.append(
-            "the chat template rewrites earlier turns when a conversation continues; training keeps them as they were "
-            f"sampled: {first.sampled!r} would become {first.rewritten!r} (`agentloop template` shows more)"
+            "the chat template rewrites earlier turns when a conversation continues; training keeps them as sampled\n"
+            f"  for example {_change(first)} (more: `agentloop template`)"
         )
     if "tool schemas" in proof.abilities.missing:
         notices.append(f"tool schemas: {proof.abilities.missing['tool schemas']}")
     return notices
+
+
+def _change(difference: Difference) -> str:
+    """Return the first change that a template makes: `'<think>\\nthe' -> 'the tool'`."""
+    sampled, rewritten = difference.sampled, difference.rewritten
+    pairs = zip(sampled, rewritten, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(sampled), len(rewritten)))
+    begin = max(0, at - SHOWN_BEFORE)
+    return " -> ".join(repr(text[begin : at + SHOWN_AFTER]) for text in (sampled, rewritten))
 
 
 def unused_settings(trainer: TrainerConfig) -> list[str]:

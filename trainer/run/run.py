@@ -226,7 +226,7 @@ class TrainRun:
         self._console.step(metrics, self._inputs.total_steps)
         for culprit in lag.new_culprits():
             if culprit.is_code:
-                self._console.warn(f"{culprit}; every episode waits for it (docs/agents.md: isolation)")
+                self._console.warn(f"{culprit}; every episode waits for it (docs/agents.md, Where blocking code runs)")
 
         if every and (step % every == 0 or step == 1):
             self._console.samples([self._inputs.sample(trajectory, step) for trajectory in samples])

@@ -67,6 +67,7 @@ class StepClock:
     train_s: float = 0.0
     train_wait_s: float = 0.0
     publish_s: float = 0.0
+    rollout_wait_s: float = 0.0
     rollout_first: float = float("inf")
     rollout_last: float = 0.0
 
@@ -116,7 +117,7 @@ class TrainedStep:
             **episodes,
             "rollout/time_s": rollout_s,
             "rollout/tokens_per_s": episodes["rollout/tokens"] / rollout_s,
-            "rollout/wait_s": max(0.0, now - max(clock.rollout_last, clock.begin)),
+            "rollout/wait_s": clock.rollout_wait_s,
             "train/time_s": clock.train_s,
             "train/wait_s": clock.train_wait_s,
             "publish/time_s": clock.publish_s,
@@ -157,6 +158,7 @@ class StepTrainer:
             ServerError: the version could not be published.
         """
         policy = self._policy
+        idle_before = producer.idle_s
         update = _Update(self._recipe, policy, self._workers, producer)
         await update.run(step)
         check_failures(update.groups, self._recipe.run.max_failed_fraction, self._warn)
@@ -170,6 +172,7 @@ class StepTrainer:
         policy.kl.update(update.sums.kl_ref)
         policy.updating = False
         producer.admit(policy.version)
+        update.clock.rollout_wait_s = producer.idle_s - idle_before
 
         numbers = update.numbers()
         if warning := mismatch_warning(self._recipe.trainer, numbers["mismatch/logprob_abs_mean"]):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agentloop.report.figures import trend
 from agentloop.report.page import config_groups
 from agentloop.report.plots import LinearScale, LogScale, Plot, Series
 from agentloop.report.reading import RunRecord, Traced, read_lines
@@ -148,6 +149,28 @@ def test_the_log_scale_puts_zero_at_the_bottom() -> None:
     assert scale(0.0) == 0.0 < scale(2e-7) < scale(4e-7) < 1.0
     assert [label for _, label in scale.ticks("")] == ["1e-7", "1e-6"]
     assert LogScale.over([])(1e-8) > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "before", "value", "note"),
+    [
+        ([], None, "–", "none"),
+        ([1], None, "1", "the only step"),
+        ([1, 2], "1", "2", "first step → last step"),
+        ([1, 2, 4], "1", "3", "first step → last 2 steps"),
+        ([1, 1, 1, 2, 2, 2], "1", "2", "first 3 steps → last 3 steps"),
+        ([1] * 3 + [5] * 40 + [2] * 10, "1", "2", "first 3 steps → last 10 steps"),
+    ],
+)
+def test_the_windows_of_a_headline_do_not_overlap(values: list[float], before: str, value: str, note: str) -> None:
+    found = trend("Reward", values, "none")
+    assert (found.before, found.value, found.note) == (before, value, note)
+
+
+def test_the_settings_of_an_sft_run_are_compared_with_its_own_defaults() -> None:
+    groups = config_groups({"stages": [{"name": "a"}], "shuffle": True, "max_tokens": 77, "loggers": []})
+    entries = {entry["key"]: entry["changed"] for group in groups for entry in group["entries"]}
+    assert entries["stages"] and entries["max_tokens"] and not entries["shuffle"] and not entries["loggers"]
 
 
 def test_a_line_breaks_where_values_are_missing_and_a_lone_point_is_a_dot() -> None:

@@ -16,6 +16,7 @@ import pytest
 from rich.cells import cell_len
 
 from trainer.console.console import HEADER_EVERY, Console
+from trainer.console.lines import bound_by
 from trainer.console.samples import SAMPLE_LINES
 
 METRICS = {
@@ -52,11 +53,43 @@ def sample(*messages: tuple[str, str], **values: Any) -> dict[str, Any]:
 
 def test_a_step_is_one_line_under_its_header() -> None:
     header, line = said(lambda c: c.step(METRICS | {"step": 12}, 60)).splitlines()
-    titles = ["step", "reward", "tools", "tokens", "roll/s", "train/s", "mismatch", "stale", "time", "waited"]
-    assert header.split() == titles
+    titles = ["step", "reward", "tools", "tokens", "roll/s", "train/s", "mismatch", "stale", "time", "bound by"]
+    assert re.split(r"\s{2,}", header.strip()) == titles
     assert line.split("  ")[0] == "12/60"
-    for value in ("0.31 ± 0.46", "0.36", "38.2", "11.4k", "17.9k", "2.4e-7", "1.6s", "train 0.4s, rollout 0.9s"):
+    for value in ("0.31 ± 0.46", "0.36", "38.2", "11.4k", "17.9k", "2.4e-7", "1.6s", "training (rollout idle 56%)"):
         assert value in line
+
+
+@pytest.mark.parametrize(
+    ("train_wait", "rollout_wait", "publish", "says"),
+    [
+        (1.3, 8.7, 0.1, "training (rollout idle 87%)"),  # the trainer is slow, though the rollout waits longest
+        (6.0, 0.2, 0.1, "rollout (training idle 60%)"),
+        (1.0, 8.0, 8.0, "publishing (rollout idle 80%)"),
+        (0.2, 0.3, 0.1, "both"),
+        (None, 0.3, 0.1, "–"),
+        (0.0, 30.0, 0.0, "training (rollout idle 100%)"),
+    ],
+)
+def test_a_step_names_what_it_was_bound_by(
+    train_wait: float | None, rollout_wait: float, publish: float, says: str
+) -> None:
+    metrics = {
+        "step/time_s": 10.0,
+        "train/time_s": 5.0,
+        "publish/time_s": publish,
+        "train/wait_s": train_wait,
+        "rollout/wait_s": rollout_wait,
+    }
+    assert bound_by(metrics) == says
+    assert bound_by(metrics, idle=False) == says.partition(" ")[0]
+
+
+def test_a_sample_names_its_row() -> None:
+    lines = said(lambda c: c.samples([sample(("user", "a"), task_id="165", stop_reason="stop")])).splitlines()
+    assert lines[1] == "sample   step 3   row 165   reward 1   stop"
+    lines = said(lambda c: c.samples([sample(("user", "a"), task_id=0)])).splitlines()
+    assert lines[1] == "sample   step 3   row 0   reward 1"
 
 
 def test_columns_are_aligned_whatever_the_numbers() -> None:
@@ -68,7 +101,7 @@ def test_columns_are_aligned_whatever_the_numbers() -> None:
     header, *lines = said(act).splitlines()
     edge = header.index("time") + len("time")
     assert [line[:edge].endswith("1.6s") for line in lines] == [True, True, False]
-    assert [line[edge:].startswith("  train") for line in lines] == [True, True, False]
+    assert [line[edge:].startswith("  training (") for line in lines] == [True, True, False]
     assert lines[2].startswith("  7/100") and "-123" in lines[2] and lines[2].endswith("–")
 
 

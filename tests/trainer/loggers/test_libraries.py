@@ -23,6 +23,10 @@ def run(root: Path, name: str, steps: list[tuple[int, dict[str, Any]]], resumed_
         [LoggerConfig(name=name, options=options)], name="tiny", config=CONFIG, root=root, resumed_at=resumed_at,
         warn=warned.append,
     )  # fmt: skip
+    (destination,) = loggers.destinations
+    assert destination.startswith(f"{name}: ")
+    if name == "tensorboard":
+        assert destination == f"tensorboard: {root / 'loggers' / 'tensorboard'}"
     for step, metrics in steps:
         loggers.log({"step": step, **metrics})
     loggers.close(failed=False)

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from agentloop.chat.proof.conversations import Abilities
+from agentloop.chat.proof.proof import Difference, Proof, Verdict
 from agentloop.config import AlgorithmConfig, Recipe
 from agentloop.types import StepReward
 from tests.trainer.episodes import group, trajectory
-from trainer.run.notices import algorithm_notices, algorithm_warnings, signal_warnings
+from trainer.run.notices import algorithm_notices, algorithm_warnings, signal_warnings, template_notices
+
+
+def test_a_template_that_rewrites_turns_is_told_in_two_short_lines() -> None:
+    turn = "<|im_start|>assistant\n"
+    change = Difference(f"{turn}<think>\n{'the tool ' * 30}", f"{turn}{'the answer ' * 30}")
+    (notice,) = template_notices(Proof(Verdict.KEPT, Abilities(*[True] * 8), differences=[change]))
+    first, second = notice.splitlines()
+    assert first.endswith("training keeps them as sampled")
+    assert second == (
+        "  for example 'sistant\\n<think>\\nthe tool the tool th' -> 'sistant\\nthe answer the answer the an' "
+        "(more: `agentloop template`)"
+    )
+    assert all(len(line) <= 140 for line in (first, second))
 
 
 def test_waiting_for_the_whole_batch_and_unwise_choices_are_reported() -> None:

@@ -412,6 +412,15 @@ def test_stages_are_trained_evaluated_and_written(whole: Path) -> None:
     assert [c.step for c in RunDir(whole / "run").list_checkpoints()] == [24, 36]
 
 
+def test_a_run_has_a_report_of_its_losses(whole: Path) -> None:
+    page = (whole / "run" / "report.html").read_text(encoding="utf-8")
+    for said in ("supervised fine-tuning", "stages copy, chat", "Training loss", "Evaluation loss", "36 of 36"):
+        assert said in page
+    for unsaid in ("Training reward", "no numbers that could be plotted", "How episodes end", 'id="failures"'):
+        assert unsaid not in page
+    assert page.count('class="card plot') == 5
+
+
 def test_the_loss_of_an_evaluation_is_the_mean_over_its_tokens(whole: Path) -> None:
     from transformers import AutoModelForCausalLM
 
