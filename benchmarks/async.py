@@ -1,6 +1,6 @@
 """What it is worth to sample ahead: step times at `rollout.max_staleness` 0, 1 and 4, and the reward it costs.
 
-    python benchmarks/async.py [--staleness 0 1 4] [--rounds 2] [--curve] [--record]
+    python benchmarks/async.py [--staleness 0 1 4] [--rounds 2] [--curve] [--record | --quick]
 
 `agentloop train` as users run it, with the quickstart's model on two cores. 32 prompts x 8 samples; two turns of
 lognormal lengths (median 12, longest 64) and between them a tool that answers after a lognormal time, with 192 tokens
@@ -27,10 +27,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ours
+from quick import QUICK, add_quick_option, expect, expect_between
 from quiet import QUIET_CORES, OtherLoad
 from report import hardware, record, table
 from step import REPO
@@ -48,6 +50,8 @@ WAIT_SPREAD = 0.5
 """Sigma of the lognormal of the tool's times."""
 
 TOOL_TOKENS = 192
+TEMPLATE_TOKENS = 32
+"""At most so many tokens are around the tool's text."""
 
 
 def spread(count: int, median: float, sigma: float, seed: int) -> list[float]:
@@ -58,6 +62,26 @@ def spread(count: int, median: float, sigma: float, seed: int) -> list[float]:
     return drawn
 
 
+def turn_lengths() -> list[int]:
+    """The new tokens of the turns of a step: two for each of its samples."""
+    normal = statistics.NormalDist()
+    sigma = math.log(TURN_LONGEST / TURN_MEDIAN) / normal.inv_cdf((2 * ROWS - 0.5) / (2 * ROWS))
+    return [max(1, round(length)) for length in spread(2 * ROWS, TURN_MEDIAN, sigma, seed=0)]
+
+
+def check_work(lines: Sequence[dict[str, Any]], staleness: int) -> None:
+    """Stop when a step is not what this benchmark says: episodes, turns, tokens, staleness."""
+    sampled = sum(turn_lengths())
+    for line in lines:
+        expect("failed or rejected episodes", line["episode/failed"] + line["episode/rejected"], 0)
+        expect("episodes of a step", line["episode/count"], ROWS)
+        expect("turns of an episode", line["episode/turns_mean"], 2)
+        expect("sampled tokens of a step", line["rollout/tokens"], sampled)
+        observed = line["episode/response_tokens_mean"] - sampled / ROWS
+        expect_between("tokens of the tool's text", observed, TOOL_TOKENS, TOOL_TOKENS + TEMPLATE_TOKENS)
+    expect("versions that the oldest token was behind", max(line["staleness/max"] for line in lines), staleness)
+
+
 def write_rows(folder: Path, longest_wait_s: float, steps: int) -> None:
     """The rows of a run: questions of the quickstart, for each sample two lengths and a wait."""
     sys.path.insert(0, str(QUICKSTART))
@@ -65,9 +89,7 @@ def write_rows(folder: Path, longest_wait_s: float, steps: int) -> None:
         from data import rows as questions
     finally:
         sys.path.remove(str(QUICKSTART))
-    normal = statistics.NormalDist()
-    sigma = math.log(TURN_LONGEST / TURN_MEDIAN) / normal.inv_cdf((2 * ROWS - 0.5) / (2 * ROWS))
-    lengths = [max(1, round(length)) for length in spread(2 * ROWS, TURN_MEDIAN, sigma, seed=0)]
+    lengths = turn_lengths()
     waits = spread(ROWS, 1.0, WAIT_SPREAD, seed=1)
     waits = [longest_wait_s * wait / max(waits) for wait in waits]
     digits = random.Random(2).choices("0123456789", k=TOOL_TOKENS)
@@ -129,9 +151,8 @@ def measure(folder: Path, staleness: int, longest_wait_s: float, steps: int, war
     ours.install_agents(folder / "site")
     with OtherLoad() as others:
         lines = train(command_of(folder, steps, staleness), folder)
-    lost = sum(line["episode/failed"] + line["episode/rejected"] for line in lines)
-    if lost:
-        raise SystemExit(f"{lost} episodes failed or were rejected: nothing is measured")
+    expect("steps of a run", len(lines), steps)
+    check_work(lines, staleness)
     # The last `staleness` steps have no later rollout beside them.
     counted = lines[warm_up + staleness : len(lines) - staleness]
     keys = {"step_s": "step/time_s", "rollout_s": "rollout/time_s", "train_s": "train/time_s"}
@@ -222,7 +243,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only-curve", action="store_true", help="and nothing else")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    add_quick_option(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.staleness, options.steps, options.warm_up, options.rounds, options.wait = [1], 4, 1, 1, 0.05
     if options.steps <= options.warm_up + 2 * max(options.staleness):
         parser.error("--steps has to be more than --warm-up and twice the staleness")
     return options
@@ -252,6 +276,9 @@ def main() -> None:
             found, reached = curve(folder)
             lines, met = lines + found, met and reached
     print("\n" + "\n".join(lines), flush=True)
+    if options.quick:
+        print(QUICK)
+        return
     if options.json:
         options.json.write_text(json.dumps({"command": command, "hardware": machine, "rounds": rounds}, indent=1))
     if options.record:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+from pathlib import Path
 
 from agentloop import AgentLoop, Episode
 
@@ -14,6 +17,16 @@ class ForcedLengthAgent(AgentLoop):
     async def run(self, episode: Episode) -> None:
         length = episode.task.extra_info["lengths"][episode.sample_index]
         await episode.generate(max_new_tokens=length, ignore_eos=True)
+
+
+class FirstTokenAgent(AgentLoop):
+    """Generate one token, and write the time of the run's first one into the file `BENCH_FIRST`."""
+
+    async def run(self, episode: Episode) -> None:
+        await episode.generate(max_new_tokens=1)
+        first = Path(os.environ["BENCH_FIRST"])
+        if not first.exists():
+            first.write_text(str(time.time()), encoding="utf-8")
 
 
 class SlowToolAgent(AgentLoop):

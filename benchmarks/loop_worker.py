@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from material import SHARED, add_tokenizer_option, existing, load_qwen
+from quick import expect
 
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.agent.tool_agent import ToolAgent
@@ -263,8 +264,8 @@ def measure_episodes(options: argparse.Namespace) -> dict[str, Any]:
         return time.perf_counter() - wall, time.process_time() - cpu, peak, first
 
     wall, cpu, peak, first = run_loops(rounds())
-    if bench.client.most_in_flight != options.at_once:
-        raise SystemExit(f"{bench.client.most_in_flight} episodes were in flight, not {options.at_once}")
+    expect("episodes in flight", bench.client.most_in_flight, options.at_once)
+    expect("sampled tokens of an episode", {t.sampled_tokens for t in first}, {options.generations * TOKENS})
     episodes = options.at_once * options.rounds
     tokens = own_bytes(first) / options.at_once
     assert ballast  # keep it alive until here

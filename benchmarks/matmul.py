@@ -1,6 +1,6 @@
 """Float32 matmul of a rank on one core: oneDNN in blocks (`trainer.matmul`) against torch's own, in turn.
 
-    python benchmarks/matmul.py [--record]
+    python benchmarks/matmul.py [--record | --quick]
 
 Forward, gradient of the input and gradient of the weight, for linear layers of the quickstart and
 of a 31 M model, with numbers of rows that are not multiples of a block.
@@ -17,6 +17,7 @@ import time
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
+from quick import QUICK, add_quick_option, expect
 from report import hardware, record, table
 from step import REPO
 
@@ -41,6 +42,21 @@ def operations_per_s(matmul: Matmul, count: int, inputs: int, outputs: int) -> f
     return 6.0 * count * inputs * outputs / (time.perf_counter() - begin)
 
 
+def check_same(made: dict[str, Matmul], inputs: int, outputs: int) -> None:
+    """Stop unless all choices compute the same products, forward and both gradients."""
+    import torch
+
+    for count in ROWS:
+        x, w, g = torch.randn(count, inputs), torch.randn(outputs, inputs), torch.randn(count, outputs)
+        wanted = (x @ w.T, g @ w, g.T @ x)
+        for choice, matmul in made.items():
+            gradient = torch.zeros_like(w)
+            matmul.add_weight_gradient(gradient, g, x)
+            found = (matmul.linear(x, w), matmul.linear(g, w.T), gradient)
+            same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-2) for a, b in zip(found, wanted, strict=True))
+            expect(f"{choice} computes the products of {count} rows, {inputs} to {outputs}", same, True)
+
+
 def measure(rounds: int) -> tuple[list[list[str]], list[float]]:
     """Return the table, and each layer's ratio of speeds."""
     import torch
@@ -52,6 +68,7 @@ def measure(rounds: int) -> tuple[list[list[str]], list[float]]:
     made = {choice: make_matmul(choice) for choice in choices}
     rows, ratios = [], []
     for inputs, outputs in LAYERS:
+        check_same(made, inputs, outputs)
         found: dict[str, list[float]] = {choice: [] for choice in choices}
         for turn in range(rounds + 1):
             for count, choice in product(ROWS, choices):
@@ -68,14 +85,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--record", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    add_quick_option(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.rounds = 1
     machine, command = hardware(), shlex.join(["python", "benchmarks/matmul.py", *sys.argv[1:]])
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     rows, ratios = measure(options.rounds)
     lines = [*table([["layer", "torch, Gflop/s", "oneDNN, Gflop/s", "ratio"], *rows]), ""]
     lines.append(f"**{min(ratios):.2f} to {max(ratios):.2f} times as fast**, forward and both gradients together.")
     print("\n".join([command, machine, "", *lines]))
-    if options.record:
+    if options.quick:
+        print(QUICK)
+    elif options.record:
         record(REPO / "benchmarks" / "RESULTS.md", command, ["\n".join(lines)], "matmul.py", machine)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from workload import BATCH, EPISODE_TOKENS, GROUP, LEARNING_RATE, QUICKSTART, TURN_TOKENS, Workload, uses_tool
 
-AGENT, TOOL_AGENT = "bench_forced_length", "bench_slow_tool"
-AGENTS = {AGENT: "ForcedLengthAgent", TOOL_AGENT: "SlowToolAgent"}
+AGENT, TOOL_AGENT, FIRST_AGENT = "bench_forced_length", "bench_slow_tool", "bench_first_token"
+AGENTS = {AGENT: "ForcedLengthAgent", TOOL_AGENT: "SlowToolAgent", FIRST_AGENT: "FirstTokenAgent"}
 REWARD = '''"""Differs inside each group, so that no advantage is zero: the same rewards as TRL gets."""
 
 

@@ -1,6 +1,6 @@
 """Time to make a server serve a new policy version: half a billion parameters in bfloat16, 1 GB.
 
-    python benchmarks/publish.py [--json FILE]
+    python benchmarks/publish.py [--json FILE] [--quick]
 
 Real parts: the trainer's publishers and the rank's side of them (`WeightPublisher`), HTTP, and the
 rollout server in its own process with the torch engine, which reads, verifies and serves the
@@ -40,6 +40,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from quick import QUICK, add_quick_option, expect
 from quiet import QUIET_CORES, OtherLoad
 
 BOUND_SHM = BOUND_DISK = 1.5
@@ -50,6 +51,12 @@ much."""
 
 FEWEST_QUIET = 5
 """Fewest quiet rounds to take a median of; with fewer of them, all rounds count."""
+
+QWEN2_TINY = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+"""For `--quick`."""
 
 QWEN2_HALF_BILLION = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -86,13 +93,21 @@ class ThisProcess:
         return await asyncio.to_thread(command.run, self)
 
 
-def make_model(folder: Path) -> None:
+def bytes_of(shape: dict[str, Any]) -> int:
+    """Return the bytes of a Qwen2's parameters in bfloat16, with tied embeddings."""
+    h, f = shape["hidden_size"], shape["intermediate_size"]
+    kv = h * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    layer = (h * h + h) + 2 * (h * kv + kv) + h * h + 3 * h * f + 2 * h
+    return 2 * (shape["vocab_size"] * h + shape["num_hidden_layers"] * layer + h)
+
+
+def make_model(folder: Path, shape: dict[str, Any]) -> None:
     """Write a model with random weights, which takes some seconds."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**QWEN2_HALF_BILLION)).to(torch.bfloat16).save_pretrained(folder)
+    Qwen2ForCausalLM(Qwen2Config(**shape)).to(torch.bfloat16).save_pretrained(folder)
 
 
 def start_server(model: Path, root: Path, scratch: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -210,10 +225,13 @@ async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dic
     from trainer.publishing.server_link import ServerLink
     from trainer.publishing.shared import SharedPublisher
 
-    make_model(scratch / "model")
+    shape = QWEN2_TINY if options.quick else QWEN2_HALF_BILLION
+    warm_up = 1 if options.quick else WARM_UP
+    make_model(scratch / "model", shape)
     process, url = start_server(scratch / "model", root, scratch)
     workers = ThisProcess(scratch / "model")
     source = workers.bytes()
+    expect("bytes of the weights", len(source), bytes_of(shape))
     target = np.zeros_like(source)
     link = ServerLink(url, running="in_place", token=None, timeout_s=120)
     ways = {
@@ -231,13 +249,14 @@ async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dic
     pin(process.pid, {cores[-1]})
     pin(os.getpid(), {cores[0]})
     for way, publisher in ways.items():
-        for number in range(WARM_UP + options.rounds):
-            await watch.quiet(options.patience if number >= WARM_UP else 0)
+        for number in range(warm_up + options.rounds):
+            await watch.quiet(options.patience if number >= warm_up else 0)
             before = watch.now()
             plain = peers[way]()
             version += 1
             ours = await publisher.publish(version)
-            if number >= WARM_UP:
+            await check_served(url, version)
+            if number >= warm_up:
                 rounds[way].append({"ours_s": ours, "plain_s": plain, "others_cores": watch.others(before)})
     pin(process.pid, set(cores))
     pin(os.getpid(), set(cores))
@@ -245,10 +264,18 @@ async def measure(options: argparse.Namespace, scratch: Path, root: Path) -> dic
     for way, publisher in ways.items():
         stalls[way] = await stall(publisher, url, range(version + 1, version + 1 + options.updates))
         version += options.updates
+        await check_served(url, version)
     await link.close()
     process.terminate()
     process.wait()
     return {"bytes": len(source), "rounds": rounds, "stalls": stalls}
+
+
+async def check_served(url: str, version: int) -> None:
+    """Stop unless the server serves the version that was just published."""
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+        facts = (await http.get(f"{url}/server_info")).json()
+    expect("version that the server serves", str(facts["weight_version"]), str(version))
 
 
 def quiet_rounds(rounds: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -294,7 +321,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=5, help="updates in the middle of a stream")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where versions are published")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    add_quick_option(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.patience, options.updates = 1, 0.0, 1
     scratch = Path(tempfile.mkdtemp(prefix="agentloop-bench-"))
     root = Path(tempfile.mkdtemp(prefix="agentloop-bench-", dir=options.folder))
     try:
@@ -313,7 +343,9 @@ def main() -> None:
     if options.json:
         figures = {**results, "others_cores": others.cores, "verdicts": found}
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    if not all(met for met, _ in found):
+    if options.quick:
+        print(QUICK)
+    elif not all(met for met, _ in found):
         sys.exit(1)
 
 

@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from quick import QUICK, add_quick_option, expect
 from quiet import core_busy_s
 from report import hardware, record, table
 from rollout_load import Connections, Work, check, quantile
@@ -79,6 +80,10 @@ def longtail_lengths() -> list[int]:
     return [min(LONGTAIL_MAX, max(1, round(length))) for length in drawn]
 
 
+def _shape(lengths: Sequence[int]) -> tuple[int, int, int]:
+    return len(lengths), round(statistics.median(lengths)), max(lengths)
+
+
 class Bench:
     """The measurements of one server. Each returns what one wave gave."""
 
@@ -97,6 +102,11 @@ class Bench:
     async def throughput(self, connections: Connections, scenario: str) -> dict[str, float]:
         """One wave: tokens that were asked for, by the seconds from the first request to the last answer."""
         work = self._work(scenario)
+        if scenario == "longtail":
+            lengths = [one.new_tokens for one in work]
+            expect(
+                "rows, median and longest of longtail", _shape(lengths), (LONGTAIL_ROWS, LONGTAIL_MEDIAN, LONGTAIL_MAX)
+            )
         answers, seconds = await self.server.timed(connections, work)
         check(work, self.server.outcomes(answers), self.server.name)
         tokens = sum(one.new_tokens for one in work)
@@ -137,6 +147,8 @@ class Bench:
             sampled += TURN_NEW * len(work)
             cached += sum(outcome.cached_tokens for outcome in outcomes)
             prompts = [p + o.ids + self._ids(TURN_OBSERVED) for p, o in zip(prompts, outcomes, strict=True)]
+        lengths = {len(prompt) for prompt in prompts}
+        expect("tokens of a session", lengths, {FIRST_PROMPT + TURNS * (TURN_NEW + TURN_OBSERVED)})
         found = {"tokens": sampled, "tokens_per_s": sampled / seconds}
         if self.server.reports_cache:
             found["reused"] = cached / reusable
@@ -316,7 +328,12 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write every wave there")
     parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/RESULTS.md")
-    return parser.parse_args()
+    add_quick_option(parser)
+    options = parser.parse_args()
+    if options.quick:
+        options.peers, options.rounds, options.seconds = [], 1, 0.0
+        options.scenario = ["fixed-1", "longtail", "latency", "multiturn"]
+    return options
 
 
 def main() -> None:
@@ -352,6 +369,8 @@ def main() -> None:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.record:
         record(REPO / "benchmarks" / "RESULTS.md", command, tables, "rollout.py", machine)
+    if options.quick:
+        print(QUICK)
     if missed:
         print(f"missed: {', '.join(missed)}")
         raise SystemExit(1)

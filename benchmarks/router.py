@@ -28,6 +28,7 @@ from typing import Any
 
 import httpx
 import orjson
+from quick import QUICK, add_quick_option, expect
 
 from agentloop.client.connections import ConnectionPool
 
@@ -51,7 +52,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=3000, help="requests of a throughput round")
     parser.add_argument("--no-peer", action="store_true", help="do not install and run sglang-router")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    add_quick_option(parser)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.requests, arguments.no_peer = 1, 200, True
     os.sched_setaffinity(0, OTHER_CORES)
     peer = None if arguments.no_peer else _peer_python()
     figures = {**_cost(arguments, peer), **_sessions(arguments, peer)}
@@ -68,6 +72,9 @@ def main() -> int:
         )
         if missed
     ]
+    if arguments.quick:
+        print(QUICK)
+        return 0
     for miss in misses:
         print("MISSED:", miss)
     return 1 if misses else 0
@@ -97,7 +104,7 @@ def _sessions(arguments: argparse.Namespace, peer: str | None) -> dict[str, floa
     seconds: dict[str, list[float]] = {}
     cached: dict[str, list[float]] = {}
     for number in range(max(1, arguments.rounds // 2)):
-        work = skewed_sessions(seed=number)
+        work = skewed_sessions(seed=number)[: SESSIONS // 8 if arguments.quick else SESSIONS]
         stubs = [_process([sys.executable, str(STUB), "{port}", "timed"], OTHER_CORES) for _ in range(REPLICAS)]
         urls = [stub.__enter__() for stub in stubs]
         try:
@@ -172,6 +179,7 @@ async def _play(work: list[list[Turn]], where: Callable[[int], str], salt: int) 
                 result = answer.json()
                 reusable += known
                 reused += min(known, result["meta_info"]["cached_tokens"])
+                expect("tokens of an answer", len(result["output_ids"]), turn.new)
                 ids += result["output_ids"]
                 known = len(ids)
 
@@ -189,6 +197,7 @@ async def _latency(url: str, requests: int = 400) -> float:
             begin = time.perf_counter()
             answer = await http.post(url + "/generate", content=body, headers={"content-type": "application/json"})
             assert answer.status_code == 200, answer.text
+            expect("tokens of an answer", len(orjson.loads(answer.content)["output_ids"]), 16)
             if number >= 50:
                 times.append(time.perf_counter() - begin)
     return statistics.median(times)
@@ -214,6 +223,7 @@ async def _rate(url: str, requests: int) -> float:
 
         begin = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+        expect("requests left", left, 0)
         return requests / (time.perf_counter() - begin)
 
 

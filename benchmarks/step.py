@@ -1,6 +1,6 @@
 """Seconds of a training step beside TRL's GRPOTrainer: same model, rows, batch, lengths and cores, in the same run.
 
-    python benchmarks/step.py [--scenario equal longtail tool tool-short] [--cores 0,1] [--record]
+    python benchmarks/step.py [--scenario equal longtail tool tool-short] [--cores 0,1] [--record | --quick]
 
 Ours is `agentloop train` as users run it, with the quickstart's settings: agent loops, HTTP, the rollout server and
 the FSDP2 worker in processes of their own. TRL has an environment of its own (`.venv-trl`, made here) and its fastest
@@ -32,9 +32,10 @@ from typing import Any
 
 import ours
 from caller import make_caller
+from quick import QUICK, add_quick_option, expect, expect_between
 from quiet import OtherLoad
 from report import NOT_COMPARABLE, all_steps, describe, hardware, record
-from workload import QUICKSTART, SCENARIOS, Workload, uses_tool, workload
+from workload import BATCH, QUICKSTART, ROWS, SCENARIOS, Workload, uses_tool, workload
 
 REPO = Path(__file__).resolve().parents[1]
 TRL = "trl==1.16.0"
@@ -43,6 +44,9 @@ MICRO = (64, 32, 128, 256)
 
 CLOSE = 1.15
 """Another number of threads that is at most so much slower when settings are tried runs in the measured rounds too."""
+
+CALLS = (0.9, 1.2)
+"""Calls of an episode in the tool scenarios: the model was tuned to call in each."""
 
 TOKENS_APART = 0.02
 """The model ends its turns in the tool scenarios: so far the sampled tokens of a step may differ between the two."""
@@ -115,6 +119,18 @@ def measured_settings(tried: list[dict[str, Any]]) -> list[tuple[int, int]]:
     return [(one["threads"], one["micro"]) for one in chosen]
 
 
+def check_our_work(work: Workload, steps: Sequence[dict[str, Any]]) -> None:
+    """Stop when a step of ours is not what its scenario says: episodes, tokens, calls."""
+    for step in steps:
+        expect(f"{work.scenario}: episodes of a step", step["episode/count"], ROWS)
+        expect(f"{work.scenario}: failed or rejected episodes", step["episode/failed"] + step["episode/rejected"], 0)
+        if work.lengths:
+            expect(f"{work.scenario}: sampled tokens of a step", step["rollout/tokens"], sum(work.lengths))
+            expect(f"{work.scenario}: longest answer", step["episode/response_tokens_max"], max(work.lengths))
+        else:
+            expect_between(f"{work.scenario}: calls an episode", step["episode/tool_calls_mean"], *CALLS)
+
+
 def check_same_work(work: Workload, our_steps: list[dict[str, Any]], trl_steps: list[dict[str, float]]) -> list[str]:
     """Stop when lengths that are given were not kept or a step had no gradient; note what else is not the same."""
     notes = []
@@ -163,6 +179,8 @@ def measure(scenario: str, options: argparse.Namespace, python: Path | None, scr
             one["rounds"].append(_watched(name, "step_s", run_trl))
         run_ours = partial(ours.measure, work, model, options.steps, options.warm_up, folder, options.override)
         rounds.append(_watched("agentloop", "wall_s", run_ours))
+    expect(f"{scenario}: rows", len(work.rows), BATCH * options.steps)
+    check_our_work(work, all_steps(rounds))
     trl.sort(key=lambda one: statistics.median(step["step_s"] for step in all_steps(one["rounds"])))
     command = ours.train_command(model, options.steps, folder, options.override)
     return {
@@ -203,7 +221,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, help="keep models and runs in this folder, and use its models again")
     parser.add_argument("--json", type=Path, help="write every step of every run there")
     parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    add_quick_option(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.scenario, options.steps, options.warm_up, options.rounds = ["longtail", "tool-short"], 2, 1, 1
+        options.skip_trl = True
     if not 1 <= options.warm_up < options.steps:
         parser.error("--warm-up has to be at least 1 and smaller than --steps")
     return options
@@ -226,6 +248,8 @@ def main() -> None:
             results.append(measure(scenario, options, python, scratch))
             tables.append(describe(results[-1]))
             print(f"\n{tables[-1]}", flush=True)
+    if options.quick:
+        print(QUICK)
     if options.json:
         document = {"command": command, "hardware": hardware(), "scenarios": results}
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

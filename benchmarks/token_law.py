@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from law_material import BREAKS, LIMITS, SCHEMA, Chance, Engine, Follower, LookUp, Plan, Scripted
 from law_oracle import TemplateOracle, Violation, check_episode, observed
 from material import SHARED, add_tokenizer_option, existing, load_with_controls
+from quick import QUICK, add_quick_option, expect
 
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer
@@ -295,7 +296,10 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the results to this file")
     add_tokenizer_option(parser)
+    add_quick_option(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.turns = 400
 
     running = benches(options)
     wall, cpu, printed = time.perf_counter(), time.process_time(), 0.0
@@ -326,6 +330,11 @@ def main() -> None:
     if options.json:
         figures = {"turns": done, "episodes": episodes, "seconds": seconds, "cpu_s": cpu_seconds, "violations": 0}
         options.json.write_text(json.dumps(figures), encoding="utf-8")
+
+    expect("at least as many turns as asked for", done >= options.turns, True)
+    expect("every template was run and checked", all(b.turns > 0 and b.oracle.checked > 0 for b in running), True)
+    if options.quick:
+        print(QUICK)
 
     # No violation was found, so a planted fault was missed.
     if options.plant:

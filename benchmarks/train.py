@@ -1,6 +1,6 @@
 """Training alone, beside TRL's GRPOTrainer: same model, trajectories and core, in turn; tokens a second and memory.
 
-    python benchmarks/train.py [--model quickstart 30m] [--scenario equal longtail] [--core 0] [--record]
+    python benchmarks/train.py [--model quickstart 30m] [--scenario equal longtail] [--core 0] [--record | --quick]
 
 Ours is a rank of the trainer as `agentloop train` starts it, driven through `WorkerGroup`. TRL has an
 environment of its own (`.venv-trl`, made here); its `rollout_func` hands it the same trajectories, and what it spends
@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 import psutil
 import train_card
+from quick import QUICK, add_quick_option, expect
 from quiet import QUIET_CORES, OtherLoad
 from report import hardware, record, table
 from step import REPO, run, trl_python
@@ -143,6 +144,10 @@ async def ours(
             begin = time.perf_counter()
             sums = await group.accumulate(samples, temperature=1.0)
             taken = await group.step(sums["normalizer"])
+            completions = sum(len(row.completion) for row in trajectories(scenario, prompts, step))
+            expect("rows of a step", len(samples), prompts * GROUP)
+            expect("trained tokens of a step", int(sums["tokens"]), completions)
+            expect("a step has a gradient", taken["grad_norm"] > 0, True)
             found.append({"train_s": time.perf_counter() - begin, "grad_norm": taken["grad_norm"]})
         _, peak = resident_bytes(rank)
     finally:
@@ -264,6 +269,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tries", type=int, default=2, help="how often each micro-batch is tried, in turn")
     parser.add_argument("--json", type=Path, help="write every step of every run there")
     parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    add_quick_option(parser)
     return parser.parse_args()
 
 
@@ -281,8 +287,19 @@ def on_card(options: argparse.Namespace, command: str) -> bool:
     return met
 
 
+def quick() -> None:
+    """Ours alone, two steps of two groups of each scenario: rows, tokens and a gradient are as they should be."""
+    with tempfile.TemporaryDirectory() as folder:
+        for scenario in BOUND_SPEED:
+            asyncio.run(ours(QUICKSTART / "model", OURS["quickstart"], scenario, 2, 2, Path(folder)))
+    print(QUICK)
+
+
 def main() -> None:
     options = _options()
+    if options.quick:
+        quick()
+        return
     if options.device == "cuda":
         sys.exit(0 if on_card(options, shlex.join(["python", "benchmarks/train.py", *sys.argv[1:]])) else 1)
     python = trl_python(options.python)
