@@ -96,7 +96,7 @@ def _wait(program: int) -> int | None:
 
 def _reap() -> list[tuple[int, int]]:
     """Collect the children that have ended, adopted ones included."""
-    ended = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
