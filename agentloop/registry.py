@@ -1,8 +1,8 @@
 """Resolve the names in recipes and YAML files to objects.
 
-A name is `path.py:name` (a file of the user), `module.path.Class`, or an entry point that an
-installed package registered in one of the groups below. Entry points load the same way in every
-process.
+A name is an entry point that an installed package registered in one of the groups below,
+`path.py:name` (a file of the user), or `module.path.Class`. A registered name wins over a file or a
+folder that is spelled the same. Entry points load the same way in every process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import RegistryError
-from agentloop.imports import is_file_reference, load_from_file
+from agentloop.imports import foreign_package, is_file_reference, load_from_file
+from agentloop.text import clean, did_you_mean
 
 AGENTS, TOOLS, REWARDS = "agentloop.agents", "agentloop.tools", "agentloop.rewards"
 INTERACTIONS = "agentloop.interactions"
@@ -50,8 +51,8 @@ def load(group: str, name: str) -> Any:
     known = registered(group)
     if name not in known:
         raise RegistryError(
-            f"{name!r} is not registered in {group}; known: {', '.join(known) or 'none'}",
-            "install the package that registers it, or correct the name",
+            f"{clean(repr(name), 200)} is not registered in {group}; known: {', '.join(known) or 'none'}",
+            did_you_mean(name, known, "install the package that registers it, correct the name, or name path.py:name"),
         )
     entry = known[name]
     try:
@@ -64,7 +65,9 @@ def load(group: str, name: str) -> Any:
 
 
 def load_reference(reference: str, folder: Path, group: str, *, key: str = "class_name", modules: bool = True) -> Any:
-    """Return the object named by `path.py:name`, `module.path.Class`, or an entry point of `group`.
+    """Return the object named by an entry point of `group`, `path.py:name`, or `module.path.Class`.
+
+    A registered name wins over everything else that is spelled the same.
 
     Args:
         folder: base of a relative `path.py`.
@@ -75,8 +78,10 @@ def load_reference(reference: str, folder: Path, group: str, *, key: str = "clas
         ConfigError: the file is missing, raises when imported, or does not define the name.
         RegistryError: the entry point is unknown, or the import fails.
     """
+    if reference in registered(group):
+        return load(group, reference)
     if is_file_reference(reference):
-        return load_from_file(str(folder / reference), key)
+        return load_from_file(str(folder / Path(reference).expanduser()), key)
 
     module_name, _, attribute = reference.rpartition(".")
     if not module_name or not modules:
@@ -84,7 +89,10 @@ def load_reference(reference: str, folder: Path, group: str, *, key: str = "clas
     try:
         return getattr(import_module(module_name), attribute)
     except Exception as exc:
+        foreign = foreign_package(module_name.partition(".")[0])
+        hint = "install the package it is in, correct the name (module.path.Class), or name a file, path.py:Class"
+        if foreign is not None:
+            hint = f"{foreign} hides agentloop's package of that name: start elsewhere, or name a file, path.py:Class"
         raise RegistryError(
-            f"{key} {reference} cannot be imported: {type(exc).__name__}: {exc}",
-            "install the package it is in, or correct the name (module.path.ClassName)",
+            f"{key} {clean(reference, 200)} cannot be imported: {type(exc).__name__}: {exc}", hint
         ) from exc

@@ -7,6 +7,7 @@ visible text.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -111,6 +112,12 @@ def plain_json(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {plain_json(item)}" for key, item in value.items()) + "}"
     return str(value)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a fix that names the nearest of `known`, or `otherwise` if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 SECRET_KEY = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?)$", re.IGNORECASE)

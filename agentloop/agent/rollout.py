@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.agent.base import AgentLoop
-from agentloop.agent.loading import load_agent
+from agentloop.agent.loading import Agents, load_agent
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.agent.single_turn import SingleTurnAgent
 from agentloop.chat import ChatRenderer, load_tokenizer
@@ -61,7 +61,7 @@ async def rollout(
         rows: a data source as in `data.train` of a recipe (a file, `data.py:function`, `hub:...`),
             or tasks.
         model: folder or hub id of the served model, for its tokenizer and chat template.
-        agent: an agent loop for all rows: the name of an installed one, or a class. None: the
+        agent: an agent loop for all rows: a registered name, `path.py:Class`, or a class. None: the
             row's `agent_name` chooses; `tool_agent` if it has none.
         tools, interactions: YAML files.
         reward: `path.py:function`, or a registered name; None: the sum of the step rewards.
@@ -98,7 +98,8 @@ async def rollout(
         tasks = tasks[:max_rows]
         names = {task.agent_name for task in tasks}
         if agent is None:
-            agents = {name: load_agent(name) for name in names}
+            found = Agents({})
+            agents = {name: found.get(name, "a row") for name in names}
         else:
             agents = dict.fromkeys(names, load_agent(agent) if isinstance(agent, str) else agent)
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ConfigError
+from agentloop.imports import DISTRIBUTION, PACKAGES, is_ours, package_place
 from agentloop.text import hide_override
-
-PACKAGES = ("agentloop", "rollout_server", "trainer", "tools", "recipes")
-MARKER = "AGENTLOOP_PACKAGE"
-"""Each package of this project sets `AGENTLOOP_PACKAGE = "<distribution>"` in `__init__.py`."""
-
-DISTRIBUTION = "agentloop-rl"
 
 
 @dataclass(frozen=True)
@@ -34,11 +27,8 @@ def package_origins() -> list[PackageOrigin]:
     """Find the packages without importing them, because an import would run unknown code."""
     origins = []
     for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        path = spec.origin if spec and spec.origin else None
-        if path is None and spec and spec.submodule_search_locations:  # a namespace package has folders only
-            path = next(iter(spec.submodule_search_locations), None)
-        origins.append(PackageOrigin(name, path, _is_ours(name, path)))
+        place = package_place(name)
+        origins.append(PackageOrigin(name, str(place) if place else None, place is not None and is_ours(place)))
     return origins
 
 
@@ -90,15 +80,6 @@ def environment() -> dict[str, Any]:
         "packages": {origin.name: origin.path for origin in package_origins()},
         "argv": [hide_override(word) for word in sys.argv[1:]],
     }
-
-
-def _is_ours(name: str, path: str | None) -> bool:
-    if path is None or not path.endswith("__init__.py"):
-        return False
-    try:
-        return f'{MARKER} = "{DISTRIBUTION}"' in Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
 
 
 def _memory_bytes() -> int:

@@ -14,7 +14,7 @@ from agentloop.chat.proof.proof import Proof, Verdict, prove
 from agentloop.chat.renderer import ChatRenderer
 from agentloop.chat.tokenizer import load_tokenizer
 from agentloop.errors import ConfigError, ModelError
-from agentloop.yaml_file import compose
+from agentloop.imports import compose
 
 STYLES = {"prompt": "", "model": "bold cyan", "template": "yellow"}
 PLAIN_WIDTH = 120

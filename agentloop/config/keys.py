@@ -158,12 +158,6 @@ def put_text(data: Any, place: Sequence[str], value: str) -> None:
         data[place[-1]] = value
 
 
-def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:
-    """Return a fix that names the nearest of `known`, or `otherwise` if none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else otherwise
-
-
 def nearest(key: str, known: Sequence[str]) -> str:
     """Return the fix for an unknown dotted key: the nearest key, also one of another section."""
     section, _, last = key.rpartition(".")

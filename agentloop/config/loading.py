@@ -20,9 +20,8 @@ from agentloop.config.messages import explain, value_fault
 from agentloop.config.overrides import apply_override
 from agentloop.config.run import logger_sections
 from agentloop.errors import ConfigError
-from agentloop.imports import is_file_reference
+from agentloop.imports import compose, is_file_reference, read_yaml_text
 from agentloop.registry import AGENTS, DATASETS, REWARDS, registered
-from agentloop.yaml_file import compose, read_yaml_text
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -93,7 +92,7 @@ def read_config(path: Path, model: type[BaseModel] | None = None) -> dict[str, A
     except Exception as exc:  # yaml.YAMLError: yaml is omegaconf's dependency, not ours
         if type(exc).__module__.split(".")[0] != "yaml":
             raise
-        from agentloop.yaml_file import describe_yaml_error
+        from agentloop.imports import describe_yaml_error
 
         raise ConfigError(f"{path} is not valid YAML: {describe_yaml_error(exc)}", "correct that line") from exc
     assert isinstance(data, dict)

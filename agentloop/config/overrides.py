@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from agentloop.config.keys import annotation_at, is_list, is_text, item_of, known_keys, nearest, put_text, written_texts
 from agentloop.config.run import logger_sections
 from agentloop.errors import ConfigError
+from agentloop.imports import compose, describe_yaml_error
 from agentloop.text import clean, hide_override
-from agentloop.yaml_file import compose, describe_yaml_error
 
 Anchor = Callable[[str, Any], Any]
 """(key, value) -> the value with its relative paths made absolute."""

@@ -7,12 +7,12 @@ conversation would be a different task.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from agentloop.data.tasks import CutText, Tasks
-from agentloop.errors import DataError, ModelError, RegistryError
+from agentloop.errors import DataError, ModelError
 from agentloop.types import Message, Task
 
 Overlong = Literal["drop", "error", "left", "right", "middle"]
@@ -91,7 +91,6 @@ def check_tasks(
     schemas: list[dict[str, Any]] | None,
     limit: int,
     overlong: Overlong,
-    agents: Iterable[str],
     context: int | None = None,
     check: Callable[[Task, str], None] = lambda _task, _where: None,
     on_row: Callable[[int, int], None] = lambda _done, _total: None,
@@ -103,29 +102,23 @@ def check_tasks(
         schemas: schemas of the tools that the run offers; None: no tools.
         limit: maximum tokens of a first prompt.
         overlong: what to do with a longer one.
-        agents: the installed agent loops.
         context: longest sequence of the model; None: unknown.
-        check: an additional check of a task; the second argument names its row.
+        check: an additional check of a task, such as of its agent; the second argument names the
+            row.
         on_row: called with the number of rows done and the total.
 
     Raises:
         DataError: a row is wrong, a prompt is too long with `overlong: error`, no row is left, or
             an image cannot be read.
         ModelError: the chat template cannot render a prompt.
-        RegistryError: a row names an agent loop that is not installed. Each names file and row.
+        UserError: what `check` raises. Each names file and row.
     """
-    known = set(agents)
     named = PromptLimit.of(limit, context)
     found = ValidatedRows(tasks, limit=named)
     kept: list[int] = []
     cuts: dict[int, CutText] = {}
     for index, (task, names_agent) in enumerate(tasks.walk()):
         where = f"{key}: {tasks.where(index)}"
-        if task.agent_name not in known:
-            raise RegistryError(
-                f"{where} has agent_name {task.agent_name!r}; known: {', '.join(sorted(known))}",
-                "correct the row, or install the package that registers this agent (`agentloop agents list`)",
-            )
         check(task, where)
 
         found.without_agent += not names_agent

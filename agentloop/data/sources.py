@@ -134,8 +134,9 @@ def open_rows(
 
 
 def _open(name: str, key: str, options: Mapping[str, Any], budget: _Budget) -> Iterator[Source]:
-    if is_file_reference(name):
-        yield MadeRows(name, load_reference(name, Path(), DATASETS, key=key), options, key)
+    # A registered name wins over a file or a folder of that name.
+    if name in registered(DATASETS) or is_file_reference(name):
+        yield MadeRows(name, load_reference(name, Path(), DATASETS, key=key, modules=False), options, key)
         return
     if name.startswith(HUB):
         yield ArrowRows(name, Path(), open_hub(name, key))
@@ -148,10 +149,8 @@ def _open(name: str, key: str, options: Mapping[str, Any], budget: _Budget) -> I
     elif path.is_dir() or re.search(r"[*?\[]", name):
         for file in _shards(path, key):
             yield _open_file(file, key, budget)
-    elif path.exists() or path.suffix or path.name != name:
+    elif path.suffix or path.name != name or path.exists():
         yield _open_file(path, key, budget)
-    elif name in registered(DATASETS):
-        yield MadeRows(name, load_reference(name, Path(), DATASETS, key=key, modules=False), options, key)
     else:
         known = ", ".join(registered(DATASETS)) or "none"
         raise DataError(f"{key}: {name} does not exist and is not registered (registered: {known})", SPELLINGS)

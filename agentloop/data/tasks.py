@@ -9,9 +9,12 @@ from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 
+from agentloop.data.hub import HUB
 from agentloop.data.messages import decoded, read_messages, without_nulls
 from agentloop.data.sources import Rows, open_rows
 from agentloop.errors import DataError
+from agentloop.files import is_file
+from agentloop.imports import is_file_reference
 from agentloop.types import TOOL_KWARGS, Message, Task
 
 IMAGE_MARK = "<image>"
@@ -134,9 +137,7 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str, ro
     prompt = without_nulls(prompt) if fills_nulls else prompt
     messages = read_messages(prompt, f"{where}: column 'prompt'", f"{where}, prompt message", images=True)
 
-    agent = row.get("agent_name") or default_agent
-    if not isinstance(agent, str):
-        raise DataError(f"{where}: column 'agent_name' is {agent!r}", "write the name of an agent loop")
+    agent = _agent(row.get("agent_name"), where, folder) or default_agent
 
     reward_model = _object(row.get("reward_model"), f"{where}: column 'reward_model'")
     extra_info = read_extra_info(row.get("extra_info"), f"{where}: column 'extra_info'", fills_nulls=fills_nulls)
@@ -154,6 +155,27 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str, ro
         reward_style=str(reward_model.get("style") or "rule"),
         extra_info=extra_info,
     )
+
+
+def _agent(name: Any, where: str, folder: Path) -> str | None:
+    """Return a row's agent; a `path.py:Class` beside the row's file becomes absolute.
+
+    Raises:
+        DataError: it is not text, or rows of the hub name a file: they may not choose code to run.
+    """
+    if name is None or name == "":
+        return None
+    if not isinstance(name, str):
+        raise DataError(f"{where}: column 'agent_name' is {name!r}", "write the name of an agent loop")
+    if not is_file_reference(name):
+        return name
+    if where.startswith(HUB):
+        raise DataError(
+            f"{where} names code to run: agent_name {name!r}", "name the class in the recipe, agents.<name>.class"
+        )
+    path, _, attribute = name.rpartition(":")
+    found = folder / path
+    return f"{found.resolve()}:{attribute}" if folder != Path() and is_file(found) else name
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from agentloop.imports import read_entries
 from agentloop.interaction.base import Interaction
 from agentloop.interaction.session import InteractionSession
 from agentloop.registry import INTERACTIONS, load, load_reference, registered
+from agentloop.text import did_you_mean
 from agentloop.types import Task
 
 
@@ -47,7 +48,11 @@ class Interactions:
             if name not in known:
                 raise ConfigError(
                     f"{where} names the interaction {name!r}; known: {', '.join(known) or 'none'}",
-                    "correct the row, add it to the YAML that `interactions` names, or install its package",
+                    did_you_mean(
+                        name,
+                        known,
+                        "correct the row, add it to the YAML that `interactions` names, or install its package",
+                    ),
                 )
             self.named[name] = _create(load(INTERACTIONS, name), {}, f"interaction {name!r}")
         return name
@@ -71,12 +76,14 @@ def load_interactions(path: Path) -> Interactions:
     Raises:
         ConfigError: naming file, entry and class.
     """
-    entries = read_entries(path, "interaction", "{name: .., class_name: .., config: {..}}", ConfigError)
+    entries = read_entries(
+        path, "interaction", "{name: .., class_name: .., config: {..}}", ConfigError, ("name", "class_name", "config")
+    )
     named: dict[str, Interaction] = {}
 
     for number, entry in enumerate(entries, 1):
         where = f"{path}, interaction {number}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
+        if not isinstance(entry.get("class_name"), str):
             raise ConfigError(f"{where} has no class_name", "name a class, for instance my_pkg.users.PatientUser")
         name = str(entry.get("name") or entry["class_name"])
         if name in named:
@@ -85,7 +92,10 @@ def load_interactions(path: Path) -> Interactions:
             kind = load_reference(entry["class_name"], path.parent, INTERACTIONS)
         except (ConfigError, RegistryError) as exc:
             raise ConfigError(f"{where}: {exc.message}", exc.hint) from exc
-        named[name] = _create(kind, entry.get("config") or {}, f"{where}: {entry['class_name']}")
+        config = entry.get("config") or {}
+        if not isinstance(config, dict):
+            raise ConfigError(f"{where}: config is not a mapping", "write config: {key: value}")
+        named[name] = _create(kind, config, f"{where}: {entry['class_name']}")
     return Interactions(named)
 
 

@@ -11,8 +11,14 @@ from agentloop.errors import ToolConfigError
 from agentloop.registry import TOOLS
 from agentloop.runtime.isolation import Caller, close, isolate
 from agentloop.runtime.processes import ProcessWorkers
+from agentloop.text import did_you_mean
 from agentloop.tool.base import Tool
 from agentloop.types import ToolResult
+
+DOCSTRING = (
+    "write a docstring whose first line says what the tool does, with a section `Args:` that has a line "
+    "`name: description` for each argument; types are those of JSON, such as str, int, float, bool, list[str], dict"
+)
 
 ISOLATION_KEYS = ("run_in", "workers", "memory_mb")
 
@@ -41,20 +47,21 @@ class FunctionTool(Tool):
         reference: str | None = None,
         folder: Path = Path(),
     ) -> None:
-        from transformers.utils import get_json_schema
-
-        super().__init__(dict(config or {}), get_json_schema(function))
+        super().__init__(dict(config or {}), function_schema(function))
         unknown = [key for key in self.config if key not in (*ISOLATION_KEYS, "type")]
         if unknown:
-            raise ToolConfigError(f"{self.name}: config has the unknown key {unknown[0]!r}", _known())
+            raise ToolConfigError(
+                f"{self.name}: config has the unknown key {unknown[0]!r}",
+                did_you_mean(str(unknown[0]), ISOLATION_KEYS, f"known keys: {', '.join(ISOLATION_KEYS)}"),
+            )
 
         run_in = self.config.get("run_in", "thread")
         workers, memory = self.config.get("workers"), self.config.get("memory_mb")
         if run_in not in ("thread", "process", "inline"):
             raise ToolConfigError(f"{self.name}: config.run_in is {run_in!r}", "one of: thread, process, inline")
-        for key, value in (("workers", workers), ("memory_mb", memory)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ToolConfigError(f"{self.name}: config.{key} is {value!r}", "give a positive integer")
+        for key, value, most in (("workers", workers, 4096), ("memory_mb", memory, 2**40)):
+            if value is not None and (type(value) is not int or not 1 <= value <= most):
+                raise ToolConfigError(f"{self.name}: config.{key} is {value!r}", f"give an integer from 1 to {most}")
         if run_in == "inline" and inspect.iscoroutinefunction(function):
             run_in = "thread"  # an async function runs on the event loop anyway
 
@@ -79,5 +86,34 @@ class FunctionTool(Tool):
         close(self._call)
 
 
-def _known() -> str:
-    return f"known keys: {', '.join(ISOLATION_KEYS)}"
+def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the tool schema of a function, from its type hints and its docstring.
+
+    Raises:
+        ToolConfigError: an argument has no name, no type hint or no description, or a type cannot
+            be written as JSON schema.
+    """
+    from transformers.utils import get_json_schema
+
+    name = function.__name__
+    if not name.isidentifier():
+        raise ToolConfigError(f"the function {name} has no name of its own", "write it with def")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError as exc:
+        raise ToolConfigError(f"{name}: its arguments cannot be read: {exc}", "wrap it in a function") from exc
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ToolConfigError(
+                f"{name}: argument {parameter} cannot be filled by a model, which gives each argument by its name",
+                "write every argument with a name and a type hint, e.g. city: str",
+            )
+        if parameter.annotation is inspect.Parameter.empty:
+            raise ToolConfigError(
+                f"{name}: argument {parameter.name} has no type hint", f"write {parameter.name}: str, or another type"
+            )
+    try:
+        return dict(get_json_schema(function))
+    except Exception as exc:  # exceptions of transformers, and those of evaluating the hints
+        reason = str(exc).replace("Cannot generate JSON schema for " + name + " because ", "").strip()
+        raise ToolConfigError(f"{name} cannot become a tool: {reason}", DOCSTRING) from exc

@@ -15,6 +15,8 @@ from agentloop.tool.function import FunctionTool
 from agentloop.tool.schema import read_schema
 from agentloop.tool.session import Toolset
 
+KEYS = ("class_name", "config", "tool_schema")
+
 
 def load_toolset(path: Path) -> Toolset:
     """Load a tool YAML: `tools: [{class_name, config, tool_schema}]`.
@@ -26,14 +28,14 @@ def load_toolset(path: Path) -> Toolset:
     Raises:
         ToolConfigError: naming file, entry and class.
     """
-    entries = read_entries(path, "tools", "{class_name, config, tool_schema}", ToolConfigError)
+    entries = read_entries(path, "tools", "{class_name, config, tool_schema}", ToolConfigError, KEYS)
     return Toolset(
         [_load_tool(entry, path.parent, f"{path}, tool {number}") for number, entry in enumerate(entries, 1)]
     )
 
 
-def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
+def _load_tool(entry: dict[str, Any], folder: Path, where: str) -> Tool:
+    if not isinstance(entry.get("class_name"), str):
         raise ToolConfigError(f"{where} has no class_name", "name a class, for instance tools.calculator.Calculator")
     class_name = entry["class_name"]
     try:
@@ -41,8 +43,14 @@ def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
     except (ConfigError, RegistryError) as exc:
         raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
 
+    config = entry.get("config") or {}
+    if not isinstance(config, dict):
+        raise ToolConfigError(f"{where}: config is not a mapping", "write config: {key: value}")
     if inspect.isfunction(kind):
-        return FunctionTool(kind, entry.get("config"), class_name, folder)
+        try:
+            return FunctionTool(kind, config, class_name, folder)
+        except ToolConfigError as exc:
+            raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
     if not (inspect.isclass(kind) and issubclass(kind, Tool)):
         raise ToolConfigError(
             f"{where}: {class_name} is not a Tool", "subclass agentloop.Tool, or name a plain function"
@@ -61,7 +69,7 @@ def _load_tool(entry: Any, folder: Path, where: str) -> Tool:
         raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")
     schema = read_schema(schema, f"{where}: the tool_schema of {class_name}")
     try:
-        return kind(entry.get("config") or {}, schema)
+        return kind(config, schema)
     except UserError:
         raise
     except Exception as exc:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.agent.base import AgentLoop
-from agentloop.agent.loading import load_agent
+from agentloop.agent.loading import Agents
 from agentloop.agent.runner import EpisodeRunner, OnFault
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.images import load_image_tokens
@@ -20,7 +20,6 @@ from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
 from agentloop.errors import ModelError, ServerError
 from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.model_folder import ModelFolder
-from agentloop.registry import AGENTS, registered
 from agentloop.reward.loading import RewardFunction, close_reward, load_reward, reads_ground_truth
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
@@ -147,7 +146,9 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
             images=load_image_tokens(model_path),
         )
 
-    with console.phase("load tools and reward"):
+    with console.phase("load agents, tools and reward"):
+        agents = Agents(recipe.agents, recipe.folder)
+        agents.get(recipe.data.default_agent, "data.default_agent")
         toolset = load_toolset(recipe.tools) if recipe.tools else Toolset()
         reward = load_reward(recipe.reward)
         interactions = load_interactions(recipe.interactions) if recipe.interactions else Interactions()
@@ -163,6 +164,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         found = RowCounts(f"data.{split}")
 
         def check(task: Task, where: str, found: RowCounts = found) -> None:
+            agents.get(task.agent_name, where)
             name = interactions.check(task, where)
             if name is not None:
                 answered.add(name)
@@ -179,7 +181,9 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
             console.warn(warning)
 
     names = sorted(set().union(*(found.agents for found in splits.values())))
-    agents = {name: load_agent(name) for name in names}
+    for name in recipe.agents:
+        if name not in names:
+            console.notice(f"agents.{name}: rows run {', '.join(names)}, so these limits are not used")
     with console.phase("prove chat template"):
         proof = prove(renderer, toolset.schemas or None, count=conversations)
         if names != [SINGLE_TURN]:
@@ -196,7 +200,7 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         model_path=model_path,
         renderer=renderer,
         proof=proof,
-        agents=agents,
+        agents={name: agents.get(name, "a row") for name in names},
         toolset=toolset,
         interactions=interactions,
         reward=reward,
@@ -231,7 +235,6 @@ def _checked(
         schemas=schemas,
         limit=data.max_prompt_tokens,
         overlong=data.overlong,
-        agents=registered(AGENTS),
         context=context,
         check=check,
         on_row=console.phase_progress,

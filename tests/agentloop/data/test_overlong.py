@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agentloop.chat import ChatRenderer
 from agentloop.data import Tasks, ValidatedRows, check_tasks, load_tasks
 from agentloop.data.overlong import cut_prompt
-from agentloop.errors import DataError, ModelError, RegistryError
+from agentloop.errors import DataError, ModelError
 from agentloop.types import Message
 
 
@@ -27,13 +27,8 @@ def user(text: Any, **columns: Any) -> dict[str, Any]:
 
 
 def check(tasks: Tasks, renderer: ChatRenderer, **changes: Any) -> ValidatedRows:
-    options: dict[str, Any] = {"schemas": None, "limit": 1000, "overlong": "drop", "agents": ["a", "b"]}
+    options: dict[str, Any] = {"schemas": None, "limit": 1000, "overlong": "drop"}
     return check_tasks(tasks, "data.train", renderer=renderer, **{**options, **changes})
-
-
-def test_an_unknown_agent_names_row_name_and_the_known(tmp_path: Path, renderer: ChatRenderer) -> None:
-    with pytest.raises(RegistryError, match=r"data.train: .*a.jsonl, row 2 has agent_name 'c'; known: a, b"):
-        check(tasks_of(tmp_path, user("1"), user("1", agent_name="c")), renderer)
 
 
 def test_the_pass_says_what_it_found(tmp_path: Path, renderer: ChatRenderer) -> None:
