@@ -141,7 +141,7 @@ def test_a_misspelt_key_of_agents_is_refused(tmp_path: Path) -> None:
     [
         (load_toolset, "tools: [{class_name: gsm8k, confg: {}}]", "did you mean 'config'"),
         (load_toolset, "tools: [{class_name: gsm8k, tool_shcema: {}}]", "did you mean 'tool_schema'"),
-        (load_toolset, f"tools: [{{class_name: {CALCULATOR}, tool_schema: {{function: x}}}}]", "no function with a name"),
+        (load_toolset, f"tools: [{{class_name: {CALCULATOR}, tool_schema: {{function: x}}}}]", "no function"),
         (load_toolset, f"tools: [{{class_name: {CALCULATOR}, config: [1]}}]", "not a mapping"),
         (load_toolset, "tools: [{class_name: mine.lookup}]", r"path\.py:Class"),
         (load_toolset, "tools: [x]", "not a mapping"),
