@@ -15,7 +15,7 @@ import uvicorn
 
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
-from agentloop.model_folder import CONFIG_FILE, ModelFolder, download
+from agentloop.model_folder import CONFIG_FILE, ModelFolder
 from rollout_server.api.app import build_app
 from rollout_server.api.connection import limited
 from rollout_server.engines import engine_factory
@@ -49,7 +49,7 @@ def serve(settings: ServerSettings) -> int:
     # Cheap checks first: report a missing token, a wrong path or a taken port before the model is
     # loaded.
     settings.check_tokens()
-    check_model(settings.model)
+    check_model(settings)
     sock = bind(settings.host, settings.port)
 
     router, fleet = build_router(settings)
@@ -115,15 +115,7 @@ def engine_info(settings: ServerSettings) -> EngineInfo:
             model's.
     """
     model, context_length = settings.model, settings.context_length
-    folder = ModelFolder(Path(model))
-    if not folder.has_config:
-        try:
-            folder = ModelFolder(download(model, [CONFIG_FILE]))
-        except OSError as exc:
-            raise ModelError(
-                f"the config.json of {model} could not be downloaded: {exc}", "download the model"
-            ) from exc
-
+    folder = ModelFolder.resolve(model, [CONFIG_FILE], key="--model")
     vocab, longest = folder.vocab_size, folder.context_length or context_length
     if not vocab or not longest:
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,8 +11,10 @@ from pydantic import ValidationError
 
 from agentloop.config.loading import validate
 from agentloop.config.server import ServerSettings
-from agentloop.errors import ConfigError, ModelError
-from agentloop.model_folder import ModelFolder
+from agentloop.errors import ConfigError
+from agentloop.model_folder import CONFIG_FILE, ModelFolder, check_tensors, find_model
+
+log = logging.getLogger("rollout_server")
 
 SettingsT = TypeVar("SettingsT", bound=ServerSettings)
 
@@ -42,17 +45,20 @@ def load_settings(model: type[SettingsT], file: Path | None, options: dict[str, 
         raise ConfigError(message, "see agentloop serve --help") from None
 
 
-def check_model(path: str) -> None:
-    """Refuse a path that cannot be a model; engines find other faults when they load it.
+def check_model(settings: ServerSettings) -> None:
+    """Refuse a model that cannot be served, before an engine starts; download one of the hub.
 
     Raises:
-        ModelError: it is neither a model folder nor a hub id.
+        ModelError: it is neither a model folder nor a hub id, or its files cannot be served.
     """
-    folder = Path(path)
-    if folder.exists() and not ModelFolder(folder).has_config:
-        raise ModelError(f"{path} has no config.json", "give a folder with config.json and safetensors")
-    if not folder.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise ModelError(f"there is no model at {path}", "give a folder with config.json and safetensors, or a hub id")
+    if settings.replica_urls or settings.engine not in ("torch", "sglang"):
+        ModelFolder.resolve(settings.model, [CONFIG_FILE], key="--model")
+        return
+    trust, sglang = settings.trust_remote_code, settings.engine == "sglang"
+    folder = find_model(settings.model, log.warning, trust_remote_code=trust, quantized=sglang, key="--model")
+    if sglang and folder.quantization is None:
+        # SGLang serves a tensor that no file holds with whatever the memory contained.
+        check_tensors(folder, trust_remote_code=trust)
 
 
 def _read(file: Path) -> dict[str, Any]:

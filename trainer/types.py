@@ -197,6 +197,7 @@ class LearnerSettings:
     seed: int
     reference: bool = False
     init: Literal["weights", "random"] = "weights"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from agentloop.config import AgentConfig, RewardConfig, SamplingConfig
 from agentloop.data import load_tasks
 from agentloop.errors import ConfigError
 from agentloop.interaction.loading import Interactions, load_interactions
-from agentloop.model_folder import ModelFolder
+from agentloop.model_folder import CONFIG_FILE, TOKENIZER_FILES, ModelFolder
 from agentloop.reward.loading import close_reward, load_reward
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
@@ -49,6 +49,7 @@ async def rollout(
     max_in_flight: int = 64,
     seed: int = 0,
     token: str | None = None,
+    trust_remote_code: bool = False,
 ) -> AsyncGenerator[list[Trajectory], None]:
     """Run an agent loop over rows, and yield each episode when it finishes.
 
@@ -71,6 +72,7 @@ async def rollout(
         max_in_flight: episodes that run at the same time.
         seed: equal seeds sample equal tokens, if the server is deterministic.
         token: bearer token of the server.
+        trust_remote_code: whether Python code of the model's folder may run (its tokenizer).
 
     Yields:
         The trajectories of one episode, the main one last.
@@ -85,9 +87,12 @@ async def rollout(
 
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(GenerateClient(url, token=token, max_connections=max_in_flight))
-        folder = ModelFolder.resolve(str(model))
+        folder = ModelFolder.resolve(str(model), (CONFIG_FILE, *TOKENIZER_FILES, "*.jinja"), key="model")
         model_path = str(folder.path)
-        renderer = ChatRenderer(load_tokenizer(model_path), images=load_image_tokens(model_path))
+        renderer = ChatRenderer(
+            load_tokenizer(model_path, trust_remote_code=trust_remote_code),
+            images=load_image_tokens(model_path, trust_remote_code=trust_remote_code),
+        )
         toolset = load_toolset(Path(tools)) if tools is not None else Toolset()
         stack.callback(toolset.close)
         named = load_interactions(Path(interactions)) if interactions is not None else Interactions()

@@ -63,7 +63,7 @@ class ImageTokens:
         return expanded
 
 
-def load_image_tokens(model_path: str) -> ImageTokens | None:
+def load_image_tokens(model_path: str, *, trust_remote_code: bool = False) -> ImageTokens | None:
     """Return how a model folder's processor counts images; None for a model without images.
 
     Supported are the families whose image processors merge patches: Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
@@ -76,7 +76,7 @@ def load_image_tokens(model_path: str) -> ImageTokens | None:
         return None
 
     placeholder = folder.image_token_id
-    processor = load_image_processor(model_path)
+    processor = load_image_processor(model_path, trust_remote_code=trust_remote_code)
     if placeholder is None or not hasattr(processor, "get_number_of_image_patches"):
         raise ModelError(
             f"cannot count the image tokens of a {folder.model_type} model: its processor does not report them",

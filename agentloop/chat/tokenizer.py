@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 from agentloop.errors import ModelError
-from agentloop.model_folder import ModelFolder
+from agentloop.model_folder import TOKENIZER_FILES, ModelFolder, load_pretrained, refuse_pointer
 
 SHORT, REMEMBERED = 24, 8192
 """Texts of at most `SHORT` characters are cached, up to `REMEMBERED`: keys, roles, names."""
@@ -18,16 +17,20 @@ SHORT, REMEMBERED = 24, 8192
 LONG, LONG_REMEMBERED = 32_000, 32
 """The latest longer texts are cached too: many rows share a system message with tool schemas."""
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
+"""Files that may hold a vocabulary. Without any, transformers would make an empty one."""
+
 _ONE = "\ue0a8"
 """A private-use character that serves as the only control token of a second tokenizer."""
 
 
-def load_tokenizer(path: str, *, model: bool = True) -> Any:
+def load_tokenizer(path: str, *, model: bool = True, trust_remote_code: bool = False) -> Any:
     """Load the Hugging Face tokenizer of a model folder or hub id.
 
     Args:
         path: the folder or id.
         model: require the folder of a model; False: a folder with only a tokenizer is enough.
+        trust_remote_code: whether Python code of the folder may run (`model.trust_remote_code`).
 
     `tokenizer.json` is read directly. transformers' `AutoTokenizer` imports torch, which would cost
     the process of the agent loops a second of CPU and 200 MB; it is used only if there is no such
@@ -38,26 +41,21 @@ def load_tokenizer(path: str, *, model: bool = True) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
-    folder = Path(path)
-    if model and folder.is_dir() and not ModelFolder(folder).has_config:
+    find = ModelFolder.resolve if model else ModelFolder.find
+    folder = find(path, ("config.json", *TOKENIZER_FILES, "*.jinja")).path
+    loader: Any = PreTrainedTokenizerFast
+    if not any((folder / name).is_file() for name in VOCABULARIES):
         raise ModelError(
-            f"model.path {path} has no config.json", "give the folder of a Hugging Face model, or a hub id"
+            f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}",
+            "copy the tokenizer's files from the published model",
         )
+    if (folder / "tokenizer.json").is_file():
+        refuse_pointer(folder / "tokenizer.json")
+    else:
+        from transformers import AutoTokenizer as loader
 
-    try:
-        if folder.is_dir() and not (folder / "tokenizer.json").is_file():
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        else:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    except (OSError, ValueError) as exc:
-        reason = str(exc).strip().splitlines()[0]
-        raise ModelError(
-            f"cannot load a tokenizer from model.path {path}: {reason}",
-            "give a folder with config.json, tokenizer.json and tokenizer_config.json, or the id of a model on the hub",
-        ) from exc
-
+    what = "the tokenizer (tokenizer.json, tokenizer_config.json)"
+    tokenizer = load_pretrained(loader, str(folder), what, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ModelError(
             f"{path} has no fast tokenizer (tokenizer.json)", "convert it with transformers' AutoTokenizer"

@@ -28,6 +28,9 @@ class RunConfig(Section):
         return self
 
 
+TRUST = "run Python code that the model's folder brings (auto_map), with your rights; false: such a model is refused"
+
+
 class ModelConfig(Section):
     """The policy."""
 
@@ -43,6 +46,7 @@ class ModelConfig(Section):
         "message describes the tools, for templates without tools",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of engine and trainer")
+    trust_remote_code: bool = Field(False, description=TRUST)
 
 
 class CheckpointConfig(Section):

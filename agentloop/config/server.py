@@ -73,6 +73,9 @@ class ServerSettings(EngineOptions):
         (), description="route to a server that already runs, instead of starting one"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the weights")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that the model's folder brings (auto_map); else such a model is refused"
+    )
     fast_path: bool = Field(True, description="use the torch engine's own decoder for architectures that it knows")
     deterministic: Literal["off", "auto", "on"] = Field(
         "off",

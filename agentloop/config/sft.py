@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from agentloop.config.run import LoggerConfig, logger_sections
+from agentloop.config.run import TRUST, LoggerConfig, logger_sections
 from agentloop.config.section import FolderName, Processes, Section, Switch
 from agentloop.config.trainer import FsdpConfig, LoraConfig, OptimConfig
 
@@ -52,6 +52,7 @@ class SftModel(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="compute dtype; master weights and optimizer are float32"
     )
+    trust_remote_code: bool = Field(False, description=TRUST)
 
 
 class SftRunConfig(Section):

@@ -107,7 +107,7 @@ def read_layout(path: Path) -> list[TensorSpec]:
         header = json.loads(text)
         header.pop("__metadata__", None)
         specs = [_spec(name, entry, 8 + length) for name, entry in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise LayoutError(f"{path} cannot be read: its header is damaged: {exc!r}") from exc
 
     # In the order of the file, each tensor must begin where the one before it ends, up to the end.
@@ -125,6 +125,8 @@ def read_layout(path: Path) -> list[TensorSpec]:
 def _spec(name: str, entry: dict[str, Any], start: int) -> TensorSpec:
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(length) for length in entry["shape"])
+    if entry["dtype"] not in _NAMES:
+        raise ValueError(f"{name!r} has the dtype {entry['dtype']}, which is not supported")
     spec = TensorSpec(name, _NAMES[entry["dtype"]], shape, start + begin, start + end)
     if end - begin != tensor_bytes(spec.dtype, shape):
         raise ValueError(f"{name!r} has {end - begin} bytes, which do not fit its shape {list(shape)}")

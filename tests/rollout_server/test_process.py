@@ -90,7 +90,7 @@ def test_a_taken_port_is_named_with_the_way_out(server: str, model_dir: Path) ->
     ("arguments", "says"),
     [
         (["--model", "{empty}"], "has no config.json"),
-        (["--model", "{empty}/nowhere"], "there is no model at"),
+        (["--model", "{empty}/nowhere"], "does not exist"),
         (["--model", "{model}", "--weights", "{empty}"], "lacks safetensors files"),
     ],
     ids=["no model", "no folder", "no weights"],

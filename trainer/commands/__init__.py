@@ -157,6 +157,9 @@ def export_options(
         str | None, typer.Option(help="the model that the run started from, if it has moved: a folder or a hub id")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace an existing model in --out")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="as model.trust_remote_code of a recipe; default: the run's")
+    ] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder: weights, config, tokenizer, chat template.
 
@@ -180,4 +183,7 @@ def export_options(
     """
     from trainer.commands.export import export_command
 
-    raise typer.Exit(export_command(source, out, step=step, dtype=dtype, model=model, force=force))
+    code = export_command(
+        source, out, step=step, dtype=dtype, model=model, force=force, trust_remote_code=trust_remote_code
+    )
+    raise typer.Exit(code)

@@ -11,7 +11,7 @@ from agentloop.commands.template_report import summary
 from agentloop.config import Recipe, SftRecipe
 from agentloop.config.loading import load_config, read_config
 from agentloop.errors import DataError
-from agentloop.model_folder import ModelFolder, check_target
+from agentloop.model_folder import check_target, check_tensors, find_model
 from agentloop.types import Task
 from trainer.console.console import Console
 from trainer.loggers import check_loggers
@@ -36,7 +36,7 @@ def check_command(config: Path, overrides: list[str], *, conversations: int) -> 
     recipe = load_config(Recipe, file, overrides)
     with Console() as console:
         check_loggers(recipe.loggers)
-        inputs = prepare(recipe, console, conversations=conversations)
+        inputs = prepare(recipe, console, conversations=conversations, compare_tensors=True)
         for line in summary(inputs.proof, inputs.renderer):
             console.notice(line.plain)
         for split, tasks in (("train", inputs.train), ("val", inputs.val)):
@@ -61,9 +61,14 @@ def _check_sft(recipe: SftRecipe) -> int:
         check_loggers(recipe.loggers)
         if recipe.out is not None:
             check_target(recipe.out, replace=True, source=recipe.model.path, key="out")
+        trust, weights = recipe.model.trust_remote_code, recipe.model.init == "weights"
+        with console.phase("check model files"):
+            folder = find_model(recipe.model.path, console.warn, trust_remote_code=trust, weights=weights)
+        if weights:
+            with console.phase("compare the model's tensors with its architecture"):
+                check_tensors(folder, trust_remote_code=trust)
         with console.phase("load tokenizer and template"):
-            path = str(ModelFolder.resolve(recipe.model.path).path)
-            model = recipe.model.model_copy(update={"path": path})
+            model = recipe.model.model_copy(update={"path": str(folder.path)})
             tokenizer = SftTokenizer.load(model, recipe.max_tokens, overlong=recipe.overlong)
         sources: list[tuple[str, str, str | list[str], int | None]]
         sources = [(stage.name, f"stages[{n}].data", stage.data, None) for n, stage in enumerate(recipe.stages)]

@@ -207,6 +207,7 @@ async def _unpack(recipe: Recipe, model_path: str, checkpoint: Path, weights: Pa
     command = [
         sys.executable, "-P", "-m", "agentloop.commands.main", "export", str(checkpoint), "--out", str(weights),
         "--dtype", recipe.model.dtype, "--model", model_path,
+        *(["--trust-remote-code"] if recipe.model.trust_remote_code else []),
     ]  # fmt: skip
     with log.open("wb") as file:
         process = await spawn(

@@ -8,7 +8,7 @@ from typing import Any
 
 from agentloop.config import CheckpointConfig
 from agentloop.errors import ConfigError, RunDirError
-from agentloop.model_folder import check_target
+from agentloop.model_folder import ModelFolder, check_target, code_warning
 from trainer.checkpoint_files import BrokenCheckpoint, read_state, verify
 from trainer.console.console import Console
 from trainer.run.rundir import CheckpointState, RunDir
@@ -27,7 +27,14 @@ class Source:
 
 
 def export_command(
-    source: Path, out: Path, *, step: str | None, dtype: str | None, model: str | None, force: bool
+    source: Path,
+    out: Path,
+    *,
+    step: str | None,
+    dtype: str | None,
+    model: str | None,
+    force: bool,
+    trust_remote_code: bool = False,
 ) -> int:
     """Run `agentloop export`; return the exit code.
 
@@ -50,7 +57,10 @@ def export_command(
     # Imports torch and transformers, so do it after the checks that need neither.
     from trainer.learner.export import export_checkpoint
 
+    trust = trust_remote_code or found.model.get("trust_remote_code") is True
     with Console() as console:
+        if warning := code_warning(ModelFolder(Path(model_path)), trust_remote_code=trust):
+            console.warn(warning)
         console.notice(f"checkpoint of step {found.step}: {found.path}")
         exported = export_checkpoint(
             found.path / "trainer",
@@ -59,6 +69,7 @@ def export_command(
             dtype=dtype,
             chat_template=Path(template) if template else None,
             lora_alpha=found.lora_alpha,
+            trust_remote_code=trust,
             on_progress=lambda done, size: console.progress(done >> 20, size >> 20, "MB written"),
         )
         console.close()

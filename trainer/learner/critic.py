@@ -64,6 +64,7 @@ class Critic:
             seed=settings.seed,
             device=device,
             kind=ValueModel,
+            trust_remote_code=settings.trust_remote_code,
         )
         # Zero weights: an untrained critic predicts 0 everywhere, the same on every rank.
         nn.init.zeros_(self.model.value_head.weight)

@@ -18,22 +18,34 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from agentloop.errors import ModelError, RunDirError
 from agentloop.files import partial_of, rename_folder
-from agentloop.model_folder import copy_tokenizer
+from agentloop.model_folder import (
+    CONFIG_FILE,
+    TOKENIZER_FILES,
+    ModelFolder,
+    check_files,
+    copy_tokenizer,
+    load_pretrained,
+)
+from agentloop.model_folder.pretrained import build_model, load_config
+from agentloop.model_folder.tensors import compare_with
 from agentloop.weights.layout import TensorSpec
-from trainer.learner.model.loading import local_folder
 from trainer.learner.model.lora import adapter_names, is_adapter, merged
 from trainer.learner.model.name_plan import plan_names
-from trainer.learner.model.policy import loader_of
 from trainer.learner.model.safetensors_folder import SafetensorsFolder
 from trainer.learner.weights.base import PublishedTensors, write_config
 from trainer.learner.weights.disk import MAX_SHARD_BYTES, Shards
 
 PREFIX = "model.lm."
 """Prefix of the language model's keys: `model` of the checkpoint, `lm` of `PolicyModel`."""
+
+CONFIG_FILES = (CONFIG_FILE, "generation_config.json", *TOKENIZER_FILES, "*.jinja")
+"""Files of the model that the run started from, which are enough without adapters."""
+
+STARTED_FROM = "the model that the run started from,"
 
 OnProgress = Callable[[int, int], None]
 
@@ -56,6 +68,7 @@ def export_checkpoint(
     dtype: str,
     chat_template: Path | None = None,
     lora_alpha: float | None = None,
+    trust_remote_code: bool = False,
     on_progress: OnProgress | None = None,
     shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
@@ -69,6 +82,7 @@ def export_checkpoint(
         chat_template: the template that the run used instead of the tokenizer's own; becomes the
             folder's.
         lora_alpha: `trainer.lora.alpha` of a run with adapters, which are merged.
+        trust_remote_code: the run's `model.trust_remote_code`.
         on_progress: called with the bytes written so far, and the total.
         shard_bytes: size at which a new file begins.
 
@@ -77,7 +91,7 @@ def export_checkpoint(
         ModelError: the model's configuration or tokenizer cannot be read.
     """
     saved = _SavedModel(tensors)
-    lm = _empty_model(model_path)
+    lm, source = _empty_model(model_path, trust_remote_code)
     saved.check(lm, model_path)
     merger = _Merger(saved, lm, model_path, lora_alpha)
 
@@ -103,7 +117,7 @@ def export_checkpoint(
                 on_progress(spec.end, size)
         shards.close()
 
-        _copy_generation_config(lm, model_path)
+        _copy_generation_config(lm, source)
         write_config(lm, dtype, partial)
         copy_tokenizer(model_path, partial, chat_template)
         rename_folder(partial, out)
@@ -147,9 +161,12 @@ class _Merger:
                 "give the run directory, or the checkpoint inside it",
             )
 
-        self._files = SafetensorsFolder(local_folder(model_path))
+        folder = ModelFolder.resolve(model_path, key=STARTED_FROM)
+        check_files(folder)
+        self._files = SafetensorsFolder(folder)
         plan = plan_names(lm, self._files)
         if isinstance(plan, str):
+            compare_with(lm, folder)
             raise ModelError(
                 f"{model_path} cannot be read tensor by tensor: {plan}",
                 "load it with transformers, save it with save_pretrained, and pass that folder as --model",
@@ -266,22 +283,22 @@ class _Reader(FileSystemReader):
         return self._metadata
 
 
-def _empty_model(model_path: str) -> PreTrainedModel:
-    """Build the model on meta."""
+def _empty_model(model_path: str, trust_remote_code: bool) -> tuple[PreTrainedModel, Path]:
+    """Build the model on meta; return it and its folder, where config and tokenizer are."""
     try:
-        config = AutoConfig.from_pretrained(model_path)
+        folder = ModelFolder.resolve(model_path, CONFIG_FILES, key=STARTED_FROM, code=trust_remote_code)
+        check_files(folder, weights=False)
+        config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            return loader_of(config)[0].from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as exc:
+            lm = build_model(config, str(folder.path), trust_remote_code=trust_remote_code, dtype=torch.float32)
+    except ModelError as exc:
         raise ModelError(
-            f"the model that the run started from, {model_path}, cannot be read: {exc}",
-            "name its folder with --model; config.json and the tokenizer's files are enough",
+            exc.message, f"{exc.hint}; or name another folder with --model: config.json and tokenizer are enough"
         ) from exc
+    return lm, folder.path
 
 
-def _copy_generation_config(lm: PreTrainedModel, model_path: str) -> None:
+def _copy_generation_config(lm: PreTrainedModel, folder: Path) -> None:
     """Copy the generation settings of the model that the run started from, if any."""
-    try:
-        lm.generation_config = GenerationConfig.from_pretrained(model_path)
-    except (OSError, ValueError):
-        return  # no such file: keep the values from the configuration
+    if (folder / "generation_config.json").is_file():
+        lm.generation_config = load_pretrained(GenerationConfig, str(folder), "generation_config.json")

@@ -79,7 +79,10 @@ class Learner:
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
 
         self._policy = self._load()
-        self._images = ImageReader(self._policy.lm, settings.model_path) if is_vision(self._policy.lm) else None
+        self._images: ImageReader | None = None
+        if is_vision(self._policy.lm):
+            trust = settings.trust_remote_code
+            self._images = ImageReader(self._policy.lm, settings.model_path, trust_remote_code=trust)
         self._saver = CheckpointSaver()
         self.publisher = WeightPublisher(self._policy.lm, settings.dtype)
 
@@ -136,6 +139,7 @@ class Learner:
             device=self._device,
             kind=PolicyModel,
             reference=reference,
+            trust_remote_code=settings.trust_remote_code,
         )
 
     def reset_optimizer(self, optim: OptimConfig, total_steps: int) -> None:

@@ -150,6 +150,7 @@ class ServerProcess:
                 **rollout.engine_options(),
                 "model": self._model_path,
                 "dtype": self._model.dtype,
+                "trust_remote_code": self._model.trust_remote_code,
                 "port": self._port,
                 "seed": self._seed,
                 "deterministic": rollout.determinism(self._model.dtype),

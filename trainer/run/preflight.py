@@ -19,7 +19,7 @@ from agentloop.config import Recipe
 from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
 from agentloop.errors import ModelError, ServerError
 from agentloop.interaction.loading import Interactions, load_interactions
-from agentloop.model_folder import ModelFolder
+from agentloop.model_folder import ModelFolder, check_tensors, find_model
 from agentloop.reward.loading import RewardFunction, close_reward, load_reward, reads_ground_truth
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
@@ -125,25 +125,35 @@ QUICK_PROOF = 40
 """Probe conversations at the start of a run: a third of a second. `agentloop check` uses 200."""
 
 
-def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROOF, train: bool = True) -> RunInputs:
+def prepare(
+    recipe: Recipe,
+    console: Console,
+    *,
+    conversations: int = QUICK_PROOF,
+    train: bool = True,
+    compare_tensors: bool = False,
+) -> RunInputs:
     """Load and check everything a run needs; print notices and warnings.
 
     Args:
         conversations: number of probe conversations for the chat template.
         train: whether to load the training rows.
+        compare_tensors: compare the model's tensors with its architecture now, which takes seconds;
+            trainer and server do so when they load it.
 
     Raises:
         UserError: something is wrong; the message has the fix.
     """
+    model_path = _checked_model(recipe, console, train=train, compare_tensors=compare_tensors)
+    trust = recipe.model.trust_remote_code
     with console.phase("load tokenizer and template"):
-        model_path = str(ModelFolder.resolve(recipe.model.path).path)
         renderer = ChatRenderer(
-            load_tokenizer(model_path),
+            load_tokenizer(model_path, trust_remote_code=trust),
             chat_template=_read_template(recipe.model.chat_template),
             tool_format=recipe.model.tool_format,
             chat_template_kwargs=recipe.model.chat_template_kwargs,
             tool_role=recipe.model.tool_role,
-            images=load_image_tokens(model_path),
+            images=load_image_tokens(model_path, trust_remote_code=trust),
         )
 
     with console.phase("load agents, tools and reward"):
@@ -210,6 +220,20 @@ def prepare(recipe: Recipe, console: Console, *, conversations: int = QUICK_PROO
         rows=RowOrder(len(rows), recipe.seed_for("data"), shuffle=recipe.data.shuffle),
         total_steps=recipe.run.steps or max(1, (recipe.run.epochs or 1) * len(rows) // recipe.rollout.batch_size),
     )
+
+
+def _checked_model(recipe: Recipe, console: Console, *, train: bool, compare_tensors: bool) -> str:
+    """Find and check the model's folder; return its path."""
+    model, trust = recipe.model, recipe.model.trust_remote_code
+    # Evaluated on a server that runs already, the model is only a tokenizer here.
+    weights = train or recipe.rollout.url is None
+    quantized = not train and recipe.rollout.engine == "sglang"
+    with console.phase("check model files"):
+        folder = find_model(model.path, console.warn, trust_remote_code=trust, weights=weights, quantized=quantized)
+    if compare_tensors and weights:
+        with console.phase("compare the model's tensors with its architecture"):
+            check_tensors(folder, trust_remote_code=trust)
+    return str(folder.path)
 
 
 def _checked(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.client.open_files import shortage
 from agentloop.config import Recipe
-from agentloop.errors import DiskError, InfrastructureError
+from agentloop.errors import DiskError, InfrastructureError, UserError
 from agentloop.weights.layout import tensor_bytes
 from trainer.console.console import Console
 from trainer.publishing.base import Publisher
@@ -198,6 +198,7 @@ def _start_workers(recipe: Recipe, inputs: RunInputs, run_dir: RunDir) -> Awaita
         seed=recipe.seed_for("trainer"),
         log_dir=run_dir.logs,
         reference=trainer.algorithm.kl_coef > 0,
+        trust_remote_code=recipe.model.trust_remote_code,
     )
 
 
@@ -206,18 +207,22 @@ async def _start_both(
 ) -> tuple[WorkerGroup, str]:
     """Start ranks and server concurrently; return the ranks and the server's URL.
 
-    If one fails, the other is awaited too, so that the stack can end it, and an infrastructure
-    error is raised before any other.
+    If one fails, the other is awaited too, so that the stack can end it. A user error (the model
+    cannot be loaded) is the cause of whatever else failed; then come infrastructure errors.
     """
     workers, url = results = await asyncio.gather(start_workers, start_server, return_exceptions=True)
     if not isinstance(workers, BaseException):
         stack.push_async_callback(workers.close)
 
     errors = [result for result in results if isinstance(result, BaseException)]
-    for error in sorted(errors, key=lambda error: not isinstance(error, InfrastructureError)):
+    for error in sorted(errors, key=_rank_of_error):
         raise error
     assert not isinstance(workers, BaseException) and not isinstance(url, BaseException)
     return workers, url
+
+
+def _rank_of_error(error: BaseException) -> int:
+    return 0 if isinstance(error, UserError) else 1 if isinstance(error, InfrastructureError) else 2
 
 
 async def _check_room(weights: WeightsFolder, workers: WorkerGroup, run_dir: RunDir, console: Console) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from agentloop.config import CheckpointConfig, SftRecipe, TrainerConfig
 from agentloop.files import partial_of, rename_folder
-from agentloop.model_folder import ModelFolder, check_target, copy_tokenizer
+from agentloop.model_folder import check_target, copy_tokenizer, find_model
 from agentloop.text import seconds
 from trainer.checkpoint_files import read_state
 from trainer.run.rundir import RunDir
@@ -94,7 +94,13 @@ class SftRun:
         out = recipe.out or self._dir.root / "model"
         if recipe.out is not None:
             check_target(out, replace=True, source=recipe.model.path, key="out")
-        model_path = str(ModelFolder.resolve(recipe.model.path).path)
+        folder = find_model(
+            recipe.model.path,
+            lambda warning: self._on_log({"event": f"warning: {warning}"}),
+            trust_remote_code=recipe.model.trust_remote_code,
+            weights=recipe.model.init == "weights",
+        )
+        model_path = str(folder.path)
         if self._resume:
             # -1 without a checkpoint: the first evaluation is repeated
             self._dir.rewind(self.done or -1, lambda text: self._on_log({"event": text}))
@@ -151,6 +157,7 @@ class SftRun:
             seed=recipe.seed,
             log_dir=self._dir.logs,
             init=recipe.model.init,
+            trust_remote_code=recipe.model.trust_remote_code,
         )
 
     # -- data --------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class SftTokenizer:
         Raises:
             ModelError: there is no tokenizer, or the recipe's chat template cannot be used.
         """
-        tokenizer = load_tokenizer(model.path)
+        tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
         template = model.chat_template
         if template is not None and not template.is_file():
             raise ModelError(f"model.chat_template {template} does not exist", "give an existing Jinja file, or null")

@@ -86,6 +86,7 @@ class WorkerGroup:
         log_dir: Path,
         reference: bool = False,
         init: Literal["weights", "random"] = "weights",
+        trust_remote_code: bool = False,
     ) -> WorkerGroup:
         """Start the rank processes and load the model in each.
 
@@ -95,6 +96,7 @@ class WorkerGroup:
             log_dir: gets `trainer_rank{r}.log`.
             reference: keep a frozen copy of the initial policy, for `kl_coef`.
             init: `random` draws the weights with `seed`.
+            trust_remote_code: `model.trust_remote_code`.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -108,6 +110,7 @@ class WorkerGroup:
             seed=seed,
             reference=reference,
             init=init,
+            trust_remote_code=trust_remote_code,
         )
         log_dir.mkdir(parents=True, exist_ok=True)
         # The ranks meet at this file. One left by a killed run holds the addresses of dead ranks.

@@ -31,7 +31,11 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
     torch.set_num_threads(settings.threads)
     device = torch.device(settings.device)
     loaded = load_model(
-        settings.model, dtype=getattr(torch, settings.dtype), device=device, context_length=settings.context_length
+        settings.model,
+        dtype=getattr(torch, settings.dtype),
+        device=device,
+        context_length=settings.context_length,
+        trust_remote_code=settings.trust_remote_code,
     )
 
     # Before a runner is built: it rearranges the weights, and checks its results on them.

@@ -78,6 +78,8 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
 
     if settings.in_place_updates:
         command += ["--disable-overlap-schedule"]
+    if settings.trust_remote_code:
+        command += ["--trust-remote-code"]
     if settings.context_length is not None:
         command += ["--context-length", str(settings.context_length)]
     return [*command, *settings.engine_args]

@@ -163,10 +163,25 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot load a tokenizer"):
+    with pytest.raises(ModelError, match=r"has no tokenizer: none of tokenizer\.json"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(ModelError, match="cannot load a tokenizer"):
+    with pytest.raises(ModelError, match="does not exist"):
         load_tokenizer(str(tmp_path / "nothing" / "here"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "cannot be loaded: the tokenizer"),
+        ('{"version": "1.0"}', "cannot be loaded: the tokenizer"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
+    ],
+)
+def test_a_broken_tokenizer_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match=says):
+        load_tokenizer(str(tmp_path))
 
 
 def space_marking(scheme: str) -> Any:

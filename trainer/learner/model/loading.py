@@ -23,6 +23,8 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from agentloop.config import TrainerConfig
+from agentloop.model_folder import ModelFolder, check_files
+from agentloop.model_folder.tensors import compare_with, refuse_nonfinite
 from trainer.learner.model.kernels import Kernels
 from trainer.learner.model.lora import add_adapters, base_name, initial_adapter, is_adapter
 from trainer.learner.model.name_plan import plan_names
@@ -46,6 +48,7 @@ def load_sharded(
     device: torch.device,
     kind: type[ModelT],
     reference: bool = False,
+    trust_remote_code: bool = False,
 ) -> ModelT:
     """Load the policy, the reference or the critic, sharded; all ranks call this together.
 
@@ -56,20 +59,27 @@ def load_sharded(
         kind: the class that wraps the language model; parameters that it adds are not initialized.
         reference: load the frozen reference: without adapters, nothing trained, and its own offload
             setting.
+        trust_remote_code: `model.trust_remote_code`.
 
     Raises:
         ConfigError: a kernel that `config` names is not installed.
-        ModelError: the path is not a causal LM, or one that the packed path does not compute.
+        ModelError: the path is not a causal LM, or one that the packed path does not compute; its
+            files lack a tensor or hold others, or one has NaN or infinite values.
     """
     kernels = Kernels.of(config, device)
     path = local_folder(path)
-    lm = build_lm(path)
-    source = _source(path, lm, init, seed)
+    folder = ModelFolder(Path(path))
+    check_files(folder, weights=init == "weights")
+    lm = build_lm(path, trust_remote_code=trust_remote_code)
+    source = _Drawn(path, seed, trust_remote_code) if init == "random" else _source(folder, lm)
 
     if source is None:
         lm = load_policy(
-            path, init=init, seed=seed, logprob_chunk=config.logprob_chunk, device=device, kernels=kernels
-        ).lm
+            path, init=init, seed=seed, logprob_chunk=config.logprob_chunk, device=device, kernels=kernels,
+            trust_remote_code=trust_remote_code,
+        ).lm  # fmt: skip
+        for name, tensor in _stored_tensors(lm):
+            refuse_nonfinite(tensor, name, path)
     else:
         fill_buffers(lm)
     policy = kind(lm, config.logprob_chunk, kernels).eval()
@@ -122,11 +132,7 @@ def _freeze(policy: PolicyModel, config: TrainerConfig, *, reference: bool) -> N
 
 def local_folder(path: str) -> str:
     """Return `path`, or the folder of a hub id's snapshot."""
-    if Path(path).is_dir():
-        return path
-    from agentloop.model_folder import ModelFolder
-
-    return str(ModelFolder.resolve(path).path)
+    return path if Path(path).is_dir() else str(ModelFolder.resolve(path).path)
 
 
 class _Source(Protocol):
@@ -137,15 +143,18 @@ class _Source(Protocol):
         ...
 
 
-def _source(path: str, lm: nn.Module, init: Literal["weights", "random"], seed: int) -> _Source | None:
-    """The source of the values of `lm` (on meta); None if only transformers can load them."""
-    if init == "random":
-        return _Drawn(path, seed)
+def _source(folder: ModelFolder, lm: PreTrainedModel) -> _Source | None:
+    """The source of the values of `lm` (on meta); None if only transformers can load them.
 
-    files = SafetensorsFolder(path)
+    Raises:
+        ModelError: the files are not those of `lm`.
+    """
+    files = SafetensorsFolder(folder)
     plan = plan_names(lm, files)
     if isinstance(plan, str):
-        log.warning("%s: %s; every rank loads the whole model through transformers", path, plan)
+        # Refuse here what transformers would fill with random numbers.
+        compare_with(lm, folder)
+        log.warning("%s: %s; every rank loads the whole model through transformers", folder.path, plan)
         return None
     return _Read(files, plan)
 
@@ -162,7 +171,9 @@ class _Read:
         for name, tensor in _stored_tensors(lm):
             local, rows = _local(tensor)
             if local.numel():
-                local.copy_(self._files.read(self._plan[base_name(name)], rows))
+                stored = self._plan[base_name(name)]
+                local.copy_(self._files.read(stored, rows))
+                refuse_nonfinite(local, stored, self._files.path)
         log.info("read %d of the %d bytes of tensors in the model's files", self._files.bytes_read, self._files.size)
         self._files.close()
 
@@ -170,13 +181,14 @@ class _Read:
 class _Drawn:
     """Weights drawn as transformers initializes the model, a block at a time."""
 
-    def __init__(self, path: str, seed: int) -> None:
+    def __init__(self, path: str, seed: int, trust_remote_code: bool) -> None:
         self._path = path
         self._seed = seed
+        self._trust_remote_code = trust_remote_code
 
     @torch.no_grad()
     def fill(self, lm: nn.Module) -> None:
-        template = build_lm(self._path)
+        template = build_lm(self._path, trust_remote_code=self._trust_remote_code)
         targets = {base_name(name): tensor for name, tensor in _stored_tensors(lm)}
 
         # Every rank draws the whole model in the same order, so that the values do not depend on

@@ -10,16 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from agentloop.errors import ModelError
-from agentloop.model_folder import VISION_TYPES
+from agentloop.model_folder import VISION_TYPES, load_pretrained
+from agentloop.model_folder.pretrained import build_model, load_config, model_class
 from trainer.learner.model.attention import ATTENTION, PackedRow
 from trainer.learner.model.kernels import Kernels
 from trainer.learner.model.logprobs import selected_logprobs
@@ -90,43 +85,23 @@ class PolicyModel(nn.Module):
         )
 
 
-def model_config(path: str) -> PretrainedConfig:
-    """Read the config of a model folder.
-
-    Raises:
-        ModelError: there is none, or transformers does not know its model type.
-    """
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as exc:
-        raise _not_a_model(path, exc) from exc
-
-
-def build_lm(path: str) -> PreTrainedModel:
+def build_lm(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the language model of a folder on `meta`: shapes without values.
 
     Raises:
         ModelError: the path is not a causal LM, or one that the packed path does not compute.
     """
-    config = model_config(path)
-    loader, options = loader_of(config)
-    try:
-        with torch.device("meta"):
-            lm = loader.from_config(config, **options)
-    except (OSError, ValueError, KeyError) as exc:
-        raise _not_a_model(path, exc) from exc
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        lm = build_model(config, path, trust_remote_code=trust_remote_code, **options_of(config))
     return _supported(lm, path)
 
 
-def loader_of(config: PretrainedConfig) -> tuple[Any, dict[str, Any]]:
-    """The class that builds a model of `config`, and its options."""
-    if config.model_type in VISION_TYPES:
-        # The vision tower attends over whole images: it keeps torch's own attention.
-        return AutoModelForImageTextToText, {
-            "dtype": torch.float32,
-            "attn_implementation": {"": "sdpa", "text_config": ATTENTION},
-        }
-    return AutoModelForCausalLM, {"dtype": torch.float32, "attn_implementation": ATTENTION}
+def options_of(config: PretrainedConfig) -> dict[str, Any]:
+    """Options with which a model of `config` is built or loaded."""
+    # The vision tower attends over whole images: it keeps torch's own attention.
+    attention = {"": "sdpa", "text_config": ATTENTION} if config.model_type in VISION_TYPES else ATTENTION
+    return {"dtype": torch.float32, "attn_implementation": attention}
 
 
 def is_vision(lm: PreTrainedModel) -> bool:
@@ -142,6 +117,7 @@ def load_policy(
     logprob_chunk: int,
     device: torch.device,
     kernels: Kernels,
+    trust_remote_code: bool = False,
 ) -> PolicyModel:
     """Read a whole causal LM in float32, not sharded.
 
@@ -150,30 +126,25 @@ def load_policy(
     Args:
         path: folder of a Hugging Face model, or a hub id.
         init: `random` draws the weights with `seed` and needs `config.json` only.
+        trust_remote_code: `model.trust_remote_code`.
+
+    The caller has checked that the files hold all tensors (`agentloop.model_folder.tensors`).
 
     Raises:
         ModelError: the path is not a causal LM, or one that the packed path does not compute.
     """
-    config = model_config(path)
-    loader, options = loader_of(config)
-    try:
-        if init == "random":
-            torch.manual_seed(seed)
-            lm = loader.from_config(config, **options)
-        else:
-            lm = loader.from_pretrained(path, config=config, **options)
-    except (OSError, ValueError, KeyError) as exc:
-        raise _not_a_model(path, exc) from exc
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    options = options_of(config)
+    if init == "random":
+        torch.manual_seed(seed)
+        lm = build_model(config, path, trust_remote_code=trust_remote_code, **options)
+    else:
+        options |= {"config": config, "use_safetensors": True}
+        loader = model_class(config)
+        lm = load_pretrained(loader, path, "its weights", trust_remote_code=trust_remote_code, **options)
 
     # Always in eval mode: the engine samples without dropout, so it must not be used in training.
     return PolicyModel(_supported(lm, path), logprob_chunk, kernels).to(device).eval()
-
-
-def _not_a_model(path: str, exc: Exception) -> ModelError:
-    return ModelError(
-        f"{path} cannot be loaded as a causal language model: {exc}",
-        "set model.path to a folder with config.json and safetensors, or to a hub id",
-    )
 
 
 def _supported(lm: PreTrainedModel, path: str) -> PreTrainedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from io import FileIO
 from pathlib import Path
 
@@ -10,10 +9,7 @@ import torch
 from torch import Tensor
 
 from agentloop.errors import ModelError
-from agentloop.weights.layout import LayoutError, read_layout
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from agentloop.model_folder import ModelFolder
 
 
 class SafetensorsFolder:
@@ -23,46 +19,28 @@ class SafetensorsFolder:
     the kernel needs them elsewhere, and a rank would seem to hold its shard twice.
 
     Attributes:
+        path: the folder.
         specs: name -> layout of each tensor, and its file.
         bytes_read: bytes of tensors read so far, in the files' dtype.
 
     Raises:
-        ModelError: the folder holds no safetensors, a file is damaged, or the index names missing
-            files.
+        ModelError: the folder holds no safetensors, or a file is missing or damaged.
     """
 
-    def __init__(self, folder: str) -> None:
-        root = Path(folder)
+    def __init__(self, folder: ModelFolder) -> None:
+        self.path = str(folder.path)
         self.bytes_read = 0
+        self.specs = folder.weights
         self._open: dict[Path, FileIO] = {}
-
-        index = root / INDEX
-        if index.is_file():
-            files = sorted({root / file for file in json.loads(index.read_text())["weight_map"].values()})
-        elif (root / SINGLE).is_file():
-            files = [root / SINGLE]
-        else:
-            raise ModelError(
-                f"{folder} cannot be loaded as a causal language model: it has no {SINGLE}",
-                "set model.path to a folder with config.json and safetensors, or to a hub id",
-            )
-
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ModelError(f"{index} names {missing[0]}, which is missing", "download the whole model again")
-        try:
-            self.specs = {spec.name: (spec, file) for file in files for spec in read_layout(file)}
-        except LayoutError as exc:
-            raise ModelError(str(exc), "download the whole model again") from exc
 
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return sum(spec.end - spec.begin for spec, _ in self.specs.values())
+        return sum(tensor.spec.end - tensor.spec.begin for tensor in self.specs.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return self.specs[name][0].shape
+        return self.specs[name].spec.shape
 
     def read(self, name: str, rows: slice | None) -> Tensor:
         """Read a tensor, or only some of its rows.
@@ -70,7 +48,7 @@ class SafetensorsFolder:
         Raises:
             ModelError: the file ended early.
         """
-        spec, path = self.specs[name]
+        spec, path = self.specs[name].spec, self.specs[name].file
         begin, end, shape = spec.begin, spec.end, spec.shape
         if rows is not None:
             row = (end - begin) // shape[0]

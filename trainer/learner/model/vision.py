@@ -61,13 +61,14 @@ class ImageReader:
     Args:
         lm: the vision-language model, which defines the positions; sharded or not.
         path: its folder, with the image processor's configuration.
+        trust_remote_code: `model.trust_remote_code`.
 
     Raises:
         ModelError: the image processor cannot be loaded.
     """
 
-    def __init__(self, lm: PreTrainedModel, path: str) -> None:
-        self._processor = load_image_processor(path)
+    def __init__(self, lm: PreTrainedModel, path: str, *, trust_remote_code: bool = False) -> None:
+        self._processor = load_image_processor(path, trust_remote_code=trust_remote_code)
         self._body = lm.base_model
         self._pad = int(lm.config.image_token_id)
         self._merged = int(self._processor.merge_size) ** 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from agentloop.errors import ModelError
-from agentloop.model_folder import VISION_TYPES
+from agentloop.model_folder import VISION_TYPES, ModelFolder, check_files, load_pretrained
+from agentloop.model_folder.files import read_json
+from agentloop.model_folder.pretrained import build_model, load_config, model_class
+from agentloop.model_folder.tensors import compare_with, refuse_nonfinite
 from rollout_server.engines.torch_engine.cache.rows import KVShape
 from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass
 from rollout_server.engines.torch_engine.model.attention_hook import AttentionHook, ProbePass
@@ -58,33 +61,46 @@ class LoadedModel:
     images: PromptImageReader | None = None
 
 
-def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_length: int | None) -> LoadedModel:
+def load_model(
+    path: str, *, dtype: torch.dtype, device: torch.device, context_length: int | None, trust_remote_code: bool = False
+) -> LoadedModel:
     """Load a causal language model, or a vision-language one of a family in `VISION_TYPES`.
 
     Args:
         path: a model's folder, or a hub id.
         context_length: tokens of the longest sequence; None: the model's maximum.
+        trust_remote_code: whether Python code that the folder brings may run.
 
     Raises:
-        ModelError: there is no such model, or this engine cannot run it.
+        ModelError: there is no such model, its files do not hold exactly the tensors of its
+            architecture with finite values, or this engine cannot run it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    folder = ModelFolder.resolve(path, key="--model", code=trust_remote_code)
+    check_files(folder)
+    path = str(folder.path)
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        compare_with(build_model(config, path, trust_remote_code=trust_remote_code), folder)
+
     hook = AttentionHook()
-    try:
-        config = AutoConfig.from_pretrained(path)
-        vision = config.model_type in VISION_TYPES
+    vision = config.model_type in VISION_TYPES
+    model = load_pretrained(
+        model_class(config),
+        path,
+        "its weights",
+        trust_remote_code=trust_remote_code,
+        config=config,
+        dtype=dtype,
         # The vision tower runs over whole images without a cache, so it keeps torch's own
         # attention.
-        attention = {"": "sdpa", "text_config": hook.name} if vision else hook.name
-        model = (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
-        reason = str(exc).strip().splitlines() or [type(exc).__name__]
-        raise ModelError(f"the model at {path} cannot be loaded: {reason[0]}", "see the folder's config.json") from exc
+        attn_implementation={"": "sdpa", "text_config": hook.name} if vision else hook.name,
+        use_safetensors=True,
+    )
+    for name, parameter in model.named_parameters():
+        refuse_nonfinite(parameter, name, path)
 
     head = FullPrecisionHead.install(model)
     model = model.to(device).eval().requires_grad_(False)
@@ -106,7 +122,7 @@ def load_model(path: str, *, dtype: torch.dtype, device: torch.device, context_l
         context_length=context,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         eos_ids=_eos_ids(model, Path(path)),
-        images=load_image_reader(model, path) if vision else None,
+        images=load_image_reader(model, path, trust_remote_code=trust_remote_code) if vision else None,
     )
 
 
@@ -150,18 +166,27 @@ def _eos_ids(model: Any, folder: Path) -> frozenset[int]:
 
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.is_file():
-        data = json.loads(tokenizer.read_text())
-        eos = data.get("eos_token")
-        text = eos.get("content") if isinstance(eos, dict) else eos
-        added = {entry.get("content"): int(i) for i, entry in (data.get("added_tokens_decoder") or {}).items()}
-        vocabulary = folder / "tokenizer.json"
-        if text not in added and vocabulary.is_file():
-            entries = json.loads(vocabulary.read_text()).get("added_tokens") or []
-            added.update({entry["content"]: int(entry["id"]) for entry in entries})
-        if text in added:
-            found.add(added[text])
+        try:
+            found.update(_tokenizer_eos(tokenizer, folder / "tokenizer.json"))
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise ModelError(
+                f"the tokens that end a turn cannot be read from {tokenizer}: {exc!r}", "download the model again"
+            ) from exc
 
     return frozenset(found)
+
+
+def _tokenizer_eos(config: Path, vocabulary: Path) -> Iterator[int]:
+    """Yield the id of the tokenizer's end-of-sequence token, if it has one."""
+    data = read_json(config)
+    eos = data.get("eos_token")
+    text = eos.get("content") if isinstance(eos, dict) else eos
+    added = {entry.get("content"): int(i) for i, entry in (data.get("added_tokens_decoder") or {}).items()}
+    if text not in added and vocabulary.is_file():
+        entries = read_json(vocabulary).get("added_tokens") or []
+        added.update({entry["content"]: int(entry["id"]) for entry in entries})
+    if text in added:
+        yield added[text]
 
 
 def slow_runner(loaded: LoadedModel) -> Runner:

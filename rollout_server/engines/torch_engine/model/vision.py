@@ -29,13 +29,13 @@ FEATURE_CACHE_BYTES = 2**28
 """Cache of the tower's rows, under the present weights."""
 
 
-def load_image_reader(model: Any, path: str) -> PromptImageReader:
+def load_image_reader(model: Any, path: str, *, trust_remote_code: bool = False) -> PromptImageReader:
     """Return a reader of requests' images for `model`.
 
     Raises:
         ModelError: the model's image processor cannot be loaded.
     """
-    processor = load_image_processor(path)
+    processor = load_image_processor(path, trust_remote_code=trust_remote_code)
     body = model.base_model
     if "mm_token_type_ids" not in inspect.signature(body.get_rope_index).parameters:
         raise ModelError(f"the installed transformers is too old to serve {path}", "pip install --upgrade transformers")

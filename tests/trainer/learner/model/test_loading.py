@@ -125,14 +125,30 @@ def test_names_that_do_not_match_are_left_to_transformers(
     assert_same(ours, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
 
 
-def test_a_tensor_that_is_in_no_file_is_left_to_transformers(tiny_model: Path, tmp_path: Path, caplog: Any) -> None:
+@pytest.mark.parametrize("case", ["missing", "unexpected", "shape", "lfs", "nan", "adapter"])
+def test_files_that_are_not_the_models_are_refused_by_name(tiny_model: Path, tmp_path: Path, case: str) -> None:
+    """transformers would fill what is missing with random numbers."""
     folder = tmp_path / "part"
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
-    del tensors["model.norm.weight"]
+    name = "model.layers.1.mlp.up_proj.weight"
+    if case == "missing":
+        del tensors[name]
+    elif case == "unexpected":
+        name = "model.layers.2.mlp.up_proj.weight"
+        tensors[name] = torch.zeros(64, 32)
+    elif case == "shape":
+        tensors[name] = torch.zeros(63, 32)
+    elif case == "nan":
+        tensors[name][5, 7] = float("nan")
+    elif case == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    load(folder)
-    assert "model.norm.weight is missing from its files" in caplog.text
+    if case == "lfs":
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    says = {"lfs": "Git LFS pointer", "nan": "NaN or infinite.*" + name, "adapter": "LoRA adapter"}.get(case, name)
+    with pytest.raises(ModelError, match=re.escape(says) if case not in ("nan",) else says):
+        load(folder)
 
 
 async def test_two_ranks_draw_and_train_what_one_does(tiny_model: Path, tmp_path: Path) -> None:
