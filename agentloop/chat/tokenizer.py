@@ -43,7 +43,7 @@ def load_tokenizer(path: str, *, model: bool = True, trust_remote_code: bool = F
 
     find = ModelFolder.resolve if model else ModelFolder.find
     folder = find(path, ("config.json", *TOKENIZER_FILES, "*.jinja")).path
-    loader: Any = PreTrainedTokenizerFast
+    loader = PreTrainedTokenizerFast
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise ModelError(
             f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}",
@@ -52,7 +52,9 @@ def load_tokenizer(path: str, *, model: bool = True, trust_remote_code: bool = F
     if (folder / "tokenizer.json").is_file():
         refuse_pointer(folder / "tokenizer.json")
     else:
-        from transformers import AutoTokenizer as loader
+        from transformers import AutoTokenizer
+
+        loader = AutoTokenizer
 
     what = "the tokenizer (tokenizer.json, tokenizer_config.json)"
     tokenizer = load_pretrained(loader, str(folder), what, trust_remote_code=trust_remote_code)
