@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -27,6 +27,7 @@ from rich.text import Text
 from agentloop.text import clean, finite, number, seconds
 from trainer.console.lines import Metrics, eval_line, fit_columns, header_line, step_line
 from trainer.console.samples import sample_lines
+from trainer.console.stream import LossyStream
 
 HEADER_EVERY = 20
 """Steps between two header lines."""
@@ -56,7 +57,7 @@ class Console:
     def __init__(
         self, file: TextIO | None = None, *, terminal: bool | None = None, report_every_s: float = REPORT_EVERY_S
     ) -> None:
-        stream = file or sys.stdout
+        stream = cast(TextIO, LossyStream(file or sys.stdout))
         self._terminal = _is_terminal(stream) if terminal is None else terminal
         self._rich = RichConsole(
             file=stream,
@@ -182,6 +183,11 @@ class Console:
             self._stop_live()
         self._print(line)
 
+    def resumed(self, first_eval: float | None) -> None:
+        """Compare the evaluations of a resumed run with the first one of the run."""
+        if first_eval is not None:
+            self._first_eval, self._evals = first_eval, 1
+
     def samples(self, samples: Sequence[dict[str, Any]]) -> None:
         """Print decoded episodes; `samples.sample_lines` names the keys."""
         for sample in samples:
@@ -220,7 +226,7 @@ class Console:
         if first_reward is not None or last_reward is not None:
             rows.append(("training reward", f"{number(first_reward)} -> {number(last_reward)}", "first and last step"))
         if eval_last is not None:
-            one = eval_first is None or self._evals == 1
+            one = eval_first is None
             value = number(eval_last) if one else f"{number(eval_first)} -> {number(eval_last)}"
             rows.append(("evaluation reward", value, "" if one else "first and last evaluation"))
         rows.append(("took", f"{seconds / 60:.1f} minutes", ""))

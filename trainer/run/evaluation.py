@@ -85,9 +85,6 @@ class Evaluation:
         tasks: the validation rows.
         total_steps: steps of the run; the last one is evaluated if any is.
         record: called with the metrics of an evaluation that are not part of a step's line.
-
-    Attributes:
-        rewards: mean reward of every finished evaluation, in the order they began.
     """
 
     def __init__(
@@ -110,7 +107,6 @@ class Evaluation:
         self._total_steps = total_steps
         self._record = record
         self._running: asyncio.Task[dict[str, Any]] | None = None
-        self.rewards: list[float] = []
 
     def due(self, step: int) -> bool:
         """Return whether to evaluate the version that this step makes."""
@@ -239,6 +235,4 @@ class Evaluation:
         if logged:
             kept = [trajectory for number in sorted(logged) for trajectory in logged[number]]
             await asyncio.to_thread(self._dir.write_trace, step, "eval", kept[: config.log_generations])
-        if metrics["eval/reward_mean"] is not None:
-            self.rewards.append(metrics["eval/reward_mean"])
         return metrics

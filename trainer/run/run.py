@@ -88,6 +88,7 @@ class TrainRun:
                 if self._resume:
                     # A run stopped before its first checkpoint starts over.
                     self._dir.rewind(checkpoint.step if checkpoint is not None else -1, self._console.warn)
+                    self._console.resumed(next(iter(self._evals()), None))
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                     return await self._train(processes, lag, finished)
 
@@ -234,9 +235,9 @@ class TrainRun:
             self._console.eval(metrics)
 
     def _result(self, step: int, *, interrupted: bool = False) -> RunResult:
-        rows = self._dir.read_metrics()  # also those from before a resume
-        rewards = [reward for row in rows if (reward := row.get("reward/mean")) is not None]
-        evals = [row["eval/reward_mean"] for row in rows if row.get("eval/reward_mean") is not None]
+        # From the file, which also has the steps from before a resume.
+        rewards = [reward for row in self._dir.read_metrics() if (reward := row.get("reward/mean")) is not None]
+        evals = self._evals()
         return RunResult(
             steps=step,
             interrupted=interrupted,
@@ -245,6 +246,10 @@ class TrainRun:
             eval_first=evals[0] if len(evals) > 1 else None,
             eval_last=evals[-1] if evals else None,
         )
+
+    def _evals(self) -> list[float]:
+        """Return the mean rewards of all evaluations so far."""
+        return [reward for row in self._dir.read_metrics() if (reward := row.get("eval/reward_mean")) is not None]
 
 
 class _EpisodeProgress:

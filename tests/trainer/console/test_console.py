@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pty
@@ -313,3 +314,30 @@ def test_without_a_bar_long_work_says_now_and_then_how_far_it_is() -> None:
         quiet.phase_progress(1, 2)
     quiet.progress(1, 2, "evaluation")
     assert "1/2" not in silent.getvalue(), "short work says nothing"
+
+
+def test_output_that_nobody_reads_any_more_does_not_end_the_run() -> None:
+    class Closed(io.StringIO):
+        written = 0
+
+        def write(self, text: str) -> int:
+            self.written += 1
+            if self.written > 1:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    stream = Closed()
+    console = Console(stream, terminal=False)
+    for number in range(3):
+        console.notice(f"line {number}")
+    with console.phase("save"):
+        pass
+    console.interrupted("agentloop train --resume")
+    assert "line 0" in stream.getvalue() and "line 2" not in stream.getvalue()
+
+
+def test_after_a_resume_evaluations_are_compared_with_the_first_of_the_run() -> None:
+    console, out = plain()
+    console.resumed(0.25)
+    console.eval({"step": 8, "eval/reward_mean": 0.75})
+    assert "(first 0.250)" in out.getvalue()
