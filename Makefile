@@ -43,8 +43,9 @@ test-sglang: $(STAMP) $(SGLANG_STAMP) ## run the suite marked sglang against a r
 	AGENTLOOP_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest -m sglang $(ARGS)
 	AGENTLOOP_TEST_TRAINER_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest tests/rollout_server/test_broadcast.py
 
-chaos: $(STAMP) ## replicas are killed and stopped for two minutes while the weights change: nothing may be lost
-	CHAOS_SECONDS=120 $(BIN)/python -m pytest tests/chaos -s $(ARGS)
+chaos: $(STAMP) ## ten minutes of kills, stops, damage and a full disk on a whole run, two on a server: nothing may be lost
+	CHAOS_SECONDS=600 $(BIN)/python -m pytest tests/chaos/test_run_chaos.py -s $(ARGS)
+	CHAOS_SECONDS=120 $(BIN)/python -m pytest tests/chaos/test_chaos.py -s $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import typer
 from agentloop.client.open_files import raise_limit
 from agentloop.commands.provenance import check_packages
 from agentloop.errors import AgentloopError, ConfigError, RegistryError, UserError
+from agentloop.files import disk_error
 from agentloop.text import clean
 
 COMMAND_GROUP = "agentloop.commands"
@@ -75,6 +76,9 @@ def main() -> None:
         print(f"error: {exc}", *getattr(exc, "__notes__", ()), sep="\n", file=sys.stderr)
         raise SystemExit(2 if isinstance(exc, UserError) else 1) from None
     except OSError as exc:
+        if (full := disk_error(exc)) is not None:
+            print(f"error: {full}", file=sys.stderr)
+            raise SystemExit(1) from None
         # A file that a command did not expect to be unusable: a name that is too long, a folder
         # without permission. Without a file name, only the traceback says what happened.
         if exc.filename is None or os.environ.get("AGENTLOOP_TRACEBACK"):

@@ -1,6 +1,6 @@
 """Sessions over replicas that are killed and stopped while the weights change every second.
 
-20 seconds of it here; `make chaos` runs two minutes.
+20 seconds of it here; `make chaos` runs two minutes. `test_run_chaos.py` does the like to a whole run.
 """
 
 from __future__ import annotations

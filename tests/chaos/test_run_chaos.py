@@ -30,6 +30,9 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "30"))
 WAIT_S = 240.0
 """Limit of each wait; only a run that hangs reaches it."""
 
+FEWEST = 3
+"""Incidents of a chaos on a machine where starts take long."""
+
 STOPS_FROM_S = 120.0
 """A shorter chaos has no SIGSTOPs: each is noticed after 20 seconds."""
 
@@ -149,7 +152,7 @@ class RunChaos:
         """Disturb the run until the time is over, then stop it as a user does."""
         end = time.monotonic() + SECONDS
         started = self.start()
-        while time.monotonic() < end or self.steps() < 3:
+        while time.monotonic() < end or self.done.total() < FEWEST:
             if not started.alive:
                 started = self.start()
             if self.random.random() < 0.2:  # some incidents meet the start

@@ -22,7 +22,7 @@ from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, RunDirError, WorkerError
-from agentloop.files import disk_errors, is_file, write_atomic
+from agentloop.files import is_file, write_atomic
 from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.event_loop import run_loops
@@ -77,7 +77,7 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     console = Console()
     inputs = prepare(recipe, console, train=False)
     check_port(recipe.rollout.host, recipe.rollout.port)
-    with disk_errors(), run_dir.claimed(warn=console.warn):
+    with run_dir.claimed(warn=console.warn):
         for folder in (run_dir.logs, run_dir.traces):
             folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -41,7 +41,7 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
     run_dir = RunDir(recipe.run.dir or Path("outputs") / recipe.run.name)
     run_dir.check_writable()
     resume_line = shlex.join(["agentloop", "sft", *config_words(config, overrides), "--resume"])
-    with Console() as console, disk_errors(), run_dir.claimed(resume=resume, warn=console.warn):
+    with Console() as console, run_dir.claimed(resume=resume, warn=console.warn):
         if not resume:
             run_dir.check_free()
         elif (recipe.out or run_dir.root / "model").is_dir() and is_finished(

@@ -45,7 +45,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
     run_dir = RunDir(recipe.run_dir)
     run_dir.check_writable()
     resume_line = shlex.join(["agentloop", "train", *config_words(config, overrides), "--resume"])
-    with disk_errors(), run_dir.claimed(resume=resume, warn=console.warn):
+    with run_dir.claimed(resume=resume, warn=console.warn):
         if not resume:
             run_dir.check_free()
         elif not recipe.eval.only and is_finished(run_dir, resolved, console, "run.steps=<steps>"):

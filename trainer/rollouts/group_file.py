@@ -67,7 +67,7 @@ def read_groups(checkpoint: Path, tasks: Sequence[Task], rows: PicksRows) -> lis
             )
             group.finished_s = group.started_s + float(data["seconds"])
             same = data["task_id"] == group.task.task_id
-        except (ValueError, TokenLawError, KeyError, TypeError) as exc:
+        except (ValueError, TokenLawError, LookupError, TypeError, AttributeError) as exc:
             raise RunDirError(
                 f"{path}, line {number}, is not a finished group: {exc!r}", "delete the file to sample its groups again"
             ) from exc

@@ -160,8 +160,9 @@ class TrainRun:
         finally:
             await evaluation.close()
             await producer.close()
-            with contextlib.suppress(WorkerError):  # the error that broke the ranks is being raised
-                await checkpoints.settle()
+            if not self._stop.insisted:
+                with contextlib.suppress(WorkerError):  # the error that broke the ranks is being raised
+                    await checkpoints.settle()
 
     async def _step(
         self, step: int, trainer: StepTrainer, producer: Producer
@@ -198,6 +199,7 @@ class TrainRun:
         assert task is not None
         task.uncancel()
 
+        self._console.notice("stopping: press Ctrl-C again to stop without a checkpoint")
         # Before the producer is closed: closing cancels running groups, and finished ones are kept.
         finished = producer.state()
         await producer.close()

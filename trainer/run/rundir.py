@@ -111,11 +111,12 @@ class RunDir:
         try:
             yield
         finally:
-            empty = [path.name for path in self.root.iterdir()] == [LOCK]
-            lock.release(remove=empty)
-            if empty:
-                with contextlib.suppress(OSError):  # another process may have come in
+            with contextlib.suppress(OSError):  # it was removed, or another process has come in
+                empty = [path.name for path in self.root.iterdir()] == [LOCK]
+                lock.release(remove=empty)
+                if empty:
                     self.root.rmdir()
+            lock.release()
 
     def _check_resumable(self) -> None:
         if not self.config_file.exists() and not self.holds_run:

@@ -39,12 +39,14 @@ class StopRequest:
 
     Attributes:
         requested: whether a signal has arrived.
+        insisted: whether a second one has arrived: wait for nothing any more.
     """
 
     def __init__(self, must_finish_step: Callable[[], bool], notice: Callable[[str], None]) -> None:
         self._must_finish_step = must_finish_step
         self._notice = notice
         self.requested = False
+        self.insisted = False
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -53,8 +55,8 @@ class StopRequest:
         assert task is not None
 
         def on_signal() -> None:
-            again, self.requested = self.requested, True
-            if again or not self._must_finish_step():
+            self.insisted, self.requested = self.requested, True
+            if self.insisted or not self._must_finish_step():
                 task.cancel()
             else:
                 self._notice("stopping after this step; press Ctrl-C again to stop immediately (and lose this step)")

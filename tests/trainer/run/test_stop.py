@@ -20,10 +20,11 @@ async def test_each_signal_stops_a_run_where_no_work_is_lost(number: signal.Sign
     with stop.on_signals():
         os.kill(os.getpid(), number)
         await asyncio.sleep(0.01)
-        assert stop.requested and len(said) == 1
+        assert stop.requested and not stop.insisted and len(said) == 1
         os.kill(os.getpid(), number)
         with pytest.raises(asyncio.CancelledError):
             await asyncio.sleep(10)
+        assert stop.insisted
     task = asyncio.current_task()
     assert task is not None
     task.uncancel()
