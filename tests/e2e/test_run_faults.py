@@ -28,7 +28,7 @@ def test_a_finished_run_says_so_at_once(copy: Path, finished: Run, quickstart: A
 
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_its_first_evaluation(copy: Path, quickstart: Any) -> None:
-    newest, before = (RunDir(copy).checkpoint_of(step) for step in (FINISHED_STEPS, FINISHED_STEPS - 1))
+    newest = RunDir(copy).checkpoint_of(FINISHED_STEPS)
     tensors = newest / "trainer" / "__0_0.distcp"
     data = bytearray(tensors.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
@@ -38,7 +38,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_its_first_evaluation(
     again = quickstart("--resume", f"run.steps={FINISHED_STEPS + 1}")
     assert again.code == 0, again.err
     assert f"__0_0.distcp was altered: it has another checksum. It is now {newest.name}.damaged" in again.out
-    assert f"goes on from step {FINISHED_STEPS - 1}" in again.out and before.is_dir()
+    assert f"goes on from step {FINISHED_STEPS - 1}" in again.out
     assert "is not JSON, perhaps torn by a kill" in again.out
     assert [row["step"] for row in again.train_metrics] == list(range(1, FINISHED_STEPS + 2))
     first, *_, last = [row["eval/reward_mean"] for row in again.metrics if row.get("eval/reward_mean") is not None]
