@@ -52,7 +52,7 @@ class ChatRenderer:
             False}`.
         tool_role: how tool results are shown. `tool`: as the template's own tool messages. `user`:
             as user messages, for a template that has no tool messages; the system message describes
-            the tools.
+            the tools, or the first user message if the template has no system messages either.
         images: how images count in tokens; None: messages contain no images.
 
     Attributes:
@@ -115,7 +115,7 @@ class ChatRenderer:
             )
 
         if self._emulates_tool_role:
-            messages, tools = emulate_tool_role(messages, tools), None
+            messages, tools = self._emulated(messages, tools), None
         self._system_shown |= bool(messages) and messages[0]["role"] == "system"
 
         ids: array[int] = self._memo(f"start{self._rendering.schemas_key(tools)}{messages!r}", build, messages, tools)
@@ -146,7 +146,7 @@ class ChatRenderer:
             ModelError: the template cannot render these messages after an assistant turn.
         """
         if self._emulates_tool_role:
-            messages, tools = emulate_tool_role(messages, None), None
+            messages, tools = self._emulated(messages), None
 
         names = self._called_names(token_ids, messages)
         key = f"extend{self._rendering.schemas_key(tools)}{names}{messages!r}"
@@ -209,7 +209,7 @@ class ChatRenderer:
         again.
         """
         if self._emulates_tool_role:
-            messages, tools = emulate_tool_role(messages, tools), None
+            messages, tools = self._emulated(messages, tools), None
         return self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
 
     def turn_ids(self, message: Message, *, cut: bool = False) -> list[int]:
@@ -225,7 +225,7 @@ class ChatRenderer:
         Raises:
             ModelError: the template cannot render it.
         """
-        emulated = emulate_tool_role([message], None)[0] if self._emulates_tool_role else message
+        emulated = self._emulated([message])[0] if self._emulates_tool_role else message
         text = self._rendering.protected([emulated], None, lambda m, _: self._turn_text(m[0]))
         ids = self.encoder.encode_protected(text, MARK)
 
@@ -247,10 +247,16 @@ class ChatRenderer:
         """Return the ids of content, with control tokens read as plain text."""
         return self.encoder.encode_plain(text)
 
+    def first_prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
+        """Return the text of a conversation's start, up to and including the generation prompt."""
+        if self._emulates_tool_role:
+            messages, tools = self._emulated(messages, tools), None
+        return self.template.render(messages, tools, generate=True)
+
     def keeps_system(self, conversation: list[Message], tools: Tools = None) -> bool:
         """Whether a system message before this conversation stays where the first prompt put it."""
         if self._emulates_tool_role:
-            conversation, tools = emulate_tool_role(conversation, None), None
+            conversation, tools = self._emulated(conversation), None
         return self._continuations.keeps_system(conversation, tools)
 
     def shows_tools(self, tools: Tools) -> bool:
@@ -258,6 +264,20 @@ class ChatRenderer:
         return self._emulates_tool_role or self.template.render(
             [user(QUESTION)], tools, generate=True
         ) != self.template.render([user(QUESTION)], None, generate=True)
+
+    def _emulated(self, messages: Sequence[Message], tools: Tools = None) -> list[Message]:
+        """Return messages for a template without a tool role."""
+        return emulate_tool_role(messages, tools, system_role=self._has_system_role)
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        """Whether the template writes a system message."""
+        words = "PROBE-SYSTEM"
+        try:
+            text = self.template.render([{"role": "system", "content": words}, user(QUESTION)], None, generate=True)
+        except ModelError:
+            return False
+        return words in text
 
     def _memo(self, key: str, build: Callable[..., Any], messages: Sequence[Message], tools: Tools) -> Any:
         """Return `build(messages, tools)`, cached by `key`: the samples of a group begin alike."""
@@ -387,7 +407,7 @@ class ChatRenderer:
         With `enable_thinking: false` the prompt closes the reasoning, so a turn with reasoning does
         not follow it.
         """
-        emulated = emulate_tool_role([message], None)[0] if self._emulates_tool_role else message
+        emulated = self._emulated([message])[0] if self._emulates_tool_role else message
         prompt = self.template.render([user(QUESTION)], None, generate=True)
         return self.template.render([user(QUESTION), emulated], None, generate=False).startswith(prompt)
 
@@ -397,6 +417,6 @@ class ChatRenderer:
         Raises:
             ModelError: the template cannot render it.
         """
-        turn = self._turn_text(emulate_tool_role([message], None)[0] if self._emulates_tool_role else message)
+        turn = self._turn_text(self._emulated([message])[0] if self._emulates_tool_role else message)
         controls = {match.start(): match.group() for match in self.encoder.pattern.finditer(turn)}
         return SampledText(turn, controls, self.encoder.spellings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agentloop.chat.call_forms import PROBE_TOOL, CallForms, find_call_forms
+from agentloop.chat.content_forms import ContentForms, find_content_forms
 from agentloop.errors import ModelError
 from agentloop.types import Message
 
@@ -26,15 +28,15 @@ class Template:
         variables: further variables of the template, such as `enable_thinking`.
 
     Raises:
-        ModelError: there is no template, or it is not valid Jinja.
+        ModelError: there is no template, it is not valid Jinja, or it is empty or writes nothing.
     """
 
     def __init__(self, tokenizer: Any, text: str | None, variables: Mapping[str, Any]) -> None:
         # Imported here because it loads transformers, which takes a second.
         from agentloop.chat.environment import compile_template
 
-        own = text or tokenizer.chat_template
-        if not own:
+        own = tokenizer.chat_template if text is None else text
+        if own is None or own == {}:
             raise ModelError("the tokenizer has no chat template", "set model.chat_template to a Jinja file")
 
         named: dict[str, str] = own if isinstance(own, dict) else {"default": own}
@@ -44,13 +46,35 @@ class Template:
                 "set model.chat_template to the Jinja file of one of them",
             )
 
+        for name, source in named.items():
+            if not source.strip():
+                which = "the chat template" if len(named) == 1 else f"the chat template {name!r}"
+                raise ModelError(
+                    f"{which} is empty", "set model.chat_template to a Jinja file, or restore the tokenizer's"
+                )
+
         self._plain = compile_template(named["default"])
         self._with_tools = compile_template(named["tool_use"]) if "tool_use" in named else self._plain
         self.text = named["default"]
         self._variables = {"documents": None, **tokenizer.special_tokens_map, **variables}
         self._texts = [named[name] for name in ("default", "tool_use") if name in named]
+        self._contents = ContentForms()
         self._forms = CallForms()
+        self._contents = find_content_forms(self._probe)
         self._forms = find_call_forms(self._probe)
+        self._refuse_silence()
+
+    def _refuse_silence(self) -> None:
+        """Refuse a template that writes nothing, for instance one that is only a comment."""
+        question: Message = {"role": "user", "content": "Begin."}
+        try:
+            text = self.render([question], None, generate=True)
+        except ModelError:
+            return  # it may need other messages; whoever renders those sees the error
+        if not text.strip():
+            raise ModelError(
+                "the chat template renders nothing for a user message", "set model.chat_template to one that writes it"
+            )
 
     def _probe(self, messages: Sequence[dict[str, Any]]) -> str | None:
         """Return the text of messages; None if the template refuses them."""
@@ -98,7 +122,7 @@ class Template:
         try:
             return str(
                 compiled.render(
-                    messages=self._forms.shown([_plain(message) for message in messages]),
+                    messages=self._forms.shown(self._contents.shown([_plain(message) for message in messages])),
                     tools=list(tools) if tools else None,
                     add_generation_prompt=generate,
                     **self._variables,
@@ -110,6 +134,31 @@ class Template:
                 f"the chat template cannot render the roles [{roles}]: {exc}",
                 "change the rows' prompt, or set model.chat_template to one that supports these roles",
             ) from exc
+
+
+def read_template(path: Path | None, named: str) -> str | None:
+    """Return the text of a Jinja file; None for None.
+
+    Args:
+        path: the file.
+        named: the key or option that names it, for error messages.
+
+    Raises:
+        ModelError: it is not a file, cannot be read, is not UTF-8, or is empty.
+    """
+    if path is None:
+        return None
+    try:
+        if not path.is_file():
+            raise ModelError(f"{named} {path} is not an existing file", "give a Jinja file")
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{named} {path} cannot be read: {exc}", "give a readable Jinja file in UTF-8") from exc
+    if not text.strip():
+        raise ModelError(
+            f"{named} {path} is empty", "give a Jinja file that renders the messages, or leave the key out"
+        )
+    return text
 
 
 def _is_role(node: Any) -> bool:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from agentloop.chat.proof.proof import Proof, Verdict, prove
 from agentloop.chat.renderer import ChatRenderer
+from agentloop.chat.template import read_template
 from agentloop.chat.tokenizer import load_tokenizer
 from agentloop.errors import ConfigError, ModelError
 from agentloop.imports import compose
@@ -44,7 +45,7 @@ def template_command(
     try:
         renderer = ChatRenderer(
             tokenizer,
-            chat_template=_template_text(chat_template),
+            chat_template=read_template(chat_template, "--chat-template"),
             tool_format=tool_format,
             chat_template_kwargs=_variables(variables),
             tool_role=tool_role,
@@ -105,18 +106,6 @@ def _example(proof: Proof) -> Table:
         style = STYLES[piece.author]
         table.add_row(Text(piece.author, style), Text(piece.text, style), Text(" ".join(map(str, piece.ids)), "dim"))
     return table
-
-
-def _template_text(path: Path | None) -> str | None:
-    """Read the file of `--chat-template`."""
-    if path is None:
-        return None
-    try:
-        if not path.is_file():
-            raise ModelError(f"--chat-template {path} is not an existing file", "give a Jinja file")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"--chat-template {path} cannot be read: {exc}", "give a Jinja file in UTF-8") from exc
 
 
 def _variables(assignments: Sequence[str]) -> dict[str, Any]:

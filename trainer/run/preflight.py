@@ -14,10 +14,11 @@ from agentloop.agent.runner import EpisodeRunner, OnFault
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import Proof, prove
+from agentloop.chat.template import read_template
 from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
 from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
-from agentloop.errors import ModelError, ServerError
+from agentloop.errors import ServerError
 from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.model_folder import ModelFolder, check_tensors, find_model
 from agentloop.reward.loading import RewardFunction, close_reward, load_reward, reads_ground_truth
@@ -149,7 +150,7 @@ def prepare(
     with console.phase("load tokenizer and template"):
         renderer = ChatRenderer(
             load_tokenizer(model_path, trust_remote_code=trust),
-            chat_template=_read_template(recipe.model.chat_template),
+            chat_template=read_template(recipe.model.chat_template, "model.chat_template"),
             tool_format=recipe.model.tool_format,
             chat_template_kwargs=recipe.model.chat_template_kwargs,
             tool_role=recipe.model.tool_role,
@@ -269,11 +270,3 @@ def _context_length(recipe: Recipe, model_path: str) -> int | None:
     """Return the longest sequence that the server will accept; None if the model does not say."""
     lengths = (recipe.rollout.context_length, ModelFolder(Path(model_path)).context_length)
     return min((length for length in lengths if length is not None), default=None)
-
-
-def _read_template(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise ModelError(f"model.chat_template {path} does not exist", "give a Jinja file")
-    return path.read_text(encoding="utf-8")

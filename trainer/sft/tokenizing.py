@@ -25,6 +25,7 @@ import numpy as np
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.proof.conversations import Abilities, find_abilities
 from agentloop.chat.proof.proof import Verdict, prove
+from agentloop.chat.template import read_template
 from agentloop.config import SftModel
 from agentloop.errors import DataError, ModelError
 from agentloop.model_folder import ModelFolder
@@ -96,15 +97,12 @@ class SftTokenizer:
             ModelError: there is no tokenizer, or the recipe's chat template cannot be used.
         """
         tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
-        template = model.chat_template
-        if template is not None and not template.is_file():
-            raise ModelError(f"model.chat_template {template} does not exist", "give an existing Jinja file, or null")
-
+        template = read_template(model.chat_template, "model.chat_template")
         renderer: ChatRenderer | ModelError
         try:
             renderer = ChatRenderer(
                 tokenizer,
-                template.read_text(encoding="utf-8") if template is not None else None,
+                template,
                 chat_template_kwargs=model.chat_template_kwargs,
                 tool_role=model.tool_role,
             )

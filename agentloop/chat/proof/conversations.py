@@ -164,7 +164,7 @@ def can_system(
     """Whether a conversation can begin with a system message; a reason is added to `missing`."""
     name, words = "system messages", "Be brief."
     try:
-        text = renderer.template.render([_message("system", words), conversation[0]], tools, generate=True)
+        text = renderer.first_prompt([_message("system", words), conversation[0]], tools)
     except ModelError as exc:
         missing[name] = str(exc)
         return False
