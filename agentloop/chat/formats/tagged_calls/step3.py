@@ -22,4 +22,6 @@ class Step3Format(InvokeFormat):
         "function<｜tool_sep｜>",
         "<｜tool_sep｜>",
         "<｜tool_call_end｜>",
+        "<steptml:toolcall>",
+        "</steptml:toolcall>",
     )

@@ -161,8 +161,13 @@ TABLES: dict[str, list[Case]] = {
             (F, F),
         ),
         Case(
+            "in the block that the template speaks of",
+            f"<｜tool_calls_begin｜>{STEP}<steptml:toolcall>{STEP_CALL}</steptml:toolcall>{END_STEP}<｜tool_calls_end｜>",
+            (F,),
+        ),
+        Case(
             "as the template misspells it",
-            f"<｜tool_calls_begin｜>\n<｜tool_call_begin>｜>function<｜tool_sep｜>{STEP_CALL}{END_STEP}\n<｜tool_calls_end｜>",
+            f"<｜tool_calls_begin｜>\n<｜tool_call_begin>｜>\nfunction<｜tool_sep｜>{STEP_CALL}{END_STEP}\n<｜tool_calls_end｜>",
             (F,),
         ),
         Case(
