@@ -115,8 +115,8 @@ class SampledText:
         return self._stretch
 
     def knows(self, tag: str) -> bool:
-        """Whether the tokenizer has a control token for this tag."""
-        return tag in self._known
+        """Whether the tokenizer has a control token for this tag, or for a part of it."""
+        return tag in self._known or _token_within(tag, self._known) is not None
 
     def skip_space(self, position: int) -> int:
         """Return the first position from `position` on that is not white space, or the length."""

@@ -179,7 +179,7 @@ class TaggedFormat(BaseFormat):
         text = str(reason)
         if found is None:
             stop = on = len(turn)
-            if text.startswith("cut off") and self.closing:
+            if text.startswith("cut off") and self.closing and not turn.next_control(end)[1]:
                 text = f"cut off before {self.closing}"
         else:
             stop, tag = found
@@ -197,10 +197,10 @@ def missing(turn: SampledText, position: int, reason: str) -> CallError:
 def resume(turn: SampledText, position: int, reason: str | CallError) -> int:
     """Return where the search for the next tag goes on after a fault at `position`.
 
-    If the text ends within a string, all of it up to the next control token belongs to the string,
-    and contains no tag.
+    If the text ends within a value, all of it up to the next control token belongs to the value, and
+    contains no tag.
     """
-    return turn.next_control(position)[0] if isinstance(reason, CallError) and reason.in_string else position
+    return turn.next_control(position)[0] if isinstance(reason, CallError) and reason.is_cut else position
 
 
 def offered(tools: Tools) -> frozenset[str]:

@@ -12,8 +12,11 @@ from agentloop.types import ParsedTurn
 class VariantsFormat(BaseFormat):
     """A format with several grammars: the one whose opening tag comes first reads the turn.
 
+    If the tokenizer has tokens for the tags of some, the others count at the beginning of a turn
+    alone: elsewhere they may be quoted.
+
     Attributes:
-        variants: the grammars; of two with the same opening tag the first is taken.
+        variants: the grammars, each with another opening tag.
     """
 
     variants: ClassVar[tuple[TaggedFormat, ...]]
@@ -23,7 +26,9 @@ class VariantsFormat(BaseFormat):
         return tuple(dict.fromkeys(tag for variant in self.variants for tag in variant.tags))
 
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
-        found = turn.find_first([variant.opening for variant in self.variants])
-        opening = found[1] if found else self.variants[0].opening
-        form = next(variant for variant in self.variants if variant.opening == opening)
+        known = [form for form in self.variants if turn.knows(form.opening)]
+        begun = [form for form in self.variants if turn.at(form.opening, turn.skip_space(0))]
+        meant = begun or known or list(self.variants)
+        found = turn.find_first([form.opening for form in meant])
+        form = next((form for form in meant if found is not None and form.opening == found[1]), meant[0])
         return form.read(turn, parsed, tools)

@@ -41,7 +41,10 @@ class InternLMFormat(JsonFormat):
         stop = end[0] if end else len(turn)
         fenced = _FENCED.fullmatch(turn.text, body, stop)
         code = fenced[1] if fenced else turn.text[body:stop].strip()
+        control, spelling = turn.next_control(body)
         try:
+            if control < stop:
+                raise CallError(f"{spelling} must not stand within program text")
             if not code or (not fenced and code.startswith("```")):
                 raise CallError(f"{INTERPRETER} must be followed by program text, in a closed fence or without one")
             on = self.end_call(turn, stop)

@@ -6,33 +6,32 @@ With the prompt that vLLM's template writes, the same model answers
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
 
-from agentloop.chat.formats.base import TaggedFormat, Tools
+from agentloop.chat.formats.base import Tools, read_calls
 from agentloop.chat.formats.json_calls.json_format import JsonFormat
-from agentloop.chat.formats.variants import VariantsFormat
 from agentloop.chat.sampled import SampledText
-from agentloop.types import ParsedTurn
+from agentloop.types import MalformedCall, ParsedTurn
+
+_FUNCTOOLS = re.compile(r"(?<!\S)functools\s*(?=\[\s*(?:\{|\Z))")
+"""The word before an array of objects: a text may mention Python's functools."""
 
 
-class _Tagged(JsonFormat):
-    name = "phi4_tagged"
-    opening, closing = "<|tool_call|>", "<|/tool_call|>"
-    arguments_keys = ("arguments", "parameters")
-
-
-class _Functools(JsonFormat):
-    # The bracket belongs to the tag: a text may mention Python's functools.
-    name = "phi4_functools"
-    opening, closing = "functools[", ""
-    arguments_keys = ("arguments", "parameters")
-
-    def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
-        return super().read_call(turn, start - 1, parsed, tools)
-
-
-class Phi4Format(VariantsFormat):
+class Phi4Format(JsonFormat):
     """Calls as a JSON array, between tags or after the word `functools`."""
 
     name = "phi4"
-    variants: ClassVar[tuple[TaggedFormat, ...]] = (_Tagged(), _Functools())
+    opening, closing = "<|tool_call|>", "<|/tool_call|>"
+    arguments_keys = ("arguments", "parameters")
+
+    def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
+        word = _FUNCTOOLS.search(turn.text)
+        if word is None or 0 <= turn.find(self.opening) < word.start():
+            return super().read(turn, parsed, tools)
+
+        before = turn.text[: word.start()]
+        end, fault = read_calls(turn, word.end(), parsed, self.call_of)
+        if fault is not None:
+            parsed.malformed_calls.append(MalformedCall(turn.text[end:].strip(), str(fault)))
+            return before
+        return before + turn.text[end:]

@@ -117,6 +117,8 @@ class Gemma4Format(TaggedFormat):
         """Return the key at `start` and the position after its colon."""
         if turn.at(self.quote, start):
             key, end = self._string(turn, start)
+        elif turn.text.startswith('"', start):
+            key, end = read_value(turn, start)
         else:
             found = _KEY.match(turn.text, start, turn.next_control(start)[0])
             key, end = (found[0].strip(), found.end()) if found else ("", start)

@@ -19,23 +19,25 @@ from agentloop.chat.formats.base import TaggedFormat
 from agentloop.chat.formats.tagged_calls.invoke import InvokeFormat
 from agentloop.chat.formats.variants import VariantsFormat
 
+MARK = "｜DSML｜"
+
 
 class _V32(InvokeFormat):
     name = "deepseek_v3_2_calls"
     opening, closing = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
-    prefix = "｜DSML｜"
+    prefix = mark = MARK
 
 
 class _V4(InvokeFormat):
     name = "deepseek_v4_calls"
     opening, closing = "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>"
-    prefix = "｜DSML｜"
+    prefix = mark = MARK
 
 
 class _V41(InvokeFormat):
     name = "deepseek_v4_1_calls"
     opening, closing = "<｜DSML｜ calls>", "</｜DSML｜ calls>"
-    prefix = "｜DSML｜ "
+    prefix, mark = f"{MARK} ", MARK
 
 
 class DeepSeekV32Format(VariantsFormat):

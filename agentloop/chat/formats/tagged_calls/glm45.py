@@ -43,7 +43,8 @@ class Glm45Format(TaggedFormat):
                 raise CallError(f"cut off before {self.closing}")
             call.name = turn.text[start : found[0]].strip()
             ends = (self.key_tags[0], self.separator, self.closing, self.opening)
-            if found[1] not in ends or not _NAME.fullmatch(call.name):
+            is_word = _NAME.fullmatch(call.name) and turn.next_control(start)[0] >= found[0]
+            if found[1] not in ends or not is_word:
                 raise CallError(f"{self.opening} must be followed by the tool's name alone, then {self.key_tags[0]}")
 
             schemas = schemas_of(tools, call.name)

@@ -20,9 +20,9 @@ from agentloop.chat.call_json import CallError
 from agentloop.chat.formats.base import BaseFormat, Tools
 from agentloop.chat.formats.json_calls.json_format import JsonFormat
 from agentloop.chat.formats.tagged_calls.glm45 import Glm45Format
-from agentloop.chat.formats.values import read_value
+from agentloop.chat.formats.values import read_value, skip_value
 from agentloop.chat.sampled import SampledText
-from agentloop.types import ParsedTurn
+from agentloop.types import MalformedCall, ParsedTurn
 
 ANSWER = "助手："
 """The first Hunyuan models begin an answer with it: `Assistant:`."""
@@ -40,11 +40,19 @@ class _Objects(JsonFormat):
         end = turn.skip_space(start)
         if not turn.text.startswith("{", end):
             return super().read_call(turn, start, parsed, tools)
-        try:
-            while turn.text.startswith("{", end):
+
+        while turn.text.startswith("{", end):
+            behind = end
+            try:
                 value, behind = read_value(turn, end)
                 parsed.tool_calls.append(self.call_of(value))
-                end = turn.skip_space(behind)
+            except CallError as exc:
+                behind = skip_value(turn, end, exc) if behind == end else behind
+                if behind == end:
+                    return self.refuse(turn, end, end, exc, parsed)
+                parsed.malformed_calls.append(MalformedCall(turn.text[end:behind], str(exc)))
+            end = turn.skip_space(behind)
+        try:
             return self.end_call(turn, end)
         except CallError as exc:
             return self.refuse(turn, end, end, exc, parsed)
@@ -88,10 +96,10 @@ class HunyuanFormat(BaseFormat):
     def read(self, turn: SampledText, parsed: ParsedTurn, tools: Tools) -> str:
         found = turn.find_first((_Objects.opening, Glm45Format.opening))
         body = turn.skip_space(found[0] + len(found[1])) if found else 0
-        is_tagged = found is not None and Glm45Format.opening in (
-            found[1],
-            turn.text[body : body + len(Glm45Format.opening)],
-        )
+        is_tagged = turn.at(Glm45Format.opening, body)
+        if found is not None and found[1] == Glm45Format.opening:
+            # Without the tag before all calls, only a control token announces one.
+            is_tagged = turn.knows(Glm45Format.opening)
         text = (_tagged("") if is_tagged else _Objects()).read(turn, parsed, tools)
         return text.lstrip().removeprefix(ANSWER)
 

@@ -26,16 +26,19 @@ class InvokeFormat(TaggedFormat):
 
     Attributes:
         prefix: what stands before the names of the tags within a block.
+        mark: a token within each tag; empty: there is none.
         frames: tags around each call within a block, which say nothing.
     """
 
     prefix: ClassVar[str] = ""
+    mark: ClassVar[str] = ""
     frames: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         self.call, self.end_of_call = f"<{self.prefix}invoke", f"</{self.prefix}invoke>"
         self.parameter, self.end_parameter = f"<{self.prefix}parameter", f"</{self.prefix}parameter>"
-        self.inner = (self.call, self.end_of_call, self.parameter, self.end_parameter, *self.frames)
+        own = (self.call, self.end_of_call, self.parameter, self.end_parameter, self.mark)
+        self.inner = (*filter(None, own), *self.frames)
 
     def read_call(self, turn: SampledText, start: int, parsed: ParsedTurn, tools: Tools) -> int:
         position = self._skip_frames(turn, start)
@@ -113,9 +116,12 @@ def _tag(turn: SampledText, start: int, opening: str) -> re.Match[str]:
     """Return the attributes of the tag that begins with `opening` at `start`.
 
     Raises:
-        CallError: it has no name, or does not end.
+        CallError: it has no name, does not end, or a control token stands within it.
     """
+    place, spelling = turn.next_control(start + len(opening))
     tag = _NAMED.match(turn.text, start + len(opening))
+    if tag is not None and place < tag.end():
+        raise CallError(f"{spelling} must not stand within the tag {opening}")
     if tag is None:
         end = turn.text.find(">", start)
         raise missing(turn, end if end >= 0 else len(turn), f'{opening} must be followed by name="NAME">')

@@ -56,6 +56,8 @@ class Shape:
         text_after: text may follow the calls.
         listed: the calls of a turn are in one list, which ends where it cannot be read.
         said: how text is written before the calls.
+        bounds: how the pieces between two calls begin; without all of them two calls read as one.
+        quoting: strings may spell the tags where these are no control tokens, escaped or quoted.
     """
 
     format: str
@@ -72,6 +74,8 @@ class Shape:
     text_after: bool = True
     listed: bool = False
     said: Callable[[str], Pieces] = lambda text: [text]
+    bounds: tuple[str, ...] = ()
+    quoting: bool = True
 
     def __str__(self) -> str:
         return f"{self.format}-{self.variant}" if self.variant else self.format

@@ -37,7 +37,7 @@ ROUND_TRIPS = max(MUTATED // 10, 200)
 
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 every_format = pytest.mark.parametrize("name", FORMATS)
-quoting_shape = pytest.mark.parametrize("shape", [s for s in SHAPES if s.language != "text"], ids=str)
+quoting_shape = pytest.mark.parametrize("shape", [s for s in SHAPES if s.language != "text" and s.quoting], ids=str)
 announced_shape = pytest.mark.parametrize("shape", [s for s in SHAPES if s.announced], ids=str)
 
 
@@ -78,7 +78,7 @@ def test_a_string_may_spell_the_tags_where_none_is_a_control_token(shape: Shape)
 @every_shape
 @pytest.mark.parametrize("known", [True, False])
 def test_a_cut_turn_invents_no_call(shape: Shape, known: bool) -> None:
-    if not known and shape.language == "text":
+    if not known and (shape.language == "text" or not shape.quoting):
         pytest.skip("bare text cannot spell its tags")
     for seed in range(ROUND_TRIPS // 2):
         calls = calls_for(shape, seed)
@@ -99,7 +99,7 @@ def mutated(shape: Shape, pieces: Pieces, rng: random.Random) -> Pieces:
     """Return the turn with one or two faults: pieces that are missing, doubled, cut or interrupted by
     a control token, and a character that is wrong.
     """
-    pieces = list(pieces)
+    given, pieces = pieces, list(pieces)
     controls = [*sorted(shape.controls), FOREIGN]
     texts = [i for i, piece in enumerate(pieces) if piece not in shape.controls and piece]
     if texts and rng.random() < 0.5:
@@ -125,7 +125,8 @@ def mutated(shape: Shape, pieces: Pieces, rng: random.Random) -> Pieces:
                 pieces[at : at + 1] = [pieces[at][:place], rng.choice(controls), pieces[at][place:]]
         else:
             pieces = pieces[:at] if rng.random() < 0.7 else pieces[at:]
-    return pieces
+    lost = sum(piece.startswith(shape.bounds) for piece in given) - sum(p.startswith(shape.bounds) for p in pieces)
+    return given if shape.bounds and lost > 1 else pieces
 
 
 @every_shape
