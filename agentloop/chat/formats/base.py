@@ -197,8 +197,8 @@ def missing(turn: SampledText, position: int, reason: str) -> CallError:
 def resume(turn: SampledText, position: int, reason: str | CallError) -> int:
     """Return where the search for the next tag goes on after a fault at `position`.
 
-    If the text ends within a value, all of it up to the next control token belongs to the value, and
-    contains no tag.
+    If the text ends within a value, all of it up to the next control token belongs to the value,
+    and contains no tag.
     """
     return turn.next_control(position)[0] if isinstance(reason, CallError) and reason.is_cut else position
 
