@@ -144,6 +144,18 @@ class ToolResult:
     images: list[Any] = field(default_factory=list)
 
 
+LONGEST_TEXT = 1_000_000
+"""Characters of a tool's text or of an interaction's message; a tool's is cut there."""
+
+
+def bounded_text(text: str) -> str:
+    """Return a tool's text, at most `LONGEST_TEXT` characters of it with a mark where it is cut."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    mark = f"\n[cut: {len(text):,} characters are too many; the first of them are kept]"
+    return text[: LONGEST_TEXT - len(mark)] + mark
+
+
 TOOL_KWARGS = ("create_kwargs", "execute_kwargs", "calc_reward_kwargs", "release_kwargs")
 """Arguments that a row can give to a tool: of `open`, `execute`, `reward` and `close`."""
 

@@ -138,7 +138,11 @@ class SafeEncoder:
         return self._encode_pieces(text) if self._splits_cleanly else self._encode_whole(text)
 
     def _encode_whole(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        if len(text) > LONG:
+            # A batch releases Python's lock: a thread that encodes does not stop the others.
+            ids: list[int] = self._backend.encode_batch([text], add_special_tokens=False)[0].ids
+            return ids
+        ids = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def _encode_pieces(self, text: str) -> list[int]:

@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from agentloop.client.connections import ConnectionPool
-from agentloop.client.retry import LONGEST_PAUSE_S, Retries
+from agentloop.client.retry import LONGEST_PAUSE_S, Outage, Retries
 from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
 from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, GenerateResponse, SamplingParams, bearer
@@ -65,7 +65,8 @@ class GenerateClient:
         token: bearer token.
         timeout_s: time limit of one attempt, including the wait in the server's queue.
         retries: further attempts after a failure on the server's side; 0 disables retries.
-        outage_s: how long to wait for an unreachable server; these attempts are not counted.
+        outage_s: how long to wait for an unreachable server, all requests together; these attempts
+            are not counted.
         max_connections: largest number of requests in flight.
         transport: replaces the connection pool; in tests, for instance `httpx.ASGITransport` or
             `httpx.MockTransport`.
@@ -94,6 +95,7 @@ class GenerateClient:
         self._timeouts = {"timeout": httpx.Timeout(timeout_s, connect=10.0).as_dict()}
         self._retries = retries
         self._outage_s = outage_s
+        self._outage = Outage()
         self._transport = transport or ConnectionPool(max_connections)
 
     async def generate(
@@ -126,7 +128,7 @@ class GenerateClient:
         if image_data:
             request["image_data"] = list(image_data)
 
-        retries = Retries(self._retries, self._outage_s)
+        retries = Retries(self._retries, self._outage_s, self._outage)
         for attempt in itertools.count():
             # The server may still be working on an attempt that timed out, so each has its own id.
             body = orjson.dumps(
@@ -141,6 +143,7 @@ class GenerateClient:
             except httpx.TransportError as exc:
                 pause = retries.after_failure(f"{type(exc).__name__}: {exc}")
             else:
+                self._outage.over()
                 if answer.status_code == 200:
                     return _read(answer.content)
 

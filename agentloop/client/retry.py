@@ -15,8 +15,34 @@ from agentloop.errors import ServerError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0
 
+FORGOTTEN_S = 30.0
+"""An outage that no request has met for this long is over; another one begins anew."""
+
 LONGEST_POLL_S = 1.0
 """Longest pause while a server is unreachable: requests should resume soon after it is back."""
+
+
+class Outage:
+    """How long the server has accepted no connection, as all requests of a client have seen it.
+
+    Without a common clock, each wave of requests against a dead server would wait anew.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._seen = float("-inf")
+
+    def lasted(self) -> float:
+        """Note a refused connection; return the seconds since the first of the outage."""
+        now = time.monotonic()
+        if now - self._seen > FORGOTTEN_S:
+            self._since = now
+        self._seen = now
+        return now - self._since
+
+    def over(self) -> None:
+        """Note an answer."""
+        self._seen = float("-inf")
 
 
 class Retries:
@@ -25,14 +51,16 @@ class Retries:
     Args:
         retries: further attempts after a failure; 0 also means not to wait for an outage to end.
         outage_s: how long an outage may last.
+        outage: the outage of the client's server.
     """
 
-    def __init__(self, retries: int, outage_s: float) -> None:
+    def __init__(self, retries: int, outage_s: float, outage: Outage | None = None) -> None:
         self._retries = retries
         self._outage_s = outage_s
         self._failures = 0
         self._pause = FIRST_PAUSE_S
-        self._outage_since: float | None = None
+        self._outage = outage or Outage()
+        self._overloaded_since: float | None = None
 
     def after_failure(self, failure: str) -> float:
         """Return the seconds to wait after a failed attempt.
@@ -40,7 +68,7 @@ class Retries:
         Raises:
             ServerError: too many attempts have failed.
         """
-        self._outage_since = None
+        self._overloaded_since = None
         self._failures += 1
         if self._failures > self._retries:
             raise ServerError(
@@ -55,11 +83,12 @@ class Retries:
         Raises:
             ServerError: the outage has lasted too long.
         """
-        now = time.monotonic()
-        if self._outage_since is None:
-            self._outage_since = now
-
-        lasted = now - self._outage_since
+        if wanted is None:
+            lasted = self._outage.lasted()
+        else:  # it answers: how long this request has waited counts
+            now = time.monotonic()
+            self._overloaded_since = self._overloaded_since or now
+            lasted = now - self._overloaded_since
         if not self._retries or lasted >= self._outage_s:
             raise ServerError(
                 f"the rollout server has been unavailable for {lasted:.0f} s: {failure}",

@@ -15,6 +15,16 @@ UNREADABLE = "unreadable_call"
 """Tool name in the answer to a malformed call: some templates write one beside each result."""
 
 
+CHARACTERS_PER_TOKEN = 16
+"""Output is read in pieces of this many characters a token; text has about four, code three."""
+
+MARGIN = 64
+"""Tokens behind the cut: the end of a piece may be tokenized differently than in the whole text."""
+
+INLINE_CHARACTERS = 16_384
+"""Longer pieces are tokenized in a thread: they would hold the event loop for 10 ms and more."""
+
+
 async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: AgentConfig) -> list[ToolResult]:
     """Run calls, at most `max_parallel_calls` at once; return the results in order."""
     if len(calls) == 1:  # by far the most frequent case; a task would only cost time
@@ -77,14 +87,32 @@ def assistant_message(turn: Turn) -> Message:
     return message
 
 
-def cut_output(text: str, limit: int, renderer: ChatRenderer) -> str:
-    """Cut tool output to `limit` tokens, and mark the cut for the model."""
-    text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
-    if len(text) * 4 <= limit:  # a character has at most four bytes, and a token at least one
-        return text
+async def cut_output(text: str, limit: int, renderer: ChatRenderer) -> str:
+    """Cut tool output to `limit` tokens, and mark the cut for the model.
 
-    ids = renderer.encode_text(text)
-    if len(ids) <= limit:
-        return text
+    Only the beginning of a long text is tokenized, and off the event loop if it is long itself. It
+    ends well behind the last token that is kept, so that the cut equals that of the whole text.
+    """
+    begin = CHARACTERS_PER_TOKEN * (limit + MARGIN)
+    while True:
+        head = text[:begin].encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
+        whole = begin >= len(text)
+        if whole and len(head) * 4 <= limit:  # a character has at most four bytes, and a token at least one
+            return head
+        ids = await _encode(head, renderer)
+        if whole or len(ids) >= limit + MARGIN:
+            break
+        begin *= 4
+
+    if whole and len(ids) <= limit:
+        return head
     shown = renderer.decode(ids[:limit]).rstrip("\ufffd")
-    return f"{shown}\n[cut: the first {limit} of {len(ids)} tokens are shown]"
+    if whole:
+        return f"{shown}\n[cut: the first {limit} of {len(ids)} tokens are shown]"
+    return f"{shown}\n[cut: the first {limit} tokens of {len(text)} characters are shown]"
+
+
+async def _encode(text: str, renderer: ChatRenderer) -> list[int]:
+    if len(text) <= INLINE_CHARACTERS:
+        return renderer.encode_text(text)
+    return await asyncio.to_thread(renderer.encode_text, text)

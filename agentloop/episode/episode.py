@@ -188,7 +188,8 @@ class Episode:
             metrics.tool_errors += result.error is not None
             if result.reward is not None:
                 self.add_reward(call.name, result.reward)
-            self.observe(result_message(call, result, cut_output(result.text, limit, self._shared.renderer)))
+            text = await cut_output(result.text, limit, self._shared.renderer)
+            self.observe(result_message(call, result, text))
         return results
 
     def answer_malformed(self, turn: Turn) -> None:

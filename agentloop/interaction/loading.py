@@ -40,14 +40,15 @@ class Interactions:
         if kwargs is None:
             return None
 
+        place = f"{where}: column 'extra_info.interaction_kwargs'"
         name = kwargs.get("name")
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"{where} has interaction_kwargs without a name", 'add "name": "<an interaction>"')
+            raise ConfigError(f"{place} has no name", 'add "name": "<an interaction>"')
         if name not in self.named:
             known = sorted({*self.named, *registered(INTERACTIONS)})
             if name not in known:
                 raise ConfigError(
-                    f"{where} names the interaction {name!r}; known: {', '.join(known) or 'none'}",
+                    f"{place} names the interaction {name!r}; known: {', '.join(known) or 'none'}",
                     did_you_mean(
                         name,
                         known,

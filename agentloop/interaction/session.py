@@ -10,7 +10,7 @@ from typing import Any
 from agentloop.errors import InteractionError
 from agentloop.interaction.base import Interaction, Response
 from agentloop.numbers import finite_number
-from agentloop.types import Message, Task
+from agentloop.types import LONGEST_TEXT, Message, Task
 
 RETRIES = 2
 CLOSE_TIMEOUT_S = 30.0
@@ -93,6 +93,16 @@ class InteractionSession:
                 raise _Unusable(
                     f"the interaction {self.name} answered with the message {message!r}",
                     f"messages are {{role, content}}, with the role {', '.join(ROLES)}",
+                )
+
+            content = message["content"]
+            length = (
+                len(content) if isinstance(content, str) else sum(len(str(part.get("text", ""))) for part in content)
+            )
+            if length > LONGEST_TEXT:
+                raise _Unusable(
+                    f"the interaction {self.name} answered with a message of {length:,} characters",
+                    f"answer with at most {LONGEST_TEXT:,}",
                 )
 
         if not answer.messages and not answer.done:

@@ -23,6 +23,9 @@ SIZE_BYTES = 4
 TAKEN = bytes(SIZE_BYTES)
 """The length 0: the message was read, and the call begins."""
 
+LONGEST_ERROR = 100_000
+"""Characters of an exception's text that are sent back."""
+
 MOST_FRAMES = 64
 """Frames of an exception that are sent back; a recursion has a thousand."""
 
@@ -64,7 +67,7 @@ def _failure(exc: BaseException) -> dict[str, Any]:
     """Return the answer for an exception: its text, and where the function raised it."""
     from agentloop.faults import user_frames
 
-    return {"error": f"{type(exc).__name__}: {exc}", "frames": user_frames(exc)[-MOST_FRAMES:]}
+    return {"error": f"{type(exc).__name__}: {exc}"[:LONGEST_ERROR], "frames": user_frames(exc)[-MOST_FRAMES:]}
 
 
 def _load(hello: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
@@ -89,15 +92,16 @@ def _load(hello: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 def _tool(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    from agentloop.types import ToolResult
+    from agentloop.types import ToolResult, bounded_text
 
     def call(message: dict[str, Any]) -> Any:
         result = function(**message["arguments"])
         if not isinstance(result, ToolResult):
-            return {"text": str(result)}
+            return {"text": bounded_text(str(result))}
         if result.images:
             raise TypeError("a tool in a process cannot return images: use run_in: thread")
-        return {"text": result.text, "reward": result.reward, "error": result.error, "metrics": result.metrics}
+        text = bounded_text(result.text) if isinstance(result.text, str) else result.text
+        return {"text": text, "reward": result.reward, "error": result.error, "metrics": result.metrics}
 
     return call
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import reprlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from agentloop.errors import RewardError, ToolConfigError, ToolError
@@ -13,7 +14,7 @@ from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
 from agentloop.tool.base import Tool
 from agentloop.tool.row_kwargs import check_row_kwargs
-from agentloop.types import Task, ToolCall, ToolResult
+from agentloop.types import LONGEST_TEXT, Task, ToolCall, ToolResult, bounded_text
 
 TOOL_RETRIES = 2
 CLOSE_TIMEOUT_S = 30.0
@@ -208,8 +209,13 @@ def _checked(tool: Tool, result: Any) -> ToolResult:
         raise ToolError(
             f"{tool.name} returned {type(result).__name__}, not a ToolResult", "return agentloop.ToolResult(text)"
         )
-    return result
+    if not isinstance(result.text, str):
+        raise ToolError(
+            f"{tool.name} returned a ToolResult whose text is {type(result.text).__name__}", "give it a string"
+        )
+    return result if len(result.text) <= LONGEST_TEXT else replace(result, text=bounded_text(result.text))
 
 
 def _error(text: str) -> ToolResult:
+    text = bounded_text(text)
     return ToolResult(f"Error: {text}", error=text)

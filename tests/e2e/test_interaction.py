@@ -47,7 +47,8 @@ def test_a_run_with_a_teacher_learns_from_its_rewards(quickstart: Any, rows: Pat
 def test_a_row_that_names_nobody_stops_the_run_before_it_starts(quickstart: Any, rows: Path) -> None:
     run = quickstart(f"data.train={rows}", "data.val=null")
     assert run.code == 2 and not run.dir.exists()
-    assert f"data.train: {rows}, row 1 names the interaction 'teacher'; known: gsm8k" in run.err
+    place = f"data.train: {rows}, row 1: column 'extra_info.interaction_kwargs'"
+    assert f"{place} names the interaction 'teacher'; known: gsm8k" in run.err
 
 
 def test_a_reward_in_a_process_scores_a_run(quickstart: Any) -> None:

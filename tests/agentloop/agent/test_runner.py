@@ -139,7 +139,7 @@ async def test_a_malformed_call_is_answered(make_runner: Make, turn: Ids, task: 
     broken = turn('<tool_call>\n{"name": "calculator"\n</tool_call><|im_end|>')
     trajectory = await run(make_runner([broken, turn(ANSWER)]), task)
     assert trajectory.metrics["malformed_calls"] == 1
-    assert "could not be read: not valid JSON" in renderer.decode(trajectory.token_ids)
+    assert "could not be read: " in renderer.decode(trajectory.token_ids)
 
 
 @pytest.mark.parametrize(

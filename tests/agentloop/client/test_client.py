@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -246,3 +246,37 @@ async def test_an_odd_context_length_is_an_error(length: Any) -> None:
 async def test_the_context_length_is_optional(facts: Any, length: int | None) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=facts))
     assert await GenerateClient("http://server", transport=transport).context_length() == length
+
+
+async def test_a_server_that_stays_away_is_waited_for_once_and_not_by_each_wave_of_requests() -> None:
+    state = {"attempts": 0, "up": False, "now": 0.0}
+
+    def reply(_: httpx.Request) -> httpx.Response:
+        state["attempts"] += 1
+        if not state["up"]:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json=good()[1])
+
+    async def sleep(seconds: float) -> None:
+        state["now"] += seconds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentloop.client.client.asyncio.sleep", sleep)
+        patch.setattr("agentloop.client.retry.time.monotonic", lambda: state["now"])
+        transport = httpx.MockTransport(reply)
+        async with GenerateClient("http://server", transport=transport, retries=3, outage_s=20.0) as client:
+
+            async def attempts() -> int:
+                before = state["attempts"]
+                with suppress(ServerError):
+                    await client.generate([1], SamplingParams(max_new_tokens=4), session_id="s", rid="r")
+                return int(state["attempts"] - before)
+
+            assert await attempts() > 10, "the first request waits for the whole outage"
+            assert [await attempts() for _ in range(3)] == [1, 1, 1], "later ones ask once"
+            state["up"] = True
+            assert await attempts() == 1
+            state["up"] = False
+            assert await attempts() > 10, "another outage is waited for again"
+            state["now"] += 60
+            assert await attempts() > 10, "and so is one after a pause without requests"

@@ -238,10 +238,10 @@ async def test_the_gsm8k_teacher_lets_the_model_try_again(make_runner: Make, tur
 def test_a_row_that_names_an_unknown_one_is_named(task: Task) -> None:
     assert Interactions().check(task, "row 1") is None
     named = row(task)
-    with pytest.raises(ConfigError, match=r"rows.jsonl, row 2 names the interaction 'user'; known: gsm8k"):
+    with pytest.raises(ConfigError, match=r"rows.jsonl, row 2: column .* names the interaction 'user'; known: gsm8k"):
         Interactions().check(named, "rows.jsonl, row 2")
     named.extra_info = {"interaction_kwargs": {"mood": "calm"}}
-    with pytest.raises(ConfigError, match="row 2 has interaction_kwargs without a name"):
+    with pytest.raises(ConfigError, match=r"row 2: column 'extra_info.interaction_kwargs' has no name"):
         Interactions().check(named, "row 2")
 
 

@@ -64,7 +64,7 @@ def test_a_sample_shows_the_answer_of_its_row(repo: Path, tmp_path: Path) -> Non
 
 def test_a_row_with_an_unknown_interaction_is_named(repo: Path, tmp_path: Path) -> None:
     some = rows("1") + rows("2", extra_info={"interaction_kwargs": {"name": "nobody"}})
-    with pytest.raises(ConfigError, match=r"data.train: .*rows.jsonl, row 2 names the interaction 'nobody'"):
+    with pytest.raises(ConfigError, match=r"data.train: .*rows.jsonl, row 2: column .* names the interaction 'nobody'"):
         prepared(repo, tmp_path, some)
 
 
