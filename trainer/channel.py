@@ -8,6 +8,7 @@ copied twice.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -66,13 +67,16 @@ class BlockingChannel:
                 np.frombuffer(self._read(array_bytes(dtype, shape)), dtype=dtype).reshape(shape)
                 for dtype, shape in described
             ]
-        except EOFError:
+        except (EOFError, ConnectionError):
             return None
         return body, arrays
 
     def send(self, body: Any, arrays: Sequence[np.ndarray] = ()) -> None:
-        for chunk in encode(body, arrays):
-            self._sock.sendall(chunk)
+        """Send a message; nobody reads it if the other end has closed."""
+        chunks = encode(body, arrays)
+        with contextlib.suppress(ConnectionError):
+            for chunk in chunks:
+                self._sock.sendall(chunk)
 
     def _read(self, size: int) -> bytearray:
         data = bytearray(size)

@@ -124,8 +124,10 @@ def _one_line(exc: BaseException, folder: Path) -> str:
         return exc.message
     lines = str(exc).strip().splitlines()
     line = f"{type(exc).__name__}: {lines[0][:300]}" if lines else type(exc).__name__
-    # torch hides the error number of a write; most often the disk is full.
-    return line + (free_space(folder) if any(mark in line for mark in _WRITE_MARKS) else "")
+    if any(mark in line for mark in _WRITE_MARKS):
+        # torch hides the error number of a write; most often the disk is full.
+        return f"a file in {folder} could not be written{free_space(folder)}: {line}"
+    return line
 
 
 @contextlib.contextmanager

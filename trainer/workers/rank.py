@@ -43,10 +43,12 @@ class Rank:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         log: Path,
+        log_start: int = 0,
     ) -> None:
         self.number = number
         self.process = process
         self.log = log
+        self._log_start = log_start
         self._reader = reader
         self._writer = writer
 
@@ -60,6 +62,7 @@ class Rank:
         """
         ours, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
+            log_start = output.tell()
             process = await spawn(
                 [sys.executable, "-P", "-m", "trainer.learner.process", "--fd", str(theirs.fileno())],
                 environment=_environment(threads),
@@ -68,7 +71,7 @@ class Rank:
                 pass_fds=[theirs.fileno()],
             )
         reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(number, process, reader, writer, log)
+        return cls(number, process, reader, writer, log, log_start)
 
     async def call(self, body: Any, arrays: Sequence[np.ndarray] = ()) -> RawAnswer:
         """Send one message and return its answer.
@@ -127,8 +130,9 @@ class Rank:
             await self._killed()
             code = None
         memory = "exit code -9 usually means out of memory: lower trainer.tokens_per_micro_batch"
+        tail = log_tail(self.log, start=self._log_start)
         return RankDied(
-            f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{log_tail(self.log)}",
+            f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{tail}",
             memory if code == -signal.SIGKILL else "the last lines above name the cause",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import ModelError, WorkerError
 from tests.trainer.conftest import make_samples
-from trainer.channel import arrays_to_samples, samples_to_arrays
+from trainer.channel import BlockingChannel, arrays_to_samples, samples_to_arrays
 from trainer.types import LossSpec, TrainSample
 from trainer.workers.group import WorkerGroup, _cause
 from trainer.workers.rank import RankDied
@@ -137,13 +138,16 @@ async def test_ranks_add_up_the_same_gradient_after_each_micro_batch_or_once(tin
 
 
 async def test_a_dead_rank_is_a_worker_error_with_its_log_and_ends_the_others(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "trainer_rank1.log").write_text("the last words of an earlier start\n")
     async with started(tiny_model, tmp_path, ranks=2) as workers:
         processes = processes_of(workers)
         with (tmp_path / "logs" / "trainer_rank1.log").open("a") as log:
             log.write("the last words of rank 1\n")
         processes[1].kill()
-        with pytest.raises(WorkerError, match=r"rank 1 died \(exit code -9\)(.|\n)*the last words of rank 1"):
+        with pytest.raises(WorkerError, match=r"rank 1 died \(exit code -9\)(.|\n)*the last words of rank 1") as caught:
             await workers.accumulate(make_samples(), temperature=1.0)
+        assert "earlier start" not in str(caught.value)
         with pytest.raises(WorkerError, match="failed earlier"):
             await workers.step(1.0)
     assert not any(process.is_running() for process in processes)
@@ -252,6 +256,17 @@ def test_ranks_die_with_their_parent(tiny_model: Path, tmp_path: Path) -> None:
 def test_the_main_process_needs_no_torch() -> None:
     program = "import sys, trainer.workers, trainer.sft, trainer.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_rank_whose_main_process_is_gone_ends_without_a_traceback() -> None:
+    ours, theirs = socket.socketpair()
+    channel = BlockingChannel(theirs)
+    ours.sendall(b"unread by the other end")
+    theirs.sendall(b"and by this one, which makes the end a reset")
+    ours.close()
+    channel.send({"ok": None}, [np.zeros(10)])
+    assert channel.receive() is None
+    theirs.close()
 
 
 def test_samples_survive_the_channel() -> None:
