@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+)
 
 from agentloop.errors import ConfigError
 
@@ -65,6 +74,9 @@ LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 MaxNewTokens = Annotated[int, Field(ge=1, description="sampled tokens of one turn at most")]
 
 
+_max_new_tokens = TypeAdapter(MaxNewTokens)
+
+
 class SamplingFields(BaseModel):
     """Fields that a request's sampling parameters and a recipe's `sampling` section share. Names
     are SGLang's."""
@@ -104,14 +116,14 @@ class SamplingFields(BaseModel):
 class SamplingParams(SamplingFields, WireModel):
     """Sampling parameters of one generation. Defaults are SGLang's."""
 
-    max_new_tokens: MaxNewTokens = 128
+    max_new_tokens: Annotated[int, Field(ge=0, description="sampled tokens at most; 0: none")] = 128
     stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
     ignore_eos: bool = Field(
         False, description="stop at no token, neither the model's own end tokens nor `stop_token_ids`"
     )
     stream_interval: int | None = Field(None, ge=1, description="tokens between two events of a stream; null: 1")
     sampling_seed: int | None = Field(
-        None, ge=0, lt=2**63, description="same seed, same weights, same prompt: same tokens, whatever else runs"
+        None, ge=-(2**63), lt=2**63, description="same seed, same weights, same prompt: same tokens, whatever else runs"
     )
 
     @classmethod
@@ -122,16 +134,21 @@ class SamplingParams(SamplingFields, WireModel):
             ValidationError: a change is not a field, or its value is wrong.
         """
         values = {name: getattr(base, name) for name in SamplingFields.model_fields} | dict(changes)
-        values["max_new_tokens"] = min(values["max_new_tokens"], room)
+        # A turn samples something; only other clients of the server ask for 0 tokens.
+        values["max_new_tokens"] = min(_max_new_tokens.validate_python(values["max_new_tokens"]), room)
         values["min_new_tokens"] = min(values["min_new_tokens"], values["max_new_tokens"])
         return cls(**values)
 
 
 class GenerateRequest(WireModel):
-    """`POST /generate`. Tokens only: deliberately without a field for text."""
+    """`POST /generate`. Tokens only: deliberately without a field for text.
+
+    SGLang's batches are accepted too: `input_ids` as a list of prompts and `sampling_params.n`, and
+    then a list for each other field that differs. Their answer is a list.
+    """
 
     input_ids: Annotated[list[int], Field(min_length=1, description="the whole prompt")]
-    sampling_params: SamplingParams
+    sampling_params: SamplingParams = Field(default_factory=SamplingParams)
     return_logprob: bool = True
     rid: Name | None = Field(None, description="request id, for /abort_request")
     session_id: Name | None = Field(None, description="as the header X-Session-Id, which wins over it")
@@ -189,7 +206,7 @@ WeightsVersion = Annotated[str, Field(min_length=1, max_length=64), AfterValidat
 class UpdateRequest(WireModel):
     """Fields of every weight update."""
 
-    weight_version: WeightsVersion | None = Field(None, description="null: the folder's name")
+    weight_version: WeightsVersion | None = Field(None, description="null: the version keeps its name")
     flush_cache: bool = True
     abort_all_requests: bool = False
     checksum: str | None = Field(
@@ -235,12 +252,17 @@ class UpdateWeightsFromDistributedRequest(UpdateRequest):
     copy_path: str | None = Field(None, description="folder with the same tensors, for replicas that restart later")
 
 
+def _number(value: Any) -> Any:
+    """Return the number that a text of decimal digits spells; some clients send ports so."""
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 5 else value
+
+
 class InitWeightsUpdateGroupRequest(WireModel):
     """Join an update group whose rank 0 runs a TCP store at `master_address:master_port`. The
     serving replicas take the ranks from `rank_offset` on, in their order."""
 
     master_address: Name
-    master_port: int = Field(ge=1, le=65535)
+    master_port: Annotated[int, Field(ge=1, le=65535), BeforeValidator(_number)]
     rank_offset: int = Field(ge=1)
     world_size: int = Field(ge=2)
     group_name: Name = Field("weight_update_group", min_length=1)
@@ -251,6 +273,17 @@ class DestroyWeightsUpdateGroupRequest(WireModel):
     """Leave an update group."""
 
     group_name: Name = "weight_update_group"
+
+
+class WeightUpdateRequest(WireModel):
+    """Begin or end a weight update."""
+
+
+class UpdateWeightVersionRequest(WireModel):
+    """Give the served weights another name."""
+
+    new_version: WeightsVersion
+    abort_all_requests: bool = True
 
 
 class AdminResponse(BaseModel):
@@ -267,10 +300,10 @@ class AdminResponse(BaseModel):
 
 
 class PauseRequest(WireModel):
-    """`retract`: drop the KV cache of running requests and recompute it later; `in_place`: keep it;
-    `wait`: let them end first; `abort`: end them now."""
+    """`abort`: end running requests now; `retract`: drop their KV cache and recompute it later;
+    `in_place`: keep it; `wait`: let them end first."""
 
-    mode: Literal["retract", "in_place", "wait", "abort"] = "retract"
+    mode: Literal["retract", "in_place", "wait", "abort"] = "abort"
 
 
 class AbortRequest(WireModel):
@@ -305,6 +338,9 @@ class ServerInfo(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every 4xx and 5xx answer: `{"error": {"message", "field", "type"}}`."""
+    """Every 4xx and 5xx answer: `{"success": false, "message", "error": {"message", "field",
+    "type"}}`."""
 
+    success: bool = False
+    message: str = ""
     error: dict[str, Any]

@@ -14,7 +14,8 @@ ServingError
     ├── UnsupportedMediaType 415
     └── Refused            4xx  a server behind this one refused, with its own status
 
-Every 4xx and 5xx answer carries `{"error": {"message", "field", "type"}}`.
+Every 4xx and 5xx answer carries `{"success": false, "message", "error": {"message", "field",
+"type"}}`.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ class ErrorAnswer:
     @property
     def body(self) -> bytes:
         """The JSON that every 4xx and 5xx carries."""
-        return orjson.dumps({"error": {"message": self.message, "field": self.field, "type": self.kind}})
+        error = {"message": self.message, "field": self.field, "type": self.kind}
+        # SGLang's clients read `success` and `message`.
+        return orjson.dumps({"success": False, "message": self.message, "error": error})
 
     @property
     def headers(self) -> dict[str, str]:

@@ -85,6 +85,11 @@ class ServerSettings(EngineOptions):
     incremental_streaming_output: bool = Field(
         False, description="events of a stream hold new tokens only, as with SGLang's option of this name"
     )
+    clip_new_tokens: bool = Field(
+        False,
+        description="cut max_new_tokens to what the context leaves after the prompt, as SGLang's scheduler does; else "
+        "such a request is a 400",
+    )
     in_place_updates: bool = Field(
         False,
         description="start SGLang so that an in_place update names each token's version exactly: without its overlap "

@@ -19,6 +19,8 @@ def add_admin(
     path: str,
     model: type[Any],
     act: Callable[[Any], Awaitable[str]] | Callable[[Any], Awaitable[dict[str, Any]]],
+    *,
+    get: bool = False,
 ) -> None:
     """Add a route.
 
@@ -26,6 +28,7 @@ def add_admin(
         model: the request's message.
         act: performs the request; returns the answer's message, or its fields. Its docstring is the
             description.
+        get: also answer GET, as SGLang does for this path.
     """
 
     async def route(request: Request) -> Response:
@@ -37,6 +40,8 @@ def add_admin(
         path, route, methods=["POST"], response_model=AdminResponse, description=act.__doc__, openapi_extra=schema,
         name=path.strip("/"), responses={status: {"model": ErrorBody} for status in (400, 401, 403, 409, 413, 500)},
     )  # fmt: skip
+    if get:
+        app.add_api_route(path, route, methods=["GET"], include_in_schema=False)
 
 
 def done(message: str) -> Response:

@@ -33,6 +33,7 @@ from rollout_server.api.auth import Gate
 from rollout_server.api.generate import GenerateEndpoint
 from rollout_server.api.metrics import Metrics
 from rollout_server.api.weights import add_weights
+from rollout_server.engines.base import FolderWeights
 from rollout_server.errors import EngineError, ErrorAnswer, NotServing, RequestError, ServingError, answer_to
 from rollout_server.router.members import Member
 from rollout_server.router.router import Router
@@ -44,6 +45,7 @@ ADMIN_PATHS = frozenset(
         "/abort_request", "/pause_generation", "/continue_generation", "/flush_cache", "/update_weights_from_disk",
         "/update_weights_from_tensor", "/init_weights_update_group", "/destroy_weights_update_group",
         "/update_weights_from_distributed", "/release_memory_occupation", "/resume_memory_occupation",
+        "/begin_weight_update", "/end_weight_update", "/update_weight_version",
     }
 )  # fmt: skip
 """Paths that change the server for all clients: a separate admin token can be required for them."""
@@ -62,8 +64,8 @@ def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
     """
     app = FastAPI(title="agentloop rollout server", version=package_version(), docs_url=None, redoc_url=None)
     metrics = Metrics(router)
-    endpoint = GenerateEndpoint(router, metrics, incremental=settings.incremental_streaming_output)
-    app.router.routes.append(Route("/generate", endpoint, methods=["POST"]))  # for other methods, and the 405
+    endpoint = GenerateEndpoint(router, metrics, settings)
+    app.router.routes.append(Route("/generate", endpoint, methods=["POST", "PUT"]))  # for other methods, and the 405
     _add_reads(app, router, metrics, settings)
     _add_admin(app, router)
     add_weights(app, router, tuple(root.resolve() for root in settings.weights_roots))
@@ -89,7 +91,7 @@ class _Shortcut:
         self._generate = generate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/generate" and scope["method"] == "POST":
+        if scope["type"] == "http" and scope["path"] == "/generate" and scope["method"] in ("POST", "PUT"):
             await self._generate(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -149,8 +151,24 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
     @app.get("/get_model_info", response_model=dict[str, Any], include_in_schema=False)
     async def model_info() -> Response:
         """Facts about the model, under SGLang's name for them."""
-        facts = {"model_path": router.info.model_path, "is_generation": True, "weight_version": router.weights.version}
+        source = router.weights.source
+        facts = {
+            "model_path": str(source.folder) if isinstance(source, FolderWeights) else router.info.model_path,
+            "is_generation": True,
+            "weight_version": router.weights.version,
+        }
         return to_json(orjson.dumps(facts))
+
+    @app.get("/get_weight_version", response_model=dict[str, Any])
+    async def weight_version() -> Response:
+        """The version that every serving replica serves."""
+        return to_json(orjson.dumps({"weight_version": router.weights.version}))
+
+    @app.get("/v1/loads", response_model=dict[str, Any])
+    async def loads() -> Response:
+        """Requests and tokens in flight of each replica, under SGLang's names."""
+        await router.refresh()
+        return to_json(orjson.dumps({"version": package_version(), "loads": [_load(m) for m in router.members]}))
 
     @app.get("/metrics", response_class=Response)
     async def read_metrics() -> Response:
@@ -170,6 +188,20 @@ def _state(member: Member) -> dict[str, Any]:
         "in_flight_tokens": member.in_flight_tokens,
         "fenced": member.fenced,
         **asdict(member.stats()),
+    }
+
+
+def _load(member: Member) -> dict[str, Any]:
+    stats, in_flight = member.stats(), len(member.in_flight)
+    waiting = min(stats.waiting, in_flight)
+    return {
+        "replica": member.name,
+        "num_running_reqs": in_flight - waiting,
+        "num_waiting_reqs": waiting,
+        "num_total_reqs": in_flight,
+        "num_used_tokens": stats.kv_tokens,
+        "max_total_num_tokens": stats.kv_tokens_max,
+        "weight_version": member.weight_version,
     }
 
 
@@ -213,9 +245,9 @@ def _add_admin(app: FastAPI, router: Router) -> None:
     add_admin(app, "/abort_request", AbortRequest, abort)
     add_admin(app, "/pause_generation", PauseRequest, pause)
     add_admin(app, "/continue_generation", _Nothing, resume)
-    add_admin(app, "/flush_cache", _Nothing, flush)
-    add_admin(app, "/release_memory_occupation", MemoryRequest, release)
-    add_admin(app, "/resume_memory_occupation", MemoryRequest, occupy)
+    add_admin(app, "/flush_cache", _Nothing, flush, get=True)
+    add_admin(app, "/release_memory_occupation", MemoryRequest, release, get=True)
+    add_admin(app, "/resume_memory_occupation", MemoryRequest, occupy, get=True)
 
 
 class _Nothing(BaseModel):

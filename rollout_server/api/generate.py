@@ -6,14 +6,18 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
+import orjson
 from starlette.types import Receive, Scope, Send
 
+from agentloop.config.server import ServerSettings
 from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, GenerateRequest, SamplingParams
 from rollout_server.api.asgi import read_body, send_error, send_json
 from rollout_server.api.metrics import CLIENT_LEFT, Metrics
-from rollout_server.api.parsing import parse
-from rollout_server.api.stream import EventStream, encode
+from rollout_server.api.parsing import parse_generate
+from rollout_server.api.stream import EventStream, EventWriter, answer_fields, encode
 from rollout_server.engines.base import Generation, GenerationResult
 from rollout_server.errors import RequestError, ServingError, answer_to
 from rollout_server.router.router import Router
@@ -22,6 +26,8 @@ DISCONNECT_CHECK_S = 0.25
 """Requests that take longer than this are watched for a disconnecting client; for shorter ones a
 task costs too much."""
 
+ResultT = TypeVar("ResultT")
+
 _SESSION_HEADER = SESSION_HEADER.lower().encode()
 _ROUTING_HEADER = b"x-smg-routing-key"  # the same in SGLang's own router
 
@@ -29,37 +35,61 @@ _ROUTING_HEADER = b"x-smg-routing-key"  # the same in SGLang's own router
 class GenerateEndpoint:
     """The ASGI endpoint."""
 
-    def __init__(self, router: Router, metrics: Metrics, *, incremental: bool = False) -> None:
+    def __init__(self, router: Router, metrics: Metrics, settings: ServerSettings) -> None:
         self._router = router
         self._metrics = metrics
-        self._incremental = incremental
+        self._incremental = settings.incremental_streaming_output
+        self._clip = settings.clip_new_tokens
         self._numbers = itertools.count()
         self._prefix = f"{os.getpid():x}-{time.time_ns():x}-"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin = time.perf_counter()
+        events: EventWriter | None = None
         try:
-            request = parse(GenerateRequest, await read_body(scope, receive))
-            generation = self.accept(request)
-            session = _session(scope) or request.session_id
+            request = parse_generate(await read_body(scope, receive))
+            requests = request if isinstance(request, list) else [request]
+            generations = self._accept_all(request) if isinstance(request, list) else [self.accept(request)]
+            session = _session(scope) or requests[0].session_id
+            logprobs = [one.return_logprob for one in requests]
 
-            if request.stream:
-                stream = EventStream(send, generation, incremental=self._incremental, logprobs=request.return_logprob)
-                result = await stream.follow(self._run(stream.generation, session, receive))
+            if requests[0].stream:
+                events = EventWriter(send)
+                streams = [
+                    EventStream(
+                        events, generation, incremental=self._incremental, logprobs=logprobs[i],
+                        index=i if isinstance(request, list) else None,
+                    )
+                    for i, generation in enumerate(generations)
+                ]  # fmt: skip
+                work = [stream.follow(self._generate(stream.generation, session)) for stream in streams]
             else:
-                result = await self._run(generation, session, receive)
+                work = [self._generate(generation, session) for generation in generations]
+            results = await self._unless_left(_all(work), receive)
         except ServingError as exc:
             answer = answer_to(exc)
             self._metrics.count_request(answer.status)
-            await send_error(send, answer)
+            if events is None or not events.started:
+                await send_error(send, answer)
+            else:  # the status has been sent
+                await events.event(answer.body)
+                await events.end()
             return
 
-        if result is None:
+        if results is None:
             self._metrics.count_request(CLIENT_LEFT)
             return
         self._metrics.count_request(200, time.perf_counter() - begin)
-        if not request.stream:
-            await send_json(send, encode(generation, result, return_logprob=request.return_logprob))
+        if events is not None:
+            await events.end()
+        elif isinstance(request, list):
+            answers = [
+                answer_fields(generation, result, return_logprob=wanted)
+                for generation, result, wanted in zip(generations, results, logprobs, strict=True)
+            ]
+            await send_json(send, orjson.dumps(answers))
+        else:
+            await send_json(send, encode(generations[0], results[0], return_logprob=logprobs[0]))
 
     def accept(self, request: GenerateRequest) -> Generation:
         """Check what depends on the model: vocabulary, context and images.
@@ -75,11 +105,15 @@ class GenerateEndpoint:
             )
         self._check_sampled_ids(sampling)
 
-        if len(ids) + sampling.max_new_tokens > info.context_length:
+        room = info.context_length - len(ids)
+        if self._clip and 0 < room < sampling.max_new_tokens:
+            minimum = min(sampling.min_new_tokens, room)
+            sampling = sampling.model_copy(update={"max_new_tokens": room, "min_new_tokens": minimum})
+        if sampling.max_new_tokens > room:
             raise RequestError(
                 f"{len(ids)} prompt tokens and max_new_tokens {sampling.max_new_tokens} are more than "
                 f"the context of {info.context_length}",
-                "input_ids" if len(ids) >= info.context_length else "sampling_params.max_new_tokens",
+                "input_ids" if room <= 0 else "sampling_params.max_new_tokens",
             )
 
         rid = request.rid or self._prefix + str(next(self._numbers))
@@ -87,6 +121,15 @@ class GenerateEndpoint:
         if images and not info.images:
             raise RequestError("the served model does not take images", "image_data")
         return Generation(rid, ids, sampling, image_data=images)
+
+    def _accept_all(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        generations = []
+        for number, request in enumerate(requests):
+            try:
+                generations.append(self.accept(request))
+            except RequestError as exc:
+                raise RequestError(f"answer {number} of the batch: {exc.message}", exc.field) from exc
+        return generations
 
     def _check_sampled_ids(self, sampling: SamplingParams) -> None:
         vocab_size = self._router.info.vocab_size
@@ -103,8 +146,14 @@ class GenerateEndpoint:
                     f"sampling_params.logit_bias.{token}",
                 )
 
-    async def _run(self, generation: Generation, session: str | None, receive: Receive) -> GenerationResult | None:
-        """Return the result, or None if the client left earlier."""
+    async def _generate(self, generation: Generation, session: str | None) -> GenerationResult:
+        if not generation.sampling.max_new_tokens:
+            version = self._router.weights.version
+            return GenerationResult([], [], [], "length", None, cached_tokens=0, weight_version=version)
+        return await self._router.generate(generation, session)
+
+    async def _unless_left(self, work: Coroutine[Any, Any, ResultT], receive: Receive) -> ResultT | None:
+        """Return the result of `work`, or None if the client left earlier."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
@@ -124,7 +173,7 @@ class GenerateEndpoint:
 
         timer = loop.call_later(DISCONNECT_CHECK_S, start_watching)
         try:
-            return await self._router.generate(generation, session)
+            return await work
         except asyncio.CancelledError:
             if left:
                 task.uncancel()
@@ -134,6 +183,19 @@ class GenerateEndpoint:
             timer.cancel()
             if watcher is not None:
                 watcher.cancel()
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, GenerationResult]]) -> list[GenerationResult]:
+    """Return all results; end the rest when one fails, or when this task is cancelled."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _session(scope: Scope) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from agentloop.config.keys import section_of
 from agentloop.wire import GenerateRequest
+from rollout_server.api.batch import expand, is_batch
 from rollout_server.api.sglang_fields import drop_without_effect
 from rollout_server.errors import RequestError
 
@@ -26,20 +27,63 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
         return model.model_validate_json(body or b"{}", strict=True)
     except ValidationError as exc:
         error = explain(model, exc)
-        if not any(e["type"] == "extra_forbidden" or e["input"] is None for e in exc.errors(include_url=False)):
+        if not _may_be_sglangs(exc):
             raise error from None
 
-    # Fields that only SGLang's clients send are handled here, off the fast path: most requests have
-    # none.
+    request = _object(body)
+    if request is None:
+        raise error
+    return _parse_object(model, request)
+
+
+def parse_generate(body: bytes) -> GenerateRequest | list[GenerateRequest]:
+    """Validate the JSON of `/generate`; return a list if it asks for a list of answers.
+
+    Raises:
+        RequestError: names the first wrong field.
+    """
+    try:
+        return GenerateRequest.model_validate_json(body or b"{}", strict=True)
+    except ValidationError as exc:
+        error = explain(GenerateRequest, exc)
+
+    # Off the fast path: few requests are batches, or have fields that only SGLang's clients send.
+    request = _object(body)
+    if request is None:
+        raise error
+    if not is_batch(request):
+        if isinstance(sampling := request.get("sampling_params"), dict):
+            sampling.pop("n", None)  # 1 or null
+        return _parse_object(GenerateRequest, request)
+
+    requests = []
+    for number, one in enumerate(expand(request)):
+        try:
+            requests.append(_parse_object(GenerateRequest, one))
+        except RequestError as exc:
+            raise RequestError(f"answer {number} of the batch: {exc.message}", exc.field) from None
+    return requests
+
+
+def _may_be_sglangs(error: ValidationError) -> bool:
+    """Return whether a request may be right without the fields that only SGLang's clients send."""
+    return any(e["type"] == "extra_forbidden" or e["input"] is None for e in error.errors(include_url=False))
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a body, or None."""
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise error from None  # pydantic accepts NaN, orjson does not
-    if not isinstance(request, dict):
-        raise error
-    if (refused := drop_without_effect(request, generate=model is GenerateRequest)) is not None:
-        raise RequestError(f"{refused[0]} is not supported: {refused[1]}", refused[0])
+        return None  # pydantic accepts NaN, orjson does not
+    return request if isinstance(request, dict) else None
 
+
+def _parse_object(model: type[ModelT], request: dict[str, Any]) -> ModelT:
+    """Validate a request without the fields that have no effect here."""
+    generate = model is GenerateRequest
+    if (refused := drop_without_effect(request, generate=generate)) is not None:
+        raise RequestError(f"{refused[0]} is not supported: {refused[1]}", refused[0])
     try:
         return model.model_validate_json(orjson.dumps(request), strict=True)
     except ValidationError as exc:

@@ -77,7 +77,7 @@ GENERATE_REFUSED: dict[str, str] = {
     "encoder_urls": _DISAGGREGATED,
     "http_worker_ipc": "internal to SGLang",
 }
-"""Refused unless null, false, 0 or empty: the answer would silently lack something."""
+"""Refused unless neutral (`_NEUTRAL`): the answer would silently lack something."""
 
 _GRAMMAR = "tokens would not be sampled from the policy: check the answer in a reward or a tool"
 
@@ -90,7 +90,6 @@ SAMPLING_IGNORED: dict[str, str] = {
 SAMPLING_REFUSED: dict[str, str] = {
     "stop": _TEXT + " and `stop_token_ids`",
     "stop_regex": _TEXT + " and `stop_token_ids`",
-    "n": "send the request n times: the prompt's cache is shared",
     "beam_width": "a beam search does not sample from the policy",
     "json_schema": _GRAMMAR,
     "regex": _GRAMMAR,
@@ -113,12 +112,19 @@ ADMIN_IGNORED: dict[str, str] = {
 }
 
 ADMIN_REFUSED: dict[str, str] = {
+    "selector": "only `all` and `target`: there is no draft model",
+    "pp_rank": "an engine is one stage: it is not split into a pipeline",
     "serialized_named_tensors": "pickled tensors are refused, because unpickling runs any code that the sender "
     "likes. Write them to `model.safetensors` in a folder in shared memory under a --weights-root and send `shm_path`",
 }
 
-_NEUTRAL: dict[str, Any] = {"n": 1, "logprob_start_len": -1}
-"""Neutral values, besides null, false, 0 and empty ones."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "logprob_start_len": (None, -1),  # 0: logprobs of the whole prompt
+    "max_thinking_tokens": (None,),
+    "beam_width": (None, 1),
+    "selector": (None, "all", "target"),
+}
+"""Neutral values of refused fields; of the others: null, false, 0 and empty ones."""
 
 
 def drop_without_effect(request: dict[str, Any], *, generate: bool) -> tuple[str, str] | None:
@@ -141,7 +147,7 @@ def _drop(
 ) -> tuple[str, str] | None:
     for name in list(fields):
         value = fields[name]
-        neutral = not value or value == _NEUTRAL.get(name)
+        neutral = value in _NEUTRAL[name] if name in _NEUTRAL else not value
         if name in ignored or (neutral and name in refused):
             del fields[name]
         elif name in refused:

@@ -11,33 +11,63 @@ import orjson
 from starlette.types import Send
 
 from rollout_server.engines.base import AnswerChunk, Generation, GenerationResult
-from rollout_server.errors import ServingError, answer_to
 
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
 
+class EventWriter:
+    """Writes server-sent events in SGLang's form: `data: <json>`, at the end `data: [DONE]`.
+
+    Attributes:
+        started: whether the status has been sent.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def event(self, data: bytes) -> None:
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
 class EventStream:
-    """The events of one answer, in SGLang's form: `data: <json>`, at the end `data: [DONE]`.
+    """The events of one answer.
 
     Attributes:
         generation: the request to run; its chunks become events.
 
     Args:
+        writer: of the whole response.
         generation: the request as accepted.
         incremental: each event holds the new tokens; else all tokens so far, which is SGLang's
             default.
         logprobs: whether events hold logprobs.
+        index: number of the answer in a batch, which its events name; None: it is the only one.
     """
 
-    def __init__(self, send: Send, generation: Generation, *, incremental: bool, logprobs: bool) -> None:
-        self._send = send
+    def __init__(
+        self,
+        writer: EventWriter,
+        generation: Generation,
+        *,
+        incremental: bool,
+        logprobs: bool,
+        index: int | None = None,
+    ) -> None:
+        self._writer = writer
         self._incremental = incremental
         self._logprobs = logprobs
+        self._index = index
         self._chunks: asyncio.Queue[AnswerChunk | None] = asyncio.Queue()
         self._ids: list[int] = []
         self._pairs: list[tuple[float, int, None]] = []
         self._sent = 0
-        self._started = False
 
         self.generation = replace(
             generation,
@@ -45,36 +75,28 @@ class EventStream:
             stream_tokens=generation.sampling.stream_interval or 1,
         )
 
-    async def follow(self, answer: Awaitable[GenerationResult | None]) -> GenerationResult | None:
-        """Send events until the answer is complete; return None if the client left.
+    async def follow(self, answer: Awaitable[GenerationResult]) -> GenerationResult:
+        """Write events until the answer is complete.
 
         Raises:
-            ServingError: before the first event. A later error is sent as an event, because the
-                status has been sent.
+            ServingError: the answer failed.
         """
         writer = asyncio.create_task(self._write())
         try:
             result = await answer
             self._chunks.put_nowait(None)
             await writer
-        except ServingError as exc:
-            if not self._started:
-                raise
-            await self._event(answer_to(exc).body)
-            await self._end()
-            return None
         finally:
             writer.cancel()
 
-        if result is not None:
-            start = self._sent if self._incremental else 0
-            await self._event(encode(self.generation, result, return_logprob=self._logprobs, start=start))
-            await self._end()
+        start = self._sent if self._incremental else 0
+        fields = answer_fields(self.generation, result, return_logprob=self._logprobs, start=start)
+        await self._writer.event(self._json(fields))
         return result
 
     async def _write(self) -> None:
         while (chunk := await self._chunks.get()) is not None:
-            await self._event(self._encode(chunk))
+            await self._writer.event(self._encode(chunk))
 
     def _encode(self, chunk: AnswerChunk) -> bytes:
         pairs = [(logprob, token, None) for logprob, token in zip(chunk.logprobs, chunk.output_ids, strict=True)]
@@ -95,21 +117,21 @@ class EventStream:
         }
         if self._logprobs:
             meta["output_token_logprobs"] = self._pairs
-        return orjson.dumps({"output_ids": self._ids, "meta_info": meta})
+        return self._json({"output_ids": self._ids, "meta_info": meta})
 
-    async def _event(self, data: bytes) -> None:
-        if not self._started:
-            self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-
-        await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
-
-    async def _end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+    def _json(self, fields: dict[str, Any]) -> bytes:
+        return orjson.dumps(fields if self._index is None else {**fields, "index": self._index})
 
 
-def encode(generation: Generation, result: GenerationResult, *, return_logprob: bool, start: int = 0) -> bytes:
-    """Return the `GenerateResponse` as JSON, with the tokens from index `start` on."""
+def encode(generation: Generation, result: GenerationResult, *, return_logprob: bool) -> bytes:
+    """Return the `GenerateResponse` as JSON."""
+    return orjson.dumps(answer_fields(generation, result, return_logprob=return_logprob))
+
+
+def answer_fields(
+    generation: Generation, result: GenerationResult, *, return_logprob: bool, start: int = 0
+) -> dict[str, Any]:
+    """Return the fields of a `GenerateResponse`, with the tokens from index `start` on."""
     finish: dict[str, Any] = {"type": result.finish}
     if result.finish == "stop":
         finish["matched"] = result.matched
@@ -132,4 +154,4 @@ def encode(generation: Generation, result: GenerationResult, *, return_logprob: 
             (logprob, token, None)
             for logprob, token in zip(result.logprobs[start:], result.output_ids[start:], strict=True)
         ]
-    return orjson.dumps({"output_ids": result.output_ids[start:] if start else result.output_ids, "meta_info": meta})
+    return {"output_ids": result.output_ids[start:] if start else result.output_ids, "meta_info": meta}

@@ -16,6 +16,8 @@ from agentloop.wire import (
     UpdateWeightsFromDiskRequest,
     UpdateWeightsFromDistributedRequest,
     UpdateWeightsFromTensorRequest,
+    UpdateWeightVersionRequest,
+    WeightUpdateRequest,
 )
 from rollout_server.api.admin import add_admin
 from rollout_server.engines.base import BroadcastWeights, FolderWeights, SharedWeights, UpdateGroup, WeightsSource
@@ -34,11 +36,9 @@ def add_weights(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
     """
 
     async def publish(request: UpdateRequest, source: WeightsSource, field: str) -> dict[str, Any]:
-        version = request.weight_version
-        if version is None:
-            if isinstance(source, BroadcastWeights):
-                raise RequestError("weight_version: a broadcast must name its version", "weight_version")
-            version = source.folder.name
+        if request.weight_version is None and isinstance(source, SharedWeights):
+            raise RequestError("weight_version: name the version that is written to the shared file", "weight_version")
+        version = request.weight_version or router.weights.version  # as SGLang: unnamed weights keep the name
         if request.abort_all_requests:
             await router.abort()
 
@@ -92,6 +92,25 @@ def add_weights(app: FastAPI, router: Router, roots: tuple[Path, ...]) -> None:
             raise RequestError(f"there is no update group {request.group_name!r}", "group_name")
         return f"left group {request.group_name}"
 
+    async def begin(_: WeightUpdateRequest) -> str:
+        """Do nothing, for SGLang's clients: here every update is complete in itself."""
+        return "an update is one request: /update_weights_from_disk, _from_tensor or _from_distributed"
+
+    async def rename(request: UpdateWeightVersionRequest) -> dict[str, Any]:
+        """Give the served weights another name, without loading any. By default the requests in
+        flight are aborted first, as in SGLang."""
+        if request.abort_all_requests:
+            await router.abort()
+        await router.weights.rename(request.new_version)
+        return {
+            "message": f"the weights are version {request.new_version} now",
+            "weight_version": request.new_version,
+            "new_version": request.new_version,
+        }
+
+    add_admin(app, "/begin_weight_update", WeightUpdateRequest, begin)
+    add_admin(app, "/end_weight_update", WeightUpdateRequest, begin)
+    add_admin(app, "/update_weight_version", UpdateWeightVersionRequest, rename)
     add_admin(app, "/update_weights_from_disk", UpdateWeightsFromDiskRequest, update)
     add_admin(app, "/update_weights_from_tensor", UpdateWeightsFromTensorRequest, update_shared)
     add_admin(app, "/update_weights_from_distributed", UpdateWeightsFromDistributedRequest, update_distributed)

@@ -234,6 +234,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def rename_weights(self, version: str) -> None:
+        """Name the served weights `version` from the next step on; they stay the same."""
+        ...
+
     async def join_weights_group(self, group: UpdateGroup) -> None:
         """Join a group for `BroadcastWeights`; first leave a group of the same name.
 

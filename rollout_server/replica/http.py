@@ -177,6 +177,10 @@ class HttpReplica:
         self._version = version
         return WeightsConfirmation(version, checksum)
 
+    async def rename_weights(self, version: str) -> None:
+        await self.post("/update_weight_version", {"new_version": version, "abort_all_requests": False})
+        self._version = version
+
     async def join_weights_group(self, group: UpdateGroup) -> None:
         request = {
             "master_address": group.address,

@@ -70,6 +70,9 @@ class LocalReplica:
     ) -> WeightsConfirmation:
         return await self._engine.update_weights(source, version, running)
 
+    async def rename_weights(self, version: str) -> None:
+        await self._engine.rename_weights(version)
+
     async def join_weights_group(self, group: UpdateGroup) -> None:
         await self._engine.join_weights_group(group)
 

@@ -148,19 +148,23 @@ class Fleet:
     async def _bring_to_version(self, member: Member) -> None:
         """Load the current weights into a started replica, pause it like the others, admit it."""
         router, weights, replica = self._router, self._router.weights, member.started
+        loaded: int | None = None  # the update that this replica has loaded
         while True:
             # Loading takes long and runs beside other updates, which may make this version an old
-            # one.
-            source, version = weights.source, weights.version
-            if source is not None and replica.weight_version != version:
+            # one. Names do not tell: an update may keep the name.
+            source, version, count = weights.source, weights.version, weights.count
+            if source is not None and loaded != count:
                 confirmation = await replica.update_weights(source, version)
-                if version == weights.version:
+                loaded = count
+                if count == weights.count:
                     weights.check_confirmation(confirmation)
 
             # The last comparison and the admission exclude updates, so that the replica cannot miss
             # one in between.
             async with weights.changing:
-                if weights.source is None or replica.weight_version == weights.version:
+                if weights.source is None or loaded == weights.count:
+                    if replica.weight_version != weights.version:
+                        await replica.rename_weights(weights.version)
                     paused = None
                     while paused != router.paused:  # a pause may begin or end while the replica follows it
                         paused = router.paused

@@ -31,6 +31,7 @@ class WeightUpdates:
         self._version = version
         self._source = source
         self._checksums: dict[str, str] = {}
+        self._count = 0
         self._groups: dict[str, list[Replica]] = {}
         self._lock = asyncio.Lock()
 
@@ -44,6 +45,11 @@ class WeightUpdates:
         """Where a replica that starts later loads the current version from; None: it is the model's
         own."""
         return self._source
+
+    @property
+    def count(self) -> int:
+        """How many updates there have been: a version's name may stay the same in an update."""
+        return self._count
 
     @property
     def checksum(self) -> str | None:
@@ -109,7 +115,23 @@ class WeightUpdates:
 
             # Last, so that /server_info never names a version that is not served everywhere.
             self._version, self._source, self._checksums = version, lasting(source), checksums
+            self._count += 1
             return WeightsConfirmation(version, next(iter(checksums.values())))
+
+    async def rename(self, version: str) -> None:
+        """Give the served weights another name, in every serving replica. One that does not follow
+        is fenced."""
+        async with self._lock:
+            members = self._members.serving
+            results = await asyncio.gather(
+                *(member.started.rename_weights(version) for member in members), return_exceptions=True
+            )
+            for member, result in zip(members, results, strict=True):
+                if isinstance(result, BaseException):
+                    await self._members.fence(member, f"it did not rename its weights to {version}: {result}")
+            if not self._members.serving:
+                raise EngineError(f"no serving replica could rename its weights to {version}")
+            self._version = version
 
     def check_confirmation(self, confirmation: WeightsConfirmation) -> None:
         """Compare what a restarted replica has loaded with what the others serve.

@@ -100,6 +100,10 @@ class FakeReplica:
         self.weight_version = version
         return WeightsConfirmation(version, f"fake:{self.serves or version}")
 
+    async def rename_weights(self, version: str) -> None:
+        self.calls.append(f"rename {version}")
+        self.weight_version = version
+
     async def join_weights_group(self, group: UpdateGroup) -> None: ...
 
     async def leave_weights_group(self, name: str) -> bool:

@@ -64,7 +64,7 @@ def test_a_started_server_generates(server: str) -> None:
 
 def test_a_client_that_leaves_frees_its_slot(server: str) -> None:
     with httpx.Client(base_url=server) as http:
-        http.post("/pause_generation", json={})
+        http.post("/pause_generation", json={"mode": "retract"})
         body = {"input_ids": random_ids(5, seed=1), "sampling_params": {"max_new_tokens": 500, "ignore_eos": True}}
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server}/generate", json=body, timeout=0.2)

@@ -25,7 +25,7 @@ OPTIONS = {
     "--stream-tokens", "--weights-root", "--weight-version", "--weights", "--ready-file", "--token-env",
     "--admin-token-env", "--log-dir", "--probe-timeout", "--start-timeout", "--drain", "--incremental-streaming-output",
     "--deterministic", "--parent-pid", "--seed", "--fast-path", "--update-timeout", "--probe-every",
-    "--in-place-updates", "--max-connections", "--read-timeout", "--trust-remote-code",
+    "--clip-new-tokens", "--in-place-updates", "--max-connections", "--read-timeout", "--trust-remote-code",
 }  # fmt: skip
 
 

@@ -188,6 +188,10 @@ class Core:
         self.cache.make_stale()
 
         self.runner.weights_changed()
+        self.rename(version)
+
+    def rename(self, version: str) -> None:
+        """Name the weights that sample the next tokens `version`."""
         self.version = version
         for running in self.requests():
             running.set_version(version)

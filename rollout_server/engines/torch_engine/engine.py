@@ -166,6 +166,10 @@ class TorchEngine:
 
             return WeightsConfirmation(version, staged.checksum)
 
+    async def rename_weights(self, version: str) -> None:
+        async with self._updating:
+            await self._between_steps(lambda: self._core.rename(version))
+
     async def join_weights_group(self, group: UpdateGroup) -> None:
         async with self._updating:
             await asyncio.to_thread(self._loader.groups.join, group, self._loaded.kv.device)

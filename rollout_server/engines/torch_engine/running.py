@@ -61,9 +61,12 @@ class Running:
 
     def spans(self) -> list[VersionSpan]:
         """The sampled tokens by the policy version that sampled them; without empty spans."""
-        spans, start = [], 0
+        spans: list[VersionSpan] = []
+        start = 0
         for version, end in [*self.version_starts, (self.version, len(self.logprobs))]:
-            if end > start:
+            if end > start and spans and spans[-1].version == version:
+                spans[-1] = VersionSpan(version=version, start=spans[-1].start, end=end)
+            elif end > start:
                 spans.append(VersionSpan(version=version, start=start, end=end))
             start = end
         return spans

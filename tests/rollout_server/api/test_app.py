@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from agentloop.config.server import ServerSettings
@@ -55,7 +56,16 @@ BAD = [
     (body(ids=[2**70]), "input_ids.0", ""),
     (body(ids=[9] * CONTEXT), "input_ids", "context"),
     (body(sampling={"max_new_tokens": CONTEXT}), "sampling_params.max_new_tokens", "context"),
-    (body(sampling={"max_new_tokens": 0}), "sampling_params.max_new_tokens", "greater"),
+    (body(sampling={"max_new_tokens": -1}), "sampling_params.max_new_tokens", "greater"),
+    (body(sampling={"n": 0}), "sampling_params.n", "at least 1"),
+    (body(sampling={"n": "2"}), "sampling_params.n", "whole number"),
+    (body(sampling={"n": 10**9}), "input_ids", "at most 4096 answers"),
+    (body(ids=[[1], [VOCAB]]), "input_ids.0", "answer 1 of the batch"),
+    (body(ids=[[1], 2]), "input_ids", "array"),
+    ({**body(ids=[[1], [2]]), "sampling_params": [{}]}, "sampling_params", "1 entries for 2 prompts"),
+    ({**body(ids=[[1], [2]]), "sampling_params": [{"n": 1}, {"n": 2}]}, "sampling_params.n", "the same"),
+    (body(ids=[[1], [2]], rid=["a", "a"]), "rid", "twice"),
+    (body(ids=[[1], [2]], rid=["a"]), "rid", "list of 2"),
     (body(sampling={"temperature": -0.1}), "sampling_params.temperature", "greater"),
     (body(sampling={"top_p": 0.0}), "sampling_params.top_p", "greater"),
     (body(sampling={"top_k": 1.5}), "sampling_params.top_k", "integer"),
@@ -63,7 +73,7 @@ BAD = [
     (body(retrun_logprob=True), "retrun_logprob", "'return_logprob'"),
     (body(stream=1), "stream", "boolean"),
     (body(image_data=["aGk="]), "image_data", "images"),
-    ({"input_ids": [1]}, "sampling_params", "required"),
+    ({"sampling_params": {}}, "input_ids", "required"),
     ([], None, ""),
 ]
 
@@ -185,7 +195,7 @@ async def test_a_paused_server_answers_after_it_goes_on(client: httpx.AsyncClien
 
 async def test_abort_by_id_and_flush(client: httpx.AsyncClient) -> None:
     assert (await client.post("/abort_request", json={})).json()["error"]["field"] == "rid"
-    await client.post("/pause_generation", json={})
+    await client.post("/pause_generation", json={"mode": "retract"})
     call = asyncio.create_task(client.post("/generate", json=body(rid="mine")))
     await asyncio.sleep(0.1)
     assert (await client.post("/abort_request", json={"rid": "mine"})).json()["message"] == "1 aborted"
@@ -224,6 +234,104 @@ async def test_the_token_is_required_everywhere_but_at_health(
             assert (await http.get("/metrics", headers=headers)).status_code == 401
         answer = await http.post("/generate", json=body(), headers={"Authorization": "Bearer secret"})
         assert answer.status_code == 200
+
+
+async def test_a_batch_is_answered_in_sglangs_order(client: httpx.AsyncClient, model_dir: Path) -> None:
+    prompts = [[9, 10], [20, 21, 22], [30]]
+    reference = Reference(model_dir)
+    sent = {"input_ids": prompts, "sampling_params": {"max_new_tokens": 4, "temperature": 0, "n": 2}, "rid": "b"}
+    answers = (await client.post("/generate", json=sent)).json()
+    assert [a["meta_info"]["id"] for a in answers] == [f"b_{i}" for i in range(6)]
+    for i, answer in enumerate(answers):
+        assert answer["output_ids"] == reference.greedy(prompts[i // 2], 4)[: len(answer["output_ids"])]
+        assert answer["meta_info"]["prompt_tokens"] == len(prompts[i // 2])
+
+    # One value for all, or one for each prompt.
+    each = [{"max_new_tokens": n, "ignore_eos": True} for n in (1, 2, 3)]
+    sent = {
+        "input_ids": prompts,
+        "sampling_params": each,
+        "return_logprob": [True, False, True],
+        "rid": ["x", "y", "z"],
+    }
+    answers = (await client.post("/generate", json=sent)).json()
+    assert [(a["meta_info"]["id"], len(a["output_ids"])) for a in answers] == [("x", 1), ("y", 2), ("z", 3)]
+    assert ["output_token_logprobs" in a["meta_info"] for a in answers] == [True, False, True]
+    assert isinstance((await client.post("/generate", json=body(ids=[[9]]))).json(), list)
+
+
+async def test_samples_of_one_seeded_prompt_differ(client: httpx.AsyncClient) -> None:
+    sampling = {"n": 3, "sampling_seed": 5, "max_new_tokens": 8}
+    answers = [(await client.post("/generate", json=body(sampling=sampling))).json() for _ in range(2)]
+    ids = [[one["output_ids"] for one in answer] for answer in answers]
+    assert ids[0] == ids[1] and len({tuple(one) for one in ids[0]}) == 3
+    alone = await client.post("/generate", json=body(sampling={**sampling, "n": 1}))
+    assert alone.json()["output_ids"] == ids[0][0]
+
+
+async def test_the_events_of_a_batch_name_their_answer(client: httpx.AsyncClient) -> None:
+    sent = body(ids=[[9, 10], [11]], stream=True, sampling={"temperature": 0})
+    whole = [one["output_ids"] for one in (await client.post("/generate", json={**sent, "stream": False})).json()]
+    events = [line.removeprefix("data: ") for line in (await client.post("/generate", json=sent)).text.split("\n\n")]
+    assert events[-2:] == ["[DONE]", ""] and events.count("[DONE]") == 1
+    last = {event["index"]: event for event in map(orjson.loads, events[:-2])}
+    assert [last[i]["output_ids"] for i in (0, 1)] == whole
+    assert all(event["meta_info"]["finish_reason"] for event in last.values())
+
+
+async def test_sampling_parameters_are_optional_and_none_may_be_sampled(client: httpx.AsyncClient) -> None:
+    for sent in ({"input_ids": [9]}, {"input_ids": [9], "sampling_params": None}):
+        assert (await client.post("/generate", json=sent)).status_code == 200
+    answer = (await client.put("/generate", json=body(sampling={"max_new_tokens": 0}))).json()
+    assert answer["output_ids"] == [] and answer["meta_info"]["finish_reason"] == {"type": "length", "length": 0}
+    assert answer["meta_info"]["output_token_logprobs"] == []
+
+
+async def test_new_tokens_are_clipped_to_the_context_on_demand(engine_factory: Callable[..., TorchEngine]) -> None:
+    app = build_app(Router([LocalReplica(engine_factory())]), settings=ServerSettings(model="", clip_new_tokens=True))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
+        sampling = {"max_new_tokens": 10_000, "min_new_tokens": 100}
+        answer = await http.post("/generate", json=body(random_ids(CONTEXT - 3, seed=1), sampling=sampling))
+        assert len(answer.json()["output_ids"]) == 3
+        assert (await http.post("/generate", json=body(random_ids(CONTEXT, seed=1)))).status_code == 400
+
+
+async def test_errors_say_that_they_are_no_success(client: httpx.AsyncClient) -> None:
+    for path in ("/generate", "/update_weights_from_disk", "/nothing"):
+        answer = (await client.post(path, json={})).json()
+        assert answer["success"] is False and answer["message"] == answer["error"]["message"]
+
+
+async def test_the_version_can_be_renamed_and_an_update_without_a_name_keeps_it(
+    client: httpx.AsyncClient, other_weights: Path
+) -> None:
+    async def version() -> Any:
+        return (await client.get("/get_weight_version")).json()["weight_version"]
+
+    await client.post("/pause_generation", json={"mode": "in_place"})
+    call = asyncio.create_task(client.post("/generate", json=body()))
+    await asyncio.sleep(0.05)
+    renamed = await client.post("/update_weight_version", json={"new_version": "7", "abort_all_requests": False})
+    assert renamed.json()["success"] and renamed.json()["new_version"] == "7" == await version()
+    assert (await client.post("/update_weights_from_disk", json={"model_path": str(other_weights)})).json()["success"]
+    await client.post("/continue_generation")
+    assert (await call).json()["meta_info"]["weight_versions"] == [{"version": "7", "start": 0, "end": 6}]
+    assert await version() == "7"
+    info = (await client.get("/model_info")).json()
+    assert (info["model_path"], info["weight_version"]) == (str(other_weights), "7")
+
+
+async def test_a_pause_aborts_by_default_as_in_sglang(client: httpx.AsyncClient) -> None:
+    await client.post("/pause_generation", json={"mode": "in_place"})
+    call = asyncio.create_task(client.post("/generate", json=body()))
+    await asyncio.sleep(0.05)
+    loads = (await client.get("/v1/loads?include=core")).json()["loads"]
+    assert [(load["num_total_reqs"], load["num_running_reqs"] + load["num_waiting_reqs"]) for load in loads] == [(1, 1)]
+    await client.post("/pause_generation", json={})
+    meta = (await call).json()["meta_info"]
+    assert meta["finish_reason"]["type"] == "abort" and meta["output_token_logprobs"] == []
+    assert (await client.get("/v1/loads")).json()["loads"][0]["num_total_reqs"] == 0
+    await client.post("/continue_generation")
 
 
 async def test_a_failed_engine_is_a_503_at_health(engine_factory: Callable[..., TorchEngine]) -> None:

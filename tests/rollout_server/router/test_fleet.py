@@ -214,3 +214,28 @@ async def test_a_replica_that_is_killed_at_every_start_ends_the_start(
     with pytest.raises(ServerStartError, match="replica a did not start"):
         await fleet.start()
     assert a.failing == 6
+
+
+async def test_a_replica_that_restarts_loads_weights_that_kept_their_name(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    source = FakeSource("a")
+    router, fleet = fleet_of(source)
+    await fleet.start()
+    await router.weights.update(FolderWeights(tmp_path), router.weights.version)
+    source.die()
+    await until(lambda: len(source.replicas) == 2 and router.members[0].serves)
+    assert source.replicas[1].calls[0] == "update 0"
+
+
+async def test_a_replica_that_restarts_takes_the_name_that_its_weights_were_given(
+    fleet_of: Callable[..., tuple[Router, Fleet]],
+) -> None:
+    source = FakeSource("a")
+    router, fleet = fleet_of(source)
+    await fleet.start()
+    await router.weights.rename("3")
+    assert (router.weights.version, source.replicas[0].calls[-1]) == ("3", "rename 3")
+    source.die()
+    await until(lambda: len(source.replicas) == 2 and router.members[0].serves)
+    assert source.replicas[1].weight_version == "3"

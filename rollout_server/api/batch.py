@@ -1,0 +1,124 @@
+"""Several generations in one request, as SGLang's clients send them: a list of prompts, and `n`.
+
+In: the request's JSON. Out: the JSON of one request for each answer, in SGLang's order: all samples
+of the first prompt, then those of the second. A field that is a list has one entry for each prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rollout_server.errors import RequestError
+
+MAX_BATCH = 4096
+"""Most generations in one request: each takes memory before the queue's limit counts it."""
+
+_PER_PROMPT = (
+    "return_logprob", "logprob_start_len", "top_logprobs_num", "return_hidden_states", "return_sampling_mask",
+    "sampling_logprobs_mode", "extra_key", "cache_salt", "lora_path", "lora_id", "custom_logit_processor",
+    "mm_hashes", "mm_content_hashes",
+)  # fmt: skip
+"""Fields with one value for all prompts, or a list with one for each."""
+
+
+def is_batch(request: dict[str, Any]) -> bool:
+    """Return whether a request asks for a list of answers: by several prompts, or by `n`."""
+    ids, sampling = request.get("input_ids"), request.get("sampling_params")
+    several = isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)
+    return several or isinstance(sampling, list) or (isinstance(sampling, dict) and _samples(sampling) > 1)
+
+
+def expand(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one request for each answer.
+
+    Raises:
+        RequestError: a list does not have one entry for each prompt, or there are too many answers.
+    """
+    ids = request.get("input_ids")
+    if not isinstance(ids, list) or not ids:
+        raise RequestError("input_ids must be a list of token ids, or a list of such lists", "input_ids")
+    prompts = ids if isinstance(ids[0], list) else [ids]
+    count = len(prompts)
+    samplings = _each(request, "sampling_params", count)
+
+    samples = {_samples(sampling) for sampling in samplings if isinstance(sampling, dict)} or {1}
+    if len(samples) > 1:
+        raise RequestError("n must be the same for all prompts of a request", "sampling_params.n")
+    each = samples.pop()
+    if count * each > MAX_BATCH:
+        raise RequestError(f"a request may have at most {MAX_BATCH} answers, not {count * each}", "input_ids")
+
+    columns = {name: _each(request, name, count) for name in _PER_PROMPT if name in request}
+    images = _images(request.get("image_data"), count)
+    rids = list(_rids(request.get("rid"), count, each))
+
+    requests = []
+    for i, prompt in enumerate(prompts):
+        sampling = samplings[i]
+        if isinstance(sampling, dict):
+            sampling = {name: value for name, value in sampling.items() if name != "n"}
+        for j in range(each):
+            one = {**request, "input_ids": prompt, "sampling_params": sampling, "image_data": images[i]}
+            one.update({name: values[i] for name, values in columns.items()})
+            one["rid"] = rids[i * each + j]
+            requests.append(_seeded(one, j))
+    return requests
+
+
+def _samples(sampling: dict[str, Any]) -> int:
+    """Return `n`, the number of answers to one prompt."""
+    n = sampling.get("n")
+    if n is None:
+        return 1
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise RequestError("n must be a whole number of at least 1", "sampling_params.n")
+    return n
+
+
+def _each(request: dict[str, Any], name: str, count: int) -> list[Any]:
+    """Return the value of a field for each prompt."""
+    value = request.get(name)
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise RequestError(f"{name} has {len(value)} entries for {count} prompts", name)
+    return value
+
+
+def _images(value: Any, count: int) -> list[Any]:
+    """Return the images of each prompt."""
+    if value is None or value == []:
+        return [None] * count
+    if not isinstance(value, list):
+        return [value] * count
+    if count == 1 and not isinstance(value[0], list):
+        return [value]  # all images of the only prompt
+    if len(value) != count:
+        raise RequestError(f"image_data has {len(value)} entries for {count} prompts", "image_data")
+    return value
+
+
+def _rids(value: Any, count: int, each: int) -> Iterator[str | None]:
+    """Return the id of each answer: one that is given for several of them gets their numbers."""
+    if value is None:
+        yield from [None] * (count * each)
+    elif isinstance(value, str):
+        for number in range(count * each):
+            yield f"{value}_{number}" if count * each > 1 else value
+    elif not isinstance(value, list) or len(value) != count or not all(isinstance(rid, str) for rid in value):
+        raise RequestError(f"rid must be a text, or a list of {count} texts", "rid")
+    elif len(set(value)) < count:
+        raise RequestError("rid names the same id twice", "rid")
+    else:
+        for rid in value:
+            yield from ([rid] if each == 1 else [f"{rid}_{number}" for number in range(each)])
+
+
+def _seeded(request: dict[str, Any], sample: int) -> dict[str, Any]:
+    """Give each sample of a prompt its own seed: with the same one, all would be equal."""
+    sampling = request["sampling_params"]
+    seed = sampling.get("sampling_seed") if isinstance(sampling, dict) else None
+    if sample and isinstance(seed, int) and not isinstance(seed, bool):
+        request["sampling_params"] = {**sampling, "sampling_seed": (seed + sample) % 2**63}
+    return request
