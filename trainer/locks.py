@@ -28,6 +28,19 @@ class Holder:
     pid: int | None
     host: str | None
 
+    @property
+    def lives(self) -> bool:
+        """Whether the process may live; that of another machine may."""
+        if self.pid is None or self.host != socket.gethostname():
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            pass
+        return True
+
     def __str__(self) -> str:
         if self.pid is None:
             return "another process"
@@ -107,18 +120,20 @@ class FileLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock of an existing file."""
+    """Return whether a process holds the lock of an existing file.
+
+    On a file system without locks: whether the process that the file names may live.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        _lock(descriptor)
+        return not _lock(descriptor) and _read_holder(descriptor).lives
     except Locked:
         return True
     finally:
         os.close(descriptor)
-    return False
 
 
 def _lock(descriptor: int) -> bool:

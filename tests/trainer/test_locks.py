@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import socket
@@ -63,3 +65,19 @@ def test_a_holder_that_is_not_described_is_another_process(tmp_path: Path, text:
         path.write_bytes(text)
         with pytest.raises(Locked, match="another process"):
             FileLock.take(path)
+
+
+def test_without_locks_the_process_that_a_file_names_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    path = tmp_path / "lock"
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with FileLock.take(path) as lock:
+        assert not lock.supported and is_locked(path)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    path.write_text(json.dumps({"pid": ended.pid, "host": socket.gethostname()}))
+    assert not is_locked(path)
+    path.write_text(json.dumps({"pid": ended.pid, "host": "another"}))
+    assert is_locked(path)

@@ -73,7 +73,7 @@ class WeightsFolder:
             shutil.rmtree(unnamed, ignore_errors=True)
             raise ConfigError(
                 f"{path} holds the published weights of a run that is alive",
-                "end that run, or name another folder with rollout.publish.folder",
+                "end that run, or name another folder with rollout.publish.folder; if it has ended, delete the folder",
             ) from exc
         return cls(run, path, lock)
 

@@ -8,7 +8,7 @@ checkpoints.
     notices           notices and warnings for the user
     processes         start ranks, server and runner as one async context -> `Processes`
     run               the loop: evaluate, train, record, save, stop
-    stop              Ctrl-C: stop where no work is lost, or at once
+    stop              Ctrl-C, a closed terminal: stop where no work is lost, or at once
     step              one training step: groups -> gradients -> new version -> metrics
     step_sums, episode_metrics        the numbers of a step
     evaluation, eval_metrics          episodes on `data.val`, between steps or in the background

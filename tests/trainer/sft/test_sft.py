@@ -466,6 +466,8 @@ def test_a_run_that_is_stopped_and_killed_comes_to_the_same_bits(
         sft_command(path, [], resume=False)
     assert sft_command(path, [], resume=True) == 0
     assert "changed since" not in capsys.readouterr().out
+    assert sft_command(path, [], resume=True) == 0
+    assert "is finished: 36 of 36 steps" in capsys.readouterr().out
     assert metrics_of(tmp_path) == metrics_of(whole), f"stopped at {first} and {second}"
     assert weights_of(tmp_path) == weights_of(whole)
 
