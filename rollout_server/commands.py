@@ -17,6 +17,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from agentloop.config.server import ServerSettings
+from agentloop.runtime.event_loop import uncollected
 from rollout_server.process import THREAD_VARIABLES
 from rollout_server.settings import load_settings
 
@@ -107,6 +108,7 @@ def _serve(settings: ServerSettings) -> int:
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(settings.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from rollout_server.launch import serve
+    with uncollected():
+        from rollout_server.launch import serve
 
     return serve(settings)

@@ -16,6 +16,7 @@ import uvicorn
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
 from agentloop.model_folder import CONFIG_FILE, ModelFolder
+from agentloop.runtime.event_loop import uncollected
 from rollout_server.api.app import build_app
 from rollout_server.api.connection import limited
 from rollout_server.engines import engine_factory
@@ -52,8 +53,9 @@ def serve(settings: ServerSettings) -> int:
     check_model(settings)
     sock = bind(settings.host, settings.port)
 
-    router, fleet = build_router(settings)
-    app = build_app(router, settings=settings)
+    with uncollected():
+        router, fleet = build_router(settings)
+        app = build_app(router, settings=settings)
     config = uvicorn.Config(
         app, http=limited(settings), ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
         backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.drain_s)),

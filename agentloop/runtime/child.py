@@ -25,6 +25,7 @@ import psutil
 
 from agentloop.errors import ServerStartError
 from agentloop.runtime import keeper
+from agentloop.runtime.early import begin_early
 
 LOG_TAIL_LINES = 20
 POLL_S = 0.05
@@ -71,7 +72,7 @@ async def spawn(
             returned process is the keeper: end it with SIGTERM, never with SIGKILL.
     """
     return await asyncio.create_subprocess_exec(
-        *(_kept(command) if kept else _tied(command)),
+        *(_kept(command) if kept else tied(command)),
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -97,8 +98,8 @@ class Child:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("ab") as log:
             self._log_start = log.seek(0, os.SEEK_END)  # earlier processes have written to the same log
-            self._process = subprocess.Popen(
-                _tied(command),
+            self._process = _begin_early(command, environment, log_file) or subprocess.Popen(
+                tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -175,9 +176,47 @@ class Child:
             os.killpg(self._process.pid, number)
 
 
-def _tied(command: Sequence[str]) -> list[str]:
+def tied(command: Sequence[str]) -> list[str]:
     """Wrap a command so that it dies with this process."""
     return [sys.executable, "-I", "-c", _TIED_TO_PARENT, str(os.getpid()), *command]
+
+
+def _begin_early(
+    command: Sequence[str], environment: Mapping[str, str], log_file: Path
+) -> subprocess.Popen[bytes] | None:
+    """Return a program that has been waiting to run this command; None if there is none."""
+    if list(command[:3]) != [sys.executable, "-P", "-m"]:
+        return None
+    module, *arguments = command[3:]
+    begun = begin_early(module, arguments, environment, log_file)
+    if begun is None:
+        return None
+    process, channel = begun
+    channel.close()
+    return process
+
+
+class PolledProcess:
+    """A `subprocess.Popen` with the methods of an asyncio process that the trainer uses."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    async def wait(self) -> int:
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110  # a process sets no event
+            await asyncio.sleep(POLL_S)
+        return code
+
+    def kill(self) -> None:
+        self._process.kill()
 
 
 def _kept(command: Sequence[str]) -> list[str]:

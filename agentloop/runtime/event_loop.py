@@ -1,10 +1,11 @@
-"""Event loop and garbage collector of a process that runs agent loops."""
+"""Event loop of a process that runs agent loops, and the garbage collector of any process."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,23 @@ def run_loops(main: Coroutine[Any, Any, T]) -> T:
             return runner.run(main)
     finally:
         gc.set_threshold(*before)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage within the block, in which a process imports modules and loads a model.
+
+    What that makes stays alive, and the collector would scan it again and again: a quarter of the
+    CPU of importing torch and transformers. It does not scan it later either.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was:
+            gc.enable()
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -8,7 +8,7 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentloop.commands.provenance import environment
 from agentloop.commands.recipes import config_words, find_config
@@ -17,13 +17,16 @@ from agentloop.config.loading import load_config
 from agentloop.errors import AgentloopError, DiskError
 from agentloop.files import disk_errors
 from agentloop.report import write_report
+from agentloop.runtime.early import EarlyProgram, early_programs
 from agentloop.runtime.event_loop import run_loops
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
-from trainer.publishing.server_process import check_port
-from trainer.run.preflight import prepare
-from trainer.run.run import RunResult, TrainRun
+from trainer.publishing.server_process import check_port, early_server
 from trainer.run.rundir import RunDir
+from trainer.workers.rank import early_rank
+
+if TYPE_CHECKING:
+    from trainer.run.run import RunResult
 
 EXIT_INTERRUPTED = 130
 """Exit code that shells expect after Ctrl-C."""
@@ -51,7 +54,14 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
         elif not recipe.eval.only and is_finished(run_dir, resolved, console, "run.steps=<steps>"):
             return 0
         check_loggers(recipe.loggers)
-        return _train(recipe, resolved, run_dir, console, resume_line, resume=resume)
+        with early_programs(_programs(recipe)):
+            return _train(recipe, resolved, run_dir, console, resume_line, resume=resume)
+
+
+def _programs(recipe: Recipe) -> list[EarlyProgram]:
+    """Return the programs of the run: they import torch while the recipe is checked."""
+    ranks = [early_rank(recipe.trainer.threads)] * recipe.trainer.ranks
+    return ranks if recipe.rollout.url is not None else [*ranks, early_server(recipe.rollout)]
 
 
 def is_finished(run_dir: RunDir, resolved: dict[str, Any], console: Console, longer: str) -> bool:
@@ -75,6 +85,10 @@ def _train(
     recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, resume_line: str, *, resume: bool
 ) -> int:
     """Prepare and run in a claimed run directory; return the exit code."""
+    # Here, while the early programs import as well.
+    from trainer.run.preflight import prepare
+    from trainer.run.run import TrainRun
+
     begin = time.monotonic()
     inputs = prepare(recipe, console)
     if resume and not recipe.eval.only and (run_dir.finished_steps() or 0) >= inputs.total_steps:

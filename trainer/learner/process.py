@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agentloop.runtime.event_loop import uncollected
 from trainer.channel import BlockingChannel, Message, arrays_to_samples, error_to_json
 from trainer.rank_commands import (
     SampleCommand,
@@ -44,7 +45,8 @@ def main() -> None:
     if first is None:
         return
     try:
-        learner = _start(start_from_json(first[0]))
+        with uncollected():
+            learner = _start(start_from_json(first[0]))
         channel.send({"ok": None})
     except Exception as exc:  # noqa: BLE001 - the main process must learn of every failure
         channel.send(_reported(exc))

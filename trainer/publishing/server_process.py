@@ -19,9 +19,12 @@ from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
 from agentloop.runtime.child import Child, ChildKilled, child_environment, is_stopped
+from agentloop.runtime.early import EarlyProgram
 
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
 ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as above
+
+MODULE = "rollout_server"
 
 REPLICAS_SHARE = 0.9
 """Share of `rollout.start_timeout_s` that the replicas may take: the server reports their failure
@@ -127,7 +130,7 @@ class ServerProcess:
             if token:
                 environment[variable] = token
 
-        command = [sys.executable, "-P", "-m", "rollout_server", "--settings", str(file)]
+        command = [sys.executable, "-P", "-m", MODULE, "--settings", str(file)]
         self._child = Child("the rollout server", command, environment, self._log_file)
         try:
             await self._child.until_ready(
@@ -221,6 +224,14 @@ class ServerProcess:
                 if not self.died.done():
                     self.died.set_exception(exc)
                 return
+
+
+def early_server(rollout: RolloutConfig) -> EarlyProgram:
+    """Return the program of a rollout server, to be started early."""
+    imports = ["rollout_server.launch"]
+    if rollout.engine == "torch" and rollout.replicas == 1:
+        imports += ["rollout_server.engines.torch_engine.create", "transformers.modeling_utils"]
+    return EarlyProgram(MODULE, imports, child_environment(rollout.threads))
 
 
 def check_port(host: str, port: int) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from agentloop.errors import WorkerError
-from agentloop.runtime.child import child_environment, is_stopped, log_tail, spawn
+from agentloop.runtime.child import PolledProcess, child_environment, is_stopped, log_tail, spawn
+from agentloop.runtime.early import EarlyProgram, begin_early
 from trainer.channel import HEADER_LENGTH_BYTES, array_bytes, decode_header, encode, error_from_json, header_length
 
 CLOSE_TIMEOUT_S = 10.0
 """Time for a rank to end by itself, and again after it was killed."""
+
+MODULE = "trainer.learner.process"
 
 RawAnswer = tuple[Any, list[np.ndarray]]
 """JSON body and arrays of an answer."""
@@ -39,7 +42,7 @@ class Rank:
     def __init__(
         self,
         number: int,
-        process: asyncio.subprocess.Process,
+        process: asyncio.subprocess.Process | PolledProcess,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         log: Path,
@@ -60,12 +63,18 @@ class Rank:
             threads: intra-op threads of the process.
             log: receives what it prints; appended to.
         """
+        environment = rank_environment(threads)
+        if begun := begin_early(MODULE, ["--fd", "{fd}"], environment, log):
+            early, channel = begun
+            reader, writer = await asyncio.open_connection(sock=channel)
+            return cls(number, PolledProcess(early), reader, writer, log)
+
         ours, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
             log_start = output.tell()
             process = await spawn(
-                [sys.executable, "-P", "-m", "trainer.learner.process", "--fd", str(theirs.fileno())],
-                environment=_environment(threads),
+                [sys.executable, "-P", "-m", MODULE, "--fd", str(theirs.fileno())],
+                environment=environment,
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
@@ -137,7 +146,13 @@ class Rank:
         )
 
 
-def _environment(threads: int) -> dict[str, str]:
+def early_rank(threads: int) -> EarlyProgram:
+    """Return the program of a rank, to be started early."""
+    return EarlyProgram(MODULE, ["trainer.learner.learner"], rank_environment(threads))
+
+
+def rank_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a rank's process with so many intra-op threads."""
     environment = child_environment(threads)
     if sys.platform == "linux":
         # Ranks are local. A host name that resolves to another address would make gloo hang.
