@@ -54,8 +54,12 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
         elif not recipe.eval.only and is_finished(run_dir, resolved, console, "run.steps=<steps>"):
             return 0
         check_loggers(recipe.loggers)
-        with early_programs(_programs(recipe)):
-            return _train(recipe, resolved, run_dir, console, resume_line, resume=resume)
+        try:
+            with early_programs(_programs(recipe)):
+                return _train(recipe, resolved, run_dir, console, resume_line, resume=resume)
+        except KeyboardInterrupt:  # while the recipe is checked: the run itself handles the signal
+            console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
+            return EXIT_INTERRUPTED
 
 
 def _programs(recipe: Recipe) -> list[EarlyProgram]:
