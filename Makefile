@@ -64,6 +64,7 @@ smoke-gsm8k: $(STAMP) ## two training steps on real gsm8k rows: make smoke-gsm8k
 
 bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/token_law.py
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/router.py
