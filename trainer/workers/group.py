@@ -10,7 +10,6 @@ await group.close()
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -45,16 +44,11 @@ from trainer.rank_commands import (
     to_json,
 )
 from trainer.types import LearnerSettings, LossSpec, SaveStatus, TokenNumbers, TrainSample, ValueSample, add_sums
-from trainer.workers.rank import Rank, RankDied, RankHangs, RawAnswer
+from trainer.workers.rank import Rank, RankDied, RawAnswer
+from trainer.workers.watch import RankHangs, wait_for_answers
 
 DEFAULT_HIDDEN_SIZE = 1024
 """Default for a config.json without it. It only balances the work of the ranks."""
-
-WATCH_S = 1.0
-"""Interval of looks at ranks that have not answered yet."""
-
-STOPPED_S = 20.0
-"""A rank that is stopped (SIGSTOP) for this long will not answer."""
 
 FAILURE_SETTLES_S = 5.0
 """Time to wait, after a rank reports an error, for the death of another that may have caused it."""
@@ -359,7 +353,8 @@ class WorkerGroup:
                 asyncio.ensure_future(rank.call(*message)) for rank, message in zip(self._ranks, messages, strict=True)
             ]
             try:
-                await self._wait(calls, operation=str(messages[0][0]["command"]) if messages else "")
+                operation = str(messages[0][0]["command"]) if messages else ""
+                await wait_for_answers(self._ranks, calls, operation, self._config.timeout_s)
                 return [call.result() for call in calls]
             except BaseException as first:
                 exc = await _cause(first, calls)
@@ -374,39 +369,6 @@ class WorkerGroup:
                 if exc is first:
                     raise
                 raise exc from first
-
-    async def _wait(self, calls: Sequence[asyncio.Future[RawAnswer]], *, operation: str) -> None:
-        """Wait until all ranks have answered, or one has failed.
-
-        Raises:
-            RankHangs: ranks are stopped, or took longer than `trainer.timeout_s`.
-        """
-        pending = set(calls)
-        waited_s, stopped_s = 0.0, dict.fromkeys(self._ranks, 0.0)
-        while pending:
-            begin = time.monotonic()
-            done, pending = await asyncio.wait(pending, timeout=WATCH_S, return_when=asyncio.FIRST_EXCEPTION)
-            for call in done:
-                call.result()
-
-            # A run that is stopped as a whole, by a scheduler say, is not a hung rank.
-            elapsed = min(time.monotonic() - begin, 2 * WATCH_S)
-            waited_s += elapsed
-            slow = [rank for rank, call in zip(self._ranks, calls, strict=True) if call in pending]
-            for rank in slow:
-                stopped_s[rank] = stopped_s[rank] + elapsed if rank.stopped else 0.0
-                if stopped_s[rank] >= min(STOPPED_S, self._config.timeout_s):
-                    raise RankHangs(
-                        f"trainer rank {rank.number} (process {rank.process.pid}) was stopped for "
-                        f"{stopped_s[rank]:.0f} s during {operation}",
-                        "find out what sends SIGSTOP to it; --resume continues the run",
-                    )
-            if slow and waited_s >= self._config.timeout_s:
-                numbers = ", ".join(str(rank.number) for rank in slow)
-                raise RankHangs(
-                    f"trainer rank{'s' * (len(slow) > 1)} {numbers} did not answer {operation} within {waited_s:.0f} s",
-                    f"see {slow[0].log}; raise trainer.timeout_s if the model needs longer",
-                )
 
 
 async def _cause(first: BaseException, calls: Sequence[asyncio.Future[RawAnswer]]) -> BaseException:

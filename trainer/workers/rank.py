@@ -32,10 +32,6 @@ class RankDied(WorkerError):
     """A rank process ended. Errors of other ranks at that moment are consequences."""
 
 
-class RankHangs(WorkerError):
-    """Ranks did not answer within the time limit, or are stopped."""
-
-
 class Rank:
     """One process and its socket."""
 
