@@ -142,6 +142,11 @@ class SglangReplica(HttpReplica):
         self._updates += 1
         return WeightsConfirmation(version, checksum)
 
+    async def rename_weights(self, version: str) -> None:
+        # Counted like an update: events of streams that run now do not tell the name's change.
+        self._changes += 2
+        await super().rename_weights(version)
+
     async def _change(self, source: WeightsSource, version: str, mode: PauseMode) -> str:
         if self._paused is None:
             # Without a pause it would wait until every running request has ended.

@@ -1,16 +1,24 @@
-"""A rollout server in a process of its own."""
+"""A rollout server in a process of its own, and small applications behind its HTTP layer."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+import uvicorn
+
+from agentloop.config.server import ServerSettings
+from rollout_server.api.asgi import read_body, send_json
+from rollout_server.api.connection import limited
+from rollout_server.process import bind
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ("rollout_server",)
@@ -49,3 +57,26 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(20)
+
+
+async def size(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with the size of the body."""
+    await send_json(send, b"%d" % len(await read_body(scope, receive)))
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any = size, **options: Any) -> AsyncIterator[int]:
+    """The port of a server."""
+    settings = ServerSettings(model="", **options)
+    config = uvicorn.Config(app, http=limited(settings), ws="none", lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    sock = bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([sock])
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await server.shutdown([sock])

@@ -39,6 +39,10 @@ class UrlSource:
         )
         try:
             facts = await self._facts(link)
+            if not isinstance(facts.get("model_path"), str):
+                raise ServerStartError(
+                    f"{self.name}/server_info does not name a model_path: it is not a rollout server", "correct the URL"
+                )
             ours = "engine" in facts
             # A bare SGLang reports its version only here.
             version_facts = facts if ours else await link.get("/model_info")
@@ -65,7 +69,7 @@ class UrlSource:
             version=str(version_facts.get("weight_version", UNNAMED_VERSION)),
             on_gpu=facts.get("device") == "cuda",
             overlap=not facts.get("disable_overlap_schedule"),
-            tensor_parallel=int(facts.get("tp_size") or 1),
+            tensor_parallel=_tensor_parallel(facts, self.name),
             **common,
         )
 
@@ -93,3 +97,18 @@ class UrlSource:
 
     async def stop(self, *, gently: bool) -> None:
         """Do nothing: this server did not start it."""
+
+
+def _tensor_parallel(facts: dict[str, Any], name: str) -> int:
+    """Return how many ranks a server takes in an update group.
+
+    Raises:
+        ServerStartError: it reports something else than a number.
+    """
+    ranks = facts.get("tp_size") or 1
+    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        raise ServerStartError(
+            f"{name}/server_info reports the tp_size {repr(ranks)[:80]}, which is not a positive whole number",
+            "check that the URL is a rollout server's",
+        )
+    return ranks

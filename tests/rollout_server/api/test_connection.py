@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 import pytest
-import uvicorn
 
-from agentloop.config.server import ServerSettings
 from rollout_server.api.asgi import read_body, send_json
-from rollout_server.api.connection import MAX_HEAD_BYTES, limited
-from rollout_server.process import allow_open_files, bind
-
-
-async def size(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with the size of the body."""
-    await send_json(send, b"%d" % len(await read_body(scope, receive)))
-
-
-@contextlib.asynccontextmanager
-async def serving(app: Any = size, **options: Any) -> AsyncIterator[int]:
-    """The port of a server."""
-    settings = ServerSettings(model="", **options)
-    config = uvicorn.Config(app, http=limited(settings), ws="none", lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
-    sock = bind("127.0.0.1", 0)
-    port = sock.getsockname()[1]
-    config.load()
-    server.lifespan = config.lifespan_class(config)
-    await server.startup([sock])
-    try:
-        yield port
-    finally:
-        server.should_exit = True
-        await server.shutdown([sock])
+from rollout_server.api.connection import MAX_HEAD_BYTES
+from rollout_server.process import allow_open_files
+from tests.rollout_server.server import serving
 
 
 async def ask(port: int, *parts: bytes) -> tuple[int, bytes]:

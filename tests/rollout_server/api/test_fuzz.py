@@ -58,6 +58,15 @@ def templates(weights: Path) -> list[tuple[str, dict[str, Any]]]:
             },
         ),
         ("/generate", {"input_ids": [1], "sampling_params": {}, "image_data": ["aGk="], "n": 1, "text": None}),
+        (
+            "/generate",
+            {
+                "input_ids": [[1, 2], [3]], "rid": ["a", "b"], "return_logprob": [True, False], "image_data": None,
+                "sampling_params": [{"max_new_tokens": 2, "n": 2}, {"max_new_tokens": 0, "n": 2, "sampling_seed": 3}],
+            },
+        ),
+        ("/update_weight_version", {"new_version": "2", "abort_all_requests": False}),
+        ("/begin_weight_update", {"selector": "all"}),
         ("/abort_request", {"rid": "a", "abort_all": False, "session_id": "s"}),
         ("/pause_generation", {"mode": "in_place"}),
         ("/continue_generation", {}),

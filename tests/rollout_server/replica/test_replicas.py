@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,12 @@ import httpx
 import psutil
 import pytest
 
-from tests.rollout_server.server import Server
+from agentloop.config.server import ServerSettings
+from agentloop.errors import ServerStartError
+from rollout_server.api.asgi import send_json
+from rollout_server.replica.starting.url import UrlSource
+from tests.rollout_server.fakes import INFO
+from tests.rollout_server.server import Server, serving
 from tests.rollout_server.support import save_model
 
 
@@ -111,3 +118,42 @@ async def test_a_replica_that_does_not_start_is_an_error_with_its_reason(
     servers.append(server)
     assert await asyncio.to_thread(server.process.wait, 60) == 1
     assert says in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ([], "does not name a model_path"),
+        ({}, "does not name a model_path"),
+        ({"model_path": 3}, "does not name a model_path"),
+        ({"model_path": "m", "tp_size": "two"}, "tp_size 'two', which is not a positive whole number"),
+        ({"model_path": "m", "tp_size": [1]}, "tp_size"),
+        ({"model_path": "m", "tp_size": -1}, "tp_size"),
+    ],
+)
+async def test_a_url_that_is_no_rollout_server_is_named(facts: Any, says: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send_json(send, json.dumps(facts).encode())
+
+    async with serving(app) as port:
+        source = UrlSource(ServerSettings(model="m"), f"http://127.0.0.1:{port}", INFO)
+        with pytest.raises(ServerStartError, match=says) as error:
+            await source.start()
+    assert str(port) in error.value.message and error.value.hint
+
+
+def test_a_replica_that_is_killed_while_the_server_starts_is_started_again(
+    model_dir: Path, tmp_path: Path, servers: list[Server]
+) -> None:
+    server = Server(tmp_path, "--model", str(model_dir), "--replicas", "2")
+    servers.append(server)
+    deadline = time.monotonic() + 60
+    first: list[psutil.Process] = []
+    while not first:
+        assert time.monotonic() < deadline
+        first = [child for child in server.children() if "replica-1.settings.json" in " ".join(child.cmdline())]
+        time.sleep(0.01)
+    first[0].kill()
+    info = httpx.get(server.url + "/server_info", trust_env=False).json()
+    assert [state["state"] for state in info["states"]] == ["serving", "serving"]
+    assert "replica torch-1 is started again" in server.log.read_text()
