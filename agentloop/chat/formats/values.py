@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from agentloop.chat.call_json import CallError, read_json
+from agentloop.chat.call_json import DEEPEST, CallError, read_json
 from agentloop.chat.formats.literals import read_literal
 from agentloop.chat.sampled import SampledText
 
 _STRUCTURE = re.compile(r"""[\[\](){}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
+MOST_OPEN = 2 * DEEPEST
+"""Maximum brackets that are open in a value that is skipped."""
+
 _PAIRS = {"{": "}", "[": "]", "(": ")"}
 
 
@@ -54,7 +57,7 @@ def skip_value(turn: SampledText, start: int, fault: CallError) -> int:
 
     So a call that is wrong inside does not lose the calls after it.
     """
-    if fault.is_cut:
+    if fault.is_cut or turn.text[start : start + 1] not in _PAIRS:
         return start
     text, offset = turn.stretch(start)
     open_brackets: list[str] = []
@@ -62,6 +65,8 @@ def skip_value(turn: SampledText, start: int, fault: CallError) -> int:
         sign = part[0]
         if sign in _PAIRS:
             open_brackets.append(_PAIRS[sign])
+            if len(open_brackets) > MOST_OPEN:  # bounds the time for a turn that opens without end
+                return start
         elif len(sign) == 1 and (not open_brackets or open_brackets.pop() != sign):
             return start
         if not open_brackets:
