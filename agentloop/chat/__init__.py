@@ -5,8 +5,8 @@ as text, reasoning and tool calls. Sampled tokens are never rendered, decoded or
 files, in the order of use:
 
     renderer       `ChatRenderer`: start a conversation, extend it, parse sampled turns
-    template       `Template`: a chat template, rendered as text; environment: its Jinja environment;
-                   content_forms, call_forms: the forms in which it takes contents and calls
+    template       `Template`: a chat template, rendered as text; environment: its Jinja environment
+    content_forms  the form in which a template takes contents; call_forms: that of calls
     tokenizer      `SafeEncoder`: encode text so that contents never become control tokens
     rendering      `Rendering`: template and encoder together; contents are protected
     images         how images count in tokens, and how they are sent to the engine

@@ -383,7 +383,7 @@ def test_every_form_is_read_or_reported_alike(name: str, shape: Shape) -> None:
 
 
 def test_every_format_has_a_shape() -> None:
-    assert {shape.format for shape in SHAPES} <= set(FORMATS)
+    assert {shape.format for shape in SHAPES} == set(FORMATS)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
