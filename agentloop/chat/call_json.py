@@ -18,6 +18,10 @@ CUT_JSON = "cut off before the JSON ends"
 LEADING_ZERO = 'a number must not begin with 0: write 7, or "07" for text'
 
 _SPACE = re.compile(r"\s*")
+_NO_VALUE = re.compile(r"(?![\[{\"0-9-])(?!(?:true|false|null|NaN|Infinity))\w*\W")
+"""Text that is no value, nor the beginning of one. The decoder would find it too, but its error
+counts the lines of the whole turn.
+"""
 
 
 class CallError(ValueError):
@@ -52,6 +56,8 @@ def read_json(text: str, start: int, *, raw_newlines: bool = False) -> tuple[Any
     space = _SPACE.match(text, start)
     assert space is not None  # it also matches the empty string
     begin = space.end()
+    if _NO_VALUE.match(text, begin):
+        raise CallError("not valid JSON (Expecting value)", is_syntax=True)
     try:
         value, end = (_TOLERANT if raw_newlines else _STRICT).raw_decode(text, begin)
     except json.JSONDecodeError as exc:

@@ -220,7 +220,15 @@ def tool_name(turn: SampledText, start: int, end: int) -> str:
     place, spelling = turn.next_control(start)
     if place < end:
         raise CallError(f"{spelling} must not stand within the name of a tool")
-    name = turn.text[start:end].strip()
+    return tool_word(turn.text[start:end].strip())
+
+
+def tool_word(name: str) -> str:
+    """Return the name of a tool if it is one word.
+
+    Raises:
+        CallError: it is not, or it is empty.
+    """
     if not _WORD.fullmatch(name):
         raise CallError(f"{name[:40]!r} is not the name of a tool" if name else "the call names no tool")
     return name
@@ -244,8 +252,7 @@ def json_call(
         raise CallError("the call is not a JSON object")
     if not isinstance(value.get(name), str):
         raise CallError(f'the call has no string "{name}"')
-    if not value[name]:
-        raise CallError("the call names no tool")
+    tool_word(value[name])
 
     given = next((value[key] for key in arguments if key in value), None)
     written = value.get(call_id) if call_id else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import as_arguments
+from agentloop.chat.formats.base import as_arguments, tool_word
 from agentloop.chat.formats.json_calls.json_format import JsonFormat
 from agentloop.types import ToolCall
 
@@ -21,4 +21,4 @@ class ApertusFormat(JsonFormat):
         if not isinstance(value, dict) or len(value) != 1:
             raise CallError('a call is a JSON object with one key: {"NAME": {..arguments..}}')
         ((name, given),) = value.items()
-        return ToolCall(name, as_arguments(given, name))
+        return ToolCall(tool_word(name), as_arguments(given, name))

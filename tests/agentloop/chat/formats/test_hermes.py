@@ -34,7 +34,7 @@ def written(name: str, arguments: Any) -> str:
 
 
 @given(
-    name=st.text(min_size=1),
+    name=st.from_regex(r"[\w.:/-]+", fullmatch=True),
     arguments=st.dictionaries(st.text(), JSON, max_size=4),
     count=st.integers(1, 3),
     before=st.text(st.characters(exclude_characters="<")),
