@@ -18,7 +18,7 @@ from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import prove
 from agentloop.client.client import GenerateClient
 from agentloop.config import AgentConfig, RewardConfig, SamplingConfig
-from agentloop.data import load_tasks
+from agentloop.data import Tasks, load_tasks
 from agentloop.errors import ConfigError
 from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.model_folder import CONFIG_FILE, TOKENIZER_FILES, ModelFolder
@@ -101,6 +101,10 @@ async def rollout(
 
         tasks = load_tasks(rows, "rows", DEFAULT_AGENT) if isinstance(rows, str) else rows
         tasks = tasks[:max_rows]
+        for index, task in enumerate(tasks):
+            where = tasks.where(index) if isinstance(tasks, Tasks) else f"rows[{index}]"
+            named.check(task, where)
+            toolset.check(task, where)
         names = {task.agent_name for task in tasks}
         if agent is None:
             found = Agents({})

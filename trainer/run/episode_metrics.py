@@ -85,7 +85,9 @@ def failure_causes(trajectories: Iterable[Trajectory], limit: int = MOST_CAUSES)
             text = error if len(error) <= LONGEST_CAUSE else error[:LONGEST_CAUSE] + " ..."
             first.setdefault(kind, f"{trajectory.status.value} (row {trajectory.task_id}): {text}")
 
-    causes = [f"{counts[kind]}x {text}" for kind, text in itertools.islice(first.items(), limit)]
+    causes = [
+        f"{counts[kind]}x {text}".replace("\n", "\n    ") for kind, text in itertools.islice(first.items(), limit)
+    ]
     if len(first) > limit:
         rest = sum(counts[kind] for kind in itertools.islice(first, limit, None))
         causes.append(f"{rest}x other causes ({len(first) - limit} kinds)")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentloop.agent.loading import Agents
 from agentloop.chat import ChatRenderer
 from agentloop.data import check_tasks, load_tasks
 from agentloop.errors import DataError, UserError
@@ -52,16 +53,16 @@ NAMES = {"prompt", "agent_name", "reward_model", "extra_info", "images", "tools_
 
 @pytest.fixture(scope="module")
 def check(renderer: ChatRenderer, calculator: Toolset) -> Any:
-    interactions = Interactions()
+    interactions, agents = Interactions(), Agents({})
 
     def check_rows(sources: list[str]) -> None:
         def of_row(task: Task, where: str) -> None:
+            agents.get(task.agent_name, where)
             interactions.check(task, where)
             calculator.check(task, where)
 
         tasks = load_tasks(sources, "data.train", "tool_agent")
-        agents = ["tool_agent", "single_turn_agent"]
-        options: dict[str, Any] = {"limit": 600, "context": 700, "overlong": "drop", "agents": agents, "check": of_row}
+        options: dict[str, Any] = {"limit": 600, "context": 700, "overlong": "drop", "check": of_row}
         found = check_tasks(tasks, "data.train", renderer=renderer, schemas=calculator.schemas, **options)
         for task in found.tasks:  # what was checked can be used
             assert json.dumps(task.prompt, default=str) and isinstance(task.task_id, str)

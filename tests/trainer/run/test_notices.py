@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from agentloop.agent.base import AgentLoop
+from agentloop.agent.single_turn import SingleTurnAgent
+from agentloop.agent.tool_agent import ToolAgent
 from agentloop.chat.proof.conversations import Abilities
 from agentloop.chat.proof.proof import Difference, Proof, Verdict
 from agentloop.config import AlgorithmConfig, Recipe
-from agentloop.types import StepReward
+from agentloop.interaction.base import Interaction, Response
+from agentloop.tool.base import Tool
+from agentloop.types import StepReward, ToolResult
 from tests.trainer.episodes import group, trajectory
-from trainer.run.notices import algorithm_notices, algorithm_warnings, signal_warnings, template_notices
+from tools.calculator import Calculator
+from trainer.run.notices import (
+    algorithm_notices,
+    algorithm_warnings,
+    signal_warnings,
+    step_reward_sources,
+    template_notices,
+)
 
 
 def test_a_template_that_rewrites_turns_is_told_in_two_short_lines() -> None:
@@ -67,3 +79,28 @@ def test_rewards_that_teach_nothing_are_reported() -> None:
     assert said([rewarded(1, 0, step=True)]) == ["step rewards"]
     assert said([rewarded(1, 0, step=True)], reward=None) == []
     assert said([rewarded(1, 0, step=True)], advantage="grpo_process") == []
+
+
+def test_what_gives_step_rewards_is_found_in_its_code() -> None:
+    class Adds(AgentLoop):
+        async def run(self, episode: Any) -> None:
+            self.judge(episode)
+
+        def judge(self, episode: Any) -> None:
+            episode.add_reward("closer", 0.1)
+
+    class Gives(Tool):
+        async def execute(self, state: Any, arguments: dict[str, Any], **_: Any) -> ToolResult:
+            return ToolResult("x", reward=0.1)
+
+    class Answers(Interaction):
+        async def respond(self, state: Any, messages: Any) -> Response:
+            return Response(reward=0.1, done=True)
+
+    tool = Gives({}, {"function": {"name": "check"}})
+    assert step_reward_sources([Adds, ToolAgent], {"check": tool, "calc": Calculator({}, {})}, {"user": Answers()}) == [
+        "Adds",
+        "check",
+        "user",
+    ]
+    assert step_reward_sources([ToolAgent, SingleTurnAgent], {"calc": Calculator({}, {})}, {}) == []
