@@ -22,8 +22,8 @@ import numpy as np
 
 from agentloop.data.hub import HUB, open_hub, open_saved, was_saved
 from agentloop.errors import DataError, UserError
-from agentloop.exact_json import read_json
 from agentloop.faults import place_of, user_frames
+from agentloop.files import read_json
 from agentloop.imports import is_file_reference
 from agentloop.registry import DATASETS, load_reference, registered
 

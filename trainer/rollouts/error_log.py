@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentloop.exact_json import json_line
 from agentloop.faults import Fault
+from agentloop.files import json_line
 
 MOST_SHOWN = 20
 """Kinds that the console shows; more of them are only in the file."""

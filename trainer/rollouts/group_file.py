@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import RunDirError, TokenLawError
-from agentloop.exact_json import json_line, read_json
+from agentloop.files import json_line, read_json
 from agentloop.types import Task, Trajectory
 from trainer.algorithms.dynamic_sampling import replacement
 from trainer.checkpoint_files import GROUPS_FILE

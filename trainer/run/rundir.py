@@ -14,8 +14,7 @@ import orjson
 
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
-from agentloop.exact_json import json_line
-from agentloop.files import append_line, write_atomic
+from agentloop.files import append_line, json_line, write_atomic
 from agentloop.text import finite
 from agentloop.types import Trajectory
 from trainer.checkpoint_files import GROUPS_FILE, BrokenCheckpoint, is_sealed, read_state, verify

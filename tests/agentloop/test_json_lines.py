@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentloop.exact_json import json_line, read_json
+from agentloop.files import json_line, read_json
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**30 + 5, -(10**40), 12345678901234567890123])
