@@ -131,11 +131,20 @@ def _one_line(exc: BaseException, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """Name the folder if torch cannot read it. Its `CheckpointException` is not an `Exception`."""
+def reading(folder: Path, kind: type[BaseException] = CheckpointException) -> Iterator[None]:
+    """Name the folder if torch cannot read it within the block.
+
+    Args:
+        kind: what torch raises then. For tensors a `CheckpointException`, which is not an
+            `Exception`: other errors are those of the connection to a rank that died. For
+            `.metadata`, which is unpickled, any `Exception`.
+
+    Raises:
+        RunDirError: instead of `kind`.
+    """
     try:
         yield
-    except (CheckpointException, Exception) as exc:  # unpickling a damaged `.metadata` may raise anything
+    except kind as exc:
         raise RunDirError(
             f"the checkpoint {folder} cannot be read: {_one_line(exc, folder)}",
             f"move {folder.parent} away, and --resume continues from the checkpoint before",
@@ -166,7 +175,7 @@ def load_checkpoint(
     if ranks != dist.get_world_size():
         del state[own]
 
-    with _named(folder):
+    with reading(folder):
         load(state, checkpoint_id=folder)
     set_state_dict(
         model,
@@ -191,7 +200,7 @@ def load_model(folder: Path, model: PolicyModel) -> None:
     """
     state = _saved_part(get_model_state_dict(model))
     _saved_keys(folder, state)
-    with _named(folder):
+    with reading(folder):
         load({"model": state}, checkpoint_id=folder)
     set_model_state_dict(model, state, options=_READ)
 
@@ -214,7 +223,7 @@ def _saved_keys(folder: Path, model_state: dict[str, Any]) -> set[str]:
     if not (folder / ".metadata").is_file():
         raise RunDirError(f"{folder} has no checkpoint", "resume from a folder checkpoints/step_N of a run")
 
-    with _named(folder):
+    with reading(folder, Exception):
         entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     for key, tensor in model_state.items():
         entry = entries.get(f"model.{key}")

@@ -33,6 +33,7 @@ from agentloop.model_folder import (
 from agentloop.model_folder.pretrained import build_model, load_config
 from agentloop.model_folder.tensors import compare_with
 from agentloop.weights.layout import TensorSpec
+from trainer.learner.checkpoint import reading
 from trainer.learner.model.lora import adapter_names, is_adapter, merged
 from trainer.learner.model.name_plan import plan_names
 from trainer.learner.model.safetensors_folder import SafetensorsFolder
@@ -204,7 +205,8 @@ class _SavedModel:
             )
 
         self._reader = _Reader(folder)
-        entries = self._reader.read_metadata().state_dict_metadata
+        with reading(folder, Exception):
+            entries = self._reader.read_metadata().state_dict_metadata
         stored = {
             key.removeprefix(PREFIX): entry
             for key, entry in entries.items()
