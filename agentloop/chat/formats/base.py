@@ -316,10 +316,11 @@ def read_calls(
 
     position = turn.skip_space(position + 1)
     while not text.startswith("]", position):
-        end = position
+        begin = end = position
+        call: ToolCall | None = None
         try:
             value, end = read_value(turn, position)
-            parsed.tool_calls.append(call_of(value))
+            call = call_of(value)
         except CallError as exc:
             end = skip_value(turn, position, exc) if end == position else end
             if end == position:
@@ -327,10 +328,16 @@ def read_calls(
             parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
 
         position = turn.skip_space(end)
+        is_separated = text.startswith((",", "]"), position)
+        is_next = text.startswith("{", position)  # a comma is missing
+        is_cut = position == turn.next_control(position)[0]  # at the end of the turn, or a control token
+        if call is not None and (is_separated or is_next or is_cut):
+            parsed.tool_calls.append(call)
         if text.startswith(",", position):
             position = turn.skip_space(position + 1)
-        elif not text.startswith("]", position):
-            cut = position == len(text)
-            reason = f"{'cut off: ' * cut}calls are separated by commas, and ] ends their array"
-            return position, CallError(reason, is_cut=cut)
+        elif not is_separated:
+            reason = f"{'cut off: ' * is_cut}calls are separated by commas, and ] ends their array"
+            # What follows shows that the call is wrong, for instance a quote within a string.
+            is_wrong = call is not None and not (is_next or is_cut)
+            return begin if is_wrong else position, CallError(reason, is_cut=is_cut)
     return position + 1, None

@@ -15,6 +15,7 @@ from agentloop.chat.formats.literals import read_literal
 from agentloop.chat.sampled import SampledText
 
 _STRUCTURE = re.compile(r"""[\[\](){}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
+_TRIPLE = re.compile("\"\"\"|'''")
 MOST_OPEN = 2 * DEEPEST
 """Maximum brackets that are open in a value that is skipped."""
 
@@ -38,6 +39,8 @@ def read_value(turn: SampledText | str, start: int) -> tuple[Any, int]:
                 value, end = read_literal(text, start - offset)
             except CallError:
                 raise fault from None
+            if _TRIPLE.search(text, start - offset, end):
+                raise fault from None  # rather a quote too many than a string over several lines
             return value, end + offset
         raise (cut_by_control(turn, start, fault) if isinstance(turn, SampledText) else fault) from None
     return value, end + offset

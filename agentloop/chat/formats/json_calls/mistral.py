@@ -7,12 +7,15 @@ The second form, of the newer tokenizers, is repeated for each call and may cont
 
 from __future__ import annotations
 
+import re
+
 from agentloop.chat.call_json import CallError
 from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object, resume, tool_name
 from agentloop.chat.formats.values import read_value
 from agentloop.chat.sampled import SampledText
 from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
+_ID = re.compile(r"[\w.:-]*")
 CALLS, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 
 
@@ -63,8 +66,11 @@ class MistralFormat(BaseFormat):
         call_id = ""
         name_end = found[0]
         if found[1] == CALL_ID:
-            found = turn.find_first((ARGUMENTS, CALLS), name_end) or (len(turn), "")
-            call_id = turn.text[name_end + len(CALL_ID) : found[0]].strip()
+            id_start = name_end + len(CALL_ID)
+            found = turn.find_first((ARGUMENTS, CALLS, CALL_ID), id_start) or (len(turn), "")
+            call_id = turn.text[id_start : found[0]].strip()
+            if turn.next_control(id_start)[0] < found[0] or not _ID.fullmatch(call_id):
+                raise CallError(f"{CALL_ID} must be followed by the id of the call, a word, and {ARGUMENTS}")
         if found[1] == ARGUMENTS:
             body = found[0] + len(ARGUMENTS)
         elif start < brace < found[0]:

@@ -7,7 +7,7 @@ from agentloop.chat.formats.base import TaggedFormat, Tools
 from agentloop.chat.formats.literals import begins_call, read_python_call
 from agentloop.chat.formats.values import cut_by_control, skip_value
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn
+from agentloop.types import MalformedCall, ParsedTurn, ToolCall
 
 
 class PythonFormat(TaggedFormat):
@@ -45,9 +45,10 @@ def read_python_calls(turn: SampledText, start: int, parsed: ParsedTurn) -> tupl
     while not (in_list and text.startswith("]", position - offset)):
         if not first and not in_list and not begins_call(text, position - offset):
             return position, None
+        begin = position
+        call: ToolCall | None = None
         try:
             call, end = read_python_call(text, position - offset)
-            parsed.tool_calls.append(call)
         except CallError as exc:
             bracket = text.find("(", position - offset) + offset
             end = skip_value(turn, max(bracket, position), exc) - offset
@@ -57,10 +58,14 @@ def read_python_calls(turn: SampledText, start: int, parsed: ParsedTurn) -> tupl
 
         first = False
         position = turn.skip_space(end + offset)
+        is_separated = not in_list or text.startswith((",", "]"), position - offset)
+        is_cut = position - offset >= len(text)
+        if call is not None and (is_separated or is_cut):
+            parsed.tool_calls.append(call)
         if text.startswith(",", position - offset):
             position = turn.skip_space(position + 1)
-        elif in_list and not text.startswith("]", position - offset):
-            cut = position - offset >= len(text)
-            reason = f"{'cut off: ' * cut}calls are separated by commas, and ] ends their list"
-            return position, CallError(reason, is_cut=cut)
+        elif not is_separated:
+            reason = f"{'cut off: ' * is_cut}calls are separated by commas, and ] ends their list"
+            # What follows shows that the call is wrong, for instance a quote within a string.
+            return begin if call is not None and not is_cut else position, CallError(reason, is_cut=is_cut)
     return position + 1, None

@@ -78,6 +78,6 @@ def _named(turn: SampledText, tag: str, start: int) -> tuple[str, int]:
 
     end = turn.text.find(">", start)
     name = turn.text[start + len(tag) : end] if 0 <= end < turn.next_control(start)[0] else ""
-    if not name.strip() or "\n" in name:
+    if not name.strip() or "\n" in name or "<" in name:
         raise CallError(f"{tag} is not followed by a name and >")
     return name, end + 1
