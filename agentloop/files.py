@@ -96,6 +96,11 @@ def is_dir(path: Path) -> bool:
         return False
 
 
+def real_path(path: Path) -> Path:
+    """`Path.resolve`, but a loop of links is left as it is: opening it reports the error."""
+    return Path(os.path.realpath(path))
+
+
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file that appears complete or not at all. Creates its folder.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
 from agentloop.client.open_files import raise_limit
-from agentloop.errors import AgentloopError, UserError
+from agentloop.commands.main import run_program
 from rollout_server.commands import serve_command
 
 
@@ -16,11 +14,7 @@ def main() -> None:
     raise_limit()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve_command())
-    try:
-        app()
-    except AgentloopError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(exc, UserError) else 1) from None
+    run_program(app)
 
 
 if __name__ == "__main__":

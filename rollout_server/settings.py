@@ -10,11 +10,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from agentloop.config.loading import validate
+from agentloop.config.messages import explain, value_fault
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError
+from agentloop.imports import MAX_BYTES
 from agentloop.model_folder import CONFIG_FILE, ModelFolder, check_tensors, find_model
 
 log = logging.getLogger("rollout_server")
+
+HINT = "give a JSON file of server settings"
 
 SettingsT = TypeVar("SettingsT", bound=ServerSettings)
 
@@ -36,13 +40,19 @@ def load_settings(model: type[SettingsT], file: Path | None, options: dict[str, 
         values = {**_read(file), **options}
         return validate(model, values, source=str(file), hint="`agentloop serve --help` lists the options")
 
+    fault = value_fault(options)
+    if fault is not None:
+        raise ConfigError(fault, "see agentloop serve --help")
     try:
         return model(**options)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        name = model.option(str(first["loc"][0]))
-        message = f"{name} is missing" if first["type"] == "missing" else f"{name}: {first['msg']}"
-        raise ConfigError(message, "see agentloop serve --help") from None
+        first = exc.errors(include_url=False)[0]
+        field = str(first["loc"][0])
+        name = model.option(field)
+        if first["type"] == "missing":
+            raise ConfigError(f"{name} is missing", "see agentloop serve --help") from None
+        text = explain(first, [], model).removeprefix(field).lstrip(".0123456789")
+        raise ConfigError(name + text, "see agentloop serve --help") from None
 
 
 def check_model(settings: ServerSettings) -> None:
@@ -63,9 +73,15 @@ def check_model(settings: ServerSettings) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text())
+        if not file.is_file():
+            raise ConfigError(f"settings file {file} is not an existing file", HINT)
+        if file.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"settings file {file} has more than {MAX_BYTES >> 20} MB", HINT)
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"settings file {file} cannot be read: {exc}", "give a JSON file of server settings") from exc
+        raise ConfigError(f"settings file {file} cannot be read: {exc}", HINT) from exc
+    except RecursionError as exc:
+        raise ConfigError(f"settings file {file} is nested too deep", HINT) from exc
     if not isinstance(values, dict):
-        raise ConfigError(f"settings file {file} does not contain a JSON object", "give a JSON file of server settings")
+        raise ConfigError(f"settings file {file} does not contain a JSON object", HINT)
     return values

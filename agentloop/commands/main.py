@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
 import typer
@@ -62,16 +62,12 @@ def check_words(words: Sequence[str]) -> None:
             ) from exc
 
 
-def main() -> None:
-    """Run the console script. User errors exit with 2, other named errors with 1; no traceback."""
-    # Threads of the tokenizers library would compete with the engine and the trainer for the cores.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    raise_limit()
+def run_program(program: Callable[[], object]) -> None:
+    """Call a command-line program. User errors exit with 2, other named errors with 1; no
+    traceback."""
     try:
         check_words(sys.argv[1:])
-        if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong
-            check_packages()
-        build_app()()
+        program()
     except AgentloopError as exc:
         print(f"error: {exc}", *getattr(exc, "__notes__", ()), sep="\n", file=sys.stderr)
         raise SystemExit(2 if isinstance(exc, UserError) else 1) from None
@@ -86,6 +82,20 @@ def main() -> None:
         hint = "correct the path or its permissions; AGENTLOOP_TRACEBACK=1 shows where it is used"
         print(f"error: {clean(exc.filename, 300)}: {exc.strerror}\n  fix: {hint}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Run the console script."""
+    # Threads of the tokenizers library would compete with the engine and the trainer for the cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    raise_limit()
+
+    def program() -> None:
+        if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong
+            check_packages()
+        build_app()()
+
+    run_program(program)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from agentloop.config.messages import explain, value_fault
 from agentloop.config.overrides import apply_override
 from agentloop.config.run import logger_sections
 from agentloop.errors import ConfigError
+from agentloop.files import real_path
 from agentloop.imports import compose, is_file_reference, read_yaml_text
 from agentloop.registry import AGENTS, DATASETS, REWARDS, registered
 
@@ -52,7 +53,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
 
     data = read_config(path, model)
     # Resolve the file's paths first: those of overrides are relative to the working directory.
-    folder = path.resolve().parent
+    folder = real_path(path).parent
     _expand(data)
     _anchor(data, folder)
     for override in overrides:
@@ -156,7 +157,7 @@ def resolve_override_path(value: str, base: Path, group: str | None = None) -> s
     )
     try:
         if written_as_path or (base / target).exists():
-            return str((base / target).resolve()) + colon + attribute
+            return str(real_path(base / target)) + colon + attribute
     except (OSError, ValueError):  # too long for a file name, or a NUL in it: validation says so
         pass
     return value

@@ -22,7 +22,7 @@ from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.errors import ConfigError, RunDirError, WorkerError
-from agentloop.files import is_file, write_atomic
+from agentloop.files import is_file, real_path, write_atomic
 from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.event_loop import run_loops
@@ -140,7 +140,7 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
             "--checkpoint cannot be combined with rollout.url: the weights of a running server are not changed",
             "set rollout.url to null, or omit --checkpoint",
         )
-    folder = Path(checkpoint).resolve()
+    folder = real_path(Path(checkpoint))
     if checkpoint.isdecimal() or checkpoint in (LAST, BEST):
         found = find_checkpoint(recipe.run_dir, checkpoint)
     elif (model := ModelFolder(folder)).has_config and model.has_weights:

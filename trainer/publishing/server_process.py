@@ -130,7 +130,9 @@ class ServerProcess:
             if token:
                 environment[variable] = token
 
-        command = [sys.executable, "-P", "-m", MODULE, "--settings", str(file)]
+        # Not in the file, with which the server can then be started by hand.
+        parent = ["--parent-pid", str(os.getpid())]
+        command = [sys.executable, "-P", "-m", MODULE, "--settings", str(file), *parent]
         self._child = Child("the rollout server", command, environment, self._log_file)
         try:
             await self._child.until_ready(
@@ -166,7 +168,6 @@ class ServerProcess:
                 "admin_token_env": ADMIN_TOKEN_VARIABLE if rollout.admin_token else None,
                 "ready_file": self._ready_file,
                 "log_dir": self._log_file.parent,
-                "parent_pid": os.getpid(),
             }
         )
 

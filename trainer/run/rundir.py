@@ -14,7 +14,7 @@ import orjson
 
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
-from agentloop.files import append_line, json_line, write_atomic
+from agentloop.files import append_line, json_line, real_path, write_atomic
 from agentloop.text import finite
 from agentloop.types import Trajectory
 from trainer.checkpoint_files import GROUPS_FILE, BrokenCheckpoint, is_sealed, read_state, verify
@@ -59,7 +59,7 @@ class RunDir:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        self.root = real_path(root)
         self.config_file = self.root / "config" / "resolved.json"
         self.env_file = self.root / "env.json"
         self.metrics_file = self.root / "metrics.jsonl"
