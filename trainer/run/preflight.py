@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from agentloop.chat.template import read_template
 from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
 from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
-from agentloop.errors import ServerError
+from agentloop.errors import DataError, ServerError
+from agentloop.files import is_file
 from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.model_folder import ModelFolder, check_tensors, find_model
 from agentloop.reward.loading import RewardFunction, close_reward, load_reward, reads_ground_truth
@@ -250,7 +252,10 @@ def _checked(
     """Load the rows of a split and check each of them."""
     data = recipe.data
     key = f"data.{split}"
-    tasks = load_tasks(source, key, data.default_agent, data.options)
+    try:
+        tasks = load_tasks(source, key, data.default_agent, data.options)
+    except DataError as exc:
+        raise DataError(exc.message, _how_to_prepare(recipe, source) or exc.hint) from exc
     if split == "val" and recipe.eval.max_rows is not None:
         tasks = tasks[: recipe.eval.max_rows]
     return check_tasks(
@@ -264,6 +269,20 @@ def _checked(
         check=check,
         on_row=console.phase_progress,
     )
+
+
+def _how_to_prepare(recipe: Recipe, source: str | list[str]) -> str | None:
+    """Return the command that writes a missing file of rows, if the recipe's data.py can."""
+    names = [Path(name) for name in ([source] if isinstance(source, str) else source)]
+    missing = next((name for name in names if name.suffix in (".jsonl", ".parquet") and not is_file(name)), None)
+    code = recipe.folder / "data.py"
+    if missing is None or not is_file(code):
+        return None
+    found = re.search(r"^def prepare\(([^)]*)", code.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    if found is None:
+        return None
+    origin = " --source <folder or hub id>" if "source" in found[1] else ""
+    return f"write it: agentloop prepare {recipe.folder}{origin} --out {missing.parent}"
 
 
 def _context_length(recipe: Recipe, model_path: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     command = typer.main.get_command(APP)
     monkeypatch.setattr(program, "build_app", lambda: command)  # built once
     monkeypatch.setattr(program, "check_packages", lambda: None)
+    monkeypatch.setattr("trainer.commands.train.early_programs", lambda _: contextlib.nullcontext())
 
     def run(program: Callable[[], None], *words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["agentloop", *words])

@@ -23,7 +23,7 @@ from agentloop.config import Recipe, SftRecipe
 from agentloop.config.keys import known_keys
 from agentloop.data import hub
 from agentloop.errors import AgentloopError, DataError
-from trainer.commands.check import check_command
+from trainer.commands import check
 from trainer.run import preflight
 from trainer.sft import tokenizing
 
@@ -117,6 +117,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Iterator[dict
     for module in (preflight, tokenizing):
         patch.setattr(module, "load_tokenizer", cached)
     patch.setattr(preflight, "prove", proven)
+    for module in (preflight, check):
+        patch.setattr(module, "check_tensors", lambda *_, **__: None)
     patch.setattr(model_folder, "download", offline)
     patch.setattr("agentloop.data.sources.open_hub", no_hub)
     assert hub.HUB == "hub:"
@@ -130,7 +132,7 @@ def checked(world: dict[str, Any], text: str | bytes, *overrides: str) -> bool:
     file = world["folder"] / "recipe.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     try:
-        check_command(file, list(overrides), conversations=1)
+        check.check_command(file, list(overrides), conversations=1)
     except AgentloopError as exc:
         assert exc.message and exc.hint, f"{exc!r} has no fix"
         return False

@@ -120,3 +120,14 @@ def test_the_module_is_the_program() -> None:
 
 def test_public_names_are_listed() -> None:
     assert {"rollout", "Episode", "Tool", "AgentLoop", "__version__"} <= set(dir(agentloop))
+
+
+def test_missing_rows_of_a_recipe_with_data_py_name_the_command_that_writes_them(
+    command: Any, tmp_path: Path, quickstart_model: Path
+) -> None:
+    (tmp_path / "data.py").write_text("def prepare(source, out):\n    pass\n")
+    text = f"run: {{steps: 1}}\nmodel: {{path: {quickstart_model}}}\ndata: {{train: ./data/rows.jsonl}}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    code, _, err = command("check", str(tmp_path))
+    hint = f"agentloop prepare {tmp_path} --source <folder or hub id> --out {tmp_path / 'data'}"
+    assert code == 2 and "rows.jsonl does not exist" in err and hint in err
