@@ -21,6 +21,9 @@ _AROUND: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
 }
 """The messages before and after a message of each role, so that a template accepts it."""
 
+_KEYS = {"tool": {"tool_call_id": "probe0000", "name": "probe_form"}}
+"""Further keys of a message."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContentForms:
@@ -64,9 +67,10 @@ def find_content_forms(render: Callable[[Sequence[dict[str, Any]]], str | None])
     forms = ContentForms()
     for role, (before, after) in _AROUND.items():
         words = f"probe-{role}"
-        as_text = _rendered(render, forms, before, {"role": role, "content": words}, after)
+        message = {"role": role, **_KEYS.get(role, {})}
+        as_text = _rendered(render, forms, before, {**message, "content": words}, after)
         parts = [{"type": "text", "text": words}]
-        as_parts = _rendered(render, forms, before, {"role": role, "content": parts}, after)
+        as_parts = _rendered(render, forms, before, {**message, "content": parts}, after)
 
         takes_text = words in as_text
         takes_parts = words in as_parts and "'text'" not in as_parts and '"text"' not in as_parts

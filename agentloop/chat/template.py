@@ -62,6 +62,10 @@ class Template:
         self._forms = CallForms()
         self._contents = find_content_forms(self._probe)
         self._forms = find_call_forms(self._probe)
+        if self._forms != CallForms():
+            # A result follows a call, so its form is found once the template accepts calls.
+            self._contents = ContentForms()
+            self._contents = find_content_forms(self._probe)
         self._refuse_silence()
 
     def _refuse_silence(self) -> None:

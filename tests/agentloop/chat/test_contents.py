@@ -13,7 +13,7 @@ import pytest
 from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.proof.conversations import TOOLS
 from agentloop.chat.proof.proof import Verdict, prove
-from agentloop.chat.template import read_template
+from agentloop.chat.template import Template, read_template
 from agentloop.errors import ModelError
 from agentloop.types import Message
 
@@ -70,6 +70,18 @@ def test_text_and_parts_are_written_alike(own: Callable[..., ChatRenderer], temp
         assert text == parts and f"{role}\none <|im_end|>" in text
     if template is not PARTS_FOR_USERS:  # it shows the first part alone
         assert "one two<|im_end|>" in renderer.decode(renderer.start([{"role": "user", "content": PARTS}]))
+
+
+@pytest.mark.parametrize("name", ["mistral_v3", "deepseek_v3_1"])
+def test_parts_of_a_result_are_joined_although_the_template_wants_more_of_its_call(
+    quickstart_model: Path, name: str
+) -> None:
+    tokenizer = load_tokenizer(str(quickstart_model))
+    template = Template(tokenizer, (OWN / f"{name}.jinja").read_text(encoding="utf-8"), {"eos_token": "</s>"})
+    call = {"id": "abcd00000", "type": "function", "function": {"name": "look_up", "arguments": {}}}
+    result: Any = {**RESULT, "tool_call_id": "abcd00000", "content": PARTS}
+    messages: list[Any] = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}, result]
+    assert "one two" in template.render(messages, None, generate=False)
 
 
 def test_parts_that_become_one_text_spell_no_control_token(own: Callable[..., ChatRenderer]) -> None:
