@@ -18,6 +18,6 @@ files, in the order of use:
 
 from agentloop.chat.formats import HermesFormat, ToolFormat, load_format
 from agentloop.chat.renderer import ChatRenderer
-from agentloop.chat.tokenizer import load_tokenizer
+from agentloop.chat.tokenizer import check_vocabulary, load_tokenizer
 
-__all__ = ["ChatRenderer", "HermesFormat", "ToolFormat", "load_format", "load_tokenizer"]
+__all__ = ["ChatRenderer", "HermesFormat", "ToolFormat", "check_vocabulary", "load_format", "load_tokenizer"]

@@ -65,6 +65,36 @@ def load_tokenizer(path: str, *, model: bool = True, trust_remote_code: bool = F
     return tokenizer
 
 
+def check_vocabulary(tokenizer: Any, vocab_size: int | None) -> str | None:
+    """Compare a tokenizer with the rows of its model's embedding.
+
+    Args:
+        vocab_size: `ModelFolder.vocab_size`; None: not known.
+
+    Returns:
+        a warning about control tokens beyond the embedding, which some published models have; or
+        None.
+
+    Raises:
+        ModelError: ordinary text would be encoded to ids that the model does not have.
+    """
+    if vocab_size is None:
+        return None
+    tokens = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    if tokens > vocab_size:
+        raise ModelError(
+            f"the tokenizer has {tokens} tokens, the model an embedding for {vocab_size} (vocab_size in config.json)",
+            "use the tokenizer that was published with the model",
+        )
+    beyond = sorted(str(token) for index, token in tokenizer.added_tokens_decoder.items() if index >= vocab_size)
+    if not beyond:
+        return None
+    return (
+        f"the tokenizer's {', '.join(beyond[:3])}{' ...' if len(beyond) > 3 else ''} lie beyond the model's embedding "
+        f"of {vocab_size} rows: an episode that contains one fails"
+    )
+
+
 class SafeEncoder:
     """Encodes text with control tokens recognized, or with all of them read as plain text.
 

@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from agentloop.config.section import Processes, Seconds, Section
 from agentloop.errors import ConfigError
@@ -57,6 +57,13 @@ class EngineOptions(Section):
     context_length: int | None = Field(
         None, ge=16, le=2**31, description="longest sequence; null: the model's own limit"
     )
+
+    @field_validator("engine_args")
+    @classmethod
+    def _code_only_by_its_key(cls, value: list[str]) -> list[str]:
+        if any(argument.startswith("--trust-remote-code") for argument in value):
+            raise ValueError("set model.trust_remote_code (agentloop serve: --trust-remote-code) instead")
+        return value
 
     def engine_options(self) -> dict[str, Any]:
         """Return the values of the shared options, by name."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from agentloop.errors import ConfigError, ModelError
+from agentloop.files import disk_errors
 from agentloop.model_folder.folder import TEMPLATE_FILE, TOKENIZER_FILES, ModelFolder
 
 
@@ -18,11 +19,13 @@ def copy_tokenizer(model_path: str, folder: Path, chat_template: Path | None = N
 
     Raises:
         ModelError: there is no tokenizer, or the chat template was deleted.
+        DiskError: the disk is full.
     """
     source = ModelFolder.find(model_path, (*TOKENIZER_FILES, "*.jinja"), key="the tokenizer of").path
     for file in source.iterdir():
         if file.name in TOKENIZER_FILES or file.suffix == ".jinja":
-            shutil.copyfile(file, folder / file.name)
+            with disk_errors(folder / file.name):
+                shutil.copyfile(file, folder / file.name)
 
     if chat_template is not None:
         if not chat_template.is_file():

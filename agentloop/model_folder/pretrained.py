@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 TRUST_KEY = "model.trust_remote_code"
 TRUST_FIX = f"read that code; if you trust it, set {TRUST_KEY}=true (agentloop serve: --trust-remote-code)"
 
+LONGEST_REASON = 200
+
 CODE_MAP = "auto_map"
 """Key of the JSON files that names a folder's own classes."""
 
@@ -137,4 +139,8 @@ def load_image_processor(model_path: str, *, trust_remote_code: bool = False) ->
 
 def _reason(exc: Exception) -> str:
     lines = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
+    if not lines:
+        return type(exc).__name__
+    # Of advice as long as a paragraph, the first sentence names the fault.
+    text = lines[0] if len(lines[0]) <= LONGEST_REASON else lines[0].partition(". ")[0]
+    return f"{type(exc).__name__}: {text}"

@@ -105,7 +105,7 @@ def read_layout(path: Path) -> list[TensorSpec]:
 
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
+        _refuse_metadata(header.pop("__metadata__", {}))
         specs = [_spec(name, entry, 8 + length) for name, entry in header.items()]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise LayoutError(f"{path} cannot be read: its header is damaged: {exc!r}") from exc
@@ -123,14 +123,25 @@ def read_layout(path: Path) -> list[TensorSpec]:
 
 
 def _spec(name: str, entry: dict[str, Any], start: int) -> TensorSpec:
-    begin, end = (int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(length) for length in entry["shape"])
+    begin, end = (_integer(offset) for offset in entry["data_offsets"])
+    shape = tuple(_integer(length) for length in entry["shape"])
     if entry["dtype"] not in _NAMES:
         raise ValueError(f"{name!r} has the dtype {entry['dtype']}, which is not supported")
     spec = TensorSpec(name, _NAMES[entry["dtype"]], shape, start + begin, start + end)
     if end - begin != tensor_bytes(spec.dtype, shape):
         raise ValueError(f"{name!r} has {end - begin} bytes, which do not fit its shape {list(shape)}")
     return spec
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+def _refuse_metadata(metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TypeError("its metadata are not texts")
 
 
 _BEYOND_FINITE = {

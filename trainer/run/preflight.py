@@ -12,7 +12,7 @@ from typing import Any
 from agentloop.agent.base import AgentLoop
 from agentloop.agent.loading import Agents
 from agentloop.agent.runner import EpisodeRunner, OnFault
-from agentloop.chat import ChatRenderer, load_tokenizer
+from agentloop.chat import ChatRenderer, check_vocabulary, load_tokenizer
 from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import Proof, prove
 from agentloop.chat.template import read_template
@@ -150,8 +150,10 @@ def prepare(
     model_path = _checked_model(recipe, console, train=train, compare_tensors=compare_tensors)
     trust = recipe.model.trust_remote_code
     with console.phase("load tokenizer and template"):
+        tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
+        beyond = check_vocabulary(tokenizer, ModelFolder(Path(model_path)).vocab_size)
         renderer = ChatRenderer(
-            load_tokenizer(model_path, trust_remote_code=trust),
+            tokenizer,
             chat_template=read_template(recipe.model.chat_template, "model.chat_template"),
             tool_format=recipe.model.tool_format,
             chat_template_kwargs=recipe.model.chat_template_kwargs,
@@ -159,6 +161,8 @@ def prepare(
             images=load_image_tokens(model_path, trust_remote_code=trust),
         )
 
+    if beyond:
+        console.warn(beyond)
     with console.phase("load agents, tools and reward"):
         agents = Agents(recipe.agents, recipe.folder)
         agents.get(recipe.data.default_agent, "data.default_agent")

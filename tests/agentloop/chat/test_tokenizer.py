@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from agentloop.chat import load_tokenizer
-from agentloop.chat.tokenizer import SafeEncoder
+from agentloop.chat.tokenizer import SafeEncoder, check_vocabulary
 from agentloop.errors import ModelError
 
 MARK = "\ue0a7"
@@ -217,3 +217,13 @@ def test_where_spaces_are_tokens_contents_are_encoded_as_they_stand(scheme: str,
     assert [token for token in ids if token in encoder.ids] == [ids[0], ids[-1]]
     # the first id after the control token is the same without hostile text
     assert ids[1] == encoder.encode("<|im_start|>user <")[1]
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(quickstart_model: Path) -> None:
+    tokenizer = load_tokenizer(str(quickstart_model))
+    assert check_vocabulary(tokenizer, 384) is None and check_vocabulary(tokenizer, None) is None
+    ordinary = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    warning = check_vocabulary(tokenizer, ordinary)
+    assert warning is not None and "lie beyond the model's embedding" in warning
+    with pytest.raises(ModelError, match=rf"has {ordinary} tokens, the model an embedding for {ordinary - 1}"):
+        check_vocabulary(tokenizer, ordinary - 1)
