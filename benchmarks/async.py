@@ -246,7 +246,7 @@ def _options() -> argparse.Namespace:
     add_quick_option(parser)
     options = parser.parse_args()
     if options.quick:
-        options.staleness, options.steps, options.warm_up, options.rounds, options.wait = [1], 4, 1, 1, 0.05
+        options.staleness, options.steps, options.warm_up = [1], 4, 1
     if options.steps <= options.warm_up + 2 * max(options.staleness):
         parser.error("--steps has to be more than --warm-up and twice the staleness")
     return options
@@ -262,6 +262,10 @@ def main() -> None:
     met = True
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
+        if options.quick:
+            measure(folder, 1, 0.05, options.steps, options.warm_up)
+            print(QUICK)
+            return
         if not options.only_curve:
             wait = balance(folder, options) if options.wait is None else options.wait
             rounds = {staleness: [] for staleness in sorted({0, *options.staleness})}
@@ -276,9 +280,6 @@ def main() -> None:
             found, reached = curve(folder)
             lines, met = lines + found, met and reached
     print("\n" + "\n".join(lines), flush=True)
-    if options.quick:
-        print(QUICK)
-        return
     if options.json:
         options.json.write_text(json.dumps({"command": command, "hardware": machine, "rounds": rounds}, indent=1))
     if options.record:

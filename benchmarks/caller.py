@@ -16,7 +16,7 @@ from pathlib import Path
 
 from workload import QUICKSTART
 
-STEPS, ROWS_A_STEP = {False: 120, True: 400}, 16
+STEPS, QUICK_STEPS, ROWS_A_STEP = {False: 120, True: 400}, 4, 16
 """Steps by whether the prompt holds the schema: to that the weights have to get used."""
 
 ANNOUNCED = "function.name + '(' + arguments | join(', ') + ')'"
@@ -29,8 +29,13 @@ HEADING = "# Tools as JSON"
 """Above the schema. Its length makes the shortest prompts 199 tokens: those of the issue that set the target."""
 
 
-def make_caller(out: Path, *, schema: bool) -> Path:
-    """Write the model folder `out`, unless it is there."""
+def make_caller(out: Path, *, schema: bool, quick: bool = False) -> Path:
+    """Write the model folder `out`, unless it is there.
+
+    Args:
+        quick: tune for a few steps only: the model then calls as rarely as the quickstart's.
+    """
+    steps = QUICK_STEPS if quick else STEPS[schema]
     if (out / "model.safetensors").exists():
         return out
     work = out.with_name(out.name + ".sft")
@@ -45,7 +50,7 @@ def make_caller(out: Path, *, schema: bool) -> Path:
                 raise SystemExit(f"the quickstart's chat template no longer has {old!r}: mend benchmarks/caller.py")
             text = text.replace(old, new)
         template.write_text(text, encoding="utf-8")
-    _write_rows(work / "rows.jsonl", STEPS[schema] * ROWS_A_STEP)
+    _write_rows(work / "rows.jsonl", steps * ROWS_A_STEP)
     recipe = {
         "run": {"name": "caller", "dir": str(work / "run"), "epochs": 1},
         "model": {"path": str(start)},
@@ -55,9 +60,9 @@ def make_caller(out: Path, *, schema: bool) -> Path:
             {
                 "name": "call",
                 "data": str(work / "rows.jsonl"),
-                "steps": STEPS[schema],
+                "steps": steps,
                 "batch_size": ROWS_A_STEP,
-                "optim": {"lr": 6e-4, "lr_end": 0.0, "schedule": "linear", "warmup_steps": 10},
+                "optim": {"lr": 6e-4, "lr_end": 0.0, "schedule": "linear", "warmup_steps": min(10, steps // 2)},
             }
         ],
     }

@@ -15,19 +15,11 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PARTS = {"loop_worker.py"}
 """Programs that a benchmark starts; they run with it."""
 
-QUICK = [
-    "async.py",
-    "import_time.py",
-    "loop_overhead.py",
-    "matmul.py",
-    "publish.py",
-    "rollout.py",
-    "router.py",
-    "startup.py",
-    "step.py",
-    "token_law.py",
-    "train.py",
-]
+ELSEWHERE = {"loop_overhead.py": "test_loop_overhead.py", "rollout.py": "test_rollout.py"}
+"""Benchmarks that another test runs with `--quick`."""
+
+QUICK = ["import_time.py", "matmul.py", "publish.py", "router.py", "train.py"]
+WHOLE_RUNS = ["async.py", "startup.py", "step.py"]
 
 
 def run(name: str, *arguments: str) -> str:
@@ -40,19 +32,19 @@ def run(name: str, *arguments: str) -> str:
 
 def test_every_benchmark_is_among_those_that_are_run() -> None:
     programs = {path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
-    assert programs - PARTS == set(QUICK)
+    assert programs - PARTS == {*QUICK, *WHOLE_RUNS, *ELSEWHERE, "token_law.py"}
+    for test in ELSEWHERE.values():
+        assert '"--quick"' in Path(__file__).with_name(test).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name in QUICK if name not in ("loop_overhead.py", "token_law.py")])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE_RUNS)])
 def test_a_benchmark_measures_what_it_says(name: str, tmp_path: Path) -> None:
     run(name, *(["--folder", str(tmp_path)] if name == "publish.py" else []))
 
 
-def test_the_benchmarks_of_the_loops_measure_what_they_say(shared: Path) -> None:
-    tokenizer = ["--tokenizer", str(shared / "tokenizers" / "qwen")]
-    template = shared / "chat_templates" / "qwen2_5.jinja"
-    run("loop_overhead.py", *tokenizer, "--template", str(template))
-    run("token_law.py", *tokenizer, "--templates", str(template.parent), "--template", "qwen2_5", "qwen3")
+def test_random_turns_are_as_many_as_asked_for(shared: Path) -> None:
+    folders = ["--tokenizer", str(shared / "tokenizers" / "qwen"), "--templates", str(shared / "chat_templates")]
+    run("token_law.py", *folders, "--template", "qwen2_5", "qwen3")
 
 
 @pytest.fixture

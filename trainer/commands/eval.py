@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console as RichConsole
 from rich.table import Table
 
+from agentloop.client.open_files import shortage
 from agentloop.commands.provenance import environment
 from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
@@ -156,6 +157,8 @@ async def _evaluate(
 ) -> dict[str, Any]:
     async with _server(recipe, inputs, run_dir, console, subject) as (url, token):
         most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
+        if warning := shortage(most):
+            console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
         async with inputs.runner(url, token=token, max_in_flight=most, on_fault=errors) as runner:
             evaluation = Evaluation(recipe, runner, inputs.val, run_dir, console, total_steps=0, record=lambda _: None)
