@@ -52,7 +52,7 @@ def make_caller(out: Path, *, schema: bool, quick: bool = False) -> Path:
         template.write_text(text, encoding="utf-8")
     _write_rows(work / "rows.jsonl", steps * ROWS_A_STEP)
     recipe = {
-        "run": {"name": "caller", "dir": str(work / "run"), "epochs": 1},
+        "run": {"name": "caller", "dir": str(work / "run")},
         "model": {"path": str(start)},
         "out": str(work / "model"),
         "checkpoint_every": None,

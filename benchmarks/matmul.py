@@ -14,6 +14,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
@@ -42,11 +43,11 @@ def operations_per_s(matmul: Matmul, count: int, inputs: int, outputs: int) -> f
     return 6.0 * count * inputs * outputs / (time.perf_counter() - begin)
 
 
-def check_same(made: dict[str, Matmul], inputs: int, outputs: int) -> None:
+def check_same(made: dict[str, Matmul], inputs: int, outputs: int, rows_tried: Sequence[int]) -> None:
     """Stop unless all choices compute the same products, forward and both gradients."""
     import torch
 
-    for count in ROWS:
+    for count in rows_tried:
         x, w, g = torch.randn(count, inputs), torch.randn(outputs, inputs), torch.randn(count, outputs)
         wanted = (x @ w.T, g @ w, g.T @ x)
         for choice, matmul in made.items():
@@ -57,7 +58,7 @@ def check_same(made: dict[str, Matmul], inputs: int, outputs: int) -> None:
             expect(f"{choice} computes the products of {count} rows, {inputs} to {outputs}", same, True)
 
 
-def measure(rounds: int) -> tuple[list[list[str]], list[float]]:
+def measure(rounds: int, rows_tried: Sequence[int] = ROWS) -> tuple[list[list[str]], list[float]]:
     """Return the table, and each layer's ratio of speeds."""
     import torch
 
@@ -68,10 +69,10 @@ def measure(rounds: int) -> tuple[list[list[str]], list[float]]:
     made = {choice: make_matmul(choice) for choice in choices}
     rows, ratios = [], []
     for inputs, outputs in LAYERS:
-        check_same(made, inputs, outputs)
+        check_same(made, inputs, outputs, rows_tried)
         found: dict[str, list[float]] = {choice: [] for choice in choices}
         for turn in range(rounds + 1):
-            for count, choice in product(ROWS, choices):
+            for count, choice in product(rows_tried, choices):
                 speed = operations_per_s(made[choice], count, inputs, outputs)
                 if turn:  # the first compiles
                     found[choice].append(speed)
@@ -91,7 +92,7 @@ def main() -> None:
         options.rounds = 1
     machine, command = hardware(), shlex.join(["python", "benchmarks/matmul.py", *sys.argv[1:]])
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    rows, ratios = measure(options.rounds)
+    rows, ratios = measure(options.rounds, ROWS[:1] if options.quick else ROWS)
     lines = [*table([["layer", "torch, Gflop/s", "oneDNN, Gflop/s", "ratio"], *rows]), ""]
     lines.append(f"**{min(ratios):.2f} to {max(ratios):.2f} times as fast**, forward and both gradients together.")
     print("\n".join([command, machine, "", *lines]))
