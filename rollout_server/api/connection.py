@@ -30,7 +30,7 @@ GRACE_S = 1.0
 the bytes that have arrived meanwhile are read."""
 
 RESERVED_FILES = 64
-"""Open files that are kept for everything else."""
+"""Open files that are kept for everything else; half of them all where fewer than 128 are allowed."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -179,7 +179,7 @@ class LimitedProtocol(HttpToolsProtocol):
 def limited(settings: ServerSettings) -> type[asyncio.Protocol]:
     """Return the protocol class with the limits of `settings`, as uvicorn takes it."""
     files = allow_open_files(settings.max_connections + RESERVED_FILES)
-    most = max(1, min(settings.max_connections, files - RESERVED_FILES))
+    most = max(1, min(settings.max_connections, files - min(RESERVED_FILES, files // 2)))
     read_timeout_s = settings.read_timeout_s
 
     class Protocol(LimitedProtocol):
