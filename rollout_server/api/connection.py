@@ -176,10 +176,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._deadline = self.loop.call_later(GRACE_S, self.transport.close)
 
 
+def most_connections(wanted: int) -> int:
+    """Return how many of `wanted` connections may be open at once under the limit of open files."""
+    files = allow_open_files(wanted + RESERVED_FILES)
+    return max(1, min(wanted, files - min(RESERVED_FILES, files // 2)))
+
+
 def limited(settings: ServerSettings) -> type[asyncio.Protocol]:
     """Return the protocol class with the limits of `settings`, as uvicorn takes it."""
-    files = allow_open_files(settings.max_connections + RESERVED_FILES)
-    most = max(1, min(settings.max_connections, files - min(RESERVED_FILES, files // 2)))
+    most = most_connections(settings.max_connections)
     read_timeout_s = settings.read_timeout_s
 
     class Protocol(LimitedProtocol):
