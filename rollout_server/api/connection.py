@@ -30,7 +30,7 @@ GRACE_S = 1.0
 the bytes that have arrived meanwhile are read."""
 
 RESERVED_FILES = 64
-"""Open files that are kept for everything else; half of them all where fewer than 128 are allowed."""
+"""Open files that are kept for everything else; half of all where fewer than 128 are allowed."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
