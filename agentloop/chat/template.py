@@ -9,6 +9,7 @@ from typing import Any
 from agentloop.chat.call_forms import PROBE_TOOL, CallForms, find_call_forms
 from agentloop.chat.content_forms import ContentForms, find_content_forms
 from agentloop.errors import ModelError
+from agentloop.text import clean, did_you_mean
 from agentloop.types import Message
 
 Tools = Sequence[dict[str, Any]] | None
@@ -58,6 +59,7 @@ class Template:
         self.text = named["default"]
         self._variables = {"documents": None, **tokenizer.special_tokens_map, **variables}
         self._texts = [named[name] for name in ("default", "tool_use") if name in named]
+        self._check_variables(variables)
         self._contents = ContentForms()
         self._forms = CallForms()
         self._contents = find_content_forms(self._probe)
@@ -67,6 +69,23 @@ class Template:
             self._contents = ContentForms()
             self._contents = find_content_forms(self._probe)
         self._refuse_silence()
+
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        """Refuse a variable that the template does not read: it would have no effect."""
+        if not variables:
+            return
+        from jinja2 import meta
+
+        parse = self._plain.environment.parse
+        read = set().union(*(meta.find_undeclared_variables(parse(text)) for text in self._texts))
+        known = sorted(read - {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"})
+        for name in variables:
+            if name not in read:
+                raise ModelError(
+                    f"chat_template_kwargs: the chat template does not read {clean(repr(name), 100)}; "
+                    f"it reads {', '.join(known) or 'none'}",
+                    did_you_mean(str(name), known, "correct the name, or leave it out"),
+                )
 
     def _refuse_silence(self) -> None:
         """Refuse a template that writes nothing, for instance one that is only a comment."""

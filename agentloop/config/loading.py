@@ -26,6 +26,9 @@ from agentloop.registry import AGENTS, DATASETS, REWARDS, registered
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
+LONGEST_NAME = 255
+"""Bytes of a file name that file systems accept."""
+
 REFERENCE = ("", AGENTS, REWARDS)
 """Groups whose references are `path.py:name` or a registered name: another path cannot be meant."""
 
@@ -214,6 +217,9 @@ def _anchored(key: str, value: Any, folder: Path) -> Any:
         if isinstance(value, list):
             return [_anchored(f"{key}.{index}", item, folder) for index, item in enumerate(value)]
         return value
+    for path in value if isinstance(value, list) else [value]:
+        if any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_NAME for part in str(path).split("/")):
+            raise ConfigError(f"{key}: a name in the path has more than {LONGEST_NAME} bytes", "give a shorter path")
     if isinstance(value, list):
         return [resolve_override_path(str(item), folder, PATH_KEYS[pattern]) for item in value]
     if not isinstance(value, str) or (pattern == "rollout.python" and shutil.which(value)):

@@ -185,3 +185,10 @@ def test_repeats_are_remembered_and_copies_are_given(template: tuple[str, ChatRe
     first = renderer.extend([], "length", [message])
     first.append(0)
     assert renderer.extend([], "length", [message]) == first[:-1]
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused(renderer_of: Any) -> None:
+    with pytest.raises(ModelError, match=r"does not read 'enable_thinkin'.*\n.*did you mean 'enable_thinking'"):
+        renderer_of("qwen3", chat_template_kwargs={"enable_thinkin": False})
+    with pytest.raises(ModelError, match="does not read 'enable_thinking'"):
+        renderer_of("qwen2_5", chat_template_kwargs={"enable_thinking": False})

@@ -131,5 +131,5 @@ def test_the_strings_of_a_template_are_those_it_can_look_for(renderer_of: Render
     glm = renderer_of("glm4moe").template.strings()
     assert {"/nothink", "</think>"} <= glm
     assert not {"content", "role", "user", "assistant"} & glm
-    kept = renderer_of("qwen3", chat_template_kwargs={"mood": "calm"}).template.strings()
+    kept = renderer_of("qwen3", chat_template_kwargs={"enable_thinking": "calm"}).template.strings()
     assert "calm" in kept
