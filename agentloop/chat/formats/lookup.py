@@ -27,6 +27,7 @@ from agentloop.chat.formats.python_calls.pythonic import PythonicFormat
 from agentloop.chat.formats.tagged_calls.deepseek_v32 import DeepSeekV32Format
 from agentloop.chat.formats.tagged_calls.glm45 import Glm45Format
 from agentloop.chat.formats.tagged_calls.hunyuan import HunyuanFormat
+from agentloop.chat.formats.tagged_calls.kimi_k3 import KimiK3Format
 from agentloop.chat.formats.tagged_calls.longcat import LongCatFormat
 from agentloop.chat.formats.tagged_calls.minimax_m2 import MiniMaxM2Format
 from agentloop.chat.formats.tagged_calls.qwen3_coder import Qwen3CoderFormat
@@ -53,6 +54,7 @@ FORMATS: dict[str, ToolFormat] = {
         PythonicFormat(),
         CohereFormat(),
         KimiK2Format(),
+        KimiK3Format(),
         DeepSeekV32Format(),
         MiniMaxM2Format(),
         Gemma4Format(),

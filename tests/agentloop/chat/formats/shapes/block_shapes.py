@@ -58,6 +58,26 @@ def block(name: str, opening: str, closing: str, controls: str, prefix: str = ""
     )
 
 
+def kimi_k3(calls: Sources) -> Pieces:
+    """Return elements whose tags are names between control tokens."""
+    pieces: Pieces = ["<|open|>", "tools", "<|sep|>"]
+    for i, (name, given) in enumerate(calls):
+        pieces += ["<|open|>", f'call tool="{name}" index="{i + 1}"', "<|sep|>"]
+        for key, source in given:
+            kind = {TEXT: "string", OTHER: "object"}.get(source[:1])
+            if kind == "object":
+                kind = _kind(json.loads(source[1:]))
+            pieces += ["<|open|>", f'argument key="{key}"' + (f' type="{kind}"' if kind else ""), "<|sep|>"]
+            pieces += [Plain(source.removeprefix(TEXT).removeprefix(OTHER)), "<|close|>", "argument", "<|sep|>"]
+        pieces += ["<|close|>", "call", "<|sep|>"]
+    return [*pieces, "<|close|>", "tools", "<|sep|>"]
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "boolean", int: "number", float: "number", list: "array", dict: "object", type(None): "null"}
+    return kinds[type(value)]
+
+
 STEP = ("<｜tool_call_begin｜>", "function", "<｜tool_sep｜>", "<｜tool_call_end｜>")
 STEP_BLOCK = ("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>")
 SHAPES = [
@@ -65,5 +85,13 @@ SHAPES = [
     block("deepseek_v3_2", f"<{DSML}function_calls>", f"</{DSML}function_calls>", DSML, DSML, mark=DSML),
     block("deepseek_v3_2", f"<{DSML}tool_calls>", f"</{DSML}tool_calls>", DSML, DSML, mark=DSML, variant="v4"),
     block("deepseek_v3_2", f"<{DSML} calls>", f"</{DSML} calls>", DSML, f"{DSML} ", mark=DSML, variant="v4.1"),
+    MarkedShape(
+        "kimi_k3",
+        kimi_k3,
+        words("<|open|> <|close|> <|sep|>"),
+        language="text",
+        closing=6,
+        ends_itself=False,
+    ),
     block("step3", *STEP_BLOCK, " ".join((*STEP_BLOCK, STEP[0], *STEP[2:])), "steptml:", frames=STEP),
 ]

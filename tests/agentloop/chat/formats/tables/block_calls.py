@@ -199,3 +199,63 @@ CONTROLS = {
         "</think>",
     ],
 }
+
+
+def element(name: str, inner: str, attributes: str = "") -> str:
+    return f"<|open|>{name}{attributes}<|sep|>{inner}<|close|>{name}<|sep|>"
+
+
+def k3(name: str, *given: tuple[str, str, str]) -> str:
+    inner = "".join(element("argument", value, f' key="{key}" type="{kind}"') for key, kind, value in given)
+    return element("call", inner, f' tool="{name}" index="1"')
+
+
+def k3_tools(*calls: str) -> str:
+    return element("tools", "".join(calls))
+
+
+K3 = k3("f", ("a", "number", "1"))
+CUT_K3 = K3[: K3.index("<|close|>argument")]
+TABLES["kimi_k3"] = [
+    Case("one call", k3_tools(K3), (F,)),
+    Case("two calls", k3_tools(K3, k3("g")), (F, G)),
+    Case("a string", k3_tools(k3("f", ("s", "string", LONG))), (("f", {"s": LONG}),)),
+    Case("unicode", k3_tools(k3("f", ("s", "string", "漢字 🙂"))), (("f", {"s": "漢字 🙂"}),)),
+    Case("a string of digits", k3_tools(k3("f", ("s", "string", "07"))), (("f", {"s": "07"}),)),
+    Case("an empty string", k3_tools(k3("f", ("s", "string", ""))), (("f", {"s": ""}),)),
+    Case("nested", k3_tools(k3("f", ("o", "object", '{"k": [1, null]}'))), (("f", {"o": {"k": [1, None]}}),)),
+    Case("null", k3_tools(k3("f", ("n", "null", "null"))), (("f", {"n": None}),)),
+    Case(
+        "a boolean and a number",
+        k3_tools(k3("f", ("b", "boolean", "true"), ("n", "number", "0.5"))),
+        (("f", {"b": True, "n": 0.5}),),
+    ),
+    Case("an escaped attribute", k3_tools(k3("f", ("&quot;a&amp;", "number", "1"))), (("f", {'"a&': 1}),)),
+    Case("the answer's element", element("response", "Yes."), said="Yes."),
+    Case("an answer and calls", element("response", "Yes.") + k3_tools(K3), (F,), said="Yes."),
+    Case("thought", element("think", "hm") + element("response", "") + k3_tools(K3), (F,), thought="hm"),
+    Case("the end of the message", k3_tools(K3) + "<|close|>message<|sep|>", (F,)),
+    Case(
+        "one object",
+        k3_tools(element("call", element("json", '{"a": 1}', ' type="object"'), ' tool="f" index="1"')),
+        (F,),
+    ),
+    Case("no type", k3_tools(element("call", element("argument", "1", ' key="a"'), ' tool="f" index="1"')), (F,)),
+    Case("no index", k3_tools(element("call", "", ' tool="g"')), (G,)),
+    Case("without tools around it", K3, (F,)),
+    Case("closing tag missing before the next", k3_tools(K3.removesuffix("<|close|>call<|sep|>"), k3("g")), (F, G)),
+    Case("closing tag of a value missing", k3_tools(K3.replace("<|close|>argument<|sep|>", "")), (F,)),
+    Case("a value runs into the next call", k3_tools(CUT_K3, k3("g")), (G,), faults=("must not stand within",)),
+    Case("the wrong type", k3_tools(k3("f", ("a", "number", "one")), k3("g")), (G,), faults=("must be of type",)),
+    Case("the argument twice", k3_tools(k3("f", ("a", "number", "1"), ("a", "number", "1"))), faults=("given twice",)),
+    Case("no tool", k3_tools(element("call", "", ' index="1"')), faults=("names no tool",)),
+    Case("no key", k3_tools(element("call", element("argument", "1"), ' tool="f"')), faults=("no key",)),
+    Case("no sep", "<|open|>tools<|sep|><|open|>call tool=f<|close|>call<|sep|>", faults=("attributes",)),
+    Case(
+        "text between the arguments", k3_tools(K3.replace("<|close|>call", "so<|close|>call")), faults=("text after",)
+    ),
+    Case("cut in a tag", '<|open|>tools<|sep|><|open|>call tool="f', faults=("cut off",)),
+    Case("cut in a value", CUT_K3, faults=("cut off",)),
+    Case("cut after a value", K3.removesuffix("<|close|>call<|sep|>"), faults=("cut off",)),
+]
+CONTROLS["kimi_k3"] = ["<|open|>", "<|close|>", "<|sep|>"]
