@@ -64,6 +64,7 @@ class SftTokenizer:
         max_tokens: maximum tokens of a row.
         overlong: what to do with a longer row: `error`, `drop` or `truncate`.
         vocabulary: number of ids that the model has; None: unknown.
+        context: longest sequence of the model; None: unknown.
 
     Attributes:
         dropped, truncated: numbers of rows that were too long and left out or cut.
@@ -77,10 +78,13 @@ class SftTokenizer:
         *,
         overlong: str = "error",
         vocabulary: int | None = None,
+        context: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._renderer = renderer
-        self._max_tokens = max_tokens
+        in_context = context is not None and context < max_tokens
+        self._max_tokens = context if context is not None and in_context else max_tokens
+        self._limit_name = f"the model's context of {context} tokens" if in_context else f"max_tokens {max_tokens}"
         self._overlong = overlong
         self._vocabulary = vocabulary
         self._abilities: dict[bool, Abilities] = {}
@@ -112,8 +116,8 @@ class SftTokenizer:
             renderer = exc  # plain text needs no template
 
         folder = ModelFolder(Path(model.path))
-        vocabulary = folder.vocab_size if folder.has_config else None
-        return cls(tokenizer, renderer, max_tokens, overlong=overlong, vocabulary=vocabulary)
+        vocabulary, context = (folder.vocab_size, folder.context_length) if folder.has_config else (None, None)
+        return cls(tokenizer, renderer, max_tokens, overlong=overlong, vocabulary=vocabulary, context=context)
 
     def row(self, row: dict[str, Any], where: str) -> SftRow | None:
         """Tokenize `{messages, tools?}` or `{text, loss_from?}`; None: dropped, because too long.
@@ -145,8 +149,8 @@ class SftTokenizer:
         if length > limit:
             if self._overlong == "error":
                 raise DataError(
-                    f"{where} has {length} tokens, more than max_tokens {limit}",
-                    "raise max_tokens, or set overlong=drop or overlong=truncate",
+                    f"{where} has {length} tokens, more than {self._limit_name}",
+                    "raise max_tokens up to the model's context, or set overlong=drop or overlong=truncate",
                 )
             if self._overlong == "truncate":
                 # Also drop a trailing context: nothing after it is trained.

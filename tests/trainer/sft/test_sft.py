@@ -557,3 +557,10 @@ def test_an_empty_answer_may_be_context_and_a_gap_in_loss_from_means_zero(chat_m
     for loss_from in (None, 0, 0.0):
         text = tokenizer.row({"text": "abc", "loss_from": loss_from}, "here")
         assert text is not None and text.loss_mask.tolist() == [False, True, True]
+
+
+def test_a_row_over_the_models_context_is_too_long_whatever_max_tokens_says(chat_model: Path) -> None:
+    with pytest.raises(DataError, match="here has 300 tokens, more than the model's context of 256 tokens"):
+        tokenizer_of(chat_model, 1000).row({"text": "y" * 300}, "here")
+    cut = tokenizer_of(chat_model, 1000, overlong="truncate").row({"text": "y" * 300}, "here")
+    assert cut is not None and len(cut.token_ids) == 256
