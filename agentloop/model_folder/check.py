@@ -107,20 +107,21 @@ def check_tensors(folder: ModelFolder, *, trust_remote_code: bool = False) -> No
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMPARE_TIMEOUT_S,
-            env={**os.environ, "PYTHONPATH": paths}, check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=COMPARE_TIMEOUT_S, env={**os.environ, "PYTHONPATH": paths}, check=False,
         )  # fmt: skip
-        answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
     except subprocess.TimeoutExpired as exc:
         raise ModelError(
             f"the architecture of {folder.path} could not be built in {COMPARE_TIMEOUT_S:.0f} s",
             "check the sizes in its config.json",
         ) from exc
-    if answer is None:
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise ModelError(
             f"the tensors of {folder.path} could not be compared with its architecture: {last}",
             "run `python -c 'import torch, transformers'` to see whether both can be imported",
-        )
+        ) from None
     if answer:
         raise ModelError(answer["message"], answer["hint"])

@@ -3,7 +3,7 @@ unasked.
 
 A model folder may bring Python code (`auto_map`). transformers runs it on `trust_remote_code=True`,
 and asks on the terminal if that is not said. Here it is always said: false, unless
-`model.trust_remote_code` is true. No other module calls `from_pretrained` or an Auto class.
+`model.trust_remote_code` is true. No module but this and `tensors` calls `from_pretrained`.
 
 transformers, and with it torch, is imported when a function is called.
 """

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agentloop.errors import ModelError
-from agentloop.model_folder import ModelFolder, check_files, check_tensors
+from agentloop.model_folder import ModelFolder, check_files, check_tensors, find_model
 from agentloop.model_folder.tensors import compare
 from tests.agentloop.model_folder.conftest import Copy
 from tests.trainer.models import FAMILIES, VISION, save_tiny
@@ -217,3 +217,14 @@ def test_the_comparison_runs_in_a_process_with_torch(copied: Copy) -> None:
     copied.tensors(lambda t: t.pop(UP))
     with pytest.raises(ModelError, match=f"lack tensors of the model: {UP}(.|\n)*download or save"):
         check_tensors(ModelFolder(copied.path))
+
+
+def test_one_call_finds_checks_and_warns(copied: Copy) -> None:
+    warnings: list[str] = []
+    copied.config(auto_map={"AutoConfig": "own.OwnConfig"})
+    find_model(str(copied.path), warnings.append, trust_remote_code=False)
+    assert warnings == []
+    folder = find_model(str(copied.path), warnings.append, trust_remote_code=True)
+    assert folder.path == copied.path and "own.OwnConfig" in warnings[0]
+    with pytest.raises(ModelError, match=r"--model /no/such/model does not exist"):
+        find_model("/no/such/model", warnings.append, trust_remote_code=False, key="--model")
