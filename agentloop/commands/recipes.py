@@ -14,6 +14,7 @@ import typer
 
 from agentloop.errors import ConfigError
 from agentloop.files import is_dir, is_file
+from agentloop.imports import foreign_package
 from agentloop.text import clean, hide_override
 
 RECIPE_FILE, SFT_FILE, DATA_FILE = "recipe.yaml", "sft.yaml", "data.py"
@@ -53,7 +54,16 @@ def copy_command(
 
 
 def installed_recipes() -> dict[str, Path]:
-    """Folders of the recipes in the installed package `recipes`, by name."""
+    """Folders of the recipes in the installed package `recipes`, by name.
+
+    Raises:
+        ConfigError: another package of that name hides it.
+    """
+    foreign = foreign_package("recipes")
+    if foreign is not None:
+        raise ConfigError(
+            f"{foreign} hides agentloop's package recipes", "start from another folder, or rename that one"
+        )
     spec = importlib.util.find_spec("recipes")
     roots = spec.submodule_search_locations if spec is not None else None
     folders = [folder for root in roots or () for folder in sorted(Path(root).iterdir())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
@@ -139,3 +140,22 @@ def test_a_failed_import_names_the_line_and_no_internal_package(tmp_path: Path) 
         load_from_file(f"{tmp_path / 'reward.py'}:score", "reward")
     with pytest.raises(ConfigError, match=r"No module named 'helpr'\n.*tool\.py, line 1"):
         load_from_file(f"{tmp_path / 'tool.py'}:Tool", "tools")
+
+
+def test_a_plain_file_that_has_the_name_of_a_recipe_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm8k").write_text("")
+    assert find_recipe("gsm8k") == installed_recipes()["gsm8k"]
+    assert find_config(Path("gsm8k")) == installed_recipes()["gsm8k"] / "recipe.yaml"
+
+
+def test_a_folder_that_hides_the_installed_recipes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "__init__.py").write_text("")
+    for name in [name for name in sys.modules if name.split(".")[0] == "recipes"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="hides agentloop's package recipes"):
+        find_config(Path("quickstart"))
