@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +351,8 @@ def test_save_and_load_bring_the_run_back_to_the_bit(tiny_model: Path, tmp_path:
     assert train(resumed, range(3, 6)) == expected
     for a, b in zip(straight.policy.parameters(), resumed.policy.parameters(), strict=True):
         assert torch.equal(a.to_local(), b.to_local())
-    assert (tmp_path / "step_3" / "state.json").read_text() == '{"step": 3, "version": 3}'
+    state = json.loads((tmp_path / "step_3" / "state.json").read_text())
+    assert (state["step"], state["version"]) == (3, 3)
 
 
 def test_the_same_inputs_give_the_same_bits(tiny_model: Path) -> None:
@@ -386,7 +388,7 @@ def test_saving_over_a_checkpoint_replaces_it_whole(tiny_model: Path, tmp_path: 
     of = learner(tiny_model)
     of.save(tmp_path / "step_1", {"try": 1})
     of.save(tmp_path / "step_1", {"try": 2})
-    assert (tmp_path / "step_1" / "state.json").read_text() == '{"try": 2}'
+    assert json.loads((tmp_path / "step_1" / "state.json").read_text())["try"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
 
 

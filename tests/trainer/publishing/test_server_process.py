@@ -26,7 +26,7 @@ class FakeChild:
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log_file: Path) -> None:
         self.environments.append(dict(environment))
-        self._settings = json.loads(Path(command[-1]).read_text())
+        self._settings = json.loads(Path(command[command.index("--settings") + 1]).read_text())
         self.pid, self.code = 1, None
         self.end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         children.append(self)
