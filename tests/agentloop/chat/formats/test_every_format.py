@@ -29,7 +29,7 @@ from tests.agentloop.chat.formats.support import (
     schemas,
 )
 
-MUTATED = int(os.environ.get("AGENTLOOP_FUZZ_EXAMPLES", "1500"))
+MUTATED = int(os.environ.get("AGENTLOOP_FUZZ_EXAMPLES", "500"))
 """Mutated calls for each shape."""
 
 ROUND_TRIPS = max(MUTATED // 10, 200)
@@ -39,6 +39,11 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 every_format = pytest.mark.parametrize("name", FORMATS)
 quoting_shape = pytest.mark.parametrize("shape", [s for s in SHAPES if s.language != "text" and s.quoting], ids=str)
 announced_shape = pytest.mark.parametrize("shape", [s for s in SHAPES if s.announced], ids=str)
+
+REASONING = [shape for shape in SHAPES if shape.announced and reasoning_tags(shape.format)]
+"""Shapes of formats with tags around their reasoning."""
+
+reasoning_shape = pytest.mark.parametrize("shape", REASONING, ids=str)
 
 
 def tags_of(shape: Shape) -> list[str]:
@@ -75,11 +80,16 @@ def test_a_string_may_spell_the_tags_where_none_is_a_control_token(shape: Shape)
         assert not parsed.malformed_calls, (seed, parsed)
 
 
-@every_shape
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "known"),
+    [
+        pytest.param(shape, known, id=f"{shape}-{known}")
+        for shape in SHAPES
+        for known in (True, False)
+        if known or (shape.language != "text" and shape.quoting)  # bare text cannot spell its tags
+    ],
+)
 def test_a_cut_turn_invents_no_call(shape: Shape, known: bool) -> None:
-    if not known and (shape.language == "text" or not shape.quoting):
-        pytest.skip("bare text cannot spell its tags")
     for seed in range(ROUND_TRIPS // 2):
         calls = calls_for(shape, seed)
         pieces = shape.pieces(calls)
@@ -166,11 +176,9 @@ def test_spelled_out_control_tokens_make_no_call(shape: Shape) -> None:
         assert FORMATS[shape.format].parse(SampledText(text, {}, shape.controls)) == ParsedTurn(text.strip())
 
 
-@announced_shape
+@reasoning_shape
 def test_calls_in_reasoning_are_none_and_text_before_a_call_is_kept(shape: Shape) -> None:
     tags = reasoning_tags(shape.format)
-    if not tags:
-        pytest.skip("this format has no tags around its reasoning")
     for seed in range(20):
         rng = random.Random(seed)
         calls = calls_for(shape, seed)
@@ -184,11 +192,11 @@ def test_calls_in_reasoning_are_none_and_text_before_a_call_is_kept(shape: Shape
         assert begun == parsed
 
 
-@announced_shape
+@pytest.mark.parametrize(
+    "shape", [shape for shape in REASONING if not shape.controls.isdisjoint(shape.pieces([("f", {})]))], ids=str
+)
 def test_a_call_in_reasoning_that_is_never_closed_is_reported(shape: Shape) -> None:
     tags = reasoning_tags(shape.format)
-    if not tags or shape.controls.isdisjoint(shape.pieces([("f", {})])):
-        pytest.skip("this format has no tags around its reasoning, or its calls are text")
     parsed = shape.parse([tags[0], "Hm. ", *shape.pieces([("f", {"a": "x"})])], None)
     assert (parsed.tool_calls, parsed.text) == ([], "")
     assert [tags[1] in call.reason for call in parsed.malformed_calls] == [True]
