@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
@@ -154,6 +155,30 @@ def bounded_text(text: str) -> str:
         return text
     mark = f"\n[cut: {len(text):,} characters are too many; the first of them are kept]"
     return text[: LONGEST_TEXT - len(mark)] + mark
+
+
+def result_text(result: Any) -> str:
+    """Return what a plain function returned as the text that the model reads.
+
+    Text stays, None is empty, a number is its digits, lists and dicts are JSON.
+
+    Raises:
+        TypeError: it has no such text, like bytes, a set or an object without `__str__`. Python's
+            own representation would show addresses, which differ between runs.
+    """
+    if isinstance(result, str):
+        return result
+    if result is None:
+        return ""
+    if isinstance(result, bool | int | float):
+        return str(result)
+    plain = not isinstance(result, bytes | bytearray | dict | list | tuple)
+    if plain and type(result).__str__ is not object.__str__:  # it says itself what its text is: Decimal, Path
+        return str(result)
+    try:
+        return json.dumps(result, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        raise TypeError(f"it returned {type(result).__name__}: return text, a number, or what JSON can hold") from None
 
 
 TOOL_KWARGS = ("create_kwargs", "execute_kwargs", "calc_reward_kwargs", "release_kwargs")

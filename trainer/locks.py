@@ -76,7 +76,7 @@ class FileLock:
             OSError: the file cannot be opened.
         """
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 supported = _lock(descriptor)
                 # The former holder may have removed the file since it was opened.

@@ -13,7 +13,13 @@ from agentloop.errors import ConfigError
 MOST_FUNCTIONS = 200
 """Functions that are searched for what a reward reads."""
 
-SIGNATURE = "score(task, text, trajectory)"
+ARGUMENTS = ("task", "text", "trajectory")
+SIGNATURE = f"score({', '.join(ARGUMENTS)})"
+
+FOREIGN = frozenset(
+    {"data_source", "solution_str", "ground_truth", "extra_info", "completion", "completions", "prompt", "prompts"}
+)
+"""Names of arguments that rewards of other frameworks have (verl, TRL, verifiers)."""
 
 
 def check_reward(function: Any, reference: str) -> None:
@@ -36,6 +42,24 @@ def check_reward(function: Any, reference: str) -> None:
         ) from exc
     except ValueError:  # written in C, without a signature
         return
+    _check_names(list(inspect.signature(function).parameters), reference)
+
+
+def _check_names(names: list[str], reference: str) -> None:
+    """Refuse a function whose arguments are those of another framework, or in another order.
+
+    They are passed by position, so such a function would score the wrong things without an error.
+
+    Raises:
+        ConfigError: an argument among the first three has the name of another one.
+    """
+    for place, (name, got) in enumerate(zip(names, ARGUMENTS, strict=False)):
+        if name in FOREIGN or name in ARGUMENTS[:place] + ARGUMENTS[place + 1 :]:
+            raise ConfigError(
+                f"reward: {reference}: its argument {name!r} would receive the {got}, because a reward is called as "
+                f"{SIGNATURE}",
+                f"define {SIGNATURE}, and call your function from it, e.g. with task.ground_truth and text",
+            )
 
 
 def mentions(function: Any, name: str) -> bool:

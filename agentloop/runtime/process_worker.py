@@ -92,12 +92,12 @@ def _load(hello: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 def _tool(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    from agentloop.types import ToolResult, bounded_text
+    from agentloop.types import ToolResult, bounded_text, result_text
 
     def call(message: dict[str, Any]) -> Any:
         result = function(**message["arguments"])
         if not isinstance(result, ToolResult):
-            return {"text": bounded_text(str(result))}
+            return {"text": bounded_text(result_text(result))}
         if result.images:
             raise TypeError("a tool in a process cannot return images: use run_in: thread")
         text = bounded_text(result.text) if isinstance(result.text, str) else result.text

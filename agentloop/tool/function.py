@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentloop.errors import ToolConfigError
+from agentloop.errors import ToolConfigError, ToolError
 from agentloop.registry import TOOLS
 from agentloop.runtime.isolation import Caller, close, isolate
 from agentloop.runtime.processes import ProcessWorkers
 from agentloop.text import did_you_mean
 from agentloop.tool.base import Tool
-from agentloop.types import ToolResult
+from agentloop.types import ToolResult, result_text
 
 DOCSTRING = (
     "write a docstring whose first line says what the tool does, with a section `Args:` that has a line "
@@ -80,7 +80,12 @@ class FunctionTool(Tool):
         if self._in_process:
             return ToolResult(**await self._call({"arguments": {**arguments, **execute_kwargs}}))
         result = await self._call(**{**arguments, **execute_kwargs})  # the row's win, as in a process
-        return result if isinstance(result, ToolResult) else ToolResult(str(result))
+        if isinstance(result, ToolResult):
+            return result
+        try:
+            return ToolResult(result_text(result))
+        except TypeError as exc:
+            raise ToolError(f"the tool {self.name} cannot be read by a model: {exc}") from None
 
     def shut_down(self) -> None:
         close(self._call)

@@ -81,3 +81,12 @@ def test_without_locks_the_process_that_a_file_names_decides(tmp_path: Path, mon
     assert not is_locked(path)
     path.write_text(json.dumps({"pid": ended.pid, "host": "another"}))
     assert is_locked(path)
+
+
+def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / "lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        FileLock.take(tmp_path / "lock")
+    assert victim.read_text() == "kept"

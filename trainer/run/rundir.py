@@ -101,7 +101,7 @@ class RunDir:
             ) from None
         except OSError as exc:
             raise RunDirError(
-                f"the run directory {self.root} cannot be used: {exc.strerror} ({exc.filename})",
+                f"the run directory {self.root} cannot be used: {exc.strerror} ({exc.filename or LOCK})",
                 "set run.dir to a folder that can be made and written",
             ) from exc
 
@@ -255,7 +255,9 @@ class RunDir:
     def checkpoint_folders(self) -> list[Path]:
         """Return the folders named `step_N`, oldest first."""
         steps = (path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*"))
-        return [self.checkpoint_of(step) for step in sorted(int(step) for step in steps if step.isdecimal())]
+        # `step_04` is not one of ours: a copy that somebody made.
+        ours = (int(step) for step in steps if step.isdecimal() and step == str(int(step)))
+        return [self.checkpoint_of(step) for step in sorted(ours)]
 
     def _choose_checkpoint(self, warn: Callable[[str], None]) -> CheckpointState | None:
         """Return the newest intact checkpoint; None if there is none at all. Move newer ones aside.
@@ -282,6 +284,8 @@ class RunDir:
             # Moved, because a damaged newest checkpoint would push out the intact ones.
             assert chosen is not None
             aside = damage.folder.with_name(f"{damage.folder.name}.damaged")
+            if aside.is_symlink() or aside.is_file():
+                aside.unlink()
             shutil.rmtree(aside, ignore_errors=True)
             damage.folder.rename(aside)
             warn(f"{damage.message}. It is now {aside.name}, and the run goes on from step {chosen.step}")
@@ -343,10 +347,12 @@ class RunDir:
             except orjson.JSONDecodeError:
                 on_odd(number, "is not JSON, perhaps torn by a kill")
                 continue
-            if isinstance(row, dict) and type(row.get("step")) is int:
-                rows.append(row)
-            else:
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
                 on_odd(number, "has no step")
+            elif wrong := [key for key, value in row.items() if not isinstance(value, int | float | None)]:
+                on_odd(number, f"has no number at {wrong[0]}")
+            else:
+                rows.append(row)
         return rows
 
     def rewind(self, step: int, warn: Callable[[str], None] = lambda _: None) -> None:
@@ -381,6 +387,8 @@ def _state_of(folder: Path) -> CheckpointState:
         BrokenCheckpoint: its `state.json` is damaged.
     """
     state = read_state(folder)
+    if folder.name != f"step_{state['step']}":
+        raise BrokenCheckpoint(folder, f"it holds step {state['step']}: the folder was copied or renamed")
     return CheckpointState(state["step"], state["version"], folder, finite(state.get("kl_coef")))
 
 

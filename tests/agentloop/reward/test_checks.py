@@ -31,6 +31,14 @@ def yields(task: Any, text: str, trajectory: Any) -> Any:
     yield 1.0
 
 
+def verl(data_source: str, solution_str: str, ground_truth: str) -> float:
+    return 1.0
+
+
+def swapped(text: str, task: Any, trajectory: Any) -> float:
+    return 1.0
+
+
 class Scorer:
     async def __call__(self, task: Any, text: str, trajectory: Any) -> float:
         return float(task.ground_truth == "1")
@@ -43,6 +51,8 @@ class Scorer:
         (four, "missing a required argument: 'more'"),
         (keywords, "too many positional arguments"),
         (yields, "is a generator"),
+        (verl, "its argument 'data_source' would receive the task"),
+        (swapped, "its argument 'text' would receive the task"),
         (Scorer, "is not a function"),
         (3, "is not a function"),
     ],

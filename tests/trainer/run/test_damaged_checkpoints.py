@@ -168,3 +168,19 @@ def test_the_seal_is_of_every_file(run_dir: RunDir) -> None:
     assert set(read_state(folder)["files"]) == names - {STATE}
     with pytest.raises(BrokenCheckpoint, match=re.escape("state.json")):
         read_state(folder / "trainer")
+
+
+def test_what_is_no_checkpoint_of_the_run_does_not_stop_a_resume(run_dir: RunDir) -> None:
+    """A copy with another spelling of its number, a copy under another number, a link at the place of a damaged one."""
+    shutil.copytree(run_dir.checkpoint_of(4), run_dir.checkpoints / "step_05")
+    shutil.copytree(run_dir.checkpoint_of(4), run_dir.checkpoint_of(7))
+    empty(run_dir.checkpoint_of(6) / "trainer" / "__0_0.distcp")
+    (run_dir.checkpoints / "step_6.damaged").symlink_to(run_dir.checkpoint_of(4))
+
+    told: list[str] = []
+    run_dir.open(CONFIG, {}, resume=True, warn=told.append)
+
+    assert run_dir.resume_point is not None and run_dir.resume_point.step == 4
+    assert any("step_7 is damaged: it holds step 4" in text for text in told), told
+    assert (run_dir.checkpoints / "step_05").is_dir()
+    assert not (run_dir.checkpoints / "step_6.damaged").is_symlink()

@@ -172,10 +172,11 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> 
 def test_odd_lines_of_the_metrics_are_told_and_the_rest_is_kept(tmp_path: Path) -> None:
     run_dir = make(tmp_path)
     odd = [b'{"step": 2, "rew', b"[1]", b'{"loss": 1}', b'{"step": "3"}', b"\xff", b"null", b'{"step": true}']
+    odd.append(b'{"step": 1, "reward/mean": "abc"}')
     run_dir.metrics_file.write_bytes(b"\n".join([b'{"step": 1}', *odd, b'{"step": 4}', b""]))
     told: list[str] = []
     run_dir.rewind(4, told.append)
-    assert len(told) == 1 and "line 2 is not JSON" in told[0] and "line 4 has no step and 4 more" in told[0]
+    assert len(told) == 1 and "line 2 is not JSON" in told[0] and "line 4 has no step and 5 more" in told[0]
     assert run_dir.metrics_file.read_bytes() == b'{"step":1}\n{"step":4}\n'
     run_dir.prune_checkpoints(CheckpointConfig(keep_best=1))
 
