@@ -173,7 +173,8 @@ def result_text(result: Any) -> str:
     if isinstance(result, bool | int | float):
         return str(result)
     plain = not isinstance(result, bytes | bytearray | dict | list | tuple)
-    if plain and type(result).__str__ is not object.__str__:  # it says itself what its text is: Decimal, Path
+    own: object = type(result).__str__
+    if plain and own is not object.__str__:  # it says itself what its text is: Decimal, Path
         return str(result)
     try:
         return json.dumps(result, ensure_ascii=False)
