@@ -69,6 +69,9 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+FIRST_ERROR = Field(fail_fast=True)
+"""For lists: validation ends at the first wrong entry. A body may hold millions of them."""
+
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 
 MaxNewTokens = Annotated[int, Field(ge=1, description="sampled tokens of one turn at most")]
@@ -117,7 +120,9 @@ class SamplingParams(SamplingFields, WireModel):
     """Sampling parameters of one generation. Defaults are SGLang's."""
 
     max_new_tokens: Annotated[int, Field(ge=0, description="sampled tokens at most; 0: none")] = 128
-    stop_token_ids: list[int] | None = Field(None, description="end the turn after one of these; it is returned")
+    stop_token_ids: Annotated[list[int], FIRST_ERROR] | None = Field(
+        None, description="end the turn after one of these; it is returned"
+    )
     ignore_eos: bool = Field(
         False, description="stop at no token, neither the model's own end tokens nor `stop_token_ids`"
     )
@@ -147,12 +152,14 @@ class GenerateRequest(WireModel):
     then a list for each other field that differs. Their answer is a list.
     """
 
-    input_ids: Annotated[list[int], Field(min_length=1, description="the whole prompt")]
+    input_ids: Annotated[list[int], FIRST_ERROR, Field(min_length=1, description="the whole prompt")]
     sampling_params: SamplingParams = Field(default_factory=SamplingParams)
     return_logprob: bool = True
     rid: Name | None = Field(None, description="request id, for /abort_request")
     session_id: Name | None = Field(None, description="as the header X-Session-Id, which wins over it")
-    image_data: list[str] | str | None = Field(None, description="images as base64 data, in the prompt's order")
+    image_data: Annotated[list[str], FIRST_ERROR] | str | None = Field(
+        None, description="images as base64 data, in the prompt's order"
+    )
     stream: bool = Field(False, description="answer with server-sent events while it is sampled")
 
 
@@ -239,9 +246,9 @@ class UpdateWeightsFromTensorRequest(UpdateRequest):
 class UpdateWeightsFromDistributedRequest(UpdateRequest):
     """Receive the broadcasts of rank 0 of a group; answered once the tensors are served."""
 
-    names: list[str] = Field(min_length=1)
-    dtypes: list[str] = Field(description="torch's names, as float32")
-    shapes: list[list[Annotated[int, Field(ge=0)]]]
+    names: list[str] = Field(min_length=1, fail_fast=True)
+    dtypes: list[str] = Field(description="torch's names, as float32", fail_fast=True)
+    shapes: list[Annotated[list[Annotated[int, Field(ge=0)]], FIRST_ERROR]] = Field(fail_fast=True)
     group_name: Name = "weight_update_group"
     load_format: Literal["flattened_bucket"] | None = Field(
         None, description="flattened_bucket: one broadcast for the bytes of many tensors; null: one for each tensor"
@@ -317,7 +324,7 @@ class AbortRequest(WireModel):
 class MemoryRequest(WireModel):
     """Which device memory to release or to take again."""
 
-    tags: list[Literal["weights", "kv_cache"]] | None = Field(None, description="null: both")
+    tags: Annotated[list[Literal["weights", "kv_cache"]], FIRST_ERROR] | None = Field(None, description="null: both")
 
 
 class ServerInfo(BaseModel):

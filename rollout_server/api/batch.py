@@ -1,18 +1,24 @@
 """Several generations in one request, as SGLang's clients send them: a list of prompts, and `n`.
 
-In: the request's JSON. Out: the JSON of one request for each answer, in SGLang's order: all samples
-of the first prompt, then those of the second. A field that is a list has one entry for each prompt.
+In: the request's JSON. Out: the JSON of one request for each prompt, with the ids of its answers. A
+field that is a list has one entry for each prompt. Answers have SGLang's order: all samples of the
+first prompt, then those of the second; they share its list of ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from agentloop.wire import GenerateRequest
 from rollout_server.errors import RequestError
 
 MAX_BATCH = 4096
 """Most generations in one request: each takes memory before the queue's limit counts it."""
+
+MAX_BATCH_TOKENS = 2**25
+"""Most token ids over all answers of a request: of each the prompt, the stop tokens and the biased
+tokens. Engines hold them for each answer."""
 
 _PER_PROMPT = (
     "return_logprob", "logprob_start_len", "top_logprobs_num", "return_hidden_states", "return_sampling_mask",
@@ -29,11 +35,13 @@ def is_batch(request: dict[str, Any]) -> bool:
     return several or isinstance(sampling, list) or (isinstance(sampling, dict) and _samples(sampling) > 1)
 
 
-def expand(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one request for each answer.
+def expand(request: dict[str, Any]) -> list[tuple[dict[str, Any], list[str | None]]]:
+    """Return one request for each prompt, and the ids of its answers. What all prompts share is one
+    object.
 
     Raises:
-        RequestError: a list does not have one entry for each prompt, or there are too many answers.
+        RequestError: a list does not have one entry for each prompt, or there are too many answers
+            or tokens.
     """
     ids = request.get("input_ids")
     if not isinstance(ids, list) or not ids:
@@ -41,29 +49,50 @@ def expand(request: dict[str, Any]) -> list[dict[str, Any]]:
     prompts = ids if isinstance(ids[0], list) else [ids]
     count = len(prompts)
     samplings = _each(request, "sampling_params", count)
-
     samples = {_samples(sampling) for sampling in samplings if isinstance(sampling, dict)} or {1}
     if len(samples) > 1:
         raise RequestError("n must be the same for all prompts of a request", "sampling_params.n")
     each = samples.pop()
     if count * each > MAX_BATCH:
         raise RequestError(f"a request may have at most {MAX_BATCH} answers, not {count * each}", "input_ids")
+    tokens = each * sum(map(_size, prompts, samplings))
+    if tokens > MAX_BATCH_TOKENS:
+        reason = f"all answers of a request may have at most {MAX_BATCH_TOKENS} token ids together, not {tokens}"
+        raise RequestError(f"{reason}: send several requests", "input_ids")
 
     columns = {name: _each(request, name, count) for name in _PER_PROMPT if name in request}
     images = _images(request.get("image_data"), count)
     rids = list(_rids(request.get("rid"), count, each))
 
+    for sampling in samplings:
+        if isinstance(sampling, dict):
+            sampling.pop("n", None)
     requests = []
     for i, prompt in enumerate(prompts):
-        sampling = samplings[i]
-        if isinstance(sampling, dict):
-            sampling = {name: value for name, value in sampling.items() if name != "n"}
-        for j in range(each):
-            one = {**request, "input_ids": prompt, "sampling_params": sampling, "image_data": images[i]}
-            one.update({name: values[i] for name, values in columns.items()})
-            one["rid"] = rids[i * each + j]
-            requests.append(_seeded(one, j))
+        one = {**request, "input_ids": prompt, "sampling_params": samplings[i], "image_data": images[i]}
+        one.update({name: values[i] for name, values in columns.items()})
+        requests.append((one, rids[i * each : (i + 1) * each]))
     return requests
+
+
+def answers(prompt: GenerateRequest, rids: Sequence[str | None]) -> Iterator[GenerateRequest]:
+    """Yield one request for each answer to a prompt, with its own id and its own seed: with the
+    same seed, all would be equal."""
+    sampling = prompt.sampling_params
+    for number, rid in enumerate(rids):
+        update: dict[str, Any] = {"rid": rid}
+        if number and sampling.sampling_seed is not None:
+            seed = (sampling.sampling_seed + number) % 2**63
+            update["sampling_params"] = sampling.model_copy(update={"sampling_seed": seed})
+        yield prompt.model_copy(update=update)
+
+
+def _size(prompt: Any, sampling: Any) -> int:
+    """Return how many token ids an answer holds before the first is sampled."""
+    lists = [prompt]
+    if isinstance(sampling, dict):
+        lists += [sampling.get("stop_token_ids"), sampling.get("logit_bias")]
+    return sum(len(ids) for ids in lists if isinstance(ids, list | dict))
 
 
 def _samples(sampling: dict[str, Any]) -> int:
@@ -113,12 +142,3 @@ def _rids(value: Any, count: int, each: int) -> Iterator[str | None]:
     else:
         for rid in value:
             yield from ([rid] if each == 1 else [f"{rid}_{number}" for number in range(each)])
-
-
-def _seeded(request: dict[str, Any], sample: int) -> dict[str, Any]:
-    """Give each sample of a prompt its own seed: with the same one, all would be equal."""
-    sampling = request["sampling_params"]
-    seed = sampling.get("sampling_seed") if isinstance(sampling, dict) else None
-    if sample and isinstance(seed, int) and not isinstance(seed, bool):
-        request["sampling_params"] = {**sampling, "sampling_seed": (seed + sample) % 2**63}
-    return request

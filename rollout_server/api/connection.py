@@ -55,6 +55,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._read_timeout_s = read_timeout_s
         self._refused = False  # what still arrives is thrown away
         self._receiving = False  # part of a request has arrived
+        self._in_body = False  # its head has arrived, its end has not
         self._unproductive = 0  # bytes since the last that ended a head or added to a body
         self._body_bytes = 0
         self._since = 0.0
@@ -100,6 +101,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unproductive = 0
+        self._in_body = True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -108,7 +110,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._receiving = False
+        self._receiving = self._in_body = False
         self._unproductive = 0
         super().on_message_complete()
 
@@ -147,7 +149,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(ErrorAnswer(400, "invalid_request", "this is not an HTTP/1.1 request"))
 
     def _refuse(self, answer: ErrorAnswer, *, linger: bool = True) -> None:
-        """Answer, unless an answer has begun, and close the connection.
+        """Answer, unless the request has its answer or a part of it, and close the connection.
 
         Args:
             linger: read on for `GRACE_S` seconds: closing a connection with unread bytes may take
@@ -160,6 +162,16 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
 
+        # A request may be answered before its body has arrived: a 401, a 413.
+        if not (self._in_body and self.cycle is not None and self.cycle.response_complete):
+            self._write(answer)
+        if not linger:
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._deadline = self.loop.call_later(GRACE_S, self.transport.close)
+
+    def _write(self, answer: ErrorAnswer) -> None:
         headers = {
             "content-type": "application/json",
             "content-length": str(len(answer.body)),
@@ -169,11 +181,6 @@ class LimitedProtocol(HttpToolsProtocol):
         lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + answer.body)
-        if not linger:
-            self.transport.close()
-            return
-        self.transport.write_eof()
-        self._deadline = self.loop.call_later(GRACE_S, self.transport.close)
 
 
 def most_connections(wanted: int) -> int:

@@ -91,19 +91,25 @@ class GenerateEndpoint:
         else:
             await send_json(send, encode(generations[0], results[0], return_logprob=logprobs[0]))
 
-    def accept(self, request: GenerateRequest) -> Generation:
+    def accept(self, request: GenerateRequest, checked: set[int] | None = None) -> Generation:
         """Check what depends on the model: vocabulary, context and images.
+
+        Args:
+            checked: `id()` of the lists of token ids that were found right; those of this request
+                are added. The answers of a batch share such lists.
 
         Raises:
             RequestError: names the field.
         """
         info, ids, sampling = self._router.info, request.input_ids, request.sampling_params
-        if max(ids) >= info.vocab_size or min(ids) < 0:
+        checked = set() if checked is None else checked
+        if id(ids) not in checked and (max(ids) >= info.vocab_size or min(ids) < 0):
             place, wrong = next((i, t) for i, t in enumerate(ids) if not 0 <= t < info.vocab_size)
             raise RequestError(
                 f"input_ids[{place}] is {wrong}, outside the vocabulary 0..{info.vocab_size - 1}", f"input_ids.{place}"
             )
-        self._check_sampled_ids(sampling)
+        self._check_sampled_ids(sampling, checked)
+        checked.update(map(id, (ids, sampling.stop_token_ids, sampling.logit_bias)))
 
         room = info.context_length - len(ids)
         if self._clip and 0 < room < sampling.max_new_tokens:
@@ -124,22 +130,24 @@ class GenerateEndpoint:
 
     def _accept_all(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         generations = []
+        checked: set[int] = set()
         for number, request in enumerate(requests):
             try:
-                generations.append(self.accept(request))
+                generations.append(self.accept(request, checked))
             except RequestError as exc:
                 raise RequestError(f"answer {number} of the batch: {exc.message}", exc.field) from exc
         return generations
 
-    def _check_sampled_ids(self, sampling: SamplingParams) -> None:
+    def _check_sampled_ids(self, sampling: SamplingParams, checked: set[int]) -> None:
         vocab_size = self._router.info.vocab_size
-        for place, token in enumerate(sampling.stop_token_ids or ()):
+        stop, bias = ([] if id(ids) in checked else ids or [] for ids in (sampling.stop_token_ids, sampling.logit_bias))
+        for place, token in enumerate(stop):
             if not 0 <= token < vocab_size:
                 raise RequestError(
                     f"stop_token_ids[{place}] is {token}, outside the vocabulary 0..{vocab_size - 1}",
                     f"sampling_params.stop_token_ids.{place}",
                 )
-        for token in sampling.logit_bias or ():
+        for token in bias:
             if not 0 <= token < vocab_size:
                 raise RequestError(
                     f"logit_bias names token {token}, outside the vocabulary 0..{vocab_size - 1}",

@@ -9,10 +9,16 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from agentloop.config.keys import section_of
-from agentloop.wire import GenerateRequest
-from rollout_server.api.batch import expand, is_batch
+from agentloop.wire import GenerateRequest, SamplingParams
+from rollout_server.api.batch import answers, expand, is_batch
 from rollout_server.api.sglang_fields import drop_without_effect
 from rollout_server.errors import RequestError
+
+MAX_KEYS = 1000
+"""Most keys of a request and of its `sampling_params`: pydantic collects an error for each."""
+
+MAX_SHOWN = 100
+"""Characters of a client's name for a field that a message shows."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -23,8 +29,9 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     Raises:
         RequestError: names the first wrong field.
     """
+    body = _bounded(body or b"{}")
     try:
-        return model.model_validate_json(body or b"{}", strict=True)
+        return model.model_validate_json(body, strict=True)
     except ValidationError as exc:
         error = explain(model, exc)
         if not _may_be_sglangs(exc):
@@ -42,8 +49,9 @@ def parse_generate(body: bytes) -> GenerateRequest | list[GenerateRequest]:
     Raises:
         RequestError: names the first wrong field.
     """
+    body = _bounded(body or b"{}")
     try:
-        return GenerateRequest.model_validate_json(body or b"{}", strict=True)
+        return GenerateRequest.model_validate_json(body, strict=True)
     except ValidationError as exc:
         error = explain(GenerateRequest, exc)
 
@@ -56,13 +64,74 @@ def parse_generate(body: bytes) -> GenerateRequest | list[GenerateRequest]:
             sampling.pop("n", None)  # 1 or null
         return _parse_object(GenerateRequest, request)
 
-    requests = []
-    for number, one in enumerate(expand(request)):
+    requests: list[GenerateRequest] = []
+    parsed: dict[int, SamplingParams] = {}
+    prompts = expand(request)
+    for one, rids in prompts:
         try:
-            requests.append(_parse_object(GenerateRequest, one))
+            prompt = _parse_prompt({**one, "rid": rids[-1]}, parsed)  # the longest id
         except RequestError as exc:
-            raise RequestError(f"answer {number} of the batch: {exc.message}", exc.field) from None
+            raise RequestError(f"answer {len(requests)} of the batch: {exc.message}", exc.field) from None
+        requests += answers(prompt, rids)
     return requests
+
+
+def _parse_prompt(request: dict[str, Any], parsed: dict[int, SamplingParams]) -> GenerateRequest:
+    """Validate the request for one prompt of a batch.
+
+    Args:
+        parsed: sampling parameters by the `id()` of their JSON, which many prompts share.
+    """
+    _drop_without_effect(GenerateRequest, request)
+    sampling = request.get("sampling_params")
+    try:
+        if isinstance(sampling, dict):
+            if id(sampling) not in parsed:
+                alone = orjson.dumps({"input_ids": [0], "sampling_params": sampling})
+                parsed[id(sampling)] = GenerateRequest.model_validate_json(alone, strict=True).sampling_params
+            request["sampling_params"] = parsed[id(sampling)]
+        return GenerateRequest.model_validate(request, strict=True)
+    except ValidationError as exc:
+        raise explain(GenerateRequest, exc) from None
+
+
+def _bounded(body: bytes) -> bytes:
+    """Return a body that pydantic validates quickly, right or wrong; as it is if its keys are few.
+
+    Raises:
+        RequestError: there are too many keys, or a wrong entry among many of `logit_bias`.
+    """
+    if body.count(b":") <= MAX_KEYS:
+        return body
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise RequestError(f"body: {exc}") from None
+    sampling = request.get("sampling_params") if isinstance(request, dict) else None
+    several = sampling if isinstance(sampling, list) else [sampling]
+    for field, fields in (("body", request), *(("sampling_params", one) for one in several)):
+        if not isinstance(fields, dict):
+            continue
+        if len(fields) > MAX_KEYS:
+            raise RequestError(f"{field} has {len(fields)} keys, of at most {MAX_KEYS}", field)
+        bias = fields.get("logit_bias")
+        for token, value in bias.items() if isinstance(bias, dict) else ():
+            number = token.removeprefix("-")
+            if not (number.isascii() and number.isdigit() and len(number) < 20):
+                raise RequestError(
+                    f"sampling_params.logit_bias: {_shown(token)!r} is not a token id", "sampling_params.logit_bias"
+                )
+            if type(value) not in (int, float) or not -100 <= value <= 100:
+                raise RequestError(
+                    f"sampling_params.logit_bias.{token} must be a number from -100 to 100",
+                    f"sampling_params.logit_bias.{token}",
+                )
+    return orjson.dumps(request)  # without keys that are there twice
+
+
+def _shown(name: str) -> str:
+    """Return a client's name for a field, cut for a message."""
+    return name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "..."
 
 
 def _may_be_sglangs(error: ValidationError) -> bool:
@@ -81,13 +150,17 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 def _parse_object(model: type[ModelT], request: dict[str, Any]) -> ModelT:
     """Validate a request without the fields that have no effect here."""
-    generate = model is GenerateRequest
-    if (refused := drop_without_effect(request, generate=generate)) is not None:
-        raise RequestError(f"{refused[0]} is not supported: {refused[1]}", refused[0])
+    _drop_without_effect(model, request)
     try:
         return model.model_validate_json(orjson.dumps(request), strict=True)
     except ValidationError as exc:
         raise explain(model, exc) from None
+
+
+def _drop_without_effect(model: type[BaseModel], request: dict[str, Any]) -> None:
+    generate = model is GenerateRequest
+    if (refused := drop_without_effect(request, generate=generate)) is not None:
+        raise RequestError(f"{refused[0]} is not supported: {refused[1]}", refused[0])
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> RequestError:
@@ -95,7 +168,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> RequestError:
     one."""
     # Report an unknown field before a missing one: it is usually the misspelled name of it.
     details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
-    path = [str(part) for part in details["loc"]]
+    path = [_shown(str(part)) for part in details["loc"]]
     field = ".".join(path) or None
     if details["type"] != "extra_forbidden":
         return RequestError(f"{field or 'body'}: {details['msg'].removeprefix('Value error, ')}", field)

@@ -77,6 +77,26 @@ async def test_half_a_request_is_ended(half: bytes, monkeypatch: pytest.MonkeyPa
         assert (status, orjson.loads(body)["error"]["type"]) == (408, "timeout")
 
 
+async def test_a_request_that_has_its_answer_gets_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout_server.api.connection.GRACE_S", 0.05)
+
+    async def answer_unread(scope: Any, receive: Any, send: Any) -> None:
+        await send_json(send, b"{}", 401)
+
+    async with serving(answer_unread, read_timeout_s=0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 60000000\r\n\r\n{")
+        assert (await reader.read()).count(b"HTTP/1.1 ") == 1
+        writer.close()
+        # The next request of a connection is another one.
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n{")
+        assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 401")
+        writer.write(b"GET / HT")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408")
+        writer.close()
+
+
 async def test_a_request_that_is_being_answered_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout_server.api.connection.GRACE_S", 0.02)
     go_on = asyncio.Event()
