@@ -332,7 +332,7 @@ def read_entries(
     compose(text, str(path), error)
     try:
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError) as exc:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as exc:
         raise error(f"{path} is not valid YAML: {describe_yaml_error(exc)}", "correct that line") from exc
 
     entries = data.get(key, data.get(setting)) if isinstance(data, dict) else None

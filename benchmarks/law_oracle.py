@@ -15,6 +15,7 @@ from law_material import SCHEMA, Plan
 from agentloop.types import EpisodeStatus, Message, Trajectory
 
 QUESTION, SAID, KEY = "ORACLE-QUESTION", "ORACLE-ANSWER", "ORACLE-KEY"
+NAME = str(SCHEMA["function"]["name"])
 SHAPES: tuple[tuple[str, ...], ...] = (("user",), ("tool",), ("tool", "tool"), ("user", "user"), ("tool", "user"))
 
 
@@ -134,7 +135,8 @@ class TemplateOracle:
         after it.
         """
         called = new[0]["role"] == "tool"
-        text = self._render([_user(QUESTION), self._answer(called), *new])
+        # gpt-oss writes the name of the call beside the result; a malformed call's has a name of its own.
+        text = self._render([_user(QUESTION), self._answer(called, str(new[0].get("name", NAME))), *new])
         words = KEY if called and self.call_text else SAID
         place = text.index(words) + len(words)
 
@@ -147,13 +149,13 @@ class TemplateOracle:
             place += len(rest)
         return text[place:]
 
-    def _answer(self, called: bool) -> Message:
+    def _answer(self, called: bool, name: str = NAME) -> Message:
         message: Message = {"role": "assistant", "content": SAID}
         if called:
             call: Any = {
                 "type": "function",
                 "id": "call00000",
-                "function": {"name": "look_up", "arguments": {"key": KEY}},
+                "function": {"name": name, "arguments": {"key": KEY}},
             }
             message["tool_calls"] = [call]
         return message
@@ -227,7 +229,7 @@ def observed(role: str, content: str) -> Message:
     """
     message: dict[str, Any] = {"role": role, "content": content}
     if role == "tool":
-        message |= {"name": "look_up", "made_up": True}
+        message |= {"name": NAME, "made_up": True}
     return cast("Message", message)
 
 
@@ -365,7 +367,7 @@ def _check_text(
     # Tool results arrive whole, or cut with a note.
     tools = iter(plan.tool_texts)
     for message in trajectory.messages if plan.forks == 0 else ():
-        if message.get("name") == "look_up" and "made_up" not in message:
+        if message.get("name") == NAME and "made_up" not in message:
             returned, shown = next(tools), str(message["content"])
             kept, cut, _ = shown.partition("\n[cut: the first ")
             whole = shown == returned

@@ -120,6 +120,6 @@ def _variables(assignments: Sequence[str]) -> dict[str, Any]:
         compose(value, f"--set {name}", ConfigError)
         try:
             values[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, TypeError) as exc:
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as exc:
             raise ConfigError(f"--set {assignment}: the value cannot be read", "quote it as in YAML") from exc
     return values

@@ -91,7 +91,8 @@ def read_config(path: Path, model: type[BaseModel] | None = None) -> dict[str, A
         raise ConfigError(f"{path} is not a mapping", "start it with keys such as `run:` and `model:`")
     try:
         data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except (OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as exc:
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
+        # yaml itself raises an IndexError for a number without digits, such as `!!float _`.
         raise ConfigError(f"{path} cannot be read: {str(exc).splitlines()[0]}", "give a YAML file") from exc
     except Exception as exc:  # yaml.YAMLError: yaml is omegaconf's dependency, not ours
         if type(exc).__module__.split(".")[0] != "yaml":

@@ -22,6 +22,7 @@ CASES: list[tuple[ServingError, int, str]] = [
     (errors.Forbidden("outside", "model_path"), 403, "forbidden"),
     (errors.Conflict("too few ranks", "world_size"), 409, "conflict"),
     (errors.TooLarge("too large"), 413, "too_large"),
+    (errors.UnsupportedMediaType("not JSON", "Content-Type"), 415, "invalid_request"),
     (errors.Refused(422, "not here", "rid"), 422, "invalid_request"),
 ]
 
@@ -30,7 +31,12 @@ CASES: list[tuple[ServingError, int, str]] = [
 def test_every_error_has_its_status_and_type(error: ServingError, status: int, kind: str) -> None:
     answer = answer_to(error)
     assert answer.status == status
-    assert json.loads(answer.body) == {"error": {"message": str(error), "field": error.field, "type": kind}}
+    message = str(error)
+    assert json.loads(answer.body) == {
+        "error": {"message": message, "field": error.field, "type": kind},
+        "success": False,  # as SGLang's clients expect it
+        "message": message,
+    }
     assert isinstance(error, AgentloopError)
     again = pickle.loads(pickle.dumps(error))  # made here
     assert type(again) is type(error) and answer_to(again) == answer

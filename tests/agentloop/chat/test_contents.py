@@ -77,7 +77,7 @@ def test_parts_of_a_result_are_joined_although_the_template_wants_more_of_its_ca
     quickstart_model: Path, name: str
 ) -> None:
     tokenizer = load_tokenizer(str(quickstart_model))
-    template = Template(tokenizer, (OWN / f"{name}.jinja").read_text(encoding="utf-8"), {"eos_token": "</s>"})
+    template = Template(tokenizer, (OWN / f"{name}.jinja").read_text(encoding="utf-8"), {})
     call = {"id": "abcd00000", "type": "function", "function": {"name": "look_up", "arguments": {}}}
     result: Any = {**RESULT, "tool_call_id": "abcd00000", "content": PARTS}
     messages: list[Any] = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}, result]

@@ -30,6 +30,7 @@ from trainer.sft import tokenizing
 EXAMPLES = int(os.environ.get("AGENTLOOP_FUZZ_EXAMPLES", "120"))
 FUZZ = settings(
     max_examples=EXAMPLES,
+    derandomize="AGENTLOOP_FUZZ_EXAMPLES" not in os.environ,  # the same examples in every run of the suite
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
@@ -197,6 +198,11 @@ def test_mutated_recipes(world: dict[str, Any], data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         recipe = mutate(data.draw, recipe)
     checked(world, written(recipe))
+
+
+def test_a_number_without_digits_is_an_error_of_the_recipe(world: dict[str, Any]) -> None:
+    """yaml raises an IndexError for it."""
+    checked(world, written(world["train"]) + "\nx: !!float _\n")
 
 
 @FUZZ
