@@ -21,6 +21,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from agentloop.chat.template import Fixed
 from agentloop.errors import ModelError
+from agentloop.text import clean
 
 
 @lru_cache(maxsize=64)
@@ -28,7 +29,7 @@ def compile_template(text: str) -> Any:
     """Compile a chat template to a `jinja2.Template`, cached by its text.
 
     Raises:
-        ModelError: the text is not valid Jinja.
+        ModelError: the text is not valid Jinja, or is nested too deeply.
     """
     environment = _chat_environment()
     try:
@@ -37,6 +38,11 @@ def compile_template(text: str) -> Any:
         raise ModelError(
             f"the chat template is not valid Jinja: line {exc.lineno}: {exc.message}",
             "fix that line, or set model.chat_template to another file",
+        ) from exc
+    except Exception as exc:  # Jinja writes a Python program, which may be nested too deeply for Python
+        raise ModelError(
+            f"the chat template cannot be compiled: {type(exc).__name__}: {clean(exc, 200)}",
+            "shorten its expressions and blocks, or set model.chat_template to another file",
         ) from exc
 
     # Jinja looks globals up through a ChainMap; a plain dict is faster.

@@ -30,12 +30,16 @@ class SampledText:
         text: the decoded turn, control tokens included.
         controls: the spelling of each control token, by its position in `text`.
         known: the spellings of all added tokens of the tokenizer, sampled here or not.
+
+    Attributes:
+        scanned: characters that were scanned for the end of a value that cannot be read.
     """
 
-    __slots__ = ("_controls", "_found", "_known", "_order", "_places", "_stretch", "text")
+    __slots__ = ("_controls", "_found", "_known", "_order", "_places", "_stretch", "scanned", "text")
 
     def __init__(self, text: str, controls: Mapping[int, str] | None = None, known: Collection[str] = ()) -> None:
         self.text = text
+        self.scanned = 0
         self._controls = dict(controls or {})
         self._known = known if isinstance(known, frozenset) else frozenset(known)
         self._found: dict[str, tuple[int, int]] = {}

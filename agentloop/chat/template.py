@@ -136,11 +136,9 @@ class Template:
         """Return the text of a conversation, with the generation prompt if `generate`.
 
         Raises:
-            ModelError: the template refuses these messages; the error quotes the template's own
-                message.
+            ModelError: the template refuses these messages or fails; the error quotes the
+                template's own message.
         """
-        from jinja2 import TemplateError
-
         compiled = self._with_tools if tools else self._plain
         try:
             return str(
@@ -151,10 +149,13 @@ class Template:
                     **self._variables,
                 )
             )
-        except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as exc:
+        except Exception as exc:  # a template is a program: it may divide by 0 or recurse without end
+            from jinja2 import TemplateError
+
             roles = ", ".join(message["role"] for message in messages)
+            said = str(exc) if isinstance(exc, TemplateError) else f"{type(exc).__name__}: {exc}"
             raise ModelError(
-                f"the chat template cannot render the roles [{roles}]: {exc}",
+                f"the chat template cannot render the roles [{roles}]: {said}",
                 "change the rows' prompt, or set model.chat_template to one that supports these roles",
             ) from exc
 

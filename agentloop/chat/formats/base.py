@@ -184,8 +184,37 @@ class TaggedFormat(BaseFormat):
         else:
             stop, tag = found
             on = stop + len(tag) * (tag == self.closing)
-        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), text))
-        return on
+        return report(turn, (start, stop), text, parsed, on=on)
+
+
+MOST_MALFORMED = 64
+"""Maximum malformed calls of a turn that are read one by one."""
+
+
+def report(
+    turn: SampledText, span: tuple[int, int], reason: str | CallError, parsed: ParsedTurn, *, on: int | None = None
+) -> int:
+    """Record a malformed call; return the position at which the reading of the turn goes on.
+
+    After `MOST_MALFORMED` of them the rest of the turn is one malformed call, and the position is
+    the end of the turn: a model that repeats the beginning of a call must not cost a search each.
+
+    Args:
+        turn: the sampled turn.
+        span: where the text of the call begins and ends.
+        reason: shown to the model.
+        parsed: receives the malformed call.
+        on: the position after the call; None: where its text ends.
+    """
+    start, stop = span
+    count = len(parsed.malformed_calls)
+    if count < MOST_MALFORMED:
+        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), str(reason)))
+        return stop if on is None else on
+    if count == MOST_MALFORMED:
+        text = f"{reason}; after {MOST_MALFORMED} malformed calls the rest of the turn is not read"
+        parsed.malformed_calls.append(MalformedCall(turn.text[start:].strip(), text))
+    return len(turn)
 
 
 def missing(turn: SampledText, position: int, reason: str) -> CallError:
@@ -325,7 +354,7 @@ def read_calls(
             end = skip_value(turn, position, exc) if end == position else end
             if end == position:
                 return position, exc
-            parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
+            end = report(turn, (position, end), exc, parsed)
 
         position = turn.skip_space(end)
         is_separated = text.startswith((",", "]"), position)

@@ -19,6 +19,9 @@ _TRIPLE = re.compile("\"\"\"|'''")
 MOST_OPEN = 2 * DEEPEST
 """Maximum brackets that are open in a value that is skipped."""
 
+MOST_SCANNED = 8
+"""How often the text of a turn may be scanned for the ends of values, in lengths of the turn."""
+
 _PAIRS = {"{": "}", "[": "]", "(": ")"}
 
 
@@ -56,22 +59,30 @@ def cut_by_control(turn: SampledText, start: int, fault: CallError) -> CallError
 
 def skip_value(turn: SampledText, start: int, fault: CallError) -> int:
     """Return the position after the value at `start` that cannot be read, judged by its brackets
-    and strings; `start` if they do not balance, or if the fault is that the value is cut.
+    and strings; `start` if they do not balance, if the fault is that the value is cut, or if the
+    turn was scanned `MOST_SCANNED` times.
 
     So a call that is wrong inside does not lose the calls after it.
     """
-    if fault.is_cut or turn.text[start : start + 1] not in _PAIRS:
+    if fault.is_cut or turn.text[start : start + 1] not in _PAIRS or turn.scanned > MOST_SCANNED * len(turn):
         return start
     text, offset = turn.stretch(start)
+    end, balances = _balanced(text, start - offset)
+    turn.scanned += end + offset - start
+    return end + offset if balances else start
+
+
+def _balanced(text: str, start: int) -> tuple[int, bool]:
+    """Return where the bracket at `start` is closed and True; or where the scan ended and False."""
     open_brackets: list[str] = []
-    for part in _STRUCTURE.finditer(text, start - offset):
+    for part in _STRUCTURE.finditer(text, start):
         sign = part[0]
         if sign in _PAIRS:
             open_brackets.append(_PAIRS[sign])
             if len(open_brackets) > MOST_OPEN:  # bounds the time for a turn that opens without end
-                return start
+                return part.end(), False
         elif len(sign) == 1 and (not open_brackets or open_brackets.pop() != sign):
-            return start
+            return part.end(), False
         if not open_brackets:
-            return part.end() + offset
-    return start
+            return part.end(), True
+    return len(text), False

@@ -158,6 +158,32 @@ def test_a_template_that_raises_says_which_roles(quickstart_model: Path) -> None
         renderer.extend([renderer.end_of_turn], "stop", [{"role": "tool", "content": "x"}])
 
 
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        ("{% for a in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
+        ("{% for a in range(10**30) %}{% endfor %}", "OverflowError"),
+        ("{{ messages | length // 0 }}", "ZeroDivisionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ messages[0].role * 10**15 }}", "MemoryError"),
+        ("{{ messages.role.content }}", "has no attribute 'role'"),
+        ("{{ messages[0].role + 1 }}", "TypeError"),
+    ],
+)
+def test_a_template_that_fails_is_named(quickstart_model: Path, fails: str, says: str) -> None:
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}" + fails
+    with pytest.raises(ModelError, match=rf"the chat template cannot render the roles \[user.*\]: .*{says}"):
+        ChatRenderer(load_tokenizer(str(quickstart_model)), chat_template=template).check()
+
+
+@pytest.mark.parametrize(
+    "deep", ["{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "{% if 1 %}" * 150 + "{% endif %}" * 150]
+)
+def test_a_template_that_is_nested_too_deeply_is_named(quickstart_model: Path, deep: str) -> None:
+    with pytest.raises(ModelError, match="the chat template cannot be compiled: "):
+        ChatRenderer(load_tokenizer(str(quickstart_model)), chat_template=deep)
+
+
 def test_an_unknown_tool_format_names_the_known(quickstart_model: Path) -> None:
     with pytest.raises(ModelError, match="hermes"):
         ChatRenderer(load_tokenizer(str(quickstart_model)), tool_format="herms")

@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import Tools, read_object
+from agentloop.chat.formats.base import Tools, read_object, report
 from agentloop.chat.formats.values import skip_value
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn, ToolCall
+from agentloop.types import ParsedTurn, ToolCall
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -55,15 +55,14 @@ class HarmonyFormat:
             if stray and (recipient or "to=" in turn.text[position:message]):
                 stop = _stop(turn, message + len(tag))
                 reason = f"{stray} must not stand within the header of a call"
-                parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), reason))
-                position = _after_end(turn, stop)
+                position = _after_end(turn, report(turn, (position, stop), reason, parsed))
                 continue
             if tag != MESSAGE:
                 # The header was cut off: a malformed call if it has a recipient. Text without a
                 # header is an answer.
                 if recipient:
                     reason = f"cut off before {MESSAGE}"
-                    parsed.malformed_calls.append(MalformedCall(turn.text[position:message].strip(), reason))
+                    message = report(turn, (position, message), reason, parsed)
                 elif channel is None:
                     texts.append(turn.text[position:message])
                 position = _after_end(turn, message)
@@ -134,8 +133,7 @@ def _read_call(turn: SampledText, start: int, recipient: str, parsed: ParsedTurn
         stop = _stop(turn, skip_value(turn, turn.skip_space(start), exc) if end == start else end)
         body = turn.text[start:stop].strip()
         if recipient != CODE or not body or turn.next_control(start)[0] < stop:
-            parsed.malformed_calls.append(MalformedCall(body, str(exc)))
-            return stop
+            return report(turn, (start, stop), exc, parsed)
         arguments = {"code": body}
     parsed.tool_calls.append(ToolCall(name, arguments))
     return stop

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from agentloop.chat.formats.base import Tools, read_calls
+from agentloop.chat.formats.base import Tools, read_calls, report
 from agentloop.chat.formats.json_calls.json_format import JsonFormat
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn
+from agentloop.types import ParsedTurn
 
 _FENCED = re.compile(r"^Action:\s*```(?:json)?\s*(?=\[)", re.MULTILINE)
 NO_CALL = ("directly-answer", "directly_answer")
@@ -35,6 +35,6 @@ class CohereFormat(JsonFormat):
         end, fault = read_calls(turn, fenced.end(), parsed, self.call_of)
         parsed.tool_calls[:] = [call for call in parsed.tool_calls if call.name not in NO_CALL]
         if fault is not None:
-            parsed.malformed_calls.append(MalformedCall(turn.text[end:].strip(), str(fault)))
+            report(turn, (end, len(turn)), fault, parsed)
             return turn.text[: fenced.start()]
         return turn.text[: fenced.start()] + turn.text[end:].lstrip().removeprefix("```")

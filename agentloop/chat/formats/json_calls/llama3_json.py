@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, offered, resume
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, offered, report, resume
 from agentloop.chat.formats.values import read_value, skip_value
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn
+from agentloop.types import ParsedTurn
 
 TAG = "<|python_tag|>"
 ARGUMENTS = ("parameters", "arguments")
@@ -67,8 +67,7 @@ class Llama3JsonFormat(BaseFormat):
                 end = skip_value(turn, position, exc)
                 if end == position:
                     return self._refuse(turn, position, exc, parsed)
-                parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
-                position = self._next(turn, end)
+                position = self._next(turn, report(turn, (position, end), exc, parsed))
                 continue
 
             if not isinstance(value, dict) or "name" not in value:
@@ -78,7 +77,7 @@ class Llama3JsonFormat(BaseFormat):
             try:
                 parsed.tool_calls.append(json_call(value, arguments=ARGUMENTS))
             except CallError as exc:
-                parsed.malformed_calls.append(MalformedCall(text[position:end], str(exc)))
+                end = report(turn, (position, end), exc, parsed)
 
             position = self._next(turn, end)
         return position
@@ -94,5 +93,4 @@ class Llama3JsonFormat(BaseFormat):
         """Record a malformed call, which extends to the next tag; return the position after it."""
         following = turn.find(TAG, resume(turn, start, reason))
         stop = following if following >= 0 else len(turn)
-        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), str(reason)))
-        return stop
+        return report(turn, (start, stop), reason, parsed)

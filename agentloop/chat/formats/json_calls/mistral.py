@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object, resume, tool_name
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, read_object, report, resume, tool_name
 from agentloop.chat.formats.values import read_value
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn, ToolCall
+from agentloop.types import ParsedTurn, ToolCall
 
 _ID = re.compile(r"[\w.:-]*")
 CALLS, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -48,8 +48,7 @@ class MistralFormat(BaseFormat):
             if fault is not None:
                 following = turn.find(CALLS, resume(turn, position, fault))
                 stop = following if following >= 0 else len(turn)
-                parsed.malformed_calls.append(MalformedCall(turn.text[position:stop].strip(), str(fault)))
-                position = stop
+                position = report(turn, (position, stop), fault, parsed)
 
         kept.append(turn.text[position:])
         return "".join(kept)

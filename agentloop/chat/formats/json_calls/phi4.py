@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from agentloop.chat.formats.base import Tools, read_calls
+from agentloop.chat.formats.base import Tools, read_calls, report
 from agentloop.chat.formats.json_calls.json_format import JsonFormat
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn
+from agentloop.types import ParsedTurn
 
 _FUNCTOOLS = re.compile(r"(?<!\S)functools\s*(?=\[\s*(?:\{|\Z))")
 """The word before an array of objects: a text may mention Python's functools."""
@@ -32,6 +32,6 @@ class Phi4Format(JsonFormat):
         before = turn.text[: word.start()]
         end, fault = read_calls(turn, word.end(), parsed, self.call_of)
         if fault is not None:
-            parsed.malformed_calls.append(MalformedCall(turn.text[end:].strip(), str(fault)))
+            report(turn, (end, len(turn)), fault, parsed)
             return before
         return before + turn.text[end:]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls
+from agentloop.chat.formats.base import BaseFormat, Tools, json_call, read_calls, report
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn
+from agentloop.types import ParsedTurn
 
 FENCE, CALLS, OPENING, CLOSING = "```", "[TOOL_CALLS]", "<tool_call>", "</tool_call>"
 _ARRAY = re.compile(r'\s*(?:json\b\s*)?(\{\s*"tool_calls"\s*:\s*)?(?=\[\s*\{[^{}\[\]]*"name"\s*:)')
@@ -30,7 +30,7 @@ class XlamFormat(BaseFormat):
             kept += text[position:place]
             position, fault = read_calls(turn, body, parsed, json_call)
             if fault is not None:
-                parsed.malformed_calls.append(MalformedCall(text[position:].strip(), str(fault)))
+                report(turn, (position, len(turn)), fault, parsed)
                 return kept
             position = _after(turn, position, wrapped=wrapped)
         return kept + text[position:]

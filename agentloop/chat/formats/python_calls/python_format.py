@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import TaggedFormat, Tools
+from agentloop.chat.formats.base import TaggedFormat, Tools, report
 from agentloop.chat.formats.literals import begins_call, read_python_call
 from agentloop.chat.formats.values import cut_by_control, skip_value
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn, ToolCall
+from agentloop.types import ParsedTurn, ToolCall
 
 
 class PythonFormat(TaggedFormat):
@@ -54,7 +54,7 @@ def read_python_calls(turn: SampledText, start: int, parsed: ParsedTurn) -> tupl
             end = skip_value(turn, max(bracket, position), exc) - offset
             if not begins_call(text, position - offset) or end <= bracket - offset:
                 return position, cut_by_control(turn, position, exc)
-            parsed.malformed_calls.append(MalformedCall(text[position - offset : end], str(exc)))
+            end = report(turn, (position, end + offset), exc, parsed) - offset
 
         first = False
         position = turn.skip_space(end + offset)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-from agentloop.chat.formats.base import BaseFormat, Tools, offered
+from agentloop.chat.formats.base import BaseFormat, Tools, offered, report
 from agentloop.chat.formats.literals import NAME
 from agentloop.chat.formats.python_calls.python_format import PythonFormat, read_python_calls
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn
+from agentloop.types import ParsedTurn
 
 _LIST = re.compile(rf"\[\s*({NAME})\s*\(\s*(\)|{NAME}\s*=)?")
 
@@ -52,6 +52,6 @@ class PythonicFormat(BaseFormat):
 
         end, fault = read_python_calls(turn, start, parsed)
         if fault is not None:
-            parsed.malformed_calls.append(MalformedCall(turn.text[end:].strip(), str(fault)))
+            report(turn, (end, len(turn)), fault, parsed)
             return ""
         return turn.text[end:]

@@ -17,12 +17,12 @@ import re
 from functools import cache
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import BaseFormat, Tools
+from agentloop.chat.formats.base import BaseFormat, Tools, report
 from agentloop.chat.formats.json_calls.json_format import JsonFormat
 from agentloop.chat.formats.tagged_calls.glm45 import Glm45Format
 from agentloop.chat.formats.values import read_value, skip_value
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn
+from agentloop.types import ParsedTurn
 
 ANSWER = "助手："
 """The first Hunyuan models begin an answer with it: `Assistant:`."""
@@ -50,7 +50,7 @@ class _Objects(JsonFormat):
                 behind = skip_value(turn, end, exc) if behind == end else behind
                 if behind == end:
                     return self.refuse(turn, end, end, exc, parsed)
-                parsed.malformed_calls.append(MalformedCall(turn.text[end:behind], str(exc)))
+                behind = report(turn, (end, behind), exc, parsed)
             end = turn.skip_space(behind)
         try:
             return self.end_call(turn, end)

@@ -8,10 +8,10 @@ import re
 from typing import Any, ClassVar
 
 from agentloop.chat.call_json import CallError
-from agentloop.chat.formats.base import TaggedFormat, Tools, missing, read_object, resume
+from agentloop.chat.formats.base import TaggedFormat, Tools, missing, read_object, report, resume
 from agentloop.chat.formats.typed import read_typed, schemas_of
 from agentloop.chat.sampled import SampledText
-from agentloop.types import MalformedCall, ParsedTurn, ToolCall
+from agentloop.types import ParsedTurn, ToolCall
 
 _NAMED = re.compile(r'\s+name="(?P<name>[^"\n]+)"(?:\s+string="(?P<string>true|false)")?\s*(?P<empty>/?)>')
 _TYPED: dict[str, Any] = {
@@ -107,9 +107,7 @@ class InvokeFormat(TaggedFormat):
         ends = (self.end_of_call, self.call, self.closing, self.opening, *self.frames)
         found = turn.find_first(ends, max(resume(turn, end, fault), start + len(self.call)))
         stop, tag = found or (len(turn), "")
-        on = stop + len(tag) * (tag == self.end_of_call)
-        parsed.malformed_calls.append(MalformedCall(turn.text[start:stop].strip(), str(fault)))
-        return on
+        return report(turn, (start, stop), fault, parsed, on=stop + len(tag) * (tag == self.end_of_call))
 
 
 def _tag(turn: SampledText, start: int, opening: str) -> re.Match[str]:
