@@ -349,7 +349,7 @@ class RunDir:
                 continue
             if not isinstance(row, dict) or type(row.get("step")) is not int:
                 on_odd(number, "has no step")
-            elif wrong := [key for key, value in row.items() if "/" in key and not isinstance(value, int | float | None)]:
+            elif wrong := [key for key in row if "/" in key and not isinstance(row[key], int | float | None)]:
                 on_odd(number, f"has no number at {wrong[0]}")
             else:
                 rows.append(row)
