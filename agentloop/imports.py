@@ -65,7 +65,8 @@ def load_from_file(reference: str, key: str) -> Any:
     path = Path(path_text)
     if not is_file(path):
         raise ConfigError(
-            f"{key}: {clean(path, 300)} does not exist", "write path.py:name, relative to the recipe's folder"
+            f"{key}: {clean(path, 300)} does not exist",
+            "write path.py:name, relative to the recipe's folder (in an override: to the working directory)",
         )
 
     package = _package_of(path.parent)
@@ -326,6 +327,12 @@ def read_entries(
     import yaml
 
     setting = key.rstrip("s") + "s"
+    if ".py" in (path.suffix, path.suffix.partition(":")[0]):
+        reference = clean(path.name if ":" in path.name else f"{path.name}:name", 200)
+        raise error(
+            f"{setting}: {clean(path, 300)} is a Python file, not a YAML file",
+            f"list it in a YAML file, {setting}: [{{class_name: ./{reference}}}], and name that file",
+        )
     text = read_yaml_text(
         path, f"{setting}: {clean(path, 300)}", error, f"give an existing YAML file, or set {setting} to null"
     )

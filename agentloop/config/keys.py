@@ -165,6 +165,10 @@ def nearest(key: str, known: Sequence[str]) -> str:
     siblings = {k.rpartition(".")[2]: k for k in here}
     if SYNONYMS.get(last) in siblings:
         return f"did you mean {_shown(siblings[SYNONYMS[last]], key)!r}?"
+    # The very name one section deeper is meant rather than a similar one here.
+    deeper = [k for k in known if section and k.startswith(f"{section}.") and k.endswith(f".{last}")]
+    if deeper:
+        return f"did you mean {_shown(deeper[0], key)!r}?"
     near = difflib.get_close_matches(last, siblings, n=1, cutoff=0.7) if section else []
     if near:
         return f"did you mean {_shown(siblings[near[0]], key)!r}?"

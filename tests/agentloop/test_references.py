@@ -13,6 +13,7 @@ import pytest
 from agentloop.agent.loading import Agents
 from agentloop.agent.tool_agent import ToolAgent
 from agentloop.config import AgentConfig, Recipe
+from agentloop.config.keys import known_keys, nearest
 from agentloop.config.loading import load_config
 from agentloop.data import load_tasks
 from agentloop.errors import ConfigError, DataError, RegistryError, ToolConfigError, UserError
@@ -273,3 +274,17 @@ def test_a_folder_that_hides_a_package_is_named(tmp_path: Path, monkeypatch: pyt
         load_reference("tools.missing.Calculator", Path(), TOOLS)
     for name in [name for name in sys.modules if name.split(".")[0] == "tools"]:
         monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize("name", ["tool.py", "tool.py:lookup"])
+def test_a_python_file_in_place_of_a_tools_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tool.py").write_text("def lookup(): ...\n")
+    with pytest.raises(ToolConfigError, match="is a Python file, not a YAML file") as caught:
+        load_toolset(tmp_path / name)
+    assert "tools: [{class_name: ./tool.py:" in str(caught.value.hint)
+
+
+def test_a_key_that_stands_one_section_deeper_is_named() -> None:
+    known = list(known_keys(Recipe))
+    assert nearest("rollout.max_new_tokens", known) == "did you mean 'rollout.sampling.max_new_tokens'?"
+    assert nearest("rollout.replica", known) == "did you mean 'rollout.replicas'?"
