@@ -13,8 +13,8 @@ from agentloop.text import clean, finite, mean, number, seconds
 Row = dict[str, Any]
 
 FIRST, LAST = 3, 10
-"""At most so many steps are averaged for the first and for the last reward of the headline. They
-never share a step: a short run is divided in halves."""
+"""Most steps that are averaged for the first and for the last reward of the headline. They never
+share a step: a short run is divided in halves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def _read(orders: socket.socket, size: int) -> bytes:
-    """Read exactly so many bytes, and none of what follows; empty at the end of the stream."""
+    """Read exactly `size` bytes, and none of what follows; empty at the end of the stream."""
     data = b""
     while len(data) < size:
         chunk = orders.recv(size - len(data))

@@ -23,7 +23,7 @@ MAX_HEAD_BYTES = 64 * 1024
 body: chunk sizes, trailers."""
 
 BODY_BYTES_PER_S = 64 * 1024
-"""A body may take one second more for each of so many bytes: slow networks, large images."""
+"""Slowest body: it may take one second more for each of these bytes, as on a slow network."""
 
 GRACE_S = 1.0
 """A request that is overdue gets this much longer: after a pause of this process, timers run before
