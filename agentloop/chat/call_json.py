@@ -19,9 +19,8 @@ LEADING_ZERO = 'a number must not begin with 0: write 7, or "07" for text'
 
 _SPACE = re.compile(r"\s*")
 _NO_VALUE = re.compile(r"(?![\[{\"0-9-])(?!(?:true|false|null|NaN|Infinity))\w*\W")
-"""Text that is neither a value nor the beginning of one. The decoder would find it too, but its error
-counts the lines of the whole turn.
-"""
+"""Text that is neither a value nor the beginning of one. The decoder would find it too, but its
+error counts the lines of the whole turn."""
 
 
 class CallError(ValueError):
