@@ -14,7 +14,6 @@ from agentloop.config.messages import explain, value_fault
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError
 from agentloop.imports import MAX_BYTES
-from agentloop.model_folder import CONFIG_FILE, ModelFolder, check_tensors, find_model
 
 log = logging.getLogger("rollout_server")
 
@@ -61,6 +60,9 @@ def check_model(settings: ServerSettings) -> None:
     Raises:
         ModelError: it is neither a model folder nor a hub id, or its files cannot be served.
     """
+    # Here, because numpy comes with it, and `agentloop --help` imports this module.
+    from agentloop.model_folder import CONFIG_FILE, ModelFolder, check_tensors, find_model
+
     if settings.replica_urls or settings.engine not in ("torch", "sglang"):
         ModelFolder.resolve(settings.model, [CONFIG_FILE], key="--model")
         return

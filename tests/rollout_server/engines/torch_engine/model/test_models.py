@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from agentloop import model_folder
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ModelError
-from agentloop.model_folder import check_tensors
-from rollout_server import settings as server_settings
 from rollout_server.engines.torch_engine.model.models import load_model
 from rollout_server.replica.starting.sglang import sglang_command
 from rollout_server.settings import check_model, load_settings
@@ -95,8 +94,7 @@ def test_a_broken_end_token_is_named(damaged: Path) -> None:
 def test_sglang_gets_only_whole_models(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang itself does not say which tensors it did not find; quantized checkpoints are its own matter."""
     compared: list[Path] = []
-    monkeypatch.setattr(server_settings, "check_tensors", lambda folder, **_: compared.append(folder.path))
-    assert check_tensors is not server_settings.check_tensors
+    monkeypatch.setattr(model_folder, "check_tensors", lambda folder, **_: compared.append(folder.path))
     settings = ServerSettings(model=str(damaged), engine="sglang")
     check_model(settings)
     assert compared == [damaged]
