@@ -1,7 +1,7 @@
 """Where an exception of user code was raised: its frames, without the framework's own around them.
 
 Agents, tools, interactions, rewards and row functions are user code. An exception of theirs fails
-an episode, or is told to the model, and the run goes on: without these frames nobody would see the
+an episode, or is shown to the model, and the run goes on: without these frames nobody would see the
 line that has to be corrected.
 """
 

@@ -231,11 +231,11 @@ async def test_the_tokens_at_a_boundary_are_of_the_versions_that_the_spans_name(
 
         runs += 1
         told += abs(of_old - of_new) > APART
-        if runs == RUNS:
+        if runs >= RUNS and told >= RUNS // 2:
             break
 
-    assert runs == RUNS, "too few answers passed from one version to the next"
-    assert told >= RUNS // 4, "the versions hardly differ at the boundaries: the comparison tells nothing"
+    assert runs >= RUNS, "too few answers passed from one version to the next"
+    assert told >= RUNS // 2, "the versions hardly differ at the boundaries: the comparison tells nothing"
 
 
 async def _interrupted(target: Target, ids: list[int], mode: str, version: str, *, tokens_before: int) -> Answer:
