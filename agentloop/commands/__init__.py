@@ -3,7 +3,7 @@
 Each file is one command or one group. It imports its dependencies when it is called, so that
 `--help` stays fast: `env` and `provenance` (what is installed), `config` (every key), `agents`,
 `recipes` and `prepare` (a task's folder and its rows), `template` (proof of a chat template),
-`report`.
+`report`, `trace` (the trajectories of a run).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     from agentloop.commands.recipes import recipes
     from agentloop.commands.report import report
     from agentloop.commands.template import template
+    from agentloop.commands.trace import trace
 
     app.command("env")(env)
     app.command("config")(config)
@@ -28,3 +29,4 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report)
     app.add_typer(agents, name="agents")
     app.add_typer(recipes, name="recipes")
+    app.add_typer(trace, name="trace")

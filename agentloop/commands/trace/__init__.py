@@ -1,0 +1,21 @@
+"""`agentloop trace`: every trajectory of a run, in the terminal, in a viewer, and elsewhere.
+
+Each file is one command and imports its dependencies when it is called. To add a command, import
+its function in `add_commands` and register it there, one line each.
+"""
+
+from __future__ import annotations
+
+import typer
+
+trace = typer.Typer(
+    help="Read the trajectories of a run: list them, compare them, export them, score them again.",
+    no_args_is_help=True,
+)
+
+
+def add_commands(group: typer.Typer) -> None:
+    """Register every command of the group, in the order in which `--help` shows them."""
+
+
+add_commands(trace)
