@@ -1,0 +1,11 @@
+"""The trace server: the viewer of runs, and a place that other programs can send traces to.
+
+A request passes `auth.py` (who may ask), then `app.py` hands it to a router: `api/` serves runs as
+JSON to the page in `static/`, `weave/` is the part of weave's trace server that its client needs,
+`otlp.py` receives OpenTelemetry spans. `serving.py` is the process: its port, its token, its end.
+`refusals.py` are the error answers, `bodies.py` reads request bodies within a bound.
+"""
+
+from agentloop.viewer.app import create_app
+
+__all__ = ["create_app"]

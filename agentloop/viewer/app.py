@@ -1,0 +1,61 @@
+"""The ASGI application of the trace server: its routers, and who may use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from agentloop.viewer.api import build_router
+from agentloop.viewer.auth import Gate
+from agentloop.viewer.refusals import Refusal, answer
+
+DATA_FOLDER = ".agentloop-traces"
+"""Where traces that other programs send are kept, beside the runs."""
+
+STATIC = Path(str(files("agentloop.viewer"))) / "static"
+
+
+def create_app(runs: Sequence[Path], *, data: Path | None = None, token: str | None = None) -> ASGIApp:
+    """Build the whole application.
+
+    Args:
+        runs: run directories, and folders of run directories; none of them needs to exist yet.
+        data: folder of what other programs send; None: `data_folder(runs)`. It is made when
+            something arrives.
+        token: opens the server; None: it is open to this machine, and only to it.
+    """
+    app = FastAPI(title="agentloop trace server", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(Refusal, answer)
+    app.include_router(build_router(runs))
+    app.add_api_route("/health", _health, methods=["GET"])
+    if STATIC.is_dir():
+        app.add_api_route("/", _page, methods=["GET"])
+        app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return Gate(app, token)
+
+
+def data_folder(runs: Sequence[Path]) -> Path:
+    """Return the default folder of received traces: within the first folder of runs, or beside the
+    first run."""
+    first = runs[0] if runs else Path("outputs")
+    return (first.parent if is_run(first) else first) / DATA_FOLDER
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run directory, not a folder of them."""
+    return (folder / "metrics.jsonl").is_file() or (folder / "config" / "resolved.json").is_file()
+
+
+def _health() -> dict[str, bool]:
+    return {"ok": True}
+
+
+def _page(_: Request) -> Response:
+    return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})

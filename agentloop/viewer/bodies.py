@@ -1,0 +1,76 @@
+"""Read a request's body within a bound, gzip included."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from agentloop.files import read_json
+from agentloop.viewer.refusals import Refusal
+
+MAX_BODY_BYTES = 64 * 2**20
+"""Most bytes of a body, as sent and as unpacked. weave's client splits what is over 31 MiB."""
+
+
+async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """Return the whole body, unpacked.
+
+    Raises:
+        Refusal: it is larger than `limit`, or packed in another way than gzip or deflate.
+    """
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+    except ClientDisconnect as exc:
+        raise Refusal(400, "the client disconnected before its body was read") from exc
+    return _unpack(b"".join(parts), request.headers.get("content-encoding", "identity").strip().lower(), limit)
+
+
+async def read_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
+    """Return the body, a JSON object.
+
+    Raises:
+        Refusal: it is not one, or is too large.
+    """
+    body = await read_body(request, limit)
+    try:
+        found = read_json(body or b"{}")
+    except orjson.JSONDecodeError as exc:
+        raise Refusal(400, f"the body is not JSON: {exc}") from exc
+    except ValueError as exc:
+        raise Refusal(400, f"the body cannot be read: {exc}") from exc
+    if not isinstance(found, dict):
+        raise Refusal(400, f"the body must be a JSON object, not {type(found).__name__}")
+    return found
+
+
+def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise Refusal(415, f"Content-Encoding {encoding!r} is not supported", "send gzip, deflate or identity")
+    unpacker = zlib.decompressobj(wbits=47)  # 32 + 15: the header says whether it is gzip or zlib
+    try:
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error as exc:
+        raise Refusal(400, f"the body is not {encoding}: {exc}") from exc
+    if len(unpacked) > limit:
+        raise _too_large(limit)
+    if not unpacker.eof:
+        raise Refusal(400, f"the {encoding} body is cut off")
+    return unpacked
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"the body is larger than {limit} bytes", "send it in parts")

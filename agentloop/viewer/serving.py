@@ -1,0 +1,105 @@
+"""The trace server as a process: its token, its port, and its end."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from agentloop.errors import ConfigError
+from agentloop.viewer.app import create_app
+from agentloop.viewer.auth import is_loopback
+from agentloop.wire import bearer
+
+SHUTDOWN_S = 2
+"""Open requests (a page that waits for events) get this long after Ctrl-C."""
+
+
+def serve(
+    runs: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    data: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """Serve until the process is stopped.
+
+    Args:
+        token_file: holds the token; None: none on the loopback address, a new one elsewhere.
+        say: prints a line for the user.
+
+    Raises:
+        ConfigError: the port is taken, the host is unknown, or the token cannot be used.
+    """
+    token = read_token(token_file) if token_file is not None else None
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(24)
+    sock = bind(host, port)
+    url = url_of(sock, host)
+    say(f"viewer: {url}/" + (f"?token={token}" if token is not None and token_file is None else ""))
+    say(f"weave:  export WANDB_BASE_URL={url} WF_TRACE_SERVER_URL={url} WANDB_API_KEY={_key(token, token_file)}")
+    say(f"OTLP:   {url}/v1/traces")
+    say("Ctrl-C ends it.")
+    config = uvicorn.Config(
+        create_app(runs, data=data, token=token), ws="none", log_config=None, log_level="warning", access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, proxy_headers=False,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    try:
+        server.run(sockets=[sock])
+    except KeyboardInterrupt:  # uvicorn raises it again after a clean end
+        pass
+
+
+def read_token(path: Path) -> str:
+    """Return the token that a file holds.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or no HTTP header can hold the token.
+    """
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"--token-file {path} cannot be read: {exc}", "give a text file that holds the token") from exc
+    if not token:
+        raise ConfigError(f"--token-file {path} is empty", "write a token of printable ASCII characters into it")
+    bearer(token, f"the token in {path}")
+    return token
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket.
+
+    Raises:
+        ConfigError: names the port and the possible fixes.
+    """
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
+            fix = "stop the process that uses it, or choose another --port (0: any free one)"
+            raise ConfigError(f"port {port} on {host} is taken", fix) from exc
+        reason = f"port {port} on {host} cannot be bound: {exc.strerror or exc}"
+        raise ConfigError(reason, "give another --host or --port") from exc
+    return sock
+
+
+def url_of(sock: socket.socket, host: str) -> str:
+    """Return the URL under which this machine reaches the socket."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{sock.getsockname()[1]}"
+
+
+def _key(token: str | None, token_file: Path | None) -> str:
+    if token is None:
+        return "local"
+    return token if token_file is None else f"$(cat {token_file})"
