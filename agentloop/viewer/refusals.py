@@ -24,7 +24,7 @@ class Refusal(Exception):
 
     @property
     def response(self) -> Response:
-        """The answer. `detail` and `reason` repeat the message: clients of weave read these keys."""
+        """The answer. `detail` and `reason` repeat the message: weave's client reads these keys."""
         body = {"error": self.message, "fix": self.hint, "detail": self.message, "reason": self.message}
         headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else None
         return Response(orjson.dumps(body), self.status, headers, "application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
 import socket
@@ -17,6 +18,8 @@ from agentloop.wire import bearer
 
 SHUTDOWN_S = 2
 """Open requests (a page that waits for events) get this long after Ctrl-C."""
+
+BACKLOG = 2048
 
 
 def serve(
@@ -41,6 +44,7 @@ def serve(
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
     sock = bind(host, port)
+    sock.listen(BACKLOG)  # before the address is printed: who reads it may connect at once
     url = url_of(sock, host)
     say(f"viewer: {url}/" + (f"?token={token}" if token is not None and token_file is None else ""))
     say(f"weave:  export WANDB_BASE_URL={url} WF_TRACE_SERVER_URL={url} WANDB_API_KEY={_key(token, token_file)}")
@@ -51,10 +55,8 @@ def serve(
         timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, proxy_headers=False,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
         server.run(sockets=[sock])
-    except KeyboardInterrupt:  # uvicorn raises it again after a clean end
-        pass
 
 
 def read_token(path: Path) -> str:
@@ -66,7 +68,9 @@ def read_token(path: Path) -> str:
     try:
         token = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"--token-file {path} cannot be read: {exc}", "give a text file that holds the token") from exc
+        raise ConfigError(
+            f"--token-file {path} cannot be read: {exc}", "give a text file that holds the token"
+        ) from exc
     if not token:
         raise ConfigError(f"--token-file {path} is empty", "write a token of printable ASCII characters into it")
     bearer(token, f"the token in {path}")

@@ -16,6 +16,9 @@ trace = typer.Typer(
 
 def add_commands(group: typer.Typer) -> None:
     """Register every command of the group, in the order in which `--help` shows them."""
+    from agentloop.commands.trace.serve import serve
+
+    group.command("serve")(serve)
 
 
 add_commands(trace)

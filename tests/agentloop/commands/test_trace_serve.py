@@ -42,7 +42,7 @@ def test_it_prints_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_beyond_loopback_it_makes_a_token(tmp_path: Path) -> None:
-    with serving(str(tmp_path), "--host", "0.0.0.0") as (_, lines):
+    with serving(str(tmp_path), "--host", "0.0.0.0") as (_, lines):  # noqa: S104
         url, _, token = lines[0].removeprefix("viewer: ").partition("?token=")
         assert len(token) >= 32
         assert httpx.get(url + "x").status_code == 401

@@ -63,7 +63,7 @@ async def test_a_token_opens_as_bearer_as_basic_password_and_as_cookie(tmp_path:
         assert (await http.get("/nothing", headers={"Authorization": "Bearer wrong"})).status_code == 401
         assert (await http.get("/nothing", headers={"Authorization": "Bearer secret"})).status_code == 404
         assert (await http.get("/nothing", headers={"Authorization": f"Basic {basic}"})).status_code == 404
-        moved = await http.get("//evil.example/x?token=secret&step=3")
+        moved = await http.get("http://10.0.0.5:8777//evil.example/x?token=secret&step=3")
         assert (moved.status_code, moved.headers["location"]) == (303, "/evil.example/x?step=3")
         assert "HttpOnly" in moved.headers["set-cookie"]
         assert (await http.get("/nothing")).status_code == 404, "the cookie opens it"
