@@ -130,6 +130,28 @@ class StepReward:
     end: int
 
 
+AttributeValue = str | int | float | bool
+
+
+@dataclass(slots=True)
+class Span:
+    """A part of an episode and how long it took: `start_ns` to `end_ns`, nanoseconds since 1970.
+
+    Its `name` is `episode`, `turn`, `generate`, `parse`, `tool`, `interaction` or `reward`, or an
+    agent's own. `parent_id` is None only for `episode`. `attributes` refer to the trajectory
+    instead of repeating it: `request_id` of a turn, `tool` and `call_id` of a tool call.
+    """
+
+    name: str
+    span_id: str
+    parent_id: str | None
+    start_ns: int
+    end_ns: int
+    status: Literal["ok", "error", "cancelled"] = "ok"
+    error: str | None = None
+    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class ToolResult:
     """The outcome of one tool call.
@@ -251,7 +273,8 @@ class Trajectory:
     or None without a reward function: then the reward is the sum of the step rewards. `answer` is
     the answer that the reward function read, or None. `broken_rule` names the rule that a rejected
     trajectory breaks (`errors.LawRule`). `faults` are exceptions of user code: of the tools,
-    which the model was told, and the one that failed the episode.
+    which the model was told, and the one that failed the episode. `trace_id` (32 hexadecimal
+    digits) is the episode's; its last trajectory has its `spans`.
     """
 
     token_ids: Sequence[int]
@@ -278,6 +301,8 @@ class Trajectory:
     messages: list[Message] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    trace_id: str = ""
+    spans: list[Span] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -320,6 +345,7 @@ class Trajectory:
         data["turns"] = [asdict(turn) for turn in self.turns]
         data["step_rewards"] = [asdict(reward) for reward in self.step_rewards]
         data["faults"] = [asdict(fault) for fault in self.faults]
+        data["spans"] = [asdict(span) for span in self.spans]
         return {"format": TRAJECTORY_FORMAT, **data}
 
     @classmethod
@@ -347,6 +373,7 @@ class Trajectory:
             ]
             data["step_rewards"] = [StepReward(**reward) for reward in data.get("step_rewards", ())]
             data["faults"] = [Fault(**fault) for fault in data.get("faults", ())]
+            data["spans"] = [Span(**span) for span in data.get("spans", ())]
             data["token_ids"] = TokenIds(data["token_ids"])
             data["loss_mask"] = LossMask(data["loss_mask"])
             data["logprobs"] = Logprobs(data["logprobs"])

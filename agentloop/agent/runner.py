@@ -27,6 +27,7 @@ from agentloop.reward.loading import RewardFunction
 from agentloop.runtime.isolation import describe, fault_of
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import ToolSession, Toolset
+from agentloop.trace.spans import Recorder, span
 from agentloop.types import EpisodeStatus, Outcome, StopReason, Task, Trajectory
 
 OnFault = Callable[[Fault, str, str], None]
@@ -99,6 +100,7 @@ class EpisodeRunner:
         config = self._limits.get(task.agent_name) or AgentConfig()
         session = self._toolset.session(task)
         interaction = self._interactions.session(task)
+        recorder = Recorder(expected=(EpisodeEnd,))
         shared = Shared(
             task=task,
             renderer=self._renderer,
@@ -109,33 +111,43 @@ class EpisodeRunner:
             pacer=self._pacer,
             config=config,
             sampling=sampling,
+            recorder=recorder,
             seed=seed,
             group_id=group_id,
             sample_index=sample_index,
         )
         episode = Episode.start(shared, self._toolset.schemas)
 
-        error: Exception | None = None
-        verdicts: dict[str, float] = {}
-        try:
-            await self._run_loop(self._agents[task.agent_name](config.options), episode)
-            verdicts = await self._tool_rewards(session)
-        except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
-            if episode.stop_reason is not StopReason.ABORT:
-                episode.stop_reason = StopReason.ERROR
-            error = exc
-        finally:
-            await asyncio.shield(_close(session, interaction))
-
-        trajectories = episode.trajectories()
-        begin = time.perf_counter()
-        outcome = await self._outcome(task, trajectories, verdicts, error)
+        with recorder:
+            error, verdicts = await self._drive(episode, session, interaction)
+            trajectories = episode.trajectories()
+            begin = time.perf_counter()
+            outcome = await self._outcome(task, trajectories, verdicts, error)
         if session.faults:
             outcome = replace(outcome, faults=[*session.faults, *outcome.faults])
         for fault in outcome.faults:
             self._on_fault(fault, task.task_id, shared.session_id)
         trajectories[-1].metrics["reward_s"] = time.perf_counter() - begin
+        trajectories[-1].spans = recorder.finish(outcome.error)
         return [trajectory.with_outcome(outcome) for trajectory in trajectories]
+
+    async def _drive(
+        self, episode: Episode, session: ToolSession, interaction: InteractionSession | None
+    ) -> tuple[Exception | None, dict[str, float]]:
+        """Run the agent, take the tools' rewards, and close what the episode opened.
+
+        Returns:
+            the exception that ended it, or None; the tools' rewards by name.
+        """
+        try:
+            await self._run_loop(self._agents[episode.task.agent_name](episode.config.options), episode)
+            return None, await self._tool_rewards(session)
+        except Exception as exc:  # noqa: BLE001  # one episode's exception never ends its batch
+            if episode.stop_reason is not StopReason.ABORT:
+                episode.stop_reason = StopReason.ERROR
+            return exc, {}
+        finally:
+            await asyncio.shield(_close(session, interaction))
 
     async def _outcome(
         self, task: Task, trajectories: list[Trajectory], verdicts: dict[str, float], error: Exception | None
@@ -190,7 +202,9 @@ class EpisodeRunner:
         if self._reward is None:
             return Outcome(reward=math.fsum(step.value for step in steps), reward_parts=parts)
 
-        score, own_parts, answer = await self._call_reward(self._reward, task, trajectories[-1])
+        with span("reward", reward="reward") as running:
+            score, own_parts, answer = await self._call_reward(self._reward, task, trajectories[-1])
+            running.set(score=score)
         return Outcome(reward=score, outcome=score, reward_parts=parts | own_parts, answer=answer)
 
     async def _call_reward(

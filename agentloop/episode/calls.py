@@ -9,6 +9,7 @@ from typing import Any
 from agentloop.chat import ChatRenderer
 from agentloop.config import AgentConfig
 from agentloop.tool.session import ToolSession
+from agentloop.trace.spans import span
 from agentloop.types import Message, ToolCall, ToolResult, Turn
 
 UNREADABLE = "unreadable_call"
@@ -28,15 +29,25 @@ INLINE_CHARACTERS = 16_384
 async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: AgentConfig) -> list[ToolResult]:
     """Run calls, at most `max_parallel_calls` at once; return the results in order."""
     if len(calls) == 1:  # by far the most frequent case; a task would only cost time
-        return [await session.call(calls[0], config.tool_timeout_s)]
+        return [await _call(session, calls[0], config)]
 
     running = asyncio.Semaphore(config.max_parallel_calls)
 
     async def one(call: ToolCall) -> ToolResult:
         async with running:
-            return await session.call(call, config.tool_timeout_s)
+            return await _call(session, call, config)
 
     return await _all_or_none([one(call) for call in calls])
+
+
+async def _call(session: ToolSession, call: ToolCall, config: AgentConfig) -> ToolResult:
+    with span("tool", tool=call.name, call_id=call.id) as running:
+        result = await session.call(call, config.tool_timeout_s)
+        if result.error is not None:
+            running.fail(result.error)
+        if result.reward is not None:
+            running.set(score=result.reward)
+        return result
 
 
 async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, ToolResult]]) -> list[ToolResult]:

@@ -17,7 +17,18 @@ from agentloop.episode.calls import assistant_message, cut_output, malformed_mes
 from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
-from agentloop.types import Message, StepReward, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from agentloop.trace.spans import OpenSpan
+from agentloop.types import (
+    AttributeValue,
+    Message,
+    StepReward,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
 from agentloop.wire import SamplingParams
 
 T = TypeVar("T")
@@ -126,6 +137,7 @@ class Episode:
             ServerError: the server did not answer, or aborted the turn.
             ValueError: the model spoke last, and nothing was observed since.
         """
+        start_ns = self._shared.recorder.now()
         self._render_pending()
         branch, budget = self._branch, self._shared.budget
         ledger = branch.ledger
@@ -138,29 +150,8 @@ class Episode:
         rid = f"{self._shared.session_id}/{order}-{time.monotonic_ns():x}"
         budget.generations += 1
         budget.tokens += most
-        sampled = 0
-        begin = time.perf_counter()
-        try:
-            result = await self._ask(params, rid)
-            sampled = len(result.token_ids)
-        finally:
-            budget.tokens += sampled - most
-        seconds = time.perf_counter() - begin
-
-        await self._shared.pacer.turn()
-        branch.metrics.generate_s += seconds
-        turn = self._read_turn(result, order, latency_s=seconds, request_id=rid, prompt_digest=prompt_digest)
-        ledger.add_sampled(turn, result.token_ids, result.logprobs, result.versions)
-
-        branch.metrics.malformed_calls += len(turn.malformed_calls)
-        branch.user_spoke, branch.turn_stop = False, turn.stop_reason
-        cut = turn.stop_reason is StopReason.LENGTH and most == room
-        branch.stop_reason = out_of_room if cut else turn.stop_reason
-        branch.messages.append(assistant_message(turn))
-        if turn.stop_reason is StopReason.ABORT:
-            # The model did not end this turn: mask the episode instead of scoring it.
-            raise ServerError("the server aborted a generation")
-        return turn
+        with self._shared.recorder.span("turn", start_ns, request_id=rid):
+            return await self._sample(params, rid, order, prompt_digest, out_of_room if most == room else None)
 
     async def call_tools(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run a turn's calls and observe their results, in the order of the calls.
@@ -214,7 +205,10 @@ class Episode:
             return False
 
         begin = time.perf_counter()
-        response = await interaction.respond(self.messages, self.config.interaction_timeout_s)
+        with self.span("interaction", interaction=interaction.name) as running:
+            response = await interaction.respond(self.messages, self.config.interaction_timeout_s)
+            if response.reward is not None:
+                running.set(score=response.reward)
         metrics.interaction_s = (metrics.interaction_s or 0.0) + time.perf_counter() - begin
         if response.reward is not None:
             self.add_reward(interaction.name, response.reward)
@@ -257,6 +251,17 @@ class Episode:
         """
         self._branch.add_reward(name, value, turn)
 
+    def span(self, name: str, /, **attributes: AttributeValue) -> OpenSpan:
+        """Time a part of the agent, as in `with episode.span("plan", depth=2):`.
+
+        What runs inside is shown inside it: turns, tool calls and spans of its own, also those of
+        tasks started there. An exception ends it as an error, a cancellation as cancelled.
+
+        Args:
+            attributes: text, numbers or booleans; `with ... as span` adds more by `span.set`.
+        """
+        return self._shared.recorder.span(name, None, **attributes)
+
     def fork(self, messages: Sequence[Message] | None = None) -> Episode:
         """Start another trajectory beside this one, for sub-agents and branches (metric `forks`).
 
@@ -291,6 +296,7 @@ class Episode:
             "data_source": task.data_source,
             "group_id": self.group_id,
             "sample_index": self.sample_index,
+            "trace_id": self._shared.recorder.trace_id,
         }
         return self._branch.trajectories(identity) or [
             TokenLedger().trajectory(
@@ -325,6 +331,38 @@ class Episode:
         }
         room = min(self.config.max_turn_tokens or room, room)
         return SamplingParams.merged(self._shared.sampling, {**own, **changes}, room=room)
+
+    async def _sample(
+        self, params: SamplingParams, rid: str, order: int, prompt_digest: int, cut: StopReason | None
+    ) -> Turn:
+        """Send a turn's request and add its answer; `cut`: why the episode ends if it is cut."""
+        shared, branch, ledger = self._shared, self._branch, self._branch.ledger
+        budget, most = shared.budget, params.max_new_tokens
+        sampled = 0
+        begin = time.perf_counter()
+        try:
+            with shared.recorder.span("generate", request_id=rid):
+                result = await self._ask(params, rid)
+            sampled = len(result.token_ids)
+        finally:
+            budget.tokens += sampled - most
+        seconds = time.perf_counter() - begin
+
+        await shared.pacer.turn()
+        branch.metrics.generate_s += seconds
+        with shared.recorder.span("parse"):
+            turn = self._read_turn(result, order, latency_s=seconds, request_id=rid, prompt_digest=prompt_digest)
+        ledger.add_sampled(turn, result.token_ids, result.logprobs, result.versions)
+
+        branch.metrics.malformed_calls += len(turn.malformed_calls)
+        branch.user_spoke, branch.turn_stop = False, turn.stop_reason
+        out_of_room = cut if turn.stop_reason is StopReason.LENGTH else None
+        branch.stop_reason = out_of_room or turn.stop_reason
+        branch.messages.append(assistant_message(turn))
+        if turn.stop_reason is StopReason.ABORT:
+            # The model did not end this turn: mask the episode instead of scoring it.
+            raise ServerError("the server aborted a generation")
+        return turn
 
     async def _ask(self, params: SamplingParams, rid: str) -> GenerateResult:
         branch, shared = self._branch, self._shared

@@ -11,6 +11,7 @@ from agentloop.episode.budget import Budget
 from agentloop.interaction.session import InteractionSession
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import ToolSession
+from agentloop.trace.spans import Recorder
 from agentloop.types import Task
 
 
@@ -25,6 +26,7 @@ class Shared:
         pacer: makes episodes that are ready together take turns on the event loop.
         config: the agent's limits.
         sampling: the recipe's sampling, which a turn may change.
+        recorder: the episode's spans.
         seed: the run's seed; None: turns are not seeded.
         group_id, sample_index: the group, and the index of this sample in it.
     """
@@ -38,6 +40,7 @@ class Shared:
     sampling: SamplingConfig
     interaction: InteractionSession | None = None
     pacer: Pacer = field(default_factory=Pacer)
+    recorder: Recorder = field(default_factory=Recorder)
     seed: int | None = None
     group_id: str = ""
     sample_index: int = 0

@@ -14,6 +14,7 @@ from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
 from agentloop.tool.base import Tool
 from agentloop.tool.row_kwargs import check_row_kwargs
+from agentloop.trace.spans import span
 from agentloop.types import LONGEST_TEXT, Task, ToolCall, ToolResult, bounded_text
 
 TOOL_RETRIES = 2
@@ -120,8 +121,14 @@ class ToolSession:
         """
         parts = {}
         for name, state in self._states.items():
+            tool = self._tools[name]
+            if type(tool).reward is Tool.reward:  # it gives none
+                continue
             kwargs = self._task.tool_kwargs(name).get("calc_reward_kwargs", {})
-            reward = await self._tools[name].reward(state, **kwargs)
+            with span("reward", reward=name) as running:
+                reward = await tool.reward(state, **kwargs)
+                if reward is not None:
+                    running.set(score=reward)
             if reward is not None:
                 number = finite_number(reward)
                 if number is None:

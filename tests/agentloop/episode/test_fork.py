@@ -20,7 +20,18 @@ from agentloop.types import EpisodeStatus, Task
 SHARED_ON_PURPOSE = {"tools", "before"}
 """Fields of a branch that forks may share: schemas are replaced as a whole; `before` is another branch."""
 
-USED_TOGETHER = {"task", "renderer", "generator", "session", "interaction", "budget", "pacer", "config", "sampling"}
+USED_TOGETHER = {
+    "task",
+    "renderer",
+    "generator",
+    "session",
+    "interaction",
+    "budget",
+    "pacer",
+    "config",
+    "sampling",
+    "recorder",
+}
 """Objects of `Shared` that all branches use on purpose; everything else in it cannot change."""
 
 
