@@ -94,6 +94,13 @@ class TokenIds(Column[int]):
     def __init__(self, ids: Iterable[int] = ()) -> None:
         self._data = _int32(ids)
 
+    @classmethod
+    def from_array(cls, ids: np.ndarray) -> TokenIds:
+        """Return a copy of an int32 array."""
+        column = cls()
+        column._data.frombytes(_bytes(ids, "int32"))
+        return column
+
     def extend(self, ids: Iterable[int]) -> None:
         """Append ids; if one is refused, append none."""
         if isinstance(ids, list):  # the path of every turn: one pass, without a copy in between
@@ -139,6 +146,13 @@ class LossMask(Column[int]):
     def __init__(self, mask: Iterable[int] = ()) -> None:
         self._data = bytearray(iter(mask))  # iter: bytearray(5) would be five zeros
 
+    @classmethod
+    def from_array(cls, mask: np.ndarray) -> LossMask:
+        """Return a copy of a uint8 array."""
+        column = cls()
+        column._data += _bytes(mask, "uint8")
+        return column
+
     def extend(self, mask: int, tokens: int) -> None:
         """Append `mask` for a number of tokens.
 
@@ -181,6 +195,13 @@ class Logprobs(Column["float | None"]):
 
     def __init__(self, logprobs: Iterable[float | None] = ()) -> None:
         self._data = _float64(logprobs)
+
+    @classmethod
+    def from_bits(cls, bits: np.ndarray) -> Logprobs:
+        """Return the column of uint64 bit patterns, as `bits` returns them."""
+        column = cls()
+        column._data.frombytes(_bytes(bits, "uint64"))
+        return column
 
     def extend(self, logprobs: Iterable[float | None]) -> None:
         """Append logprobs; if one is refused, append none."""
@@ -327,6 +348,12 @@ def _float64(logprobs: Iterable[float | None]) -> array[float]:
         return array("d", logprobs)
     except TypeError:  # there is a None, or an entry that is refused below
         return array("d", [_NO_LOGPROB if value is None else value for value in logprobs])
+
+
+def _bytes(values: np.ndarray, dtype: str) -> bytes:
+    if values.dtype != dtype or values.ndim != 1:
+        raise TypeError(f"an array of {values.dtype} with {values.ndim} dimensions is not one of {dtype} with 1")
+    return values.tobytes()
 
 
 def _copy(data: array[Any], dtype: Any, copy: bool | None) -> np.ndarray:

@@ -7,7 +7,8 @@ AgentloopError
 │   ├── ModelError            model folder, tokenizer, chat template
 │   ├── ToolConfigError       tool YAML
 │   ├── RegistryError         unknown or broken entry point
-│   └── RunDirError           the run directory holds a run, or cannot be resumed
+│   ├── RunDirError           the run directory holds a run, or cannot be resumed
+│   └── TraceError            a trace is missing, cut or of an unknown format
 ├── InfrastructureError       not the model's fault: retried, then the episode fails and is masked
 │   ├── ServerError           the rollout server cannot be reached or answered 5xx
 │   │   └── ServerStartError  it did not start: carries the last lines of its log
@@ -82,6 +83,10 @@ class RegistryError(UserError):
 
 class RunDirError(UserError):
     """The run directory already holds a run, or has no run to resume."""
+
+
+class TraceError(UserError):
+    """A trace, or an episode in it, is missing, cut or of an unknown format."""
 
 
 class InfrastructureError(AgentloopError):

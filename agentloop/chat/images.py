@@ -1,4 +1,4 @@
-"""Images in prompts: how many tokens each one takes, and how they are sent to the engine.
+"""Images in prompts: how many tokens each one takes.
 
 A vision-language model's template writes one placeholder for each image; the model's processor
 repeats it once for every token of the image. The ledger holds the repeated form, with which the
@@ -7,22 +7,15 @@ engine computes and on which the trainer trains.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from agentloop.errors import DataError, ModelError
+from agentloop.errors import ModelError
+from agentloop.images import IMAGE_KEYS, open_image
 from agentloop.model_folder import ModelFolder, load_image_processor
 from agentloop.types import Message
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-IMAGE_KEYS = ("image", "image_url")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,46 +92,3 @@ def images_of(messages: Sequence[Message]) -> Iterator[Any]:
                     if part.get(key) is not None:
                         yield part[key]
                         break
-
-
-def open_image(value: Any) -> Image:
-    """Open an image as a row or a tool gives it.
-
-    Args:
-        value: a Pillow image, bytes, a dict with `bytes`, `path` or `url`, a path, or a data URL.
-
-    Raises:
-        DataError: the value is not one of them, or not an image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path") or value.get("url")
-
-    try:
-        if isinstance(value, bytes):
-            return Image.open(io.BytesIO(value))
-        if isinstance(value, str) and value.startswith("data:"):
-            return Image.open(io.BytesIO(base64.b64decode(value.partition(",")[2], validate=True)))
-        if isinstance(value, str | Path):
-            return Image.open(value)
-    except (OSError, UnidentifiedImageError, binascii.Error) as exc:
-        raise DataError(f"cannot read an image: {exc}", "give PNG or JPEG data, or the path of such a file") from exc
-
-    raise DataError(f"a {type(value).__name__} is not an image", "give bytes, a path, a data URL or a Pillow image")
-
-
-def image_data(value: Any) -> str:
-    """Return an image in base64 for the rollout server: as PNG, or the bytes that were given."""
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return base64.b64encode(value["bytes"]).decode()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, str) and value.startswith("data:"):
-        return value.partition(",")[2]
-
-    buffer = io.BytesIO()
-    open_image(value).convert("RGB").save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

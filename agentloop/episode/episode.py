@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from agentloop.chat.images import image_data, images_of
+from agentloop.chat.images import images_of
 from agentloop.client.client import GenerateResult
 from agentloop.config import AgentConfig
 from agentloop.episode.branch import Branch
@@ -17,6 +17,7 @@ from agentloop.episode.calls import assistant_message, cut_output, malformed_mes
 from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
+from agentloop.images import image_data
 from agentloop.trace.spans import OpenSpan
 from agentloop.types import (
     AttributeValue,

@@ -1,6 +1,8 @@
 """Traces: what an episode did, kept in the run directory and sent to other programs.
 
-spans.py        the spans of an episode, recorded while it runs
+spans     the spans of an episode, recorded while it runs
+record    one trajectory in one step, with what the trainer knows about it
+store     the files of a run directory: parquet, images
 """
 
 from agentloop.trace.spans import current_traceparent as traceparent

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from agentloop.chat.images import image_data
 from agentloop.config import AlgorithmConfig, ShapingConfig
+from agentloop.images import image_data
 from agentloop.types import EpisodeStatus, Trajectory
 from trainer.algorithms.advantage import advantages, discounted_returns, gae, grpo_process, remax
 from trainer.algorithms.shaping import overlong_penalty, wrong_answer

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from agentloop.chat import ChatRenderer
-from agentloop.chat.images import ImageTokens, image_data, load_image_tokens, open_image
+from agentloop.chat.images import ImageTokens, load_image_tokens
 from agentloop.errors import DataError, ModelError
+from agentloop.images import image_data, open_image
 
 Renderers = Callable[..., ChatRenderer]
 

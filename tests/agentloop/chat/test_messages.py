@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer, load_tokenizer
-from agentloop.chat.images import ImageTokens, image_data
+from agentloop.chat.images import ImageTokens
 from agentloop.config import SamplingConfig
+from agentloop.images import image_data
 from agentloop.testing import FakeGenerator
 from agentloop.tool.base import Tool
 from agentloop.tool.session import Toolset

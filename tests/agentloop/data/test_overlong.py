@@ -172,7 +172,7 @@ def test_real_geometry_problems_in_the_columns_of_their_parquet(tmp_path: Path, 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from agentloop.chat.images import image_data, open_image
+    from agentloop.images import image_data, open_image
 
     folders = sorted(path for path in (shared / "data" / "geometry3k").iterdir() if path.is_dir())
     problems = [json.loads((folder / "data.json").read_text())["problem_text"] for folder in folders]

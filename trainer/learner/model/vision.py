@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from agentloop.chat.images import open_image
 from agentloop.errors import DataError
+from agentloop.images import open_image
 from agentloop.model_folder import load_image_processor
 from trainer.packing.units import Unit
 from trainer.types import Sample

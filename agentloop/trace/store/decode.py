@@ -1,0 +1,180 @@
+"""Read rows of a table back as records, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import agentloop.types as types
+from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
+from agentloop.errors import TokenLawError
+from agentloop.faults import Fault
+from agentloop.trace.record import TraceRecord
+from agentloop.trace.store.encode import INTEGERS, MAPS, NUMBERS, TEXTS
+from agentloop.trace.store.exact_json import load
+from agentloop.trace.store.images import ImageFolder
+from agentloop.trace.store.tokens import restore_tokens
+from agentloop.types import EpisodeStatus, MalformedCall, StepReward, StopReason, ToolCall, Trajectory, Turn
+
+_COLUMNS: dict[str, Callable[[Any], Any]] = {
+    "token_ids": TokenIds,
+    "loss_mask": LossMask,
+    "logprobs": Logprobs,
+    "versions": Versions,
+}
+_FIELDS = {f.name for f in fields(Trajectory)}
+_RECORD = ("step", "split", "version", "part", "parts", "row")
+
+
+def decode(table: pa.Table, images: ImageFolder) -> list[TraceRecord]:
+    """Return the records of a table.
+
+    Raises:
+        KeyError, ValueError, TypeError: it does not have the columns of `schema.SCHEMA`.
+    """
+    scalars = {name: table.column(name).to_pylist() for name in (*_RECORD, *TEXTS, *NUMBERS, *INTEGERS, *_TEXT_COLUMNS)}
+    maps = {name: table.column(name).to_pylist() for name in MAPS}
+    digests = table.column("images").to_pylist()
+    tokens = _Tokens(table)
+
+    records = []
+    for i in range(len(table)):
+        values: dict[str, Any] = {name: scalars[name][i] for name in (*TEXTS, *NUMBERS, *INTEGERS)}
+        values |= {name: dict(maps[name][i] or ()) for name in MAPS}
+        values |= {name: read(load(scalars[name][i] or "[]")) for name, read in _READERS.items()}
+        values["messages"] = images.located(load(scalars["messages"][i] or "[]"))
+        values["images"] = [images.reference(digest) for digest in digests[i] or ()]
+        columns = tokens.row(i)
+        other = load(text) if (text := scalars["other"][i]) else {}
+        values |= dict(zip(_COLUMNS, columns, strict=True))
+        for name, value in other.items():
+            values[name] = _column(name, value) if name in _COLUMNS else value
+
+        known = {name: value for name, value in values.items() if name in _FIELDS}
+        known["status"] = _member(EpisodeStatus, known["status"])
+        known["stop_reason"] = _member(StopReason, known["stop_reason"])
+        mask = np.asarray(columns[1], dtype=bool)
+        records.append(
+            TraceRecord(
+                **{name: scalars[name][i] for name in _RECORD},
+                trajectory=Trajectory(**known),
+                advantages=tokens.spread("advantages", i, mask, 0.0),
+                trainer_logprobs=tokens.spread("trainer_logprobs", i, mask, np.nan),
+            )
+        )
+    return records
+
+
+def read_turns(items: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """Return turns from their JSON form."""
+    return [
+        _make(
+            Turn,
+            turn,
+            stop_reason=_member(StopReason, turn["stop_reason"]),
+            tool_calls=[_make(ToolCall, call) for call in turn.get("tool_calls", ())],
+            malformed_calls=[_make(MalformedCall, call) for call in turn.get("malformed_calls", ())],
+        )
+        for turn in items
+    ]
+
+
+def _read_spans(items: Sequence[Mapping[str, Any]]) -> list[Any]:
+    span: Any = getattr(types, "Span", None)
+    return [item if span is None else _make(span, item) for item in items]
+
+
+_READERS: dict[str, Callable[[Any], list[Any]]] = {
+    "turns": read_turns,
+    "step_rewards": lambda items: [_make(StepReward, item) for item in items],
+    "faults": lambda items: [_make(Fault, item) for item in items],
+    "spans": _read_spans,
+}
+_TEXT_COLUMNS = (*_READERS, "messages", "other")
+
+
+def _make(kind: type, item: Mapping[str, Any], **given: Any) -> Any:
+    """Make a dataclass from its JSON form; keys that this version does not know are left out."""
+    known = {f.name for f in fields(kind)}
+    return kind(**{**{key: value for key, value in item.items() if key in known}, **given})
+
+
+def _member(kind: Any, value: Any) -> Any:
+    """Return a member of an enumeration; a value that it does not have stays as it is."""
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    """Return an irregular column, compact where its class holds the entries."""
+    try:
+        return _COLUMNS[name](values)
+    except (TokenLawError, TypeError, ValueError, OverflowError):
+        return values
+
+
+class _Tokens:
+    """The token columns of a table, without a Python object for each number."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._lists = {
+            name: _NumberLists(table.column(name))
+            for name in ("token_ids", "logprobs", "logprobs64", "trainer_logprobs", "advantages")
+        }
+        self._spans = _NumberLists(table.column("sampled_spans"))
+
+    def row(self, i: int) -> tuple[TokenIds, LossMask, Logprobs, Versions]:
+        """Return the columns of a row; of an irregular one, only its ids."""
+        ids = self._lists["token_ids"].row(i)
+        spans = self._spans.slice(i)
+        lists = self._lists["logprobs"] if self._lists["logprobs"].has(i) else self._lists["logprobs64"]
+        numbers = lists.slice(i)
+        missing = numbers.is_null().to_numpy(zero_copy_only=False) if numbers.null_count else None
+        return restore_tokens(
+            ids,
+            spans.field("start").to_numpy(zero_copy_only=False),
+            spans.field("end").to_numpy(zero_copy_only=False),
+            spans.field("version").to_pylist(),
+            numbers.to_numpy(zero_copy_only=False),
+            missing,
+        )
+
+    def spread(self, name: str, i: int, mask: np.ndarray, empty: float) -> np.ndarray | None:
+        """Return numbers of sampled tokens as a column over all tokens; None: the row has none."""
+        lists = self._lists[name]
+        if not lists.has(i):
+            return None
+        column = np.full(len(mask), empty, dtype=np.float32)
+        column[mask] = lists.row(i)
+        return column
+
+
+class _NumberLists:
+    """A column of lists in one piece."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        joined = column.combine_chunks()
+        if isinstance(joined, pa.ChunkedArray):  # a table without rows
+            joined = joined.chunk(0) if joined.num_chunks else pa.array([], column.type)
+        self._offsets = joined.offsets.to_numpy()
+        self._values = joined.values
+        self._absent = joined.is_null().to_numpy(zero_copy_only=False) if joined.null_count else None
+
+    def has(self, i: int) -> bool:
+        """Whether a row has a list."""
+        return self._absent is None or not self._absent[i]
+
+    def slice(self, i: int) -> Any:
+        """Return the entries of a row as an Arrow array."""
+        start, end = int(self._offsets[i]), int(self._offsets[i + 1])
+        return self._values.slice(start, end - start)
+
+    def row(self, i: int) -> np.ndarray:
+        """Return the numbers of a row."""
+        return np.asarray(self.slice(i).to_numpy(zero_copy_only=False))

@@ -1,0 +1,82 @@
+"""JSON that reads back as it was written: NaN, integers of any size, lone surrogates.
+
+The common case takes orjson. What orjson would alter or refuse takes the standard library, whose
+output is ASCII with `NaN` and `Infinity`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from agentloop.files import read_json
+
+DEEPEST = 200
+"""Levels of nesting that are written; a deeper value becomes its text."""
+
+
+def dump(value: Any) -> str:
+    """Return a value as JSON. Dataclasses are objects; what JSON cannot hold becomes its text."""
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=str)
+    except TypeError:  # a lone surrogate, an integer of more than 64 bits, a key that is not text
+        return _dump_slowly(value)
+    if b"null" in text and _has_odd_float(value):  # orjson writes null for NaN
+        return _dump_slowly(value)
+    return text.decode()
+
+
+def load(text: str) -> Any:
+    """Read what `dump` returned.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return read_json(text.encode())
+    except ValueError:  # NaN, Infinity or an escaped lone surrogate
+        return json.loads(text)
+
+
+def _dump_slowly(value: Any) -> str:
+    return json.dumps(_plain(value, 0))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        # Of a subclass such as an enumeration or numpy's float64, the plain value.
+        return next((kind(value) for kind in (str, int, float) if isinstance(value, kind)), value)
+    if depth > DEEPEST:
+        return str(type(value).__name__)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name), depth + 1) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    if hasattr(value, "tolist"):  # a numpy array or number
+        return _plain(value.tolist(), depth + 1)
+    return str(value)
+
+
+def _key(key: Any) -> str:
+    return str(key.value) if hasattr(key, "value") else str(key)
+
+
+def _has_odd_float(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, str | int | None):
+        return False
+    if isinstance(value, Mapping):
+        return any(map(_has_odd_float, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_odd_float, value))
+    if dataclasses.is_dataclass(value):
+        return any(_has_odd_float(getattr(value, f.name)) for f in dataclasses.fields(value))
+    return hasattr(value, "tolist") and _has_odd_float(value.tolist())

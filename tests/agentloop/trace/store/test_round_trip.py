@@ -1,0 +1,193 @@
+"""What is written is read back to the bit, whatever a model or a user's code wrote."""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
+from agentloop.faults import Fault
+from agentloop.trace.record import RecordKey, TraceRecord
+from agentloop.trace.store import TraceStore
+from agentloop.types import EpisodeStatus, MalformedCall, StepReward, StopReason, ToolCall, Trajectory, Turn
+from tests.agentloop.trace.store.support import trajectory as lawful
+
+# Lone surrogates, control characters and markup included.
+TEXT = st.text(st.characters(), max_size=12) | st.sampled_from(["\ud800", "a\x00b", "\x1b[31m", "\u202e", "</script>"])
+FLOAT = st.floats()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(2**90), 2**90) | FLOAT | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+ARGUMENTS = st.dictionaries(TEXT, JSON, max_size=3)
+TURN = st.builds(
+    Turn,
+    start=st.integers(0, 9),
+    end=st.integers(0, 9),
+    text=TEXT,
+    stop_reason=st.sampled_from(StopReason),
+    tool_calls=st.lists(st.builds(ToolCall, TEXT, ARGUMENTS, TEXT), max_size=2),
+    malformed_calls=st.lists(st.builds(MalformedCall, TEXT, TEXT), max_size=1),
+    reasoning=st.none() | TEXT,
+    latency_s=FLOAT,
+    prompt_digest=st.none() | st.integers(0, 2**64),
+)
+MESSAGE = st.fixed_dictionaries({"role": TEXT, "content": TEXT}, optional={"tool_call_id": TEXT, "name": TEXT})
+NUMBERS = st.dictionaries(TEXT, FLOAT, max_size=3)
+
+
+@st.composite
+def columns(draw: Any) -> dict[str, Any]:
+    """Token columns: lawful, or of any other shape."""
+    n = draw(st.integers(0, 12))
+    ids = draw(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=n, max_size=n))
+    mask = draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
+    single = st.floats(width=32) | st.just(float("nan"))
+    number = draw(st.sampled_from([single, FLOAT, st.none() | FLOAT]))
+    logprobs = [draw(number) if m else None for m in mask]
+    versions = [draw(st.integers(0, 3)) if m else None for m in mask]
+    kind = draw(st.sampled_from(["lawful", "lawful", "lists", "long mask", "odd mask", "unsampled", "no version"]))
+    if kind == "lists":
+        return {"token_ids": ids, "loss_mask": mask, "logprobs": logprobs, "versions": versions}
+    mask += [1] * (kind == "long mask")
+    if n and kind == "odd mask":
+        mask[0] = 7
+    if n and kind == "unsampled":
+        logprobs[0], versions[0], mask[0] = -1.5, 4, 0
+    if n and kind == "no version":
+        versions[-1] = None
+    return {
+        "token_ids": TokenIds(ids),
+        "loss_mask": LossMask(mask),
+        "logprobs": Logprobs(logprobs),
+        "versions": Versions(versions),
+    }
+
+
+@st.composite
+def trajectories(draw: Any) -> Trajectory:
+    return Trajectory(
+        **draw(columns()),
+        prompt_length=draw(st.integers(0, 12)),
+        turns=draw(st.lists(TURN, max_size=2)),
+        reward=draw(st.none() | FLOAT),
+        reward_parts=draw(NUMBERS),
+        outcome=draw(st.none() | FLOAT),
+        answer=draw(st.none() | TEXT),
+        step_rewards=draw(st.lists(st.builds(StepReward, TEXT, FLOAT, st.integers(), st.integers()), max_size=2)),
+        stop_reason=draw(st.sampled_from(StopReason)),
+        status=draw(st.sampled_from(EpisodeStatus)),
+        error=draw(st.none() | TEXT),
+        broken_rule=draw(st.none() | TEXT),
+        agent_name=draw(TEXT),
+        task_id=draw(TEXT),
+        group_id=draw(TEXT),
+        sample_index=draw(st.integers(0, 2**70)),
+        data_source=draw(TEXT),
+        messages=draw(st.lists(MESSAGE, max_size=2)),
+        metrics=draw(NUMBERS | st.just({"tools": 3, "big": 2**70})),
+        faults=draw(st.lists(st.builds(Fault, TEXT, TEXT, TEXT, TEXT), max_size=1)),
+    )
+
+
+def exact(value: Any) -> Any:
+    """A form in which values are equal exactly if they are the same to the bit."""
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else struct.pack("<d", value)
+    if isinstance(value, Logprobs):
+        return list(value.bits())
+    if isinstance(value, TokenIds | LossMask | Versions):
+        return list(value)
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.tobytes()
+    if isinstance(value, dict):
+        return [(key, exact(item)) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [exact(item) for item in value]
+    if hasattr(type(value), "__dataclass_fields__"):
+        return [(f.name, exact(getattr(value, f.name))) for f in fields(value)]
+    return value
+
+
+def compact(trajectory: Trajectory) -> Trajectory:
+    """The trajectory with the columns that lists are read back as."""
+    kinds = {"token_ids": TokenIds, "loss_mask": LossMask, "logprobs": Logprobs, "versions": Versions}
+    for name, kind in kinds.items():
+        setattr(trajectory, name, kind(getattr(trajectory, name)))
+    return trajectory
+
+
+@given(st.lists(trajectories(), max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_trajectory_is_read_back_to_the_bit(made: list[Trajectory]) -> None:
+    records = [TraceRecord(7, "train", 6, part, len(made), t, row=part or None) for part, t in enumerate(made)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = TraceStore(Path(folder))
+        store.write(7, "train", records)
+        read = store.records(7, "train")
+        assert list(store.iterate(7, "train")) is not None
+        assert store.problems() == []
+    assert len(read) == len(records)
+    for before, after in zip(records, read, strict=True):
+        compact(before.trajectory)
+        assert exact(after) == exact(before)
+        assert type(after.trajectory.status) is EpisodeStatus
+        assert type(after.trajectory.stop_reason) is StopReason
+
+
+def test_numbers_of_the_trainer_stay_at_their_tokens(tmp_path: Path) -> None:
+    mask = [0, 1, 1, 0, 1]
+    trajectory = Trajectory(
+        [1, 2, 3, 4, 5], mask, [None if not m else -0.5 for m in mask], [None if not m else 2 for m in mask], 1
+    )
+    advantages = np.array([0, 1.5, -2, 0, 3], dtype=np.float32)
+    trainer = np.array([np.nan, -1, -2, np.nan, -3], dtype=np.float32)
+    records = [
+        TraceRecord(1, "train", 0, 0, 2, trajectory),
+        TraceRecord(1, "train", 0, 1, 2, trajectory, advantages, trainer, row=12),
+    ]
+    store = TraceStore(tmp_path)
+    store.write(1, "train", records)
+    fork, main = store.records(1, "train")
+    assert fork.advantages is None and fork.trainer_logprobs is None and fork.row is None
+    assert main.advantages is not None and main.advantages.tolist() == advantages.tolist()
+    np.testing.assert_array_equal(main.trainer_logprobs, trainer)
+    assert main.row == 12 and main.is_main and not fork.is_main
+    with pytest.raises(ValueError, match="does not belong to 5 tokens"):
+        store.write(1, "train", [TraceRecord(1, "train", 0, 0, 1, trajectory, advantages[:3])])
+    assert len(store.records(1, "train")) == 2  # the failed write left the earlier file
+
+
+def test_a_token_id_that_no_column_holds_is_kept(tmp_path: Path) -> None:
+    made = Trajectory([1, 2**40], [0, 1], [None, -1.0], [None, 0], 1, status=EpisodeStatus.REJECTED)
+    store = TraceStore(tmp_path)
+    store.write(1, "eval", [TraceRecord(1, "eval", 1, 0, 1, made)])
+    (read,) = store.records(1, "eval")
+    assert read.trajectory.token_ids == [1, 2**40]
+    assert read.trajectory.loss_mask == [0, 1] and read.trajectory.status is EpisodeStatus.REJECTED
+
+
+def test_keys(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    assert RecordKey.parse("train/12/a/b/3/1") == ("train", 12, "a/b", 3, 1)
+    for bad in ("", "train/1", "other/1/g/0/0", "train/x/g/0/0", "train/1/g/0"):
+        with pytest.raises(ValueError):
+            RecordKey.parse(bad)
+
+    made = [lawful(rng, group=f"a/{group}", sample=sample) for group in range(2) for sample in range(2)]
+    records = [TraceRecord(2, "train", 1, 0, 1, t) for t in made]
+    store = TraceStore(tmp_path)
+    store.write(2, "train", records)
+    for record in records:
+        assert exact(store.record(record.key).trajectory.turns) == exact(record.trajectory.turns)
