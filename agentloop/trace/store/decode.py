@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import agentloop.types as types
 from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.errors import TokenLawError
 from agentloop.faults import Fault
@@ -18,7 +17,7 @@ from agentloop.trace.store.encode import INTEGERS, MAPS, NUMBERS, TEXTS
 from agentloop.trace.store.exact_json import load
 from agentloop.trace.store.images import ImageFolder
 from agentloop.trace.store.tokens import restore_tokens
-from agentloop.types import EpisodeStatus, MalformedCall, StepReward, StopReason, ToolCall, Trajectory, Turn
+from agentloop.types import EpisodeStatus, MalformedCall, Span, StepReward, StopReason, ToolCall, Trajectory, Turn
 
 _COLUMNS: dict[str, Callable[[Any], Any]] = {
     "token_ids": TokenIds,
@@ -83,16 +82,11 @@ def read_turns(items: Sequence[Mapping[str, Any]]) -> list[Turn]:
     ]
 
 
-def _read_spans(items: Sequence[Mapping[str, Any]]) -> list[Any]:
-    span: Any = getattr(types, "Span", None)
-    return [item if span is None else _make(span, item) for item in items]
-
-
 _READERS: dict[str, Callable[[Any], list[Any]]] = {
     "turns": read_turns,
     "step_rewards": lambda items: [_make(StepReward, item) for item in items],
     "faults": lambda items: [_make(Fault, item) for item in items],
-    "spans": _read_spans,
+    "spans": lambda items: [_make(Span, item) for item in items],
 }
 _TEXT_COLUMNS = (*_READERS, "messages", "other")
 

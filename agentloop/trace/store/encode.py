@@ -66,7 +66,7 @@ class _Rows:
 
         cells = self.cells
         for name in JSON:
-            cells[name].append(dump(getattr(trajectory, name, ())))
+            cells[name].append(dump(getattr(trajectory, name)))
         cells["messages"].append(dump([digests.message(message) for message in trajectory.messages]))
         self.images.append([digests.of(image) for image in trajectory.images])
         for field in _LATER:
@@ -87,7 +87,7 @@ class _Rows:
     def _add_scalars(self, trajectory: Trajectory, other: dict[str, Any]) -> None:
         for names, convert in ((TEXTS, _text), (NUMBERS, _number), (INTEGERS, _integer), (MAPS, _numbers)):
             for name in names:
-                value = getattr(trajectory, name, None)
+                value = getattr(trajectory, name)
                 stored, exact = convert(value)
                 self.cells[name].append(stored)
                 if not exact:

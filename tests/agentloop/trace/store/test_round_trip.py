@@ -19,7 +19,7 @@ from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.faults import Fault
 from agentloop.trace.record import RecordKey, TraceRecord
 from agentloop.trace.store import TraceStore
-from agentloop.types import EpisodeStatus, MalformedCall, StepReward, StopReason, ToolCall, Trajectory, Turn
+from agentloop.types import EpisodeStatus, MalformedCall, Span, StepReward, StopReason, ToolCall, Trajectory, Turn
 from tests.agentloop.trace.store.support import trajectory as lawful
 
 # Lone surrogates, control characters and markup included.
@@ -45,6 +45,10 @@ TURN = st.builds(
 )
 MESSAGE = st.fixed_dictionaries({"role": TEXT, "content": TEXT}, optional={"tool_call_id": TEXT, "name": TEXT})
 NUMBERS = st.dictionaries(TEXT, FLOAT, max_size=3)
+SPAN = st.builds(
+    Span, TEXT, TEXT, st.none() | TEXT, st.integers(), st.integers(), st.just("error"), st.none() | TEXT,
+    st.dictionaries(TEXT, TEXT | st.booleans() | st.integers() | FLOAT, max_size=3),
+)  # fmt: skip
 
 
 @st.composite
@@ -97,6 +101,8 @@ def trajectories(draw: Any) -> Trajectory:
         data_source=draw(TEXT),
         messages=draw(st.lists(MESSAGE, max_size=2)),
         metrics=draw(NUMBERS | st.just({"tools": 3, "big": 2**70})),
+        trace_id=draw(TEXT),
+        spans=draw(st.lists(SPAN, max_size=2)),
         faults=draw(st.lists(st.builds(Fault, TEXT, TEXT, TEXT, TEXT), max_size=1)),
     )
 
