@@ -91,6 +91,12 @@ class Started:
         before = self.steps
         self.wait_for(lambda: self.steps > before)
 
+    def wait_for_the_end_or_a_step(self) -> None:
+        before, deadline = self.steps, time.monotonic() + WAIT_S
+        while self.alive and self.steps == before:
+            assert time.monotonic() < deadline, f"it hangs:\n{self.out}"
+            time.sleep(0.05)
+
     def wait_for(self, what: Callable[[], object]) -> None:
         deadline = time.monotonic() + WAIT_S
         while not what():
@@ -207,8 +213,14 @@ class RunChaos:
         return self.count("main killed")
 
     def kill_rank(self, started: Started) -> bool:
+        in_use = started.steps > 0
         if self.signal_one(started, signal.SIGKILL, "trainer.learner.process") is None:
             return False
+        if not in_use:
+            # A process that dies while it imports ahead is replaced, and the run goes on.
+            started.wait_for_the_end_or_a_step()
+            if started.alive:
+                return self.count("rank killed ahead of its use")
         self.ends_with_an_error(started, r"trainer rank 0 died \(exit code -9\)")
         return self.count("rank killed")
 
