@@ -3,6 +3,7 @@
 spans     the spans of an episode, recorded while it runs
 record    one trajectory in one step, with what the trainer knows about it
 store     the files of a run directory: parquet, images
+signals   rules that name what looks wrong in a run, with the episodes behind it
 """
 
 from agentloop.trace.spans import current_traceparent as traceparent
