@@ -117,6 +117,21 @@ class WorkerError(InfrastructureError):
     """A trainer worker died or reported an error."""
 
 
+class ExportError(InfrastructureError):
+    """Spans could not be sent to their destination.
+
+    Args:
+        final: sending the same spans again cannot help.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, final: bool = False) -> None:
+        super().__init__(message, hint)
+        self.final = final
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.hint, self.final)
+
+
 class DiskError(InfrastructureError):
     """A file could not be written. The message names it and the free space of its disk."""
 

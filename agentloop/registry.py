@@ -20,6 +20,7 @@ from agentloop.text import clean, did_you_mean
 AGENTS, TOOLS, REWARDS = "agentloop.agents", "agentloop.tools", "agentloop.rewards"
 INTERACTIONS = "agentloop.interactions"
 DATASETS, LOGGERS = "agentloop.datasets", "agentloop.loggers"
+TRACES = "agentloop.traces"
 
 
 @lru_cache

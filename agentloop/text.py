@@ -120,8 +120,11 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 
-SECRET_KEY = re.compile(r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?)$", re.IGNORECASE)
-"""Keys whose values are secrets, by their last word."""
+SECRET_KEY = re.compile(
+    r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?|authorization)$|(?:^|[_.-])headers(?:\.|$)",
+    re.IGNORECASE,
+)
+"""Keys whose values are secrets, by their last word; and everything below `headers`."""
 
 _SECRET_IN_VALUE = re.compile(
     r"[\[{].*(?:token|password|secret|api_?key|credential)|//[^/@\s]*:[^/@\s]*@|--[\w-]*(?:token|password|secret|api-?key)",
@@ -151,8 +154,7 @@ def hide_secrets(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: HIDDEN if item and not isinstance(item, bool) and SECRET_KEY.search(str(key)) else hide_secrets(item)
-            for key, item in value.items()
+            key: _hidden(item) if SECRET_KEY.search(str(key)) else hide_secrets(item) for key, item in value.items()
         }
     if isinstance(value, list | tuple):
         shown: list[Any] = []
@@ -168,3 +170,10 @@ def hide_secrets(value: Any) -> Any:
             follows = option is not None and not option[2]
         return shown
     return _SECRET_IN_URL.sub(HIDDEN, value) if isinstance(value, str) else value
+
+
+def _hidden(value: Any) -> Any:
+    """Hide the value of a secret key; of a mapping, such as `headers`, that of each key."""
+    if isinstance(value, dict):
+        return {key: _hidden(item) for key, item in value.items()}
+    return HIDDEN if value and not isinstance(value, bool) else value

@@ -13,7 +13,18 @@ from __future__ import annotations
 from agentloop.config.algorithm import ESTIMATORS, AlgorithmConfig, CorrectionConfig, Needs, ShapingConfig
 from agentloop.config.recipe import AgentConfig, DataConfig, EvalConfig, Recipe, RewardConfig
 from agentloop.config.rollout import EvalSamplingConfig, PublishConfig, RolloutConfig, SamplingConfig
-from agentloop.config.run import CheckpointConfig, ClusterConfig, LoggerConfig, ModelConfig, RunConfig, TraceConfig
+from agentloop.config.run import (
+    CheckpointConfig,
+    ClusterConfig,
+    ExporterConfig,
+    LoggerConfig,
+    ModelConfig,
+    OtlpConfig,
+    RunConfig,
+    SpanSampling,
+    TraceConfig,
+    WeaveConfig,
+)
 from agentloop.config.section import Section
 from agentloop.config.sft import SftModel, SftRecipe, SftRunConfig, SftStage
 from agentloop.config.trainer import CriticConfig, FsdpConfig, LoraConfig, OptimConfig, TrainerConfig
@@ -29,12 +40,14 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "EvalSamplingConfig",
+    "ExporterConfig",
     "FsdpConfig",
     "LoggerConfig",
     "LoraConfig",
     "ModelConfig",
     "Needs",
     "OptimConfig",
+    "OtlpConfig",
     "PublishConfig",
     "Recipe",
     "RewardConfig",
@@ -47,6 +60,8 @@ __all__ = [
     "SftRunConfig",
     "SftStage",
     "ShapingConfig",
+    "SpanSampling",
     "TraceConfig",
     "TrainerConfig",
+    "WeaveConfig",
 ]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from agentloop.config.section import FolderName, Section
+from agentloop.config.section import FolderName, HttpAddress, Seconds, Section
 
 
 class RunConfig(Section):
@@ -63,6 +63,40 @@ class CheckpointConfig(Section):
     asynchronous: bool = Field(True, description="write during the next step, from a copy in CPU memory")
 
 
+class SpanSampling(Section):
+    """Which groups of a step are sent. The choice depends on step and group only."""
+
+    sample_rate: float = Field(1.0, ge=0, le=1, description="share of the groups that are sent")
+    max_groups_per_step: int | None = Field(None, ge=1, description="groups of a step that are sent; null: all")
+
+
+class OtlpConfig(SpanSampling):
+    """OpenTelemetry receiver: MLflow, Phoenix, Jaeger, Grafana (docs/traces.md)."""
+
+    endpoint: HttpAddress = Field(description="address of the receiver; /v1/traces is added unless it ends so")
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="headers of each request, e.g. {authorization: ...}; never written to a file"
+    )
+    timeout_s: Seconds = Field(10.0, description="time limit of one request, its retries included")
+    texts: bool = Field(True, description="send prompts, answers and tool results; false: names, times and numbers")
+
+
+class WeaveConfig(SpanSampling):
+    """Weights & Biases Weave (docs/traces.md)."""
+
+    project: str = Field(min_length=1, description="project; entity/project is accepted too")
+    entity: str | None = Field(None, description="team or user; null: the default of the account")
+    token2text: bool = Field(True, description="send prompts and answers as text; false: without them")
+    max_groups_per_step: int | None = Field(16, ge=1, description="groups of a step that are sent; null: all")
+
+
+class ExporterConfig(SpanSampling):
+    """A destination of spans that a package registers in agentloop.traces."""
+
+    name: str = Field(description="name registered in agentloop.traces")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the exporter")
+
+
 class TraceConfig(Section):
     """Record of the episodes."""
 
@@ -70,6 +104,12 @@ class TraceConfig(Section):
     max_trajectories: int | None = Field(None, ge=1, description="maximum trajectories of a step; null: all")
     print_every: int = Field(10, ge=0, description="print decoded sample episodes every N steps; 0: never")
     print_samples: int = Field(2, ge=1, description="number of sample episodes printed")
+    otlp: OtlpConfig | None = Field(None, description="send spans to an OpenTelemetry receiver; null: no")
+    weave: WeaveConfig | None = Field(None, description="send episodes to weave; null: no")
+    exporters: list[ExporterConfig] = Field(default_factory=list, description="further destinations of spans")
+    queue_mb: int = Field(
+        256, ge=1, description="episodes that wait for each destination, in MB; more are left to `agentloop trace push`"
+    )
 
 
 class LoggerConfig(Section):

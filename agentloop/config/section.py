@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -47,3 +48,14 @@ Processes = Annotated[int, Field(ge=1, le=4096)]
 
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
 """A time limit. The bound (3 years) keeps it within what timers of the operating system take."""
+
+
+def _an_http_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("write it as http://host:port")
+    return value
+
+
+HttpAddress = Annotated[str, AfterValidator(_an_http_address)]
+"""An address that begins with http:// or https://."""

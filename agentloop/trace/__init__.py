@@ -1,9 +1,12 @@
 """Traces: what an episode did, kept in the run directory and sent to other programs.
 
-spans     the spans of an episode, recorded while it runs
-record    one trajectory in one step, with what the trainer knows about it
-store     the files of a run directory: parquet, images
-signals   rules that name what looks wrong in a run, with the episodes behind it
+spans      the spans of an episode, recorded while it runs
+record     one trajectory in one step, with what the trainer knows about it
+store      the files of a run directory: parquet, images
+exporting  the protocol of a destination of spans, and which groups it gets
+hub        sends a step's episodes in the background
+exports    what was sent where
+otlp       to OpenTelemetry receivers, under the names of `genai`
 """
 
 from agentloop.trace.spans import current_traceparent as traceparent

@@ -1,0 +1,221 @@
+"""What a destination of spans gets and how it is loaded: the protocol `SpanExporter`.
+
+An exporter is a class registered in the entry-point group `agentloop.traces` and called as
+`Exporter(config, run)`. Built in are `otlp` and `weave`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from agentloop.config import SpanSampling, TraceConfig
+from agentloop.errors import ConfigError
+from agentloop.registry import TRACES, load
+from agentloop.trace.record import TraceRecord
+from agentloop.types import Span, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRun:
+    """The run whose episodes are exported.
+
+    Attributes:
+        name: `run.name`.
+        folder: the run directory.
+        model: `model.path`, the name of the policy.
+        rollout_n: episodes of a group in training.
+        eval_n: episodes of a row in an evaluation.
+    """
+
+    name: str
+    folder: Path
+    model: str = ""
+    rollout_n: int = 1
+    eval_n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TracedEpisode:
+    """One episode of a step: its trajectories in order, the main one last.
+
+    Attributes:
+        records: at least one; all of one episode.
+    """
+
+    run: ExportRun
+    records: tuple[TraceRecord, ...]
+
+    @property
+    def main(self) -> TraceRecord:
+        """The record with the answer and the spans."""
+        return self.records[-1]
+
+    @property
+    def spans(self) -> list[Span]:
+        """Empty for episodes of older versions; else the first is `episode`."""
+        return self.main.trajectory.spans
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits, equal whenever this episode is read again."""
+        return self.main.trajectory.trace_id or _digest(self.main)
+
+    @property
+    def key(self) -> str:
+        """`train/12/<group_id>/<sample_index>`: names the episode in its run."""
+        return self.main.key.rsplit("/", 1)[0]
+
+    def attributes(self) -> dict[str, str | int | bool]:
+        """Return what is known of the episode since the end of its step, as spans show it."""
+        record, trajectory = self.main, self.main.trajectory
+        return {
+            "step": record.step,
+            "version": record.version,
+            "sample_index": trajectory.sample_index,
+            "rollout_n": self.run.rollout_n if record.split == "train" else self.run.eval_n,
+            "group_id": trajectory.group_id,
+            "validate": record.split == "eval",
+            "experiment_name": self.run.name,
+            "agent_name": trajectory.agent_name,
+            "task_id": trajectory.task_id,
+            "status": trajectory.status.value,
+        }
+
+
+class SpanExporter(Protocol):
+    """A destination of spans: `Exporter(config, run)`, with its section of `trace` and `ExportRun`.
+
+    The constructor must not use the network, and raises `ConfigError` if the exporter cannot work.
+    All later calls come from one thread.
+
+    Attributes:
+        library: optional, of the class; the module that it needs, checked before the run starts.
+        extra: optional, of the class; the extra of this package that installs it.
+        destination: names the receiver in the record of what was sent where: address or project,
+            without secrets. Episodes sent to another one are sent again.
+    """
+
+    destination: str
+
+    def export(self, episodes: Sequence[TracedEpisode]) -> None:
+        """Send episodes, and return once the receiver has confirmed them.
+
+        Sending an episode again must not make a second one there: derive ids from
+        `TracedEpisode.trace_id` and `Span.span_id`.
+
+        Raises:
+            ExportError: not all of them arrived. They are sent again later; if `final`, once alone,
+                and not again by this run.
+        """
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Release what it holds. `export` may be running in another thread: end it early."""
+        ...
+
+
+def episodes_of(run: ExportRun, records: Iterable[TraceRecord]) -> list[TracedEpisode]:
+    """Return the episodes of records, in which each episode's are adjacent and in order."""
+    groups = itertools.groupby(records, lambda record: record.key.rsplit("/", 1)[0])
+    return [TracedEpisode(run, tuple(group)) for _, group in groups]
+
+
+def sampled(episodes: Sequence[TracedEpisode], sampling: SpanSampling) -> list[TracedEpisode]:
+    """Return the episodes of the groups that `sampling` chooses, in order.
+
+    The choice depends on split, step and group id alone: `agentloop trace push` makes it again.
+    """
+    if sampling.sample_rate >= 1 and sampling.max_groups_per_step is None:
+        return list(episodes)
+    drawn: dict[tuple[str, int], dict[str, float]] = {}
+    for episode in episodes:
+        record = episode.main
+        step = drawn.setdefault((record.split, record.step), {})
+        group = record.trajectory.group_id
+        if group not in step:
+            step[group] = _draw(f"{record.split}/{record.step}/{group}")
+    chosen = set()
+    for place, groups in drawn.items():
+        within = sorted((number, group) for group, number in groups.items() if number < sampling.sample_rate)
+        chosen |= {(*place, group) for _, group in within[: sampling.max_groups_per_step]}
+    return [e for e in episodes if (e.main.split, e.main.step, e.main.trajectory.group_id) in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """An exporter and its section of the recipe.
+
+    Attributes:
+        name: as `agentloop trace push --to` takes it.
+    """
+
+    name: str
+    exporter: SpanExporter
+    sampling: SpanSampling
+
+
+def load_destinations(config: TraceConfig, run: ExportRun, only: str | None = None) -> list[Destination]:
+    """Construct the exporters that `trace` names. Uses no network.
+
+    Args:
+        only: the one with this name, if it is there.
+
+    Raises:
+        RegistryError: an exporter is not registered.
+        ConfigError: its library is not installed, or its options are wrong.
+    """
+    sections: list[tuple[str, SpanSampling]] = []
+    if config.otlp is not None:
+        sections.append(("otlp", config.otlp))
+    if config.weave is not None:
+        sections.append(("weave", config.weave))
+    sections += [(section.name, section) for section in config.exporters]
+    return [
+        Destination(name, load_exporter(name)(section, run), section)
+        for name, section in sections
+        if only in (None, name)
+    ]
+
+
+def load_exporter(name: str) -> Callable[[Any, ExportRun], SpanExporter]:
+    """Return the class of an exporter whose library is installed.
+
+    Raises:
+        RegistryError: no such exporter is registered.
+        ConfigError: its library is not installed.
+    """
+    factory: Callable[[Any, ExportRun], SpanExporter] = load(TRACES, name)
+    library = getattr(factory, "library", None)
+    if library is not None and not _installed(library):
+        extra = getattr(factory, "extra", None)
+        raise ConfigError(
+            f"trace.{name} needs the library {library!r}, which is not installed",
+            f"pip install 'agentloop-rl[{extra}]'" if extra else f"pip install {library}",
+        )
+    return factory
+
+
+def _installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ModuleNotFoundError:  # of `a.b`: there is no `a`
+        return False
+
+
+def _draw(name: str) -> float:
+    """Return a number in [0, 1) that depends on the name only."""
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) / 2**64
+
+
+def _digest(record: TraceRecord) -> str:
+    """Return an id for an episode of a version without trace ids."""
+    trajectory: Trajectory = record.trajectory
+    text = json.dumps([record.key, [turn.request_id for turn in trajectory.turns], list(trajectory.token_ids)])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

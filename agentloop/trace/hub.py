@@ -1,0 +1,284 @@
+"""`TraceHub`: send the episodes of a run to its destinations, each in a thread of its own.
+
+A step hands its records over and never waits. While a destination is unreachable, episodes wait in
+memory up to a bound; what is beyond stays in the run directory, is counted and said once, and
+`agentloop trace push` sends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from agentloop.config import TraceConfig
+from agentloop.errors import ExportError
+from agentloop.text import clean
+from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, episodes_of, load_destinations, sampled
+from agentloop.trace.exports import ExportLog
+from agentloop.trace.record import TraceRecord
+
+BATCH = 16
+"""Episodes of one call of `SpanExporter.export`, and of one entry in the record of exports."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""Pause after a failure; it doubles up to the longest."""
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long the end of a run waits for what is still to be sent."""
+
+LONGEST_CAUSE = 300
+
+
+@dataclass(slots=True)
+class ExportCounts:
+    """Episodes of one destination: sent, left out as the queue was full, refused by it, waiting."""
+
+    sent: int = 0
+    dropped: int = 0
+    refused: int = 0
+    waiting: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Episodes that the destination does not have."""
+        return self.dropped + self.refused + self.waiting
+
+
+class TraceHub:
+    """The destinations of a run's spans.
+
+    Args:
+        destinations: may be empty; then nothing is done.
+        run: the run, whose folder keeps the record of what was sent.
+        queue_mb: size of the episodes that wait for one destination.
+        warn: called from `submit` and `close`, in the caller's thread.
+    """
+
+    def __init__(
+        self, destinations: Sequence[Destination], run: ExportRun, *, queue_mb: int, warn: Callable[[str], None]
+    ) -> None:
+        self._run = run
+        self._warn = warn
+        self._said: deque[str] = deque()
+        self._log = ExportLog(run.folder / "traces") if destinations else None
+        self._threads = [
+            ExportThread(destination, self._log, queue_mb * 2**20, self._said.append, run)
+            for destination in destinations
+            if self._log is not None
+        ]
+
+    @classmethod
+    def open(cls, config: TraceConfig, run: ExportRun, warn: Callable[[str], None]) -> TraceHub:
+        """Start the destinations that a recipe names.
+
+        Raises:
+            UserError: see `load_destinations`.
+        """
+        return cls(load_destinations(config, run), run, queue_mb=config.queue_mb, warn=warn)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a destination."""
+        return bool(self._threads)
+
+    def submit(self, records: Iterable[TraceRecord]) -> None:
+        """Queue the episodes of a step, those of an episode adjacent; never waits."""
+        if self._threads:
+            episodes = episodes_of(self._run, records)
+            for thread in self._threads:
+                thread.put(sampled(episodes, thread.destination.sampling))
+        self._report()
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> dict[str, ExportCounts]:
+        """Send what is queued, at most `timeout_s` long; return the counts by destination."""
+        end = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.finish()
+        for thread in self._threads:
+            thread.join(end - time.monotonic())
+        counts = {thread.destination.name: thread.counts() for thread in self._threads}
+        self._threads = []
+        self._report()
+        for name, count in counts.items():
+            if count.missing:
+                self._warn(
+                    f"trace.{name}: {count.missing:,} episodes were not sent; all are in the run directory: "
+                    f"{push_command(name, self._run)}"
+                )
+        return counts
+
+    def _report(self) -> None:
+        while self._said:
+            self._warn(self._said.popleft())
+
+
+class ExportThread:
+    """The thread of one destination.
+
+    Args:
+        log: what the destination has already; shared with other threads.
+        most_bytes: bound of the queue; a single episode may exceed it.
+        say: called in the thread with a message for the user.
+    """
+
+    def __init__(
+        self, destination: Destination, log: ExportLog, most_bytes: int, say: Callable[[str], None], run: ExportRun
+    ) -> None:
+        self.destination = destination
+        self._log = log
+        self._address = address_of(destination)
+        self._most_bytes = most_bytes
+        self._say = say
+        self._run = run
+        self._counts = ExportCounts()
+        self._queue: deque[tuple[TracedEpisode, int]] = deque()
+        self._bytes = 0
+        self._lock = threading.Condition()
+        self._finishing, self._given_up = threading.Event(), threading.Event()
+        self._said: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name=f"trace {destination.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, episodes: Sequence[TracedEpisode]) -> None:
+        """Queue episodes as far as there is room."""
+        with self._lock:
+            dropped = 0
+            for episode in episodes:
+                size = size_of(episode)
+                if self._queue and self._bytes + size > self._most_bytes:
+                    dropped += 1
+                    continue
+                self._queue.append((episode, size))
+                self._bytes += size
+            self._counts.dropped += dropped
+            self._lock.notify()
+        if dropped:
+            self._say_once(
+                "full",
+                f"trace.{self.destination.name} is slower than the run: episodes from step {episodes[0].main.step} on "
+                f"are left out there, but kept in the run directory: {push_command(self.destination.name, self._run)}",
+            )
+
+    def finish(self) -> None:
+        """End the thread when the queue is empty, or at the next failure."""
+        with self._lock:
+            self._finishing.set()
+            self._lock.notify()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end; when the time is over, give up."""
+        self._thread.join(max(0.0, timeout_s))
+        self._given_up.set()
+        with contextlib.suppress(Exception):  # a library's own; the run has ended
+            self.destination.exporter.close(1.0)
+
+    def counts(self) -> ExportCounts:
+        """Return the counts so far."""
+        with self._lock:
+            self._counts.waiting = len(self._queue)
+            return self._counts
+
+    def _work(self) -> None:
+        pause = FIRST_PAUSE_S
+        while (batch := self._next()) is not None:
+            if not self._send(batch):
+                if self._finishing.is_set():
+                    return
+                self._finishing.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+                continue
+            pause = FIRST_PAUSE_S
+            with self._lock:
+                for _ in batch:
+                    self._bytes -= self._queue.popleft()[1]
+
+    def _next(self) -> list[TracedEpisode] | None:
+        """Return the first episodes of the queue, which stay there; None at the end."""
+        with self._lock:
+            while not self._queue and not self._finishing.is_set():
+                self._lock.wait()
+            if not self._queue or self._given_up.is_set():
+                return None
+            return [self._queue[n][0] for n in range(min(BATCH, len(self._queue)))]
+
+    def _send(self, batch: Sequence[TracedEpisode]) -> bool:
+        """Send a batch; return whether that is settled, or has to be repeated."""
+        try:
+            sent, refused = send(self.destination, self._log, self._address, batch)
+        except ExportError as exc:
+            self._say_once("outage", self._failure(exc))
+            return False
+        except Exception as exc:  # noqa: BLE001  # a destination never ends a run
+            sent, refused = 0, [ExportError(f"{type(exc).__name__}: {exc}")] * len(batch)
+        with self._lock:
+            self._counts.sent += sent
+            self._counts.refused += len(refused)
+        if refused:
+            self._say_once("refused", self._failure(refused[0]))
+        return True
+
+    def _failure(self, exc: ExportError) -> str:
+        return (
+            f"trace.{self.destination.name}: {clean(exc.message, LONGEST_CAUSE)}; the run continues, and its episodes "
+            f"are kept in the run directory: {push_command(self.destination.name, self._run)}"
+        )
+
+    def _say_once(self, kind: str, text: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self._say(text)
+
+
+def send(
+    destination: Destination, log: ExportLog, address: str, batch: Sequence[TracedEpisode]
+) -> tuple[int, list[ExportError]]:
+    """Send the episodes of a batch that `log` does not have, and note those that arrived.
+
+    Returns:
+        how many arrived; the errors of episodes that the destination refuses.
+
+    Raises:
+        ExportError: the destination cannot be reached.
+    """
+    known = log.sent(address, [episode.trace_id for episode in batch])
+    batch = [episode for episode in batch if episode.trace_id not in known and episode.spans]
+    if not batch:
+        return 0, []
+    try:
+        destination.exporter.export(batch)
+    except ExportError as exc:
+        if not exc.final:
+            raise
+        if len(batch) == 1:
+            return 0, [exc]
+        # One of them is wrong: the others are not lost with it.
+        parts = [send(destination, log, address, [episode]) for episode in batch]
+        return sum(count for count, _ in parts), [error for _, errors in parts for error in errors]
+    log.mark(address, [(episode.trace_id, episode.main.step) for episode in batch])
+    return len(batch), []
+
+
+def address_of(destination: Destination) -> str:
+    """Return the name of a destination in the record of what was sent."""
+    return f"{destination.name} {destination.exporter.destination}"
+
+
+def push_command(name: str, run: ExportRun) -> str:
+    """Return the command that sends what is missing."""
+    return f"agentloop trace push --to {name} {run.folder}"
+
+
+def size_of(episode: TracedEpisode) -> int:
+    """Estimate the bytes that an episode takes in memory."""
+    size = 2_000
+    for record in episode.records:
+        trajectory = record.trajectory
+        size += 25 * len(trajectory) + 500 * (len(trajectory.spans) + len(trajectory.messages))
+        for message in trajectory.messages:
+            content = message["content"]
+            size += 2 * len(content) if isinstance(content, str) else 2_000 * len(content)
+    return size
