@@ -12,8 +12,10 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from agentloop.viewer import weave
 from agentloop.viewer.api import build_router
 from agentloop.viewer.auth import Gate
+from agentloop.viewer.received import Received
 from agentloop.viewer.refusals import Refusal, answer
 
 DATA_FOLDER = ".agentloop-traces"
@@ -33,7 +35,9 @@ def create_app(runs: Sequence[Path], *, data: Path | None = None, token: str | N
     """
     app = FastAPI(title="agentloop trace server", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Refusal, answer)
+    received = Received(data or data_folder(runs))
     app.include_router(build_router(runs))
+    app.include_router(weave.build_router(received))
     app.add_api_route("/health", _health, methods=["GET"])
     if STATIC.is_dir():
         app.add_api_route("/", _page, methods=["GET"])

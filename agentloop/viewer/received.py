@@ -1,0 +1,192 @@
+"""What other programs sent: calls, objects, tables and feedback of weave, spans of OpenTelemetry.
+
+One sqlite database in the data folder, in write-ahead mode: readers see a consistent state while
+others write. Times are integers, microseconds since 1970. Files lie beside it, named by digest.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from agentloop.errors import DiskError
+from agentloop.files import disk_error, write_atomic
+from agentloop.viewer.refusals import Refusal
+
+DATABASE = "received.sqlite"
+FILES = "files"
+
+LAYOUT = 1
+"""Number of the layout of the tables; a database with a higher one was made by a newer version."""
+
+BUSY_S = 30.0
+"""How long a connection waits while another process writes."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+    project TEXT NOT NULL, id TEXT NOT NULL, trace_id TEXT, parent_id TEXT, op_name TEXT, display_name TEXT,
+    started_at INTEGER, ended_at INTEGER, exception TEXT, thread_id TEXT, turn_id TEXT,
+    wb_user_id TEXT, wb_run_id TEXT, wb_run_step INTEGER, wb_run_step_end INTEGER,
+    attributes TEXT, inputs TEXT, output TEXT, summary TEXT,
+    UNIQUE (project, id));
+CREATE INDEX IF NOT EXISTS calls_by_start ON calls (project, started_at, id);
+CREATE INDEX IF NOT EXISTS calls_by_trace ON calls (project, trace_id);
+CREATE INDEX IF NOT EXISTS calls_by_parent ON calls (project, parent_id);
+CREATE TABLE IF NOT EXISTS objects (
+    project TEXT NOT NULL, object_id TEXT NOT NULL, digest TEXT NOT NULL, version_index INTEGER NOT NULL,
+    created_at INTEGER NOT NULL, kind TEXT NOT NULL, base_object_class TEXT, leaf_object_class TEXT,
+    val TEXT NOT NULL, deleted_at INTEGER,
+    UNIQUE (project, object_id, digest));
+CREATE TABLE IF NOT EXISTS rows (
+    project TEXT NOT NULL, digest TEXT NOT NULL, val TEXT NOT NULL, UNIQUE (project, digest));
+CREATE TABLE IF NOT EXISTS tables (
+    project TEXT NOT NULL, digest TEXT NOT NULL, row_digests TEXT NOT NULL, UNIQUE (project, digest));
+CREATE TABLE IF NOT EXISTS feedback (
+    project TEXT NOT NULL, id TEXT NOT NULL, weave_ref TEXT NOT NULL, feedback_type TEXT NOT NULL,
+    created_at INTEGER NOT NULL, creator TEXT, payload TEXT NOT NULL, more TEXT NOT NULL,
+    UNIQUE (project, id));
+CREATE INDEX IF NOT EXISTS feedback_by_ref ON feedback (project, weave_ref);
+CREATE TABLE IF NOT EXISTS spans (
+    trace_id TEXT NOT NULL, span_id TEXT NOT NULL, parent_id TEXT, service TEXT NOT NULL, name TEXT NOT NULL,
+    kind TEXT NOT NULL, started_at INTEGER NOT NULL, ended_at INTEGER, status TEXT NOT NULL, message TEXT,
+    attributes TEXT NOT NULL, resource TEXT NOT NULL, events TEXT NOT NULL,
+    UNIQUE (trace_id, span_id));
+CREATE INDEX IF NOT EXISTS spans_by_start ON spans (started_at, span_id);
+"""
+
+
+class Received:
+    """The database and the files of one data folder.
+
+    Args:
+        folder: made when the first thing arrives; before that, everything reads as empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / DATABASE
+        self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        self._writer: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection that sees one state of the database for the length of the block."""
+        if not self._path.is_file():
+            with _closing(_connect(":memory:")) as connection:
+                connection.executescript(SCHEMA)
+                yield connection
+            return
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
+            connection = self._open()
+        try:
+            connection.execute("BEGIN")
+            yield connection
+        finally:
+            connection.rollback()
+            self._idle.put(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection that writes, within one transaction.
+
+        Raises:
+            DiskError: the disk is full, read-only or broken.
+        """
+        with self._lock:
+            try:
+                connection = self._writer = self._writer or self._made()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.commit()
+                except BaseException:
+                    connection.rollback()
+                    raise
+            except sqlite3.OperationalError as exc:
+                raise DiskError(f"{self._path} could not be written: {exc}", "check that disk, then repeat") from exc
+            except OSError as exc:
+                raise disk_error(exc, self._path) or exc from exc
+
+    def file(self, digest: str) -> Path:
+        """Return the path of a stored file, whether or not it exists."""
+        return self.folder / FILES / digest[:2] / digest
+
+    def add_file(self, digest: str, content: bytes) -> None:
+        """Store a file once."""
+        path = self.file(digest)
+        if not path.is_file():
+            write_atomic(path, content, durable=False)
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        with suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def _made(self) -> sqlite3.Connection:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        connection = self._open()
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA)
+        connection.execute(f"PRAGMA user_version = {LAYOUT}")
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        connection = _connect(self._path)
+        try:
+            (layout,) = connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as exc:
+            connection.close()
+            raise Refusal(
+                500, f"{self._path} cannot be read: {exc}", "move the file away, or give another --data"
+            ) from exc
+        if layout > LAYOUT:
+            connection.close()
+            raise Refusal(
+                500, f"{self._path} was made by a newer version of agentloop", "upgrade, or give another --data"
+            )
+        return connection
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    # Connections are lent to one thread after another.
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.create_function("as_number", 1, _number, deterministic=True)
+    connection.create_function("as_text", 1, _text, deterministic=True)
+    return connection
+
+
+@contextmanager
+def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _number(value: object) -> float | int | None:
+    """Return a value as a number for a comparison with one; None where it names none."""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, str) and len(value) <= 64:
+        with suppress(ValueError):
+            return float(value)
+    return None
+
+
+def _text(value: object) -> str | None:
+    """Return a value as a text for a comparison with one."""
+    return value if isinstance(value, str) or value is None else str(value)
