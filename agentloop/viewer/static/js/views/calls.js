@@ -1,0 +1,90 @@
+// Calls that came from elsewhere: of a weave client, or spans by OTLP. A table, newest first.
+import { api } from "../core/api.js";
+import { h, replace } from "../core/dom.js";
+import { clock, integer, seconds } from "../core/format.js";
+import { subscribe } from "../core/live.js";
+import { link, rewrite, values } from "../core/route.js";
+import { say } from "../core/text.js";
+import { Facets } from "../parts/facets.js";
+import { Rows } from "../parts/rows.js";
+
+const COLUMNS = [
+  { name: "name", label: "Call", sort: "op_name", first: "up", width: "22rem", cell: (row) => say(row.display_name || row.op_name, 80) },
+  { name: "status", label: "Status", sort: "status", first: "up", width: "6rem", cell: (row) => (row.status === "ok" ? h("span", { class: "quiet" }, "ok") : h("span", { class: `pill ${row.status === "error" ? "bad" : ""}` }, say(row.status))) },
+  { name: "started", label: "Started", sort: "started_at", width: "11.5rem", cell: (row) => h("span", { class: "quiet num" }, clock(row.started_at)) },
+  { name: "took", label: "Took", sort: "duration_s", num: true, width: "6rem", cell: (row) => seconds(row.duration_s) },
+  { name: "children", label: "Calls", title: "calls inside it", num: true, width: "4.5rem", cell: (row) => integer(row.children) },
+  { name: "project", label: "Project", width: "13rem", cell: (row) => h("span", { class: "cut quiet" }, say([row.entity, row.project].filter(Boolean).join("/"), 60)) },
+  { name: "source", label: "From", width: "5rem", cell: (row) => h("span", { class: "quiet" }, say(row.source, 20)) },
+  { name: "preview", label: "Output", cell: (row) => h("span", { class: "cut preview" }, row.exception ? h("span", { class: "alarm" }, say(row.exception, 200)) : say(row.preview ?? "", 200)) },
+];
+
+export class CallsView {
+  title = "Calls";
+
+  constructor({ params }) {
+    this.filters = values(params);
+    this.rows = new Rows({
+      columns: COLUMNS, label: "Calls", noun: "calls", sort: this.filters.sort ?? "-started_at",
+      load: (offset, limit, signal) => api.calls({ ...this.asked(), offset, limit }, { signal }),
+      href: (row) => link(["call", row.id]), onSort: (sort) => this.change({ ...this.filters, sort }), onTotal: (answer) => this.arrived(answer),
+    });
+    this.facets = new Facets({ fields: [{ name: "project", label: "Project", most: 20 }, { name: "status", label: "Status" }], ranges: [], get: () => this.filters, change: (next) => this.change(next), label: "Filters", placeholder: "Search the calls" });
+    this.count = h("span", { class: "total" });
+    this.fresh = h("button", { type: "button", class: "fresh", hidden: true, on: { click: () => this.showFresh() } }, "Show new calls");
+    this.note = h("p", { class: "quiet lead" });
+    this.element = h("div", { class: "episodes-page" }, this.facets.element, h("section", { class: "episodes-main", "aria-label": "Calls" }, h("div", { class: "table-head" }, h("h1", null, "Calls"), this.count, h("span", { class: "quiet" }, "from weave clients and OTLP senders"), this.fresh), this.rows.element));
+    this.stop = subscribe((event) => event.kind === "call" && (this.fresh.hidden = false));
+  }
+
+  keys() {
+    const move = (by) => () => void this.rows.move(by);
+    return [{ keys: ["j", "ArrowDown"], what: "next row", run: move(1) }, { keys: ["k", "ArrowUp"], what: "previous row", run: move(-1) }, { keys: ["r"], what: "show new calls", run: () => this.showFresh() },
+      { keys: ["Enter", "o"], what: "open the row", run: (event) => (event.target.closest?.("a, button, summary") ? false : this.rows.element.querySelector("tr.active a")?.click()) }];
+  }
+
+  dispose() {
+    this.stop();
+    this.rows.dispose();
+  }
+
+  asked() {
+    const { project, ...rest } = this.filters;
+    const [one] = [project ?? []].flat();
+    const mark = one?.indexOf("/") ?? -1;
+    return { sort: "-started_at", ...rest, ...(mark >= 0 ? { entity: one.slice(0, mark), project: one.slice(mark + 1) } : {}) };
+  }
+
+  async load() {
+    this.facets.set(null);
+    await this.rows.reload();
+  }
+
+  update(params) {
+    this.filters = values(params);
+    return this.rows.reload();
+  }
+
+  change(next) {
+    if (Array.isArray(next.project)) next.project = next.project[next.project.length - 1]; // one project at a time
+    this.filters = next;
+    rewrite(link(["calls"], next));
+    this.rows.reload();
+  }
+
+  showFresh() {
+    this.fresh.hidden = true;
+    this.rows.reload();
+  }
+
+  arrived({ total, projects, facets }) {
+    this.count.textContent = integer(total);
+    const counts = Object.fromEntries((projects ?? []).map((one) => [[one.entity, one.project].filter(Boolean).join("/"), one.calls]));
+    this.facets.set({ status: facets?.status ?? { ok: 0, error: 0, running: 0 }, project: counts });
+    if (total === 0 && !Object.keys(this.filters).some((name) => name !== "sort")) {
+      replace(this.rows.note, h("div", { class: "empty" }, h("p", null, "No call has come yet. An unmodified weave client writes here with:"),
+        h("pre", null, `export WANDB_BASE_URL=${location.origin} WF_TRACE_SERVER_URL=${location.origin} WANDB_API_KEY=local`), h("p", null, "and OTLP senders with:"), h("pre", null, `export OTEL_EXPORTER_OTLP_ENDPOINT=${location.origin}`)));
+      this.emptied = true;
+    }
+  }
+}
