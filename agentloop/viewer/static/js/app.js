@@ -51,7 +51,7 @@ async function route() {
     return replace(main, h("div", { class: "page" }, h("p", { class: "empty" }, "There is no such page. ", h("a", { href: link([]) }, "All runs"))));
   }
   view = new next.View(next.given);
-  bindView(view.keys?.() ?? []);
+  bindView(view.bindings?.() ?? []);
   drawTop(next);
   await show(() => view.load(), now, next, true);
 }

@@ -12,7 +12,7 @@ export function number(value) {
   if (size >= 1e5) return compact(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en");
   if (Number.isInteger(value)) return String(value);
-  return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : value.toFixed(3).replace(/0$/, "");
+  return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : value.toFixed(3);
 }
 
 export function fixed(value, digits = 3) {
@@ -32,7 +32,7 @@ export function compact(value) {
   if (!known(value)) return NONE;
   const size = Math.abs(value);
   for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (size >= unit) return `${(value / unit).toPrecision(3).replace(/\.?0+$/, "")}${letter}`;
+    if (size >= unit) return `${(value / unit).toPrecision(3).replace(/\.0+$|(\.\d*?)0+$/, "$1")}${letter}`;
   }
   return String(value);
 }

@@ -9,17 +9,18 @@ const NAMES = {
   0x2066: "LEFT-TO-RIGHT ISOLATE", 0x2067: "RIGHT-TO-LEFT ISOLATE", 0x2068: "FIRST STRONG ISOLATE", 0x2069: "POP DIRECTIONAL ISOLATE",
   0xfeff: "BYTE ORDER MARK",
 };
+const CONTROLS = "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US".split(" ");
 // All of C0 but tab and newline, DEL and C1, soft hyphens, bidirectional and invisible marks, tag characters.
 const HIDDEN =
   // eslint-disable-next-line no-control-regex
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]|[\ud800-\udfff]/u;
 const HIDDEN_ALL = new RegExp(HIDDEN.source, "gu");
 
-/** The visible symbol of a hidden character: ␛ for escape, ⟨U+202E⟩ for a mark. */
+/** The visible form of a hidden character: ⟨ESC⟩ for escape, ⟨U+202E⟩ for a mark. */
 export function symbol(character) {
   const code = character.codePointAt(0);
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "␡";
+  if (code < 0x20) return `⟨${CONTROLS[code]}⟩`;
+  if (code === 0x7f) return "⟨DEL⟩";
   return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
 }
 

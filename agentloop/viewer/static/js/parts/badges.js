@@ -9,6 +9,11 @@ export function reward(value, { title } = {}) {
   return h("span", { class: `pill num ${kind}`, title }, fixed(value, 3));
 }
 
+/** A reward as a plain number, for a column of them. */
+export function points(value) {
+  return h("b", { class: value > 0 ? "points good" : value < 0 ? "points bad" : "points" }, fixed(value, 3));
+}
+
 export function status(value) {
   if (!value || value === "ok") return null;
   return h("span", { class: `pill ${value === "running" ? "" : "bad"}` }, value);
@@ -24,7 +29,7 @@ export function live(run) {
 }
 
 export function severity(value) {
-  const name = { bad: "problem", warn: "look", info: "note" }[value] ?? value;
+  const name = { bad: "problem", warn: "warning", info: "note" }[value] ?? value;
   return h("span", { class: `pill sev-${value}` }, name);
 }
 

@@ -54,14 +54,14 @@ export class Facets {
 
   list({ name, label, most = 8 }, counts, chosen) {
     const entries = Object.entries(counts ?? {});
-    for (const value of chosen) if (!entries.some(([one]) => one === value)) entries.push([value, 0]);
+    for (const value of chosen) if (!entries.some(([one]) => one === value)) entries.push([value, null]);
     if (entries.length < 2 && !chosen.length) return null;
-    entries.sort((a, b) => b[1] - a[1]);
+    entries.sort((a, b) => (b[1] ?? 0) - (a[1] ?? 0));
     const shownEntries = entries.filter(([value], i) => i < most || chosen.includes(value));
     return h("fieldset", { class: "facet" }, h("legend", null, label), shownEntries.map(([value, count]) => {
       const box = h("input", { type: "checkbox", checked: chosen.includes(value), data: { facet: `${name}=${value}` } });
       box.addEventListener("change", () => this.apply({ [name]: box.checked ? [...chosen, value] : chosen.filter((one) => one !== value) }));
-      return h("label", { title: shown(value) }, box, h("span", { class: "facet-name" }, value === "" ? h("em", null, "none") : say(value, 60)), h("span", { class: "count" }, integer(count)));
+      return h("label", { title: shown(value) }, box, h("span", { class: "facet-name" }, value === "" ? h("em", null, "none") : say(value, 60)), h("span", { class: "count" }, count === null ? "" : integer(count)));
     }), entries.length > shownEntries.length ? h("p", { class: "quiet" }, `and ${entries.length - shownEntries.length} more: search for them`) : null);
   }
 }

@@ -31,13 +31,19 @@ export function ticks(low, high, most = 5) {
   return found;
 }
 
-function tickLabel(value, span) {
+/** Decimals that a multiple of `step` needs: 2 for 0.25. */
+function decimals(step) {
+  let digits = 0;
+  while (digits < 5 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits += 1;
+  return digits;
+}
+
+function tickLabel(value, step) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 10_000) return compact(value);
   if (size < 1e-3) return value.toExponential(0);
-  const digits = Math.max(0, Math.min(4, 1 - Math.floor(Math.log10(span))));
-  return value.toFixed(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+  return value.toFixed(decimals(step));
 }
 
 function scaleOf(series, { log, low, high }) {
@@ -62,7 +68,7 @@ function scaleOf(series, { log, low, high }) {
   if (marks[0] > bottom + step * 1e-6) marks.unshift(marks[0] - step);
   if (marks[marks.length - 1] < top - step * 1e-6) marks.push(marks[marks.length - 1] + step);
   [bottom, top] = [marks[0], marks[marks.length - 1]];
-  return { marks, label: (value) => tickLabel(value, step * 4), y: (value) => (value - bottom) / (top - bottom) };
+  return { marks, label: (value) => tickLabel(value, step), y: (value) => (value - bottom) / (top - bottom) };
 }
 
 function pathOf(steps, values, x, y) {
@@ -134,7 +140,7 @@ export class Plot {
     for (const one of this.series) {
       const colour = `c${one.colour}`;
       if (smooth && !one.marks) drawing.append(svg("path", { class: `line raw ${colour}`, d: pathOf(one.steps, one.values, this.x, scale.y) }));
-      drawing.append(svg("path", { class: `${one.marks ? "thin dashed" : one.dash ? "line dashed" : "line"} ${colour}`, d: pathOf(one.steps, one.drawn, this.x, scale.y) }));
+      drawing.append(svg("path", { class: `${one.marks ? "thin dashed" : one.dash ? "line dashed" : "line"} ${colour}`, d: one.marks ? this.markPath(one, scale) : pathOf(one.steps, one.drawn, this.x, scale.y) }));
       if (one.marks) one.steps.forEach((step, i) => finite(one.values[i]) && dots.push(h("span", { class: `diamond ${colour}`, vars: { left: `${this.x(step) * 100}%`, top: `${(1 - scale.y(one.values[i])) * 100}%` } })));
     }
     const across = ticks(from, to, 6).filter((step) => Number.isInteger(step) && step >= from && step <= to);
@@ -143,6 +149,12 @@ export class Plot {
       scale.marks.map((value) => h("span", { class: "ytick", vars: { top: `${(1 - scale.y(value)) * 100}%` } }, h("em", null, scale.label(value)))),
       across.map((step) => h("span", { class: "xtick", vars: { left: `${this.x(step) * 100}%` } }, h("em", null, compact(step)))),
       drawing, dots, this.cursor);
+  }
+
+  /** Marks are joined over the steps between them. */
+  markPath(one, scale) {
+    const known = one.steps.map((step, i) => [step, one.drawn[i]]).filter(([, value]) => finite(value));
+    return pathOf(known.map(([step]) => step), known.map(([, value]) => value), this.x, scale.y);
   }
 
   legendEntry(one) {

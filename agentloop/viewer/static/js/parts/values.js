@@ -11,7 +11,11 @@ function scalar(value) {
   return h("span", { class: `v-${typeof value}` }, String(value));
 }
 
-const short = (value) => value === null || typeof value !== "object" ? typeof value !== "string" || (value.length <= 200 && !value.includes("\n")) : Object.keys(value).length === 0;
+const flat = (value) => Array.isArray(value) && value.length <= 24 && value.every((one) => typeof one !== "object" && short(one)) && JSON.stringify(value).length < 120;
+function short(value) {
+  if (typeof value === "string") return value.length <= 200 && !value.includes("\n");
+  return value === null || typeof value !== "object" || !Object.keys(value).length || flat(value);
+}
 
 /** A value as nodes. `depth` bounds the nesting: what is deeper is shown as JSON text. */
 export function tree(value, depth = 0) {
@@ -21,7 +25,7 @@ export function tree(value, depth = 0) {
   const entries = list ? value.map((one, i) => [String(i), one]) : Object.entries(value);
   if (!entries.length) return h("span", { class: "v-null" }, list ? "[ ]" : "{ }");
   if (depth >= DEEPEST) return block(JSON.stringify(value, null, 2), "v-block");
-  if (list && entries.length <= 24 && entries.every(([, one]) => typeof one !== "object" && short(one)) && JSON.stringify(value).length < 120) {
+  if (flat(value)) {
     return h("span", { class: "v-list" }, "[", value.map((one, i) => [i ? ", " : null, scalar(one)]), "]");
   }
   const rows = entries.slice(0, MOST).map(([key, one]) => h("div", { class: short(one) ? null : "tall" }, h("dt", null, list ? h("span", { class: "v-index" }, key) : say(key, 200)), h("dd", null, tree(one, depth + 1))));

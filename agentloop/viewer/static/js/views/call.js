@@ -26,7 +26,7 @@ export class CallView {
     this.element = h("div", { class: "episode-page" }, this.head, h("div", { class: "episode-body call-body" }, this.aside, this.body));
   }
 
-  keys() {
+  bindings() {
     const move = (by) => () => {
       const index = this.order.findIndex((one) => one.id === this.id) + by;
       if (this.order[index]) location.replace(link(["call", this.order[index].id]));

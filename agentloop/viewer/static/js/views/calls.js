@@ -13,7 +13,7 @@ const COLUMNS = [
   { name: "status", label: "Status", sort: "status", first: "up", width: "6rem", cell: (row) => (row.status === "ok" ? h("span", { class: "quiet" }, "ok") : h("span", { class: `pill ${row.status === "error" ? "bad" : ""}` }, say(row.status))) },
   { name: "started", label: "Started", sort: "started_at", width: "11.5rem", cell: (row) => h("span", { class: "quiet num" }, clock(row.started_at)) },
   { name: "took", label: "Took", sort: "duration_s", num: true, width: "6rem", cell: (row) => seconds(row.duration_s) },
-  { name: "children", label: "Calls", title: "calls inside it", num: true, width: "4.5rem", cell: (row) => integer(row.children) },
+  { name: "children", label: "Inside", title: "calls inside it", num: true, width: "4.5rem", cell: (row) => integer(row.children) },
   { name: "project", label: "Project", width: "13rem", cell: (row) => h("span", { class: "cut quiet" }, say([row.entity, row.project].filter(Boolean).join("/"), 60)) },
   { name: "source", label: "From", width: "5rem", cell: (row) => h("span", { class: "quiet" }, say(row.source, 20)) },
   { name: "preview", label: "Output", cell: (row) => h("span", { class: "cut preview" }, row.exception ? h("span", { class: "alarm" }, say(row.exception, 200)) : say(row.preview ?? "", 200)) },
@@ -37,7 +37,7 @@ export class CallsView {
     this.stop = subscribe((event) => event.kind === "call" && (this.fresh.hidden = false));
   }
 
-  keys() {
+  bindings() {
     const move = (by) => () => void this.rows.move(by);
     return [{ keys: ["j", "ArrowDown"], what: "next row", run: move(1) }, { keys: ["k", "ArrowUp"], what: "previous row", run: move(-1) }, { keys: ["r"], what: "show new calls", run: () => this.showFresh() },
       { keys: ["Enter", "o"], what: "open the row", run: (event) => (event.target.closest?.("a, button, summary") ? false : this.rows.element.querySelector("tr.active a")?.click()) }];
@@ -80,7 +80,7 @@ export class CallsView {
   arrived({ total, projects, facets }) {
     this.count.textContent = integer(total);
     const counts = Object.fromEntries((projects ?? []).map((one) => [[one.entity, one.project].filter(Boolean).join("/"), one.calls]));
-    this.facets.set({ status: facets?.status ?? { ok: 0, error: 0, running: 0 }, project: counts });
+    this.facets.set({ status: facets?.status ?? { ok: null, error: null, running: null }, project: counts });
     if (total === 0 && !Object.keys(this.filters).some((name) => name !== "sort")) {
       replace(this.rows.note, h("div", { class: "empty" }, h("p", null, "No call has come yet. An unmodified weave client writes here with:"),
         h("pre", null, `export WANDB_BASE_URL=${location.origin} WF_TRACE_SERVER_URL=${location.origin} WANDB_API_KEY=local`), h("p", null, "and OTLP senders with:"), h("pre", null, `export OTEL_EXPORTER_OTLP_ENDPOINT=${location.origin}`)));

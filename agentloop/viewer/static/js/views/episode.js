@@ -1,7 +1,7 @@
 // One episode: its conversation, tokens, spans and facts. j and k walk along the list that it was opened from.
 import { api } from "../core/api.js";
 import { announce, h, replace } from "../core/dom.js";
-import { clock, fixed, integer, number, seconds, signed } from "../core/format.js";
+import { clock, fixed, integer, number, plural, seconds, signed } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { episodeLink, go, groupLink, link, rewrite, taskLink, values } from "../core/route.js";
 import { block, say } from "../core/text.js";
@@ -29,7 +29,7 @@ export class EpisodeView {
     this.stop = subscribe((event) => event.run === run && this.loadPlace());
   }
 
-  keys() {
+  bindings() {
     return [
       { keys: ["j", "ArrowRight"], what: "next episode of the list", run: () => this.step("next") }, { keys: ["k", "ArrowLeft"], what: "previous episode of the list", run: () => this.step("previous") },
       ...TABS.map(([name, label, key]) => ({ keys: [key], what: label.toLowerCase(), run: () => this.show(name) })),
@@ -69,7 +69,7 @@ export class EpisodeView {
         h("nav", { class: "walks", "aria-label": "Episodes of the list" }, this.place, this.buttons.previous, this.buttons.next)),
       h("p", { class: "sub" }, h("a", { href: link(["run", this.run, "episodes"], { split: record.split, step: record.step }) }, `${record.split === "train" ? "" : `${record.split}, `}step ${record.step}`),
         h("a", { href: groupLink(this.run, record) }, "group side by side"), record.task_id ? h("a", { href: taskLink(this.run, record.task_id) }, "this prompt over the steps") : null,
-        h("span", null, say(record.agent_name, 60)), h("span", null, `${integer(record.turns)} turns`), h("span", null, `${integer(record.tool_calls)} tool calls`), h("span", null, `${integer(record.length)} tokens`)),
+        h("span", null, say(record.agent_name, 60)), h("span", null, plural(record.turns ?? 0, "turn")), h("span", null, plural(record.tool_calls ?? 0, "tool call")), h("span", null, `${integer(record.length)} tokens`)),
       record.error ? h("div", { class: "error-line", role: "note" }, h("b", null, record.broken_rule ? "Rejected: " : "Failed: "), block(record.error, "reason")) : null,
       this.forks());
     replace(this.tabs, TABS.map(([name, label, key]) => h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", title: `key ${key}`, data: { tab: name }, on: { click: () => this.show(name), keydown: (event) => this.tabKey(event) } }, label)));

@@ -5,7 +5,7 @@ import { fixed, integer, number, plural, seconds } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { episodeLink, link, rewrite, values } from "../core/route.js";
 import { say, shown } from "../core/text.js";
-import { reward } from "../parts/badges.js";
+import { points } from "../parts/badges.js";
 import { Facets } from "../parts/facets.js";
 import { Rows } from "../parts/rows.js";
 
@@ -17,17 +17,17 @@ const parts = (row) => {
 };
 
 export const COLUMNS = [
-  { name: "episode", label: "Episode", sort: "step", width: "15rem", cell: (row) => [h("span", { class: "at-step" }, row.split === "train" ? integer(row.step) : `${row.split} ${integer(row.step)}`), " ", say(row.task_id || row.group_id, 60), h("span", { class: "quiet" }, ` #${row.sample_index}`)] },
-  { name: "reward", label: "Reward", sort: "reward", num: true, width: "5.5rem", cell: (row) => reward(row.reward) },
-  { name: "parts", label: "Parts", width: "13rem", cell: parts },
-  { name: "turns", label: "Turns", sort: "turns", num: true, width: "4.3rem", cell: (row) => integer(row.turns) },
-  { name: "tool_calls", label: "Calls", title: "tool calls", sort: "tool_calls", num: true, width: "4.3rem", cell: (row) => integer(row.tool_calls) },
-  { name: "stop_reason", label: "Stop", title: "stop reason", sort: "stop_reason", first: "up", width: "6.5rem", cell: (row) => h("span", { class: row.stop_reason === "stop" ? "quiet" : "warnish" }, say(row.stop_reason, 40)) },
-  { name: "staleness", label: "Stale", title: "versions behind when trained", sort: "staleness", num: true, width: "4.3rem", cell: (row) => integer(row.staleness) },
-  { name: "length", label: "Tokens", title: "length in tokens", sort: "length", num: true, width: "5.2rem", cell: (row) => integer(row.length) },
-  { name: "mismatch", label: "Mismatch", title: "mean |engine − trainer| log probability", sort: "mismatch", num: true, width: "6rem", cell: (row) => number(row.mismatch) },
-  { name: "latency", label: "Time", title: "seconds the episode took", sort: "latency_s", num: true, width: "5rem", cell: (row) => seconds(row.latency_s) },
-  { name: "status", label: "Status", sort: "status", first: "up", width: "5.6rem", cell: (row) => (row.status === "ok" ? h("span", { class: "quiet" }, "ok") : h("span", { class: "pill bad" }, say(row.status))) },
+  { name: "episode", label: "Episode", sort: "step", width: "11rem", cell: (row) => [h("span", { class: "at-step" }, row.split === "train" ? integer(row.step) : `${row.split} ${integer(row.step)}`), " ", say(row.task_id || row.group_id, 60), h("span", { class: "quiet" }, ` #${row.sample_index}`)] },
+  { name: "reward", label: "Reward", sort: "reward", num: true, width: "4.8rem", cell: (row) => points(row.reward) },
+  { name: "parts", label: "Parts", width: "11.5rem", cell: parts },
+  { name: "turns", label: "Turns", sort: "turns", num: true, width: "4rem", cell: (row) => integer(row.turns) },
+  { name: "tool_calls", label: "Calls", title: "tool calls", sort: "tool_calls", num: true, width: "3.9rem", cell: (row) => integer(row.tool_calls) },
+  { name: "stop_reason", label: "Stop", title: "stop reason", sort: "stop_reason", first: "up", width: "6rem", cell: (row) => h("span", { class: row.stop_reason === "stop" ? "quiet" : "warnish" }, say(row.stop_reason, 40)) },
+  { name: "staleness", label: "Stale", title: "versions behind when trained", sort: "staleness", num: true, width: "3.9rem", cell: (row) => integer(row.staleness) },
+  { name: "length", label: "Tokens", title: "length in tokens", sort: "length", num: true, width: "4.6rem", cell: (row) => integer(row.length) },
+  { name: "mismatch", label: "Mismatch", title: "mean |engine − trainer| log probability", sort: "mismatch", num: true, width: "5.6rem", cell: (row) => number(row.mismatch) },
+  { name: "latency", label: "Time", title: "seconds the episode took", sort: "latency_s", num: true, width: "4.9rem", cell: (row) => seconds(row.latency_s) },
+  { name: "status", label: "Status", sort: "status", first: "up", width: "5.2rem", cell: (row) => (row.status === "ok" ? h("span", { class: "quiet" }, "ok") : h("span", { class: "pill bad" }, say(row.status))) },
   { name: "preview", label: "Answer", cell: (row) => h("span", { class: "cut preview" }, row.error ? h("span", { class: "alarm" }, say(row.error, 200)) : say(row.answer ?? row.preview ?? "", 200)) },
 ];
 
@@ -56,7 +56,7 @@ export class EpisodesView {
     this.stop = subscribe((event) => event.run === run && event.kind !== "run" && this.heard(event));
   }
 
-  keys() {
+  bindings() {
     const move = (by) => () => void this.rows.move(by);
     return [
       { keys: ["j", "ArrowDown"], what: "next row", run: move(1) }, { keys: ["k", "ArrowUp"], what: "previous row", run: move(-1) },

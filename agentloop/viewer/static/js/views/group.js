@@ -21,7 +21,7 @@ export class GroupView {
       h("thead", null, h("tr", null, ["Left", "Right", "Sample", "Reward", "Advantage", "Parts", "Turns", "Calls", "Tokens", "Stop", "Answer"].map((name, i) => h("th", { scope: "col", class: [3, 4, 6, 7, 8].includes(i) ? "n" : null }, name)))), this.body)), this.pair);
   }
 
-  keys() {
+  bindings() {
     const move = (side, by) => () => this.choose(side, Math.max(0, Math.min(this.samples.length - 1, this[side] + by)));
     return [
       { keys: ["j"], what: "next sample on the right", run: move("right", 1) }, { keys: ["k"], what: "previous sample on the right", run: move("right", -1) },

@@ -17,7 +17,7 @@ export function seen(text) {
   if (text === "") return "∅";
   let value = hasHidden(text) ? shown(text) : text;
   if (/^ +$/.test(value)) return "·".repeat(value.length - 1) || "";
-  value = value.replace(/^ {2,}/, (run) => ` ${"·".repeat(run.length - 1)}`);
+  value = value.replace(/^ +/, (run) => "·".repeat(run.length - 1)); // the first one is drawn by the style sheet
   return value.replaceAll("\t", "→\t").replaceAll("\n", "↵\n");
 }
 
