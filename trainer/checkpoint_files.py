@@ -23,8 +23,12 @@ STATE_FILE = "state.json"
 TENSORS = "trainer"
 """Folder inside a checkpoint with model, optimizer and random state."""
 
-GROUPS_FILE = "groups.jsonl"
-"""Finished groups that are not trained yet. Without it they are sampled again."""
+GROUPS_FILE, OLD_GROUPS_FILE = "groups.parquet", "groups.jsonl"
+"""Finished groups that are not trained yet, and the form that earlier versions wrote. Without it
+they are sampled again."""
+
+NEEDLESS = (GROUPS_FILE, OLD_GROUPS_FILE)
+"""Files that a resumed run can do without."""
 
 FILES, CHECKSUM = "files", "checksum"
 """Keys of `state.json` that belong to the seal."""
@@ -111,9 +115,9 @@ def verify(folder: Path) -> list[str]:
 
     needless = []
     for name, fault in zip(files, faults, strict=True):
-        if fault is None or (name == GROUPS_FILE and not (folder / name).exists()):
+        if fault is None or (name in NEEDLESS and not (folder / name).exists()):
             continue  # deleting the groups is a documented way to sample them again
-        if name != GROUPS_FILE:
+        if name not in NEEDLESS:
             raise BrokenCheckpoint(folder, f"{name} {fault}")
         needless.append(name)
     return needless

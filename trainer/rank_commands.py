@@ -21,7 +21,16 @@ import numpy as np
 from pydantic import BeforeValidator, TypeAdapter
 
 from agentloop.config import OptimConfig
-from trainer.types import LearnerSettings, LossSpec, Published, SaveStatus, TokenNumbers, TrainSample, ValueSample
+from trainer.types import (
+    Accumulated,
+    LearnerSettings,
+    LossSpec,
+    Published,
+    SaveStatus,
+    TokenNumbers,
+    TrainSample,
+    ValueSample,
+)
 
 if TYPE_CHECKING:
     from trainer.learner.learner import Learner
@@ -56,8 +65,8 @@ class Start:
 class Command(ABC, Generic[R]):
     """A command that all ranks run with the same arguments, and that each answers with an R.
 
-    Fields can be sent as JSON: numbers, texts, paths, config models, dataclasses. So can R, unless
-    it is `TokenNumbers`, whose arrays are sent as they are.
+    Fields can be sent as JSON: numbers, texts, paths, config models, dataclasses. So can R, except
+    the arrays of `TokenNumbers` and `Accumulated`, which are sent as they are.
     """
 
     @abstractmethod
@@ -77,14 +86,17 @@ class SampleCommand(ABC, Generic[S, R]):
 
 
 @dataclass(frozen=True)
-class Accumulate(SampleCommand[TrainSample, Numbers]):
+class Accumulate(SampleCommand[TrainSample, Accumulated]):
     """Add the policy's gradient; see `WorkerGroup.accumulate`."""
 
     temperature: float
     loss: LossSpec
+    keep_logprobs: bool = False
 
-    def run(self, learner: Learner, samples: Sequence[TrainSample]) -> Numbers:
-        return learner.accumulate(samples, self.temperature, self.loss)
+    def run(self, learner: Learner, samples: Sequence[TrainSample]) -> Accumulated:
+        kept: list[TokenNumbers] | None = [] if self.keep_logprobs else None
+        sums = learner.accumulate(samples, self.temperature, self.loss, kept)
+        return Accumulated(sums, in_sample_order(samples, kept or ()))
 
 
 @dataclass(frozen=True)
@@ -273,14 +285,33 @@ def sample_type(command: SampleCommand[S, Any]) -> type[S]:
 
 def answer_to_message(answer: Any) -> tuple[Any, Sequence[np.ndarray]]:
     """Encode an answer as JSON body and arrays."""
+    if isinstance(answer, Accumulated):
+        return answer.sums, [answer.logprobs]
     return (None, answer) if isinstance(answer, TokenNumbers) else (answer, ())
 
 
 def answer_from_message(command: Command[R] | SampleCommand[Any, R], body: Any, arrays: Sequence[np.ndarray]) -> R:
     """Decode the answer to `command`: R of its base class."""
     kind = _type_arguments(command)[-1]
-    answer: Any = TokenNumbers(*arrays) if kind is TokenNumbers else _adapter(kind).validate_python(body)
+    answer: Any
+    if kind is Accumulated:
+        answer = Accumulated(_adapter(Numbers).validate_python(body), *arrays)
+    else:
+        answer = TokenNumbers(*arrays) if kind is TokenNumbers else _adapter(kind).validate_python(body)
     return cast("R", answer)
+
+
+def in_sample_order(samples: Sequence[TrainSample], numbers: Sequence[TokenNumbers]) -> np.ndarray:
+    """Return the numbers of all trained tokens, sample after sample, float32; empty if there are
+    none."""
+    if not numbers:
+        return np.zeros(0, dtype=np.float32)
+    starts = np.cumsum([0] + [len(sample) for sample in samples])
+    column = np.zeros(starts[-1], dtype=np.float32)
+    for sample_index, token_index, part in numbers:
+        column[starts[sample_index] + token_index] = part
+    trained: np.ndarray = column[np.concatenate([sample.loss_mask for sample in samples])]
+    return trained
 
 
 def _type_arguments(command: Command[Any] | SampleCommand[Any, Any]) -> tuple[Any, ...]:

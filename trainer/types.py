@@ -60,6 +60,8 @@ class TrainSample:
         advantages: float32 (L); 0 where the mask is 0.
         proximal_logprobs: float32 (L); the trainer's own at the start of the step. None: the loss
             uses its current logprobs, which are equal until the first optimizer step.
+        trainer_logprobs: float32 (L); what the forward pass of the update computed, 0 where the
+            mask is 0; None: not asked for. For traces only: it is not sent to the ranks.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages")
@@ -73,6 +75,7 @@ class TrainSample:
     group_key: int
     weight: float = 1.0
     proximal_logprobs: np.ndarray | None = None
+    trainer_logprobs: np.ndarray | None = None
     images: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
@@ -156,6 +159,19 @@ class TokenNumbers(NamedTuple):
     sample_index: np.ndarray
     token_index: np.ndarray
     numbers: np.ndarray
+
+
+class Accumulated(NamedTuple):
+    """The answer of a rank to `accumulate`.
+
+    Attributes:
+        sums: over its trained tokens.
+        logprobs: float32; of its trained tokens under the policy, sample after sample; empty if not
+            asked for.
+    """
+
+    sums: dict[str, float]
+    logprobs: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)

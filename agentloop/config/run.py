@@ -100,8 +100,13 @@ class ExporterConfig(SpanSampling):
 class TraceConfig(Section):
     """Record of the episodes."""
 
-    train_every: int = Field(1, ge=1, description="write traces/step_N/train.jsonl every N steps")
-    max_trajectories: int | None = Field(None, ge=1, description="maximum trajectories of a step; null: all")
+    train_every: int = Field(1, ge=1, description="write traces/step_N/train.parquet every N steps")
+    max_bytes_per_step: int | None = Field(
+        256 << 20,
+        ge=1,
+        description="bytes of a step's trace; further groups are left out, chosen by seed and step, except failed and "
+        "rejected episodes; null: no limit",
+    )
     print_every: int = Field(10, ge=0, description="print decoded sample episodes every N steps; 0: never")
     print_samples: int = Field(2, ge=1, description="number of sample episodes printed")
     otlp: OtlpConfig | None = Field(None, description="send spans to an OpenTelemetry receiver; null: no")
@@ -110,6 +115,13 @@ class TraceConfig(Section):
     queue_mb: int = Field(
         256, ge=1, description="episodes that wait for each destination, in MB; more are left to `agentloop trace push`"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replaced(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "max_trajectories" in values:
+            raise ValueError("max_trajectories was replaced: set max_bytes_per_step, in bytes (null: no limit)")
+        return values
 
 
 class LoggerConfig(Section):

@@ -18,6 +18,9 @@ from agentloop.text import SECRET_KEY, clean, hide_override, plain_json
 EVALUATED = 4
 """Evaluation tasks on the page."""
 
+SHOWN_PROBLEMS = 5
+"""Missing or damaged trace files that are named."""
+
 BETWEEN = 4
 """Training steps between the first and the last with samples on the page."""
 
@@ -27,10 +30,9 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: has `metrics.jsonl` and, depending on how far the run came, `config/resolved.json`,
-            `env.json` and `traces/step_N/{train,eval}.jsonl`. A line of a trace is
-            `Trajectory.to_json()`, optionally with `"pieces"`, the text of each token. Without
-            pieces, ids are decoded with the tokenizer of `model.path`, or shown as numbers if there
-            is none.
+            `env.json` and `traces/` (`agentloop.trace.store`; the JSON lines of earlier versions
+            are read too, in which `"pieces"` may hold the text of each token). Ids are decoded with
+            the tokenizer of `model.path`, or shown as numbers if there is none.
 
     Returns:
         The path of the page. It is renamed into place when it is complete.
@@ -81,6 +83,7 @@ def render(run_dir: Path) -> str:
         model_path=clean(record.setting("model.path") or "", 200),
         failures=failures(unhealthy),
         searched_all=searched_all,
+        trace_problems=[clean(problem, 300) for problem in record.trace_problems()[:SHOWN_PROBLEMS]],
         config=config_groups(record.config),
         environment=_environment(record.env),
         style=_resource("report.css"),

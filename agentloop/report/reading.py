@@ -11,14 +11,22 @@ from typing import Any
 
 import orjson
 
+from agentloop.errors import TraceError
 from agentloop.text import finite
+from agentloop.trace.record import TraceRecord
+from agentloop.trace.store import TraceFile, TraceStore
 from agentloop.types import EpisodeStatus
 
 SCAN_BYTES = 1 << 30
-"""Maximum bytes of traces searched for failures; the page shows if the search was incomplete."""
+"""Bytes of old traces searched for failures; the page says if the search was incomplete."""
 
 READ_BYTES = 32 << 20
-"""Bytes of one trace file that samples are chosen from."""
+"""Bytes of one old trace file that samples are chosen from."""
+
+READ_TOKENS = 4_000_000
+"""Tokens of one trace that samples are chosen from."""
+
+UNHEALTHY = (EpisodeStatus.FAILED, EpisodeStatus.REJECTED)
 
 
 @dataclass(slots=True)
@@ -47,12 +55,24 @@ class Traced:
     metrics: dict[str, float]
 
     @classmethod
+    def from_record(cls, record: TraceRecord) -> Traced:
+        """Show a record of a trace."""
+        trajectory = record.trajectory
+        data = trajectory.to_json() | {"status": str(trajectory.status), "stop_reason": str(trajectory.stop_reason)}
+        traced = cls.from_json(data, record.step)
+        return traced if traced is not None else cls._of_columns({**data, "token_ids": []}, record.step)
+
+    @classmethod
     def from_json(cls, data: dict[str, Any], step: int) -> Traced | None:
-        """Read a line of a trace; None if it has no token ids."""
+        """Read a line of an old trace; None if it has no token ids."""
         ids = data.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
             return None
+        return cls._of_columns(data, step)
 
+    @classmethod
+    def _of_columns(cls, data: dict[str, Any], step: int) -> Traced:
+        ids = data["token_ids"]
         n = len(ids)
         pieces = data.get("pieces")
         usable = isinstance(pieces, list) and len(pieces) == n and all(isinstance(piece, str) for piece in pieces)
@@ -120,36 +140,73 @@ class RunRecord:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
+    @property
+    def traces(self) -> TraceStore:
+        """The traces of the run."""
+        return TraceStore(self.root)
+
     def trace_steps(self, split: str) -> list[int]:
         """Return the steps that have a trace of `split` (`train` or `eval`), in order."""
-        suffixes = (path.parent.name.removeprefix("step_") for path in self.root.glob(f"traces/step_*/{split}.jsonl"))
-        return sorted(int(suffix) for suffix in suffixes if suffix.isdigit())
-
-    def trace_file(self, step: int, split: str) -> Path:
-        return self.root / "traces" / f"step_{step}" / f"{split}.jsonl"
+        return self.traces.steps(split)
 
     def trajectories(self, step: int, split: str) -> list[Traced]:
-        """Return the trajectories in the first `READ_BYTES` of a step's trace."""
-        lines = read_lines(self.trace_file(step, split), READ_BYTES)
-        return [traced for line in lines if (traced := Traced.from_json(line, step)) is not None]
+        """Return the first trajectories of a step's trace, up to `READ_TOKENS` tokens; none of one
+        that is cut."""
+        store = self.traces
+        try:
+            file = store.file(step, split)
+            if file.old:
+                lines = read_lines(file.path, READ_BYTES)
+                return [traced for line in lines if (traced := Traced.from_json(line, step)) is not None]
+            found: list[Traced] = []
+            tokens = 0
+            for record in store.iterate(step, split):
+                found.append(Traced.from_record(record))
+                tokens += len(record.trajectory.token_ids)
+                if tokens >= READ_TOKENS:
+                    break
+            return found
+        except TraceError:
+            return []
 
     def unhealthy(self) -> tuple[list[Traced], bool]:
-        """Return failed and rejected training trajectories, and if all traces were read."""
+        """Return failed and rejected training trajectories, and if all traces were read.
+
+        Those of parquet traces have no tokens: only the columns that name a cause are read.
+        """
         found: list[Traced] = []
-        left = SCAN_BYTES
-        for step in self.trace_steps("train"):
-            path = self.trace_file(step, "train")
-            for line in read_lines(path, left, only=_UNHEALTHY):
-                traced = Traced.from_json(line, step)
-                if traced is not None and traced.status in (EpisodeStatus.FAILED, EpisodeStatus.REJECTED):
+        store, left = self.traces, SCAN_BYTES
+        for file in store.files("train"):
+            if not file.old:
+                found += _unhealthy(store, file)
+                continue
+            for line in read_lines(file.path, left, only=_UNHEALTHY_LINE):
+                traced = Traced.from_json(line, file.step)
+                if traced is not None and traced.status in UNHEALTHY:
                     found.append(traced)
-            left -= path.stat().st_size
+            left -= file.path.stat().st_size
             if left <= 0:
                 return found, False
         return found, True
 
+    def trace_problems(self) -> list[str]:
+        """Return what is wrong with the traces, a sentence each."""
+        return [str(problem) for problem in self.traces.problems()]
 
-_UNHEALTHY = re.compile(rb'"status"\s*:\s*"(?:failed|rejected)"')
+
+def _unhealthy(store: TraceStore, file: TraceFile) -> list[Traced]:
+    columns = ("status", "error", "task_id", "agent_name", "stop_reason", "step", "part", "parts")
+    found = []
+    for _, table in store.scan(columns, files=[file]):
+        chosen = [i for i, status in enumerate(table.column("status").to_pylist()) if status in UNHEALTHY]
+        for row in table.take(chosen).to_pylist() if chosen else ():
+            traced = Traced.from_json({**row, "token_ids": []}, row["step"])
+            if traced is not None and row["part"] == row["parts"] - 1:  # an episode counts once
+                found.append(traced)
+    return found
+
+
+_UNHEALTHY_LINE = re.compile(rb'"status"\s*:\s*"(?:failed|rejected)"')
 
 
 def read_lines(path: Path, limit: int | None = None, only: re.Pattern[bytes] | None = None) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import pytest
 
+from agentloop.trace.store import TraceStore
 from trainer.publishing.weights_folder import choose_path
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "30"))
@@ -245,7 +246,7 @@ class RunChaos:
         checkpoints = self.checkpoints()
         if len(checkpoints) < 2:
             return False
-        files = [path for path in checkpoints[-1].rglob("*") if path.is_file() and path.name != "groups.jsonl"]
+        files = [path for path in checkpoints[-1].rglob("*") if path.is_file() and path.name != "groups.parquet"]
         file = self.random.choice(files)
         data = bytearray(file.read_bytes())
         how = self.random.choice(("cut", "flip", "gone"))
@@ -330,9 +331,9 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def traces(run: Path, step: int) -> list[tuple[Any, ...]]:
-    lines = (run / "traces" / f"step_{step}" / "train.jsonl").read_text().splitlines()
+    lines = [record.trajectory.to_json() for record in TraceStore(run).records(step, "train")]
     keys = ("group_id", "sample_index", "token_ids", "loss_mask", "logprobs", "versions", "reward", "status")
-    return [tuple(json.dumps(line.get(key)) for key in keys) for line in map(json.loads, lines)]
+    return [tuple(json.dumps(line.get(key)) for key in keys) for line in lines]
 
 
 @pytest.mark.slow

@@ -18,6 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
+from agentloop.trace.record import TraceRecord
+from agentloop.trace.store import TraceStore
+
 SMALL = [
     "rollout.batch_size=4", "rollout.group_size=4", "eval.max_rows=8", "trainer.algorithm.minibatches=2",
     "checkpoint.every=1", "eval.every=2",
@@ -45,8 +48,10 @@ class Run:
         return [row for row in self.metrics if "reward/mean" in row]
 
     def trace(self, step: int, split: str = "train") -> list[dict[str, Any]]:
-        lines = (self.dir / "traces" / f"step_{step}" / f"{split}.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return [record.trajectory.to_json() for record in self.records(step, split)]
+
+    def records(self, step: int, split: str = "train") -> list[TraceRecord]:
+        return TraceStore(self.dir).records(step, split)
 
 
 def agentloop_command(*arguments: str) -> list[str]:

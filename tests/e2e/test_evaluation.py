@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from agentloop.trace.store import TraceStore
+
 
 def test_a_run_that_evaluates_beside_training_and_the_evaluation_of_its_checkpoint(
     quickstart: Any, agentloop: Any, repo: Path
@@ -32,5 +34,5 @@ def test_a_run_that_evaluates_beside_training_and_the_evaluation_of_its_checkpoi
     found = json.loads((folder / "eval.json").read_text())
     for key in ("eval/reward_mean", "eval/response_tokens_mean", "eval/pass@2", "eval/maj@2"):
         assert found[key] == lines[4][key], "the same rows, seeds and weights"
-    assert len((folder / "traces" / "step_4" / "eval.jsonl").read_text().splitlines()) == 10
+    assert len(TraceStore(folder).records(4, "eval")) == 10
     assert "quickstart/arithmetic" in alone.out and not (folder / "weights").exists()

@@ -164,7 +164,7 @@ def test_evaluation_only(quickstart: Any) -> None:
     run = quickstart("eval.only=true", "run.steps=5")
     assert run.code == 0, run.err
     assert [row["step"] for row in run.metrics] == [0]
-    assert (run.dir / "traces" / "step_0" / "eval.jsonl").is_file()
+    assert (run.dir / "traces" / "step_0" / "eval.parquet").is_file()
 
 
 def test_real_gsm8k_rows_run_to_the_end(agentloop: Any, repo: Path, shared: Path, tmp_path: Path) -> None:

@@ -39,19 +39,31 @@ from trainer.rank_commands import (
     start_from_json,
     to_json,
 )
-from trainer.types import LearnerSettings, LossSpec, Published, SaveStatus, TokenNumbers, TrainSample, ValueSample
+from trainer.types import (
+    Accumulated,
+    LearnerSettings,
+    LossSpec,
+    Published,
+    SaveStatus,
+    TokenNumbers,
+    TrainSample,
+    ValueSample,
+)
 
 FOLDER = Path("/a/folder")
 
 ANSWERS: list[tuple[Command[Any] | SampleCommand[Any, Any], Any]] = [
-    (Accumulate(0.5, LossSpec(kind="pg", veto=0.1)), {"loss_sum": 0.1, "tokens": 3.0}),
+    (
+        Accumulate(0.5, LossSpec(kind="pg", veto=0.1), keep_logprobs=True),
+        Accumulated({"loss_sum": 0.1, "tokens": 3.0}, np.array([-0.5, -2], np.float32)),
+    ),
     (Step(12.0), {"lr": 1e-6, "grad_norm": 0.25}),
     (ResetOptimizer(OptimConfig(lr=3e-4, betas=(0.8, 0.9)), 7), None),
     (Logprobs(1.0, "reference"), TokenNumbers(np.array([0, 1]), np.array([3, 4]), np.array([-1, -2], np.float32))),
     (Values(), TokenNumbers(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))),
     (AccumulateValues(), {"value_loss_sum": 1.0}),
     (StepCritic(1.0), {"lr": 1e-5, "grad_norm": 1.0}),
-    (Save(FOLDER, {"step": 3}, True, {"groups.jsonl": FOLDER / "groups"}), SaveStatus(True, "")),
+    (Save(FOLDER, {"step": 3}, True, {"groups.parquet": FOLDER / "groups"}), SaveStatus(True, "")),
     (Saved(False), SaveStatus(False, "no room")),
     (Load(FOLDER, False), None),
     (PublishWeights("disk", {"folder": "/a/folder"}), Published("xxh3:00")),
@@ -74,7 +86,9 @@ def test_a_command_and_its_answer_survive_the_socket(command: Any, answer: Any) 
     body, _ = over_the_socket(to_json(command))
     assert command_from_json(body) == command
     received = answer_from_message(command, *over_the_socket(*answer_to_message(answer)))
-    if isinstance(answer, TokenNumbers):
+    if isinstance(answer, Accumulated):
+        assert received.sums == answer.sums and np.array_equal(received.logprobs, answer.logprobs)
+    elif isinstance(answer, TokenNumbers):
         assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(answer, received, strict=True))
     else:
         assert received == answer and type(received) is type(answer)
@@ -82,7 +96,8 @@ def test_a_command_and_its_answer_survive_the_socket(command: Any, answer: Any) 
 
 def test_numbers_that_json_cannot_write_arrive_as_nan() -> None:
     sent = {"loss_sum": math.nan, "grad_norm": math.inf, "tokens": 3.0}
-    answer = answer_from_message(Accumulate(1.0, LossSpec()), *over_the_socket(sent))
+    none = np.zeros(0, dtype=np.float32)
+    answer = answer_from_message(Accumulate(1.0, LossSpec()), *over_the_socket(sent, [none])).sums
     assert answer["tokens"] == 3.0 and math.isnan(answer["loss_sum"]) and math.isnan(answer["grad_norm"])
 
 

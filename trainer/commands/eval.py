@@ -28,6 +28,7 @@ from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import finite, number
+from agentloop.trace.store import TraceStore
 from trainer.checkpoint_files import read_state
 from trainer.commands.export import BEST, LAST, find_checkpoint
 from trainer.commands.train import EXIT_INTERRUPTED
@@ -37,6 +38,7 @@ from trainer.rollouts.error_log import ErrorLog
 from trainer.run.evaluation import Evaluation
 from trainer.run.preflight import RunInputs, prepare
 from trainer.run.rundir import RunDir
+from trainer.run.traces import RunTraces
 
 PLAIN_COLUMNS = 200
 """Width of the table when the output is not a terminal."""
@@ -91,7 +93,7 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     console.close()
     _print(metrics)
     console.notice(f"numbers {run_dir.root / 'eval.json'}")
-    trace = run_dir.traces / f"step_{subject.step}" / "eval.jsonl"
+    trace = TraceStore(run_dir.root).path(subject.step, "eval")
     if trace.is_file():
         console.notice(f"trace   {trace}")
     return 0
@@ -161,8 +163,23 @@ async def _evaluate(
             console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
         async with inputs.runner(url, token=token, max_in_flight=most, on_fault=errors) as runner:
-            evaluation = Evaluation(recipe, runner, inputs.val, run_dir, console, total_steps=0, record=lambda _: None)
-            return await evaluation.measure(subject.step, subject.version)
+            traces = RunTraces(run_dir.root, recipe.trace, seed=recipe.seed, total_steps=0, notice=console.notice)
+            evaluation = Evaluation(
+                recipe,
+                runner,
+                inputs.val,
+                run_dir,
+                console,
+                total_steps=0,
+                record=lambda _: None,
+                traces=traces,
+            )
+            try:
+                metrics = await evaluation.measure(subject.step, subject.version)
+                await traces.settle()
+                return metrics
+            finally:
+                await traces.close()
 
 
 @contextlib.asynccontextmanager

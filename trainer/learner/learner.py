@@ -149,8 +149,17 @@ class Learner:
         self._optimizer = make_optimizer(reshard(self._policy), optim)
         self._steps = 0
 
-    def accumulate(self, samples: Sequence[TrainSample], temperature: float, spec: LossSpec) -> dict[str, float]:
+    def accumulate(
+        self,
+        samples: Sequence[TrainSample],
+        temperature: float,
+        spec: LossSpec,
+        logprobs: list[TokenNumbers] | None = None,
+    ) -> dict[str, float]:
         """Run forward and backward over this rank's share; gradients add up until `step`.
+
+        Args:
+            logprobs: gets the logprobs of each micro-batch's trained tokens, if it is given.
 
         Returns:
             `TOKEN_SUMS`, `COUNTS`, `weight_max` and `time_s`.
@@ -162,11 +171,16 @@ class Learner:
         for number, batch in enumerate(batches, 1):
             if not self._reduce_each:  # once per call: exchanges less, but each rank holds whole gradients until then
                 reduce_gradients(self._policy, now=number == len(batches))
-            add_sums(sums, self._forward_backward(samples, batch, temperature, spec))
+            add_sums(sums, self._forward_backward(samples, batch, temperature, spec, logprobs))
         return sums | {"time_s": time.perf_counter() - begin}
 
     def _forward_backward(
-        self, samples: Sequence[TrainSample], packed: PackedBatch, temperature: float, spec: LossSpec
+        self,
+        samples: Sequence[TrainSample],
+        packed: PackedBatch,
+        temperature: float,
+        spec: LossSpec,
+        logprobs: list[TokenNumbers] | None,
     ) -> dict[str, float]:
         batch = DeviceBatch.of(packed, self._device)
         reference_N = None
@@ -204,6 +218,9 @@ class Learner:
             )
             summed = torch.stack([*(column.double().sum() for column in columns), detail["weight"].max().double()])
 
+        if logprobs is not None:
+            numbers = logprobs_N.detach().float().cpu().numpy()
+            logprobs.append(TokenNumbers(packed.sample_index, packed.token_index, numbers))
         counts = (len(packed.targets), packed.sequences, len(packed.tokens), 1)
         names = (*TOKEN_SUMS, "weight_max", *COUNTS)
         return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))

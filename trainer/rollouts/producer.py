@@ -169,7 +169,7 @@ class Producer:
         if fault is not None:
             raise RunDirError(
                 f"group {group.index} of the checkpoint {fault}",
-                f"restore the earlier {key}, or delete the checkpoint's groups.jsonl to sample its groups again",
+                f"restore the earlier {key}, or delete the checkpoint's groups file to sample its groups again",
             )
 
     async def close(self) -> None:

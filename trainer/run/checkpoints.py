@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,12 +55,12 @@ class Checkpoints:
         step = int(state["step"])
 
         files = {}
-        if lines := encode_groups(groups):
+        if encoded := await asyncio.to_thread(encode_groups, groups):
             # A unique name: Ctrl-C may have cancelled the wait for an earlier save but not the save
             # itself.
             path = self._dir.checkpoints / f".step_{step}.groups.{next(self._numbers)}"
             try:
-                write_atomic(path, lines)
+                write_atomic(path, encoded)
             except DiskError as exc:
                 if wait:
                     raise

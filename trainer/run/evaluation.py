@@ -15,12 +15,14 @@ from typing import Any
 
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.errors import RunError
+from agentloop.trace.record import TraceRecord
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.console.console import Console
 from trainer.rollouts.producer import RunsEpisodes
 from trainer.run.episode_metrics import failure_causes, failures_text
 from trainer.run.eval_metrics import Outcome, eval_metrics
 from trainer.run.rundir import RunDir
+from trainer.run.traces import RunTraces
 
 PROGRESS_EVERY_S = 30.0
 """Seconds between progress lines of a background evaluation; the bar shows the training."""
@@ -85,6 +87,7 @@ class Evaluation:
         tasks: the validation rows.
         total_steps: steps of the run; the last one is evaluated if any is.
         record: called with the metrics of an evaluation that are not part of a step's line.
+        traces: writes the episodes that are kept.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Evaluation:
         *,
         total_steps: int,
         record: Callable[[dict[str, Any]], None],
+        traces: RunTraces,
     ) -> None:
         self._recipe = recipe
         self._config = recipe.eval
@@ -106,6 +110,7 @@ class Evaluation:
         self._console = console
         self._total_steps = total_steps
         self._record = record
+        self._traces = traces
         self._running: asyncio.Task[dict[str, Any]] | None = None
 
     def due(self, step: int) -> bool:
@@ -185,7 +190,7 @@ class Evaluation:
         begin = reported = time.perf_counter()
         total = len(self._tasks) * config.n
         outcomes: list[Outcome] = []
-        logged: dict[int, list[Trajectory]] = {}
+        logged: dict[int, list[TraceRecord]] = {}
         unhealthy: list[Trajectory] = []
         oldest = newest = version
 
@@ -193,8 +198,12 @@ class Evaluation:
             nonlocal oldest, newest, reported
             outcomes.append(Outcome.of(row, episode))
             number = row * config.n + sample
-            if number < config.log_generations:
-                logged[number] = episode
+            healthy = episode[-1].status is EpisodeStatus.OK
+            if number < config.log_generations or (config.log_generations and not healthy):
+                logged[number] = [
+                    TraceRecord(step, "eval", version, part, len(episode), trajectory, row=row)
+                    for part, trajectory in enumerate(episode)
+                ]
             if episode[-1].status is not EpisodeStatus.OK and len(unhealthy) < 100:
                 unhealthy.append(episode[-1])
             versions = {v for trajectory in episode for v in set(trajectory.versions) if v is not None}
@@ -222,6 +231,10 @@ class Evaluation:
         # `time_s` counts only time in which the run only evaluates.
         metrics["eval/background_s" if background else "eval/time_s"] = took
 
+        if logged:
+            kept = [record for number in sorted(logged) for record in logged[number]]
+            await self._traces.write(step, "eval", kept)
+
         if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):
             causes = "\n  - ".join(failure_causes(unhealthy))
             raise RunError(
@@ -231,8 +244,4 @@ class Evaluation:
         if unhealthy:
             failed = f"{metrics['eval/failed']} of {total} episodes of an evaluation failed"
             self._console.warn(failures_text(failed, unhealthy))
-
-        if logged:
-            kept = [trajectory for number in sorted(logged) for trajectory in logged[number]]
-            await asyncio.to_thread(self._dir.write_trace, step, "eval", kept[: config.log_generations])
         return metrics

@@ -29,6 +29,7 @@ from trainer.run.processes import Processes, start_processes
 from trainer.run.rundir import RunDir
 from trainer.run.step import PolicyState, StepTrainer
 from trainer.run.stop import StopRequest
+from trainer.run.traces import RunTraces
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,13 @@ class TrainRun:
         """
         console, policy, total = self._console, self._policy, self._inputs.total_steps
         first = policy.version
+        traces = RunTraces(
+            self._dir.root,
+            self._recipe.trace,
+            seed=self._recipe.seed,
+            total_steps=total,
+            notice=console.notice,
+        )
         evaluation = Evaluation(
             self._recipe,
             processes.runner,
@@ -116,10 +124,12 @@ class TrainRun:
             console,
             total_steps=total,
             record=self._record,
+            traces=traces,
         )
 
         await processes.guard(evaluation.before(first, policy.version))
         if self._recipe.eval.only:
+            await traces.settle()
             return self._result(first)
 
         self._announce_algorithm()
@@ -133,7 +143,7 @@ class TrainRun:
             producer.admit(policy.version)
             for step in range(first + 1, total + 1):
                 progress.restart()
-                metrics, samples = await processes.guard(self._step(step, trainer, producer))
+                metrics, samples = await processes.guard(self._step(step, trainer, producer, traces))
                 metrics |= lag.take()
                 if evaluation.due(step):
                     metrics |= await processes.guard(evaluation.at(step, policy.version))
@@ -145,6 +155,7 @@ class TrainRun:
                 stopping = self._stop.requested and step < total
                 if stopping or checkpoints.due(step, total):
                     last = stopping or step == total
+                    await traces.settle()  # a resumed run does not write the traces up to its checkpoint again
                     await checkpoints.save(policy.saved(step), producer.state(), wait=last)
                 prune_versions(self._dir.weights, policy.version)
 
@@ -160,21 +171,21 @@ class TrainRun:
         finally:
             await evaluation.close()
             await producer.close()
+            await traces.close()
             if not self._stop.insisted:
                 with contextlib.suppress(WorkerError):  # the error that broke the ranks is being raised
                     await checkpoints.settle()
 
     async def _step(
-        self, step: int, trainer: StepTrainer, producer: Producer
+        self, step: int, trainer: StepTrainer, producer: Producer, traces: RunTraces
     ) -> tuple[dict[str, Any], list[Trajectory]]:
-        """Run one step; return its metrics and a few samples. Release the other trajectories."""
-        trained = await trainer.run(step, producer)
-
-        trace, trajectories = self._recipe.trace, trained.trajectories
-        if step in (1, self._inputs.total_steps) or step % trace.train_every == 0:
-            kept = trajectories[: trace.max_trajectories]
-            await asyncio.to_thread(self._dir.write_trace, step, "train", kept)
-        return trained.metrics(), varied(trajectories, trace.print_samples)
+        """Run one step; return its metrics and a few samples. The other trajectories are released
+        when their trace is written."""
+        traced = traces.due(step)
+        trained = await trainer.run(step, producer, traced=traced)
+        if traced:
+            await traces.write(step, "train", trained.records(self._inputs.rows))
+        return trained.metrics(), varied(trained.trajectories, self._recipe.trace.print_samples)
 
     def _make_producer(self, processes: Processes, progress: _EpisodeProgress) -> Producer:
         """Make the producer of the remaining steps."""

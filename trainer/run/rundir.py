@@ -14,10 +14,10 @@ import orjson
 
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
-from agentloop.files import append_line, json_line, real_path, write_atomic
+from agentloop.files import append_line, real_path, write_atomic
 from agentloop.text import finite
-from agentloop.types import Trajectory
-from trainer.checkpoint_files import GROUPS_FILE, BrokenCheckpoint, is_sealed, read_state, verify
+from agentloop.trace.store import TraceStore
+from trainer.checkpoint_files import GROUPS_FILE, OLD_GROUPS_FILE, BrokenCheckpoint, is_sealed, read_state, verify
 from trainer.locks import FileLock, Locked
 
 LOCK = ".lock"
@@ -45,14 +45,16 @@ class CheckpointState:
     @property
     def groups_file(self) -> Path:
         """The file of finished groups that were not trained yet (`trainer.rollouts.group_file`)."""
-        return self.path / GROUPS_FILE
+        old = self.path / OLD_GROUPS_FILE
+        return old if old.exists() else self.path / GROUPS_FILE
 
 
 class RunDir:
     """The paths of a run and operations on them.
 
     outputs/<run>/config/resolved.json  env.json  metrics.jsonl  logs/*.log  finished.json
-                  traces/step_N/{train,eval}.jsonl checkpoints/step_N/   weights/v_N/   report.html
+                  traces/step_N/{train,eval}.parquet  traces/images/  report.html
+                  checkpoints/step_N/  weights/v_N/
 
     Attributes:
         resume_point: after `open`, the checkpoint that the run continues from.
@@ -368,16 +370,7 @@ class RunDir:
             warn(f"{self.metrics_file} is damaged: {'; '.join(odd[:SHOWN_LINES])}{more}. The other lines are kept")
         kept = [row for row in rows if row["step"] <= step]
         write_atomic(self.metrics_file, b"".join(orjson.dumps(row) + b"\n" for row in kept))
-
-        for folder in self.traces.glob("step_*"):
-            suffix = folder.name.removeprefix("step_")
-            if suffix.isdigit() and int(suffix) > step:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def write_trace(self, step: int, split: str, trajectories: Iterable[Trajectory]) -> None:
-        """Write `traces/step_N/<split>.jsonl` atomically, one trajectory a line."""
-        lines = b"".join(json_line(trajectory.to_json()) for trajectory in trajectories)
-        write_atomic(self.traces / f"step_{step}" / f"{split}.jsonl", lines, durable=False)
+        TraceStore(self.root).rewind(step)
 
 
 def _state_of(folder: Path) -> CheckpointState:

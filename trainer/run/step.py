@@ -13,20 +13,24 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from agentloop.config import AlgorithmConfig, Recipe
 from agentloop.errors import RunError
+from agentloop.trace.record import TraceRecord
 from agentloop.types import EpisodeStatus, Trajectory
+from trainer.algorithms.dynamic_sampling import replacement
 from trainer.algorithms.kl import KlCoefficient
 from trainer.packing.units import packed_length
 from trainer.publishing.base import Publisher
 from trainer.rollouts.preparation import BatchPreparation
-from trainer.rollouts.producer import Group, Producer
+from trainer.rollouts.producer import Group, PicksRows, Producer
 from trainer.rollouts.samples import TrainGroup
 from trainer.run.episode_metrics import episode_metrics, failure_causes, failures_text
 from trainer.run.notices import mismatch_warning, signal_warnings
 from trainer.run.rundir import CheckpointState
 from trainer.run.step_sums import CriticSums, StepSums
-from trainer.types import add_sums
+from trainer.types import TrainSample, add_sums
 from trainer.workers.group import WorkerGroup
 
 
@@ -94,6 +98,7 @@ class TrainedStep:
         version: the new version.
         groups: the groups that were trained.
         numbers: metrics of training and of the chosen algorithm.
+        samples: what was trained of each trajectory, by `id` of the trajectory.
     """
 
     step: int
@@ -101,10 +106,29 @@ class TrainedStep:
     groups: list[Group]
     clock: StepClock
     numbers: dict[str, Any]
+    samples: dict[int, TrainSample] = field(default_factory=dict)
 
     @property
     def trajectories(self) -> list[Trajectory]:
         return [trajectory for group in self.groups for trajectory in group.trajectories]
+
+    def records(self, rows: PicksRows) -> list[TraceRecord]:
+        """Return what the step's trace holds.
+
+        Args:
+            rows: the row of a group, by the group's index.
+        """
+        found = []
+        for group in self.groups:
+            row = rows[replacement(group.index, group.replaced)]
+            for episode in group.episodes:
+                for part, trajectory in enumerate(episode):
+                    record = TraceRecord(self.step, "train", self.version - 1, part, len(episode), trajectory, row=row)
+                    if (sample := self.samples.get(id(trajectory))) is not None:
+                        record.advantages = sample.advantages
+                        record.trainer_logprobs = _shown_logprobs(sample)
+                    found.append(record)
+        return found
 
     def metrics(self) -> dict[str, Any]:
         """Return the step's line of `metrics.jsonl`. `step/time_s` ends at this call."""
@@ -149,8 +173,11 @@ class StepTrainer:
         self._warn = warn
         self._said: set[str] = set()
 
-    async def run(self, step: int, producer: Producer) -> TrainedStep:
+    async def run(self, step: int, producer: Producer, *, traced: bool = False) -> TrainedStep:
         """Train on the groups of one step, publish the new version, admit the groups it allows.
+
+        Args:
+            traced: keep what `TrainedStep.records` shows of the training.
 
         Raises:
             RunError: too many episodes failed.
@@ -159,7 +186,7 @@ class StepTrainer:
         """
         policy = self._policy
         idle_before = producer.idle_s
-        update = _Update(self._recipe, policy, self._workers, producer)
+        update = _Update(self._recipe, policy, self._workers, producer, traced=traced)
         await update.run(step)
         check_failures(update.groups, self._recipe.run.max_failed_fraction, self._warn)
 
@@ -181,14 +208,17 @@ class StepTrainer:
             if kind not in self._said:  # the same holds for most later steps
                 self._said.add(kind)
                 self._warn(text)
-        return TrainedStep(step, policy.version, update.groups, update.clock, numbers)
+        return TrainedStep(step, policy.version, update.groups, update.clock, numbers, update.samples)
 
 
 class _Update:
     """The update of one step: its collaborators, and its sums over minibatches."""
 
-    def __init__(self, recipe: Recipe, policy: PolicyState, workers: WorkerGroup, producer: Producer) -> None:
+    def __init__(
+        self, recipe: Recipe, policy: PolicyState, workers: WorkerGroup, producer: Producer, *, traced: bool
+    ) -> None:
         self._recipe = recipe
+        self._traced = traced
         self._algorithm = recipe.trainer.algorithm
         self._policy = policy
         self._workers = workers
@@ -196,6 +226,7 @@ class _Update:
         self._preparation = BatchPreparation(recipe, workers, policy.kl)
         self._critic = CriticSums() if self._algorithm.needs.critic else None
         self.groups: list[Group] = []
+        self.samples: dict[int, TrainSample] = {}
         self.clock = StepClock()
         self.sums = StepSums()
 
@@ -213,7 +244,9 @@ class _Update:
         # While the critic warms up, the policy is not trained.
         train_policy = step > self._recipe.trainer.critic_warmup
         for number, chunks in enumerate(arriving):
-            totals = await self._accumulate(chunks, train_policy=train_policy)
+            # After the first optimizer step, the weights are no longer those before the update.
+            keep = self._traced and number == 0
+            totals = await self._accumulate(chunks, train_policy=train_policy, keep_logprobs=keep)
             self.sums.add(totals, first=number == 0)
             await self._step_optimizers(totals.get("normalizer", 0.0))
         self.sums.add(self._preparation.sums, first=False)
@@ -242,7 +275,9 @@ class _Update:
                 yield chunk
                 chunk, tokens = [], 0
 
-    async def _accumulate(self, chunks: AsyncIterator[list[TrainGroup]], *, train_policy: bool) -> dict[str, float]:
+    async def _accumulate(
+        self, chunks: AsyncIterator[list[TrainGroup]], *, train_policy: bool, keep_logprobs: bool
+    ) -> dict[str, float]:
         """Accumulate the gradients of one minibatch, chunk by chunk; return the policy's sums."""
         totals: dict[str, float] = {}
         temperature = self._recipe.rollout.sampling.temperature
@@ -250,14 +285,25 @@ class _Update:
             samples = [sample for group in chunk for sample in group.samples]
             if not samples:
                 continue
+            if self._traced:
+                self._remember(chunk)
             with self.clock.measure("train_s"):
                 if train_policy:
-                    loss = self._preparation.loss
-                    add_sums(totals, await self._workers.accumulate(samples, temperature=temperature, loss=loss))
+                    sums = await self._workers.accumulate(
+                        samples, temperature=temperature, loss=self._preparation.loss, keep_logprobs=keep_logprobs
+                    )
+                    add_sums(totals, sums)
                 if self._critic is not None:
                     values = self._preparation.value_samples(chunk)
                     self._critic.add(await self._workers.accumulate_values(values))
         return totals
+
+    def _remember(self, chunk: list[TrainGroup]) -> None:
+        """Keep the samples of a chunk for the trace."""
+        for batch in chunk:
+            for episode in batch.episodes:
+                for trajectory, sample in zip(episode.kept, episode.samples, strict=True):
+                    self.samples[id(trajectory)] = sample
 
     async def _step_optimizers(self, normalizer: float) -> None:
         """Step the optimizers of policy and critic, each if it has an accumulated gradient."""
@@ -278,6 +324,12 @@ class _Update:
             numbers["dynamic_sampling/given_up"] = sum(group.given_up for group in self.groups)
         numbers |= self._preparation.metrics
         return numbers | (self._critic.metrics if self._critic is not None else {})
+
+
+def _shown_logprobs(sample: TrainSample) -> np.ndarray | None:
+    """Return the trainer's logprobs before the update, NaN where the mask is 0; None: unknown."""
+    known = sample.proximal_logprobs if sample.trainer_logprobs is None else sample.trainer_logprobs
+    return None if known is None else np.where(sample.loss_mask, known, np.float32(np.nan))
 
 
 def check_failures(groups: list[Group], max_fraction: float, warn: Callable[[str], None]) -> None:

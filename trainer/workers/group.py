@@ -128,7 +128,12 @@ class WorkerGroup:
     # -- training ----------------------------------------------------------------------------------
 
     async def accumulate(
-        self, samples: Sequence[TrainSample], *, temperature: float, loss: LossSpec | None = None
+        self,
+        samples: Sequence[TrainSample],
+        *,
+        temperature: float,
+        loss: LossSpec | None = None,
+        keep_logprobs: bool = False,
     ) -> dict[str, float]:
         """Add the gradient of the summed loss of `samples` to the accumulated gradient.
 
@@ -139,6 +144,7 @@ class WorkerGroup:
             samples: samples with an equal `group_key` share their prompt.
             temperature: the one they were sampled with.
             loss: default: the loss of the config's `algorithm`.
+            keep_logprobs: set the samples' `trainer_logprobs` to those of this forward pass.
 
         Returns:
             sums over the trained tokens: `loss_sum` (weighted by the aggregation), `entropy_sum`,
@@ -160,8 +166,11 @@ class WorkerGroup:
         if not trained:
             return {"tokens": 0.0, "sequences": 0.0, "normalizer": 0.0}
 
-        _, answers = await self._ask_with_samples(Accumulate(temperature, spec), trained)
-        return _merged(answers) | {
+        shares, answers = await self._ask_with_samples(Accumulate(temperature, spec, keep_logprobs), trained)
+        if keep_logprobs:
+            for share, answer in zip(shares, answers, strict=True):
+                _set_logprobs([trained[index] for index in share], answer.logprobs)
+        return _merged([answer.sums for answer in answers]) | {
             "normalizer": normalizer(trained, spec.aggregation, spec.aggregation_constant),
         }
 
@@ -401,6 +410,17 @@ def _by_sample(
             rows = sample_index == local
             result[share[local]][token_index[rows]] = numbers[rows]
     return result
+
+
+def _set_logprobs(samples: Sequence[TrainSample], logprobs: np.ndarray) -> None:
+    """Set `trainer_logprobs` from those of the trained tokens, sample after sample."""
+    begin = 0
+    for sample in samples:
+        column = np.zeros(len(sample), dtype=np.float32)
+        end = begin + sample.trained_tokens
+        column[sample.loss_mask] = logprobs[begin:end]
+        sample.trainer_logprobs = column
+        begin = end
 
 
 def _save_error(statuses: Sequence[SaveStatus]) -> str:

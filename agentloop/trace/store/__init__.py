@@ -9,9 +9,10 @@ files         names of files, metadata              has room for
 images        traces/images             old_form    JSON lines of earlier versions
 """
 
+from agentloop.trace.store.checks import Problem
 from agentloop.trace.store.files import TraceFile
 from agentloop.trace.store.schema import CHEAP, SCHEMA
-from agentloop.trace.store.store import Problem, TraceStore
+from agentloop.trace.store.store import TraceStore
 from agentloop.trace.store.writer import Written
 
 __all__ = ["CHEAP", "SCHEMA", "Problem", "TraceFile", "TraceStore", "Written"]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agentloop.errors import TraceError
 from agentloop.trace.record import SPLITS
+from agentloop.trace.store.exact_json import load
 from agentloop.trace.store.schema import FORMAT, METADATA_KEY
 
 PARQUET, OLD = ".parquet", ".jsonl"
@@ -66,8 +66,8 @@ class TraceFile:
 def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
     text = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     try:
-        data = orjson.loads(text) if text else {}
-    except orjson.JSONDecodeError:
+        data = load(text.decode()) if text else {}
+    except ValueError:
         data = {}
     return data if isinstance(data, dict) else {}
 

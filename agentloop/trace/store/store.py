@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from agentloop.errors import TraceError
 from agentloop.trace.record import SPLITS, RecordKey, TraceRecord
+from agentloop.trace.store.checks import Problem, find_problems
 from agentloop.trace.store.choice import choose
 from agentloop.trace.store.decode import decode
 from agentloop.trace.store.encode import encode, estimate
@@ -24,23 +24,6 @@ from agentloop.trace.store.images import Digests, ImageFolder
 from agentloop.trace.store.old_form import read_old_records
 from agentloop.trace.store.schema import CHEAP, KEY, SCHEMA
 from agentloop.trace.store.writer import OPTIONS, Written, write_file
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A file of the store that is missing, cut or left over.
-
-    Attributes:
-        fault: what is wrong with it.
-        fix: what to do; empty: nothing has to be done.
-    """
-
-    path: Path
-    fault: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.fault}" + (f" ({self.fix})" if self.fix else "")
 
 
 class TraceStore:
@@ -240,21 +223,8 @@ class TraceStore:
         return {} if file.old else file.metadata()
 
     def problems(self) -> list[Problem]:
-        """Return the files that are cut, left over or of the old form."""
-        found = []
-        for file in self.files():
-            if file.old:
-                hint = f"convert it with `agentloop trace import {self.run_dir}`"
-                found.append(Problem(file.path, "has the old JSON form, which is slow to read", hint))
-                continue
-            try:
-                self._table(file)
-            except TraceError as exc:
-                found.append(Problem(file.path, exc.message.removeprefix(f"{file.path} "), exc.hint or ""))
-        for path in leftovers(self.folder):
-            fault = "was being written when the process died; the trace is missing"
-            found.append(Problem(path, fault, "`agentloop train --resume` removes it and writes the step again"))
-        return found
+        """Return the files that are missing, cut, left over or of the old form; reads no rows."""
+        return find_problems(self.run_dir)
 
     def _table(self, file: TraceFile) -> pa.Table:
         with file.open() as parquet:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow.parquet as pq
 
 from agentloop.files import open_atomic
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store.choice import Choice
 from agentloop.trace.store.encode import encode, estimate
+from agentloop.trace.store.exact_json import dump
 from agentloop.trace.store.images import Digests
 from agentloop.trace.store.schema import DICTIONARY, FORMAT, METADATA_KEY, SCHEMA, SPLIT_BYTES
 
@@ -52,7 +52,7 @@ def write_file(path: Path, records: Sequence[TraceRecord], digests: Digests, cho
         DiskError: the disk is full or broken; the file is then not there.
     """
     metadata = {"format": FORMAT, **choice.metadata}
-    schema = SCHEMA.with_metadata({METADATA_KEY: orjson.dumps(metadata)})
+    schema = SCHEMA.with_metadata({METADATA_KEY: dump(metadata).encode()})
     with open_atomic(path, durable=False) as file:
         with pq.ParquetWriter(file, schema, **OPTIONS) as writer:
             for chunk in chunks(records):

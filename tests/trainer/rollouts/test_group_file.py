@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,11 @@ from typing import Any
 import pytest
 
 from agentloop.errors import RunDirError
+from agentloop.images import image_data
 from agentloop.types import StepReward, StopReason, Task, Trajectory, Turn
 from trainer.algorithms.dynamic_sampling import replacement
-from trainer.rollouts.group_file import GROUPS_FILE, encode_groups, read_groups
+from trainer.checkpoint_files import GROUPS_FILE, OLD_GROUPS_FILE
+from trainer.rollouts.group_file import encode_groups, read_groups
 from trainer.rollouts.producer import Group
 
 TASKS = [Task(task_id=f"row {i}", agent_name="a", prompt=[]) for i in range(4)]
@@ -47,10 +52,35 @@ def test_a_checkpoint_without_groups_has_none(tmp_path: Path) -> None:
     assert read_groups(tmp_path, TASKS, ROWS) == []
 
 
-def test_groups_with_images_are_left_out_because_they_would_come_back_without(tmp_path: Path) -> None:
-    assert encode_groups([group(1, images=["picture"])]) == b""
-    greedy = replace(group(1), baseline=group(1, images=["picture"]).baseline)
-    assert encode_groups([greedy]) == b""
+def test_images_come_back_as_the_bytes_that_the_server_saw(tmp_path: Path) -> None:
+    from PIL import Image
+
+    shown = [Image.new("RGB", (5, 4), (1, 2, 3)), Image.new("L", (3, 3), 9)]
+    data = [base64.b64decode(image_data(image)) for image in shown]
+    messages = [{"role": "user", "content": [{"type": "image", "image": shown[0]}, {"type": "text", "text": "?"}]}]
+    made = [group(1, images=shown, messages=messages), group(3, images=[data[1]])]
+    (tmp_path / GROUPS_FILE).write_bytes(encode_groups(made))
+    first, second = read_groups(tmp_path, TASKS, ROWS)
+    for trajectory in (*first.trajectories, *first.baseline):
+        assert trajectory.images == data
+        assert trajectory.messages[0]["content"][0] == {"type": "image", "image": data[0]}
+    assert first.trajectories[0].images[0] is first.trajectories[1].images[0], "shared, as before"
+    assert second.trajectories[0].images == [data[1]]
+
+
+def test_groups_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    made = group(1)
+    line = {
+        "index": 1, "task_id": made.task.task_id, "replaced": 0, "given_up": False, "seconds": 2.5,
+        "episodes": [[t.to_json() for t in episode] for episode in made.episodes],
+        "baseline": [t.to_json() for t in made.baseline],
+    }  # fmt: skip
+    (tmp_path / OLD_GROUPS_FILE).write_text(json.dumps(line) + "\n")
+    (back,) = read_groups(tmp_path, TASKS, ROWS)
+    assert (back.episodes, back.baseline) == (made.episodes, made.baseline)
+    (tmp_path / OLD_GROUPS_FILE).write_text(json.dumps(line) + '\n{"index": 2, "epis')
+    with pytest.raises(RunDirError, match=r"line 2.*(?s:.*)delete the file"):
+        read_groups(tmp_path, TASKS, ROWS)
 
 
 def test_groups_of_other_rows_are_refused(tmp_path: Path) -> None:
@@ -59,7 +89,8 @@ def test_groups_of_other_rows_are_refused(tmp_path: Path) -> None:
         read_groups(tmp_path, TASKS, [0, 1, 2, 3])
 
 
-def test_a_damaged_file_is_refused_by_line(tmp_path: Path) -> None:
-    (tmp_path / GROUPS_FILE).write_bytes(encode_groups([group(1)]) + b'{"index": 2, "epis')
-    with pytest.raises(RunDirError, match=r"line 2.*(?s:.*)delete the file"):
+@pytest.mark.parametrize("damage", [lambda data: data[:-50], lambda data: data[:4] + data[5:], lambda data: b""])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    (tmp_path / GROUPS_FILE).write_bytes(damage(encode_groups([group(1)])))
+    with pytest.raises(RunDirError, match=r"groups.parquet does not hold(?s:.*)delete the file"):
         read_groups(tmp_path, TASKS, ROWS)

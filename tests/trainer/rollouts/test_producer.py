@@ -271,7 +271,7 @@ async def test_restored_groups_that_do_not_fit_the_recipe_are_refused(change: di
     producer.admit(0)
     group = await producer.take(9)  # of step 3, sampled by version 0
     await producer.close()
-    with pytest.raises(RunDirError, match=rf"(?s)group 9.*rollout\.(max_)?{key}.*groups\.jsonl"):
+    with pytest.raises(RunDirError, match=rf"(?s)group 9.*rollout\.(max_)?{key}.*groups file"):
         make(runner, **{"max_staleness": 3, **change}).restore([group])
 
 

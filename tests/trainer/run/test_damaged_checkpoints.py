@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentloop.errors import RunDirError
+from agentloop.trace.store import TraceStore
 from trainer.checkpoint_files import BrokenCheckpoint, read_state, seal, verify
 from trainer.run.rundir import RunDir
 
@@ -24,13 +25,13 @@ def run_dir(tmp_path: Path) -> RunDir:
     run_dir.open(CONFIG, {}, resume=False)
     for step in range(7):
         run_dir.append_metrics({"step": step, "reward/mean": step / 10})
-        run_dir.write_trace(step, "train", [])
+        TraceStore(run_dir.root).write(step, "train", [])
     for step in (4, 6):
         folder = run_dir.checkpoint_of(step)
         (folder / "trainer").mkdir(parents=True)
         for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):
             (folder / "trainer" / name).write_bytes(f"{name} of step {step} ".encode() * 100)
-        (folder / "groups.jsonl").write_text("{}\n")
+        (folder / "groups.parquet").write_text("{}\n")
         seal(folder, {"step": step, "version": step, "kl_coef": 0.5})
     return run_dir
 
@@ -139,7 +140,7 @@ def test_a_damaged_configuration_is_told_and_replaced(run_dir: RunDir, damage: C
 
 @pytest.mark.parametrize("damage", [cut, flip, empty])
 def test_damaged_groups_are_sampled_again(run_dir: RunDir, damage: Callable[[Path], None]) -> None:
-    groups = run_dir.checkpoint_of(6) / "groups.jsonl"
+    groups = run_dir.checkpoint_of(6) / "groups.parquet"
     damage(groups)
     told: list[str] = []
     run_dir.open(CONFIG, {}, resume=True, warn=told.append)
@@ -148,7 +149,7 @@ def test_damaged_groups_are_sampled_again(run_dir: RunDir, damage: Callable[[Pat
 
 
 def test_deleted_groups_are_sampled_again_without_a_word(run_dir: RunDir) -> None:
-    (run_dir.checkpoint_of(6) / "groups.jsonl").unlink()
+    (run_dir.checkpoint_of(6) / "groups.parquet").unlink()
     run_dir.open(CONFIG, {}, resume=True, warn=pytest.fail)
     assert run_dir.resume_point is not None and run_dir.resume_point.step == 6
 

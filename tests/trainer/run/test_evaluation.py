@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import pytest
 
 from agentloop.config import Recipe
 from agentloop.errors import RunError
+from agentloop.trace.store import TraceStore
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.console.console import Console
 from trainer.run.evaluation import Evaluation, max_in_flight
 from trainer.run.rundir import RunDir
+from trainer.run.traces import RunTraces
 
 TASKS = [Task(str(i), "a", [], data_source="odd" if i % 2 else "even") for i in range(5)]
 
@@ -64,9 +65,10 @@ class Setting:
         self.runner = Runner()
         self.dir = RunDir(folder)
         self.lines: list[dict[str, Any]] = []
+        self.traces = RunTraces(folder, self.recipe.trace, seed=0, total_steps=7, notice=pytest.fail)
         self.evaluation = Evaluation(
             self.recipe, self.runner, TASKS, self.dir, Console(io.StringIO(), terminal=False), total_steps=7,
-            record=self.record,
+            record=self.record, traces=self.traces,
         )  # fmt: skip
 
     def record(self, metrics: dict[str, Any]) -> None:
@@ -75,8 +77,9 @@ class Setting:
         self.dir.append_metrics(metrics)
 
     def trace(self, step: int) -> list[tuple[str, int]]:
-        lines = (self.dir.traces / f"step_{step}" / "eval.jsonl").read_text().splitlines()
-        return [(line["task_id"], line["sample_index"]) for line in map(json.loads, lines)]
+        records = TraceStore(self.dir.root).records(step, "eval")
+        assert all(record.version == step for record in records)
+        return [(record.trajectory.task_id, record.trajectory.sample_index) for record in records]
 
 
 def test_the_steps_that_are_evaluated(tmp_path: Path) -> None:
@@ -103,19 +106,24 @@ async def test_every_row_is_run_n_times_with_the_sampling_of_evaluations(tmp_pat
     assert (metrics["step"], metrics["version"], metrics["eval/episodes"]) == (3, 3, 10)
     assert metrics["eval/reward_mean"] == metrics["eval/mean@2"] == metrics["eval/pass@2"] == 0.2
     assert metrics["eval/odd/reward_mean"] == 0.5 and metrics["eval/even/reward_mean"] == 0.0
+    await setting.traces.settle()
     assert setting.trace(3) == [("0", 0), ("0", 1), ("1", 0)], "in the order of the rows, whichever ended first"
     assert metrics["eval/reward_mean"] == 0.2 and "eval/time_s" in metrics
     assert not setting.lines, "the numbers are part of the step's own line"
 
 
 async def test_a_failed_episode_is_counted_and_too_many_end_the_run(tmp_path: Path) -> None:
-    setting = Setting(tmp_path)
-    setting.runner.fail = {"1", "2"}
+    setting = Setting(tmp_path, log_generations=1)
+    setting.runner.fail = {"1", "4"}
     metrics = await setting.evaluation.at(3, 3)
     assert (metrics["eval/failed"], metrics["eval/reward_mean"], metrics["eval/pass@1"]) == (2, 0.0, 0.0)
+    await setting.traces.settle()
+    assert [task for task, _ in setting.trace(3)] == ["0", "1", "4"], "failed episodes are kept beside the first"
     setting.runner.fail |= {"3"}
-    with pytest.raises(RunError, match=r"3 of 5 episodes of an evaluation failed[\s\S]*row 3\): tool server gone"):
+    with pytest.raises(RunError, match=r"3 of 5 episodes of an evaluation failed[\s\S]*row 4\): tool server gone"):
         await setting.evaluation.at(6, 6)
+    await setting.traces.settle()
+    assert [task for task, _ in setting.trace(6)] == ["0", "1", "3", "4"], "also of an evaluation that ends the run"
 
 
 async def test_a_background_evaluation_says_which_versions_it_spans(tmp_path: Path) -> None:

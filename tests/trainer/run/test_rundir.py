@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import orjson
 import pytest
 
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
-from agentloop.types import StopReason, Trajectory, Turn
+from agentloop.trace.store import TraceStore
 from trainer.checkpoint_files import seal
 from trainer.run.rundir import RunDir
 
@@ -61,7 +60,7 @@ def test_rewind_forgets_what_came_after(tmp_path: Path) -> None:
     run_dir = make(tmp_path)
     for step in (1, 2, 3):
         run_dir.append_metrics({"step": step})
-        run_dir.write_trace(step, "train", [])
+        TraceStore(run_dir.root).write(step, "train", [])
     run_dir.rewind(2)
     assert [row["step"] for row in run_dir.read_metrics()] == [1, 2]
     assert sorted(p.name for p in run_dir.traces.iterdir()) == ["step_1", "step_2"]
@@ -104,7 +103,7 @@ def test_a_batch_keeps_its_size_while_finished_groups_wait_in_a_checkpoint(tmp_p
     assert run_dir.open({"rollout": {"batch_size": 8}}, {}, resume=True) == ["rollout.batch_size: 4 -> 8"]
     groups = run_dir.list_checkpoints()[-1].groups_file
     groups.write_bytes(b"{}\n")
-    with pytest.raises(RunDirError, match=r"rollout.batch_size was 8 and is now 4(?s:.*)delete .*groups.jsonl"):
+    with pytest.raises(RunDirError, match=r"rollout.batch_size was 8 and is now 4(?s:.*)delete .*groups.parquet"):
         run_dir.open({"rollout": {"batch_size": 4}}, {}, resume=True)
     groups.unlink()
     run_dir.open({"rollout": {"batch_size": 4}}, {}, resume=True)
@@ -126,17 +125,6 @@ def test_pruning_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
         save(run_dir, step)
     run_dir.prune_checkpoints(CheckpointConfig(keep=2))
     assert [state.step for state in run_dir.list_checkpoints()] == [2, 3]
-
-
-def test_a_trace_reads_back_as_the_same_trajectory(tmp_path: Path) -> None:
-    run_dir = make(tmp_path)
-    trajectory = Trajectory(
-        token_ids=[1, 2, 3], loss_mask=[0, 1, 1], logprobs=[None, -0.5, -0.25], versions=[None, 4, 4], prompt_length=1,
-        turns=[Turn(1, 3, "hi", StopReason.LENGTH)], reward=0.5, stop_reason=StopReason.LENGTH,
-    )  # fmt: skip
-    run_dir.write_trace(7, "train", [trajectory])
-    lines = (run_dir.traces / "step_7" / "train.jsonl").read_bytes().splitlines()
-    assert [Trajectory.from_json(orjson.loads(line)) for line in lines] == [trajectory]
 
 
 def test_a_directory_in_use_is_refused_with_the_process_that_uses_it(tmp_path: Path) -> None:

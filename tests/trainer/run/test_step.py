@@ -15,7 +15,7 @@ from agentloop.config import Recipe, SamplingConfig
 from agentloop.types import StepReward, StopReason, Task, Trajectory, Turn
 from tests.trainer.conftest import VOCAB
 from trainer.rollouts.producer import Producer
-from trainer.run.step import PolicyState, StepTrainer
+from trainer.run.step import PolicyState, StepTrainer, TrainedStep
 from trainer.workers.group import WorkerGroup
 
 TASKS = [Task(task_id=str(i), agent_name="a", prompt=[]) for i in range(5)]
@@ -94,6 +94,13 @@ def recipe_of(algorithm: dict[str, Any], **trainer: Any) -> Recipe:
 
 async def two_steps(recipe: Recipe, workers: WorkerGroup) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the metrics of two training steps, and the warnings."""
+    steps, warnings = await trained_steps(recipe, workers)
+    return [step.metrics() for step in steps], warnings
+
+
+async def trained_steps(
+    recipe: Recipe, workers: WorkerGroup, *, traced: bool = False
+) -> tuple[list[TrainedStep], list[str]]:
     warnings: list[str] = []
     algorithm = recipe.trainer.algorithm
     trainer = StepTrainer(recipe, PolicyState.at(None, algorithm), workers, NoPublisher(), warnings.append)
@@ -108,9 +115,9 @@ async def two_steps(recipe: Recipe, workers: WorkerGroup) -> tuple[list[dict[str
         greedy_baseline=algorithm.needs.greedy_episode,
     )
     producer.admit(0)
-    rows = [(await trainer.run(step, producer)).metrics() for step in (1, 2)]
+    steps = [await trainer.run(step, producer, traced=traced) for step in (1, 2)]
     await producer.close()
-    return rows, warnings
+    return steps, warnings
 
 
 class SimpleRows:
@@ -191,3 +198,40 @@ async def test_a_mismatch_is_warned_of_unless_a_correction_is_on(workers: Worker
         assert key in warnings[0]
     _, warnings = await two_steps(recipe_of({"correction": {"decoupled": True}}), workers)
     assert warnings == []
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_records_of_a_step_hold_what_the_update_computed(workers: WorkerGroup) -> None:
+    steps, _ = await trained_steps(recipe_of({"advantage": "grpo"}), workers, traced=True)
+    for step in steps:
+        records, numbers = step.records(SimpleRows()), step.metrics()
+        assert len(records) == 16
+        differences, spread = [], []
+        for record in records:
+            trajectory = record.trajectory
+            mask = np.array(trajectory.loss_mask, dtype=bool)
+            assert (record.step, record.split, record.version) == (step.step, "train", step.version - 1)
+            assert (record.part, record.parts) == (0, 1)
+            assert record.row == [group.index % len(TASKS) for group in step.groups][len(spread) // 4]
+            assert record.trainer_logprobs is not None and record.advantages is not None
+            assert np.isnan(record.trainer_logprobs[~mask]).all() and not record.advantages[~mask].any()
+            engine = np.array(trajectory.logprobs, dtype=float)[mask]
+            differences.append(np.abs(record.trainer_logprobs[mask] - engine))
+            spread.append(float(record.advantages[mask][0]))
+        # The mean that the ranks summed up is the mean of the numbers that they sent back.
+        found = float(np.concatenate(differences).mean())
+        assert found == pytest.approx(numbers["mismatch/logprob_abs_mean"], rel=1e-5)
+        for group in range(4):
+            assert sum(spread[4 * group : 4 * group + 4]) == pytest.approx(0.0, abs=1e-4)
+    plain, _ = await trained_steps(recipe_of({"advantage": "grpo"}), workers)
+    assert all(record.trainer_logprobs is None for record in plain[0].records(SimpleRows()))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_logprobs_of_later_minibatches_are_those_before_the_update_or_unknown(workers: WorkerGroup) -> None:
+    (first, _), _ = await trained_steps(recipe_of({"minibatches": 2}), workers, traced=True)
+    known = [record.trainer_logprobs is not None for record in first.records(SimpleRows())]
+    assert known == [True] * 8 + [False] * 8
+    decoupled = recipe_of({"minibatches": 2, "correction": {"decoupled": True}})
+    (first, _), _ = await trained_steps(decoupled, workers, traced=True)
+    assert all(record.trainer_logprobs is not None for record in first.records(SimpleRows()))

@@ -1,0 +1,81 @@
+"""Write the traces of a run while the next step runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agentloop.config import TraceConfig
+from agentloop.trace.record import Split, TraceRecord
+from agentloop.trace.store import TraceStore, Written
+
+
+class RunTraces:
+    """The traces of one run. At most one is being written at a time, in a thread.
+
+    Args:
+        seed: decides which groups of a step are kept when `trace.max_bytes_per_step` has no room
+            for all.
+        total_steps: the first and the last step are always written.
+        notice: called once with what was left out.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: TraceConfig, *, seed: int, total_steps: int, notice: Callable[[str], None]
+    ) -> None:
+        self._store = TraceStore(run_dir)
+        self._config = config
+        self._seed = seed
+        self._total_steps = total_steps
+        self._notice = notice
+        self._said = False
+        self._writing: asyncio.Task[Written] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the trace of a training step is written."""
+        return step in (1, self._total_steps) or step % self._config.train_every == 0
+
+    async def write(self, step: int, split: Split, records: Sequence[TraceRecord]) -> None:
+        """Begin to write the trace of a step, after the one before it is written.
+
+        Raises:
+            DiskError: the one before it could not be written.
+        """
+        await self.settle()
+        self._writing = asyncio.create_task(self._write(step, split, records), name=f"trace of step {step}")
+
+    async def settle(self) -> None:
+        """Wait for the trace that is being written.
+
+        Raises:
+            DiskError: the disk is full or broken.
+        """
+        while (writing := self._writing) is not None:
+            try:
+                # A thread cannot be stopped: after Ctrl-C, `close` waits for it.
+                self._say(await asyncio.shield(writing))
+            finally:
+                if writing.done() and self._writing is writing:  # else a background evaluation began one
+                    self._writing = None
+
+    def _say(self, written: Written) -> None:
+        if written.left_out_groups and not self._said:
+            self._said = True
+            self._notice(
+                f"{written.path} leaves out {written.left_out_groups:,} groups ({written.left_out_episodes:,} "
+                f"episodes): trace.max_bytes_per_step is {self._config.max_bytes_per_step:,}. Failed and rejected "
+                "episodes are kept, and metrics count all. Later steps leave out others without a notice"
+            )
+
+    async def close(self) -> None:
+        """Wait for the trace that is being written; its failure is no longer reported."""
+        while (writing := self._writing) is not None:
+            await asyncio.gather(writing, return_exceptions=True)
+            if self._writing is writing:
+                self._writing = None
+
+    async def _write(self, step: int, split: str, records: Sequence[TraceRecord]) -> Written:
+        return await asyncio.to_thread(
+            self._store.write, step, split, records, max_bytes=self._config.max_bytes_per_step, seed=self._seed
+        )
