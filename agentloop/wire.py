@@ -25,6 +25,9 @@ from agentloop.errors import ConfigError
 SESSION_HEADER = "X-Session-Id"
 """Requests with the same value go to the same replica, where their prefix is cached."""
 
+TRACEPARENT_HEADER = "traceparent"
+"""W3C Trace Context: the span in which a request is made. Servers pass it on; none needs it."""
+
 
 MAX_NAME_LENGTH = 256
 """Longest id of a request, a session or a group."""

@@ -45,6 +45,7 @@ from agentloop.data import RowOrder, load_tasks
 from agentloop.episode.episode import Episode
 from agentloop.reward.loading import close_reward, load_reward
 from agentloop.tool.loading import load_toolset
+from agentloop.trace import trace_headers
 from trainer.algorithms import advantage
 from trainer.publishing.disk import DiskPublisher
 from trainer.publishing.server_link import ServerLink
@@ -144,7 +145,7 @@ async def start(folder: Path, steps: int, seed: int) -> AsyncIterator[Parts]:
         publisher = DiskPublisher(workers, link, weights, server.serves)
         stack.push_async_callback(publisher.close)
 
-        client = await stack.enter_async_context(GenerateClient(url, token=server.token))
+        client = await stack.enter_async_context(GenerateClient(url, token=server.token, context_headers=trace_headers))
         context_length = await client.context_length()
         assert context_length is not None, "our own server reports it"
         runner = EpisodeRunner(

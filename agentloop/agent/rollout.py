@@ -25,6 +25,7 @@ from agentloop.model_folder import CONFIG_FILE, TOKENIZER_FILES, ModelFolder
 from agentloop.reward.loading import close_reward, load_reward
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
+from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
 
 DEFAULT_AGENT = "tool_agent"
@@ -86,7 +87,9 @@ async def rollout(
             raise ConfigError(f"{name} is {value}", f"give at least {least}")
 
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(GenerateClient(url, token=token, max_connections=max_in_flight))
+        client = await stack.enter_async_context(
+            GenerateClient(url, token=token, max_connections=max_in_flight, context_headers=trace_headers)
+        )
         folder = ModelFolder.resolve(str(model), (CONFIG_FILE, *TOKENIZER_FILES, "*.jinja"), key="model")
         model_path = str(folder.path)
         renderer = ChatRenderer(

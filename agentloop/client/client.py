@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -68,6 +68,8 @@ class GenerateClient:
         outage_s: how long to wait for an unreachable server, all requests together; these attempts
             are not counted.
         max_connections: largest number of requests in flight.
+        context_headers: returns further headers of a generation; called in the task that asks for
+            it, for example `agentloop.trace.trace_headers`.
         transport: replaces the connection pool; in tests, for instance `httpx.ASGITransport` or
             `httpx.MockTransport`.
 
@@ -84,6 +86,7 @@ class GenerateClient:
         retries: int = 8,
         outage_s: float = 120.0,
         max_connections: int = 256,
+        context_headers: Callable[[], Mapping[str, str]] = dict,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = httpx.URL(base_url.rstrip("/") + "/generate")
@@ -93,6 +96,7 @@ class GenerateClient:
         if token:
             self._headers.append(("authorization", bearer(token)))
         self._timeouts = {"timeout": httpx.Timeout(timeout_s, connect=10.0).as_dict()}
+        self._context_headers = context_headers
         self._retries = retries
         self._outage_s = outage_s
         self._outage = Outage()
@@ -203,7 +207,7 @@ class GenerateClient:
     async def _post(self, body: bytes, session_id: str) -> httpx.Response:
         # The transport is used without httpx.AsyncClient: its cookies, redirects and authentication
         # flows are half of httpx's cost.
-        headers = [*self._headers, (SESSION_HEADER, _name(session_id))]
+        headers = [*self._headers, (SESSION_HEADER, _name(session_id)), *self._context_headers().items()]
         request = httpx.Request("POST", self._url, headers=headers, content=body, extensions=self._timeouts)
         answer = await self._transport.handle_async_request(request)
         await answer.aread()

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from agentloop.types import AttributeValue, Span
+from agentloop.wire import TRACEPARENT_HEADER
 
 MOST_SPANS = 2_000
 """Spans that an episode keeps; further ones are counted in the attribute `dropped_spans` of its
@@ -24,9 +25,6 @@ first."""
 MOST_ATTRIBUTES = 64
 LONGEST_VALUE = 2_000
 """Attributes of a span, and characters of an attribute, an error or a name, that are kept."""
-
-TRACEPARENT = "traceparent"
-"""The header of W3C Trace Context that names the span in which a request was made."""
 
 
 class OpenSpan:
@@ -215,7 +213,7 @@ def trace_headers() -> dict[str, str]:
     Empty outside an episode. For tools: `httpx.post(url, headers=trace_headers(), ...)`.
     """
     value = current_traceparent()
-    return {} if value is None else {TRACEPARENT: value}
+    return {} if value is None else {TRACEPARENT_HEADER: value}
 
 
 def add_attributes(span: Span, attributes: dict[str, Any]) -> None:

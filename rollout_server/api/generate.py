@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from agentloop.config.server import ServerSettings
-from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, GenerateRequest, SamplingParams
+from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, TRACEPARENT_HEADER, GenerateRequest, SamplingParams
 from rollout_server.api.asgi import read_body, send_error, send_json
 from rollout_server.api.metrics import CLIENT_LEFT, Metrics
 from rollout_server.api.parsing import parse_generate
@@ -30,6 +31,10 @@ ResultT = TypeVar("ResultT")
 
 _SESSION_HEADER = SESSION_HEADER.lower().encode()
 _ROUTING_HEADER = b"x-smg-routing-key"  # the same in SGLang's own router
+_TRACEPARENT = TRACEPARENT_HEADER.encode()
+
+_TRACE_CONTEXT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?\Z")
+"""What is passed on of `traceparent`; anything else is ignored, as W3C Trace Context demands."""
 
 
 class GenerateEndpoint:
@@ -50,7 +55,11 @@ class GenerateEndpoint:
             request = parse_generate(await read_body(scope, receive))
             requests = request if isinstance(request, list) else [request]
             generations = self._accept_all(request) if isinstance(request, list) else [self.accept(request)]
-            session = _session(scope) or requests[0].session_id
+            headers = dict(scope["headers"])
+            session = _session(headers) or requests[0].session_id
+            if (traceparent := headers.get(_TRACEPARENT)) is not None and _TRACE_CONTEXT.match(traceparent):
+                for generation in generations:
+                    generation.traceparent = traceparent
             logprobs = [one.return_logprob for one in requests]
 
             if requests[0].stream:
@@ -206,13 +215,12 @@ async def _all(work: Sequence[Coroutine[Any, Any, GenerationResult]]) -> list[Ge
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _session(scope: Scope) -> str | None:
+def _session(headers: Mapping[bytes, bytes]) -> str | None:
     """Return the session that the headers name, or None.
 
     Raises:
         RequestError: its name is too long, or has control characters.
     """
-    headers = dict(scope["headers"])
     raw = headers.get(_SESSION_HEADER) or headers.get(_ROUTING_HEADER)
     if raw is None:
         return None

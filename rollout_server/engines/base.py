@@ -109,6 +109,7 @@ class Generation:
             chunk are in the result only, which always has all of them.
         stream_tokens: smallest number of tokens in a chunk.
         image_data: the prompt's images in base64, in their order.
+        traceparent: of the request, for a replica behind HTTP; engines may ignore it.
     """
 
     rid: str
@@ -117,6 +118,7 @@ class Generation:
     on_chunk: Callable[[AnswerChunk], None] | None = None
     stream_tokens: int = 1
     image_data: list[str] = field(default_factory=list)
+    traceparent: bytes | None = None
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import httpx
 import orjson
 
 from agentloop.client.connections import ConnectionPool, OnData, Origin, request_head
-from agentloop.wire import bearer
+from agentloop.wire import TRACEPARENT_HEADER, bearer
 from rollout_server.engines.base import (
     BroadcastWeights,
     EngineInfo,
@@ -128,10 +128,14 @@ class HttpReplica:
             request["stream"] = True
             request["sampling_params"]["stream_interval"] = generation.stream_tokens
 
+        head = self._generate_head
+        if generation.traceparent is not None:
+            head += b"%b: %b\r\n" % (TRACEPARENT_HEADER.encode(), generation.traceparent)
+
         self.in_flight += 1
         try:
             on_data = None if generation.on_chunk is None else answer.feed
-            status, content = await self._send(self._generate_head, orjson.dumps(request), None, on_data)
+            status, content = await self._send(head, orjson.dumps(request), None, on_data)
         finally:
             self.in_flight -= 1
 

@@ -26,6 +26,7 @@ from agentloop.model_folder import ModelFolder, check_tensors, find_model
 from agentloop.reward.loading import RewardFunction, close_reward, load_reward, reads_ground_truth
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
+from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
 from trainer.run.notices import RowCounts, row_notices, small_data_text, template_notices, unused_settings
@@ -86,6 +87,7 @@ class RunInputs:
             retries=rollout.retries,
             outage_s=rollout.start_timeout_s,
             max_connections=max_in_flight,
+            context_headers=trace_headers,
         )
         try:
             context_length = await client.context_length()
