@@ -1,17 +1,11 @@
-"""The JSON API of the viewer: runs, episodes, tokens, signals, and events while a run goes on."""
+"""The JSON API of the viewer: runs, episodes, tokens, signals, and events while a run goes on.
 
-from __future__ import annotations
+`runs.py` finds the runs, `run.py` reads one: its metrics, its trace index, its tokenizer. The
+routes are in `router.py`; `parameters.py` checks what they are asked. `conversation.py`,
+`tokens.py`, `groups.py` and `metrics.py` make the answers, `events.py` says what is new. An answer
+is JSON of plain text, or an image (`images.py`): text of models and tools is never HTML.
+"""
 
-from collections.abc import Sequence
-from pathlib import Path
+from agentloop.viewer.api.router import build_router
 
-from fastapi import APIRouter
-
-
-def build_router(runs: Sequence[Path]) -> APIRouter:
-    """Return the routes below `/api`.
-
-    Args:
-        runs: run directories, and folders of run directories; one that does not exist yet has none.
-    """
-    return APIRouter(prefix="/api")
+__all__ = ["build_router"]
