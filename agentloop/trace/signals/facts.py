@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from agentloop.columns import Versions
 from agentloop.text import finite
 from agentloop.trace.record import TraceRecord
-from agentloop.types import EpisodeStatus, StopReason, Trajectory
+from agentloop.types import EpisodeStatus, Trajectory
 
 MOST_EPISODES = 2048
 """Episodes of a step that are read: whole groups, the first ones of the step."""
@@ -70,10 +71,11 @@ class Drift:
         because the policy has changed since.
         """
         theirs, t = record.trainer_logprobs, record.trajectory
-        if theirs is None or len(theirs) != len(t):
+        if theirs is None or len(theirs) != len(t) or t.status is not EpisodeStatus.OK:
             return None
-        sampled = np.asarray(t.loss_mask, bool)
-        fresh = np.array([version == record.version for version in t.versions], bool)
+        sampled, fresh = np.asarray(t.loss_mask, bool), np.zeros(len(t), bool)
+        for start, end, version in _runs(t):
+            fresh[start:end] = version == record.version
         ours = np.asarray(t.logprobs, np.float64)
         at = np.flatnonzero(sampled & fresh & np.isfinite(ours) & np.isfinite(theirs))
         if not len(at):
@@ -162,30 +164,38 @@ def _episode(parts: Sequence[TraceRecord], drift: Drift) -> EpisodeFacts:
     main = parts[-1].trajectory
     trajectories = [record.trajectory for record in parts]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    oldest = [version for trajectory in trajectories if (version := trajectory.min_version) is not None]
+    ok = main.status is EpisodeStatus.OK
+    # The columns of a rejected trajectory may hold anything.
+    versions = [version for t in trajectories if ok for _, _, version in _runs(t) if version is not None]
     gaps = [gap for record in parts if (gap := drift.add(record)) is not None]
     text = main.turns[-1].text if main.turns else ""
     return EpisodeFacts(
         key=parts[-1].key,
         group=main.group_id,
         task=main.task_id or main.group_id,
-        ok=main.status is EpisodeStatus.OK,
+        ok=ok,
         reward=finite(main.reward),
         parts={name: value for name, given in main.reward_parts.items() if (value := finite(given)) is not None},
         answer=brief(main.answer if main.answer is not None else text),
         calls=tuple(call_text(call.name, call.arguments) for turn in turns for call in turn.tool_calls),
-        turn_stops=tuple(StopReason(turn.stop_reason).value for turn in turns),
+        turn_stops=tuple(str(turn.stop_reason) for turn in turns),
         tokens=sum(trajectory.response_length for trajectory in trajectories),
         tools=_tools(main, trajectories),
-        staleness=parts[-1].version - min(oldest) if oldest else None,
+        staleness=parts[-1].version - min(versions) if versions else None,
         mismatch=max(gaps, default=None),
     )
+
+
+def _runs(trajectory: Trajectory) -> list[tuple[int, int, int | None]]:
+    """Return (start, end, version) of the runs of equal versions."""
+    versions = trajectory.versions
+    return list((versions if isinstance(versions, Versions) else Versions(versions)).runs())
 
 
 def _tools(main: Trajectory, trajectories: Sequence[Trajectory]) -> dict[str, tuple[int, int]]:
     """Return calls and failed calls by tool: from the spans, else from the counts of metrics."""
     tools: dict[str, tuple[int, int]] = {}
-    for span in getattr(main, "spans", ()):
+    for span in main.spans:
         if span.name == "tool" and span.status != "cancelled":
             name = str(span.attributes.get("tool", ""))
             calls, failed = tools.get(name, (0, 0))

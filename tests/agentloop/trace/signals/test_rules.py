@@ -404,6 +404,7 @@ def test_episodes_that_failed_or_have_odd_numbers_are_left_out() -> None:
         t = made.trajectory
         if sample == 0:
             made.trajectory = failed(t)
+            made.trajectory.versions, made.trajectory.turns[0].stop_reason = ["odd"], "odd"
         if sample == 1:
             t.reward_parts = {"format": math.nan}
             t.answer, t.turns = None, []
