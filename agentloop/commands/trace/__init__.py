@@ -16,8 +16,12 @@ trace = typer.Typer(
 
 def add_commands(group: typer.Typer) -> None:
     """Register every command of the group, in the order in which `--help` shows them."""
+    from agentloop.commands.trace.export import export
+    from agentloop.commands.trace.list import list_episodes
     from agentloop.commands.trace.serve import serve
 
+    group.command("list")(list_episodes)
+    group.command("export")(export)
     group.command("serve")(serve)
 
 
