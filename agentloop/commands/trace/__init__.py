@@ -16,11 +16,15 @@ trace = typer.Typer(
 
 def add_commands(group: typer.Typer) -> None:
     """Register every command of the group, in the order in which `--help` shows them."""
+    from agentloop.commands.trace.diff import diff
     from agentloop.commands.trace.export import export
     from agentloop.commands.trace.list import list_episodes
     from agentloop.commands.trace.serve import serve
+    from agentloop.commands.trace.show import show
 
     group.command("list")(list_episodes)
+    group.command("show")(show)
+    group.command("diff")(diff)
     group.command("export")(export)
     group.command("serve")(serve)
 

@@ -174,16 +174,20 @@ def find_episode(store: TraceStore, key: str) -> TraceRecord:
     Raises:
         TraceError: there is none, or its file is cut.
     """
+    from agentloop.trace.record import RecordKey
+
     try:
+        RecordKey.parse(key)
+    except ValueError:
+        with_part = f"{key}/0"
+    else:
         return store.record(key)
-    except TraceError:
-        try:
-            first = store.record(f"{key}/0")
-        except TraceError:
-            first = None
-        if first is None:
-            raise
-    return first if first.is_main else store.record(f"{key}/{first.parts - 1}")
+    try:
+        RecordKey.parse(with_part)
+    except ValueError:
+        with_part = key  # neither form: the store's error names what was written
+    first = store.record(with_part)
+    return first if first.is_main else store.record(main_key(first))
 
 
 def main_key(record: TraceRecord) -> str:
