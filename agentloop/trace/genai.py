@@ -57,7 +57,7 @@ def named_spans(episode: TracedEpisode, *, texts: bool = True) -> list[NamedSpan
 
 
 @dataclass(slots=True)
-class _Generation:
+class Generation:
     """One turn, its trajectory, and the messages before and after it."""
 
     turn: Turn
@@ -71,11 +71,11 @@ class _View:
     def __init__(self, episode: TracedEpisode, texts: bool) -> None:
         self._episode = episode
         self._texts = texts
-        self._turns: dict[str, _Generation] = {}
+        self._turns: dict[str, Generation] = {}
         self._calls: dict[str, ToolCall] = {}
         self._results: dict[str, Message] = {}
         for record in episode.records:
-            for generation in _generations(record.trajectory):
+            for generation in generations(record.trajectory):
                 self._turns[generation.turn.request_id] = generation
                 self._calls |= {call.id: call for call in generation.turn.tool_calls}
             for message in record.trajectory.messages:
@@ -110,12 +110,12 @@ class _View:
             attributes["reward"] = float(trajectory.reward)
         attributes |= {f"reward.{name}": float(value) for name, value in trajectory.reward_parts.items()}
         if self._texts:
-            generations = list(_generations(trajectory))
+            found = list(generations(trajectory))
             if trajectory.answer is not None:
                 attributes["answer"] = _text(trajectory.answer)
-            if generations:
-                attributes["gen_ai.input.messages"] = _messages(generations[0].before)
-                attributes["gen_ai.output.messages"] = _answer(generations[-1])
+            if found:
+                attributes["gen_ai.input.messages"] = _messages(found[0].before)
+                attributes["gen_ai.output.messages"] = _answer(found[-1])
         return NamedSpan(span, f"invoke_agent {trajectory.agent_name}", attributes=attributes)
 
     def _chat(self, span: Span) -> NamedSpan:
@@ -154,7 +154,7 @@ class _View:
         return NamedSpan(span, f"execute_tool {name}".rstrip(), attributes=attributes)
 
 
-def _generations(trajectory: Trajectory) -> Iterator[_Generation]:
+def generations(trajectory: Trajectory) -> Iterator[Generation]:
     """Yield the turns of a trajectory with the messages around them.
 
     The last assistant messages are those of its turns: only copied ones of a fork come before.
@@ -162,11 +162,11 @@ def _generations(trajectory: Trajectory) -> Iterator[_Generation]:
     turns, messages = trajectory.turns, trajectory.messages
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"][-len(turns) :]
     if not turns or len(places) != len(turns):
-        yield from (_Generation(turn, (), None) for turn in turns)
+        yield from (Generation(turn, (), None) for turn in turns)
         return
     begin = 0
     for turn, place in zip(turns, places, strict=True):
-        yield _Generation(turn, messages[begin:place], messages[place])
+        yield Generation(turn, messages[begin:place], messages[place])
         begin = place + 1
 
 
@@ -174,7 +174,7 @@ def _finish_reason(turn: Turn) -> str:
     return "tool_call" if turn.tool_calls and turn.stop_reason == "stop" else turn.stop_reason.value
 
 
-def _answer(generation: _Generation) -> str:
+def _answer(generation: Generation) -> str:
     turn = generation.turn
     message = generation.answer or {"role": "assistant", "content": turn.text}
     return _json([{**_message(message), "finish_reason": _finish_reason(turn)}])

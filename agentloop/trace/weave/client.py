@@ -1,0 +1,281 @@
+"""weave's own client, used so that it says whether calls arrived.
+
+`weave.init` is not called: it would change the libraries of other providers in this process, set
+OpenTelemetry's global provider, and look for a newer version of itself. The client's queue is not
+used either: it drops calls after a few failures, and only logs that. Here the client makes the
+calls, which are collected and sent in one request; a failure is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from agentloop.errors import ExportError
+from agentloop.text import clean
+from agentloop.trace.weave.calls import EpisodeCall
+
+REQUEST_BYTES = 16 * 2**20
+"""Most bytes of calls in one request; weave's server takes 32 MiB."""
+
+REFUSED_CONTENT = frozenset({400, 413, 422})
+"""Answers that say that the calls are wrong, not that the server cannot be used."""
+
+LONGEST_CAUSE = 200
+
+LOCAL_KEY = "local"
+"""API key and entity for a server on this machine, which needs neither."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Client:
+    """A connection to one project. The constructor uses the network.
+
+    Raises:
+        ExportError: the server cannot be reached, or refuses the key or the project.
+    """
+
+    def __init__(self, entity: str | None, project: str, model: str) -> None:
+        self._model = model or "policy"
+        self._server_name = "weave"
+        with self._named():
+            from weave.trace.env import weave_trace_server_url
+
+            self._server_name = clean(weave_trace_server_url(), LONGEST_CAUSE)
+            self._collector = _collector(_credentials())
+            known = is_local(weave_trace_server_url()) and not os.environ.get("WANDB_BASE_URL")
+            if entity is None:
+                entity = LOCAL_KEY if known else _default_entity()
+            from weave.trace.weave_client import WeaveClient
+
+            self._client = WeaveClient(entity, project, self._collector, ensure_project_exists=not known)
+
+    def send(self, episodes: Sequence[Sequence[EpisodeCall]]) -> None:
+        """Send the calls of episodes, each after its parent, and wait for the server's answer.
+
+        Raises:
+            ExportError: not all of them arrived.
+        """
+        self._collector.clear()
+        with self._named():
+            from weave.trace.settings import override_settings, should_disable_weave
+
+            if should_disable_weave():
+                raise ExportError("weave is switched off by WEAVE_DISABLED", "unset that variable, or trace.weave")
+            with override_settings(print_call_link=False), _quiet(), _active(self._client):
+                for calls in episodes:
+                    self._make(calls)
+                self._client.flush()
+            wanted = [call.id for calls in episodes for call in calls]
+            complete = self._collector.complete()
+            missing = [call for call in wanted if call not in complete]
+            if missing:
+                cause = self._collector.cause or "weave's client made no call of it"
+                raise ExportError(f"{self._server_name}: {len(missing)} of {len(wanted)} calls were not sent: {cause}")
+            for batch in _batches([complete[call] for call in wanted]):
+                self._collector.calls_complete({"batch": batch})
+
+    def close(self) -> None:
+        """Release the client's threads; a request that runs is not waited for."""
+        for executor in (self._client.future_executor, self._client.future_executor_fastlane):
+            pool = getattr(executor, "_executor", None)
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, calls: Sequence[EpisodeCall]) -> None:
+        made: dict[str, Any] = {}
+        for call in calls:
+            made[call.id] = self._client.create_call(
+                call.op,
+                call.inputs,
+                parent=None if call.parent is None else made[call.parent],
+                attributes=call.attributes,
+                display_name=call.name,
+                use_stack=False,
+                _call_id_override=call.id,
+                started_at=_time(call.start_ns),
+            )
+        for call in reversed(calls):  # the summary of a call adds those below it
+            running = made[call.id]
+            if call.usage is not None:
+                prompt, answer = call.usage
+                tokens = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+                running.summary = {"usage": {self._model: {"requests": 1, **tokens}}}
+            error = None if call.error is None else _exception(*call.error)
+            self._client.finish_call(running, call.output, exception=error, ended_at=_time(call.end_ns))
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ExportError:
+            raise
+        except Exception as exc:
+            raise _named_error(self._server_name, exc) from exc
+
+
+def is_local(url: str) -> bool:
+    """Return whether a server is on this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _credentials() -> Any:
+    """Return the user's key; for a server on this machine any will do.
+
+    Raises:
+        ExportError: there is none.
+    """
+    from weave.trace.env import weave_trace_server_url
+    from weave.wandb_interface.auth import ApiKeyCredentials
+    from weave.wandb_interface.context import get_wandb_auth_context
+
+    found = get_wandb_auth_context()
+    if found is not None:
+        return found
+    if is_local(weave_trace_server_url()):
+        return ApiKeyCredentials(LOCAL_KEY)
+    raise ExportError("weave has no API key", "set WANDB_API_KEY, or run `wandb login`")
+
+
+def _default_entity() -> str:
+    from weave.compat.wandb.wandb_thin.internal_api import Api
+
+    entity = Api().default_entity_name()
+    if entity is None:
+        raise ExportError("the account of this API key has no default entity", "set trace.weave.entity")
+    return str(entity)
+
+
+def _collector(credentials: Any) -> Any:
+    """Return weave's connection to its server, which keeps starts and ends instead of sending
+    them."""
+    from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
+    from weave.vendor.weave_server_sdk.types import CallStartResponse
+
+    class Collector(RemoteHTTPTraceServer):  # type: ignore[misc]  # it has no types
+        """All requests but those of calls are sent at once."""
+
+        cause: str | None = None
+
+        def clear(self) -> None:
+            self._starts: dict[str, dict[str, Any]] = {}
+            self._ends: dict[str, dict[str, Any]] = {}
+            self.cause = None
+
+        def call_start(self, req: Any) -> Any:
+            start = dict(req["start"])
+            self._starts[start["id"]] = start
+            return CallStartResponse(id=start["id"], trace_id=start["trace_id"])
+
+        def call_end(self, req: Any) -> Any:
+            end = dict(req["end"])
+            self._ends[end["id"]] = end
+            return {}
+
+        def obj_create(self, req: Any) -> Any:
+            return self._noting(super().obj_create, req)
+
+        def file_create(self, req: Any) -> Any:
+            return self._noting(super().file_create, req)
+
+        def complete(self) -> dict[str, dict[str, Any]]:
+            """Return the calls of which start and end are known, by id."""
+            ends = {name: {k: v for k, v in end.items() if k != "is_eval"} for name, end in self._ends.items()}
+            return {name: {**start, **ends[name]} for name, start in self._starts.items() if name in ends}
+
+        def _noting(self, send: Any, req: Any) -> Any:
+            try:
+                return send(req)
+            except Exception as exc:
+                self.cause = self.cause or _cause(exc)  # weave's client only logs it
+                raise
+
+    server = Collector.from_env(should_batch=False)
+    server.clear()
+    server.set_auth(credentials)
+    return server
+
+
+@contextlib.contextmanager
+def _active(client: Any) -> Iterator[None]:
+    """Make a client weave's active one within the block, unless the user's code has one.
+
+    Without an active one, weave makes no calls, whichever client is asked.
+    """
+    from weave.trace.context.weave_client_context import get_weave_client, set_weave_client_global
+
+    set_weave_client_global(client)  # does nothing if there is one
+    try:
+        yield
+    finally:
+        if get_weave_client() is client:
+            set_weave_client_global(None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the errors that weave's client logs from being printed: they are raised here."""
+    logger = logging.getLogger("weave.trace.concurrent.futures")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _batches(calls: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for call in calls:
+        length = len(json.dumps(call, default=str))
+        if batch and size + length > REQUEST_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(call)
+        size += length
+    if batch:
+        yield batch
+
+
+def _time(nanoseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
+
+def _exception(name: str, text: str) -> Exception:
+    """Return an exception that weave shows under the class name of the original."""
+    kind = type(name, (Exception,), {})
+    error: Exception = kind(text)
+    return error
+
+
+def _named_error(server: str, exc: Exception) -> ExportError:
+    status = getattr(getattr(exc, "response", None), "status_code", None)
+    hint = "set WANDB_API_KEY to a key that may write to this project" if status in (401, 403) else None
+    return ExportError(f"{server}: {_cause(exc)}", hint, final=status in REFUSED_CONTENT)
+
+
+def _cause(exc: BaseException) -> str:
+    """Return what the server answered, or why it did not."""
+    response = getattr(exc, "response", None)
+    if response is not None and hasattr(response, "status_code"):
+        return f"it answered {response.status_code}: {clean(getattr(response, 'text', ''), LONGEST_CAUSE)}"
+    inner: BaseException | None = exc
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return f"it cannot be reached: {clean(inner.strerror, LONGEST_CAUSE)}"
+        inner = inner.__cause__ or inner.__context__
+    return clean(f"{type(exc).__name__}: {exc}", LONGEST_CAUSE)
