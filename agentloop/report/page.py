@@ -21,6 +21,9 @@ EVALUATED = 4
 SHOWN_PROBLEMS = 5
 """Missing or damaged trace files that are named."""
 
+SHOWN_KEYS = 4
+"""Episodes that are named for a signal."""
+
 BETWEEN = 4
 """Training steps between the first and the last with samples on the page."""
 
@@ -50,12 +53,14 @@ def render(run_dir: Path) -> str:
     from agentloop.report.samples import failures
     from agentloop.report.sft_figures import sft_plots, sft_verdicts
     from agentloop.report.tokens import Shader, load_decoder
+    from agentloop.trace.signals import RULES, signals_of
 
     record = RunRecord.read(run_dir)
     decode = load_decoder(record.setting("model.path"), run_dir)
     shader = Shader(decode)
     unhealthy, searched_all = record.unhealthy()
     steps = [int(row["step"]) for row in record.rows]
+    signals = [] if record.is_sft else signals_of(run_dir)
     script = _resource("report.js")
     drawn = [plot.draw() for plot in (sft_plots if record.is_sft else plots)(record)]
     sections = _sample_sections(record, shader)
@@ -77,6 +82,8 @@ def render(run_dir: Path) -> str:
         verdicts=(sft_verdicts if record.is_sft else verdicts)(record),
         has_episodes=not record.is_sft,
         plots=drawn,
+        signals=[_signal(signal) for signal in signals],
+        rules=len(RULES),
         steps=steps,
         sections=sections,
         shows_ids=decode is None and any(shown["ids_only"] for shown in trajectories),
@@ -147,6 +154,17 @@ def _section(
     anchor: str, title: str, note: str, rows: Sequence[list[dict[str, Any]]], *, folded: bool = False
 ) -> dict[str, Any]:
     return {"id": anchor, "title": title, "note": note, "rows": [row for row in rows if row], "folded": folded}
+
+
+def _signal(signal: Any) -> dict[str, Any]:
+    return {
+        "title": signal.title,
+        "sentence": clean(signal.sentence, 1000),
+        "warning": signal.severity == "warning",
+        "step": signal.step,
+        "episodes": [clean(key, 120) for key in signal.keys[:SHOWN_KEYS]],
+        "more": max(0, len(signal.keys) - SHOWN_KEYS),
+    }
 
 
 def _for_template(shown: Any) -> dict[str, Any]:

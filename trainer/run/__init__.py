@@ -12,5 +12,6 @@ checkpoints.
     step              one training step: groups -> gradients -> new version -> metrics
     step_sums, episode_metrics        the numbers of a step
     evaluation, eval_metrics          episodes on `data.val`, between steps or in the background
+    traces            write a step's episodes, and say what looks wrong in them
     checkpoints       when to save checkpoints, and which to keep
 """

@@ -29,7 +29,7 @@ from trainer.run.processes import Processes, start_processes
 from trainer.run.rundir import RunDir
 from trainer.run.step import PolicyState, StepTrainer
 from trainer.run.stop import StopRequest
-from trainer.run.traces import RunTraces
+from trainer.run.traces import RunSignals, RunTraces
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ class TrainRun:
         self._checkpoint = run_dir.resume_point if resume else None
         self._policy = PolicyState.at(self._checkpoint, recipe.trainer.algorithm)
         self._stop = StopRequest(lambda: self._policy.updating, console.notice)
+        self._traces = RunTraces(
+            run_dir.root,
+            recipe.trace,
+            seed=recipe.seed,
+            total_steps=inputs.total_steps,
+            notice=console.notice,
+        )
+        self._signals = RunSignals(run_dir.root, console, self._traces.due)
 
     async def run(self) -> RunResult:
         """Run to the end, or until Ctrl-C.
@@ -90,6 +98,7 @@ class TrainRun:
                     # A run stopped before its first checkpoint starts over.
                     self._dir.rewind(checkpoint.step if checkpoint is not None else -1, self._console.warn)
                     self._console.resumed(next(iter(self._evals()), None))
+                    await self._signals.resume()
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                     return await self._train(processes, lag, finished)
 
@@ -108,14 +117,7 @@ class TrainRun:
             finished: groups of the checkpoint that are finished but not trained yet.
         """
         console, policy, total = self._console, self._policy, self._inputs.total_steps
-        first = policy.version
-        traces = RunTraces(
-            self._dir.root,
-            self._recipe.trace,
-            seed=self._recipe.seed,
-            total_steps=total,
-            notice=console.notice,
-        )
+        first, traces, signals = policy.version, self._traces, self._signals
         evaluation = Evaluation(
             self._recipe,
             processes.runner,
@@ -136,14 +138,14 @@ class TrainRun:
         progress = _EpisodeProgress(console, self._recipe.rollout.batch_size * self._recipe.rollout.group_size)
         producer = self._make_producer(processes, progress)
         producer.restore(finished)
-        trainer = StepTrainer(self._recipe, policy, processes.workers, processes.publisher, console.warn)
+        trainer = StepTrainer(self._recipe, policy, processes.workers, processes.publisher, console.warn, signals.said)
         checkpoints = Checkpoints(processes.workers, self._dir, self._recipe.checkpoint, console.warn)
 
         try:
             producer.admit(policy.version)
             for step in range(first + 1, total + 1):
                 progress.restart()
-                metrics, samples = await processes.guard(self._step(step, trainer, producer, traces))
+                metrics, samples = await processes.guard(self._step(step, trainer, producer))
                 metrics |= lag.take()
                 if evaluation.due(step):
                     metrics |= await processes.guard(evaluation.at(step, policy.version))
@@ -172,20 +174,26 @@ class TrainRun:
             await evaluation.close()
             await producer.close()
             await traces.close()
+            await signals.settle()
             if not self._stop.insisted:
                 with contextlib.suppress(WorkerError):  # the error that broke the ranks is being raised
                     await checkpoints.settle()
 
     async def _step(
-        self, step: int, trainer: StepTrainer, producer: Producer, traces: RunTraces
+        self, step: int, trainer: StepTrainer, producer: Producer
     ) -> tuple[dict[str, Any], list[Trajectory]]:
         """Run one step; return its metrics and a few samples. The other trajectories are released
         when their trace is written."""
-        traced = traces.due(step)
+        traced = self._traces.due(step)
         trained = await trainer.run(step, producer, traced=traced)
+        records = trained.records(self._inputs.rows)
         if traced:
-            await traces.write(step, "train", trained.records(self._inputs.rows))
-        return trained.metrics(), varied(trained.trajectories, self._recipe.trace.print_samples)
+            await self._traces.write(step, "train", records)
+
+        metrics = trained.metrics()
+        self._signals.add_row(metrics)
+        await self._signals.look(step, records)
+        return metrics, varied(trained.trajectories, self._recipe.trace.print_samples)
 
     def _make_producer(self, processes: Processes, progress: _EpisodeProgress) -> Producer:
         """Make the producer of the remaining steps."""
@@ -231,6 +239,7 @@ class TrainRun:
     def _record(self, metrics: dict[str, Any]) -> None:
         """Write a line of `metrics.jsonl` and pass it to the loggers."""
         self._dir.append_metrics(metrics)
+        self._signals.add_row(metrics)
         if self._loggers is not None:
             self._loggers.log(metrics)
 

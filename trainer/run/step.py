@@ -156,6 +156,7 @@ class StepTrainer:
     Args:
         policy: advanced by one version with each step.
         warn: called with each warning.
+        said: called with the kind of each warning that a signal would repeat.
     """
 
     def __init__(
@@ -165,12 +166,14 @@ class StepTrainer:
         workers: WorkerGroup,
         publisher: Publisher,
         warn: Callable[[str], None],
+        said: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._recipe = recipe
         self._policy = policy
         self._workers = workers
         self._publisher = publisher
         self._warn = warn
+        self._on_said = said
         self._said: set[str] = set()
 
     async def run(self, step: int, producer: Producer, *, traced: bool = False) -> TrainedStep:
@@ -203,10 +206,12 @@ class StepTrainer:
 
         numbers = update.numbers()
         if warning := mismatch_warning(self._recipe.trainer, numbers["mismatch/logprob_abs_mean"]):
+            self._on_said("mismatch")
             self._warn(warning)
         for kind, text in signal_warnings(self._recipe, step, update.groups).items():
             if kind not in self._said:  # the same holds for most later steps
                 self._said.add(kind)
+                self._on_said(kind)
                 self._warn(text)
         return TrainedStep(step, policy.version, update.groups, update.clock, numbers, update.samples)
 

@@ -113,7 +113,8 @@ class SignalWatch:
             self._steps = [*(old for old in self._steps if old.step != step), facts]
             self._steps = [*self._steps[:WIDTH], *self._steps[WIDTH:][-WIDTH:]]
         with self._lock:
-            rows = [dict(self._rows[number]) for number in sorted(self._rows)]
+            # The next step may have added its row already: what is said must not depend on timing.
+            rows = [dict(self._rows[number]) for number in sorted(self._rows) if number <= step]
         new = [signal for signal in judge(Evidence(rows, self._steps)) if signal.rule not in self._said]
         self._said.update(signal.rule for signal in new)
         return new

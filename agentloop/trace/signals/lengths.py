@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from agentloop.text import clean
+from agentloop.text import clean, finite
 from agentloop.trace.signals.evidence import WIDTH, Evidence, first_and_last, lowest_and_last, scored, share
 from agentloop.trace.signals.facts import EpisodeFacts, StepFacts
 from agentloop.trace.signals.table import RULES, Signal, signal
@@ -76,9 +76,9 @@ def _length_shares(evidence: Evidence) -> list[float]:
     """Return the share of episodes that ended in `length`, by step."""
     shares = []
     for row in evidence.train:
-        count = row.get("episode/count")
-        if isinstance(count, int | float) and count > 0 and any(key.startswith("stop/") for key in row):
-            shares.append(float(row.get("stop/length") or 0) / count)
+        count = finite(row.get("episode/count"))
+        if count and any(key.startswith("stop/") for key in row):
+            shares.append((finite(row.get("stop/length")) or 0.0) / count)
     return shares
 
 
@@ -106,8 +106,8 @@ def tool_failures(evidence: Evidence) -> Signal | None:
 def _failures_of_rows(evidence: Evidence) -> Signal | None:
     shares = []
     for row in evidence.train:
-        calls, failed = (row.get(f"episode/tool_{what}_mean") for what in ("calls", "errors"))
-        if isinstance(calls, int | float) and isinstance(failed, int | float) and calls > 0:
+        calls, failed = (finite(row.get(f"episode/tool_{what}_mean")) for what in ("calls", "errors"))
+        if calls and failed is not None:
             shares.append(failed / calls)
     ends = first_and_last(shares)
     if ends is None or ends[1] - ends[0] < RULES["tool_failures"].bound:
