@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from agentloop.client.open_files import raise_limit
 from agentloop.commands.provenance import check_packages
 from agentloop.errors import AgentloopError, ConfigError, RegistryError, UserError
 from agentloop.files import disk_error
+from agentloop.runtime.early import importing
 from agentloop.text import clean
 
 COMMAND_GROUP = "agentloop.commands"
@@ -93,9 +95,15 @@ def main() -> None:
     def program() -> None:
         if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong
             check_packages()
-        build_app()()
+        with importing() if _needs_torch(sys.argv[1:]) else contextlib.nullcontext():
+            build_app()()
 
     run_program(program)
+
+
+def _needs_torch(words: Sequence[str]) -> bool:
+    """Whether this command line starts processes that need torch, as far as one can see at once."""
+    return words[:1] in (["train"], ["sft"], ["eval"]) and not {"-h", "--help", "--dry-run"}.intersection(words)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ import psutil
 
 from agentloop.errors import ServerStartError
 from agentloop.runtime import keeper
-from agentloop.runtime.early import begin_early
+from agentloop.runtime.early import Process
+from agentloop.runtime.variables import child_environment as child_environment
 
 LOG_TAIL_LINES = 20
-POLL_S = 0.05
+POLL_S = 0.01
 TERMINATE_S = 5.0
 PR_SET_PDEATHSIG = 1
 
@@ -90,15 +91,27 @@ class Child:
         command: program and arguments.
         environment: the whole environment.
         log_file: takes what the child prints; appended to.
+        early: the process, if it runs already (agentloop/runtime/early.py).
+        log_start: where its output begins in the log; None: at the end of the log as it is now.
     """
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log_file: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log_file: Path,
+        *,
+        early: Process | None = None,
+        log_start: int | None = None,
+    ) -> None:
         self.name = name
         self.log_file = log_file
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("ab") as log:
-            self._log_start = log.seek(0, os.SEEK_END)  # earlier processes have written to the same log
-            self._process = _begin_early(command, environment, log_file) or subprocess.Popen(
+            end = log.seek(0, os.SEEK_END)  # earlier processes have written to the same log
+            self._log_start = end if log_start is None else log_start
+            self._process: Process = early or subprocess.Popen(
                 tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -181,25 +194,10 @@ def tied(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-c", _TIED_TO_PARENT, str(os.getpid()), *command]
 
 
-def _begin_early(
-    command: Sequence[str], environment: Mapping[str, str], log_file: Path
-) -> subprocess.Popen[bytes] | None:
-    """Return a program that has been waiting to run this command; None if there is none."""
-    if list(command[:3]) != [sys.executable, "-P", "-m"]:
-        return None
-    module, *arguments = command[3:]
-    begun = begin_early(module, arguments, environment, log_file)
-    if begun is None:
-        return None
-    process, channel = begun
-    channel.close()
-    return process
-
-
 class PolledProcess:
-    """A `subprocess.Popen` with the methods of an asyncio process that the trainer uses."""
+    """A process of `early`, with the methods of an asyncio process that the trainer uses."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
 
     @property
@@ -254,23 +252,3 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-ALLOCATOR = ":".join(
-    f"glibc.malloc.{setting}" for setting in ("hugetlb=1", f"mmap_threshold={2**25}", f"trim_threshold={2**30}")
-)
-"""glibc keeps freed memory and uses huge pages: page faults would take 8% of a step."""
-
-
-def child_environment(threads: int, *, allocator: bool = True) -> dict[str, str]:
-    """Return this process's environment with `threads` intra-op threads for torch.
-
-    Args:
-        allocator: also set `ALLOCATOR`. Leave it out where a child's address space is limited.
-    """
-    environment = dict(os.environ)
-    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(threads)
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if allocator:
-        environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
-    return environment

@@ -23,7 +23,7 @@ from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.publishing.server_process import check_port, early_server
 from trainer.run.rundir import RunDir
-from trainer.workers.rank import early_rank
+from trainer.workers.rank import early_ranks
 
 if TYPE_CHECKING:
     from trainer.run.run import RunResult
@@ -64,7 +64,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
 
 def _programs(recipe: Recipe) -> list[EarlyProgram]:
     """Return the programs of the run: they import torch while the recipe is checked."""
-    ranks = [early_rank(recipe.trainer.threads)] * recipe.trainer.ranks
+    ranks = early_ranks(recipe.trainer)
     return ranks if recipe.rollout.url is not None else [*ranks, early_server(recipe.rollout)]
 
 

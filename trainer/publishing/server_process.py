@@ -19,7 +19,7 @@ from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
 from agentloop.runtime.child import Child, ChildKilled, child_environment, is_stopped
-from agentloop.runtime.early import EarlyProgram
+from agentloop.runtime.early import EarlyProgram, begin_early
 
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
 ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as above
@@ -132,8 +132,14 @@ class ServerProcess:
 
         # Not in the file, with which the server can then be started by hand.
         parent = ["--parent-pid", str(os.getpid())]
-        command = [sys.executable, "-P", "-m", MODULE, "--settings", str(file), *parent]
-        self._child = Child("the rollout server", command, environment, self._log_file)
+        arguments = ["--settings", str(file), *parent]
+        command, log = [sys.executable, "-P", "-m", MODULE, *arguments], self._log_file
+        log_start = log.stat().st_size if log.exists() else 0
+        begun = await begin_early(MODULE, arguments, environment, log)
+        if begun is None:
+            self._child = Child("the rollout server", command, environment, log)
+        else:
+            self._child = Child("the rollout server", command, environment, log, early=begun[0], log_start=log_start)
         try:
             await self._child.until_ready(
                 self._is_ready, rollout.start_timeout_s, timeout_key="rollout.start_timeout_s"
@@ -229,10 +235,11 @@ class ServerProcess:
 
 def early_server(rollout: RolloutConfig) -> EarlyProgram:
     """Return the program of a rollout server, to be started early."""
-    imports = ["rollout_server.launch"]
-    if rollout.engine == "torch" and rollout.replicas == 1:
-        imports += ["rollout_server.engines.torch_engine.create", "transformers.modeling_utils"]
-    return EarlyProgram(MODULE, imports, child_environment(rollout.threads))
+    imports, environment = ["rollout_server.launch"], child_environment(rollout.threads)
+    if rollout.engine != "torch" or rollout.replicas != 1:  # the model is in other processes
+        return EarlyProgram(MODULE, imports, environment, heavy=False)
+    imports.append("rollout_server.engines.torch_engine.create")
+    return EarlyProgram(MODULE, imports, environment, forks=rollout.device == "cpu")
 
 
 def check_port(host: str, port: int) -> None:

@@ -210,7 +210,8 @@ async def _start_both(
     If one fails, the other is awaited too, so that the stack can end it. A user error (the model
     cannot be loaded) is the cause of whatever else failed; then come infrastructure errors.
     """
-    workers, url = results = await asyncio.gather(start_workers, start_server, return_exceptions=True)
+    # The server first: it has more to do until it serves.
+    url, workers = results = await asyncio.gather(start_server, start_workers, return_exceptions=True)
     if not isinstance(workers, BaseException):
         stack.push_async_callback(workers.close)
 

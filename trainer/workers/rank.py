@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from agentloop.config import TrainerConfig
 from agentloop.errors import WorkerError
 from agentloop.runtime.child import PolledProcess, child_environment, is_stopped, log_tail, spawn
 from agentloop.runtime.early import EarlyProgram, begin_early
@@ -60,14 +61,14 @@ class Rank:
             log: receives what it prints; appended to.
         """
         environment = rank_environment(threads)
-        if begun := begin_early(MODULE, ["--fd", "{fd}"], environment, log):
-            early, channel = begun
-            reader, writer = await asyncio.open_connection(sock=channel)
-            return cls(number, PolledProcess(early), reader, writer, log)
+        log_start = log.stat().st_size if log.exists() else 0
+        begun = await begin_early(MODULE, ["--fd", "{fd}"], environment, log)
+        if begun is not None and begun[1] is not None:
+            reader, writer = await asyncio.open_connection(sock=begun[1])
+            return cls(number, PolledProcess(begun[0]), reader, writer, log, log_start)
 
         ours, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
-            log_start = output.tell()
             process = await spawn(
                 [sys.executable, "-P", "-m", MODULE, "--fd", str(theirs.fileno())],
                 environment=environment,
@@ -142,9 +143,12 @@ class Rank:
         )
 
 
-def early_rank(threads: int) -> EarlyProgram:
-    """Return the program of a rank, to be started early."""
-    return EarlyProgram(MODULE, ["trainer.learner.learner"], rank_environment(threads))
+def early_ranks(trainer: TrainerConfig) -> list[EarlyProgram]:
+    """Return the programs of the ranks, to be started early."""
+    environment = rank_environment(trainer.threads)
+    # torch does not promise that a process may fork once CUDA libraries are loaded.
+    forks = trainer.device == "cpu"
+    return [EarlyProgram(MODULE, ["trainer.learner.learner"], environment, forks=forks)] * trainer.ranks
 
 
 def rank_environment(threads: int) -> dict[str, str]:
