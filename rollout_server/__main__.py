@@ -6,12 +6,14 @@ import typer
 
 from agentloop.client.open_files import raise_limit
 from agentloop.commands.main import run_program
+from agentloop.runtime.scan import remember_scans
 from rollout_server.commands import serve_command
 
 
 def main() -> None:
     """Serve. A user error exits with code 2 and a message with the fix."""
     raise_limit()
+    remember_scans()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve_command())
     run_program(app)

@@ -15,6 +15,7 @@ from agentloop.commands.provenance import check_packages
 from agentloop.errors import AgentloopError, ConfigError, RegistryError, UserError
 from agentloop.files import disk_error
 from agentloop.runtime.early import importing
+from agentloop.runtime.scan import remember_scans
 from agentloop.text import clean
 
 COMMAND_GROUP = "agentloop.commands"
@@ -91,6 +92,7 @@ def main() -> None:
     # Threads of the tokenizers library would compete with the engine and the trainer for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     raise_limit()
+    remember_scans()
 
     def program() -> None:
         if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong

@@ -305,13 +305,18 @@ async def begin_early(
 @contextlib.contextmanager
 def _adopting() -> Iterator[None]:
     """Let orphans of this process's children become its own children."""
-    libc, was = ctypes.CDLL(None), ctypes.c_int()
-    libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(was), 0, 0, 0)
+    libc, was = ctypes.CDLL(None), _subreaper()
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
-        libc.prctl(PR_SET_CHILD_SUBREAPER, was.value, 0, 0, 0)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, was, 0, 0, 0)
+
+
+def _subreaper() -> int:
+    value = ctypes.c_int()
+    ctypes.CDLL(None).prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0)
+    return value.value
 
 
 def _at_exec(environment: Mapping[str, str]) -> tuple[str | None, ...]:

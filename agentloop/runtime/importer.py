@@ -27,6 +27,8 @@ import sys
 import time
 from typing import Any
 
+from agentloop.runtime.scan import remember_scans
+
 SIZE_BYTES = 4
 """Of the length in front of each message, and of a process id in an answer."""
 
@@ -38,6 +40,7 @@ def main() -> None:
     """Import and fork until a program is to be run in this process; run it."""
     control, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     _tie(parent)
+    remember_scans()
     gc.disable()  # what is imported stays: see `event_loop.uncollected`
     order = _next_program(control, parent)
     control.close()

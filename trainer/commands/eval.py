@@ -26,6 +26,7 @@ from agentloop.errors import ConfigError, RunDirError, WorkerError
 from agentloop.files import is_file, real_path, write_atomic
 from agentloop.model_folder import ModelFolder
 from agentloop.runtime.child import child_environment, log_tail, spawn
+from agentloop.runtime.early import early_programs
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import finite, number
 from agentloop.trace.store import TraceStore
@@ -33,7 +34,7 @@ from trainer.checkpoint_files import read_state
 from trainer.commands.export import BEST, LAST, find_checkpoint
 from trainer.commands.train import EXIT_INTERRUPTED
 from trainer.console.console import Console
-from trainer.publishing.server_process import ServerProcess, check_port
+from trainer.publishing.server_process import ServerProcess, check_port, early_server
 from trainer.rollouts.error_log import ErrorLog
 from trainer.run.evaluation import Evaluation
 from trainer.run.preflight import RunInputs, prepare
@@ -78,6 +79,12 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     run_dir = RunDir(_folder_for(recipe, subject, out))
     run_dir.check_writable()
     console = Console()
+    with early_programs([] if recipe.rollout.url is not None else [early_server(recipe.rollout)]):
+        return _run(recipe, run_dir, console, subject)
+
+
+def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) -> int:
+    """Check the recipe, evaluate and print; return the exit code."""
     inputs = prepare(recipe, console, train=False)
     check_port(recipe.rollout.host, recipe.rollout.port)
     with run_dir.claimed(warn=console.warn):

@@ -17,12 +17,14 @@ from agentloop.errors import AgentloopError
 from agentloop.files import disk_errors
 from agentloop.imports import load_from_file
 from agentloop.report import write_report
+from agentloop.runtime.early import early_programs
 from agentloop.text import seconds
 from trainer.commands.train import EXIT_INTERRUPTED, can_continue, is_finished
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.run.rundir import RunDir
-from trainer.sft.run import SftRun
+from trainer.sft.run import SftRun, trainer_config
+from trainer.workers.rank import early_ranks
 
 
 def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bool = False) -> int:
@@ -54,7 +56,8 @@ def sft_command(config: Path, overrides: list[str], *, resume: bool, dry_run: bo
         for change in run_dir.open(resolved, environment(), resume=resume, warn=console.warn):
             console.notice(f"changed since the run was started: {change}")
         console.notice(f"run directory {run_dir.root}")
-        out = _run(recipe, resolved, run_dir, console, resume_line, resume=resume)
+        with early_programs(early_ranks(trainer_config(recipe))):
+            out = _run(recipe, resolved, run_dir, console, resume_line, resume=resume)
         if run_dir.read_metrics():
             console.notice(f"report {write_report(run_dir.root)}")
         if out is None:

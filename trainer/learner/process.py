@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agentloop.runtime.event_loop import uncollected
+from agentloop.runtime.scan import remember_scans
 from trainer.channel import BlockingChannel, Message, arrays_to_samples, error_to_json
 from trainer.rank_commands import (
     SampleCommand,
@@ -41,6 +42,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trainer").setLevel(logging.INFO)
 
+    remember_scans()
     first = channel.receive()
     if first is None:
         return

@@ -39,6 +39,21 @@ EVAL_MICRO_BATCHES = 8
 """Micro-batches per rank in one call of an evaluation."""
 
 
+def trainer_config(recipe: SftRecipe) -> TrainerConfig:
+    """Return the settings of the ranks."""
+    return TrainerConfig(
+        ranks=recipe.ranks,
+        device=recipe.device,
+        threads=recipe.threads,
+        timeout_s=recipe.timeout_s,
+        tokens_per_micro_batch=recipe.tokens_per_micro_batch,
+        logprob_chunk=recipe.logprob_chunk,
+        optim=recipe.stages[0].optim,
+        fsdp=recipe.fsdp,
+        lora=recipe.lora,
+    )
+
+
 class SftRun:
     """One run of an SFT recipe. Call `await SftRun(...).run()` once.
 
@@ -136,22 +151,10 @@ class SftRun:
 
     async def _start_workers(self, model_path: str) -> WorkerGroup:
         recipe = self._recipe
-        config = TrainerConfig(
-            ranks=recipe.ranks,
-            device=recipe.device,
-            threads=recipe.threads,
-            timeout_s=recipe.timeout_s,
-            tokens_per_micro_batch=recipe.tokens_per_micro_batch,
-            logprob_chunk=recipe.logprob_chunk,
-            optim=recipe.stages[0].optim,
-            fsdp=recipe.fsdp,
-            lora=recipe.lora,
-        )
-
         self._on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
         return await WorkerGroup.start(
             model_path=model_path,
-            config=config,
+            config=trainer_config(recipe),
             dtype=recipe.model.dtype,
             total_steps=1,  # every stage sets its own
             seed=recipe.seed,

@@ -68,7 +68,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     command = typer.main.get_command(APP)
     monkeypatch.setattr(program, "build_app", lambda: command)  # built once
     monkeypatch.setattr(program, "check_packages", lambda: None)
-    monkeypatch.setattr("trainer.commands.train.early_programs", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(program, "importing", contextlib.nullcontext)
+    for command_module in ("train", "sft", "eval"):
+        monkeypatch.setattr(f"trainer.commands.{command_module}.early_programs", lambda _: contextlib.nullcontext())
 
     def run(program: Callable[[], None], *words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["agentloop", *words])
