@@ -2,7 +2,8 @@
 
 A request passes `auth.py` (who may ask), then `app.py` hands it to a router: `api/` serves runs as
 JSON to the page in `static/`, `weave/` is the part of weave's trace server that its client needs,
-`otlp.py` receives OpenTelemetry spans. `serving.py` is the process: its port, its token, its end.
+`otlp.py` receives OpenTelemetry spans. `received.py` is the store of both, `external.py` shows the
+page what is in it. `serving.py` is the process: its port, its token, its end.
 `refusals.py` are the error answers, `bodies.py` reads request bodies within a bound.
 """
 

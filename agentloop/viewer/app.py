@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from agentloop.viewer import weave
+from agentloop.viewer import external, otlp, weave
 from agentloop.viewer.api import build_router
 from agentloop.viewer.auth import Gate
 from agentloop.viewer.received import Received
@@ -22,6 +22,12 @@ DATA_FOLDER = ".agentloop-traces"
 """Where traces that other programs send are kept, beside the runs."""
 
 STATIC = Path(str(files("agentloop.viewer"))) / "static"
+
+PAGES = (
+    "/", "/{entity}/{project}", "/{entity}/{project}/r/call/{call}", "/{entity}/{project}/weave",
+    "/{entity}/{project}/weave/{rest:path}",
+)  # fmt: skip
+"""Where the page is: its own address, and those that weave's client prints. The page reads them."""
 
 
 def create_app(runs: Sequence[Path], *, data: Path | None = None, token: str | None = None) -> ASGIApp:
@@ -38,10 +44,13 @@ def create_app(runs: Sequence[Path], *, data: Path | None = None, token: str | N
     received = Received(data or data_folder(runs))
     app.include_router(build_router(runs))
     app.include_router(weave.build_router(received))
+    app.include_router(otlp.build_router(received))
+    app.include_router(external.build_router(received))
     app.add_api_route("/health", _health, methods=["GET"])
     if STATIC.is_dir():
-        app.add_api_route("/", _page, methods=["GET"])
         app.mount("/static", StaticFiles(directory=STATIC), name="static")
+        for path in PAGES:
+            app.add_api_route(path, _page, methods=["GET"])
     return Gate(app, token)
 
 
@@ -61,5 +70,7 @@ def _health() -> dict[str, bool]:
     return {"ok": True}
 
 
-def _page(_: Request) -> Response:
+def _page(request: Request) -> Response:
+    if request.path_params.get("entity") in ("api", "static", "v1", "v2"):
+        raise Refusal(404, f"{request.url.path} does not exist")
     return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS calls (
     attributes TEXT, inputs TEXT, output TEXT, summary TEXT,
     UNIQUE (project, id));
 CREATE INDEX IF NOT EXISTS calls_by_start ON calls (project, started_at, id);
+CREATE INDEX IF NOT EXISTS calls_by_id ON calls (id);
 CREATE INDEX IF NOT EXISTS calls_by_trace ON calls (project, trace_id);
 CREATE INDEX IF NOT EXISTS calls_by_parent ON calls (project, parent_id);
 CREATE TABLE IF NOT EXISTS objects (
