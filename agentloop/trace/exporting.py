@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agentloop.config import SpanSampling, TraceConfig
+from agentloop.config import Recipe, SpanSampling, TraceConfig
 from agentloop.errors import ConfigError
 from agentloop.registry import TRACES, load
 from agentloop.trace.record import TraceRecord
@@ -39,6 +39,11 @@ class ExportRun:
     model: str = ""
     rollout_n: int = 1
     eval_n: int = 1
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path) -> ExportRun:
+        """Return the run of a recipe in a run directory."""
+        return cls(recipe.run.name, folder, recipe.model.path, recipe.rollout.group_size, recipe.eval.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +137,19 @@ def sampled(episodes: Sequence[TracedEpisode], sampling: SpanSampling) -> list[T
 
     The choice depends on split, step and group id alone: `agentloop trace push` makes it again.
     """
-    if sampling.sample_rate >= 1 and sampling.max_groups_per_step is None:
-        return list(episodes)
-    drawn: dict[tuple[str, int], dict[str, float]] = {}
+    steps: dict[tuple[str, int], set[str]] = {}
     for episode in episodes:
         record = episode.main
-        step = drawn.setdefault((record.split, record.step), {})
-        group = record.trajectory.group_id
-        if group not in step:
-            step[group] = _draw(f"{record.split}/{record.step}/{group}")
-    chosen = set()
-    for place, groups in drawn.items():
-        within = sorted((number, group) for group, number in groups.items() if number < sampling.sample_rate)
-        chosen |= {(*place, group) for _, group in within[: sampling.max_groups_per_step]}
-    return [e for e in episodes if (e.main.split, e.main.step, e.main.trajectory.group_id) in chosen]
+        steps.setdefault((record.split, record.step), set()).add(record.trajectory.group_id)
+    chosen = {place: chosen_groups(*place, groups, sampling) for place, groups in steps.items()}
+    return [e for e in episodes if e.main.trajectory.group_id in chosen[e.main.split, e.main.step]]
+
+
+def chosen_groups(split: str, step: int, groups: Iterable[str], sampling: SpanSampling) -> set[str]:
+    """Return those of a step's groups that `sampling` chooses."""
+    drawn = sorted((_draw(f"{split}/{step}/{group}"), group) for group in set(groups))
+    within = [group for number, group in drawn if number < sampling.sample_rate]
+    return set(within[: sampling.max_groups_per_step])
 
 
 @dataclass(frozen=True, slots=True)

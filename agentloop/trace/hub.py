@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from agentloop.config import TraceConfig
 from agentloop.errors import ExportError
 from agentloop.text import clean
-from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, episodes_of, load_destinations, sampled
+from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, episodes_of, sampled
 from agentloop.trace.exports import ExportLog
 from agentloop.trace.record import TraceRecord
 
@@ -55,7 +54,7 @@ class TraceHub:
         destinations: may be empty; then nothing is done.
         run: the run, whose folder keeps the record of what was sent.
         queue_mb: size of the episodes that wait for one destination.
-        warn: called from `submit` and `close`, in the caller's thread.
+        warn: called from `report` and `close`, in the caller's thread.
     """
 
     def __init__(
@@ -71,27 +70,25 @@ class TraceHub:
             if self._log is not None
         ]
 
-    @classmethod
-    def open(cls, config: TraceConfig, run: ExportRun, warn: Callable[[str], None]) -> TraceHub:
-        """Start the destinations that a recipe names.
-
-        Raises:
-            UserError: see `load_destinations`.
-        """
-        return cls(load_destinations(config, run), run, queue_mb=config.queue_mb, warn=warn)
-
     @property
     def active(self) -> bool:
         """Whether there is a destination."""
         return bool(self._threads)
 
     def submit(self, records: Iterable[TraceRecord]) -> None:
-        """Queue the episodes of a step, those of an episode adjacent; never waits."""
+        """Queue the episodes of a step, those of an episode adjacent; never waits.
+
+        Any thread may call it.
+        """
         if self._threads:
             episodes = episodes_of(self._run, records)
             for thread in self._threads:
                 thread.put(sampled(episodes, thread.destination.sampling))
-        self._report()
+
+    def report(self) -> None:
+        """Say what went wrong since the last time."""
+        while self._said:
+            self._warn(self._said.popleft())
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> dict[str, ExportCounts]:
         """Send what is queued, at most `timeout_s` long; return the counts by destination."""
@@ -102,7 +99,7 @@ class TraceHub:
             thread.join(end - time.monotonic())
         counts = {thread.destination.name: thread.counts() for thread in self._threads}
         self._threads = []
-        self._report()
+        self.report()
         for name, count in counts.items():
             if count.missing:
                 self._warn(
@@ -110,10 +107,6 @@ class TraceHub:
                     f"{push_command(name, self._run)}"
                 )
         return counts
-
-    def _report(self) -> None:
-        while self._said:
-            self._warn(self._said.popleft())
 
 
 class ExportThread:

@@ -29,10 +29,12 @@ from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.early import early_programs
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import finite, number
+from agentloop.trace.exporting import ExportRun, load_destinations
+from agentloop.trace.hub import TraceHub
 from agentloop.trace.store import TraceStore
 from trainer.checkpoint_files import read_state
 from trainer.commands.export import BEST, LAST, find_checkpoint
-from trainer.commands.train import EXIT_INTERRUPTED
+from trainer.commands.train import EXIT_INTERRUPTED, open_hub
 from trainer.console.console import Console
 from trainer.publishing.server_process import ServerProcess, check_port, early_server
 from trainer.rollouts.error_log import ErrorLog
@@ -79,6 +81,7 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
     run_dir = RunDir(_folder_for(recipe, subject, out))
     run_dir.check_writable()
     console = Console()
+    load_destinations(recipe.trace, ExportRun.of(recipe, run_dir.root))  # refused here, before anything starts
     with early_programs([] if recipe.rollout.url is not None else [early_server(recipe.rollout)]):
         return _run(recipe, run_dir, console, subject)
 
@@ -90,12 +93,15 @@ def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) ->
     with run_dir.claimed(warn=console.warn):
         for folder in (run_dir.logs, run_dir.traces):
             folder.mkdir(parents=True, exist_ok=True)
+        hub = open_hub(recipe, run_dir, console)
         try:
-            metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject))
+            metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject, hub))
         except (asyncio.CancelledError, KeyboardInterrupt):
             console.close()
             console.notice("stopped: no result was written")
             return EXIT_INTERRUPTED
+        finally:
+            hub.close()
         _write(recipe, run_dir, subject, metrics)
     console.close()
     _print(metrics)
@@ -162,7 +168,7 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
 
 
 async def _evaluate(
-    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
+    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject, hub: TraceHub
 ) -> dict[str, Any]:
     async with _server(recipe, inputs, run_dir, console, subject) as (url, token):
         most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
@@ -170,7 +176,9 @@ async def _evaluate(
             console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
         async with inputs.runner(url, token=token, max_in_flight=most, on_fault=errors) as runner:
-            traces = RunTraces(run_dir.root, recipe.trace, seed=recipe.seed, total_steps=0, notice=console.notice)
+            traces = RunTraces(
+                run_dir.root, recipe.trace, seed=recipe.seed, total_steps=0, notice=console.notice, hub=hub
+            )
             evaluation = Evaluation(
                 recipe,
                 runner,

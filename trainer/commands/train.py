@@ -19,6 +19,8 @@ from agentloop.files import disk_errors
 from agentloop.report import write_report
 from agentloop.runtime.early import EarlyProgram, early_programs
 from agentloop.runtime.event_loop import run_loops
+from agentloop.trace.exporting import ExportRun, load_destinations
+from agentloop.trace.hub import TraceHub
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.publishing.server_process import check_port, early_server
@@ -54,6 +56,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
         elif not recipe.eval.only and is_finished(run_dir, resolved, console, "run.steps=<steps>"):
             return 0
         check_loggers(recipe.loggers)
+        load_destinations(recipe.trace, ExportRun.of(recipe, run_dir.root))  # refused here, before anything starts
         try:
             with early_programs(_programs(recipe)):
                 return _train(recipe, resolved, run_dir, console, resume_line, resume=resume)
@@ -107,7 +110,8 @@ def _train(
     loggers = _open_loggers(recipe, resolved, run_dir, console, resume=resume)
     for destination in loggers.destinations:
         console.notice(destination)
-    run = TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers)
+    hub = open_hub(recipe, run_dir, console)
+    run = TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers, hub=hub)
     failed = True
     try:
         with disk_errors():
@@ -127,6 +131,7 @@ def _train(
         raise
     finally:
         loggers.close(failed=failed)
+        hub.close()
     if not result.interrupted and not recipe.eval.only:
         run_dir.mark_finished(result.steps)
     return _finish(result, run_dir, console, resume_line, time.monotonic() - begin)
@@ -155,6 +160,15 @@ def _open_loggers(
         return Loggers([], **options)
     with console.phase("open loggers " + ", ".join(logger.name for logger in recipe.loggers)):
         return Loggers(recipe.loggers, **options)
+
+
+def open_hub(recipe: Recipe, run_dir: RunDir, console: Console) -> TraceHub:
+    """Start the destinations of spans that a recipe names."""
+    run = ExportRun.of(recipe, run_dir.root)
+    destinations = load_destinations(recipe.trace, run)
+    for destination in destinations:
+        console.notice(f"spans go to {destination.name}: {destination.exporter.destination}")
+    return TraceHub(destinations, run, queue_mb=recipe.trace.queue_mb, warn=console.warn)
 
 
 def _finish(result: RunResult, run_dir: RunDir, console: Console, resume_line: str, seconds: float) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from agentloop.config import Recipe
 from agentloop.errors import WorkerError
 from agentloop.runtime.lag import LoopLagMonitor
+from agentloop.trace.hub import TraceHub
 from agentloop.types import Trajectory
 from trainer.console.console import Console
 from trainer.loggers import Loggers
@@ -52,6 +53,7 @@ class TrainRun:
         run_dir: claimed and opened for this run.
         resume: continue from `run_dir.resume_point`, if there is one.
         loggers: further destinations of metrics beside `metrics.jsonl`; None: no others.
+        hub: destinations of spans; None: none.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TrainRun:
         *,
         resume: bool,
         loggers: Loggers | None = None,
+        hub: TraceHub | None = None,
     ) -> None:
         self._recipe = recipe
         self._inputs = inputs
@@ -79,6 +82,7 @@ class TrainRun:
             seed=recipe.seed,
             total_steps=inputs.total_steps,
             notice=console.notice,
+            hub=hub,
         )
         self._signals = RunSignals(run_dir.root, console, self._traces.due)
 

@@ -143,7 +143,7 @@ def test_a_broken_exporter_does_not_end_the_run(run: ExportRun) -> None:
 
 
 def test_without_destinations_nothing_happens(run: ExportRun) -> None:
-    hub = TraceHub.open(TraceConfig(), run, lambda text: pytest.fail(text))
+    hub = TraceHub(load_destinations(TraceConfig(), run), run, queue_mb=1, warn=lambda text: pytest.fail(text))
     hub.submit(step_of(1, 2))
     assert not hub.active and hub.close() == {} and not (run.folder / "traces").exists()
 

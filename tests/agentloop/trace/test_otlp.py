@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,6 @@ import pytest
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 
 from opentelemetry import trace as global_trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
 
 from agentloop.config import OtlpConfig, Recipe
 from agentloop.errors import ConfigError, ExportError
@@ -26,71 +19,16 @@ from agentloop.trace import otlp as otlp_module
 from agentloop.trace.exporting import ExportRun, TracedEpisode, episodes_of
 from agentloop.trace.otlp import OtlpExporter
 from tests.agentloop.trace.made_episodes import record
+from tests.agentloop.trace.otlp_receiver import Receiver, plain
 
 SECRET = "Bearer very-secret"
-
-
-class Receiver:
-    """An OTLP receiver: spans by name, one for each id, as Jaeger and others keep them."""
-
-    def __init__(self) -> None:
-        self.spans: dict[tuple[str, str], Any] = {}
-        self.requests: list[tuple[str, dict[str, str], int]] = []
-        self.status = 200
-        self.rejects = 0
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                headers = {key.lower(): value for key, value in self.headers.items()}
-                receiver.requests.append((self.path, headers, len(body)))
-                answer = ExportTraceServiceResponse()
-                if receiver.status == 200:
-                    receiver.take(gzip.decompress(body))
-                    if receiver.rejects:
-                        answer.partial_success.rejected_spans = receiver.rejects
-                        answer.partial_success.error_message = "too old"
-                content = answer.SerializeToString() if receiver.status == 200 else b"no \x1b[31m way"
-                self.send_response(receiver.status)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def take(self, body: bytes) -> None:
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    self.spans[span.trace_id.hex(), span.span_id.hex()] = span
-
-    def named(self, name: str) -> list[Any]:
-        return [span for span in self.spans.values() if span.name == name]
-
-
-def plain(span: Any) -> dict[str, Any]:
-    """The attributes of a decoded span."""
-
-    def value(any_value: Any) -> Any:
-        kind = any_value.WhichOneof("value")
-        found = getattr(any_value, kind)
-        return [value(item) for item in found.values] if kind == "array_value" else found
-
-    return {entry.key: value(entry.value) for entry in span.attributes}
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Write the traces of a run while the next step runs."""
+"""Write the traces of a run while the next step runs, and hand them to the hub of spans."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentloop.config import TraceConfig
+from agentloop.trace.hub import TraceHub
 from agentloop.trace.record import Split, TraceRecord
 from agentloop.trace.store import TraceStore, Written
 
@@ -19,13 +20,22 @@ class RunTraces:
             for all.
         total_steps: the first and the last step are always written.
         notice: called once with what was left out.
+        hub: gets what is in the files; None: nothing does.
     """
 
     def __init__(
-        self, run_dir: Path, config: TraceConfig, *, seed: int, total_steps: int, notice: Callable[[str], None]
+        self,
+        run_dir: Path,
+        config: TraceConfig,
+        *,
+        seed: int,
+        total_steps: int,
+        notice: Callable[[str], None],
+        hub: TraceHub | None = None,
     ) -> None:
         self._store = TraceStore(run_dir)
         self._config = config
+        self._hub = hub
         self._seed = seed
         self._total_steps = total_steps
         self._notice = notice
@@ -58,6 +68,8 @@ class RunTraces:
             finally:
                 if writing.done() and self._writing is writing:  # else a background evaluation began one
                     self._writing = None
+        if self._hub is not None:
+            self._hub.report()
 
     def _say(self, written: Written) -> None:
         if written.left_out_groups and not self._said:
@@ -77,5 +89,11 @@ class RunTraces:
 
     async def _write(self, step: int, split: str, records: Sequence[TraceRecord]) -> Written:
         return await asyncio.to_thread(
-            self._store.write, step, split, records, max_bytes=self._config.max_bytes_per_step, seed=self._seed
+            self._store.write,
+            step,
+            split,
+            records,
+            max_bytes=self._config.max_bytes_per_step,
+            seed=self._seed,
+            then=None if self._hub is None else self._hub.submit,
         )

@@ -1,0 +1,66 @@
+"""`agentloop trace push`: send the episodes of a run to weave or an OpenTelemetry receiver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXIT_INTERRUPTED = 130
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="run directory")],
+    to: Annotated[str, typer.Option(help="otlp, weave, or a name of trace.exporters")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value of the destination's section, e.g. endpoint=http://127.0.0.1:4318"),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="all groups, not only those that sample_rate and max_groups_per_step choose")
+    ] = False,
+) -> None:
+    """Send the episodes that a destination does not have yet, each once.
+
+    It can be interrupted and repeated, also while the run goes on. What was sent is noted in
+    RUN/traces/exports.sqlite.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from agentloop.errors import ExportError
+    from agentloop.trace.push import Push, push_destination
+
+    destination, of = push_destination(to, run, changes or ())
+    screen = Console(stderr=True, highlight=False, markup=False)
+    work = Push(destination, of, everything=everything, warn=screen.print)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    interrupted = False
+    try:
+        total = work.count()
+        with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
+            bar = progress.add_task(f"to {to}", total=total)
+            for settled in work.send():
+                progress.advance(bar, settled)
+    except KeyboardInterrupt:
+        interrupted = True
+    except ExportError as exc:
+        exc.message += f" ({work.done.sent:,} episodes were sent; repeat the command to send the others)"
+        raise
+    finally:
+        work.close()
+
+    done = work.done
+    typer.echo(f"{destination.exporter.destination}: {done.sent:,} episodes sent, {done.known:,} were there")
+    if done.without_spans:
+        typer.echo(f"{done.without_spans:,} episodes of an older version have no spans and cannot be sent")
+    for text in done.unread:
+        typer.echo(f"left out: {text}", err=True)
+    if done.refused:
+        typer.echo(f"{len(done.refused):,} episodes were refused, the first: {done.refused[0]}", err=True)
+    if interrupted:
+        typer.echo("stopped: repeat the command to send the others", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if done.refused or done.unread:
+        raise typer.Exit(1)

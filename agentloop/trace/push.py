@@ -1,0 +1,249 @@
+"""Send what a destination of spans does not have yet, from the traces of a run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from agentloop.config import TraceConfig
+from agentloop.config.messages import explain
+from agentloop.config.overrides import apply_override
+from agentloop.errors import ConfigError, ExportError, TraceError
+from agentloop.text import HIDDEN, clean
+from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, chosen_groups, load_exporter
+from agentloop.trace.exports import ExportLog
+from agentloop.trace.hub import BATCH, address_of, send
+from agentloop.trace.record import TraceRecord
+from agentloop.trace.store import TraceFile, TraceStore
+
+BUILT_IN = ("otlp", "weave")
+
+PAUSES_S = (1.0, 3.0, 10.0)
+"""Pauses before a batch is sent again while the destination does not answer."""
+
+OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+"""Variables from which OpenTelemetry reads headers: the run's own are in no file."""
+
+
+@dataclass(slots=True)
+class Pushed:
+    """What a push did, in episodes.
+
+    Attributes:
+        sent: by this push.
+        known: that were there before.
+        refused: with the destination's reason.
+        without_spans: of older versions; they cannot be sent.
+        unread: trace files that are cut, with the reason.
+    """
+
+    sent: int = 0
+    known: int = 0
+    refused: list[str] = field(default_factory=list)
+    without_spans: int = 0
+    unread: list[str] = field(default_factory=list)
+
+
+def push_destination(name: str, run_dir: Path, changes: Sequence[str] = ()) -> tuple[Destination, ExportRun]:
+    """Return a destination as the run's recipe has it, with changes.
+
+    Args:
+        name: `otlp`, `weave`, or one of `trace.exporters`.
+        changes: `key=value` of its section, for example `endpoint=http://127.0.0.1:4318`.
+
+    Raises:
+        ConfigError: the run has no such destination and the changes do not make one, a change is
+            wrong, a header is needed that no file has, or a library is missing.
+        TraceError: the directory holds no run.
+    """
+    recipe = _read_recipe(run_dir)
+    trace = _section(recipe, "trace")
+    data: dict[str, Any] = {key: trace[key] for key in (*BUILT_IN, "exporters") if trace.get(key)}
+    if name not in BUILT_IN and changes:
+        raise ConfigError(f"the section of {name} cannot be changed here", "only those of otlp and weave can")
+    for change in changes:
+        apply_override(data, f"{name}.{change}", TraceConfig, lambda _, value: value)
+    if name == "otlp" and isinstance(data.get("otlp"), dict):
+        data["otlp"]["headers"] = _known_headers(_section(data["otlp"], "headers"))
+
+    try:
+        config = TraceConfig.model_validate(data)
+    except ValidationError as exc:
+        known = [f"{name}.{key}" for key in ("endpoint", "project")]
+        lines = [explain(error, known, TraceConfig) for error in exc.errors()]
+        raise ConfigError("; ".join(lines), "give it as key=value behind the run directory") from exc
+    sections = {"otlp": config.otlp, "weave": config.weave} | {section.name: section for section in config.exporters}
+    section = sections.get(name)
+    if section is None:
+        example = "endpoint=http://127.0.0.1:4318" if name == "otlp" else "project=my-project"
+        raise ConfigError(
+            f"the run {clean(run_dir, 300)} has no trace.{clean(name, 100)}",
+            f"say where to send it: agentloop trace push --to {name} {clean(run_dir, 300)} {example}"
+            if name in BUILT_IN
+            else "name otlp or weave, or one of the run's trace.exporters",
+        )
+    run = ExportRun(
+        str(_section(recipe, "run").get("name") or run_dir.resolve().name),
+        run_dir,
+        str(_section(recipe, "model").get("path") or ""),
+        int(_section(recipe, "rollout").get("group_size") or 1),
+        int(_section(recipe, "eval").get("n") or 1),
+    )
+    return Destination(name, load_exporter(name)(section, run), section), run
+
+
+class Push:
+    """One push of a run's traces to a destination.
+
+    Args:
+        everything: ignore the sampling of the destination's section.
+        warn: called once for each pause while the destination does not answer.
+
+    Attributes:
+        done: what was done so far; also after an error or Ctrl-C.
+    """
+
+    def __init__(
+        self, destination: Destination, run: ExportRun, *, everything: bool = False, warn: Callable[[str], None]
+    ) -> None:
+        self.done = Pushed()
+        self._destination = destination
+        self._run = run
+        self._everything = everything
+        self._warn = warn
+        self._store = TraceStore(run.folder)
+        self._log = ExportLog(self._store.folder)
+        self._address = address_of(destination)
+        self._missing: list[tuple[TraceFile, set[str]]] = []
+
+    def count(self) -> int:
+        """Find what is missing there; return the number of episodes."""
+        for file in self._store.files():
+            try:
+                missing = self._missing_of(file)
+            except TraceError as exc:
+                self.done.unread.append(exc.message)
+                continue
+            if missing:
+                self._missing.append((file, missing))
+        return sum(len(missing) for _, missing in self._missing)
+
+    def send(self) -> Iterator[int]:
+        """Send what `count` found; yield the number of episodes that each batch settled.
+
+        Raises:
+            ExportError: the destination does not answer. What arrived until then is noted.
+        """
+        for file, missing in self._missing:
+            try:
+                for batch in _batches(self._episodes(file, missing)):
+                    self._send(batch)
+                    yield len(batch)
+            except TraceError as exc:
+                self.done.unread.append(exc.message)
+
+    def close(self) -> None:
+        """Release the destination and the record of what was sent."""
+        self._destination.exporter.close(5.0)
+        self._log.close()
+
+    def _missing_of(self, file: TraceFile) -> set[str]:
+        """Return the trace ids of a file's episodes that are to be sent."""
+        ids: dict[str, str] = {}
+        columns = ["trace_id", "group_id", "part", "parts"]
+        tables = [table for _, table in self._store.scan(columns, files=[file])]
+        if not tables:
+            self._store.file(file.step, file.split).open()  # says why it cannot be read
+        groups: set[str] = set()
+        for row in itertools.chain.from_iterable(table.to_pylist() for table in tables):
+            if row["part"] != row["parts"] - 1:
+                continue
+            groups.add(row["group_id"])
+            if row["trace_id"]:
+                ids[row["trace_id"]] = row["group_id"]
+            else:
+                self.done.without_spans += 1
+        if not self._everything:
+            chosen = chosen_groups(file.split, file.step, groups, self._destination.sampling)
+            ids = {trace_id: group for trace_id, group in ids.items() if group in chosen}
+        known = self._log.sent(self._address, list(ids))
+        self.done.known += len(known)
+        return set(ids) - known
+
+    def _episodes(self, file: TraceFile, missing: set[str]) -> Iterator[TracedEpisode]:
+        def name(record: TraceRecord) -> str:
+            return record.key.rsplit("/", 1)[0]
+
+        for _, group in itertools.groupby(self._store.iterate(file.step, file.split), name):
+            records = tuple(group)
+            if records[-1].trajectory.trace_id in missing:
+                yield TracedEpisode(self._run, records)
+
+    def _send(self, batch: Sequence[TracedEpisode]) -> None:
+        for pause in (*PAUSES_S, None):
+            try:
+                sent, refused = send(self._destination, self._log, self._address, batch)
+            except ExportError as exc:
+                if pause is None:
+                    raise
+                self._warn(f"{clean(exc.message, 300)}; again in {pause:g} s")
+                time.sleep(pause)
+                continue
+            self.done.sent += sent
+            self.done.refused += [error.message for error in refused]
+            return
+
+
+def _batches(episodes: Iterator[TracedEpisode]) -> Iterator[list[TracedEpisode]]:
+    while batch := list(itertools.islice(episodes, BATCH)):
+        yield batch
+
+
+def _known_headers(headers: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers whose values are known: a run's files hold none.
+
+    Raises:
+        ConfigError: one is hidden, and no variable gives headers instead.
+    """
+    hidden = [name for name, value in headers.items() if value == HIDDEN]
+    if hidden and not any(os.environ.get(variable) for variable in OTLP_HEADERS):
+        raise ConfigError(
+            f"the run sent the header {clean(hidden[0], 80)!r}, whose value is in none of its files",
+            f"set {OTLP_HEADERS[1]}={clean(hidden[0], 80)}=VALUE in the environment",
+        )
+    return {name: str(value) for name, value in headers.items() if value != HIDDEN}
+
+
+def _read_recipe(run_dir: Path) -> dict[str, Any]:
+    """Return the recipe of a run or an evaluation; empty for traces without one.
+
+    Raises:
+        TraceError: the directory does not exist or holds no traces.
+    """
+    if not (run_dir / "traces").is_dir():
+        raise TraceError(
+            f"{clean(run_dir, 300)} holds no traces", "give the directory of a run, for example outputs/quickstart"
+        )
+    for path, keys in ((run_dir / "config" / "resolved.json", ()), (run_dir / "eval.json", ("config",))):
+        try:
+            data = orjson.loads(path.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            continue
+        for key in keys:
+            data = _section(data, key)
+        if isinstance(data, dict):
+            return data
+    return {}
+
+
+def _section(data: Any, key: str) -> dict[str, Any]:
+    value = data.get(key) if isinstance(data, dict) else None
+    return value if isinstance(value, dict) else {}

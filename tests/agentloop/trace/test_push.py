@@ -1,0 +1,176 @@
+"""`agentloop trace push`: what is missing is sent, once each, also after an outage or Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+
+from agentloop.commands.trace import trace
+from agentloop.config import OtlpConfig
+from agentloop.errors import ConfigError, ExportError, TraceError
+from agentloop.trace import push as push_module
+from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode
+from agentloop.trace.exports import ExportLog
+from agentloop.trace.push import Push, push_destination
+from agentloop.trace.store import TraceStore
+from tests.agentloop.trace.made_episodes import record, step_of
+from tests.agentloop.trace.otlp_receiver import Receiver
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run of two steps of three groups, and an evaluation."""
+    store = TraceStore(tmp_path)
+    store.write(1, "train", step_of(1, 3))
+    store.write(2, "train", step_of(2, 3))
+    store.write(2, "eval", [record(2, f"e{n}", 0, split="eval") for n in range(2)])
+    return tmp_path
+
+
+def configured(run_dir: Path, **otlp: Any) -> None:
+    (run_dir / "config").mkdir(exist_ok=True)
+    recipe = {"run": {"name": "demo"}, "model": {"path": "m"}, "rollout": {"group_size": 2}, "trace": {"otlp": otlp}}
+    (run_dir / "config" / "resolved.json").write_text(json.dumps(recipe))
+
+
+def push(*arguments: str) -> Any:
+    return CliRunner().invoke(trace, ["push", "--to", "otlp", *arguments])
+
+
+def test_a_run_is_sent_once(run_dir: Path, receiver: Receiver) -> None:
+    configured(run_dir, endpoint=receiver.url)
+    answer = push(str(run_dir))
+    assert answer.exit_code == 0, answer.output
+    assert "14 episodes sent, 0 were there" in answer.output
+    agents = receiver.named("invoke_agent tool_agent")
+    assert len(agents) == 14 and len(receiver.spans) == 14 * 9
+    requests = len(receiver.requests)
+    again = push(str(run_dir))
+    assert "0 episodes sent, 14 were there" in again.output and len(receiver.requests) == requests
+    # Another receiver has none of them.
+    other = push(str(run_dir), f"endpoint={receiver.url}/other")
+    assert "14 episodes sent" in other.output and len(receiver.spans) == 14 * 9
+
+
+def test_a_run_without_a_destination_is_given_one(run_dir: Path, receiver: Receiver) -> None:
+    with pytest.raises(ConfigError, match=r"has no trace\.otlp") as caught:
+        push_destination("otlp", run_dir)
+    assert "endpoint=" in str(caught.value)
+    answer = push(str(run_dir), f"endpoint={receiver.url}", "max_groups_per_step=1")
+    assert answer.exit_code == 0 and "5 episodes sent" in answer.output  # two groups of two, one of one
+    assert "9 episodes sent, 5 were there" in push(str(run_dir), f"endpoint={receiver.url}", "--all").output
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["endpoint=somewhere"], "http://host:port"),
+        (["endpint=http://127.0.0.1:1"], "endpoint"),
+        (["sample_rate=2"], "sample_rate"),
+    ],
+)
+def test_wrong_changes_are_named(run_dir: Path, changes: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        push_destination("otlp", run_dir, changes)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="holds no traces"):
+        push_destination("otlp", tmp_path / "nowhere")
+    (tmp_path / "traces").mkdir()
+    with pytest.raises(ConfigError, match=r"no trace\.somewhere"):
+        push_destination("somewhere", tmp_path)
+
+
+def test_headers_come_from_the_environment(run_dir: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(run_dir, endpoint=receiver.url, headers={"authorization": "(hidden)"})
+    with pytest.raises(ConfigError, match="in none of its files"):
+        push_destination("otlp", run_dir)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20mine")
+    assert push(str(run_dir)).exit_code == 0
+    assert receiver.requests[0][1]["authorization"] == "Bearer mine"
+
+
+def test_an_outage_is_waited_out_then_reported_and_the_next_push_completes(
+    run_dir: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(push_module, "BATCH", 4)
+    configured(run_dir, endpoint=receiver.url, timeout_s=1)
+    destination, run = push_destination("otlp", run_dir)
+    said: list[str] = []
+    work = Push(destination, run, warn=said.append)
+    assert work.count() == 14
+    sending = work.send()
+    assert next(sending) + next(sending) == 6  # step 1
+    receiver.status = 404
+    with pytest.raises(ExportError, match="404"):
+        next(sending)
+    assert len(said) == 2 and work.done.sent == 6
+    work.close()
+    receiver.status = 200
+    assert "8 episodes sent, 6 were there" in push(str(run_dir)).output
+    assert len(receiver.named("invoke_agent tool_agent")) == 14
+
+
+def test_ctrl_c_between_arrival_and_note_makes_no_second_span(run_dir: Path, receiver: Receiver) -> None:
+    configured(run_dir, endpoint=receiver.url)
+    destination, run = push_destination("otlp", run_dir)
+
+    class Interrupted:
+        destination = "x"
+
+        def export(self, episodes: Sequence[TracedEpisode]) -> None:
+            destination_exporter.export(episodes)
+            raise KeyboardInterrupt
+
+        def close(self, timeout_s: float) -> None: ...
+
+    destination_exporter = destination.exporter
+    work = Push(Destination("otlp", Interrupted(), OtlpConfig(endpoint=receiver.url)), run, warn=print)
+    work.count()
+    with pytest.raises(KeyboardInterrupt):
+        list(work.send())
+    work.close()
+    assert receiver.spans
+    assert "14 episodes sent" in push(str(run_dir)).output
+    assert len(receiver.spans) == 14 * 9
+
+
+def test_refused_episodes_cut_files_and_old_ones_are_said(run_dir: Path, receiver: Receiver) -> None:
+    configured(run_dir, endpoint=receiver.url)
+    old = record(3, "old", 0)
+    old.trajectory.trace_id, old.trajectory.spans = "", []
+    store = TraceStore(run_dir)
+    store.write(3, "train", [old, record(3, "new", 0)])
+    path = store.path(1, "train")
+    path.write_bytes(path.read_bytes()[:-100])
+    answer = push(str(run_dir))
+    assert answer.exit_code == 1 and "9 episodes sent" in answer.output
+    assert "1 episodes of an older version" in answer.output and "step_1" in answer.output
+    receiver.status = 400
+    configured(run_dir, endpoint=f"{receiver.url}/again")
+    answer = push(str(run_dir))
+    assert answer.exit_code == 1 and "9 episodes were refused" in answer.output and "answered 400" in answer.output
+    assert ExportLog(run_dir / "traces").counts() == {f"otlp {receiver.url}/v1/traces": 9}
+
+
+def test_spans_of_an_evaluation_are_pushed_from_its_own_folder(run_dir: Path, receiver: Receiver) -> None:
+    config = {"trace": {"otlp": {"endpoint": receiver.url}}, "run": {"name": "judged"}, "eval": {"n": 3}}
+    (run_dir / "eval.json").write_text(json.dumps({"model": "m", "config": config}))
+    destination, run = push_destination("otlp", run_dir)
+    assert run == ExportRun("judged", run_dir, "", 1, 3) and destination.exporter.destination.startswith(receiver.url)
