@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import reprlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from agentloop.agent.base import AgentLoop
 from agentloop.chat import ChatRenderer
@@ -22,9 +20,9 @@ from agentloop.errors import InteractionError, RewardError, TokenLawError, ToolE
 from agentloop.faults import Fault
 from agentloop.interaction.loading import Interactions
 from agentloop.interaction.session import InteractionSession
-from agentloop.numbers import finite_number
+from agentloop.reward.calling import call_reward
 from agentloop.reward.loading import RewardFunction
-from agentloop.runtime.isolation import describe, fault_of
+from agentloop.runtime.isolation import fault_of
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import ToolSession, Toolset
 from agentloop.trace.spans import Recorder, span
@@ -39,10 +37,6 @@ _SOURCES: dict[type[Exception], str] = {
     InteractionError: "the interaction",
 }
 """What raised the exception that such an error wraps; anything else comes from the agent."""
-
-ANSWER = "answer"
-"""Key under which a reward function returns the answer it read; maj@n counts equal answers as one
-vote each."""
 
 
 class EpisodeRunner:
@@ -193,7 +187,7 @@ class EpisodeRunner:
         """Return an episode's reward and its parts; `verdicts` holds its tools' rewards by name.
 
         Raises:
-            RewardError: see `_call_reward`.
+            RewardError: see `call_reward`.
         """
         parts = dict(verdicts)
         steps = [step for trajectory in trajectories for step in trajectory.step_rewards]
@@ -203,47 +197,10 @@ class EpisodeRunner:
             return Outcome(reward=math.fsum(step.value for step in steps), reward_parts=parts)
 
         with span("reward", reward="reward") as running:
-            score, own_parts, answer = await self._call_reward(self._reward, task, trajectories[-1])
-            running.set(score=score)
-        return Outcome(reward=score, outcome=score, reward_parts=parts | own_parts, answer=answer)
-
-    async def _call_reward(
-        self, function: RewardFunction, task: Task, main: Trajectory
-    ) -> tuple[float, dict[str, float], str | None]:
-        """Call the reward function; return an episode's score, its parts and its answer.
-
-        Raises:
-            RewardError: the function raised, took too long or did not return finite numbers.
-        """
-        text = main.turns[-1].text if main.turns else ""
-        clock = asyncio.timeout(self._reward_timeout_s)
-        try:
-            async with clock:
-                result: Any = await function(task, text, main)
-        except Exception as exc:
-            if isinstance(exc, TimeoutError) and clock.expired():
-                raise RewardError(
-                    f"the reward took longer than {self._reward_timeout_s:g} s", "raise reward_timeout_s"
-                ) from exc
-            raise RewardError(f"the reward raised {describe(exc)}") from exc
-
-        numbers = dict(result) if isinstance(result, dict) else {"score": result}
-        answer = numbers.pop(ANSWER, None)
-        if "score" not in numbers:
-            raise RewardError(
-                f"the reward returned {reprlib.repr(result)}, which has no 'score'", "add the key 'score'"
-            )
-
-        parts: dict[str, float] = {}
-        for key, value in numbers.items():
-            number = finite_number(value)
-            if number is None:
-                raise RewardError(
-                    f"the reward returned {reprlib.repr(value)} as {key}, not a finite number",
-                    "return finite numbers from it",
-                )
-            parts[str(key)] = number
-        return parts.pop("score"), parts, None if answer is None else str(answer)
+            verdict = await call_reward(self._reward, task, trajectories[-1], self._reward_timeout_s)
+            running.set(score=verdict.score)
+        score, answer = verdict.score, verdict.answer
+        return Outcome(reward=score, outcome=score, reward_parts=parts | verdict.parts, answer=answer)
 
 
 async def _close(session: ToolSession, interaction: InteractionSession | None) -> None:

@@ -3,6 +3,7 @@
 In: task, last text, trajectory. Out: a number, or a dict with `score` and parts.
 
 `loading.py` loads the function that the recipe names and chooses where it runs: event loop, threads
-or processes. `checks.py` refuses a wrong signature and finds what a function reads. `process.py`
+or processes. `calling.py` calls it and reads what it returns. `rescoring.py` scores stored episodes
+again. `checks.py` refuses a wrong signature and finds what a function reads. `process.py`
 sends task and trajectory to a worker process as JSON.
 """

@@ -20,6 +20,7 @@ def add_commands(group: typer.Typer) -> None:
     from agentloop.commands.trace.export import export
     from agentloop.commands.trace.list import list_episodes
     from agentloop.commands.trace.push import push
+    from agentloop.commands.trace.rescore import rescore
     from agentloop.commands.trace.serve import serve
     from agentloop.commands.trace.show import show
 
@@ -27,6 +28,7 @@ def add_commands(group: typer.Typer) -> None:
     group.command("show")(show)
     group.command("diff")(diff)
     group.command("export")(export)
+    group.command("rescore")(rescore)
     group.command("serve")(serve)
     group.command("push")(push)
 

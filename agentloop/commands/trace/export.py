@@ -106,4 +106,4 @@ def _say(done: ExportRun, out: Path) -> None:
     where = "standard output" if out == STDOUT else clean(out, 300)
     typer.echo(f"{where}: {done.rows:,} rows of {done.episodes:,} episodes", err=True)
     for reason, count in done.skipped.most_common():
-        typer.echo(f"left out {count:,}: {clean(reason)}", err=True)
+        typer.echo(f"left out, {clean(reason)}: {count:,}", err=True)

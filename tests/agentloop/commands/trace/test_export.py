@@ -107,7 +107,7 @@ def test_sft_trains_only_whole_turns_that_the_model_sampled(tmp_path: Path) -> N
     flags = [message.get("train") for message in row["messages"] if message["role"] == "assistant"]
     assert flags == [False, None, None]
     shown = command("export", run, "--format", "sft", "--out", "-")
-    assert "left out 1: none of its turns is whole" in shown.stderr
+    assert "left out, none of its turns is whole: 1" in shown.stderr
 
 
 def test_best_of_group_and_limit(run_dir: Path) -> None:
