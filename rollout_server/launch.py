@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -23,13 +24,12 @@ from rollout_server.engines import engine_factory
 from rollout_server.engines.base import EngineInfo, FolderWeights
 from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
 from rollout_server.replica.local import LocalReplica
-from rollout_server.replica.starting.base import Source
-from rollout_server.replica.starting.sglang import SglangSource
-from rollout_server.replica.starting.torch import TorchSource
-from rollout_server.replica.starting.url import UrlSource
 from rollout_server.router.fleet import Fleet
 from rollout_server.router.router import Router
 from rollout_server.settings import check_model
+
+if TYPE_CHECKING:
+    from rollout_server.replica.starting.base import Source
 
 log = logging.getLogger("rollout_server")
 
@@ -94,18 +94,25 @@ def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
     )
 
     log_dir = settings.log_dir or Path(tempfile.mkdtemp(prefix="agentloop-serve-"))
-    sources: list[Source]
-    if settings.replica_urls:
-        sources = [UrlSource(settings, url, info) for url in settings.replica_urls]
-    elif settings.engine == "sglang":
-        sources = [SglangSource(settings, i, info, log_dir) for i in range(replicas)]
-    else:
-        token = secrets.token_urlsafe(32)
-        sources = [TorchSource(settings, i, info, token, log_dir) for i in range(replicas)]
-
+    sources = _sources(settings, info, replicas, log_dir)
     log.info("starting %d replicas; their logs are in %s", len(sources), log_dir)
     fleet = Fleet(router, sources, probe_every_s=settings.probe_every_s, probe_timeout_s=settings.probe_timeout_s)
     return router, fleet
+
+
+def _sources(settings: ServerSettings, info: EngineInfo, replicas: int, log_dir: Path) -> Sequence[Source]:
+    """Return where the replicas of a fleet come from."""
+    # Here, because a server with its engine in this process needs no HTTP client.
+    from rollout_server.replica.starting.sglang import SglangSource
+    from rollout_server.replica.starting.torch import TorchSource
+    from rollout_server.replica.starting.url import UrlSource
+
+    if settings.replica_urls:
+        return [UrlSource(settings, url, info) for url in settings.replica_urls]
+    if settings.engine == "sglang":
+        return [SglangSource(settings, i, info, log_dir) for i in range(replicas)]
+    token = secrets.token_urlsafe(32)
+    return [TorchSource(settings, i, info, token, log_dir) for i in range(replicas)]
 
 
 def engine_info(settings: ServerSettings) -> EngineInfo:
