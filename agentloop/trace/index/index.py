@@ -82,6 +82,21 @@ class TraceIndex:
         with self._writing:
             return self._with_database(self._refresh)
 
+    def add(self, step: int, split: str) -> None:
+        """Bring the index up to date with one trace file, as the run that has just written it does.
+
+        Raises:
+            TraceError: as `refresh`.
+        """
+        path = self.store.path(step, split)
+
+        def index(database: Database) -> None:
+            if (signature := _signature(path)) is not None:
+                self._index_file(database, TraceFile(step, split, path), _name(path), signature)
+
+        with self._writing:
+            self._with_database(index)
+
     def problems(self) -> list[dict[str, str]]:
         """Return the trace files that could not be read: `{file, problem}`."""
 
@@ -93,7 +108,7 @@ class TraceIndex:
         return self._with_database(read)
 
     def _refresh(self, database: Database) -> bool:
-        files = {f"{file.path.parent.name}/{file.path.name}": file for file in self.store.files()}
+        files = {_name(file.path): file for file in self.store.files()}
         present = {name: found for name, file in files.items() if (found := _signature(file.path)) is not None}
         with database.connection() as connection:
             indexed = tables.indexed(connection)
@@ -311,6 +326,11 @@ class TraceIndex:
         if self._database is not None:
             self._database.close()
             self._database = None
+
+
+def _name(path: Path) -> str:
+    """Return how a trace file is called in the index: `step_3/train.parquet`."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _signature(path: Path) -> Signature | None:

@@ -228,7 +228,7 @@ def _plain(arguments: Any) -> str:
 def _storable(value: Any) -> Any:
     """Return a value that sqlite can hold: text without lone surrogates, 64-bit integers."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return float(value)
     return value

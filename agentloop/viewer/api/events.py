@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import orjson
 from agentloop.viewer.api.run import Run
 from agentloop.viewer.api.runs import Runs
 from agentloop.viewer.refusals import Refusal
+
+_log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 HEARTBEAT_S = 15.0
@@ -86,13 +89,17 @@ class Events:
 
     async def _watch(self) -> None:
         """Poll until there is no reader."""
-        seen = await asyncio.to_thread(self._look)
+        seen: dict[str, Seen] | None = None
         while self._readers:
-            await asyncio.sleep(POLL_S)
-            now = await asyncio.to_thread(self._look)
-            for event in _changes(seen, now):
+            try:
+                now = await asyncio.to_thread(self._look)
+            except OSError as exc:  # a folder went away while it was read
+                _log.warning("runs cannot be watched: %s", exc)
+                now = seen or {}
+            for event in _changes(now if seen is None else seen, now):
                 self.publish(event)
             seen = now
+            await asyncio.sleep(POLL_S)
 
     def _look(self) -> dict[str, Seen]:
         return {run.id: _state(run) for run in self._runs.all()}
@@ -114,6 +121,6 @@ def _changes(before: dict[str, Seen], now: dict[str, Seen]) -> list[dict[str, An
             events.append({"run": run, "kind": "run", "step": state.step})
         elif (state.step, state.traces) != (earlier.step, earlier.traces):
             events.append({"run": run, "kind": "step", "step": state.step})
-        if earlier is not None and earlier.live and not state.live:
+        if earlier is not None and ((earlier.live and not state.live) or (state.finished and not earlier.finished)):
             events.append({"run": run, "kind": "finished", "step": state.step})
     return events
