@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -91,9 +92,14 @@ _READERS: dict[str, Callable[[Any], list[Any]]] = {
 _TEXT_COLUMNS = (*_READERS, "messages", "other")
 
 
+@functools.cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(f.name for f in fields(kind))
+
+
 def _make(kind: type, item: Mapping[str, Any], **given: Any) -> Any:
     """Make a dataclass from its JSON form; keys that this version does not know are left out."""
-    known = {f.name for f in fields(kind)}
+    known = _names(kind)
     return kind(**{**{key: value for key, value in item.items() if key in known}, **given})
 
 

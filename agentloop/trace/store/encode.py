@@ -65,8 +65,11 @@ class _Rows:
         self._add_tokens(record, other)
 
         cells = self.cells
-        for name in JSON:
-            cells[name].append(dump(getattr(trajectory, name)))
+        turns, spans = trajectory.turns, trajectory.spans
+        cells["turns"].append(dump(turns, sum([_nones(t.reasoning, t.prompt_digest, t.sampled_digest) for t in turns])))
+        cells["spans"].append(dump(spans, sum([_nones(span.parent_id, span.error) for span in spans])))
+        cells["step_rewards"].append(dump(trajectory.step_rewards))
+        cells["faults"].append(dump(trajectory.faults))
         cells["messages"].append(dump([digests.message(message) for message in trajectory.messages]))
         self.images.append([digests.of(image) for image in trajectory.images])
         for field in _LATER:
@@ -196,6 +199,10 @@ def _shown(columns: dict[str, list[Any]]) -> StoredTokens:
         np.array(ids, dtype=np.int32), none, none, none.astype(np.int64), none.astype(np.float64), None, True,
         np.zeros(len(ids), dtype=bool),
     )  # fmt: skip
+
+
+def _nones(*values: Any) -> int:
+    return values.count(None)
 
 
 # Each returns what a typed column holds of a value, and whether that is the value exactly.
