@@ -18,6 +18,7 @@ def add_commands(group: typer.Typer) -> None:
     """Register every command of the group, in the order in which `--help` shows them."""
     from agentloop.commands.trace.diff import diff
     from agentloop.commands.trace.export import export
+    from agentloop.commands.trace.importing import import_old
     from agentloop.commands.trace.list import list_episodes
     from agentloop.commands.trace.push import push
     from agentloop.commands.trace.rescore import rescore
@@ -29,6 +30,7 @@ def add_commands(group: typer.Typer) -> None:
     group.command("diff")(diff)
     group.command("export")(export)
     group.command("rescore")(rescore)
+    group.command("import")(import_old)
     group.command("serve")(serve)
     group.command("push")(push)
 

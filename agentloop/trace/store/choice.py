@@ -12,6 +12,9 @@ from agentloop.trace.record import TraceRecord
 from agentloop.trace.store.encode import estimate
 from agentloop.types import EpisodeStatus
 
+TRIED_BYTES = 2 << 20
+"""Bytes before compression of the groups that are compressed to learn the ratio."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -48,7 +51,12 @@ def choose(
     order = sorted(groups, key=lambda group_id: _rank(seed, records[0].step, group_id))
     unhealthy = [record for record in records if not _is_ok(record)]
 
-    scale = ratio(groups[order[0]])
+    tried: list[TraceRecord] = []
+    for group_id in order:
+        tried += groups[group_id]
+        if estimate(tried) >= TRIED_BYTES:
+            break
+    scale = ratio(tried)
     room = max_bytes / max(scale, 1e-9) - estimate(unhealthy)
     chosen: set[str] = set()
     for group_id in order:

@@ -88,7 +88,12 @@ class _Rows:
         cells["row"].append(record.row)
 
     def _add_scalars(self, trajectory: Trajectory, other: dict[str, Any]) -> None:
-        for names, convert in ((TEXTS, _text), (NUMBERS, _number), (INTEGERS, _integer), (MAPS, _numbers)):
+        for names, convert in (
+            (TEXTS, text_cell),
+            (NUMBERS, number_cell),
+            (INTEGERS, integer_cell),
+            (MAPS, numbers_cell),
+        ):
             for name in names:
                 value = getattr(trajectory, name)
                 stored, exact = convert(value)
@@ -208,7 +213,7 @@ def _nones(*values: Any) -> int:
 # Each returns what a typed column holds of a value, and whether that is the value exactly.
 
 
-def _text(value: Any) -> tuple[str | None, bool]:
+def text_cell(value: Any) -> tuple[str | None, bool]:
     if value is None or (isinstance(value, str) and value.isascii()):
         return value, True
     text = str(value)
@@ -219,7 +224,7 @@ def _text(value: Any) -> tuple[str | None, bool]:
     return text, isinstance(value, str)
 
 
-def _number(value: Any) -> tuple[float | None, bool]:
+def number_cell(value: Any) -> tuple[float | None, bool]:
     if value is None or type(value) is float:
         return value, True
     try:
@@ -228,19 +233,19 @@ def _number(value: Any) -> tuple[float | None, bool]:
         return None, False
 
 
-def _integer(value: Any) -> tuple[int, bool]:
+def integer_cell(value: Any) -> tuple[int, bool]:
     if type(value) is int and _INT64.min <= value <= _INT64.max:
         return value, True
     return 0, False
 
 
-def _numbers(value: Any) -> tuple[list[tuple[str, float | None]], bool]:
+def numbers_cell(value: Any) -> tuple[list[tuple[str, float | None]], bool]:
     if not isinstance(value, dict):
         return [], False
     exact, pairs = True, []
     for key, number in value.items():
-        name, named = _text(key)
-        stored, same = _number(number)
+        name, named = text_cell(key)
+        stored, same = number_cell(number)
         exact = exact and named and same and isinstance(key, str)
         pairs.append((name or "", stored))
     return pairs, exact

@@ -79,7 +79,7 @@ def _has_odd_float(value: Any) -> bool:
     stack = [value]
     while stack:
         value = stack.pop()
-        kind = type(value)
+        kind: Any = type(value)
         if kind in _NO_FLOATS:
             continue
         if isinstance(value, float):

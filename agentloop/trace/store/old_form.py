@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from agentloop.errors import TokenLawError
-from agentloop.trace.record import TraceRecord
-from agentloop.trace.store.files import TraceFile
+from agentloop.errors import TokenLawError, TraceError
+from agentloop.trace.record import SPLITS, TraceRecord
+from agentloop.trace.store.files import OLD, TraceFile, step_folders
 from agentloop.trace.store.images import ImageFolder
 from agentloop.types import Trajectory
+
+if TYPE_CHECKING:
+    from agentloop.trace.store.store import TraceStore
 
 
 def read_old_records(file: TraceFile, images: ImageFolder) -> list[TraceRecord]:
@@ -32,6 +37,48 @@ def read_old_records(file: TraceFile, images: ImageFolder) -> list[TraceRecord]:
         ]
         begin = i + 1
     return records
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A file of the old form that is parquet now.
+
+    Attributes:
+        lost: lines that hold no trajectory, such as a torn one.
+        size: of the parquet file, bytes.
+        skipped: whether it was converted before.
+    """
+
+    trajectories: int
+    lost: int
+    size: int
+    skipped: bool = False
+
+
+def old_files(traces: Path) -> list[TraceFile]:
+    """Return the files of the old form, also those that are converted already."""
+    return [
+        TraceFile(step, split, path)
+        for step, folder in step_folders(traces).items()
+        for split in SPLITS
+        if (path := folder / f"{split}{OLD}").is_file()
+    ]
+
+
+def convert(store: TraceStore, file: TraceFile) -> Converted:
+    """Write the parquet file of an old one, unless there is an intact one.
+
+    Raises:
+        DiskError: the disk is full or broken.
+    """
+    with file.path.open("rb") as lines:
+        count = sum(bool(line.strip()) for line in lines)
+    path = store.path(file.step, file.split)
+    with suppress(TraceError), TraceFile(file.step, file.split, path).open() as parquet:
+        rows = parquet.metadata.num_rows
+        return Converted(rows, max(0, count - rows), path.stat().st_size, skipped=True)
+    written = store.write(file.step, file.split, read_old_records(file, store.images))
+    return Converted(written.trajectories, count - written.trajectories, written.size)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -57,10 +104,22 @@ def _parse(data: bytes) -> Any:
 
 def _trajectory(line: dict[str, Any]) -> Trajectory | None:
     known = {key: value for key, value in line.items() if key != "pieces"}
-    try:
+    with suppress(TokenLawError, AttributeError):
         return Trajectory.from_json(known)
+    # Columns that no class holds, of a rejected trajectory: they are kept as they are.
+    columns: dict[str, Any] = {name: known.get(name) for name in _COLUMNS}
+    if not isinstance(columns["token_ids"], list):
+        return None
+    try:
+        trajectory = Trajectory.from_json({**known, **{name: [] for name in _COLUMNS}})
     except (TokenLawError, AttributeError):
         return None
+    for name, values in columns.items():
+        setattr(trajectory, name, values if isinstance(values, list) else [])
+    return trajectory
+
+
+_COLUMNS = ("token_ids", "loss_mask", "logprobs", "versions")
 
 
 def _episode(trajectory: Trajectory) -> tuple[str, int, str]:

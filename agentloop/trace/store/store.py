@@ -18,7 +18,7 @@ from agentloop.trace.record import SPLITS, RecordKey, TraceRecord
 from agentloop.trace.store.checks import Problem, find_problems
 from agentloop.trace.store.choice import choose
 from agentloop.trace.store.decode import decode
-from agentloop.trace.store.encode import encode, estimate
+from agentloop.trace.store.encode import encode, estimate, integer_cell, text_cell
 from agentloop.trace.store.files import PARQUET, TraceFile, leftovers, list_files, step_folders
 from agentloop.trace.store.images import Digests, ImageFolder
 from agentloop.trace.store.old_form import read_old_records
@@ -83,7 +83,7 @@ class TraceStore:
             choice = choose(every, limit, seed, _ratio)
             kept = choice.records
             size = write_file(path, kept, Digests(self.images.keep), choice)
-            # The ratio of one group is a guess: another one compresses worse.
+            # The ratio of the first groups is a guess: others compress worse.
             if max_bytes is None or limit is None or size <= max_bytes or len(kept) == _unhealthy(every):
                 break
             limit = int(limit * min(0.95, max_bytes / size))
@@ -258,8 +258,10 @@ def _row_groups_of(file: TraceFile, parquet: pq.ParquetFile, key: RecordKey) -> 
 
 
 def _matching(table: pa.Table, key: RecordKey) -> pa.Table:
-    same = pc.and_(pc.equal(table["sample_index"], key.sample_index), pc.equal(table["part"], key.part))
-    return table.filter(pc.and_(same, pc.equal(table["group_id"], key.group_id)))
+    # The columns hold what comes closest to a text or number that they cannot hold.
+    sample, group = integer_cell(key.sample_index)[0], text_cell(key.group_id)[0]
+    same = pc.and_(pc.equal(table["sample_index"], sample), pc.equal(table["part"], key.part))
+    return table.filter(pc.and_(same, pc.equal(table["group_id"], group)))
 
 
 def _parse(key: str) -> RecordKey:

@@ -206,3 +206,9 @@ def test_the_reference_is_what_make_docs_writes(repo: Path) -> None:
 def test_one_section_can_be_printed() -> None:
     lines = list(describe(Recipe, "trainer.optim"))
     assert lines and all("trainer" in line for line in lines)
+
+
+@pytest.mark.parametrize("key", ["trace.max_trajectories=100", "trace.max_trajectories=null"])
+def test_the_limit_that_was_replaced_names_the_new_key(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"trace(?s:.*)max_bytes_per_step"):
+        load_config(Recipe, write(tmp_path, MINIMAL), [key])
