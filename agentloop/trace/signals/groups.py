@@ -11,11 +11,13 @@ from agentloop.trace.signals.table import RULES, Severity, Signal, signal
 LEAST_GROUPS = 8
 
 SOLVED = "They are solved: their rewards are the highest of the run. Harder tasks would teach more"
+UNKNOWN = "Their tasks are solved, too hard or too easy, or the reward is wrong"
 UNSOLVED = "Their tasks are too hard or too easy, or the reward is wrong: read some of them"
 
 
 def equal_groups(evidence: Evidence) -> Signal | None:
-    """Groups whose rewards are all equal, in the latest steps. A notice if most are solved."""
+    """Groups whose rewards are all equal, in the latest steps. A notice if most are solved, or if
+    no trace says what they are."""
     groups = [group for facts in evidence.late for group in facts.groups if len(group) > 1]
     equal = [group for group in groups if len({episode.reward for episode in group}) == 1]
     shares = evidence.values("reward/zero_std_share")[-WIDTH:]
@@ -31,11 +33,10 @@ def equal_groups(evidence: Evidence) -> Signal | None:
     best = max((episode.reward or 0.0 for episode in scored(evidence.steps)), default=0.0)
     worst = min((episode.reward or 0.0 for episode in scored(evidence.steps)), default=0.0)
     unsolved = [group for group in equal if best == worst or (group[0].reward or 0.0) < best]
-    solved = bool(equal) and len(unsolved) < len(equal) / 2
-    severity: Severity = "notice" if solved else "warning"
-    shown = equal if solved else unsolved
-    keys = [group[0].key for group in reversed(shown)]
-    return signal("equal_groups", value, evidence.step, keys, severity, cause=SOLVED if solved else UNSOLVED)
+    severity: Severity = "warning" if equal and len(unsolved) >= len(equal) / 2 else "notice"
+    cause = UNKNOWN if not equal else UNSOLVED if severity == "warning" else SOLVED
+    keys = [group[0].key for group in reversed(unsolved if severity == "warning" else equal)]
+    return signal("equal_groups", value, evidence.step, keys, severity, cause=cause)
 
 
 def stale_groups(evidence: Evidence) -> Signal | None:

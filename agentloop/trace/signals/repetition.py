@@ -22,22 +22,25 @@ FEW_KINDS, FEW_BOUND = 10, 0.8
 """With at most so many different answers (yes or no, A to D, four moves) one of them may well be
 frequent: then the bound is 0.8."""
 
-LOOP = 3
-"""Equal calls in a row that make a loop."""
+LOOP, MORE_LOOPS = 3, 0.1
+"""Equal calls in a row that make a loop; by how much the share of episodes with one must have
+grown."""
+
+NO_ARGUMENTS = "({})"
+"""Ends the text of a call without arguments: it cannot depend on the task."""
 
 SHOWN = 60
 
 
 def repeated_answer(evidence: Evidence) -> Signal | None:
-    """One answer that is the most frequent one of many groups with different tasks."""
-    groups = [group for facts in evidence.late for group in facts.groups]
-    favourites: dict[str, list[EpisodeFacts]] = defaultdict(list)
-    for group in groups:
-        answers = Counter(episode.answer for episode in group if episode.answer)
-        if answers:
-            favourites[answers.most_common(1)[0][0]].append(group[0])
+    """One answer that is the most frequent one of many groups with different tasks.
+
+    Without the answers that the reward read there are only last words, and agents may end all
+    episodes with the same ones ("done"): then the share must also have doubled.
+    """
+    favourites = _favourites(evidence.late)
     answered = sum(map(len, favourites.values()))
-    if not favourites or answered < LEAST_TASKS:
+    if answered < LEAST_TASKS:
         return None
 
     what, firsts = max(favourites.items(), key=lambda item: len(item[1]))
@@ -46,14 +49,30 @@ def repeated_answer(evidence: Evidence) -> Signal | None:
     value = len(firsts) / answered
     if len(tasks) < LEAST_TASKS or value < _bound("repeated_answer", len(kinds)):
         return None
+    if not any(episode.answered for episode in firsts):
+        before = _favourites(evidence.early)
+        share = len(before.get(what, ())) / max(1, sum(map(len, before.values())))
+        if not before or value < 2 * share:
+            return None
     keys = [episode.key for episode in scored(evidence.late) if episode.answer == what]
     return signal("repeated_answer", value, evidence.step, _spread(keys), what=_shown(what), tasks=len(tasks))
+
+
+def _favourites(steps: Iterable[StepFacts]) -> dict[str, list[EpisodeFacts]]:
+    """Return the first episodes of groups by the group's most frequent answer."""
+    found: dict[str, list[EpisodeFacts]] = defaultdict(list)
+    for facts in steps:
+        for group in facts.groups:
+            answers = Counter(episode.answer for episode in group if episode.answer)
+            if answers:
+                found[answers.most_common(1)[0][0]].append(group[0])
+    return found
 
 
 def repeated_call(evidence: Evidence) -> Signal | None:
     """One tool call, arguments included, that makes up most calls over different tasks.
 
-    Calls without arguments are not counted: they cannot depend on the task.
+    Calls without arguments are not counted.
     """
     made = [(call, episode) for episode in scored(evidence.late) for call in episode.calls if not call.endswith("({})")]
     counts = Counter(call for call, _ in made)
@@ -71,17 +90,24 @@ def repeated_call(evidence: Evidence) -> Signal | None:
 
 
 def call_loop(evidence: Evidence) -> Signal | None:
-    """Episodes that make one call several times in a row."""
-    episodes = [episode for episode in scored(evidence.late) if episode.calls]
-    if len(episodes) < LEAST_CALLS:
-        return None
-    loops = {episode.key: call for episode in episodes if (call := _longest_run(episode.calls)) is not None}
-    value = len(loops) / len(episodes)
-    if value < RULES["call_loop"].bound:
+    """Episodes that make one call several times in a row, more of them than in the first steps.
+
+    Calls without arguments (`next_page()`) may well be repeated.
+    """
+    before, _, _ = _loops(evidence.early)
+    value, loops, count = _loops(evidence.late)
+    if count < LEAST_CALLS or value < RULES["call_loop"].bound or value < before + MORE_LOOPS:
         return None
     what = Counter(loops.values()).most_common(1)[0][0]
     keys = sorted(loops, key=lambda key: loops[key] != what)
     return signal("call_loop", value, evidence.step, keys, what=_shown(what), times=LOOP)
+
+
+def _loops(steps: Sequence[StepFacts]) -> tuple[float, dict[str, str], int]:
+    """Return the share of episodes with a loop, their calls by key, and how many make calls."""
+    episodes = [episode for episode in scored(steps) if episode.calls]
+    loops = {episode.key: call for episode in episodes if (call := _repeated_in_a_row(episode.calls)) is not None}
+    return len(loops) / max(1, len(episodes)), loops, len(episodes)
 
 
 def fewer_answers(evidence: Evidence) -> Signal | None:
@@ -112,9 +138,10 @@ def _distinct(steps: Iterable[StepFacts], best: float) -> list[tuple[float, list
     return found
 
 
-def _longest_run(calls: Sequence[str]) -> str | None:
-    """Return the call that is made `LOOP` times in a row, or None."""
-    return next((call for call, run in itertools.groupby(calls) if len(list(run)) >= LOOP), None)
+def _repeated_in_a_row(calls: Sequence[str]) -> str | None:
+    """Return the first call with arguments that is made `LOOP` times in a row, or None."""
+    runs = ((call, len(list(run))) for call, run in itertools.groupby(calls) if not call.endswith(NO_ARGUMENTS))
+    return next((call for call, length in runs if length >= LOOP), None)
 
 
 def _bound(rule: str, kinds: int) -> float:

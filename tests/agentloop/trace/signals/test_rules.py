@@ -198,6 +198,19 @@ def test_always_the_same_of_few_answers_is_not() -> None:
     assert "repeated_answer" in fired(run(yes))
 
 
+def test_last_words_that_were_always_the_same_are_healthy() -> None:
+    def done(made: TraceRecord, step: int, group: int, sample: int) -> None:
+        made.trajectory.answer, made.trajectory.turns[-1].text = None, "Done."
+
+    assert "repeated_answer" not in fired(run(done))
+
+    def collapses(made: TraceRecord, step: int, group: int, sample: int) -> None:
+        if is_late(step):
+            done(made, step, group, sample)
+
+    assert "repeated_answer" in fired(run(collapses))
+
+
 def test_one_task_sampled_again_and_again_may_have_one_answer() -> None:
     def one_task(made: TraceRecord, step: int, group: int, sample: int) -> None:
         made.trajectory.task_id, made.trajectory.answer = "the only row", "42"
@@ -222,9 +235,9 @@ def test_a_call_without_arguments_may_be_made_everywhere() -> None:
 
 
 def test_a_call_repeated_in_a_row() -> None:
-    def loops(times: int) -> Any:
+    def loops(times: int, *, from_the_start: bool = False) -> Any:
         def change(made: TraceRecord, step: int, group: int, sample: int) -> None:
-            if sample == 0:
+            if sample == 0 and (is_late(step) or from_the_start):
                 made.trajectory.turns[0].tool_calls = [
                     ToolCall("calc", {"x": 1 + group}, f"c{i}") for i in range(times)
                 ]
@@ -234,6 +247,7 @@ def test_a_call_repeated_in_a_row() -> None:
     signal = fired(run(loops(3)))["call_loop"]
     assert signal.value == pytest.approx(0.25) and all(key.endswith("/0/0") for key in signal.keys)
     assert "call_loop" not in fired(run(loops(2)))
+    assert "call_loop" not in fired(run(loops(3, from_the_start=True))), "some tasks need repeated calls"
 
 
 def collapse(made: TraceRecord, step: int, group: int, sample: int) -> None:
@@ -277,6 +291,11 @@ def test_groups_without_variance() -> None:
 def test_groups_that_are_solved_are_only_a_notice() -> None:
     signal = fired(run(equal(1.0), rows(STEPS, reward__zero_std_share=lambda step: 0.9)))["equal_groups"]
     assert signal.severity == "notice" and "solved" in signal.sentence
+
+
+def test_equal_rewards_without_a_trace_are_only_a_notice() -> None:
+    signal = fired(Evidence(rows(STEPS, reward__zero_std_share=lambda step: 0.9)))["equal_groups"]
+    assert signal.severity == "notice" and signal.keys == ()
 
 
 def test_stale_groups() -> None:
