@@ -7,6 +7,9 @@ transformers keeps one compiled template for each text and uses it in `apply_cha
 object is never changed. Templates are compiled here in an overlay: an environment that starts with
 everything transformers sets (the sandbox, the `generation` tag, loop controls, `raise_exception`,
 `strftime_now`) and adds filters and lookups.
+
+A template is a program that came with a model. The sandbox keeps it from the machine, but not from
+computing without end, so `work.py` bounds what a rendering does.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from agentloop.chat import work
 from agentloop.chat.template import Fixed
 from agentloop.errors import ModelError
 from agentloop.text import clean
@@ -60,6 +64,7 @@ def _chat_environment() -> Any:
     ours.globals = dict(theirs.globals)
     ours.filters = {**theirs.filters, "tojson": partial(_tojson, theirs.filters["tojson"])}
     ours.getattr = partial(_getattr, ours.getattr)
+    work.bound(ours)
     return ours
 
 

@@ -287,7 +287,7 @@ class ChatRenderer:
             if len(key) <= REMEMBERED_CHARACTERS:
                 if len(self._remembered) >= REMEMBERED:
                     # Drop the oldest: groups come and go in order.
-                    del self._remembered[next(iter(self._remembered))]
+                    self._remembered.pop(next(iter(self._remembered)), None)  # a thread may render a long one
                 self._remembered[key] = known
         return known
 

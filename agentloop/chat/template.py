@@ -16,6 +16,10 @@ Tools = Sequence[dict[str, Any]] | None
 """Tool schemas that the template shows to the model."""
 
 
+class EndlessTemplate(ModelError):
+    """The chat template computes without end."""
+
+
 class Template:
     """Renders conversations as text, in a sandboxed Jinja environment with transformers' settings.
 
@@ -92,6 +96,8 @@ class Template:
         question: Message = {"role": "user", "content": "Begin."}
         try:
             text = self.render([question], None, generate=True)
+        except EndlessTemplate:
+            raise
         except ModelError:
             return  # it may need other messages; whoever renders those sees the error
         if not text.strip():
@@ -104,6 +110,8 @@ class Template:
         tools = None if self._with_tools is self._plain else [PROBE_TOOL]
         try:
             return self.render(messages, tools, generate=False)  # type: ignore[arg-type]  # dicts are messages
+        except EndlessTemplate:
+            raise  # it would take as long for every question
         except ModelError:
             return None
 
@@ -138,8 +146,12 @@ class Template:
         Raises:
             ModelError: the template refuses these messages or fails; the error quotes the
                 template's own message.
+            EndlessTemplate: it computes more than any conversation needs.
         """
+        from agentloop.chat import work
+
         compiled = self._with_tools if tools else self._plain
+        work.begin()
         try:
             return str(
                 compiled.render(
@@ -152,6 +164,10 @@ class Template:
         except Exception as exc:  # a template is a program: it may divide by 0 or recurse without end
             from jinja2 import TemplateError
 
+            if isinstance(exc, work.TooMuchWork):
+                raise EndlessTemplate(
+                    f"the chat template does too much: {exc}", "set model.chat_template to another file"
+                ) from exc
             roles = ", ".join(message["role"] for message in messages)
             said = str(exc) if isinstance(exc, TemplateError) else f"{type(exc).__name__}: {exc}"
             raise ModelError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from agentloop.chat import ChatRenderer
+from agentloop.chat.template import texts
 from agentloop.config import AgentConfig
 from agentloop.tool.session import ToolSession
 from agentloop.trace.spans import span
@@ -127,3 +128,10 @@ async def _encode(text: str, renderer: ChatRenderer) -> list[int]:
     if len(text) <= INLINE_CHARACTERS:
         return renderer.encode_text(text)
     return await asyncio.to_thread(renderer.encode_text, text)
+
+
+async def off_loop_if_long(messages: Sequence[Message], render: Callable[..., list[int]], *args: Any) -> list[int]:
+    """Return `render(*args)`, off the event loop if the messages are long."""
+    if sum(map(len, texts(list(messages)))) <= INLINE_CHARACTERS:
+        return render(*args)
+    return await asyncio.to_thread(render, *args)

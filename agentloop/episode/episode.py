@@ -13,7 +13,14 @@ from agentloop.client.client import GenerateResult
 from agentloop.config import AgentConfig
 from agentloop.episode.branch import Branch
 from agentloop.episode.budget import EpisodeEnd
-from agentloop.episode.calls import assistant_message, cut_output, malformed_messages, result_message, run_calls
+from agentloop.episode.calls import (
+    assistant_message,
+    cut_output,
+    malformed_messages,
+    off_loop_if_long,
+    result_message,
+    run_calls,
+)
 from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
@@ -139,7 +146,7 @@ class Episode:
             ValueError: the model spoke last, and nothing was observed since.
         """
         start_ns = self._shared.recorder.now()
-        self._render_pending()
+        await self._render_pending()
         branch, budget = self._branch, self._shared.budget
         ledger = branch.ledger
         room, out_of_room = self._room(len(ledger), ledger.response_length)
@@ -307,22 +314,26 @@ class Episode:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _render_pending(self) -> None:
+    async def _render_pending(self) -> None:
         """Append the pending messages to the ledger; end the episode if no room is left."""
         branch, renderer = self._branch, self._shared.renderer
         ledger = branch.ledger
         if not ledger:
-            ids = renderer.start(branch.messages, branch.tools)
+            messages = branch.messages
+            ids = await off_loop_if_long(messages, renderer.start, messages, branch.tools)
             self._room(len(ids), 0)
             ledger.add_prompt(ids)
             return
 
         if not branch.pending:
             raise ValueError("the model spoke last: observe() something before generate() again")
-        ids = renderer.extend(ledger.token_ids, branch.turn_stop, branch.pending, branch.tools)
+        pending = list(branch.pending)
+        ids = await off_loop_if_long(
+            pending, renderer.extend, ledger.token_ids, branch.turn_stop, pending, branch.tools
+        )
         self._room(len(ledger) + len(ids), ledger.response_length + len(ids))
         ledger.add_observed(ids)
-        branch.pending.clear()
+        del branch.pending[: len(pending)]
 
     def _sampling_params(self, changes: dict[str, Any], room: int) -> SamplingParams:
         """Merge the recipe's sampling with a turn's changes, within the tokens that are left."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -28,13 +29,16 @@ from agentloop.runtime import keeper
 from agentloop.runtime.early import Process
 from agentloop.runtime.variables import child_environment as child_environment
 
+log = logging.getLogger(__name__)
+
 LOG_TAIL_LINES = 20
 POLL_S = 0.01
 TERMINATE_S = 5.0
+KILL_S = 10.0
 PR_SET_PDEATHSIG = 1
 
 # Runs in the child, before the program proper replaces it: the death signal survives `execv`. So it
-# # also works for third-party programs, and from the first moment on.
+# also works for third-party programs, and from the first moment on.
 _TIED_TO_PARENT = f"""
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -179,9 +183,20 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """Kill the child and all that it started."""
+        """Kill the child and all that it started.
+
+        A process in an uninterruptible system call, for instance on a network drive that does not
+        answer, ends only when that returns: it is left after `KILL_S` seconds, and reported.
+        """
         self._signal(signal.SIGKILL)
-        await self.ended()
+        try:
+            async with asyncio.timeout(KILL_S):
+                await self.ended()
+        except TimeoutError:
+            log.error(
+                "%s (pid %d) has not ended %.0f s after SIGKILL: it waits for the kernel, as a rule for a drive",
+                self.name, self.pid, KILL_S,
+            )  # fmt: skip
 
     def _signal(self, number: signal.Signals) -> None:
         # Kill the whole group even if its leader has ended: its children may still run.

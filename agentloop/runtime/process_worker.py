@@ -10,9 +10,11 @@ Output of the function goes to stderr, because stdout carries the answers.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import inspect
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from numbers import Integral
@@ -22,6 +24,9 @@ from typing import Any, BinaryIO
 SIZE_BYTES = 4
 TAKEN = bytes(SIZE_BYTES)
 """The length 0: the message was read, and the call begins."""
+
+HIGH_FILE = 1000
+"""Number of the descriptors of the two pipes, where so many files may be open."""
 
 LONGEST_ERROR = 100_000
 """Characters of an exception's text that are sent back."""
@@ -33,7 +38,7 @@ MOST_FRAMES = 64
 def main() -> None:
     """Serve calls until stdin ends."""
     # Hide the two pipes: the function gets /dev/null as stdin and stderr as stdout.
-    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    inbox, outbox = os.fdopen(_hidden(0), "rb"), os.fdopen(_hidden(1), "wb")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
@@ -53,6 +58,13 @@ def main() -> None:
 
         outbox.write(len(text.encode()).to_bytes(SIZE_BYTES) + text.encode())
         outbox.flush()
+
+
+def _hidden(file: int) -> int:
+    """Return a copy of a descriptor with a high number, which no program writes to by accident."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = HIGH_FILE if most == resource.RLIM_INFINITY else min(HIGH_FILE, most - 8)
+    return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, max(3, lowest))
 
 
 def _read(inbox: BinaryIO) -> dict[str, Any] | None:
@@ -76,8 +88,6 @@ def _load(hello: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
     sys.path.extend(entry for entry in hello["path"] if entry not in sys.path)
 
     if hello["memory_mb"] is not None:
-        import resource
-
         limit = int(hello["memory_mb"]) << 20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 

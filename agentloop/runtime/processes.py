@@ -181,6 +181,8 @@ class _Process:
         except (asyncio.IncompleteReadError, ConnectionError, RuntimeError) as exc:
             # uvloop raises a RuntimeError where asyncio has a ConnectionError: the pipe is closed.
             raise (CallFailed if taken else _NotBegun)(await self._exit_report()) from exc
+        except ValueError as exc:
+            raise CallFailed(f"the process of {self._name} wrote something other than its answer to its pipe") from exc
         return answer
 
     def kill(self) -> None:

@@ -29,6 +29,7 @@ from agentloop.wire import (
 )
 from rollout_server import AGENTLOOP_PACKAGE
 from rollout_server.api.admin import add_admin, done, refused, to_json
+from rollout_server.api.asgi import UntilStopped
 from rollout_server.api.auth import Gate
 from rollout_server.api.generate import GenerateEndpoint
 from rollout_server.api.metrics import Metrics
@@ -80,7 +81,9 @@ def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
         return refused(ErrorAnswer(exc.status_code, kind, f"{request.method} {request.url.path}: {exc.detail}"))
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    return Gate(_Shortcut(app, endpoint), settings.token, settings.admin_token, ADMIN_PATHS, settings.host)
+    return Gate(
+        UntilStopped(_Shortcut(app, endpoint)), settings.token, settings.admin_token, ADMIN_PATHS, settings.host
+    )
 
 
 class _Shortcut:

@@ -3,11 +3,12 @@ generation."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rollout_server.errors import ErrorAnswer, RequestError, TooLarge
+from rollout_server.errors import ErrorAnswer, NotServing, RequestError, TooLarge, answer_to
 
 MAX_BODY_BYTES = 64 * 2**20
 
@@ -52,3 +53,28 @@ async def send_error(send: Send, answer: ErrorAnswer) -> None:
     """Send the answer to an error."""
     headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     await send_json(send, answer.body, answer.status, headers)
+
+
+class UntilStopped:
+    """ASGI middleware: 503 for a request that the end of the server cuts off.
+
+    Nothing else cancels the task of a request, and what cancels it is not an error of the server:
+    its log gets no traceback.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        except asyncio.CancelledError:
+            if not started:
+                await send_error(send, answer_to(NotServing("the server was stopped before the answer: send it again")))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,6 +23,10 @@ from rollout_server.errors import Forbidden, RequestError, Unauthorized, Unsuppo
 
 OPEN_PATHS = ("/health",)
 """Answered without a token, for liveness probes."""
+
+SINGLE_HEADERS = frozenset({b"host", b"origin", b"sec-fetch-site", b"authorization", b"content-type"})
+"""Headers that decide about a request. A request that repeats one is refused: a proxy in front may
+have read another of its values."""
 
 _NAME = re.compile(rb"(\[[^]]*\]|[^:]*)(:\d*)?")
 _LOOPBACK_V4 = re.compile(rb"127(\.\d{1,3}){3}")
@@ -51,8 +55,11 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers = dict(scope["headers"])
-            error = self._refusal(scope["method"], scope["path"], headers)
+            names = [name for name, _ in scope["headers"] if name in SINGLE_HEADERS]
+            if len(set(names)) < len(names):
+                error: RequestError | None = _repeated(names)
+            else:
+                error = self._refusal(scope["method"], scope["path"], dict(scope["headers"]))
             if error is not None:
                 await send_error(send, answer_to(error))
                 return
@@ -99,6 +106,12 @@ class Gate:
         if path in self._admin_paths and self._admin_token is not None:
             return admin
         return admin or self._token is None or hmac.compare_digest(token, self._token)
+
+
+def _repeated(names: Sequence[bytes]) -> RequestError:
+    """Return the error for the first header that is there more than once."""
+    name = next(name for name in names if names.count(name) > 1).decode().title()
+    return RequestError(f"the header {name} is there more than once: send it once", name)
 
 
 def _is_json(content_type: bytes | None) -> bool:

@@ -20,6 +20,11 @@ MAX_BATCH_TOKENS = 2**25
 """Most token ids over all answers of a request: of each the prompt, the stop tokens and the biased
 tokens. Engines hold them for each answer."""
 
+MAX_BATCH_IMAGES = 4096
+MAX_BATCH_IMAGE_CHARACTERS = 2**28
+"""Most images over all answers of a request, and their most characters: engines decode them for
+each answer."""
+
 _PER_PROMPT = (
     "return_logprob", "logprob_start_len", "top_logprobs_num", "return_hidden_states", "return_sampling_mask",
     "sampling_logprobs_mode", "extra_key", "cache_salt", "lora_path", "lora_id", "custom_logit_processor",
@@ -62,6 +67,7 @@ def expand(request: dict[str, Any]) -> list[tuple[dict[str, Any], list[str | Non
 
     columns = {name: _each(request, name, count) for name in _PER_PROMPT if name in request}
     images = _images(request.get("image_data"), count)
+    _check_images(images, each)
     rids = list(_rids(request.get("rid"), count, each))
 
     for sampling in samplings:
@@ -126,6 +132,18 @@ def _images(value: Any, count: int) -> list[Any]:
     if len(value) != count:
         raise RequestError(f"image_data has {len(value)} entries for {count} prompts", "image_data")
     return value
+
+
+def _check_images(images: Sequence[Any], each: int) -> None:
+    lists = [given if isinstance(given, list) else [given] for given in images if given is not None]
+    number = each * sum(map(len, lists))
+    if number > MAX_BATCH_IMAGES:
+        reason = f"all answers of a request may have at most {MAX_BATCH_IMAGES} images together, not {number}"
+        raise RequestError(f"{reason}: send several requests", "image_data")
+    characters = each * sum(len(image) for given in lists for image in given if isinstance(image, str))
+    if characters > MAX_BATCH_IMAGE_CHARACTERS:
+        reason = f"the images of all answers of a request may have at most {MAX_BATCH_IMAGE_CHARACTERS} characters"
+        raise RequestError(f"{reason} together, not {characters}: send several requests", "image_data")
 
 
 def _rids(value: Any, count: int, each: int) -> Iterator[str | None]:

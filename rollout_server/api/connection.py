@@ -32,6 +32,10 @@ the bytes that have arrived meanwhile are read."""
 RESERVED_FILES = 64
 """Open files that are kept for everything else; half of all where fewer than 128 are allowed."""
 
+PROBE_S = 0.1
+PROBE_EVERY_S = 1.0
+"""Seconds to the second, and between later interim answers to a client that sends no more."""
+
 
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with limits: 431 for a head over `MAX_HEAD_BYTES`, 408 for a request
@@ -60,6 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._since = 0.0
         self._deadline: asyncio.TimerHandle | None = None
+        self._prober: asyncio.TimerHandle | None = None
 
     # -- asyncio.Protocol
 
@@ -73,7 +78,23 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        if self._prober is not None:
+            self._prober.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection open if a whole request is still to be answered.
+
+        A client that has shut down its writing side waits for the answer. One that has left looks
+        the same, until something is written to it: see `_probe`.
+        """
+        if self._refused or self._receiving or self.cycle is None or self.cycle.response_complete:
+            return False
+        self._unwatch()
+        self.cycle.keep_alive = False  # the newest request: the connection is closed after its answer
+        if self.scope["http_version"] == "1.1":
+            self._probe(PROBE_S)
+        return True
 
     def data_received(self, data: bytes) -> None:
         while data and not self._refused:
@@ -142,6 +163,18 @@ class LimitedProtocol(HttpToolsProtocol):
     def _answers_another(self) -> bool:
         """Return whether an earlier, complete request of this connection is being answered."""
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+
+    def _probe(self, next_s: float) -> None:
+        """Write an interim answer until the answer begins.
+
+        It has no meaning to a client that waits; the system of one that has left refuses it, so
+        that the next write ends the connection.
+        """
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if not self.pipeline and not self.cycle.response_started:  # nothing of an answer is under way
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._prober = self.loop.call_later(next_s, self._probe, PROBE_EVERY_S)
 
     # -- answers
 

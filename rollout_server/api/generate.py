@@ -27,6 +27,10 @@ DISCONNECT_CHECK_S = 0.25
 """Requests that take longer than this are watched for a disconnecting client; for shorter ones a
 task costs too much."""
 
+LARGE_BODY_BYTES = 2**20
+"""Bodies over this size, images as a rule, are parsed in a thread: other requests go on meanwhile,
+except while one list of token ids is read (`parsing.MAX_VALUES`)."""
+
 ResultT = TypeVar("ResultT")
 
 _SESSION_HEADER = SESSION_HEADER.lower().encode()
@@ -45,6 +49,7 @@ class GenerateEndpoint:
         self._metrics = metrics
         self._incremental = settings.incremental_streaming_output
         self._clip = settings.clip_new_tokens
+        self._parsing = asyncio.Semaphore(1)  # more at once would only share Python's lock, and memory
         self._numbers = itertools.count()
         self._prefix = f"{os.getpid():x}-{time.time_ns():x}-"
 
@@ -52,7 +57,7 @@ class GenerateEndpoint:
         begin = time.perf_counter()
         events: EventWriter | None = None
         try:
-            request = parse_generate(await read_body(scope, receive))
+            request = await self._read(scope, receive)
             requests = request if isinstance(request, list) else [request]
             generations = self._accept_all(request) if isinstance(request, list) else [self.accept(request)]
             headers = dict(scope["headers"])
@@ -99,6 +104,13 @@ class GenerateEndpoint:
             await send_json(send, orjson.dumps(answers))
         else:
             await send_json(send, encode(generations[0], results[0], return_logprob=logprobs[0]))
+
+    async def _read(self, scope: Scope, receive: Receive) -> GenerateRequest | list[GenerateRequest]:
+        body = await read_body(scope, receive)
+        if len(body) <= LARGE_BODY_BYTES:
+            return parse_generate(body)
+        async with self._parsing:
+            return await asyncio.to_thread(parse_generate, body)
 
     def accept(self, request: GenerateRequest, checked: set[int] | None = None) -> Generation:
         """Check what depends on the model: vocabulary, context and images.

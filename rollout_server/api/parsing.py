@@ -12,10 +12,18 @@ from agentloop.config.keys import section_of
 from agentloop.wire import GenerateRequest, SamplingParams
 from rollout_server.api.batch import answers, expand, is_batch
 from rollout_server.api.sglang_fields import drop_without_effect
-from rollout_server.errors import RequestError
+from rollout_server.errors import RequestError, TooLarge
 
 MAX_KEYS = 1000
 """Most keys of a request and of its `sampling_params`: pydantic collects an error for each."""
+
+MAX_VALUES = 2**21
+"""Most values of a body: each costs memory and time, and no other request moves while JSON is
+parsed."""
+
+MAX_CONTAINERS = 2**16
+"""Most lists and objects of a body. Python's garbage collector looks at each of them again and
+again."""
 
 MAX_SHOWN = 100
 """Characters of a client's name for a field that a message shows."""
@@ -99,8 +107,11 @@ def _bounded(body: bytes) -> bytes:
     """Return a body that pydantic validates quickly, right or wrong; as it is if its keys are few.
 
     Raises:
+        TooLarge: there are too many values.
         RequestError: there are too many keys, or a wrong entry among many of `logit_bias`.
     """
+    if len(body) > MAX_CONTAINERS:
+        _check_counts(body)
     if body.count(b":") <= MAX_KEYS:
         return body
     try:
@@ -127,6 +138,18 @@ def _bounded(body: bytes) -> bytes:
                     f"sampling_params.logit_bias.{token}",
                 )
     return orjson.dumps(request)  # without keys that are there twice
+
+
+def _check_counts(body: bytes) -> None:
+    """Refuse a body with too many values, by its punctuation."""
+    values = body.count(b",") + 1
+    if values > MAX_VALUES:
+        raise TooLarge(f"the body holds {values} values, of at most {MAX_VALUES}: send several requests")
+    containers = body.count(b"[") + body.count(b"{")
+    if containers > MAX_CONTAINERS:
+        raise TooLarge(
+            f"the body holds {containers} lists and objects, of at most {MAX_CONTAINERS}: send several requests"
+        )
 
 
 def _shown(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -144,3 +146,44 @@ def test_the_url_is_one_that_this_machine_can_call() -> None:
         port = sock.getsockname()[1]
         assert url_of(sock, EVERYWHERE) == url_of(sock, "127.0.0.1") == f"http://127.0.0.1:{port}"
         assert url_of(sock, "::1") == f"http://[::1]:{port}"
+
+
+def test_requests_of_streaming_clients_that_left_are_over(server: str) -> None:
+    with httpx.Client(base_url=server) as http:
+        body = {"input_ids": [5, 6], "stream": True, "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+        with contextlib.ExitStack() as clients:
+            for _ in range(50):  # one runs, the others wait
+                one = clients.enter_context(httpx.Client(base_url=server))
+                request = one.build_request("POST", "/generate", json=body)
+                host = (request.url.host, request.url.port)
+                connection = clients.enter_context(socket.create_connection(host))
+                head = f"POST /generate HTTP/1.1\r\nhost: {host[0]}\r\ncontent-length: {len(request.content)}\r\n\r\n"
+                connection.sendall(head.encode() + request.content)
+            wait_for(lambda: http.get("/v1/loads").json()["loads"][0]["num_total_reqs"] >= 25)
+
+        wait_for(lambda: http.get("/v1/loads").json()["loads"][0]["num_total_reqs"] == 0, seconds=10)
+        load = http.get("/v1/loads").json()["loads"][0]
+        assert load["num_running_reqs"] == load["num_waiting_reqs"] == 0
+        assert http.get("/server_info").json()["states"][0]["running"] == 0
+
+
+def test_sigterm_during_a_request_leaves_no_traceback(model_dir: Path, tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    options = ["--model", str(model_dir), "--ready-file", str(ready), "--drain", "1"]
+    process = subprocess.Popen(command(*options), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: ready.exists() or process.poll() is not None)
+    url = httpx.URL(json.loads(ready.read_text())["url"])
+    group = {
+        "master_address": "127.0.0.1", "master_port": 1, "rank_offset": 1, "world_size": 2, "group_name": "g",
+        "backend": "gloo",
+    }  # fmt: skip
+    body = json.dumps(group).encode()
+    with socket.create_connection((url.host, url.port)) as connection:
+        head = f"POST /init_weights_update_group HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.replace("host: a", f"host: {url.host}").encode() + body)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        answer = connection.makefile("rb").read()
+    _, log = process.communicate(timeout=30)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert "Traceback" not in log

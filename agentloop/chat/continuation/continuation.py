@@ -120,8 +120,9 @@ class Continuations:
         text = None
         if shape is not None:
             text = self._text_cache.fill(shape, messages[0], lambda changed: self._render([changed], tools, names))
-            if text is not None and shape in self._boundaries:
-                return Continuation(array("i", self._encoder.encode(text)), *self._boundaries[shape])
+            boundaries = self._boundaries.get(shape)  # once: a thread may clear them
+            if text is not None and boundaries is not None:
+                return Continuation(array("i", self._encoder.encode(text)), *boundaries)
 
         # The context comes before the encoding: it refuses templates that do not only append.
         history, end, moves_system, _ = self._context(messages, tools, names)

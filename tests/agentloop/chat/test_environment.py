@@ -59,7 +59,8 @@ def test_the_environment_has_transformers_settings() -> None:
     theirs, ours = _compile_jinja_template("{{ 1 }}").environment, compile_template("{{ 1 }}").environment
     assert type(ours) is type(theirs)
     assert ours.globals.keys() == theirs.globals.keys()
-    assert ours.filters.keys() == theirs.filters.keys()
+    added = {"agentloop_counted", "agentloop_weighed", "agentloop_sized"}
+    assert ours.filters.keys() == theirs.filters.keys() | added
     assert ours.extensions.keys() == theirs.extensions.keys()
     for setting in ("trim_blocks", "lstrip_blocks", "autoescape", "undefined", "sandboxed"):
         assert getattr(ours, setting) == getattr(theirs, setting), setting
@@ -82,6 +83,12 @@ def test_the_sandbox_holds() -> None:
         "{{ value | tojson }} {{ value | tojson(indent=2) }} {{ value.items | string | length > 0 }}",
         "{{ value.a }} {{ value['é'] }} {{ value.keys() | list }} {{ value.missing is defined }}",
         "{{ strftime_now('%Y') }}",
+        "{% for i in value.é %}{{ loop.index }} of {{ loop.length }} {{ loop.last }} {{ i ~ '~' ~ 1 }}{% endfor %}",
+        "{% for i in value.é if i %}{{ loop.revindex }}{{ loop.nextitem }}{{ i }}{% else %}none{% endfor %}",
+        "{% for i in value.é|select %}{{ loop.length }}{% endfor %}{% for k, v in value|items %}{{ k }}{% endfor %}",
+        "{% for i in [[1, [2, [3]]]] recursive %}{{ loop(i) if i is sequence else i }}{% endfor %}",
+        "{% for i in missing %}{% else %}nothing{% endfor %}",
+        "{{ '%03d' % 7 }}{{ 'a' + 'b' }}{{ [1] + [2] }}{{ 'a' * 3 }}{{ 2 ** 3 * 4 % 5 }}{{ 0.5 * 2 }}",
     ],
 )
 def test_templates_render_as_in_transformers(text: str) -> None:

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 
+from agentloop.agent.base import AgentLoop
+from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer
+from agentloop.config import SamplingConfig
 from agentloop.episode.calls import CHARACTERS_PER_TOKEN, INLINE_CHARACTERS, MARGIN, cut_output
+from agentloop.episode.episode import Episode
 from agentloop.errors import ToolError
 from agentloop.tool.base import Tool
 from agentloop.tool.function import FunctionTool
 from agentloop.tool.session import Toolset
-from agentloop.types import LONGEST_TEXT, Task, ToolCall, ToolResult
+from agentloop.types import LONGEST_TEXT, Message, Task, ToolCall, ToolResult
 
 RANDOM = random.Random(3)
 TEXTS = {
@@ -103,3 +107,42 @@ async def test_the_text_of_a_tool_has_one_bound_wherever_it_runs(tmp_path: Path)
     assert len((await session.call(ToolCall("big", {"kind": "raise"}), 30)).text) < LONGEST_TEXT + 100
     with pytest.raises(ToolError, match="a ToolResult whose text is int"):
         await session.call(ToolCall("big", {"kind": "int"}), 30)
+
+
+@pytest.mark.parametrize("length", [100, 2 * INLINE_CHARACTERS])
+async def test_long_messages_of_users_are_tokenized_off_the_loop(
+    renderer: ChatRenderer,
+    make_runner: Callable[..., EpisodeRunner],
+    turn: Callable[[str], list[int]],
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A prompt of the row, and what an agent or an interaction adds."""
+    threads: list[bool] = []
+    for name in ("start", "extend"):
+        plain = getattr(renderer, name)
+
+        def noted(*args: Any, plain: Any = plain) -> list[int]:
+            threads.append(threading.current_thread() is threading.main_thread())
+            return plain(*args)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(renderer, name, noted)
+
+    message: Message = {"role": "user", "content": "7 " * (length // 2)}
+
+    class Says(AgentLoop):
+        async def run(self, episode: Episode) -> None:
+            await episode.generate()
+            episode.observe(message)
+            await episode.generate()
+
+    runner = make_runner(
+        [turn("Yes.<|im_end|>"), turn("No.<|im_end|>")],
+        agents={"tool_agent": Says},
+        config={"max_response_tokens": 10**6},
+        context_length=10**6,
+    )
+    task = Task(task_id="7", agent_name="tool_agent", prompt=[message])
+    [trajectory] = await runner.run(task, group_id="g", sample_index=0, sampling=SamplingConfig(), seed=1)
+    assert len(trajectory.turns) == 2
+    assert threads == [length == 100] * 2

@@ -67,6 +67,22 @@ async def test_stopping_ends_what_the_child_started(tmp_path: Path) -> None:
     assert not is_alive(int(file.read_text()))
 
 
+async def test_a_child_that_the_kernel_does_not_let_go_is_left_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in an uninterruptible system call: SIGKILL has no effect."""
+    child = child_of(tmp_path, "import time; time.sleep(60)")
+    with monkeypatch.context() as patch:
+        patch.setattr("agentloop.runtime.child.KILL_S", 0.1)
+        patch.setattr("agentloop.runtime.child.os.killpg", lambda pid, number: None)
+        await asyncio.wait_for(child.kill(), 10)
+    assert f"the server (pid {child.pid}) has not ended" in caplog.text
+    caplog.clear()
+    await child.kill()
+    assert child.code == -signal.SIGKILL
+    assert not caplog.records
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     file = tmp_path / "pid"

@@ -75,6 +75,20 @@ def work(what: str, n: int = 0) -> str:
         if what == "daemon, exit": os._exit(3)
         if what == "daemon, return": return "done"
         time.sleep(600)
+    if what.startswith("junk"):  # as a program does that closes, or writes to, files which it did not open
+        if what == "junk, child" and os.fork() != 0:
+            os.wait()
+            return "done"
+        for file in range(3, 12):
+            try: os.write(file, b"junk" * 100)
+            except OSError: pass
+        if what == "junk, child": os._exit(0)
+        return "done"
+    if what == "pipes":
+        for file in map(int, os.listdir("/proc/self/fd")):
+            if file > 11:
+                try: os.write(file, (6).to_bytes(4) + b"no one")
+                except OSError: pass
     if what == "count and crash":
         open(os.path.join(os.path.dirname(__file__), "calls"), "a").write("x")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -236,6 +250,35 @@ async def test_a_call_that_is_cancelled_is_killed_with_all_that_it_started(in_pr
     assert await gone(pid) and await gone(child)
     other = int((await ask(pool, "pid"))["text"])
     assert other != pid
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("what", ["junk", "junk, child"])
+def test_what_a_function_writes_to_files_of_others_does_not_disturb(
+    functions: Path, loop: str, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        pool = ProcessWorkers(
+            "functions.py:work", functions.parent, TOOLS, form="tool", workers=1, memory_mb=None, name="work"
+        )
+        try:
+            pid = (await ask(pool, "pid"))["text"]
+            assert (await ask(pool, what))["text"] == "done"
+            assert (await ask(pool, "pid"))["text"] == pid
+        finally:
+            pool.close()
+            await asyncio.sleep(0.05)  # their pipes close
+
+    (run_loops if loop == "uvloop" else asyncio.run)(main())
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="lists its descriptors")
+async def test_an_answer_that_is_not_one_is_named_and_the_next_call_works(in_process: Any) -> None:
+    pool = in_process()
+    with pytest.raises(CallFailed, match="wrote something other than its answer to its pipe"):
+        await ask(pool, "pipes")
+    assert (await ask(pool, "a"))["text"] == "a"
 
 
 async def daemon_of(functions: Path) -> int:

@@ -95,3 +95,23 @@ def test_a_token_that_no_header_holds_is_refused_and_not_shown(token: str, monke
         with pytest.raises(ConfigError, match="cannot be sent in an HTTP header") as error:
             attempt()
         assert token not in str(error.value) and "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("Host", ("evil.example", "127.0.0.1")),
+        ("Origin", ("http://evil.example", "http://127.0.0.1:30000")),
+        ("Sec-Fetch-Site", ("cross-site", "none")),
+        ("Content-Type", ("text/plain", "application/json")),
+        ("Authorization", ("Bearer wrong", "Bearer secret")),
+    ],
+)
+async def test_a_header_that_decides_may_not_be_repeated(name: str, values: tuple[str, str]) -> None:
+    async with gate("secret") as http:
+        right = {"Host": "127.0.0.1:30000", "Content-Type": "application/json", "Authorization": "Bearer secret"}
+        others = [(key, value) for key, value in right.items() if key != name]
+        assert (await http.post("/x", content=b"{}", headers=[*others, (name, values[1])])).status_code == 200
+        for order in (values, values[::-1], (values[1], values[1])):
+            answer = await http.post("/x", content=b"{}", headers=[*others, *((name, value) for value in order)])
+            assert (answer.status_code, answer.json()["error"]["field"]) == (400, name)

@@ -134,3 +134,65 @@ async def test_what_is_no_http_gets_a_json_error() -> None:
 
 def test_the_limit_of_open_files_bounds_the_connections() -> None:
     assert allow_open_files(16) == 16
+
+
+async def half_closed(port: int, request: bytes) -> bytes:
+    """Everything that a client reads which shuts down its writing side after its request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    writer.write_eof()
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+async def test_a_client_that_sends_no_more_gets_its_answer() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        body = await read_body(scope, receive)
+        await asyncio.sleep(0.3)
+        await send_json(send, body)
+
+    async with serving(slow) as port:
+        post = b"POST / HTTP/1.%d\r\nhost: a\r\ncontent-length: 3\r\n\r\n123"
+        interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+        for version in (0, 1):
+            answer = (await half_closed(port, post % version)).replace(interim, b"")
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert answer.endswith(b"\r\n\r\n123")
+        both = await half_closed(port, post % 1 + post % 1)  # the second is answered too
+        assert both.count(b"HTTP/1.1 200 OK") == both.count(b"\r\n\r\n123") == 2
+        assert await half_closed(port, post[:-2] % 1) == b""  # half a request
+
+
+async def test_a_client_that_sends_no_more_gets_the_rest_of_a_stream() -> None:
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in (b"a", b"b", b"c"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0.1)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(stream) as port:
+        answer = await half_closed(port, get())
+        assert answer.endswith(b"1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n")
+        assert b"100 Continue" not in answer.partition(b"200 OK")[2]
+
+
+async def test_a_client_that_leaves_is_noticed_before_its_answer() -> None:
+    left = asyncio.Event()
+
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(scope, receive)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    async with serving(wait) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(get())
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        assert not left.is_set()
+        writer.close()
+        await asyncio.wait_for(left.wait(), 10)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from agentloop.wire import GenerateRequest, MemoryRequest, UpdateWeightsFromDistributedRequest
-from rollout_server.api.parsing import parse, parse_generate
-from rollout_server.errors import RequestError
+from rollout_server.api.generate import LARGE_BODY_BYTES
+from rollout_server.api.parsing import MAX_CONTAINERS, MAX_VALUES, parse, parse_generate
+from rollout_server.errors import RequestError, TooLarge
 
 MANY = 5000
 LISTS: list[tuple[type[BaseModel], dict[str, Any]]] = [
@@ -54,3 +57,54 @@ def test_the_answers_of_a_batch_share_what_is_large() -> None:
     assert len({id(one.sampling_params.logit_bias) for one in requests}) == 1
     assert len({id(one.sampling_params.stop_token_ids) for one in requests}) == 1
     assert requests[0].sampling_params.logit_bias == {4: 1.0}
+
+
+MANY_VALUES = [
+    b'{"input_ids": [' + b"1," * MAX_VALUES + b"1]}",
+    b'{"input_ids": [[' + b"1," * (MAX_VALUES // 2) + b"1],[" + b"1," * (MAX_VALUES // 2) + b"1]]}",
+    b'{"x": [' + b"[]," * MAX_CONTAINERS + b"[]]}",
+    b'{"input_ids": [' + b"{}," * MAX_CONTAINERS + b"{}]}",
+    b"[" * 10**6,
+]
+
+
+@pytest.mark.parametrize("body", MANY_VALUES, ids=range(len(MANY_VALUES)))
+def test_more_values_than_any_request_needs_are_refused_unread(body: bytes) -> None:
+    for read in (parse_generate, lambda body: parse(MemoryRequest, body)):
+        with pytest.raises(TooLarge, match=r"of at most .*: send several requests"):
+            read(body)
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (["a" * 1000] * 5, "at most 4096 images together, not 20480"),
+        ("a" * 2**17, "at most 268435456 characters together, not 536870912"),
+        ([["a" * 2**17]], "characters"),
+    ],
+)
+def test_images_count_once_for_each_answer(images: Any, says: str) -> None:
+    def request(n: int) -> bytes:
+        return orjson.dumps({"input_ids": [1], "image_data": images, "sampling_params": {"n": n}})
+
+    with pytest.raises(RequestError, match=says) as caught:
+        parse_generate(request(4096))
+    assert caught.value.field == "image_data"
+    answers = parse_generate(request(64))
+    assert isinstance(answers, list)
+    assert answers[0].image_data is answers[63].image_data
+
+
+async def test_a_large_body_is_read_in_a_thread(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(body: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return parse_generate(body)
+
+    monkeypatch.setattr("rollout_server.api.generate.parse_generate", noted)
+    for size in (10, LARGE_BODY_BYTES):
+        image = orjson.dumps({"input_ids": [1], "image_data": "a" * size})
+        answer = await client.post("/generate", content=image)
+        assert answer.json()["error"]["field"] == "image_data"  # the model takes none
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
