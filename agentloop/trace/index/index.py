@@ -278,16 +278,18 @@ class TraceIndex:
         Raises:
             TraceError: no file can be used.
         """
-        fault = ""
+        fault, rebuilt = "", False
         for _ in range(MOST_ATTEMPTS):
             path = None
             try:
                 with self._lock:
                     path = self._place()
                     database = self._open(path)
+                if rebuilt:
+                    self._refresh(database)
                 return use(database)
             except Damaged as exc:
-                fault = str(exc)
+                fault, rebuilt = str(exc), True
                 with self._lock:
                     self._leave()
                     remove(path or self.store.folder / NAME)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from agentloop.config import TraceConfig
+from agentloop.errors import TraceError
 from agentloop.trace.hub import TraceHub
+from agentloop.trace.index import TraceIndex
 from agentloop.trace.record import Split, TraceRecord
 from agentloop.trace.store import TraceStore, Written
 
@@ -34,6 +37,7 @@ class RunTraces:
         hub: TraceHub | None = None,
     ) -> None:
         self._store = TraceStore(run_dir)
+        self._index = TraceIndex(run_dir, temporary=False)
         self._config = config
         self._hub = hub
         self._seed = seed
@@ -86,10 +90,13 @@ class RunTraces:
             await asyncio.gather(writing, return_exceptions=True)
             if self._writing is writing:
                 self._writing = None
+        self._index.close()
 
     async def _write(self, step: int, split: str, records: Sequence[TraceRecord]) -> Written:
-        return await asyncio.to_thread(
-            self._store.write,
+        return await asyncio.to_thread(self._write_and_index, step, split, records)
+
+    def _write_and_index(self, step: int, split: str, records: Sequence[TraceRecord]) -> Written:
+        written = self._store.write(
             step,
             split,
             records,
@@ -97,3 +104,6 @@ class RunTraces:
             seed=self._seed,
             then=None if self._hub is None else self._hub.submit,
         )
+        with suppress(TraceError):  # a cache, so that a viewer opens at once: it can make it again
+            self._index.add(step, split)
+        return written

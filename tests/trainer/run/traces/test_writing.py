@@ -1,0 +1,35 @@
+"""A step's trace is written with its place in the index, so that a viewer opens at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from agentloop.config import TraceConfig
+from agentloop.trace.index import TraceIndex
+from agentloop.trace.index.database import NAME
+from agentloop.trace.store import TraceStore
+from tests.agentloop.trace.store.support import step_records
+from trainer.run.traces import RunTraces
+
+
+async def write(run: Path, *steps: int) -> None:
+    traces = RunTraces(run, TraceConfig.model_validate({}), seed=0, total_steps=9, notice=lambda text: None)
+    for step in steps:
+        await traces.write(step, "train", step_records(step))
+    await traces.settle()
+    await traces.close()
+
+
+async def test_the_run_indexes_what_it_wrote(tmp_path: Path, monkeypatch: Any) -> None:
+    await write(tmp_path, 1, 2)
+    monkeypatch.setattr("agentloop.trace.index.index.read_rows", None)  # a viewer has nothing left to read
+    index = TraceIndex(tmp_path)
+    assert not index.refresh()
+    assert index.query().total == 16
+
+
+async def test_a_broken_index_does_not_stop_the_run(tmp_path: Path) -> None:
+    (tmp_path / "traces" / NAME).mkdir(parents=True)
+    await write(tmp_path, 1, 2)
+    assert TraceStore(tmp_path).steps("train") == [1, 2]
