@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,57 @@ def test_at_learning_rate_zero_nothing_moves_over_twenty_publishes(quickstart: A
     evaluated = [[(line["token_ids"], line["logprobs"]) for line in run.trace(step, "eval")] for step in range(21)]
     assert all(generations == evaluated[0] for generations in evaluated)
     assert max(row["mismatch/logprob_abs_mean"] for row in run.train_metrics) < 1e-5
+
+
+SLOW_REWARD = """
+import importlib.util
+import pathlib
+import time
+
+spec = importlib.util.spec_from_file_location("own", {own!r})
+own = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(own)
+calls = 0
+
+
+def score(row, text, trajectory):
+    global calls
+    calls += 1
+    hold = pathlib.Path("hold")
+    if hold.exists() and calls > {calls}:
+        pathlib.Path("reached").touch()
+        time.sleep(3600)
+    return own.score(row, text, trajectory)
+"""
+
+
+def test_ctrl_c_during_an_evaluation_loses_neither_the_step_nor_the_evaluation(
+    quickstart: Any, background: Any, repo: Path, tmp_path: Path
+) -> None:
+    options = ("run.steps=3", "eval.every=2", "eval.before_train=false")
+    whole = quickstart(*options, name="whole")
+    assert whole.code == 0, whole.err
+
+    # Two steps of 16 episodes, and the fourth of the evaluation never ends.
+    own = str(repo / "recipes" / "quickstart" / "reward.py")
+    (tmp_path / "slow.py").write_text(SLOW_REWARD.format(own=own, calls=2 * 16 + 3))
+    (tmp_path / "hold").touch()
+    slow = f"reward={tmp_path}/slow.py:score"
+    run = background(*options, slow, "rollout.max_staleness=0")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "reached").exists():
+        assert run.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(120) == 130
+    (tmp_path / "hold").unlink()
+
+    rest = quickstart(*options, slow, "--resume")
+    assert rest.code == 0, rest.err
+    assert without_times(rest.metrics) == without_times(whole.metrics)
+    assert [row["step"] for row in rest.metrics if "eval/reward_mean" in row] == [2, 3]
+    for step in (1, 2, 3):
+        ours, theirs = rest.trace(step), whole.trace(step)
+        assert [(line["token_ids"], line["reward"]) for line in ours] == [
+            (line["token_ids"], line["reward"]) for line in theirs
+        ]

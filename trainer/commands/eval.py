@@ -186,7 +186,7 @@ async def _evaluate(
                 run_dir,
                 console,
                 total_steps=0,
-                record=lambda _: None,
+                record=lambda _, amend=False: None,
                 traces=traces,
             )
             try:

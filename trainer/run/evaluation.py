@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.errors import RunError
@@ -79,6 +79,12 @@ async def run_episodes(
         await asyncio.gather(*workers, return_exceptions=True)
 
 
+class RecordsMetrics(Protocol):
+    """Record metrics as a line of their own, or `amend` the line of their step."""
+
+    def __call__(self, metrics: dict[str, Any], *, amend: bool = False) -> None: ...
+
+
 class Evaluation:
     """The evaluations of a run.
 
@@ -99,7 +105,7 @@ class Evaluation:
         console: Console,
         *,
         total_steps: int,
-        record: Callable[[dict[str, Any]], None],
+        record: RecordsMetrics,
         traces: RunTraces,
     ) -> None:
         self._recipe = recipe
@@ -133,11 +139,12 @@ class Evaluation:
             if metrics:
                 self._record(metrics)
                 self._console.eval(metrics)
-        elif step and self._config.background and self.due(step):
-            # The killed run may have begun it and written its checkpoint before the end.
+        elif step and self.due(step):
+            # The run may have ended before the evaluation did, with a checkpoint of its step.
             done = {row["step"] for row in self._dir.read_metrics() if "eval/reward_mean" in row}
-            if step not in done:
-                await self.at(step, version)
+            if step not in done and (metrics := await self.at(step, version)):
+                self._record(metrics, amend=True)
+                self._console.eval(metrics)
 
     async def at(self, step: int, version: int) -> dict[str, Any]:
         """Evaluate the version of a step.

@@ -16,6 +16,7 @@ from agentloop.config import Recipe
 from agentloop.errors import WorkerError
 from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.trace.hub import TraceHub
+from agentloop.trace.record import TraceRecord
 from agentloop.types import Trajectory
 from trainer.console.console import Console
 from trainer.loggers import Loggers
@@ -43,6 +44,18 @@ class RunResult:
     last_reward: float | None
     eval_first: float | None
     eval_last: float | None
+
+
+@dataclass
+class _UnrecordedStep:
+    """A step whose version is served, and whose line is not in `metrics.jsonl` yet.
+
+    Attributes:
+        records: its trace, until the store begins to write it; None: not traced.
+    """
+
+    metrics: dict[str, Any]
+    records: list[TraceRecord] | None
 
 
 class TrainRun:
@@ -85,6 +98,7 @@ class TrainRun:
             hub=hub,
         )
         self._signals = RunSignals(run_dir.root, console, self._traces.due)
+        self._unrecorded: _UnrecordedStep | None = None
 
     async def run(self) -> RunResult:
         """Run to the end, or until Ctrl-C.
@@ -154,6 +168,7 @@ class TrainRun:
                 if evaluation.due(step):
                     metrics |= await processes.guard(evaluation.at(step, policy.version))
                 self._record(metrics)
+                self._unrecorded = None
                 self._show(metrics, samples, lag)
                 await processes.guard(evaluation.settle(wait=step == total))
 
@@ -190,14 +205,20 @@ class TrainRun:
         when their trace is written."""
         traced = self._traces.due(step)
         trained = await trainer.run(step, producer, traced=traced)
-        records = trained.records(self._inputs.rows)
-        if traced:
-            await self._traces.write(step, "train", records)
+        # From here on the version is served, and Ctrl-C saves a checkpoint of this step.
+        records, metrics = trained.records(self._inputs.rows), trained.metrics()
+        self._unrecorded = _UnrecordedStep(metrics, records if traced else None)
+        await self._write_trace(self._unrecorded)
 
-        metrics = trained.metrics()
         self._signals.add_row(metrics)
         await self._signals.look(step, records)
         return metrics, varied(trained.trajectories, self._recipe.trace.print_samples)
+
+    async def _write_trace(self, step: _UnrecordedStep) -> None:
+        """Begin to write the trace of a step, unless that has been done."""
+        if step.records is not None:
+            await self._traces.write(step.metrics["step"], "train", step.records)
+            step.records = None
 
     def _make_producer(self, processes: Processes, progress: _EpisodeProgress) -> Producer:
         """Make the producer of the remaining steps."""
@@ -227,7 +248,12 @@ class TrainRun:
         finished = producer.state()
         await producer.close()
         await checkpoints.settle()
+        if (step := self._unrecorded) is not None:
+            # Ctrl-C came between the new version and its line, for instance during the evaluation.
+            await self._write_trace(step)
+            self._record(step.metrics)
         if self._policy.version and not self._policy.updating:
+            await self._traces.settle()
             await checkpoints.save(self._policy.saved(self._policy.version), finished, wait=True)
 
     # -- what the user sees
@@ -240,9 +266,16 @@ class TrainRun:
         for text in algorithm_warnings(algorithm):
             self._console.warn(text)
 
-    def _record(self, metrics: dict[str, Any]) -> None:
-        """Write a line of `metrics.jsonl` and pass it to the loggers."""
-        self._dir.append_metrics(metrics)
+    def _record(self, metrics: dict[str, Any], *, amend: bool = False) -> None:
+        """Write a line of `metrics.jsonl` and pass it to the loggers.
+
+        Args:
+            amend: add the metrics to the line of their step instead.
+        """
+        if amend:
+            self._dir.amend_metrics(metrics)
+        else:
+            self._dir.append_metrics(metrics)
         self._signals.add_row(metrics)
         if self._loggers is not None:
             self._loggers.log(metrics)

@@ -334,6 +334,16 @@ class RunDir:
         """Append one line in a single write, so that a kill leaves at most one torn last line."""
         append_line(self.metrics_file, orjson.dumps(metrics))
 
+    def amend_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add metrics to the last line of their step, atomically."""
+        rows = self.read_metrics()
+        row = next((row for row in reversed(rows) if row["step"] == metrics["step"]), None)
+        if row is None:
+            self.append_metrics(metrics)
+            return
+        row.update(metrics)
+        self._write_metrics(rows)
+
     def read_metrics(self, on_odd: Callable[[int, str], None] = lambda number, why: None) -> list[dict[str, Any]]:
         """Return the lines of `metrics.jsonl`.
 
@@ -369,8 +379,11 @@ class RunDir:
             more = f" and {len(odd) - SHOWN_LINES} more" if len(odd) > SHOWN_LINES else ""
             warn(f"{self.metrics_file} is damaged: {'; '.join(odd[:SHOWN_LINES])}{more}. The other lines are kept")
         kept = [row for row in rows if row["step"] <= step]
-        write_atomic(self.metrics_file, b"".join(orjson.dumps(row) + b"\n" for row in kept))
+        self._write_metrics(kept)
         TraceStore(self.root).rewind(step)
+
+    def _write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        write_atomic(self.metrics_file, b"".join(orjson.dumps(row) + b"\n" for row in rows))
 
 
 def _state_of(folder: Path) -> CheckpointState:

@@ -71,10 +71,10 @@ class Setting:
             record=self.record, traces=self.traces,
         )  # fmt: skip
 
-    def record(self, metrics: dict[str, Any]) -> None:
+    def record(self, metrics: dict[str, Any], *, amend: bool = False) -> None:
         self.lines.append(metrics)
         self.dir.root.mkdir(exist_ok=True)
-        self.dir.append_metrics(metrics)
+        (self.dir.amend_metrics if amend else self.dir.append_metrics)(metrics)
 
     def trace(self, step: int) -> list[tuple[str, int]]:
         records = TraceStore(self.dir.root).records(step, "eval")
