@@ -1,0 +1,81 @@
+"""Every command of docs/traces.md is run: here on a finished run, or by the test that is named."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run, run_agentloop
+
+REPO = Path(__file__).resolve().parents[2]
+
+PAGE = REPO / "docs" / "traces.md"
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+ELSEWHERE = {
+    "agentloop trace serve": "tests/agentloop/viewer",
+    "agentloop trace push": "tests/agentloop/commands/trace",
+    "agentloop trace import": "tests/agentloop/commands/trace",
+}
+"""Commands that go on until they are stopped, or need a server or an older run; and the folder whose
+tests run them."""
+
+HERE, MAKES_MODELS = ("list", "show", "diff", "export", "rescore"), ("export", "sft")
+"""Commands of `agentloop trace` that the test runs, and others."""
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCK.findall(PAGE.read_text()) if found == language]
+
+
+def commands() -> list[str]:
+    lines = [line for text in (*blocks(""), *blocks("bash")) for line in text.splitlines()]
+    return [line.split("  #")[0].rstrip() for line in lines if line.startswith("agentloop ")]
+
+
+@pytest.fixture(scope="module")
+def folder(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run and the files that the page shows: blocks whose first line is `# NAME`."""
+    place = tmp_path_factory.mktemp("page")
+    shutil.copytree(finished.dir, place / "outputs" / "quickstart")
+    for text in (*blocks("yaml"), *blocks("python")):
+        named = re.match(r"# (\w+\.(?:yaml|py))\n", text)
+        if named:
+            (place / named[1]).write_text(text)
+    return place
+
+
+def test_the_commands_of_the_terminal_run_in_their_order(folder: Path) -> None:
+    ran = set()
+    for line in commands():
+        words = shlex.split(line)[1:]
+        if words[0] in MAKES_MODELS or words[:2] in [["trace", name] for name in HERE]:
+            done = run_agentloop(folder, *words)
+            assert done.code == 0, f"{line}\n{done.err}"
+            ran.add(" ".join(words[: 2 if words[0] == "trace" else 1]))
+            for option, file in pairwise(words):
+                assert option != "--out" or (folder / file).stat().st_size > 0, line
+    assert ran == {*(f"trace {name}" for name in HERE), *MAKES_MODELS}
+    assert (folder / "outputs" / "better" / "model" / "model.safetensors").is_file()
+
+
+def test_every_other_command_is_run_by_the_tests_that_are_named() -> None:
+    for line in commands():
+        words = shlex.split(line)
+        if words[1] == "trace" and words[2] not in HERE:
+            place = REPO / ELSEWHERE[" ".join(words[:3])]
+            text = "".join(path.read_text() for path in place.rglob("test_*.py"))
+            assert f'"{words[2]}"' in text, line
+
+
+def test_the_page_names_every_rule() -> None:
+    from agentloop.trace.signals import RULES
+
+    text = PAGE.read_text()
+    assert [name for name in RULES if f"`{name}`" not in text] == []
