@@ -59,10 +59,8 @@ async function route() {
 async function show(load, now, next, fresh = false) {
   const shown = view;
   if (fresh) {
-    const old = main.firstElementChild;
-    old?.classList.add("leaving");
-    // Tables and token views fill themselves; the others are put in place when their data is there.
-    if (shown.rows) putIn(shown);
+    main.setAttribute("aria-busy", "true");
+    if (shown.rows) putIn(shown); // tables fill themselves; the others are put in place when their data is there
   }
   try {
     await load();
@@ -73,6 +71,7 @@ async function show(load, now, next, fresh = false) {
     if (!(error.status >= 0)) console.error(error);
     replace(main, h("div", { class: "page" }, problem(error), h("p", null, h("a", { href: next?.run ? link(["run", next.run]) : link([]) }, next?.run ? "The run" : "All runs"))));
   }
+  main.removeAttribute("aria-busy");
   document.title = `${shown.title}${next?.run && shown.title !== next.run ? ` · ${next.run}` : ""} · agentloop`;
 }
 

@@ -46,6 +46,11 @@ export function announce(text) {
   if (region.textContent !== text) region.textContent = text;
 }
 
+/** Wait for a promise, at most `most` milliseconds: what comes soon is drawn at once, the rest does not hold the page. */
+export function soon(promise, most = 400) {
+  return Promise.race([promise, new Promise((done) => setTimeout(done, most))]);
+}
+
 export function debounce(wait, call) {
   let timer = 0;
   const later = (...given) => {

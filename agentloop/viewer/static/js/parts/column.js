@@ -18,6 +18,11 @@ export class TokenColumns {
     this.left = false;
   }
 
+  /** Ask for the first window early, beside the episode; it is kept until it is wanted. */
+  static first(run, key) {
+    api.tokens(run, key, 0, FIRST).catch(() => {}); // the view that wants it shows the error
+  }
+
   stop() {
     this.left = true;
   }

@@ -42,7 +42,7 @@ function tickLabel(value, step) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 10_000) return compact(value);
-  if (size < 1e-3) return value.toExponential(0);
+  if (step < 1e-3) return value.toExponential(1).replace(".0e", "e");
   return value.toFixed(decimals(step));
 }
 

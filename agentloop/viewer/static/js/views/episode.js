@@ -6,6 +6,7 @@ import { subscribe } from "../core/live.js";
 import { episodeLink, go, groupLink, link, rewrite, taskLink, values } from "../core/route.js";
 import { block, say } from "../core/text.js";
 import { empty, facts, part, problem, reward, status } from "../parts/badges.js";
+import { TokenColumns } from "../parts/column.js";
 import { conversation } from "../parts/conversation.js";
 import { tree } from "../parts/values.js";
 import { spanItems, waterfall } from "../parts/waterfall.js";
@@ -46,12 +47,14 @@ export class EpisodeView {
   }
 
   async load() {
+    if (this.params.get("view") === "tokens") TokenColumns.first(this.run, this.key);
     this.record = await api.episode(this.run, this.key);
     this.title = `${this.record.task_id || this.record.group_id} #${this.record.sample_index}`;
     this.showHead();
     this.showAside();
     this.show(this.params.get("view") ?? "conversation", { first: true });
-    await Promise.all([this.loadPlace(), this.loadSiblings()]);
+    void this.loadPlace();
+    void this.loadSiblings();
   }
 
   address(changed = {}) {

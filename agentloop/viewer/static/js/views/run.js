@@ -1,6 +1,6 @@
 // One run at a glance: figures, signals, curves, failures by cause.
 import { api } from "../core/api.js";
-import { h, replace } from "../core/dom.js";
+import { h, replace, soon } from "../core/dom.js";
 import { ago, clock, compact, fixed, integer, number, percent, seconds } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { go, link, rewrite } from "../core/route.js";
@@ -58,7 +58,7 @@ export class RunView {
     this.showHead(entry);
     this.showTiles(entry, metrics);
     this.draw();
-    await Promise.all([this.loadSignals(), this.loadFailures()]);
+    await soon(Promise.all([this.loadSignals(), this.loadFailures()]));
   }
 
   showHead(entry) {

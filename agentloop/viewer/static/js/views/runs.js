@@ -27,7 +27,8 @@ export class RunsView {
     this.all = h("datalist", { id: "metric-keys" });
     this.table = h("div", { class: "card table" }, h("table", { class: "runs" }, h("caption", { class: "sr" }, "Runs"), h("thead", null, h("tr", null,
       ["Show", "Run", "Reward", "Evaluation", "Steps", "Episodes", "Failed", "Model", "Last step"].map((name, i) => h("th", { scope: "col", class: i >= 2 && i <= 6 ? "n" : null }, name)))), this.body));
-    this.element = h("div", { class: "wide-page" }, h("header", { class: "page-head" }, h("h1", null, "Runs"), h("p", { class: "sub" }, "Tick runs to lay their curves over each other.")), this.table, this.controls, this.charts, this.all);
+    this.whole = [h("header", { class: "page-head" }, h("h1", null, "Runs"), h("p", { class: "sub" }, "Tick runs to lay their curves over each other.")), this.table, this.controls, h("h2", { class: "sr" }, "Curves"), this.charts, this.all];
+    this.element = h("div", { class: "wide-page" }, this.whole);
     this.stop = subscribe((event) => this.heard(event));
   }
 
@@ -67,7 +68,7 @@ export class RunsView {
     }
     if (this.bare) {
       this.bare = false;
-      replace(this.element, h("header", { class: "page-head" }, h("h1", null, "Runs")), this.table, this.controls, this.charts, this.all);
+      replace(this.element, this.whole);
     }
     const chosen = new Set(this.chosen);
     replace(this.body, this.runs.map((run) => this.row(run, chosen.has(run.id))));
@@ -138,7 +139,7 @@ export class RunsView {
         continue;
       }
       if (!this.plots.has(key)) this.plots.set(key, this.plot(key));
-      this.plots.get(key).set(series, options);
+      this.plots.get(key).set(series, { ...options, log: options.log || key.startsWith("mismatch/") });
     }
     const wanted = this.keys.map((key) => this.plots.get(key)?.element).filter(Boolean);
     if (wanted.length !== this.charts.children.length || wanted.some((one, i) => this.charts.children[i] !== one)) replace(this.charts, wanted);

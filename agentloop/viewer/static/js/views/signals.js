@@ -52,7 +52,7 @@ export class SignalsView {
     const next = JSON.stringify([signals, quiet]);
     if (next === this.shown) return;
     this.shown = next;
-    replace(this.body, signals.length ? signalCards(this.run, signals) : h("p", { class: "empty fine" }, "Nothing looks wrong by the rules that are checked."),
+    replace(this.body, h("h2", { class: "sr" }, "Found"), signals.length ? signalCards(this.run, signals) : h("p", { class: "empty fine" }, "Nothing looks wrong by the rules that are checked."),
       quiet.length ? h("section", null, h("h2", null, `${plural(quiet.length, "rule")} found nothing`), h("div", { class: "card" }, h("dl", { class: "rules" }, quiet.map((rule) => h("div", null, h("dt", null, say(rule.title, 200)), h("dd", null, rule.sentence ? say(rule.sentence, 600) : null, typeof rule.bound === "number" ? h("span", { class: "quiet" }, ` bound ${number(rule.bound)}`) : null)))))) : null);
   }
 }

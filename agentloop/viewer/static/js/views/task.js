@@ -1,10 +1,10 @@
 // The same prompt over the training steps: rewards of every sample, and how the answer changed.
 import { api } from "../core/api.js";
-import { h, replace } from "../core/dom.js";
+import { h, replace, soon } from "../core/dom.js";
 import { fixed, integer, plural } from "../core/format.js";
 import { episodeLink, go, groupLink, link, rewrite } from "../core/route.js";
 import { say } from "../core/text.js";
-import { empty, reward } from "../parts/badges.js";
+import { empty, problem, reward } from "../parts/badges.js";
 import { conversation, spokenText } from "../parts/conversation.js";
 import { sides } from "../parts/difference.js";
 import { Plot } from "../parts/plot.js";
@@ -34,7 +34,7 @@ export class TaskView {
     const prompt = Array.isArray(task.prompt) ? task.prompt : typeof task.prompt === "string" && task.prompt ? [{ role: "user", text: task.prompt }] : [];
     replace(this.prompt, prompt.length ? h("details", { class: "fold", open: true }, h("summary", null, "Prompt"), conversation(prompt, { run: this.run })) : null);
     this.draw();
-    await this.compare();
+    await soon(this.compare().catch((error) => replace(this.pair, problem(error))));
   }
 
   draw() {
