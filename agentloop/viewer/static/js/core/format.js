@@ -83,6 +83,12 @@ export function clock(value) {
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
 }
 
+/** The last two names of a path, or the whole of what is not one. */
+export function baseName(path) {
+  const parts = String(path).split("/").filter(Boolean);
+  return parts.length > 2 ? parts.slice(-2).join("/") : String(path);
+}
+
 export function plural(count, one, many = `${one}s`) {
   return `${integer(count)} ${count === 1 ? one : many}`;
 }

@@ -36,7 +36,7 @@ function listen() {
     }
   };
   source.onmessage = read;
-  for (const kind of ["step", "finished", "run", "call"]) source.addEventListener(kind, read);
+  for (const kind of ["step", "finished", "run", "reload", "call"]) source.addEventListener(kind, read);
   source.onerror = () => {
     failures += 1;
     if (source.readyState === EventSource.CLOSED || failures >= 3) {
@@ -54,7 +54,7 @@ async function poll() {
       const before = last.get(run.id);
       if (last.size && before !== seen.get(run.id)) emit({ run: run.id, kind: before === undefined ? "run" : run.live ? "step" : "finished", step: run.steps });
     }
-    if (state === "lost") emit({ kind: "run", run: null });
+    if (state === "lost") emit({ kind: "reload", run: null });
     last = seen;
     become("polling");
   } catch {
@@ -66,12 +66,30 @@ async function poll() {
 export function start() {
   if (typeof EventSource === "undefined") poll();
   else listen();
+  document.addEventListener("visibilitychange", visible);
 }
 
-/** Call `heard({run, kind, step})` for each event; returns the function that stops it. */
-export function subscribe(heard) {
-  listeners.add(heard);
-  return () => listeners.delete(heard);
+/** A browser holds six connections to a server: pages that nobody sees give theirs back. */
+function visible() {
+  if (typeof EventSource === "undefined") return;
+  if (document.hidden) {
+    source?.close();
+    clearTimeout(timer);
+  } else {
+    failures = 0;
+    listen();
+    emit({ kind: "reload", run: null });
+  }
+}
+
+/**
+ * Call `heard({run, kind, step})` for each event, or only for those that concern `run`; "reload": some were missed.
+ * Returns the function that stops it.
+ */
+export function subscribe(heard, run) {
+  const call = run === undefined ? heard : (event) => (event.run === run || event.kind === "reload") && heard(event);
+  listeners.add(call);
+  return () => listeners.delete(call);
 }
 
 export function watchState(changed) {

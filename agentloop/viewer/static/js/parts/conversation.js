@@ -51,7 +51,7 @@ function call(one, answer, run) {
     empty ? h("p", { class: "quiet" }, "(without arguments)") : h("div", { class: "call-arguments" }, tree(given)), answer ? result(answer, run) : null);
 }
 
-function turn(message, index, { run, results, tokensLink }) {
+function turn(message, index, { run, results, tokensLink, trained }) {
   const name = ROLES[message.role] ?? shown(message.role);
   const where = message.turn === null || message.turn === undefined ? "" : ` · turn ${message.turn + 1}`;
   const calls = message.tool_calls ?? [];
@@ -67,15 +67,15 @@ function turn(message, index, { run, results, tokensLink }) {
   const folded = message.role === "system" && (message.text ?? "").length > 1200;
   return h("article", { class: `turn role-${ROLES[message.role] ? message.role : "other"}${message.error ? " failed" : ""}`, id: `m${index}`, data: { turn: message.turn ?? "" }, "aria-label": `${name}${where}` },
     h("header", { class: "who" }, h("span", { class: "role" }, name), message.name ? say(message.name, 80) : null, where ? h("span", null, where.slice(3)) : null,
-      message.role === "assistant" && message.trained === false ? h("span", { class: "pill" }, "not trained") : null, meta(message), tokens, rewards(message)),
+      message.role === "assistant" && trained && message.trained === false ? h("span", { class: "pill" }, "not trained") : null, meta(message), tokens, rewards(message)),
     folded ? h("details", null, h("summary", null, `${integer(message.text.length)} characters`), body) : body);
 }
 
-/** The conversation as a list of articles; `tokensLink(position)` leads to the token view. */
-export function conversation(messages, { run, tokensLink } = {}) {
+/** The conversation as a list of articles; `tokensLink(position)` leads to the token view; `trained`: say of turns that they were not. */
+export function conversation(messages, { run, tokensLink, trained } = {}) {
   const results = resultsByCall(messages);
   const nested = new Set(results.values());
-  return h("div", { class: "conversation" }, messages.map((one, i) => (nested.has(one) ? null : turn(one, i, { run, results, tokensLink }))));
+  return h("div", { class: "conversation" }, messages.map((one, i) => (nested.has(one) ? null : turn(one, i, { run, results, tokensLink, trained }))));
 }
 
 /** All that the model wrote, for a comparison. */

@@ -15,8 +15,8 @@ const level = (size, bounds) => bounds.filter((bound) => size >= bound).length;
 export const MODES = [
   {
     name: "trained", label: "Trained", key: "1",
-    shade: (t) => (t.trained ? "m-trained" : t.sampled ? "m-masked" : ""),
-    legend: () => [["m-trained", "sampled and trained"], ["m-masked", "sampled, not trained"], ["", "shown to the model"]],
+    shade: (t, scale) => (t.trained || (t.sampled && !scale.saysTrained) ? "m-trained" : t.sampled ? "m-masked" : ""),
+    legend: (scale) => (scale.saysTrained ? [["m-trained", "sampled and trained"], ["m-masked", "sampled, not trained"], ["", "shown to the model"]] : [["m-trained", "sampled (the trace does not say which were trained)"], ["", "shown to the model"]]),
   },
   {
     name: "logprob", label: "Probability", key: "2",
@@ -33,7 +33,7 @@ export const MODES = [
     name: "advantage", label: "Advantage", key: "4",
     shade: (t, scale) => (finite(t.advantage) && t.advantage !== 0 ? `${t.advantage > 0 ? "g" : "r"}${Math.max(1, Math.ceil((5 * Math.abs(t.advantage)) / scale.advantage))}` : ""),
     legend: (scale) => [["r5", `−${fixed(scale.advantage, 2)}`], ["r2", ""], ["", "0 or none"], ["g2", ""], ["g5", `+${fixed(scale.advantage, 2)}`]],
-    needs: "advantages", lacks: "This episode was not trained: it has no advantages.",
+    needs: "advantages", lacks: "No advantages are stored with this episode.",
   },
   {
     name: "version", label: "Policy version", key: "5",

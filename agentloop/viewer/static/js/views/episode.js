@@ -27,7 +27,7 @@ export class EpisodeView {
     this.panel = h("div", { class: "panel", role: "tabpanel", tabindex: "-1", id: "panel" });
     this.aside = h("aside", { class: "episode-side", "aria-label": "About this episode" });
     this.element = h("div", { class: "episode-page" }, this.head, h("div", { class: "episode-body" }, h("div", { class: "episode-main" }, this.tabs, this.panel), this.aside));
-    this.stop = subscribe((event) => event.run === run && this.loadPlace());
+    this.stop = subscribe(() => this.loadPlace(), run);
   }
 
   bindings() {
@@ -78,6 +78,11 @@ export class EpisodeView {
     replace(this.tabs, TABS.map(([name, label, key]) => h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", title: `key ${key}`, data: { tab: name }, on: { click: () => this.show(name), keydown: (event) => this.tabKey(event) } }, label)));
   }
 
+  /** Whether the trace says which tokens were trained: it has advantages, or was an evaluation. */
+  get saysTrained() {
+    return this.record.has_advantages !== false || this.record.split === "eval" || this.record.status !== "ok";
+  }
+
   forks() {
     const keys = this.record.trajectories ?? [];
     if (keys.length < 2) return null;
@@ -116,7 +121,7 @@ export class EpisodeView {
   conversation() {
     const messages = this.record.conversation ?? [];
     if (!messages.length) return empty("No message is stored for this episode.");
-    const made = conversation(messages, { run: this.run, tokensLink: (at) => this.linkTo("tokens", at) });
+    const made = conversation(messages, { run: this.run, trained: this.saysTrained, tokensLink: (at) => this.linkTo("tokens", at) });
     made.addEventListener("click", (event) => {
       const anchor = event.target.closest("a.to-tokens");
       if (!anchor || event.ctrlKey || event.metaKey) return;
@@ -132,7 +137,7 @@ export class EpisodeView {
 
   tokenView() {
     this.tokens = new TokenView({
-      run: this.run, key: this.key, mode: this.params.get("mode"), at: this.params.has("at") ? Number(this.params.get("at")) : undefined,
+      run: this.run, key: this.key, saysTrained: this.saysTrained, mode: this.params.get("mode"), at: this.params.has("at") ? Number(this.params.get("at")) : undefined,
       changed: (position, mode) => {
         rewrite(this.address({ mode: mode === "trained" ? null : mode, at: position >= 0 ? position : null }));
         this.params = new URLSearchParams(location.hash.split("?")[1] ?? "");

@@ -28,7 +28,7 @@ export const COLUMNS = [
   { name: "mismatch", label: "Mismatch", title: "mean |engine − trainer| log probability", sort: "mismatch", num: true, width: "5.6rem", cell: (row) => number(row.mismatch) },
   { name: "latency", label: "Time", title: "seconds the episode took", sort: "latency_s", num: true, width: "4.9rem", cell: (row) => seconds(row.latency_s) },
   { name: "status", label: "Status", sort: "status", first: "up", width: "5.2rem", cell: (row) => (row.status === "ok" ? h("span", { class: "quiet" }, "ok") : h("span", { class: "pill bad" }, say(row.status))) },
-  { name: "preview", label: "Answer", cell: (row) => h("span", { class: "cut preview" }, row.error ? h("span", { class: "alarm" }, say(row.error, 200)) : say(row.answer ?? row.preview ?? "", 200)) },
+  { name: "preview", label: "Answer", cell: (row) => h("span", { class: "cut preview" }, row.error ? h("span", { class: "alarm" }, say(row.error, 200)) : say(row.answer ?? row.reply ?? row.preview ?? "", 200)) },
 ];
 
 export class EpisodesView {
@@ -53,7 +53,7 @@ export class EpisodesView {
     this.fresh = h("button", { type: "button", class: "fresh", hidden: true, on: { click: () => this.showFresh() } });
     this.element = h("div", { class: "episodes-page" }, this.facets.element, h("section", { class: "episodes-main", "aria-label": "Episodes" },
       h("div", { class: "table-head" }, h("h1", null, "Episodes"), this.count, this.scope, this.fresh), this.rows.element));
-    this.stop = subscribe((event) => event.run === run && event.kind !== "run" && this.heard(event));
+    this.stop = subscribe(() => this.heard(), run);
   }
 
   bindings() {

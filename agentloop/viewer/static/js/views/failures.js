@@ -16,7 +16,7 @@ export class FailuresView {
     this.body = h("div");
     this.element = h("div", { class: "page" }, h("header", { class: "page-head" }, h("h1", null, "Failures"),
       h("p", { class: "sub" }, "Failed: the machinery broke, the episode is masked out of the loss. Rejected: the trajectory broke the token law and was not trained.")), this.body);
-    this.stop = subscribe((event) => event.run === run && this.load());
+    this.stop = subscribe(() => this.load(), run);
   }
 
   dispose() {

@@ -1,7 +1,7 @@
 // One run at a glance: figures, signals, curves, failures by cause.
 import { api } from "../core/api.js";
 import { h, replace, soon } from "../core/dom.js";
-import { ago, clock, compact, fixed, integer, number, percent, seconds } from "../core/format.js";
+import { ago, baseName, clock, compact, fixed, integer, number, percent, seconds } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { go, link, rewrite } from "../core/route.js";
 import { say } from "../core/text.js";
@@ -11,16 +11,15 @@ import { signalCards } from "./signals.js";
 
 const CURVES = [
   { title: "Reward", note: "Mean of a step's episodes. Click a step for its episodes.", wide: true, keys: [["reward/mean", "training"], ["eval/reward_mean", "evaluation", "marks"]] },
-  { title: "Response length", note: "Tokens after the first prompt, tool output included.", keys: [["episode/response_length_mean", "mean"], ["episode/response_length_max", "longest", "dash"]] },
+  { title: "Response length", note: "Tokens after the first prompt, tool output included.", keys: [["episode/response_tokens_mean", "mean"], ["episode/response_tokens_max", "longest", "dash"], ["eval/response_tokens_mean", "evaluation", "marks"]] },
   { title: "Turns and tool calls", note: "Per episode.", keys: [["episode/turns_mean", "turns"], ["episode/tool_calls_mean", "tool calls"], ["episode/tool_errors_mean", "tool errors", "dash"]] },
   { title: "Mismatch", note: "Engine against trainer on the same tokens, log scale.", log: true, keys: [["mismatch/logprob_abs_mean", "mean |Δ logprob|"], ["mismatch/k3", "k3", "dash"]] },
-  { title: "Staleness", note: "Versions that the oldest trained token was behind.", low: 0, keys: [["staleness/max", "largest"], ["staleness/mean", "mean", "dash"]] },
-  { title: "Entropy", note: "Nats a token.", low: 0, keys: [["train/entropy", "entropy"]] },
-  { title: "Gradient norm", note: "Before clipping.", low: 0, keys: [["train/grad_norm", "gradient norm"]] },
-  { title: "Loss", note: "Of the step.", keys: [["train/loss", "loss"]] },
-  { title: "Throughput", note: "Tokens a second.", low: 0, keys: [["rollout/tokens_per_s", "rollout"], ["train/tokens_per_s", "training"]] },
-  { title: "Seconds per step", note: "", low: 0, keys: [["step/time_s", "step"], ["rollout/time_s", "rollout", "dash"], ["train/time_s", "training", "dash"]] },
-  { title: "Evaluation loss", note: "Of supervised fine-tuning.", keys: [["sft/loss", "loss"], ["eval/loss", "evaluation", "marks"]] },
+  { title: "Staleness", note: "Versions that the oldest trained token was behind.", low: 0, keys: [["staleness/max", "largest"]] },
+  { title: "Entropy", note: "Nats a token.", low: 0, keys: [["train/entropy", "entropy"], ["entropy", "entropy"]] },
+  { title: "Gradient norm", note: "Before clipping.", low: 0, keys: [["train/grad_norm", "gradient norm"], ["grad_norm", "gradient norm"]] },
+  { title: "Loss", note: "Of the step.", keys: [["train/loss", "training"], ["loss", "training"], ["eval/loss", "evaluation", "marks"]] },
+  { title: "Throughput", note: "Tokens a second.", low: 0, keys: [["rollout/tokens_per_s", "rollout"], ["train/tokens_per_s", "training"], ["tokens_per_s", "training"]] },
+  { title: "Seconds per step", note: "", low: 0, keys: [["step/time_s", "step"], ["rollout/time_s", "rollout", "dash"], ["train/time_s", "training", "dash"], ["time_s", "step"]] },
 ];
 
 export class RunView {
@@ -36,7 +35,7 @@ export class RunView {
     this.plots = CURVES.map((curve) => ({ curve, plot: new Plot({ ...curve, group: this.group, pickHint: "the episodes of that step", onPick: (step) => go(link(["run", run, "episodes"], { step })) }) }));
     this.element = h("div", { class: "page" }, this.head, this.tiles, this.signals,
       h("section", { "aria-labelledby": "curves-title" }, h("div", { class: "section-head" }, h("h2", { id: "curves-title" }, "Over the steps"), this.controls), this.charts), this.failures);
-    this.stop = subscribe((event) => event.run === run && this.soon());
+    this.stop = subscribe(() => this.soon(), run);
     this.addControls();
   }
 
@@ -62,7 +61,7 @@ export class RunView {
   }
 
   showHead(entry) {
-    replace(this.head, h("h1", null, say(entry.name, 200), live(entry)), h("p", { class: "sub" }, [entry.model, entry.algorithm, entry.started ? `started ${clock(entry.started)}` : null, entry.last_step_at ? `last step ${ago(entry.last_step_at)}` : null]
+    replace(this.head, h("h1", null, say(entry.name, 200), live(entry)), h("p", { class: "sub" }, [entry.model ? baseName(entry.model) : null, entry.algorithm, entry.started ? `started ${clock(entry.started)}` : null, entry.last_step_at ? `last step ${ago(entry.last_step_at)}` : null]
       .filter(Boolean).map((text) => h("span", null, say(text, 120)))));
   }
 
@@ -79,7 +78,7 @@ export class RunView {
     replace(this.tiles,
       tile("Training reward", rewards.length ? change(mean(rewards.slice(0, few)), mean(rewards.slice(-few))) : "–", rewards.length ? `first → last ${few} steps` : "no step yet"),
       tile("Evaluation reward", evals.length ? change(evals[0], evals[evals.length - 1]) : "–", evals.length ? `${evals.length} evaluations` : "not evaluated"),
-      tile("Steps", total ? `${integer(entry.steps)} of ${integer(total)}` : integer(entry.steps), entry.live && total && known("step/time_s").length ? `about ${seconds(mean(known("step/time_s").slice(-10)) * (total - entry.steps))} to go` : `${compact(entry.episodes)} episodes stored`),
+      tile("Steps", total ? `${integer(entry.steps)} of ${integer(total)}` : integer(entry.steps), entry.live && total > entry.steps && known("step/time_s").length ? `about ${seconds(mean(known("step/time_s").slice(-10)) * (total - entry.steps))} to go` : `${compact(entry.episodes)} episodes stored`),
       tile("Step time", seconds(mean(known("step/time_s").slice(-10))), "mean of the last 10"),
       tile("Mismatch", mismatch.length ? number(Math.max(...mismatch)) : "–", "worst step, mean |Δ logprob|"),
       tile("Failures", entry.failed === undefined || entry.failed === null ? "–" : h("a", { href: link(["run", this.run, "failures"]) }, integer(entry.failed)), entry.episodes ? `${percent(entry.failed / entry.episodes, 2)} of the episodes` : "episodes", entry.failed > 0));

@@ -1,14 +1,14 @@
 // All runs: a table, and the curves of the chosen ones over each other.
 import { api } from "../core/api.js";
 import { h, replace } from "../core/dom.js";
-import { ago, compact, fixed, integer } from "../core/format.js";
+import { ago, baseName, compact, fixed, integer } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { link, rewrite } from "../core/route.js";
 import { say } from "../core/text.js";
 import { empty, live, problem } from "../parts/badges.js";
 import { Plot, PlotGroup, sparkline } from "../parts/plot.js";
 
-const FIRST_KEYS = ["reward/mean", "eval/reward_mean", "episode/response_length_mean", "mismatch/logprob_abs_mean"];
+const FIRST_KEYS = ["reward/mean", "eval/reward_mean", "episode/response_tokens_mean", "mismatch/logprob_abs_mean", "loss", "eval/loss"];
 const COLOURS = 8;
 const AT_FIRST = 4;
 
@@ -88,7 +88,7 @@ export class RunsView {
       h("td", { class: "n" }, run.total_steps ? `${integer(run.steps)} of ${integer(run.total_steps)}` : integer(run.steps)),
       h("td", { class: "n" }, compact(run.episodes)),
       h("td", { class: "n" }, run.failed ? h("a", { class: "alarm", href: link(["run", run.id, "failures"]) }, integer(run.failed)) : integer(run.failed)),
-      h("td", { class: "quiet cut" }, say([run.model, run.algorithm].filter(Boolean).join(" · "), 60)),
+      h("td", { class: "quiet cut" }, say([run.model ? baseName(run.model) : null, run.algorithm].filter(Boolean).join(" · "), 60)),
       h("td", { class: "quiet", title: run.path }, ago(run.last_step_at)));
   }
 

@@ -39,7 +39,7 @@ export class SignalsView {
     this.run = run;
     this.body = h("div");
     this.element = h("div", { class: "page" }, h("header", { class: "page-head" }, h("h1", null, "Signals"), h("p", { class: "sub" }, "What looks wrong in this run, and the episodes behind it. Each rule is a bound on numbers of the run.")), this.body);
-    this.stop = subscribe((event) => event.run === run && this.load());
+    this.stop = subscribe(() => this.load(), run);
   }
 
   dispose() {

@@ -53,7 +53,7 @@ export class TaskView {
       if (split === "train") series.push({ label: "best", steps, values: of((list) => Math.max(...list)), colour: 3, dash: true }, { label: "worst", steps, values: of((list) => Math.min(...list)), colour: 5, dash: true });
     }
     plot.set(series);
-    replace(this.chart, plot.element);
+    replace(this.chart, plot.steps.length > 1 ? plot.element : null);
     replace(this.body, this.steps.map((one) => h("tr", null, h("td", null, one.samples.length ? h("a", { href: groupLink(this.run, one.samples[0]) }, one.split === "train" ? integer(one.step) : `${one.split} ${integer(one.step)}`) : integer(one.step)), h("td", { class: "n" }, fixed(one.reward_mean)),
       h("td", null, h("ol", { class: "siblings" }, one.samples.map((sample) => h("li", null, h("a", { href: episodeLink(this.run, sample.key), class: sample.status !== "ok" ? "bad" : sample.reward > 0 ? "good" : "", title: `sample ${sample.sample_index}` }, sample.status === "ok" ? fixed(sample.reward, 2) : "failed"))))))));
   }

@@ -23,10 +23,11 @@ export function seen(text) {
 
 export class TokenView {
   /** `at`: the position to open at. `changed(position, mode)` is told where the reader is. */
-  constructor({ run, key, mode, at, changed }) {
+  constructor({ run, key, mode, at, changed, saysTrained = true }) {
     Object.assign(this, { changed, cursor: -1, blocks: [], wanted: at ?? -1 });
     this.mode = MODES.find((one) => one.name === mode) ?? MODES[0];
     this.columns = new TokenColumns(run, key);
+    this.columns.scale.saysTrained = saysTrained;
     this.strip = new Strip(this.columns, (position) => this.select(position, { scroll: true }));
     this.legend = h("div", { class: "scale" });
     this.buttons = h("div", { class: "modes", role: "group", "aria-label": "Shade tokens by" }, MODES.map((mode_) => h("button", {
@@ -194,7 +195,7 @@ export class TokenView {
 
   tip(position) {
     const token = this.columns.token(position);
-    const kind = token.special ? "special token" : this.kindOf(position) === "sampled" ? (token.trained ? "sampled and trained" : "sampled, not trained") : "shown to the model";
+    const kind = token.special ? "special token" : this.kindOf(position) === "sampled" ? (token.trained ? "sampled and trained" : this.columns.scale.saysTrained ? "sampled, not trained" : "sampled by the model") : "shown to the model";
     return [h("p", { class: "tip-token" }, h("bdi", null, this.columns.hasText ? JSON.stringify(shown(token.text)).slice(0, 200) : `token ${token.id}`)), h("p", { class: "head" }, kind),
       tokenFacts(token).map(([label, value]) => h("p", { class: "line" }, h("span", null, label), h("b", null, value)))];
   }
