@@ -49,6 +49,7 @@ export class Rows {
   /** Ask again from the first row on, e.g. for other filters. Keeps what is seen until the answer is there. */
   async reload({ keep = false } = {}) {
     this.round += 1;
+    this.failed = false;
     for (const control of this.asked.values()) control.abort();
     this.asked.clear();
     this.stale = this.pages;
@@ -79,6 +80,8 @@ export class Rows {
       replace(this.note, answer.total === 0 ? h("p", { class: "empty" }, `No ${this.noun} with these filters.`) : null);
     } catch (error) {
       if (error.name === "AbortError" || round !== this.round) return;
+      this.failed = true; // asked again by the reader: a reload, another filter
+      this.element.removeAttribute("aria-busy");
       replace(this.note, problem(error));
     } finally {
       if (this.asked.get(page) === control) this.asked.delete(page);
@@ -137,6 +140,7 @@ export class Rows {
   }
 
   fetchInSight() {
+    if (this.failed) return;
     const [first, end] = this.range();
     const from = Math.floor(first / PAGE);
     const to = Math.floor(Math.max(0, end - 1) / PAGE);

@@ -56,6 +56,14 @@ export class RunsView {
   async load() {
     await this.refresh();
     await this.loadCurves();
+    void this.count();
+  }
+
+  /** Episodes are counted when a run's trace is indexed: have that done for the runs that are shown. */
+  async count() {
+    const missing = this.runs.filter((run) => run.has_traces && typeof run.episodes !== "number" && this.chosen.includes(run.id));
+    for (const run of missing) await api.run(run.id).catch(() => {}); // its own page shows what is wrong
+    if (missing.length && !this.left) await this.refresh();
   }
 
   async refresh() {

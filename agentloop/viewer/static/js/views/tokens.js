@@ -228,14 +228,21 @@ export class TokenView {
     const node = this.nodeAt(position);
     if (!node) return;
     node.classList.add("lit");
-    const box = node.getBoundingClientRect();
-    if (scroll || box.top < 160 || box.bottom > innerHeight - 40) node.scrollIntoView({ block: scroll ? "center" : "nearest" });
+    this.bringNear(node, scroll);
     this.strip.at(position);
     if (!quiet) {
       showTipAt(node, this.tip(position));
       announce(this.spoken(position));
       this.changed?.(position, this.mode.name);
     }
+  }
+
+  /** Scroll to a token. Blocks on the way get their true height only then, so it is looked at again. */
+  bringNear(node, centre, again = 3) {
+    const box = node.getBoundingClientRect();
+    if (!centre && box.top >= 160 && box.bottom <= innerHeight - 40) return;
+    node.scrollIntoView({ block: "center" });
+    if (again) requestAnimationFrame(() => this.cursor >= 0 && this.nodeAt(this.cursor) === node && this.bringNear(node, false, again - 1));
   }
 
   spoken(position) {
@@ -271,7 +278,7 @@ export class TokenView {
   }
 
   nextPart(by) {
-    for (let i = this.cursor + by; i > 0 && i < this.columns.loaded; i += by) if (this.columns.mask[i] && !this.columns.mask[i - 1]) return i;
+    for (let i = Math.max(0, this.cursor) + by; i > 0 && i < this.columns.loaded; i += by) if (this.columns.mask[i] && !this.columns.mask[i - 1]) return i;
     return Math.max(0, this.cursor);
   }
 

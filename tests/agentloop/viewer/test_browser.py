@@ -1,0 +1,295 @@
+"""The viewer in a real browser, over a real store and a real server: each view, keys, live, hostile text, axe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from agentloop.chat import load_tokenizer
+from tests.agentloop.viewer import browsed
+from tests.chromium import Page, chromium, find_program
+
+pytestmark = pytest.mark.browser
+
+RUN = "sums"
+
+
+@dataclass
+class Served:
+    """A server over a folder of runs."""
+
+    url: str
+    folder: Path
+    long: str
+
+    def view(self, path: str, **query: object) -> str:
+        asked = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in query.items())
+        return f"{self.url}#/{path}{'?' + asked if asked else ''}"
+
+    def episode(self, step: int, group: int, sample: int, **query: object) -> str:
+        return self.view(f"run/{RUN}/episode", key=f"train/{step}/g{group}/{sample}/0", **query)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, quickstart_model: Path) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("runs")
+    long = browsed.make_browsed_run(folder / RUN, quickstart_model)
+    browsed.make_browsed_run(folder / "other", quickstart_model)
+    command = [sys.executable, "-m", "agentloop", "trace", "serve", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("viewer: "), line
+        yield Served(line.split()[1], folder, long)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(find_program(), tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def views(served: Served) -> dict[str, tuple[str, str]]:
+    """Each view: its address, and an element that is there when it is drawn."""
+    group = {"step": 6, "split": "train", "group_id": "g0"}
+    return {
+        "runs": (served.url, ".plot path.line"),
+        "run": (served.view(f"run/{RUN}"), ".verdict + .verdict"),
+        "episodes": (served.view(f"run/{RUN}/episodes"), "tr[data-index='5'] td"),
+        "episode": (served.episode(6, 0, 0), ".turn.role-assistant .call .result"),
+        "image": (served.episode(6, 0, 1), ".images img"),
+        "tokens": (served.episode(6, 1, 1, view="tokens"), ".token-text > i.m-trained"),
+        "spans": (served.episode(6, 1, 1, view="spans"), ".wide-waterfall .kind-generate"),
+        "record": (served.episode(6, 1, 1, view="record"), ".record .values"),
+        "group": (served.view(f"run/{RUN}/group", **group), ".pair article ins"),
+        "task": (served.view(f"run/{RUN}/task", task_id="task-1"), ".task-steps .siblings a"),
+        "failures": (served.view(f"run/{RUN}/failures"), ".failures td.reason"),
+        "signals": (served.view(f"run/{RUN}/signals"), ".rules dt"),
+        "calls": (served.view("calls"), ".table-note pre"),
+        "missing": (served.view("run/none"), ".wrong"),
+    }
+
+
+VIEWS = list(views(Served("", Path(), "")))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_view_runs_without_errors_and_axe_finds_nothing_serious(
+    page: Page, served: Served, view: str, scheme: str
+) -> None:
+    address, drawn = views(served)[view]
+    page.events.clear()
+    page.open(address, width=1440, scheme=scheme)
+    page.wait(f"document.querySelector({json.dumps(drawn)})", f"{view} was not drawn")
+    page.wait("!document.querySelector('main').hasAttribute('aria-busy')")
+    assert page.run("document.documentElement.dataset.theme") == scheme
+    assert page.run("document.documentElement.scrollWidth") <= 1440
+    assert page.run("document.title").endswith("agentloop")
+    if view != "missing":  # the browser itself reports the 404
+        assert page.problems() == []
+    asked = [e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith((served.url, "about:", "data:"))] == []
+    page.run((files("axe_core_python") / "axe.min.js").read_text() + ";0")
+    rules = "{runOnly: ['color-contrast']}" if scheme == "dark" else "{}"  # colours are all that differs
+    found = json.loads(page.run(f"axe.run({rules}).then(result => JSON.stringify(result.violations))"))
+    serious = [
+        (one["id"], [node["html"][:200] for node in one["nodes"][:3]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+@pytest.mark.parametrize("view", [view for view in VIEWS if view != "missing"])
+def test_no_view_scrolls_sideways_when_it_is_magnified_to_200_percent(page: Page, served: Served, view: str) -> None:
+    address, drawn = views(served)[view]
+    page.open(address, width=1440, zoom=2)
+    page.wait(f"document.querySelector({json.dumps(drawn)})", f"{view} was not drawn")
+    assert page.run("document.documentElement.scrollWidth") <= 720
+
+
+@pytest.mark.parametrize("view", ["conversation", "tokens", "record"])
+def test_hostile_text_is_shown_and_does_nothing(page: Page, served: Served, view: str) -> None:
+    page.events.clear()
+    page.open(served.episode(6, 0, 0, view=view))
+    page.wait("document.querySelector('.panel')?.textContent.length > 100")
+    shown = page.run("document.querySelector('main').textContent")
+    if view != "tokens":  # its tokens are those of the prompt and the turns
+        assert "<script>window.hacked = 1</script>" in shown
+        for symbol in ("⟨ESC⟩[31m", "⟨BEL⟩", "⟨U+202E⟩", "⟨U+2066⟩"):
+            assert symbol in shown
+    assert not set(shown) & set("\x1b\x07\u202e\u2066")
+    assert page.run("typeof window.hacked") == "undefined"
+    assert page.run("document.querySelectorAll('main script, main img').length") == 0
+    assert page.problems() == []
+
+
+def test_hostile_text_in_tables_filters_and_comparisons_does_nothing(page: Page, served: Served) -> None:
+    for view in ("episodes", "group", "failures", "run", "runs"):
+        address, drawn = views(served)[view]
+        page.open(address)
+        page.wait(f"document.querySelector({json.dumps(drawn)})")
+        assert page.run("typeof window.hacked") == "undefined"
+        assert not set(page.run("document.querySelector('main').textContent")) & set("\x1b\x07\u202e\u2066")
+    page.open(served.view(f"run/{RUN}/episodes", q="<img src=x onerror=alert(1)>", task_id="\u202eevil"))
+    assert "⟨U+202E⟩" in page.text(".chip")
+    assert page.run("document.querySelectorAll('main img, main script').length") == 0
+
+
+def test_rows_are_sorted_filtered_and_searched_and_the_address_says_so(page: Page, served: Served) -> None:
+    page.open(served.view(f"run/{RUN}/episodes"))
+    total = browsed.STEPS * browsed.GROUPS * browsed.SAMPLES + 1
+    page.wait(f"document.querySelector('.total')?.textContent === '{total}'")
+    page.run("[...document.querySelectorAll('th button')].find(one => one.textContent.startsWith('Reward')).click()")
+    page.wait("document.querySelector('th[aria-sort=descending]')?.textContent.startsWith('Reward')")
+    page.wait("document.querySelector('tr[data-index=\"0\"] .points')?.textContent === '1.000'")
+    assert "sort=-reward" in page.run("location.hash")
+    page.run("document.querySelector('[data-facet=\"status=failed\"]').click()")
+    page.wait(f"document.querySelector('.total').textContent === '{browsed.STEPS}'")
+    assert "status=failed" in page.run("location.hash")
+    address = page.run("location.href")
+    page.open(address)  # shared with somebody else
+    page.wait(f"document.querySelector('.total')?.textContent === '{browsed.STEPS}'")
+    assert page.run("document.querySelector('[data-facet=\"status=failed\"]').checked")
+    page.press("/")
+    assert page.run("document.activeElement.id") == "search"
+    page.call("Input.insertText", text="red")
+    page.press("Enter")
+    page.wait("location.hash.includes('q=red')")
+    page.press("Escape")
+    page.run("document.querySelector('.facet-fold > button').click()")
+    page.wait(f"document.querySelector('.total').textContent === '{total}'")
+
+
+def test_keys_walk_through_the_table_into_an_episode_and_along_the_list(page: Page, served: Served) -> None:
+    page.open(served.view(f"run/{RUN}/episodes", status="ok", split="train"))
+    page.wait("document.querySelector('tr[data-index=\"3\"] a')")
+    page.press("j", "j", "j", "k")
+    assert page.run("document.activeElement.closest('tr').dataset.index") == "1"
+    page.press("Enter")
+    page.wait("document.querySelector('.turn')")
+    place = page.wait("document.querySelector('.place').textContent")
+    assert place.startswith("2 of ")
+    page.press("j")
+    page.wait("document.querySelector('.place')?.textContent.startsWith('3 of ')")
+    page.press("k")
+    page.wait("document.querySelector('.place')?.textContent.startsWith('2 of ')")
+    page.press("t")
+    page.wait("document.querySelector('[role=tab][aria-selected=true]').textContent === 'Tokens'")
+    page.press("u")
+    page.wait("document.querySelector('.rows')")
+    assert "status=ok" in page.run("location.hash")
+    page.press("?")
+    assert "next row" in page.text("dialog[open]")
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog')")
+    page.press("g", "o")
+    page.wait("document.querySelector('.verdicts')")
+
+
+def test_a_tool_result_stands_at_its_call_and_a_reward_at_its_turn(page: Page, served: Served) -> None:
+    page.open(served.episode(6, 1, 1))
+    assert "calculator" in page.text(".call-name")
+    assert page.text(".call .values dd") == "1+1"
+    assert page.text(".call .result .text") == "2"
+    assert "used the tool +0.100" in page.text(".role-assistant > .who .parts")
+    assert page.run("document.querySelectorAll('.conversation > .role-tool').length") == 0
+    page.open(served.episode(6, 0, 2))
+    assert "the JSON ends too soon" in page.text(".call.failed")
+    page.open(served.episode(6, 2, 3))
+    assert "replica 0 is gone" in page.text(".error-line")
+
+
+def test_an_image_is_shown(page: Page, served: Served) -> None:
+    page.open(served.episode(6, 0, 1))
+    page.wait("document.querySelector('.images img')?.naturalWidth === 2")
+    assert "The picture is red" in page.text(".reasoning")
+
+
+def test_a_token_tells_its_facts_under_the_pointer_and_under_the_keyboard(page: Page, served: Served) -> None:
+    page.open(served.episode(6, 1, 1, view="tokens"))
+    page.wait("document.querySelector('.token-text > i.m-trained')")
+    page.point_at(".token-text > i.m-trained")
+    tip = page.text("#tip")
+    for fact in ("sampled and trained", "token id", "probability", "trainer's logprob", "advantage", "policy version5"):
+        assert fact in tip
+    page.run("document.querySelector('.tokens').focus()")
+    page.press("]", "ArrowRight")
+    said = page.wait("document.querySelector('#say').textContent.includes('position') && say.textContent")
+    assert "logprob" in said
+    assert page.run("document.querySelectorAll('.lit').length") == 1
+    page.press("2")
+    page.wait("document.querySelector('[aria-pressed=true]').dataset.mode === 'logprob'")
+    assert "mode=logprob" in page.run("location.hash")
+    assert page.run("document.querySelectorAll('.token-text > i.p1, .token-text > i.p2').length") > 0
+    for mode in ("3", "4", "5"):
+        page.press(mode)
+        page.wait("document.querySelector('.scale').childElementCount > 0")
+        assert page.run("document.querySelectorAll('.scale .warn').length") == 0
+
+
+def test_an_episode_of_64000_tokens_opens_without_drawing_all_of_them(page: Page, served: Served) -> None:
+    page.open(served.view(f"run/{RUN}/episode", key=served.long, view="tokens"))
+    page.wait("document.querySelector('.token-text > i')")
+    page.wait("document.querySelector('.token-bar .quiet').textContent === '64,000 tokens'")
+    assert page.run("document.querySelectorAll('.token-text > i').length") < 10_000
+    page.run("document.querySelector('.tokens').focus()")
+    page.press("End")
+    page.wait("location.hash.includes('at=63999')")
+    page.wait("document.querySelector('.lit').getBoundingClientRect().bottom < innerHeight", "it is not in sight")
+
+
+def test_curves_can_be_read_by_pointer_and_keys_and_lead_to_the_episodes(page: Page, served: Served) -> None:
+    page.open(served.view(f"run/{RUN}"))
+    page.wait("document.querySelector('.plot path.line')")
+    page.run("document.querySelector('.area').focus()")
+    page.press("ArrowRight", "ArrowRight")
+    assert page.text("#tip .head") == "step 2"
+    assert "0.400" in page.text("#tip")
+    page.press("Enter")
+    page.wait("location.hash.includes('episodes?step=2')")
+    page.wait(f"document.querySelector('.total')?.textContent === '{browsed.GROUPS * browsed.SAMPLES}'")
+
+
+def test_runs_are_laid_over_each_other(page: Page, served: Served) -> None:
+    page.open(served.url)
+    page.wait("document.querySelectorAll('.plot:first-child path.line').length === 2")
+    page.run("document.querySelector('.runs input[type=checkbox]').click()")
+    page.wait("document.querySelectorAll('.plot:first-child path.line').length === 1")
+    assert "run=" in page.run("location.hash")
+
+
+def test_new_steps_appear_without_moving_what_is_read(page: Page, served: Served, quickstart_model: Path) -> None:
+    run = served.folder / "growing"
+    shutil.copytree(served.folder / "other", run, ignore=shutil.ignore_patterns("index.sqlite*"))
+    page.open(served.view("run/growing/episodes"))
+    page.wait("document.querySelector('tr[data-index=\"3\"] a')")
+    before = int(page.text(".total"))
+    page.press("j", "j", "j")
+    reads = "document.activeElement.getAttribute('href')"
+    href = page.run(reads)
+    browsed.write_step(run, browsed.STEPS + 1, load_tokenizer(str(quickstart_model)))
+    page.wait("!document.querySelector('.fresh').hidden", "the new episodes were not announced")
+    assert page.text(".fresh") == f"Show {browsed.GROUPS * browsed.SAMPLES} new episodes"
+    assert page.run(reads) == href and int(page.text(".total")) == before
+    page.press("r")
+    page.wait(f"document.querySelector('.total').textContent === '{before + browsed.GROUPS * browsed.SAMPLES}'")
+    page.open(served.view("run/growing"))
+    page.wait("document.querySelector('.legend b')?.textContent === '0.900'")
+    browsed.write_step(run, browsed.STEPS + 2, load_tokenizer(str(quickstart_model)))
+    page.wait("document.querySelector('.legend b').textContent === '1'", "the curve did not grow")
+    shutil.rmtree(run)
