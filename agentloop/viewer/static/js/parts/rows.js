@@ -13,8 +13,8 @@ const PAGES_KEPT = 60;
  * `load(offset, limit, signal) -> {total, rows}`, `href(row)`, `onSort(sort)`, `sort` like "-reward".
  */
 export class Rows {
-  constructor({ columns, load, href, onSort, onTotal, sort, label, noun = "rows" }) {
-    Object.assign(this, { columns, load, href, onSort, onTotal, sort, noun });
+  constructor({ columns, load, href, onSort, onTotal, sort, label, noun = "rows", whenEmpty }) {
+    Object.assign(this, { columns, load, href, onSort, onTotal, sort, noun, whenEmpty });
     this.pages = new Map();
     this.asked = new Map();
     this.drawn = new Map();
@@ -77,7 +77,7 @@ export class Rows {
       this.element.removeAttribute("aria-busy");
       this.setTotal(answer.total);
       this.onTotal?.(answer);
-      replace(this.note, answer.total === 0 ? h("p", { class: "empty" }, `No ${this.noun} with these filters.`) : null);
+      replace(this.note, answer.total === 0 ? (this.whenEmpty?.() ?? h("p", { class: "empty" }, `No ${this.noun} with these filters.`)) : null);
     } catch (error) {
       if (error.name === "AbortError" || round !== this.round) return;
       this.failed = true; // asked again by the reader: a reload, another filter

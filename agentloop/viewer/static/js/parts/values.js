@@ -17,11 +17,22 @@ function short(value) {
   return value === null || typeof value !== "object" || !Object.keys(value).length || flat(value);
 }
 
+const PICTURE = /\.(png|jpe?g|gif|webp)$/i;
+
+/** Pictures of a value that a weave client stored as files; null when it is not one. */
+function pictures(value) {
+  if (value._type !== "CustomWeaveType" || typeof value.files !== "object" || value.files === null) return null;
+  const shown = Object.entries(value.files).filter(([name]) => PICTURE.test(name));
+  return shown.length ? h("div", { class: "images" }, shown.map(([name, digest]) => h("img", { src: `/api/external/file/${encodeURIComponent(digest)}`, loading: "lazy", alt: name }))) : null;
+}
+
 /** A value as nodes. `depth` bounds the nesting: what is deeper is shown as JSON text. */
 export function tree(value, depth = 0) {
   if (typeof value === "string" && !short(value)) return block(value, "v-block");
   if (value === null || typeof value !== "object") return scalar(value);
   const list = Array.isArray(value);
+  const seen = list ? null : pictures(value);
+  if (seen) return seen;
   const entries = list ? value.map((one, i) => [String(i), one]) : Object.entries(value);
   if (!entries.length) return h("span", { class: "v-null" }, list ? "[ ]" : "{ }");
   if (depth >= DEEPEST) return block(JSON.stringify(value, null, 2), "v-block");

@@ -1,6 +1,6 @@
 // Calls that came from elsewhere: of a weave client, or spans by OTLP. A table, newest first.
 import { api } from "../core/api.js";
-import { h, replace } from "../core/dom.js";
+import { h } from "../core/dom.js";
 import { clock, integer, seconds } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { link, rewrite, values } from "../core/route.js";
@@ -25,7 +25,7 @@ export class CallsView {
   constructor({ params }) {
     this.filters = values(params);
     this.rows = new Rows({
-      columns: COLUMNS, label: "Calls", noun: "calls", sort: this.filters.sort ?? "-started_at",
+      columns: COLUMNS, label: "Calls", noun: "calls", whenEmpty: () => this.howTo(), sort: this.filters.sort ?? "-started_at",
       load: (offset, limit, signal) => api.calls({ ...this.asked(), offset, limit }, { signal }),
       href: (row) => link(["call", row.id]), onSort: (sort) => this.change({ ...this.filters, sort }), onTotal: (answer) => this.arrived(answer),
     });
@@ -81,10 +81,12 @@ export class CallsView {
     this.count.textContent = integer(total);
     const counts = Object.fromEntries((projects ?? []).map((one) => [[one.entity, one.project].filter(Boolean).join("/"), one.calls]));
     this.facets.set({ status: facets?.status ?? { ok: null, error: null, running: null }, project: counts });
-    if (total === 0 && !Object.keys(this.filters).some((name) => name !== "sort")) {
-      replace(this.rows.note, h("div", { class: "empty" }, h("p", null, "No call has come yet. An unmodified weave client writes here with:"),
-        h("pre", null, `export WANDB_BASE_URL=${location.origin} WF_TRACE_SERVER_URL=${location.origin} WANDB_API_KEY=local`), h("p", null, "and OTLP senders with:"), h("pre", null, `export OTEL_EXPORTER_OTLP_ENDPOINT=${location.origin}`)));
-      this.emptied = true;
-    }
+  }
+
+  /** How to send calls, as long as none has come. */
+  howTo() {
+    if (Object.keys(this.filters).some((name) => name !== "sort")) return null;
+    return h("div", { class: "empty" }, h("p", null, "No call has come yet. An unmodified weave client writes here with:"),
+      h("pre", { tabindex: "0" }, `export WANDB_BASE_URL=${location.origin} WF_TRACE_SERVER_URL=${location.origin} WANDB_API_KEY=local`), h("p", null, "and OTLP senders with:"), h("pre", { tabindex: "0" }, `export OTEL_EXPORTER_OTLP_ENDPOINT=${location.origin}`));
   }
 }
