@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from agentloop.errors import AgentloopError
 from agentloop.viewer import external, otlp, weave
 from agentloop.viewer.api import build_router
 from agentloop.viewer.auth import Gate
@@ -40,7 +41,8 @@ def create_app(runs: Sequence[Path], *, data: Path | None = None, token: str | N
         token: opens the server; None: it is open to this machine, and only to it.
     """
     app = FastAPI(title="agentloop trace server", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(Refusal, answer)
+    for kind in (Refusal, AgentloopError):
+        app.add_exception_handler(kind, answer)
     received = Received(data or data_folder(runs))
     app.include_router(build_router(runs))
     app.include_router(weave.build_router(received))

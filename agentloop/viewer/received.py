@@ -31,7 +31,8 @@ CREATE TABLE IF NOT EXISTS calls (
     project TEXT NOT NULL, id TEXT NOT NULL, trace_id TEXT, parent_id TEXT, op_name TEXT, display_name TEXT,
     started_at INTEGER, ended_at INTEGER, exception TEXT, thread_id TEXT, turn_id TEXT,
     wb_user_id TEXT, wb_run_id TEXT, wb_run_step INTEGER, wb_run_step_end INTEGER,
-    attributes TEXT, inputs TEXT, output TEXT, summary TEXT,
+    attributes TEXT CHECK (json_valid(attributes)), inputs TEXT CHECK (json_valid(inputs)),
+    output TEXT CHECK (json_valid(output)), summary TEXT CHECK (json_valid(summary)),
     UNIQUE (project, id));
 CREATE INDEX IF NOT EXISTS calls_by_start ON calls (project, started_at, id);
 CREATE INDEX IF NOT EXISTS calls_by_id ON calls (id);
@@ -43,12 +44,13 @@ CREATE TABLE IF NOT EXISTS objects (
     val TEXT NOT NULL, deleted_at INTEGER,
     UNIQUE (project, object_id, digest));
 CREATE TABLE IF NOT EXISTS rows (
-    project TEXT NOT NULL, digest TEXT NOT NULL, val TEXT NOT NULL, UNIQUE (project, digest));
+    project TEXT NOT NULL, digest TEXT NOT NULL, val TEXT NOT NULL CHECK (json_valid(val)), UNIQUE (project, digest));
 CREATE TABLE IF NOT EXISTS tables (
     project TEXT NOT NULL, digest TEXT NOT NULL, row_digests TEXT NOT NULL, UNIQUE (project, digest));
 CREATE TABLE IF NOT EXISTS feedback (
     project TEXT NOT NULL, id TEXT NOT NULL, weave_ref TEXT NOT NULL, feedback_type TEXT NOT NULL,
-    created_at INTEGER NOT NULL, creator TEXT, payload TEXT NOT NULL, more TEXT NOT NULL,
+    created_at INTEGER NOT NULL, creator TEXT,
+    payload TEXT NOT NULL CHECK (json_valid(payload)), more TEXT NOT NULL CHECK (json_valid(more)),
     UNIQUE (project, id));
 CREATE INDEX IF NOT EXISTS feedback_by_ref ON feedback (project, weave_ref);
 CREATE TABLE IF NOT EXISTS spans (
@@ -99,6 +101,7 @@ class Received:
 
         Raises:
             DiskError: the disk is full, read-only or broken.
+            Refusal: a value is nested deeper than sqlite reads JSON.
         """
         with self._lock:
             try:
@@ -110,6 +113,8 @@ class Received:
                 except BaseException:
                     connection.rollback()
                     raise
+            except sqlite3.IntegrityError as exc:  # json_valid: sqlite reads fewer levels than we do
+                raise Refusal(422, "a value cannot be stored: it is nested too deeply") from exc
             except sqlite3.OperationalError as exc:
                 raise DiskError(f"{self._path} could not be written: {exc}", "check that disk, then repeat") from exc
             except OSError as exc:
@@ -144,11 +149,10 @@ class Received:
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        connection = _connect(self._path)
         try:
+            connection = _connect(self._path)
             (layout,) = connection.execute("PRAGMA user_version").fetchone()
         except sqlite3.DatabaseError as exc:
-            connection.close()
             raise Refusal(
                 500, f"{self._path} cannot be read: {exc}", "move the file away, or give another --data"
             ) from exc

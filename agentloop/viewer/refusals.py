@@ -6,6 +6,8 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from agentloop.errors import AgentloopError
+
 
 class Refusal(Exception):
     """A request that is answered with an error.
@@ -31,6 +33,8 @@ class Refusal(Exception):
 
 
 async def answer(_: Request, exc: Exception) -> Response:
-    """Answer a `Refusal` that a route raised; an exception handler of FastAPI."""
+    """Answer a `Refusal` or an `AgentloopError` that a route raised; an exception handler."""
+    if isinstance(exc, AgentloopError):
+        exc = Refusal(500, exc.message, exc.hint)
     assert isinstance(exc, Refusal)
     return exc.response

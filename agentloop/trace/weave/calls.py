@@ -22,6 +22,9 @@ NAMESPACE = uuid.UUID("6c8f2f3e-5d0b-4e6e-9a43-0d7f5b0a1c52")
 OPS = ("episode", "turn", "generate", "parse", "tool", "interaction", "reward")
 """Spans of the library; the ops of weave have their names."""
 
+LEFT_OUT = ("parse",)
+"""Spans of microseconds, which are no calls of weave unless they failed."""
+
 LONGEST_NAME = 100
 
 
@@ -60,11 +63,13 @@ def calls_of(episode: TracedEpisode, *, texts: bool, image: Callable[[Any], Any]
     common: dict[str, Any] = {**episode.attributes(), "key": episode.key}
     found: dict[str, EpisodeCall] = {}
     for span in episode.spans:
+        if span.name in LEFT_OUT and span.status == "ok":
+            continue
         call = EpisodeCall(
             op=_op(span.name),
             name=_plain(span.name)[:LONGEST_NAME],
             id=str(_id(episode.trace_id, span)),
-            parent=found[span.parent_id].id if span.parent_id in found else _root(found),
+            parent=found[span.parent_id].id if span.parent_id in found else _first(found),
             start_ns=span.start_ns,
             end_ns=max(span.start_ns, span.end_ns),
             attributes={**{name: _value(value) for name, value in span.attributes.items()}, **common},
@@ -248,7 +253,7 @@ def _id(trace_id: str, span: Span) -> uuid.UUID:
     return uuid.UUID(trace_id) if span.parent_id is None else uuid.uuid5(NAMESPACE, trace_id + span.span_id)
 
 
-def _root(found: Mapping[str, EpisodeCall]) -> str | None:
+def _first(found: Mapping[str, EpisodeCall]) -> str | None:
     """Return the parent of a call whose own is not known: the first call."""
     return next((call.id for call in found.values()), None)
 

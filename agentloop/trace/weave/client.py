@@ -1,9 +1,9 @@
 """weave's own client, used so that it says whether calls arrived.
 
-`weave.init` is not called: it would change the libraries of other providers in this process, set
-OpenTelemetry's global provider, and look for a newer version of itself. The client's queue is not
-used either: it drops calls after a few failures, and only logs that. Here the client makes the
-calls, which are collected and sent in one request; a failure is an error.
+It runs in a process of its own (`process`). `weave.init` is not called: it would look for a newer
+version of itself, and wrap the libraries of other providers. The client's queue is not used either:
+it drops calls after a few failures, and only logs that. Here the client makes the calls, which are
+collected and sent in one request; a failure is an error.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from agentloop.errors import ExportError
 from agentloop.text import clean
@@ -54,9 +53,12 @@ class Client:
             known = is_local(weave_trace_server_url()) and not os.environ.get("WANDB_BASE_URL")
             if entity is None:
                 entity = LOCAL_KEY if known else _default_entity()
+            from weave.trace.context.weave_client_context import set_weave_client_global
             from weave.trace.weave_client import WeaveClient
 
             self._client = WeaveClient(entity, project, self._collector, ensure_project_exists=not known)
+            # Without an active client, weave makes no calls, whichever is asked.
+            set_weave_client_global(self._client)
 
     def send(self, episodes: Sequence[Sequence[EpisodeCall]]) -> None:
         """Send the calls of episodes, each after its parent, and wait for the server's answer.
@@ -70,7 +72,7 @@ class Client:
 
             if should_disable_weave():
                 raise ExportError("weave is switched off by WEAVE_DISABLED", "unset that variable, or trace.weave")
-            with override_settings(print_call_link=False), _quiet(), _active(self._client):
+            with override_settings(print_call_link=False):
                 for calls in episodes:
                     self._make(calls)
                 self._client.flush()
@@ -81,14 +83,7 @@ class Client:
                 cause = self._collector.cause or "weave's client made no call of it"
                 raise ExportError(f"{self._server_name}: {len(missing)} of {len(wanted)} calls were not sent: {cause}")
             for batch in _batches([complete[call] for call in wanted]):
-                self._collector.calls_complete({"batch": batch})
-
-    def close(self) -> None:
-        """Release the client's threads; a request that runs is not waited for."""
-        for executor in (self._client.future_executor, self._client.future_executor_fastlane):
-            pool = getattr(executor, "_executor", None)
-            if pool is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
+                self._collector.post(self._client.entity, self._client.project, batch)
 
     def _make(self, calls: Sequence[EpisodeCall]) -> None:
         made: dict[str, Any] = {}
@@ -162,6 +157,7 @@ def _default_entity() -> str:
 def _collector(credentials: Any) -> Any:
     """Return weave's connection to its server, which keeps starts and ends instead of sending
     them."""
+    from pydantic_core import to_jsonable_python
     from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
     from weave.vendor.weave_server_sdk.types import CallStartResponse
 
@@ -191,6 +187,13 @@ def _collector(credentials: Any) -> Any:
         def file_create(self, req: Any) -> Any:
             return self._noting(super().file_create, req)
 
+        def post(self, entity: str, project: str, batch: Sequence[dict[str, Any]]) -> None:
+            """Send complete calls. weave's own method checks each value by its type, which takes
+            longer than all else."""
+            self._update_client_headers()
+            path = f"/v2/{quote(entity, safe='')}/{quote(project, safe='')}/calls/complete"
+            self._stainless_client.post(path, body={"batch": to_jsonable_python(batch)}, cast_to=object)
+
         def complete(self) -> dict[str, dict[str, Any]]:
             """Return the calls of which start and end are known, by id."""
             ends = {name: {k: v for k, v in end.items() if k != "is_eval"} for name, end in self._ends.items()}
@@ -207,34 +210,6 @@ def _collector(credentials: Any) -> Any:
     server.clear()
     server.set_auth(credentials)
     return server
-
-
-@contextlib.contextmanager
-def _active(client: Any) -> Iterator[None]:
-    """Make a client weave's active one within the block, unless the user's code has one.
-
-    Without an active one, weave makes no calls, whichever client is asked.
-    """
-    from weave.trace.context.weave_client_context import get_weave_client, set_weave_client_global
-
-    set_weave_client_global(client)  # does nothing if there is one
-    try:
-        yield
-    finally:
-        if get_weave_client() is client:
-            set_weave_client_global(None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the errors that weave's client logs from being printed: they are raised here."""
-    logger = logging.getLogger("weave.trace.concurrent.futures")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _batches(calls: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

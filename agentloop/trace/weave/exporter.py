@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -12,8 +13,8 @@ from agentloop.text import hide_secrets
 from agentloop.trace.exporting import ExportRun, TracedEpisode
 from agentloop.trace.weave.bounds import bound
 from agentloop.trace.weave.calls import calls_of
-from agentloop.trace.weave.client import Client
-from agentloop.trace.weave.images import Images
+from agentloop.trace.weave.images import SentImages
+from agentloop.trace.weave.process import WeaveProcess
 
 WANDB = "https://api.wandb.ai"
 
@@ -39,8 +40,9 @@ class WeaveExporter:
         self._project = project
         self._texts = config.token2text
         self._run = run
-        self._images = Images()
-        self._client: Client | None = None
+        self._images = SentImages()
+        self._process: WeaveProcess | None = None
+        self._lock = threading.Lock()
         self._closed = False
         address = os.environ.get("WF_TRACE_SERVER_URL") or os.environ.get("WANDB_BASE_URL") or WANDB
         self.destination = f"{hide_secrets(address.rstrip('/'))} {self._entity or ''}/{project}"
@@ -51,22 +53,29 @@ class WeaveExporter:
         Raises:
             ExportError: the server did not take all of them.
         """
-        if self._closed:
-            raise ExportError("weave: the exporter is closed")
-        if self._client is None:
-            # weave reports errors within itself to its makers; a run's data is not for them.
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-            self._client = Client(self._entity, self._project, self._run.model)
+        process = self._running()
         trees = []
         for episode in episodes:
-            calls = calls_of(episode, texts=self._texts, image=self._images.open)
+            calls = calls_of(episode, texts=self._texts, image=self._images.reference)
             for call in calls:
                 bound(call, f"all of it is in {self._run.folder}, episode {episode.key}")
             if calls:
                 trees.append(calls)
-        self._client.send(trees)
+        images, self._images.new = self._images.new, {}
+        process.send(trees, images)
 
     def close(self, timeout_s: float) -> None:
-        self._closed = True
-        if self._client is not None:
-            self._client.close()
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.close()
+
+    def _running(self) -> WeaveProcess:
+        """Return the process; start one if there is none, or if it has died."""
+        with self._lock:
+            if self._closed:
+                raise ExportError("weave: the exporter is closed")
+            if self._process is None or not self._process.alive:
+                self._images.forget()
+                self._process = WeaveProcess(self._entity, self._project, self._run.model, self._run.folder)
+            return self._process

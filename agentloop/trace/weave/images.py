@@ -1,43 +1,92 @@
-"""Images of conversations as weave shows them: each opened once, however many calls hold it."""
+"""Images of conversations on their way to weave: each is sent to the process once, by its key.
+
+A call holds `{"_image": key}` in the place of an image.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from agentloop.errors import DataError
-from agentloop.images import open_image
+from agentloop.images import image_data
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KEPT = 64
-"""Images that stay open: those of the groups that are sent at one time."""
+KEPT = 256
+"""Images that either side remembers: those of the groups that are sent at one time."""
+
+MARK = "_image"
 
 
-class Images:
-    """Images by what the messages hold: the samples of a group share theirs."""
+class SentImages:
+    """What the process has: the images of a step's messages, which the samples of a group share."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Any, tuple[Any, Image | None]] = OrderedDict()
+        self._known: OrderedDict[Any, tuple[Any, str | None]] = OrderedDict()
+        self._next = 0
+        self.new: dict[str, str] = {}  # key -> base64 or a path: not sent yet
 
-    def open(self, value: Any) -> Image | None:
-        """Return an image, or None for one that cannot be read."""
-        key = value.get("sha256") or id(value) if isinstance(value, dict) else id(value)
-        known = self._open.get(key)
-        if known is None:
+    def reference(self, value: Any) -> dict[str, str] | None:
+        """Return what a call holds for an image; None if it cannot be read."""
+        name = value.get("sha256") or id(value) if isinstance(value, dict) else id(value)
+        if name not in self._known:
             # The value is kept so that its id is not given to another.
-            known = self._open[key] = (value, _read(value))
-        self._open.move_to_end(key)
-        while len(self._open) > KEPT:
-            self._open.popitem(last=False)
-        return known[1]
+            self._known[name] = (value, self._add(value))
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        key = self._known[name][1]
+        return None if key is None else {MARK: key}
+
+    def forget(self) -> None:
+        """Send everything again: the process is another."""
+        self._known.clear()
+        self.new.clear()
+
+    def _add(self, value: Any) -> str | None:
+        try:
+            data = image_data(value)
+        except (DataError, ImportError, OSError, ValueError):
+            return None
+        self._next += 1
+        self.new[str(self._next)] = data
+        return str(self._next)
 
 
-def _read(value: Any) -> Image | None:
+class ReceivedImages:
+    """The process's side: images by key, opened once."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Image | None] = OrderedDict()
+
+    def add(self, new: dict[str, str]) -> None:
+        """Open images that were sent."""
+        for key, data in new.items():
+            self._known[key] = _open(data)
+            while len(self._known) > 2 * KEPT:  # more than the sender believes
+                self._known.popitem(last=False)
+
+    def within(self, value: Any) -> Any:
+        """Return a value with its images."""
+        if isinstance(value, dict):
+            if set(value) == {MARK}:
+                image = self._known.get(value[MARK])
+                return "[image]" if image is None else image
+            return {key: self.within(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.within(item) for item in value]
+        return value
+
+
+def _open(data: str) -> Image | None:
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        image = open_image(value)
-        image.load()  # a file that is cut off shows it here
-    except (DataError, ImportError, OSError, SyntaxError, ValueError):
+        image = Image.open(io.BytesIO(base64.b64decode(data)))
+        image.load()
+    except (OSError, SyntaxError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
         return None
     return image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I") else image.convert("RGB")

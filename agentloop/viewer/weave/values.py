@@ -15,6 +15,9 @@ import orjson
 from agentloop.files import json_line
 from agentloop.viewer.refusals import Refusal
 
+DEEPEST = 254
+"""Levels of a value: those that orjson writes."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -99,8 +102,32 @@ def now() -> int:
 
 
 def dump(value: object) -> str:
-    """Return a value as the JSON text of a column."""
+    """Return a value as the JSON text of a column.
+
+    Raises:
+        Refusal: it is nested too deeply.
+    """
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError as exc:  # an integer of more than 64 bits, or more levels than orjson writes
+        if _is_deep(value):
+            raise Refusal(422, f"a value is nested deeper than {DEEPEST} levels") from exc
     return json_line(value).decode().rstrip("\n")
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 def raw(column: str | None, default: Any = None) -> Any:

@@ -18,7 +18,7 @@ from agentloop.trace.weave import WeaveExporter
 from agentloop.trace.weave import client as client_module
 from agentloop.trace.weave.bounds import MOST_BYTES, bound, size_of
 from agentloop.trace.weave.calls import EpisodeCall, calls_of
-from agentloop.trace.weave.images import Images
+from agentloop.trace.weave.images import ReceivedImages, SentImages
 from agentloop.types import EpisodeStatus
 from tests.agentloop.trace.made_episodes import record
 
@@ -47,10 +47,10 @@ def test_the_tree_has_the_texts_of_the_conversation_and_no_ids() -> None:
     ids = {call.id: call for call in found}
     shape = [(call.op, ids[call.parent].op if call.parent else None) for call in found]
     assert shape == [
-        ("episode", None), ("turn", "episode"), ("generate", "turn"), ("parse", "turn"), ("tool", "episode"),
-        ("turn", "episode"), ("generate", "turn"), ("parse", "turn"), ("reward", "episode"),
+        ("episode", None), ("turn", "episode"), ("generate", "turn"), ("tool", "episode"),
+        ("turn", "episode"), ("generate", "turn"), ("reward", "episode"),
     ]  # fmt: skip
-    episode, first, tool, last, reward = found[0], found[2], found[4], found[6], found[8]
+    episode, first, tool, last, reward = found[0], found[2], found[3], found[5], found[6]
     assert episode.name == "tool_agent train/1/g0/0"
     assert episode.inputs["messages"] == [
         {"role": "system", "content": "Answer."}, {"role": "user", "content": "What is 12 * 34?"}
@@ -93,10 +93,12 @@ def test_errors_and_cancellations_end_their_call() -> None:
     spans = {span.name: span for span in made.trajectory.spans}
     spans["tool"].status, spans["tool"].error = "error", "ValueError: no: \ud800"
     spans["reward"].status = "cancelled"
+    spans["parse"].status, spans["parse"].error = "error", "what"
     made.trajectory.status, made.trajectory.error = EpisodeStatus.FAILED, "the tool server is gone"
     errors = {call.op: call.error for call in calls(made) if call.error}
     assert errors == {
         "episode": ("EpisodeFailed", "the tool server is gone"),
+        "parse": ("Error", "what"),
         "tool": ("ValueError", "no: ?"),
         "reward": ("Cancelled", "the call was cancelled"),
     }
@@ -105,7 +107,7 @@ def test_errors_and_cancellations_end_their_call() -> None:
 def test_an_agents_own_span_is_an_op_under_its_name() -> None:
     made = record()
     made.trajectory.spans[4].name = "look up / plan: \u202e"
-    call = calls(made)[4]
+    call = calls(made)[3]
     assert (call.op, call.name) == ("look-up-plan", "look up / plan: \u202e")
 
 
@@ -117,23 +119,30 @@ def test_an_interaction_has_what_was_said_and_what_came_back() -> None:
         {"role": "assistant", "content": "407"},
         {"role": "user", "content": "look again"},
     ]
-    call = calls(made)[4]
+    call = calls(made)[3]
     assert call.inputs == {"interaction": "teacher", "message": "407"}
     assert call.output == {"reward": 0.25, "message": "look again"}
 
 
-def test_images_are_opened_once() -> None:
+def test_images_are_handed_over_once() -> None:
     made = record()
-    picture = Image.new("RGB", (2, 2))
+    picture = Image.new("RGB", (2, 2), (255, 0, 0))
     parts = [{"type": "image", "image": picture}, {"type": "text", "text": "what is this?"}]
     made.trajectory.messages[1]["content"] = parts
-    images = Images()
-    found = calls_of(episode_of(made), texts=True, image=images.open)
-    shown = [call.inputs["messages"][1]["content"][0]["image"] for call in (found[0], found[2])]
-    assert shown[0] is shown[1] is picture
+    sent, received = SentImages(), ReceivedImages()
+    found = calls_of(episode_of(made), texts=True, image=sent.reference)
+    assert len(sent.new) == 1
+    received.add(sent.new)
+    shown = [received.within(call.inputs)["messages"][1]["content"] for call in (found[0], found[2])]
+    assert shown[0][0]["image"] is shown[1][0]["image"]
+    assert shown[0][0]["image"].getpixel((1, 1)) == (255, 0, 0)
+    assert shown[0][1] == "what is this?"
     parts[0]["image"] = {"sha256": "0" * 64, "path": "missing.png"}
-    content = calls_of(episode_of(made), texts=True, image=images.open)[0].inputs["messages"][1]["content"]
+    content = calls_of(episode_of(made), texts=True, image=sent.reference)[0].inputs["messages"][1]["content"]
     assert content == "[image]what is this?", "an image that cannot be read is named"
+    broken = ReceivedImages()
+    broken.add({"1": "bm90IGFuIGltYWdl"})
+    assert broken.within({"_image": "1"}) == broken.within({"_image": "unknown"}) == "[image]"
 
 
 @pytest.mark.parametrize("text", ["x" * 9_000_000, "語" * 2_000_000, '"' * 3_000_000])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,9 +70,9 @@ def test_episodes_are_read_back_as_trees_and_once(server: TraceServer, tmp_path:
     exporter.export(episodes)
     exporter.close(1.0)
 
-    assert len(read(server, 6)) == 4 * 9
+    assert len(read(server, 6)) == 4 * 7
     found = {call["id"]: call for call in read(server, 7)}
-    assert len(found) == 9, "sent twice, stored once"
+    assert len(found) == 7, "sent twice, stored once"
     roots = [call for call in found.values() if call["parent"] is None]
     assert [(root["op"], root["id"] == root["trace"]) for root in roots] == [("episode", True)]
     assert all(call["parent"] in found for call in found.values() if call["parent"] is not None)
@@ -98,6 +102,48 @@ def test_an_outage_is_an_error_and_the_next_try_completes(server: TraceServer, t
     again = TraceServer(tmp_path / "runs", port=port)
     try:
         exporter.export([first, second])
-        assert len(read(again, 6)) == 18
+        assert len(read(again, 6)) == 14
     finally:
         again.stop()
+
+
+def test_the_process_is_replaced_when_it_dies_and_ends_with_the_exporter(server: TraceServer, tmp_path: Path) -> None:
+    run = ExportRun("demo", tmp_path, "policy", rollout_n=2)
+    exporter = WeaveExporter(WeaveConfig(project="lab/runs"), run)
+    episodes = episodes_of(run, step_of(6, 1, samples=1))
+    exporter.export(episodes)
+    first = exporter._running()._process
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(10)
+    exporter.export(episodes)
+    second = exporter._running()._process
+    assert second.pid != first.pid
+    server.process.send_signal(signal.SIGSTOP)  # an answer never comes
+    failed: list[Exception] = []
+
+    def export() -> None:
+        try:
+            exporter.export(episodes)
+        except ExportError as exc:
+            failed.append(exc)
+
+    sending = threading.Thread(target=export)
+    sending.start()
+    time.sleep(0.3)
+    exporter.close(1.0)
+    sending.join(20)
+    assert not sending.is_alive() and "its process ended" in str(failed[0])
+    assert second.poll() is not None
+    with pytest.raises(ExportError, match="is closed"):
+        exporter.export(episodes)
+
+
+def test_the_library_is_not_imported_by_the_run(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from agentloop.config import WeaveConfig; "
+        "from agentloop.trace.exporting import ExportRun, load_exporter; "
+        "load_exporter('weave')(WeaveConfig(project='p'), ExportRun('demo', Path('x'))); "
+        "print([m for m in ('weave', 'PIL', 'opentelemetry') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "[]"
