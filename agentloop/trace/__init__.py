@@ -7,6 +7,7 @@ exporting  the protocol of a destination of spans, and which groups it gets
 hub        sends a step's episodes in the background
 exports    what was sent where
 otlp       to OpenTelemetry receivers, under the names of `genai`
+index      sqlite beside the store: filter, sort, full-text search
 signals    rules that name what looks wrong in a run, with the episodes behind it
 export     episodes in the forms that other programs read
 """

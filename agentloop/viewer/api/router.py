@@ -23,7 +23,7 @@ from agentloop.viewer.api.groups import group_json, task_json
 from agentloop.viewer.api.images import image_response
 from agentloop.viewer.api.metrics import MOST_POINTS, metrics_json
 from agentloop.viewer.api.parameters import Parameters
-from agentloop.viewer.api.run import Run
+from agentloop.viewer.api.run import Run, warm_up
 from agentloop.viewer.api.runs import Runs
 from agentloop.viewer.api.tokens import MOST_TOKENS, tokens_json
 from agentloop.viewer.refusals import Refusal
@@ -41,6 +41,7 @@ def build_router(runs: Sequence[Path]) -> APIRouter:
     Args:
         runs: run directories, and folders of run directories; one that does not exist yet has none.
     """
+    warm_up()
     found = Runs(runs)
     events = Events(found)
     router = APIRouter(prefix="/api")

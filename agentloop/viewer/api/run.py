@@ -53,6 +53,16 @@ _indexer = ThreadPoolExecutor(1, "trace-index")
 """Runs are indexed one after another: an index takes a core."""
 
 
+def warm_up() -> None:
+    """Import in a thread what the first episode would wait for."""
+    _indexer.submit(_import_readers)
+
+
+def _import_readers() -> None:
+    import pyarrow.parquet  # noqa: F401
+    import tokenizers  # noqa: F401
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run directory, not a folder of them."""
     return is_file(folder / METRICS_FILE) or is_file(folder / CONFIG_FILE)
