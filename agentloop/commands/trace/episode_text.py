@@ -17,6 +17,9 @@ Line = tuple[str, str]
 
 INDENT = "    "
 
+SHORT_S = 0.1
+"""Durations below this are shown in milliseconds."""
+
 ROLE_STYLES = {"assistant": "bold cyan", "tool": "bold yellow", "user": "bold green", "system": "bold"}
 
 
@@ -111,7 +114,7 @@ def _numbers(message: Mapping[str, Any], trained: str) -> str:
             if message.get(key) is not None:
                 words.append(f"{name} {number(message[key])}")
     if message.get("latency_s") is not None:
-        words.append(seconds(message["latency_s"]))
+        words.append(_took(message["latency_s"]))
     return "".join(f"  {word}" for word in words)
 
 
@@ -148,8 +151,13 @@ def span_tree(spans: Sequence[Mapping[str, Any]]) -> list[Any]:
     return grow(None, frozenset())
 
 
+def _took(duration_s: float) -> str:
+    """Return a duration; a short one in milliseconds."""
+    return f"{duration_s * 1e3:.1f}ms" if duration_s < SHORT_S else seconds(duration_s)
+
+
 def _label(span: Mapping[str, Any]) -> str:
-    took = seconds((span["end_ns"] - span["start_ns"]) / 1e9) if span["end_ns"] else "not ended"
+    took = _took((span["end_ns"] - span["start_ns"]) / 1e9) if span["end_ns"] else "not ended"
     hidden = ("request_id", "call_id")
     words = [f"{key}={clean(value, 60)}" for key, value in span["attributes"].items() if key not in hidden]
     bad = (

@@ -128,4 +128,4 @@ def _failures(episodes: Sequence[EpisodeFacts]) -> dict[str, float]:
 
 def _most(steps: Sequence[StepFacts], size: Callable[[EpisodeFacts], int]) -> list[str]:
     """Return the keys of the scored episodes, the largest first."""
-    return [episode.key for episode in sorted(scored(steps), key=lambda episode: -size(episode))]
+    return [episode.key for episode in sorted(scored(steps[::-1]), key=lambda episode: -size(episode))]

@@ -54,7 +54,7 @@ def repeated_answer(evidence: Evidence) -> Signal | None:
         share = len(before.get(what, ())) / max(1, sum(map(len, before.values())))
         if not before or value < 2 * share:
             return None
-    keys = [episode.key for episode in scored(evidence.late) if episode.answer == what]
+    keys = [episode.key for episode in scored(evidence.late[::-1]) if episode.answer == what]
     return signal("repeated_answer", value, evidence.step, _spread(keys), what=_shown(what), tasks=len(tasks))
 
 
@@ -74,7 +74,12 @@ def repeated_call(evidence: Evidence) -> Signal | None:
 
     Calls without arguments are not counted.
     """
-    made = [(call, episode) for episode in scored(evidence.late) for call in episode.calls if not call.endswith("({})")]
+    made = [
+        (call, episode)
+        for episode in scored(evidence.late[::-1])
+        for call in episode.calls
+        if not call.endswith("({})")
+    ]
     counts = Counter(call for call, _ in made)
     if len(made) < LEAST_CALLS:
         return None
