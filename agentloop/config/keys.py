@@ -23,9 +23,11 @@ SYNONYMS = {
     "num_generations": "group_size",
     "max_completion_length": "max_response_tokens",
     "max_tokens": "max_new_tokens",
+    "max_trajectories": "max_bytes_per_step",
     "world_size": "ranks",
 }
-"""Names that other systems have for keys of ours; they are too different to be found as near."""
+"""Names that other systems, or earlier versions, have for keys of ours; they are too different to
+be found as near."""
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:

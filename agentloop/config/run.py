@@ -116,13 +116,6 @@ class TraceConfig(Section):
         256, ge=1, description="episodes that wait for each destination, in MB; more are left to `agentloop trace push`"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _replaced(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "max_trajectories" in values:
-            raise ValueError("max_trajectories was replaced: set max_bytes_per_step, in bytes (null: no limit)")
-        return values
-
 
 class LoggerConfig(Section):
     """A logger beside console and metrics.jsonl. Short forms: `name`, `{name: {options}}`."""
