@@ -134,13 +134,10 @@ class Reading:
             self._unread[file.path] = exc.message
 
     def problems(self) -> list[str]:
-        """Return a sentence for each file that is cut or left over, and on groups that the store
-        had no room for."""
-        from agentloop.trace.store.files import leftovers
-
+        """Return a sentence for each file that is cut, missing or left over, and on groups that the
+        store had no room for."""
         found = list(self._unread.values())
-        for path in leftovers(self.store.folder):
-            found.append(f"{path} was being written when the process died: what it held is missing")
+        found += [str(problem) for problem in self.store.problems() if problem.path not in self._unread]
         groups = steps = 0
         for file in self.files:
             if file.path not in self._unread and not file.old:
