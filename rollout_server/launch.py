@@ -108,7 +108,7 @@ def _sources(settings: ServerSettings, info: EngineInfo, replicas: int, log_dir:
     from rollout_server.replica.starting.url import UrlSource
 
     if settings.replica_urls:
-        return [UrlSource(settings, url, info) for url in settings.replica_urls]
+        return [UrlSource(settings, url, info, settings.replica_token) for url in settings.replica_urls]
     if settings.engine == "sglang":
         return [SglangSource(settings, i, info, log_dir) for i in range(replicas)]
     token = secrets.token_urlsafe(32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import warnings
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from agentloop.chat import ChatRenderer, load_tokenizer
 from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import prove
 from agentloop.client.client import GenerateClient
+from agentloop.client.open_files import shortage
 from agentloop.config import AgentConfig, RewardConfig, SamplingConfig
 from agentloop.data import Tasks, load_tasks
 from agentloop.errors import ConfigError
@@ -86,6 +88,8 @@ async def rollout(
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}", f"give at least {least}")
 
+    if (few := shortage(max_in_flight)) is not None:
+        warnings.warn(few, stacklevel=2)
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             GenerateClient(url, token=token, max_connections=max_in_flight, context_headers=trace_headers)

@@ -122,6 +122,9 @@ class ServerSettings(EngineOptions):
     admin_token_env: str | None = Field(
         None, description="environment variable that holds a separate token for pauses, updates, aborts and memory"
     )
+    replica_token_env: str | None = Field(
+        None, description="environment variable that holds the bearer token of the servers at --replica-url"
+    )
     ready_file: Path | None = Field(None, description="file to write {url, pid} to once it serves")
     log_dir: Path | None = Field(None, description="folder of the replicas' logs; null: a temporary folder")
     parent_pid: int | None = Field(None, description="process that this server must not outlive")
@@ -150,13 +153,22 @@ class ServerSettings(EngineOptions):
         """
         return _secret("admin_token_env", self.admin_token_env)
 
+    @property
+    def replica_token(self) -> str | None:
+        """The token of the servers at `replica_urls`.
+
+        Raises:
+            ConfigError: the variable is named but not set.
+        """
+        return _secret("replica_token_env", self.replica_token_env)
+
     def check_tokens(self) -> None:
         """Raise now, rather than at the first use, if a named token is not in the environment.
 
         Raises:
             ConfigError: the variable is named but not set, or no HTTP header can hold its value.
         """
-        for field in ("token_env", "admin_token_env"):
+        for field in ("token_env", "admin_token_env", "replica_token_env"):
             _secret(field, getattr(self, field))
 
     @property

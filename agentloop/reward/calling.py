@@ -57,7 +57,9 @@ async def call_reward(function: RewardFunction, task: Task, main: Trajectory, ti
         if number is None:
             raise RewardError(
                 f"the reward returned {reprlib.repr(value)} as {key}, not a finite number",
-                "return finite numbers from it",
+                f"return float(...) of its text, not the text, for {key}"
+                if isinstance(value, str)
+                else "return finite numbers from it",
             )
         parts[str(key)] = number
     return Verdict(parts.pop("score"), parts, None if answer is None else str(answer))

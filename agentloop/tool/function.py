@@ -121,4 +121,5 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         return dict(get_json_schema(function))
     except Exception as exc:  # exceptions of transformers, and those of evaluating the hints
         reason = str(exc).replace("Cannot generate JSON schema for " + name + " because ", "").strip()
+        reason = reason.replace("it has no docstring!", "it has no docstring, which would describe it to the model")
         raise ToolConfigError(f"{name} cannot become a tool: {reason}", DOCSTRING) from exc

@@ -214,7 +214,7 @@ nameless = lambda city: city
     [
         ("untyped", "argument city has no type hint"),
         ("undescribed", "Args:"),
-        ("undocumented", "docstring"),
+        ("undocumented", "it has no docstring, which would describe it to the model"),
         ("star", r"\*args"),
         ("keywords", r"\*\*kwargs"),
         ("positional", "by its name"),

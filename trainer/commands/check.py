@@ -64,9 +64,6 @@ def _check_sft(recipe: SftRecipe) -> int:
         trust, weights = recipe.model.trust_remote_code, recipe.model.init == "weights"
         with console.phase("check model files"):
             folder = find_model(recipe.model.path, console.warn, trust_remote_code=trust, weights=weights)
-        if weights:
-            with console.phase("compare the model's tensors with its architecture"):
-                check_tensors(folder, trust_remote_code=trust)
         with console.phase("load tokenizer and template"):
             model = recipe.model.model_copy(update={"path": str(folder.path)})
             tokenizer = SftTokenizer.load(model, recipe.max_tokens, overlong=recipe.overlong)
@@ -84,6 +81,9 @@ def _check_sft(recipe: SftRecipe) -> int:
                 hint = f"`agentloop sft` calls {recipe.prepare} first, which writes it; check again after that"
                 raise DataError(exc.message, hint) from exc
             console.notice(f"{name:12} {rows.described}")
+        if weights:  # last, because it takes longest
+            with console.phase("compare the model's tensors with its architecture"):
+                check_tensors(folder, trust_remote_code=trust)
         console.notice("no problem found: a run would start")
     return 0
 

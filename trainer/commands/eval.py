@@ -22,9 +22,9 @@ from agentloop.commands.provenance import environment
 from agentloop.commands.recipes import find_config
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
-from agentloop.errors import ConfigError, RunDirError, WorkerError
+from agentloop.errors import ConfigError, RunDirError, ServerStartError, WorkerError
 from agentloop.files import is_file, real_path, write_atomic
-from agentloop.model_folder import ModelFolder
+from agentloop.model_folder import ModelFolder, check_tensors
 from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.early import early_programs
 from agentloop.runtime.event_loop import run_loops
@@ -96,6 +96,11 @@ def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) ->
         hub = open_hub(recipe, run_dir, console)
         try:
             metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject, hub))
+        except ServerStartError:
+            # The likeliest cause is a tensor that does not fit. Comparing takes seconds: only now.
+            if recipe.rollout.url is None:
+                check_tensors(ModelFolder(Path(inputs.model_path)), trust_remote_code=recipe.model.trust_remote_code)
+            raise
         except (asyncio.CancelledError, KeyboardInterrupt):
             console.close()
             console.notice("stopped: no result was written")

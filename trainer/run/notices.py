@@ -12,6 +12,7 @@ from agentloop.config.algorithm import estimators_with
 from agentloop.data import ValidatedRows
 from agentloop.errors import DataError
 from agentloop.reward.checks import mentions
+from agentloop.text import did_you_mean
 from agentloop.types import Task
 from trainer.rollouts.producer import Group
 from trainer.run.episode_metrics import equal_groups
@@ -33,6 +34,27 @@ def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]
     if found.cut:
         notices.append(f"data.{split}: {found.cut} of {rows} rows cut, {longer}")
     return notices
+
+
+def unknown_best_metric(recipe: Recipe, metrics: Mapping[str, object]) -> str | None:
+    """Return a warning if no checkpoint can be a best one, because `best_metric` names no metric.
+
+    Args:
+        metrics: of the first step, or of the first step with an evaluation.
+    """
+    key = recipe.checkpoint.best_metric
+    if not recipe.checkpoint.keep_best or isinstance(metrics.get(key), int | float):
+        return None
+    if key.startswith("eval/"):
+        if recipe.data.val is None:
+            return f"checkpoint.best_metric is {key}, and without data.val nothing is evaluated: no best one is kept"
+        if "eval/reward_mean" not in metrics:
+            return None  # not evaluated yet
+    elif "reward/mean" not in metrics:
+        return None  # not a training step: an evaluation before the first
+    numbers = [name for name, value in metrics.items() if isinstance(value, int | float)]
+    fix = did_you_mean(key, numbers, "the keys are those of metrics.jsonl")
+    return f"checkpoint.best_metric: step {metrics['step']} has no number {key!r}, so no best one is kept; {fix}"
 
 
 @dataclass

@@ -149,7 +149,8 @@ def prepare(
     Raises:
         UserError: something is wrong; the message has the fix.
     """
-    model_path = _checked_model(recipe, console, train=train, compare_tensors=compare_tensors)
+    folder = _checked_model(recipe, console, train=train)
+    model_path = str(folder.path)
     trust = recipe.model.trust_remote_code
     with console.phase("load tokenizer and template"):
         tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
@@ -190,6 +191,7 @@ def prepare(
             toolset.check(task, where)
             found.count(task, where)
 
+        _refuse_missing(recipe, f"data.{split}", source)
         with console.phase(f"load and check {split} rows"):
             splits[split] = _checked(recipe, split, source, renderer, toolset.schemas or None, check, console, context)
             if needs_truth and recipe.reward is not None:
@@ -211,6 +213,11 @@ def prepare(
     for notice in [*template_notices(proof), *unused_settings(recipe.trainer)]:
         console.notice(notice)
 
+    # Last, because it takes longest: what is wrong elsewhere is reported before.
+    if compare_tensors and (train or recipe.rollout.url is None):
+        with console.phase("compare the model's tensors with its architecture"):
+            check_tensors(folder, trust_remote_code=trust)
+
     rows: Sequence[Task] = splits["train"].tasks if train else []
     if train and len(rows) < recipe.rollout.batch_size:
         console.warn(small_data_text(len(rows), recipe.rollout.batch_size))
@@ -231,18 +238,31 @@ def prepare(
     )
 
 
-def _checked_model(recipe: Recipe, console: Console, *, train: bool, compare_tensors: bool) -> str:
-    """Find and check the model's folder; return its path."""
+def _refuse_missing(recipe: Recipe, key: str, source: str | list[str]) -> None:
+    """Refuse a file that does not exist while one of that name is beside the recipe.
+
+    Raises:
+        DataError: names both.
+    """
+    for name in [source] if isinstance(source, str) else source:
+        path = Path(name)
+        beside = None if recipe.folder is None else recipe.folder / path.name
+        if path.suffix in (".jsonl", ".parquet") and beside is not None and not path.exists() and beside.is_file():
+            raise DataError(
+                f"{key}: {name} does not exist",
+                f"set {key}={beside}, which is beside the recipe; paths on the command line are relative to the "
+                "working directory",
+            )
+
+
+def _checked_model(recipe: Recipe, console: Console, *, train: bool) -> ModelFolder:
+    """Find the model's folder and check its files."""
     model, trust = recipe.model, recipe.model.trust_remote_code
     # Evaluated on a server that runs already, the model is only a tokenizer here.
     weights = train or recipe.rollout.url is None
     quantized = not train and recipe.rollout.engine == "sglang"
     with console.phase("check model files"):
-        folder = find_model(model.path, console.warn, trust_remote_code=trust, weights=weights, quantized=quantized)
-    if compare_tensors and weights:
-        with console.phase("compare the model's tensors with its architecture"):
-            check_tensors(folder, trust_remote_code=trust)
-    return str(folder.path)
+        return find_model(model.path, console.warn, trust_remote_code=trust, weights=weights, quantized=quantized)
 
 
 def _checked(

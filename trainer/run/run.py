@@ -25,7 +25,7 @@ from trainer.rollouts.group_file import read_groups
 from trainer.rollouts.producer import Group, Producer
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.evaluation import Evaluation
-from trainer.run.notices import algorithm_notices, algorithm_warnings
+from trainer.run.notices import algorithm_notices, algorithm_warnings, unknown_best_metric
 from trainer.run.preflight import RunInputs
 from trainer.run.processes import Processes, start_processes
 from trainer.run.rundir import RunDir
@@ -97,6 +97,7 @@ class TrainRun:
             notice=console.notice,
             hub=hub,
         )
+        self._warned_of_best = False
         self._signals = RunSignals(run_dir.root, console, self._traces.due)
         self._unrecorded: _UnrecordedStep | None = None
 
@@ -276,6 +277,9 @@ class TrainRun:
             self._dir.amend_metrics(metrics)
         else:
             self._dir.append_metrics(metrics)
+        if not self._warned_of_best and (text := unknown_best_metric(self._recipe, metrics)) is not None:
+            self._warned_of_best = True
+            self._console.warn(text)
         self._signals.add_row(metrics)
         if self._loggers is not None:
             self._loggers.log(metrics)

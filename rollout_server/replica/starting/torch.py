@@ -80,6 +80,7 @@ def replica_settings(settings: ServerSettings, index: int, ready_file: Path) -> 
             # this server.
             "replicas": 1,
             "replica_urls": (),
+            "replica_token_env": None,
             "max_queue": None,
             "incremental_streaming_output": True,
             "ready_file": ready_file,

@@ -87,7 +87,10 @@ class UrlSource:
             except (EngineError, RequestError) as exc:
                 if loop.time() > deadline or isinstance(exc, RequestError):
                     raise ServerStartError(
-                        f"{self.name} does not answer as a rollout server: {exc}", "start it, or correct the URL"
+                        f"{self.name} does not answer as a rollout server: {exc}",
+                        "give its token (--replica-token-env)"
+                        if isinstance(exc, RequestError) and "token" in exc.message
+                        else "start it, or correct the URL",
                     ) from exc
                 await asyncio.sleep(RETRY_S)
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agentloop.agent.rollout import rollout
 from agentloop.client import open_files
 from agentloop.client.connections import ConnectionPool
 from agentloop.client.open_files import most_connections, shortage
+from agentloop.errors import ModelError
 
 
 @pytest.fixture
@@ -102,3 +104,10 @@ def test_the_programs_raise_the_limit(tmp_path: Path) -> None:
             cwd=tmp_path,
         )
         assert "limit 512" in run.stdout
+
+
+async def test_rollout_says_that_few_requests_run_at_once(few_files: int, tmp_path: Path) -> None:
+    episodes = rollout("http://127.0.0.1:9", [], model=tmp_path / "none", max_in_flight=1000)
+    few = "requests are in flight at once instead of 1000"
+    with pytest.warns(UserWarning, match=few), pytest.raises(ModelError):
+        await anext(episodes)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from agentloop.config import RewardConfig
-from agentloop.errors import ConfigError
+from agentloop.errors import ConfigError, RewardError
+from agentloop.reward.calling import call_reward
 from agentloop.reward.checks import check_reward, mentions
 from agentloop.reward.loading import load_reward, reads_ground_truth
-from agentloop.types import Task
+from agentloop.types import Task, Trajectory
 
 
 def two(task: Any, text: str) -> float:
@@ -93,3 +94,14 @@ def test_what_a_function_reads_is_found_in_its_code_and_its_helpers() -> None:
     assert mentions(lambda f: f(reward=1), "reward")
     assert not mentions(two, "ground_truth") and not mentions(max, "ground_truth") and not mentions(3, "x")
     assert reads_ground_truth(RewardConfig(function="gsm8k")) and not reads_ground_truth(None)
+
+
+@pytest.mark.parametrize("returned", ["0.5", {"score": 1.0, "format": "yes"}])
+async def test_a_reward_that_returns_text_is_told_to_convert_it(returned: Any) -> None:
+    async def reward(*_: Any) -> Any:
+        return returned
+
+    task = Task(task_id="7", agent_name="a", prompt=[{"role": "user", "content": "1"}])
+    with pytest.raises(RewardError, match="not a finite number") as caught:
+        await call_reward(reward, task, Trajectory([1], [0], [None], [None], 1, task_id="7"), 1.0)
+    assert "return float(...)" in (caught.value.hint or "")

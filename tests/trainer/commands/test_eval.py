@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from agentloop.config import Recipe
-from agentloop.errors import ConfigError, RunDirError
+from agentloop.errors import ConfigError, ModelError, RunDirError, ServerStartError
 from trainer.checkpoint_files import seal
-from trainer.commands.eval import Subject, find_subject, table
+from trainer.commands.eval import Subject, eval_command, find_subject, table
 
 
 @pytest.fixture
@@ -78,3 +80,30 @@ def test_a_damaged_checkpoint_is_not_evaluated(recipe: Recipe, checkpoint: Path)
     (checkpoint / "state.json").write_text("{")
     with pytest.raises(RunDirError, match=r"state\.json is not JSON"):
         find_subject(recipe, "last")
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_model_whose_tensors_do_not_fit_is_named_and_not_its_server(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete: bool
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(repo / "recipes" / "quickstart" / "model", model)
+    if not complete:
+        tensors = load_file(model / "model.safetensors")
+        del tensors[sorted(name for name in tensors if "layers.0" in name)[0]]
+        save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    (tmp_path / "rows.jsonl").write_text('{"prompt": [{"role": "user", "content": "1"}]}\n')
+    (tmp_path / "recipe.yaml").write_text(
+        f"run: {{steps: 1, dir: {tmp_path}/run}}\nmodel: {{path: {model}}}\n"
+        "data: {train: rows.jsonl, val: rows.jsonl, default_agent: single_turn_agent}\n"
+    )
+
+    async def fails(*_: Any) -> None:
+        raise ServerStartError("the rollout server ended with code 1")
+
+    monkeypatch.setattr("trainer.commands.eval._evaluate", fails)
+    expected = ServerStartError if complete else ModelError
+    with pytest.raises(
+        expected, match="ended with code 1" if complete else "lack tensors of the model: model.layers.0"
+    ):
+        eval_command(tmp_path / "recipe.yaml", [], checkpoint=None, out=None)

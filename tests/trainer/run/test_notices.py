@@ -21,6 +21,7 @@ from trainer.run.notices import (
     signal_warnings,
     step_reward_sources,
     template_notices,
+    unknown_best_metric,
 )
 
 
@@ -104,3 +105,24 @@ def test_what_gives_step_rewards_is_found_in_its_code() -> None:
         "user",
     ]
     assert step_reward_sources([ToolAgent, SingleTurnAgent], {"calc": Calculator({}, {})}, {}) == []
+
+
+def test_a_misspelt_best_metric_is_reported_when_it_should_have_had_a_value() -> None:
+    def said(key: str, metrics: dict[str, Any], *, keep_best: int = 1, val: str | None = "v.jsonl") -> str:
+        data = {"train": "t.jsonl", "val": val, "max_prompt_tokens": 64}
+        checkpoint = {"best_metric": key, "keep_best": keep_best}
+        recipe = Recipe.model_validate(
+            {"run": {"steps": 1}, "model": {"path": "m"}, "data": data, "checkpoint": checkpoint}
+        )
+        return unknown_best_metric(recipe, {"step": 4, "reward/mean": 0.5, "note": "x", **metrics}) or ""
+
+    evaluated = {"eval/reward_mean": 0.5, "eval/pass_at_4": 0.7}
+    for metrics in ({}, evaluated):
+        assert said("reward/mean", metrics) == said("eval/reward_mean", metrics) == ""
+        assert "step 4 has no number 'reward/meen'" in said("reward/meen", metrics)
+        assert "did you mean 'reward/mean'?" in said("reward/meen", metrics)
+        assert "no number 'note'" in said("note", metrics)
+        assert said("reward/meen", metrics, keep_best=0) == ""
+        assert "without data.val" in said("eval/reward_mean", {}, val=None)
+    assert said("eval/pass_at_8", {}) == ""  # not evaluated yet
+    assert "did you mean 'eval/pass_at_4'?" in said("eval/pass_at_8", evaluated)

@@ -105,3 +105,40 @@ def test_prompts_over_the_models_context_are_left_out(repo: Path, tmp_path: Path
     some = rows("1", "2" * 300)
     kept, said = prepared(repo, tmp_path, some, data={"max_prompt_tokens": 5000}, rollout={"context_length": 80})
     assert len(kept.train) == 1 and "longer than the model's context of 80 tokens" in said
+
+
+def test_cheap_checks_come_before_the_comparison_of_tensors(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Compared(Exception): ...
+
+    def compare(*_: Any, **__: Any) -> None:
+        raise Compared
+
+    monkeypatch.setattr("trainer.run.preflight.check_tensors", compare)
+    model = {"path": str(repo / "recipes" / "quickstart" / "model")}
+
+    def check(some: list[dict[str, Any]]) -> None:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        data = {"train": str(tmp_path / "rows.jsonl"), "default_agent": "single_turn_agent"}
+        recipe = Recipe.model_validate({"run": {"steps": 1}, "model": model, "data": data})
+        prepare(recipe, Console(io.StringIO(), terminal=False), conversations=2, compare_tensors=True)
+
+    with pytest.raises(DataError, match="column 'prompt'"):
+        check([{"prompt": 7}])
+    with pytest.raises(Compared):
+        check(rows("1"))
+
+
+def test_a_missing_file_that_is_beside_the_recipe_is_named(repo: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "recipe"
+    beside.mkdir()
+    (beside / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("1")))
+    model = {"path": str(repo / "recipes" / "quickstart" / "model")}
+    for name, says in (("mine.jsonl", f"set data.train={beside}/mine.jsonl"), ("other.jsonl", "")):
+        data = {"train": f"/nowhere/{name}", "default_agent": "single_turn_agent"}
+        recipe = Recipe.model_validate({"run": {"steps": 1}, "model": model, "data": data}, context={"folder": beside})
+        with pytest.raises(DataError, match=f"data.train: /nowhere/{name} does not exist") as caught:
+            prepare(recipe, Console(io.StringIO(), terminal=False), conversations=2)
+        assert ("beside the recipe" in (caught.value.hint or "")) == bool(says)
+        assert says in (caught.value.hint or "")
