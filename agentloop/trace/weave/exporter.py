@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from agentloop.config import WeaveConfig
@@ -77,5 +78,10 @@ class WeaveExporter:
                 raise ExportError("weave: the exporter is closed")
             if self._process is None or not self._process.alive:
                 self._images.forget()
-                self._process = WeaveProcess(self._entity, self._project, self._run.model, self._run.folder)
+                self._process = WeaveProcess(self._entity, self._project, _model(self._run.model), self._run.folder)
             return self._process
+
+
+def _model(path: str) -> str:
+    """Return the name of a model: a hub id, or the last folders of a path, which tells of users."""
+    return path if not Path(path).is_absolute() else "/".join(Path(path).parts[-2:])

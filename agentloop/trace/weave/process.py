@@ -1,8 +1,8 @@
 """The process that talks to weave: weave's client takes about 1 ms of CPU a call, and 2 s to
 import, which would hold up the agent loops of a run in whose process it worked.
 
-`python -m agentloop.trace.weave.process` reads requests and writes answers, one line of JSON each:
-first `{"entity", "project", "model"}`, then `{"images": {key: base64}, "episodes": [[call, ...]]}`.
+`main` reads requests and writes answers, one line of JSON each: first `{"entity", "project",
+"model"}`, then `{"images": {key: base64}, "episodes": [[call, ...]]}`.
 An answer is `{}` once weave's server has confirmed the calls, or `{"error", "hint", "final"}`.
 """
 
@@ -44,7 +44,7 @@ class WeaveProcess:
 
     def __init__(self, entity: str | None, project: str, model: str, folder: Path) -> None:
         log = folder / LOG
-        command = [sys.executable, "-m", "agentloop.trace.weave.process"]
+        command = [sys.executable, "-c", "from agentloop.trace.weave.process import main; main()"]
         with contextlib.ExitStack() as stack:
             errors: IO[bytes] | int = stack.enter_context(log.open("ab")) if log.parent.is_dir() else DEVNULL
             try:
@@ -124,7 +124,3 @@ def main() -> None:
     os.dup2(2, 1)  # what weave prints is no answer
     _serve(sys.stdin.buffer, answers)
     os._exit(0)  # threads of weave's client would be waited for
-
-
-if __name__ == "__main__":
-    main()
