@@ -43,6 +43,8 @@ PADDING = 1024
 FORK_S = 180.0
 """Longest wait for a program to be forked: what is still being imported may lie on a slow disk."""
 
+KILL_S = 5.0
+
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 
 
@@ -187,10 +189,11 @@ class Importer:
         return int.from_bytes(answer)
 
     def end(self) -> None:
-        """Kill the process."""
+        """Kill the process. One that is stuck in the kernel is left behind."""
         self._control.close()
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(KILL_S)
 
 
 @dataclass

@@ -118,6 +118,8 @@ async def start_processes(
                 # weights it keeps.
                 served.note(version, folder)
                 url = await server.start(version, folder)
+        if server is not None:
+            stack.push_async_callback(_end_both, workers, server)
         url = url or str(recipe.rollout.url)
         token = recipe.rollout.token if server is None else server.token
 
@@ -220,6 +222,11 @@ async def _start_both(
         raise error
     assert not isinstance(workers, BaseException) and not isinstance(url, BaseException)
     return workers, url
+
+
+async def _end_both(workers: WorkerGroup, server: ServerProcess) -> None:
+    """End ranks and server concurrently. Errors are left to the calls that end each again."""
+    await asyncio.gather(workers.close(), server.stop(), return_exceptions=True)
 
 
 def _rank_of_error(error: BaseException) -> int:
