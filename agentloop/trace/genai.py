@@ -48,8 +48,7 @@ def named_spans(episode: TracedEpisode, *, texts: bool = True) -> list[NamedSpan
     found = []
     for span in episode.spans:
         named = view.named(span)
-        own = {key: value for key, value in span.attributes.items() if key not in common}
-        named.attributes = {**common, **own, **named.attributes}
+        named.attributes = {**common, **_own(span), **named.attributes}
         if span.status == "error":
             named.attributes["error.type"] = _error_type(span.error)
         found.append(named)
@@ -108,7 +107,7 @@ class _View:
             attributes["data_source"] = trajectory.data_source
         if trajectory.reward is not None:
             attributes["reward"] = float(trajectory.reward)
-        attributes |= {f"reward.{name}": float(value) for name, value in trajectory.reward_parts.items()}
+        attributes |= {f"reward_parts.{name}": float(value) for name, value in trajectory.reward_parts.items()}
         if self._texts:
             found = list(generations(trajectory))
             if trajectory.answer is not None:

@@ -123,7 +123,9 @@ class _Client:
             compression=Compression.Gzip,
             session=self._session,
         )
-        self._resource = Resource({"service.name": "agentloop", "service.instance.id": run.name})
+        # The last one is how Phoenix names its project.
+        names = {"service.name": "agentloop", "service.instance.id": run.name, "openinference.project.name": run.name}
+        self._resource = Resource(names)
         self._scope = InstrumentationScope("agentloop", version("agentloop-rl"))
 
     def send(self, spans: Sequence[tuple[str, NamedSpan]]) -> None:
