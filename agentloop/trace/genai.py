@@ -48,11 +48,20 @@ def named_spans(episode: TracedEpisode, *, texts: bool = True) -> list[NamedSpan
     found = []
     for span in episode.spans:
         named = view.named(span)
-        named.attributes = {**common, **_own(span), **named.attributes}
+        named.attributes = {**_own(span), **common, **named.attributes}
         if span.status == "error":
             named.attributes["error.type"] = _error_type(span.error)
         found.append(named)
     return found
+
+
+def _own(span: Span) -> Attributes:
+    """Return a span's attributes under names that mean one thing and hold one type in all spans."""
+    if span.name == "tool":  # they are there as gen_ai.tool.name and gen_ai.tool.call.id
+        return {key: value for key, value in span.attributes.items() if key not in ("tool", "call_id")}
+    if span.name == "reward":
+        return {"reward_name" if key == "reward" else key: value for key, value in span.attributes.items()}
+    return dict(span.attributes)
 
 
 @dataclass(slots=True)

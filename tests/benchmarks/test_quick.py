@@ -18,7 +18,16 @@ PARTS = {"loop_worker.py"}
 ELSEWHERE = {"loop_overhead.py": "test_loop_overhead.py", "rollout.py": "test_rollout.py"}
 """Benchmarks that another test runs with `--quick`."""
 
-QUICK = ["import_time.py", "matmul.py", "publish.py", "router.py", "trace.py", "trace_viewer.py", "train.py"]
+QUICK = [
+    "import_time.py",
+    "matmul.py",
+    "publish.py",
+    "router.py",
+    "trace.py",
+    "trace_spans.py",
+    "trace_viewer.py",
+    "train.py",
+]
 WHOLE_RUNS = ["async.py", "startup.py", "step.py"]
 
 

@@ -109,7 +109,10 @@ def test_spans_arrive_under_the_names_of_the_genai_conventions(receiver: Receive
     assert kept["gen_ai.tool.call.result"] == "408" and kept["gen_ai.tool.call.id"] == "call_0_0"
     assert "tool" not in kept and kept["step"] == 7  # a slow tool is found by step without its parent
     (turn, _), (reward,) = receiver.named("turn"), receiver.named("reward")
-    assert turn.parent_span_id == agent.span_id and (plain(reward)["score"], plain(reward)["reward_name"]) == (1.0, "reward")
+    assert turn.parent_span_id == agent.span_id and (plain(reward)["score"], plain(reward)["reward_name"]) == (
+        1.0,
+        "reward",
+    )
     parents = {span.span_id: span.parent_span_id for span in receiver.spans.values()}
     assert parents[first.span_id] == turn.span_id and parents[tool.span_id] == agent.span_id
 
