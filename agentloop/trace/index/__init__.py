@@ -7,7 +7,8 @@ damaged or of another version. `refresh` brings it up to date, one trace file a 
 """
 
 from agentloop.trace.index.index import Page, TraceIndex
-from agentloop.trace.index.query import CHOICES, FACETS, RANGES, SORTS, EpisodeFilter, Sort
+from agentloop.trace.index.query import CHOICES, RANGES, SORTS, EpisodeFilter, Sort
+from agentloop.trace.index.schema import FACETS
 from agentloop.trace.index.search import SearchError, match_expression
 from agentloop.trace.index.tables import Failure
 

@@ -54,14 +54,17 @@ class TraceIndex:
         self._temporary = temporary
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._waits = False
+        self._closing = False
         self._database: Database | None = None
         self._lock = threading.RLock()
         self._writing = threading.Lock()
         self._orders: OrderedDict[tuple[int, EpisodeFilter, Sort], array[int]] = OrderedDict()
-        self._facets: OrderedDict[tuple[int, EpisodeFilter], dict[str, dict[str, int]]] = OrderedDict()
+        self._classes: OrderedDict[tuple[int, EpisodeFilter], dict[int, int]] = OrderedDict()
 
     def close(self) -> None:
-        """Close the file; remove it if it is a temporary one."""
+        """Close the file; remove it if it is a temporary one. A `refresh` in another thread ends
+        with the trace file that it reads."""
+        self._closing = True
         with self._lock:
             self._leave()
             if self._folder is not None:
@@ -80,6 +83,7 @@ class TraceIndex:
             TraceError: the index can neither be written nor read.
         """
         with self._writing:
+            self._closing = False
             return self._with_database(self._refresh)
 
     def add(self, step: int, split: str) -> None:
@@ -121,6 +125,8 @@ class TraceIndex:
                         tables.remove_file(connection, name)
                     tables.count_change(connection)
             for name in changed:
+                if self._closing:
+                    return True
                 self._index_file(database, files[name], name, present[name])
         except Unavailable as exc:
             if "locked" in str(exc) or "busy" in str(exc):
@@ -197,11 +203,15 @@ class TraceIndex:
 
         def read(database: Database) -> dict[str, dict[str, int]]:
             with database.connection() as connection:
-                name = tables.generation(connection), wanted
-                if (known := self._recall(self._facets, name)) is None:
-                    known = tables.count_values(connection, wanted)
-                    self._remember(self._facets, name, known)
-                return known
+                number = tables.generation(connection)
+
+                def count(one: EpisodeFilter) -> dict[int, int]:
+                    if (known := self._recall(self._classes, (number, one))) is None:
+                        known = tables.count_classes(connection, one)
+                        self._remember(self._classes, (number, one), known)
+                    return known
+
+                return tables.facets(connection, wanted, count)
 
         return self._with_database(read)
 
@@ -250,12 +260,12 @@ class TraceIndex:
 
     def _order(self, connection: sqlite3.Connection, wanted: EpisodeFilter, sort: Sort) -> array[int]:
         """Return the ids that a filter finds, sorted."""
-        name = tables.generation(connection), wanted, sort
-        if (known := self._recall(self._orders, name)) is None:
-            condition, values = wanted.where()
-            statement = f"SELECT id FROM episodes WHERE {condition} ORDER BY {sort.order()}"  # noqa: S608
-            known = array("q", [row[0] for row in connection.execute(statement, values)])
-            self._remember(self._orders, name, known)
+        number = tables.generation(connection)
+        if (known := self._recall(self._orders, (number, wanted, sort))) is None:
+            known, classes = tables.find(connection, wanted, sort)
+            self._remember(self._orders, (number, wanted, sort), known)
+            if classes is not None:
+                self._remember(self._classes, (number, wanted), classes)
         return known
 
     def _recall(self, kept: OrderedDict[Any, T], name: Any) -> T | None:

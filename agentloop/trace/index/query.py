@@ -19,9 +19,6 @@ RANGES = (
 SORTS = (*RANGES, "split", "status", "stop_reason", "agent_name", "data_source", "task_id", "group_id")
 """Columns that episodes can be sorted by."""
 
-FACETS = ("split", "status", "stop_reason", "agent_name", "data_source")
-"""Columns whose values are counted for a filter's choices."""
-
 
 @dataclass(frozen=True, slots=True)
 class EpisodeFilter:

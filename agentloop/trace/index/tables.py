@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import orjson
 
-from agentloop.trace.index.query import FACETS, EpisodeFilter
+from agentloop.trace.index.query import EpisodeFilter, Sort
 from agentloop.trace.index.rows import EpisodeRow
-from agentloop.trace.index.schema import EPISODE_COLUMNS, SEARCHED, TEXT_COLUMNS
+from agentloop.trace.index.schema import EPISODE_COLUMNS, FACETS, SEARCHED, TEXT_COLUMNS
 from agentloop.trace.record import RecordKey
 from agentloop.trace.store import TraceFile
 
@@ -30,7 +32,10 @@ MOST_CAUSES = 200
 Signature = tuple[int, int]
 """Size and time of change of a trace file."""
 
-_SHOWN = tuple(name for name in EPISODE_COLUMNS if name != "file") + TEXT_COLUMNS[1:]
+_CLASS_COLUMNS = [EPISODE_COLUMNS.index(name) - 2 for name in FACETS]
+"""Where the columns of a class are in `EpisodeRow.columns`, which lacks `file` and `class`."""
+
+_SHOWN = tuple(name for name in EPISODE_COLUMNS if name not in ("file", "class")) + TEXT_COLUMNS[1:]
 _SELECT = "SELECT e.id, {} FROM episodes e JOIN texts t ON t.id = e.id WHERE e.id IN ({})"
 
 
@@ -91,11 +96,17 @@ def add_episodes(connection: sqlite3.Connection, file: int, rows: Iterable[Episo
     """Add the episodes of a file."""
     last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'episodes'").fetchone()
     number = last[0] if last is not None else 0
+    classes = {tuple(values): number for number, *values in connection.execute("SELECT * FROM classes")}
     waiting = iter(rows)
     while batch := list(islice(waiting, BATCH)):
         ids = range(number + 1, number + 1 + len(batch))
         pairs = list(zip(ids, batch, strict=True))
-        _insert(connection, "episodes", ("id", *EPISODE_COLUMNS), [(i, file, *row.columns) for i, row in pairs])
+        _insert(
+            connection,
+            "episodes",
+            ("id", *EPISODE_COLUMNS),
+            [(i, file, _class_of(connection, row, classes), *row.columns) for i, row in pairs],
+        )
         _insert(connection, "texts", TEXT_COLUMNS, [(i, *row.texts) for i, row in pairs])
         _insert(connection, "words", ("rowid", *SEARCHED), [(i, *row.words) for i, row in pairs])
         number += len(batch)
@@ -130,31 +141,47 @@ def id_of(connection: sqlite3.Connection, key: RecordKey) -> int | None:
     return None if found is None else int(found[0])
 
 
-def count_values(connection: sqlite3.Connection, wanted: EpisodeFilter) -> dict[str, dict[str, int]]:
+def find(connection: sqlite3.Connection, wanted: EpisodeFilter, sort: Sort) -> tuple[array[int], dict[int, int] | None]:
+    """Return the ids that a filter finds, sorted, and how many of them are of each class; None: all
+    episodes are wanted, and their classes were not looked at."""
+    condition, values = wanted.where()
+    order = sort.order()
+    if not values:
+        rows = connection.execute(f"SELECT id FROM episodes ORDER BY {order}")  # noqa: S608
+        return array("q", [row[0] for row in rows]), None
+    found = connection.execute(f"SELECT id, class FROM episodes WHERE {condition} ORDER BY {order}", values).fetchall()  # noqa: S608
+    return array("q", [row[0] for row in found]), Counter(row[1] for row in found)
+
+
+def count_classes(connection: sqlite3.Connection, wanted: EpisodeFilter) -> dict[int, int]:
+    """Count the episodes of each class that a filter finds."""
+    condition, values = wanted.where()
+    return dict(
+        connection.execute(f"SELECT class, count(*) FROM episodes WHERE {condition} GROUP BY class", values).fetchall()  # noqa: S608
+    )
+
+
+def facets(
+    connection: sqlite3.Connection, wanted: EpisodeFilter, count: Callable[[EpisodeFilter], dict[int, int]]
+) -> dict[str, dict[str, int]]:
     """Count the values of each facet among the episodes that a filter finds.
 
     A facet that the filter chooses values of is counted without that choice: a reader sees what
     another choice would find.
+
+    Args:
+        count: `count_classes`, or what is known of it.
     """
-    chosen = {column for column, _ in wanted.choices} & set(FACETS)
-    counts = _count(connection, wanted, [name for name in FACETS if name not in chosen])
-    for name in chosen:
-        others = tuple(choice for choice in wanted.choices if choice[0] != name)
-        counts |= _count(connection, replace(wanted, choices=others), [name])
-    return {name: dict(sorted(counts[name].items(), key=lambda i: (-i[1], i[0]))[:FACET_VALUES]) for name in FACETS}
-
-
-def _count(connection: sqlite3.Connection, wanted: EpisodeFilter, names: Sequence[str]) -> dict[str, dict[str, int]]:
-    if not names:
-        return {}
-    condition, values = wanted.where()
-    columns = ", ".join(names)
-    counts: dict[str, dict[str, int]] = {name: {} for name in names}
-    statement = f"SELECT {columns}, count(*) FROM episodes WHERE {condition} GROUP BY {columns}"  # noqa: S608
-    for *group, count in connection.execute(statement, values):
-        for name, value in zip(names, group, strict=True):
-            counts[name][value] = counts[name].get(value, 0) + count
-    return counts
+    names = {number: values for number, *values in connection.execute("SELECT * FROM classes")}
+    chosen = {column for column, _ in wanted.choices}
+    found: dict[str, dict[str, int]] = {}
+    for place, facet in enumerate(FACETS):
+        others = tuple(choice for choice in wanted.choices if choice[0] != facet)
+        counts = Counter[str]()
+        for number, episodes in count(replace(wanted, choices=others) if facet in chosen else wanted).items():
+            counts[names[number][place]] += episodes
+        found[facet] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:FACET_VALUES])
+    return found
 
 
 def failures(connection: sqlite3.Connection) -> list[Failure]:
@@ -174,6 +201,15 @@ def failures(connection: sqlite3.Connection) -> list[Failure]:
         error = next((row["error"] for row in rows if row["error"]), cause)
         found.append(Failure(status, cause, error, count, first, last, tasks, [row["key"] for row in rows]))
     return found
+
+
+def _class_of(connection: sqlite3.Connection, row: EpisodeRow, classes: dict[tuple[Any, ...], int]) -> int:
+    """Return the class of an episode; add it if it is new."""
+    values = tuple(row.columns[i] for i in _CLASS_COLUMNS)
+    if values not in classes:
+        classes[values] = len(classes) + 1
+        _insert(connection, "classes", ("id", *FACETS), [(classes[values], *values)])
+    return classes[values]
 
 
 def _insert(connection: sqlite3.Connection, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:

@@ -134,15 +134,27 @@ def conversation(columns: Columns) -> list[dict[str, Any]]:
             entry |= _turn_json(columns, turn, number)
             position = turn.end
         else:
-            following = next((t.turns[turns[i]].start for i in range(index + 1, len(t.messages)) if i in turns), None)
             entry |= {
                 "turn": None,
-                "tokens": [position, len(t.token_ids) if following is None else max(position, following)],
+                "tokens": _between(t, turns, index, position),
                 "trained": False,
                 **_call_span(calls.get(str(message.get("tool_call_id")))),
             }
         shown.append(entry)
     return shown
+
+
+def _between(t: Trajectory, turns: Mapping[int, int], index: int, position: int) -> list[int] | None:
+    """Return the tokens between two turns, if only one message stands there; else nobody knows
+    which of them are whose.
+
+    Args:
+        position: the end of the turn before.
+    """
+    if any(0 <= i < len(t.messages) and i not in turns for i in (index - 1, index + 1)):
+        return None
+    following = t.turns[turns[index + 1]].start if index + 1 in turns else len(t.token_ids)
+    return [position, max(position, following)]
 
 
 def turns_of_messages(messages: Sequence[Message], turns: Sequence[Turn]) -> dict[int, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,13 @@ def build_router(runs: Sequence[Path]) -> APIRouter:
     warm_up()
     found = Runs(runs)
     events = Events(found)
-    router = APIRouter(prefix="/api")
+
+    @contextlib.asynccontextmanager
+    async def closing(_: object) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(found.close)
+
+    router = APIRouter(prefix="/api", lifespan=closing)
 
     # Functions without `async` run in threads: they read files.
     def list_runs(request: Request) -> Response:

@@ -59,8 +59,12 @@ def warm_up() -> None:
 
 
 def _import_readers() -> None:
-    import pyarrow.parquet  # noqa: F401
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet
     import tokenizers  # noqa: F401
+
+    pc.equal(pa.array(["a"]), "a")  # the first computation imports pandas, if that is installed
 
 
 def is_run(folder: Path) -> bool:
@@ -90,7 +94,9 @@ class Run:
         self._records: OrderedDict[tuple[Any, ...], TraceRecord] = OrderedDict()
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the index; if it is being made, stop."""
+        if self._refresh is not None:
+            self._refresh.cancel()
         self._index.close()
 
     # -- state

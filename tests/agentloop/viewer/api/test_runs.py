@@ -131,3 +131,24 @@ def test_a_run_of_another_machine_is_live_while_it_writes(tmp_path: Path) -> Non
     assert run.live
     os.utime(run.path / "metrics.jsonl", (0, 0))
     assert not run.live
+
+
+def test_an_index_that_is_being_made_ends_with_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentloop.trace.index import TraceIndex
+    from agentloop.trace.index import index as module
+    from agentloop.trace.store import TraceFile, TraceStore
+    from tests.agentloop.trace.store.support import step_records
+
+    for step in (1, 2, 3):
+        TraceStore(tmp_path).write(step, "train", step_records(step))
+    index, read, real = TraceIndex(tmp_path), list[int](), module.read_rows
+
+    def closing(store: TraceStore, file: TraceFile) -> object:
+        read.append(file.step)
+        index.close()
+        return real(store, file)
+
+    monkeypatch.setattr(module, "read_rows", closing)
+    index.refresh()
+    assert read == [1]
+    assert TraceIndex(tmp_path).query().total == 8
