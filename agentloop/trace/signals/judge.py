@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import orjson
 
 from agentloop.errors import TraceError
@@ -39,7 +42,13 @@ FUNCTIONS: tuple[Callable[[Evidence], Signal | None], ...] = (
 
 def judge(evidence: Evidence) -> list[Signal]:
     """Return what looks wrong: warnings first, each in the order of the table."""
-    found = [signal for rule in FUNCTIONS if (signal := rule(evidence)) is not None]
+    found = []
+    with np.errstate(all="ignore"):
+        for rule in FUNCTIONS:
+            # A rule says nothing about numbers whose sums no float holds.
+            with contextlib.suppress(ArithmeticError, np.linalg.LinAlgError):
+                if (signal := rule(evidence)) is not None and math.isfinite(signal.value):
+                    found.append(signal)
     return sorted(found, key=lambda signal: signal.severity != "warning")
 
 

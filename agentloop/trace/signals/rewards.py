@@ -77,7 +77,7 @@ def format_reward(evidence: Evidence) -> Signal | None:
         zip(names, weights * (_table(late, names).mean(axis=0) - _table(early, names).mean(axis=0)), strict=True)
     )
     from_form, from_others = (sum(change[name] for name in some) / gain for some in (forms, others))
-    if from_form < RULES["format_reward"].bound or from_others >= FLAT:
+    if not (from_form >= RULES["format_reward"].bound and from_others < FLAT):
         return None
     best = sorted(late, key=lambda episode: (-sum(episode.parts.get(name, 0.0) for name in forms), episode.key))
     return signal(
