@@ -42,14 +42,15 @@ a web page could send that and the last three to another origin, but only beside
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-        "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 """Sent with every answer. Text of models and tools is shown in these pages: no script but the
-server's own may run, whatever that text holds."""
+server's own may run, whatever that text holds, and browsers refuse to parse text as HTML at all."""
 
 _NAME = re.compile(r"(\[[^]]*\]|[^:]*)(:\d*)?")
 _LOOPBACK_V4 = re.compile(r"127(\.\d{1,3}){3}")

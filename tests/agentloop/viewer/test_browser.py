@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from agentloop.chat import load_tokenizer
@@ -271,6 +272,37 @@ def test_runs_are_laid_over_each_other(page: Page, served: Served) -> None:
     page.run("document.querySelector('.runs input[type=checkbox]').click()")
     page.wait("document.querySelectorAll('.plot:first-child path.line').length === 1")
     assert "run=" in page.run("location.hash")
+
+
+def test_a_received_call_opens_at_the_address_that_weave_prints(page: Page, served: Served) -> None:
+    begin = 1_790_000_000 * browsed.SECOND
+    span = {"traceId": "a" * 32, "spanId": "b" * 16, "name": "plan", "startTimeUnixNano": str(begin)}
+    child = {**span, "spanId": "c" * 16, "parentSpanId": "b" * 16, "name": "search"}
+    prompt = {"key": "input.value", "value": {"stringValue": browsed.HOSTILE}}
+    spans = [
+        {**span, "endTimeUnixNano": str(begin + 2 * browsed.SECOND), "attributes": [prompt]},
+        {**child, "endTimeUnixNano": str(begin + browsed.SECOND), "status": {"code": 2, "message": "no index"}},
+    ]
+    service = {"attributes": [{"key": "service.name", "value": {"stringValue": "agent"}}]}
+    body = {"resourceSpans": [{"resource": service, "scopeSpans": [{"spans": spans}]}]}
+    httpx.post(f"{served.url}v1/traces", json=body, trust_env=False).raise_for_status()
+    page.open(f"{served.url}otlp/agent/r/call/{'a' * 32}-{'b' * 16}")
+    assert page.text("h1") == "plan"
+    assert "⟨ESC⟩[31m" in page.text(".episode-main")
+    assert page.run("typeof window.hacked") == "undefined"
+    page.press("j")
+    page.wait("document.querySelector('h1')?.textContent.startsWith('search')")
+    assert "no index" in page.text(".error-line")
+    page.press("u")
+    page.wait("document.querySelector('tr[data-index=\"0\"] a')?.textContent === 'plan'")
+
+
+def test_browsers_refuse_to_parse_text_as_html(page: Page, served: Served) -> None:
+    page.open(served.url)
+    page.text("h1")
+    page.run("try { document.body.innerHTML = '<img id=made>' } catch (error) { window.refused = error.name }")
+    assert page.run("window.refused") == "TypeError"
+    assert page.run("document.getElementById('made')") is None
 
 
 def test_new_steps_appear_without_moving_what_is_read(page: Page, served: Served, quickstart_model: Path) -> None:

@@ -39,11 +39,14 @@ function pressed(event) {
 
 const shownKey = (key) => ({ ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc", " ": "Space" })[key] ?? key;
 
+/** The keys of a binding that its help names: all, or the first and the last of a range. */
+const ends = (keys) => (keys.length > 2 ? [keys[0], keys[keys.length - 1]] : keys);
+
 function section(title, bindings) {
   const rows = bindings.filter((one) => one.what);
   if (!rows.length) return null;
   return h("section", null, h("h3", null, title), h("dl", { class: "keys" }, rows.map((one) => h("div", null,
-    h("dt", null, one.keys.slice(0, 2).map((key, i) => [i ? " or " : null, key.split(" ").map((part, n) => [n ? " " : null, h("kbd", null, shownKey(part))])])),
+    h("dt", null, ends(one.keys).map((key, i) => [i ? (one.keys.length > 2 ? " to " : " or ") : null, key.split(" ").map((part, n) => [n ? " " : null, h("kbd", null, shownKey(part))])])),
     h("dd", null, one.what)))));
 }
 

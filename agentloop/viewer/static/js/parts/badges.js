@@ -44,6 +44,13 @@ export function problem(error) {
   return h("div", { class: "empty wrong", role: "alert" }, h("b", null, "This could not be shown. "), say(error?.message ?? String(error), 2000));
 }
 
+/** Files that could not be read, as `[{file, problem}]`; null when all could. */
+export function unread(problems) {
+  if (!problems?.length) return null;
+  return h("details", { class: "unread" }, h("summary", null, problems.length === 1 ? "One file could not be read" : `${problems.length} files could not be read`),
+    h("ul", null, problems.slice(0, 50).map((one) => h("li", null, h("b", null, say(one.file, 200)), " ", say(one.problem, 600)))));
+}
+
 export function empty(...content) {
   return h("p", { class: "empty" }, content);
 }

@@ -32,7 +32,7 @@ function meta(message) {
   return [
     message.stop_reason && message.stop_reason !== "stop" ? h("span", { class: "pill bad" }, say(message.stop_reason)) : null,
     message.version === null || message.version === undefined ? null : h("span", { title: "policy version" }, `v${message.version}`),
-    end > start ? h("span", { title: `tokens ${start} to ${end}` }, `${integer(end - start)} tokens`) : null,
+    end > start && start > 0 ? h("span", { title: `tokens ${start} to ${end}` }, `${integer(end - start)} tokens`) : null,
     typeof message.latency_s === "number" && message.latency_s > 0 ? h("span", null, seconds(message.latency_s)) : null,
   ];
 }

@@ -49,8 +49,9 @@ export class CallView {
       h("span", null, clock(call.started_at)), h("span", null, seconds(call.duration_s)), h("span", null, say(call.source, 20))));
     replace(this.aside, h("section", null, h("h2", null, "Tree"), waterfall(items, { label: "Calls of this trace" })));
     const section = (title, value) => (value === null || value === undefined || (typeof value === "object" && !Object.keys(value).length) ? null : h("section", { class: "card part-card" }, h("h2", null, title), tree(value)));
+    const { weave: client, ...own } = call.attributes ?? {}; // what the client says of itself comes last
     replace(this.body, call.exception ? h("section", { class: "error-line" }, h("b", null, "Exception "), block(call.exception, "reason")) : null,
-      section("Inputs", call.inputs), section("Output", call.output), section("Feedback", call.feedback), section("Attributes", call.attributes), section("Summary", call.summary),
-      h("section", { class: "card part-card" }, h("h2", null, "Identity"), facts([["operation", call.op_name], ["call", h("code", null, say(call.id))], ["trace", call.trace_id ? h("code", null, say(call.trace_id)) : null]])));
+      section("Inputs", call.inputs), section("Output", call.output), section("Feedback", call.feedback), section("Attributes", own), section("Summary", call.summary),
+      h("section", { class: "card part-card" }, h("h2", null, "Identity"), facts([["operation", call.op_name], ["call", h("code", null, say(call.id))], ["trace", call.trace_id ? h("code", null, say(call.trace_id)) : null]])), section("Client", client));
   }
 }

@@ -9,12 +9,12 @@ import { Facets } from "../parts/facets.js";
 import { Rows } from "../parts/rows.js";
 
 const COLUMNS = [
-  { name: "name", label: "Call", sort: "op_name", first: "up", width: "22rem", cell: (row) => say(row.display_name || row.op_name, 80) },
+  { name: "name", label: "Call", sort: "op_name", first: "up", width: "15rem", cell: (row) => say(row.display_name || row.op_name, 80) },
   { name: "status", label: "Status", sort: "status", first: "up", width: "6rem", cell: (row) => (row.status === "ok" ? h("span", { class: "quiet" }, "ok") : h("span", { class: `pill ${row.status === "error" ? "bad" : ""}` }, say(row.status))) },
   { name: "started", label: "Started", sort: "started_at", width: "11.5rem", cell: (row) => h("span", { class: "quiet num" }, clock(row.started_at)) },
   { name: "took", label: "Took", sort: "duration_s", num: true, width: "6rem", cell: (row) => seconds(row.duration_s) },
   { name: "children", label: "Inside", title: "calls inside it", num: true, width: "4.5rem", cell: (row) => integer(row.children) },
-  { name: "project", label: "Project", width: "13rem", cell: (row) => h("span", { class: "cut quiet" }, say([row.entity, row.project].filter(Boolean).join("/"), 60)) },
+  { name: "project", label: "Project", width: "12rem", cell: (row) => h("span", { class: "cut quiet" }, say([row.entity, row.project].filter(Boolean).join("/"), 60)) },
   { name: "source", label: "From", width: "5rem", cell: (row) => h("span", { class: "quiet" }, say(row.source, 20)) },
   { name: "preview", label: "Output", cell: (row) => h("span", { class: "cut preview" }, row.exception ? h("span", { class: "alarm" }, say(row.exception, 200)) : say(row.preview ?? "", 200)) },
 ];

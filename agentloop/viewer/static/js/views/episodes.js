@@ -5,7 +5,7 @@ import { fixed, integer, number, plural, seconds } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { episodeLink, link, rewrite, values } from "../core/route.js";
 import { say, shown } from "../core/text.js";
-import { points } from "../parts/badges.js";
+import { points, unread } from "../parts/badges.js";
 import { Facets } from "../parts/facets.js";
 import { Rows } from "../parts/rows.js";
 
@@ -19,7 +19,7 @@ const parts = (row) => {
 export const COLUMNS = [
   { name: "episode", label: "Episode", sort: "step", width: "11rem", cell: (row) => [h("span", { class: "at-step" }, row.split === "train" ? integer(row.step) : `${row.split} ${integer(row.step)}`), " ", say(row.task_id || row.group_id, 60), h("span", { class: "quiet" }, ` #${row.sample_index}`)] },
   { name: "reward", label: "Reward", sort: "reward", num: true, width: "4.8rem", cell: (row) => points(row.reward) },
-  { name: "parts", label: "Parts", width: "11.5rem", cell: parts },
+  { name: "parts", label: "Parts", width: "9.5rem", cell: parts },
   { name: "turns", label: "Turns", sort: "turns", num: true, width: "4rem", cell: (row) => integer(row.turns) },
   { name: "tool_calls", label: "Calls", title: "tool calls", sort: "tool_calls", num: true, width: "3.9rem", cell: (row) => integer(row.tool_calls) },
   { name: "stop_reason", label: "Stop", title: "stop reason", sort: "stop_reason", first: "up", width: "6rem", cell: (row) => h("span", { class: row.stop_reason === "stop" ? "quiet" : "warnish" }, say(row.stop_reason, 40)) },
@@ -38,7 +38,7 @@ export class EpisodesView {
     Object.assign(this, { run, filters: values(params) });
     this.rows = new Rows({
       columns: COLUMNS, label: "Episodes", noun: "episodes", sort: this.filters.sort,
-      load: (offset, limit, signal) => api.episodes(run, { ...this.filters, offset, limit }, { signal }),
+      load: (offset, limit, signal) => this.ask(offset, limit, signal),
       href: (row) => episodeLink(run, row.key, this.filters),
       onSort: (sort) => this.change({ ...this.filters, sort }),
       onTotal: (answer) => this.arrived(answer),
@@ -50,10 +50,17 @@ export class EpisodesView {
     });
     this.count = h("span", { class: "total" });
     this.scope = h("span", { class: "scope" });
+    this.notice = h("div");
     this.fresh = h("button", { type: "button", class: "fresh", hidden: true, on: { click: () => this.showFresh() } });
     this.element = h("div", { class: "episodes-page" }, this.facets.element, h("section", { class: "episodes-main", "aria-label": "Episodes" },
-      h("div", { class: "table-head" }, h("h1", null, "Episodes"), this.count, this.scope, this.fresh), this.rows.element));
+      h("div", { class: "table-head" }, h("h1", null, "Episodes"), this.count, this.scope, this.fresh), this.notice, this.rows.element));
     this.stop = subscribe(() => this.heard(), run);
+  }
+
+  /** Counts of the filters come with the first rows, and not when only the order changed. */
+  ask(offset, limit, signal) {
+    const counted = offset === 0 && !this.sortOnly ? null : 0;
+    return api.episodes(this.run, { ...this.filters, offset, limit, facets: counted }, { signal });
   }
 
   bindings() {
@@ -68,6 +75,7 @@ export class EpisodesView {
 
   dispose() {
     this.stop();
+    clearTimeout(this.timer);
     this.rows.dispose();
   }
 
@@ -89,43 +97,49 @@ export class EpisodesView {
   }
 
   change(next) {
-    const sortOnly = next.sort !== this.filters.sort;
+    this.sortOnly = next.sort !== this.filters.sort;
     this.filters = next;
     rewrite(link(["run", this.run, "episodes"], next));
-    if (!sortOnly) this.facets.set(this.lastFacets);
+    if (!this.sortOnly) this.facets.set(this.lastFacets);
     this.rows.reload();
   }
 
   /** Another address of this view (back, forward, a link): no need to build it again. */
   update(params) {
+    this.sortOnly = false;
     this.filters = values(params);
     this.rows.sort = this.filters.sort;
     this.rows.drawHead();
     return this.rows.reload();
   }
 
-  arrived({ total, facets }) {
+  arrived({ total, facets, indexing, problems }) {
     if (facets) this.lastFacets = facets;
     this.facets.set(this.lastFacets);
-    this.count.textContent = integer(total);
+    this.count.textContent = `${integer(total)}${indexing ? ", indexing the trace" : ""}`;
+    replace(this.notice, unread(problems));
+    if (indexing) this.heard(1500);
     const scopes = Object.entries(SCOPES).filter(([name]) => this.filters[name]);
     replace(this.scope, scopes.map(([name, label]) => h("span", { class: "chip" }, `${label} `, say([this.filters[name]].flat().join(", "), 60),
       h("button", { type: "button", "aria-label": `remove the filter ${label}`, on: { click: () => this.change(Object.fromEntries(Object.entries(this.filters).filter(([one]) => one !== name))) } }, "×"))));
   }
 
   /** New episodes wait behind a button: what is being read does not move. */
-  async heard() {
+  heard(wait = 250) {
     clearTimeout(this.timer);
     this.timer = setTimeout(async () => {
-      const { total } = await api.episodes(this.run, { ...this.filters, offset: 0, limit: 1 });
+      const { total, indexing } = await api.episodes(this.run, { ...this.filters, offset: 0, limit: 1, facets: 0 });
       const more = total - this.rows.total;
+      if (indexing) this.heard(1500);
+      else this.count.textContent = integer(this.rows.total);
       if (this.rows.total === 0 && more > 0) return this.rows.reload();
       this.fresh.hidden = more <= 0;
       this.fresh.textContent = `Show ${plural(more, "new episode")}`;
-    }, 250);
+    }, wait);
   }
 
   showFresh() {
+    this.sortOnly = false;
     this.fresh.hidden = true;
     this.rows.reload();
   }

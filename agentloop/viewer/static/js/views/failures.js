@@ -5,7 +5,7 @@ import { integer } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { link } from "../core/route.js";
 import { say } from "../core/text.js";
-import { empty } from "../parts/badges.js";
+import { empty, unread } from "../parts/badges.js";
 import { keyLinks } from "./signals.js";
 
 export class FailuresView {
@@ -24,13 +24,13 @@ export class FailuresView {
   }
 
   async load() {
-    const { causes } = await api.failures(this.run);
-    const next = JSON.stringify(causes);
+    const { causes, problems } = await api.failures(this.run);
+    const next = JSON.stringify([causes, problems]);
     if (next === this.shown) return;
     this.shown = next;
-    if (!causes.length) return replace(this.body, empty("No failed or rejected episode."));
+    if (!causes.length) return replace(this.body, unread(problems), empty("No failed or rejected episode."));
     const open = new Set([...this.body.querySelectorAll("details[open]")].map((one) => one.dataset.cause));
-    replace(this.body, h("div", { class: "card table" }, h("table", { class: "plain-table failures" }, h("caption", { class: "sr" }, "Failures by cause"),
+    replace(this.body, unread(problems), h("div", { class: "card table" }, h("table", { class: "plain-table failures" }, h("caption", { class: "sr" }, "Failures by cause"),
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Status"), h("th", { scope: "col", class: "n" }, "Episodes"), h("th", { scope: "col", class: "n" }, "Tasks"), h("th", { scope: "col", class: "n" }, "Steps"), h("th", { scope: "col" }, "Cause"))),
       h("tbody", null, causes.map((one) => h("tr", null, h("td", null, h("span", { class: "pill bad" }, say(one.status))),
         h("td", { class: "n" }, h("a", { href: link(["run", this.run, "episodes"], { status: one.status, cause: one.cause }) }, integer(one.count))), h("td", { class: "n" }, integer(one.tasks)),

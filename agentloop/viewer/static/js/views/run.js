@@ -1,11 +1,11 @@
 // One run at a glance: figures, signals, curves, failures by cause.
 import { api } from "../core/api.js";
 import { h, replace, soon } from "../core/dom.js";
-import { ago, baseName, clock, compact, fixed, integer, number, percent, seconds } from "../core/format.js";
+import { ago, baseName, clock, compact, fixed, integer, number, percent, plural, seconds } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { go, link, rewrite } from "../core/route.js";
 import { say } from "../core/text.js";
-import { live, problem } from "../parts/badges.js";
+import { live, problem, unread } from "../parts/badges.js";
 import { Plot, PlotGroup } from "../parts/plot.js";
 import { signalCards } from "./signals.js";
 
@@ -62,7 +62,7 @@ export class RunView {
 
   showHead(entry) {
     replace(this.head, h("h1", null, say(entry.name, 200), live(entry)), h("p", { class: "sub" }, [entry.model ? baseName(entry.model) : null, entry.algorithm, entry.started ? `started ${clock(entry.started)}` : null, entry.last_step_at ? `last step ${ago(entry.last_step_at)}` : null]
-      .filter(Boolean).map((text) => h("span", null, say(text, 120)))));
+      .filter(Boolean).map((text) => h("span", null, say(text, 120)))), unread(entry.problems));
   }
 
   showTiles(entry, { series }) {
@@ -77,11 +77,11 @@ export class RunView {
     const total = entry.total_steps;
     replace(this.tiles,
       tile("Training reward", rewards.length ? change(mean(rewards.slice(0, few)), mean(rewards.slice(-few))) : "–", rewards.length ? `first → last ${few} steps` : "no step yet"),
-      tile("Evaluation reward", evals.length ? change(evals[0], evals[evals.length - 1]) : "–", evals.length ? `${evals.length} evaluations` : "not evaluated"),
+      tile("Evaluation reward", evals.length ? change(evals[0], evals[evals.length - 1]) : "–", evals.length ? plural(evals.length, "evaluation") : "not evaluated"),
       tile("Steps", total ? `${integer(entry.steps)} of ${integer(total)}` : integer(entry.steps), entry.live && total > entry.steps && known("step/time_s").length ? `about ${seconds(mean(known("step/time_s").slice(-10)) * (total - entry.steps))} to go` : `${compact(entry.episodes)} episodes stored`),
       tile("Step time", seconds(mean(known("step/time_s").slice(-10))), "mean of the last 10"),
       tile("Mismatch", mismatch.length ? number(Math.max(...mismatch)) : "–", "worst step, mean |Δ logprob|"),
-      tile("Failures", entry.failed === undefined || entry.failed === null ? "–" : h("a", { href: link(["run", this.run, "failures"]) }, integer(entry.failed)), entry.episodes ? `${percent(entry.failed / entry.episodes, 2)} of the episodes` : "episodes", entry.failed > 0));
+      tile("Failures", entry.failed === undefined || entry.failed === null ? "–" : h("a", { href: link(["run", this.run, "failures"]) }, integer(entry.failed)), entry.failed > 0 && entry.episodes ? `${percent(entry.failed / entry.episodes, 2)} of the episodes` : "failed or rejected episodes", entry.failed > 0));
   }
 
   addControls() {

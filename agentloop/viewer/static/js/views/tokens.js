@@ -28,7 +28,7 @@ export class TokenView {
     this.mode = MODES.find((one) => one.name === mode) ?? MODES[0];
     this.columns = new TokenColumns(run, key);
     this.columns.scale.saysTrained = saysTrained;
-    this.strip = new Strip(this.columns, (position) => this.select(position, { scroll: true }));
+    this.strip = new Strip(this.columns, (position) => this.select(position));
     this.legend = h("div", { class: "scale" });
     this.buttons = h("div", { class: "modes", role: "group", "aria-label": "Shade tokens by" }, MODES.map((mode_) => h("button", {
       type: "button", "aria-pressed": String(mode_ === this.mode), title: `key ${mode_.key}`, data: { mode: mode_.name }, on: { click: () => this.shade(mode_) } }, mode_.label)));
@@ -83,7 +83,7 @@ export class TokenView {
     if (this.wanted >= 0 && this.wanted < this.pending) {
       const position = this.wanted;
       this.wanted = -1;
-      this.select(position, { scroll: true, quiet: true });
+      this.select(position, { quiet: true });
     }
   }
 
@@ -213,11 +213,11 @@ export class TokenView {
 
   pick(event) {
     const node = event.target.closest?.(".token-text > i");
-    if (node && !String(getSelection())) this.select(this.positionOf(node), {});
+    if (node && !String(getSelection())) this.select(this.positionOf(node));
   }
 
   /** Put the cursor on a token; its facts are shown, and said to screen readers. */
-  select(position, { scroll = false, quiet = false }) {
+  select(position, { quiet = false } = {}) {
     if (position < 0 || position >= this.columns.length) return;
     if (position >= (this.pending ?? 0)) {
       this.wanted = position;
@@ -228,7 +228,7 @@ export class TokenView {
     const node = this.nodeAt(position);
     if (!node) return;
     node.classList.add("lit");
-    this.bringNear(node, scroll);
+    this.bringNear(node);
     this.strip.at(position);
     if (!quiet) {
       showTipAt(node, this.tip(position));
@@ -238,11 +238,11 @@ export class TokenView {
   }
 
   /** Scroll to a token. Blocks on the way get their true height only then, so it is looked at again. */
-  bringNear(node, centre, again = 3) {
+  bringNear(node, again = 3) {
     const box = node.getBoundingClientRect();
-    if (!centre && box.top >= 160 && box.bottom <= innerHeight - 40) return;
+    if (box.top >= 160 && box.bottom <= innerHeight - 40) return;
     node.scrollIntoView({ block: "center" });
-    if (again) requestAnimationFrame(() => this.cursor >= 0 && this.nodeAt(this.cursor) === node && this.bringNear(node, false, again - 1));
+    if (again) requestAnimationFrame(() => this.cursor >= 0 && this.nodeAt(this.cursor) === node && this.bringNear(node, again - 1));
   }
 
   spoken(position) {
@@ -260,7 +260,7 @@ export class TokenView {
     if (!moves[event.key]) return;
     event.preventDefault();
     event.stopPropagation();
-    this.select(Math.max(0, Math.min(last, moves[event.key]())), { scroll: !event.key.startsWith("Arrow") });
+    this.select(Math.max(0, Math.min(last, moves[event.key]())));
   }
 
   /** The token above or below the cursor. */
