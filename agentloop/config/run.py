@@ -94,7 +94,9 @@ class ExporterConfig(SpanSampling):
     """A destination of spans that a package registers in agentloop.traces."""
 
     name: str = Field(description="name registered in agentloop.traces")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the exporter")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="what the exporter needs to know; it reads config.options"
+    )
 
 
 class TraceConfig(Section):

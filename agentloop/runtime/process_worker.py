@@ -51,6 +51,7 @@ def main() -> None:
                 call = _load(message)
                 answer: dict[str, Any] = {"value": None}
             else:
+                os.environ["TRACEPARENT"] = message.pop("traceparent", None) or ""
                 answer = {"value": call(message)}
             text = json.dumps(answer, default=_number)
         except BaseException as exc:  # noqa: BLE001  # the call may also raise SystemExit or KeyboardInterrupt

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from agentloop.errors import CallFailed
 from agentloop.runtime.child import child_environment, spawn
 from agentloop.runtime.process_worker import SIZE_BYTES, TAKEN
+from agentloop.trace.spans import current_traceparent
 
 STDERR_LINES = 20
 START_TIMEOUT_S = 60.0
@@ -72,7 +73,7 @@ class ProcessWorkers:
             CallFailed: the function raised, its result is not JSON, or its process died.
         """
         try:
-            text = json.dumps(payload, default=_plain).encode()
+            text = json.dumps({**payload, "traceparent": current_traceparent()}, default=_plain).encode()
         except (TypeError, ValueError) as exc:
             raise CallFailed(f"{type(exc).__name__}: the arguments of {self._name} are not JSON: {exc}") from exc
 

@@ -26,6 +26,9 @@ MOST_ATTRIBUTES = 64
 LONGEST_VALUE = 2_000
 """Attributes of a span, and characters of an attribute, an error or a name, that are kept."""
 
+TRACEPARENT_VARIABLE = "TRACEPARENT"
+"""The environment variable that carries it into a process, by OpenTelemetry's convention."""
+
 
 class OpenSpan:
     """A span that is running, as `with` gives it: `with episode.span("plan") as span:`."""
@@ -202,9 +205,14 @@ def span(name: str, /, **attributes: AttributeValue) -> OpenSpan | _Unrecorded:
 
 
 def current_traceparent() -> str | None:
-    """Return the W3C `traceparent` of the span that is open here; None outside an episode."""
+    """Return the W3C `traceparent` of the span that is open here; None outside an episode.
+
+    In a process of its own (`run_in: process`) it is that of the call.
+    """
     current = _current.get()
-    return None if current is None else f"00-{current.recorder.trace_id}-{current.id}-01"
+    if current is None:
+        return os.environ.get(TRACEPARENT_VARIABLE) or None
+    return f"00-{current.recorder.trace_id}-{current.id}-01"
 
 
 def trace_headers() -> dict[str, str]:

@@ -25,6 +25,7 @@ from agentloop.runtime.threads import MOST_ABANDONED, ThreadWorkers
 from agentloop.tool.function import FunctionTool
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
+from agentloop.trace.spans import Recorder
 from agentloop.types import StopReason, Task, ToolCall, Trajectory, Turn
 
 FUNCTIONS = '''
@@ -39,6 +40,9 @@ def work(what: str, n: int = 0) -> str:
         n: how much
     """
     if what == "pid": return str(os.getpid())
+    if what == "traceparent":
+        from agentloop.trace import traceparent
+        return str(traceparent())
     if what == "hang": time.sleep(600)
     if what == "exit": os._exit(3)
     if what == "quit": raise SystemExit("bye")
@@ -226,6 +230,19 @@ async def test_a_process_serves_many_calls(in_process: Any) -> None:
     assert (await ask(pool, "threads"))["text"] == "1"
     answers = await asyncio.gather(*(ask(pool, str(n)) for n in range(64)))
     assert [answer["text"] for answer in answers] == [str(n) for n in range(64)]
+
+
+async def test_a_process_knows_the_span_of_its_call(in_process: Any) -> None:
+    pool = in_process(workers=1)
+
+    async def asked() -> Any:
+        return (await pool({"arguments": {"what": "traceparent"}}))["text"]
+
+    recorder = Recorder()
+    with recorder, recorder.span("tool"):
+        inside = await asked()
+    assert inside == f"00-{recorder.trace_id}-{recorder.finish()[1].span_id}-01"
+    assert await asked() == "None"  # not that of the call before
 
 
 async def test_what_is_printed_and_read_does_not_disturb(in_process: Any) -> None:
