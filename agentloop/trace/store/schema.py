@@ -82,6 +82,10 @@ KEY = ("step", "split", "group_id", "sample_index", "part")
 DICTIONARY = ("split", "group_id", "task_id", "agent_name", "data_source", "status", "stop_reason")
 """Columns with few values."""
 
+STATISTICS = ("step", "version", "row", "sample_index", "reward", "length", "status", "task_id", "group_id")
+"""Columns whose smallest and largest values are kept, so that other programs can skip row groups.
+Of texts and tokens they would only fill the end of the file."""
+
 SPLIT_BYTES = (
     "token_ids.list.element", "logprobs.list.element", "logprobs64.list.element", "trainer_logprobs.list.element",
     "advantages.list.element",

@@ -15,7 +15,7 @@ from agentloop.trace.store.choice import Choice
 from agentloop.trace.store.encode import encode, estimate
 from agentloop.trace.store.exact_json import dump
 from agentloop.trace.store.images import Digests
-from agentloop.trace.store.schema import DICTIONARY, FORMAT, METADATA_KEY, SCHEMA, SPLIT_BYTES
+from agentloop.trace.store.schema import DICTIONARY, FORMAT, METADATA_KEY, SCHEMA, SPLIT_BYTES, STATISTICS
 
 ROW_GROUP_BYTES = 8 << 20
 """Bytes of a row group before compression: what is read to show one episode."""
@@ -24,6 +24,7 @@ OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
     "use_dictionary": list(DICTIONARY),
+    "write_statistics": list(STATISTICS),
     "column_encoding": dict.fromkeys(SPLIT_BYTES, "BYTE_STREAM_SPLIT"),
 }
 

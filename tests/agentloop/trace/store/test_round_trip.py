@@ -197,3 +197,17 @@ def test_keys(tmp_path: Path) -> None:
     store.write(2, "train", records)
     for record in records:
         assert exact(store.record(record.key).trajectory.turns) == exact(record.trajectory.turns)
+
+
+def test_a_sampled_token_without_a_logprob_is_none_and_not_nan(tmp_path: Path) -> None:
+    nan = float("nan")
+    for column in ([None, -0.5, None, nan], [None, -0.1, None, nan]):  # float32 holds only the first exactly
+        made = Trajectory([1, 2, 3, 4], [1, 1, 0, 1], column, [0, 0, None, None], 0, status=EpisodeStatus.REJECTED)
+        store = TraceStore(tmp_path)
+        store.write(1, "train", [TraceRecord(1, "train", 0, 0, 1, made)])
+        (read,) = store.records(1, "train")
+        assert isinstance(read.trajectory.logprobs, Logprobs)
+        assert read.trajectory.logprobs.bits() == Logprobs(column).bits()
+        assert read.trajectory.versions == [0, 0, None, None]
+        ((_, table),) = store.scan(("logprobs", "logprobs64", "other"))
+        assert table["other"].to_pylist() == [None], "no column is irregular"
