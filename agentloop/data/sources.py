@@ -59,8 +59,8 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[Any]: ...
 
-    def number(self, index: int) -> int:
-        """Return the row's number for messages: from 1, blank lines of a file counted."""
+    def place(self, index: int) -> str:
+        """Return the row's name for messages, counted from 0: `row N`, with its line in a text."""
         ...
 
 
@@ -82,9 +82,9 @@ class Rows:
         return itertools.chain.from_iterable(self._sources)
 
     def where(self, index: int) -> str:
-        """Return a row's name for messages: `file, row N`."""
+        """Return a row's name for messages: `file, row N`, counted from 0 in its file."""
         source, local = self._find(index)
-        return f"{source.name}, row {source.number(local)}"
+        return f"{source.name}, {source.place(local)}"
 
     def folder(self, index: int) -> Path:
         return self._find(index)[0].folder
@@ -206,14 +206,14 @@ class JsonlRows:
             return read_json(line)
         except ValueError as exc:
             raise DataError(
-                f"{self.name}, row {self.number(index)} is not valid JSON: {exc}", "fix or remove that line"
+                f"{self.name}, {self.place(index)} is not valid JSON: {exc}", "fix or remove that line"
             ) from exc
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
 
-    def number(self, index: int) -> int:
-        return int(self._lines[index])
+    def place(self, index: int) -> str:
+        return f"row {index} (line {self._lines[index]})"  # blank lines have no row
 
 
 MARKS = {
@@ -287,12 +287,12 @@ class ArrowRows:
             return batch.slice(begin, length).to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
         except Exception as exc:
             if length == 1:
-                fault = f"{self.name}, row {self.number(index)} cannot be read: {type(exc).__name__}: {exc}"
+                fault = f"{self.name}, {self.place(index)} cannot be read: {type(exc).__name__}: {exc}"
                 raise DataError(fault, "write the file again, with text in UTF-8") from exc
         return [self._read(batch, begin + i, 1, index + i)[0] for i in range(length)]
 
-    def number(self, index: int) -> int:
-        return index + 1
+    def place(self, index: int) -> str:
+        return f"row {index}"
 
 
 class _Budget:
@@ -358,14 +358,14 @@ class MadeRows:
         return self._length
 
     def __getitem__(self, index: int) -> Any:
-        with _named_errors(f"{self.name}, row {index + 1}"):
+        with _named_errors(f"{self.name}, {self.place(index)}"):
             return _plain(self._rows[index])
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(self._length))
 
-    def number(self, index: int) -> int:
-        return index + 1
+    def place(self, index: int) -> str:
+        return f"row {index}"
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ class Tasks(Sequence[Task]):
             yield task, bool(row.get("agent_name"))
 
     def where(self, index: int) -> str:
-        """Return the name of a task's row for messages: `file, row N`."""
+        """Return the name of a task's row for messages: `file, row N`, counted from 0."""
         return self._rows.where(index if self._kept is None else int(self._kept[index]))
 
     def select(self, indices: Sequence[int], cuts: Mapping[int, CutText] | None = None) -> Tasks:

@@ -67,9 +67,7 @@ def make_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
     found = re.search(r"#### (-?[0-9.,]+)", solution or "")
     if not question or not found:
         missing = "'question'" if not question else "'answer' with `#### <number>`"
-        raise DataError(
-            f"gsm8k {split}, row {index + 1} has no {missing}", "give gsm8k's own question and answer columns"
-        )
+        raise DataError(f"gsm8k {split}, row {index} has no {missing}", "give gsm8k's own question and answer columns")
 
     ground_truth = found.group(1).replace(",", "")
     return {
@@ -95,12 +93,12 @@ def make_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
 def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     jsonl = folder / f"{split}.jsonl"
     if jsonl.is_file():
-        for number, line in enumerate(jsonl.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+        for number, line in enumerate(jsonl.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()):
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as exc:
                 raise DataError(
-                    f"{jsonl}, row {number} is not valid JSON: {exc}", "correct or remove that line"
+                    f"{jsonl}, row {number} (line {number + 1}) is not valid JSON: {exc}", "correct or remove that line"
                 ) from exc
         return
 

@@ -47,7 +47,7 @@ def test_a_run_with_a_teacher_learns_from_its_rewards(quickstart: Any, rows: Pat
 def test_a_row_that_names_nobody_stops_the_run_before_it_starts(quickstart: Any, rows: Path) -> None:
     run = quickstart(f"data.train={rows}", "data.val=null")
     assert run.code == 2 and not run.dir.exists()
-    place = f"data.train: {rows}, row 1: column 'extra_info.interaction_kwargs'"
+    place = f"data.train: {rows}, row 0 (line 1): column 'extra_info.interaction_kwargs'"
     assert f"{place} names the interaction 'teacher'; known: gsm8k" in run.err
 
 

@@ -47,7 +47,7 @@ def test_model_path_that_is_no_model(quickstart: Any, tmp_path: Path) -> None:
 def test_data_file_without_a_needed_column(quickstart: Any, tmp_path: Path) -> None:
     bad = {key: value for key, value in ROW.items() if key != "prompt"}
     path = rows(tmp_path / "rows.jsonl", ROW, bad)
-    refused(quickstart(f"data.train={path}"), "rows.jsonl", "row 2", "prompt")
+    refused(quickstart(f"data.train={path}"), "rows.jsonl", "row 1 (line 2)", "prompt")
 
 
 def test_data_file_missing(quickstart: Any, tmp_path: Path) -> None:

@@ -90,10 +90,10 @@ def test_rows_of_jsonl(check: Any, tmp_path_factory: pytest.TempPathFactory, cas
     lines = [json.dumps(one, default=lambda value: value.decode()) for one in (GOOD, row)]
     (folder / "fuzz.jsonl").write_text("\n".join(lines))
     if "NaN" in lines[1] or "Infinity" in lines[1]:  # Python writes them, JSON has neither
-        with pytest.raises(DataError, match="row 2 is not valid JSON"):
+        with pytest.raises(DataError, match=r"row 1 \(line 2\) is not valid JSON"):
             check([str(folder / "fuzz.jsonl")])
         return
-    expect(check, [str(folder / "fuzz.jsonl")], "fuzz.jsonl, row 2", columns)
+    expect(check, [str(folder / "fuzz.jsonl")], "fuzz.jsonl, row 1 (line 2)", columns)
 
 
 @fuzzed
@@ -106,7 +106,7 @@ def test_rows_of_parquet(check: Any, tmp_path_factory: pytest.TempPathFactory, c
         pq.write_table(pa.Table.from_pylist([row]), folder / "fuzz.parquet")
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return  # parquet has no column for it
-    expect(check, [str(folder / "good.jsonl"), str(folder / "fuzz.parquet")], "fuzz.parquet, row 1", columns)
+    expect(check, [str(folder / "good.jsonl"), str(folder / "fuzz.parquet")], "fuzz.parquet, row 0", columns)
 
 
 @fuzzed
@@ -121,7 +121,7 @@ def test_rows_of_functions(check: Any, tmp_path_factory: pytest.TempPathFactory,
     try:
         list(tasks)
     except UserError as exc:
-        assert "made, row 2" in exc.message and any(name in exc.message for name in NAMES), exc
+        assert "made, row 1" in exc.message and any(name in exc.message for name in NAMES), exc
 
 
 @fuzzed

@@ -52,7 +52,7 @@ def test_long_prompts_are_dropped_or_refused_tool_schemas_counted(
     limit = len(renderer.start(tasks[0].prompt, calculator.schemas))
     kept = check(tasks, renderer, schemas=calculator.schemas, limit=limit).tasks
     assert [task.task_id for task in kept] == ["0"]
-    with pytest.raises(DataError, match=r"row 2: the prompt has .* tokens"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): the prompt has .* tokens"):
         check(tasks, renderer, schemas=calculator.schemas, limit=limit, overlong="error")
     with pytest.raises(DataError, match="every prompt is longer"):
         check(tasks, renderer, schemas=calculator.schemas, limit=limit - 1)
@@ -137,7 +137,9 @@ def test_whatever_is_cut_fits_and_is_made_of_the_text(renderer: ChatRenderer, te
 
 def test_a_prompt_that_cannot_be_rendered_is_named(tmp_path: Path, renderer: ChatRenderer) -> None:
     tasks = tasks_of(tmp_path, user("1"), user("<image>", images=["a.png"]))
-    with pytest.raises(ModelError, match=r"data\.train: .*a.jsonl, row 2: column 'prompt': .* does not accept images"):
+    with pytest.raises(
+        ModelError, match=r"data\.train: .*a.jsonl, row 1 \(line 2\): column 'prompt': .* does not accept images"
+    ):
         check(tasks, renderer)
 
 
@@ -148,7 +150,9 @@ def test_a_failure_of_any_kind_while_rendering_names_the_row(tmp_path: Path, ren
         def start(self, *_: Any) -> list[int]:
             raise ZeroDivisionError("in the template")
 
-    with pytest.raises(DataError, match=r"a.jsonl, row 1: column 'prompt' cannot be rendered: ZeroDivisionError"):
+    with pytest.raises(
+        DataError, match=r"a.jsonl, row 0 \(line 1\): column 'prompt' cannot be rendered: ZeroDivisionError"
+    ):
         check(tasks_of(tmp_path, user("1")), Fails())  # type: ignore[arg-type]
 
 
@@ -159,7 +163,9 @@ def test_prompts_over_the_models_context_are_found(tmp_path: Path, renderer: Cha
     assert len(check(tasks, renderer, context=length + 1).tasks) == 2
     found = check(tasks, renderer, context=length)
     assert found.dropped == 1 and f"the model's context of {length} tokens" in found.limit.name
-    with pytest.raises(DataError, match=rf"row 2: the prompt has {length} tokens, more than the model's context of"):
+    with pytest.raises(
+        DataError, match=rf"row 1 \(line 2\): the prompt has {length} tokens, more than the model's context of"
+    ):
         check(tasks, renderer, context=length, overlong="error")
     with pytest.raises(DataError, match="every prompt is longer than the model's context of 5 tokens"):
         check(tasks, renderer, context=5)

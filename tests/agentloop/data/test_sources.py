@@ -48,15 +48,15 @@ def test_files_lists_globs_and_folders_give_the_rows_in_order(tmp_path: Path) ->
         assert contents(source) == WANTED
     tasks = load_tasks([one, two], "data.train", "d")
     assert [tasks[i].prompt[0]["content"] for i in range(7)] == WANTED
-    assert tasks.where(3) == f"{two}, row 1"
+    assert tasks.where(3) == f"{two}, row 0"
 
 
-def test_blank_lines_are_no_rows_and_count_in_row_numbers(tmp_path: Path) -> None:
+def test_blank_lines_are_no_rows_and_count_as_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\n{"prompt": 1}\n  \r\n{"prompt": 2}\r\n\n{"prompt": 3}')
     rows = open_rows(str(file), "data.train")
     assert [row["prompt"] for row in rows] == [1, 2, 3] == [rows[i]["prompt"] for i in range(3)]
-    assert [rows.where(i).rpartition(" ")[2] for i in range(3)] == ["2", "4", "6"]
+    assert [rows.where(i) for i in range(3)] == [f"{file}, row {i} (line {2 * i + 2})" for i in range(3)]
 
 
 def test_lines_are_found_across_the_blocks_of_a_scan(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_rows_can_come_from_functions_generators_and_classes(tmp_path: Path) -> 
         open_rows(f"{module}:broken", "data.train")
     with pytest.raises(DataError, match=r":make raised TypeError: .*'wrong'"):
         open_rows(f"{module}:make", "data.train", {"wrong": 1})
-    with pytest.raises(DataError, match=r":Lame, row 3 raised OSError: disk gone"):
+    with pytest.raises(DataError, match=r":Lame, row 2 raised OSError: disk gone"):
         load_tasks(f"{module}:Lame", "data.train", "d")[2]
     with pytest.raises(DataError, match="returned int, which has no rows"):
         open_rows(f"{module}:number", "data.train")
@@ -127,8 +127,8 @@ def test_a_registered_data_set_is_named_without_a_path(install: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", '{"prompt": ', "row 1 is not valid JSON"),
-        ("a.jsonl", "[1]", "row 1 is not an object"),
+        ("a.jsonl", '{"prompt": ', r"row 0 \(line 1\) is not valid JSON"),
+        ("a.jsonl", "[1]", r"row 0 \(line 1\) is not an object"),
         ("a.jsonl", "", "has no rows"),
         ("a.csv", "x", "neither .jsonl nor .parquet"),
         ("a.parquet", "x", "cannot be read as parquet"),
@@ -157,7 +157,7 @@ def test_a_file_cut_short_during_the_run_is_an_error_and_no_crash(tmp_path: Path
     source = write_jsonl(tmp_path / "a.jsonl", ROWS)
     rows = open_rows(source, "data.train")
     Path(source).write_text("{}\n")
-    with pytest.raises(DataError, match="row 7 is not valid JSON"):
+    with pytest.raises(DataError, match=r"row 6 \(line 7\) is not valid JSON"):
         rows[6]
 
 
@@ -223,7 +223,7 @@ def test_a_mark_at_the_start_of_a_file_is_no_part_of_a_row(tmp_path: Path) -> No
         with pytest.raises(DataError, match=rf"c.jsonl is encoded in {name}\n  fix: save it in UTF-8"):
             open_rows(str(tmp_path / "c.jsonl"), "data.train")
     (tmp_path / "d.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="row 1 is not valid JSON"):
+    with pytest.raises(DataError, match=r"row 0 \(line 1\) is not valid JSON"):
         open_rows(str(tmp_path / "d.jsonl"), "data.train")[0]
 
 
@@ -258,5 +258,5 @@ def test_a_parquet_value_without_a_python_object_is_named(tmp_path: Path) -> Non
     tasks = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
     assert tasks[0].data_source == "good"
     for read in (lambda: tasks[1], lambda: list(tasks)):
-        with pytest.raises(DataError, match=r"a.parquet, row 2 cannot be read: UnicodeDecodeError"):
+        with pytest.raises(DataError, match=r"a.parquet, row 1 cannot be read: UnicodeDecodeError"):
             read()

@@ -69,7 +69,7 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
     chosen = load_tasks(source, "data.train", "d")[1:].select([0, 2, 4]).select([1, 2])
     assert [task.task_id for task in chosen] == ["3", "5"] and len(chosen) == 2
     assert [chosen[-1].prompt[0]["content"], chosen[0].prompt[0]["content"]] == ["5", "3"]
-    assert chosen.where(1) == f"{source}, row 6"
+    assert chosen.where(1) == f"{source}, row 5 (line 6)"
     with pytest.raises(IndexError):
         chosen[2]
     cut = chosen.select([0, 1], {1: CutText(0, None, "shorter")}).select([1, 0])
@@ -79,7 +79,7 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": None}, "row 2 has no column 'prompt'"),
+        ({"prompt": None}, r"row 1 \(line 2\) has no column 'prompt'"),
         ({"prompt": "text"}, "'prompt' is not a list"),
         ({"prompt": [{"role": "robot", "content": "x"}]}, "prompt message 1 has the role 'robot'"),
         ({"prompt": [{"role": "user"}]}, "prompt message 1 has no content"),
@@ -119,7 +119,7 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
 def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
         list(load_tasks(write(tmp_path / "rows.jsonl", ROW, {**ROW, **row}), "data.train", "d"))
-    assert "rows.jsonl, row 2" in str(caught.value)
+    assert "rows.jsonl, row 1 (line 2)" in str(caught.value)
 
 
 def test_each_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
@@ -160,7 +160,7 @@ def test_image_data_in_parquet_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "places"), [("no place", 0), ("<image><image>", 2)])
 def test_a_row_with_more_or_fewer_images_than_places_is_named(tmp_path: Path, content: str, places: int) -> None:
     source = write(tmp_path / "a.jsonl", ROW, image_row(content, "a.png"))
-    with pytest.raises(DataError, match=f"row 2 has 1 images and {places} places"):
+    with pytest.raises(DataError, match=rf"row 1 \(line 2\) has 1 images and {places} places"):
         list(load_tasks(source, "data.train", "d"))
 
 

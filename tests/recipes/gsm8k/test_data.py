@@ -32,7 +32,7 @@ def test_gsm8k_rows_have_tool_and_ground_truth() -> None:
 
 @pytest.mark.parametrize("row", [{"question": "q", "answer": "no mark"}, {"answer": "#### 1"}])
 def test_a_gsm8k_row_without_answer_or_question_is_named(row: dict[str, str]) -> None:
-    with pytest.raises(DataError, match="train, row 4 has no"):
+    with pytest.raises(DataError, match="train, row 3 has no"):
         make_row(row, "train", 3)
 
 

@@ -74,7 +74,7 @@ def test_check_of_an_sft_recipe_reads_every_row(command: Any, tmp_path: Path, qu
     assert code == 0 and "1 rows" in out and "a run would start" in out, err
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + '\n{"messages": []}\n')
     code, _, err = command("check", str(tmp_path / "sft.yaml"))
-    assert code == 2 and "row 2" in err
+    assert code == 2 and "row 1 (line 2)" in err
 
 
 def test_a_recipe_given_to_the_wrong_command_names_the_right_one(command: Any, repo: Path) -> None:

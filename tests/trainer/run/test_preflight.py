@@ -48,7 +48,7 @@ def test_validation_rows_are_cut_before_they_are_looked_at(repo: Path, tmp_path:
     val = {"val": str(tmp_path / "val.jsonl")}
     kept, _ = prepared(repo, tmp_path, rows("1"), data=val, eval={"max_rows": 1})
     assert len(kept.val) == 1
-    with pytest.raises(DataError, match=r"val.jsonl, row 2: column 'prompt' is not a list"):
+    with pytest.raises(DataError, match=r"val.jsonl, row 1 \(line 2\): column 'prompt' is not a list"):
         prepared(repo, tmp_path, rows("1"), data=val)
 
 
@@ -64,7 +64,9 @@ def test_a_sample_shows_the_answer_of_its_row(repo: Path, tmp_path: Path) -> Non
 
 def test_a_row_with_an_unknown_interaction_is_named(repo: Path, tmp_path: Path) -> None:
     some = rows("1") + rows("2", extra_info={"interaction_kwargs": {"name": "nobody"}})
-    with pytest.raises(ConfigError, match=r"data.train: .*rows.jsonl, row 2: column .* names the interaction 'nobody'"):
+    with pytest.raises(
+        ConfigError, match=r"data.train: .*rows.jsonl, row 1 .line 2.: column .* names the interaction 'nobody'"
+    ):
         prepared(repo, tmp_path, some)
 
 
@@ -77,8 +79,13 @@ def test_rows_without_the_ground_truth_that_the_reward_reads_are_found(repo: Pat
     some = [*rows("1", "2"), {"prompt": [{"role": "user", "content": "3"}]}]
     reads = reward_in(tmp_path, "float(task.ground_truth == text)")
     _, said = prepared(repo, tmp_path, some, reward=reads)
-    assert "warning: data.train: 1 of 3 rows have no reward_model.ground_truth" in said and "rows.jsonl, row 3" in said
-    with pytest.raises(DataError, match=r"rows.jsonl, row 1, and every other row, has no reward_model.ground_truth"):
+    assert (
+        "warning: data.train: 1 of 3 rows have no reward_model.ground_truth" in said
+        and "rows.jsonl, row 2 (line 3)" in said
+    )
+    with pytest.raises(
+        DataError, match=r"rows.jsonl, row 0 \(line 1\), and every other row, has no reward_model.ground_truth"
+    ):
         prepared(repo, tmp_path, some[2:], reward=reads)
     (tmp_path / "own").mkdir()
     _, said = prepared(repo, tmp_path, some[2:], reward=reward_in(tmp_path / "own", "0.0"))
@@ -95,7 +102,9 @@ def test_a_batch_larger_than_the_data_is_said(repo: Path, tmp_path: Path) -> Non
 def test_arguments_of_rows_for_tools_are_checked(repo: Path, tmp_path: Path) -> None:
     some = rows("1", extra_info={"tools_kwargs": {"calculater": {"create_kwargs": {"unit": "F"}}}})
     tools = str(repo / "recipes" / "quickstart" / "tools.yaml")
-    with pytest.raises(DataError, match=r"row 1: column 'extra_info.tools_kwargs' names the tool 'calculater'"):
+    with pytest.raises(
+        DataError, match=r"row 0 \(line 1\): column 'extra_info.tools_kwargs' names the tool 'calculater'"
+    ):
         prepared(repo, tmp_path, some, tools=tools)
     _, said = prepared(repo, tmp_path, some)
     assert "1 rows have extra_info.tools_kwargs, but the run has no tools" in said

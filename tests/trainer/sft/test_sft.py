@@ -204,7 +204,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "rows.csv").write_text("a")
     for name, message in (
-        ("bad.jsonl", r"bad\.jsonl, row 2 is not valid JSON"),
+        ("bad.jsonl", r"bad\.jsonl, row 1 \(line 2\) is not valid JSON"),
         ("none.jsonl", r"stages\[0\]\.data: .* does not exist"),
         ("empty.jsonl", "has no rows"),
         ("rows.csv", r"neither \.jsonl nor \.parquet"),
@@ -279,7 +279,7 @@ def test_rows_may_be_written_in_all_the_ways_that_data_sets_have(quickstart_mode
     from_parquet = list(read_rows(str(tmp_path / "rows.parquet"), "data"))
     from_function = list(read_rows([f"{tmp_path / 'rows.py'}:rows"], "data"))
     assert from_function[1][1] == rows[1], "nothing is changed where no column fills what is missing"
-    assert [place for place, _ in from_parquet] == [f"{tmp_path / 'rows.parquet'}, row {n}" for n in (1, 2)]
+    assert [place for place, _ in from_parquet] == [f"{tmp_path / 'rows.parquet'}, row {n}" for n in (0, 1)]
     for (_, one), (_, other) in zip(from_parquet, from_function, strict=True):
         assert (
             row_of(quickstart_model, **one).token_ids.tolist() == row_of(quickstart_model, **other).token_ids.tolist()
