@@ -36,14 +36,13 @@ class Sums:
     total: np.ndarray = field(default_factory=lambda: np.zeros(0))
     count: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, index: np.ndarray, values: np.ndarray) -> None:
-        """Add `values[i]` at `index[i]`."""
-        if not len(index):
-            return
-        size = max(len(self.total), int(index.max()) + 1)
-        self.total, self.count = (np.pad(old, (0, size - len(old))) for old in (self.total, self.count))
-        self.total += np.bincount(index, weights=values, minlength=size)
-        self.count += np.bincount(index, minlength=size)
+    @classmethod
+    def of(cls, indices: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> Sums:
+        """Sum `values` by their indices; both come in parts of equal lengths."""
+        if not indices:
+            return cls()
+        index, value = np.concatenate(indices), np.concatenate(values)
+        return cls(np.bincount(index, weights=value), np.bincount(index).astype(np.float64))
 
     def __add__(self, other: Sums) -> Sums:
         size = max(len(self.total), len(other.total))
@@ -65,6 +64,19 @@ class Drift:
     by_position: Sums = field(default_factory=Sums)
     by_token: Sums = field(default_factory=Sums)
 
+    def __add__(self, other: Drift) -> Drift:
+        return Drift(self.by_turn + other.by_turn, self.by_position + other.by_position, self.by_token + other.by_token)
+
+
+class _Gaps:
+    """Collects |engine logprob - trainer logprob| of a step's trajectories."""
+
+    def __init__(self) -> None:
+        self._turns: list[np.ndarray] = []
+        self._positions: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+        self._gaps: list[np.ndarray] = []
+
     def add(self, record: TraceRecord) -> float | None:
         """Add a trajectory; return its own mean, or None if it has nothing to compare.
 
@@ -81,16 +93,20 @@ class Drift:
         at = np.flatnonzero(sampled & fresh & np.isfinite(ours) & np.isfinite(theirs))
         if not len(at):
             return None
-        gap = np.abs(ours[at] - np.asarray(theirs, np.float64)[at])
 
+        gap = np.abs(ours[at] - np.asarray(theirs, np.float64)[at])
         starts = np.array([turn.start for turn in t.turns] or [0])
-        self.by_turn.add(np.maximum(0, np.searchsorted(starts, at, side="right") - 1), gap)
-        self.by_position.add(np.searchsorted(POSITIONS, np.maximum(0, at - t.prompt_length), side="right") - 1, gap)
-        self.by_token.add(np.asarray(t.token_ids, np.int64)[at], gap)
+        turns = np.maximum(0, np.searchsorted(starts, at, side="right") - 1)
+        positions = np.searchsorted(POSITIONS, np.maximum(0, at - t.prompt_length), side="right") - 1
+        self._turns.append(turns.astype(np.int32))
+        self._positions.append(positions.astype(np.uint8))
+        self._tokens.append(np.asarray(t.token_ids, np.int32)[at])
+        self._gaps.append(gap.astype(np.float32))
         return float(gap.mean())
 
-    def __add__(self, other: Drift) -> Drift:
-        return Drift(self.by_turn + other.by_turn, self.by_position + other.by_position, self.by_token + other.by_token)
+    def drift(self) -> Drift:
+        """Return the sums of everything that was added."""
+        return Drift(*(Sums.of(indices, self._gaps) for indices in (self._turns, self._positions, self._tokens)))
 
 
 @dataclass(slots=True)
@@ -132,15 +148,15 @@ class StepFacts:
     step: int
     episodes: list[EpisodeFacts]
     drift: Drift = field(default_factory=Drift)
+    groups: list[list[EpisodeFacts]] = field(init=False)
+    """The scored episodes, by group."""
 
-    @property
-    def groups(self) -> list[list[EpisodeFacts]]:
-        """The scored episodes, by group."""
+    def __post_init__(self) -> None:
         found: dict[str, list[EpisodeFacts]] = defaultdict(list)
         for episode in self.episodes:
             if episode.ok and episode.reward is not None:
                 found[episode.group].append(episode)
-        return list(found.values())
+        self.groups = list(found.values())
 
 
 def facts_of(step: int, records: Iterable[TraceRecord], most: int = MOST_EPISODES) -> StepFacts:
@@ -157,13 +173,12 @@ def facts_of(step: int, records: Iterable[TraceRecord], most: int = MOST_EPISODE
             groups[group] += 1
         episodes[group, sample].append(record)
 
-    facts = StepFacts(step, [])
-    for parts in episodes.values():
-        facts.episodes.append(_episode(sorted(parts, key=lambda record: record.part), facts.drift))
-    return facts
+    gaps = _Gaps()
+    found = [_episode(sorted(parts, key=lambda record: record.part), gaps) for parts in episodes.values()]
+    return StepFacts(step, found, gaps.drift())
 
 
-def _episode(parts: Sequence[TraceRecord], drift: Drift) -> EpisodeFacts:
+def _episode(parts: Sequence[TraceRecord], drift: _Gaps) -> EpisodeFacts:
     main = parts[-1].trajectory
     trajectories = [record.trajectory for record in parts]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
