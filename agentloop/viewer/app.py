@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from agentloop.errors import AgentloopError
 from agentloop.viewer import external, otlp, weave
 from agentloop.viewer.api import build_router
+from agentloop.viewer.api.run import is_run
 from agentloop.viewer.auth import Gate
 from agentloop.viewer.received import Received
 from agentloop.viewer.refusals import Refusal, answer
@@ -61,11 +62,6 @@ def data_folder(runs: Sequence[Path]) -> Path:
     first run."""
     first = runs[0] if runs else Path("outputs")
     return (first.parent if is_run(first) else first) / DATA_FOLDER
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run directory, not a folder of them."""
-    return (folder / "metrics.jsonl").is_file() or (folder / "config" / "resolved.json").is_file()
 
 
 def _health() -> dict[str, bool]:

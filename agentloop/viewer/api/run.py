@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from agentloop.text import finite
 from agentloop.trace.index import TraceIndex
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.signals import RULES, signals_of
+from agentloop.trace.store.files import step_folders
 from agentloop.trace.store.images import ImageFolder
 from agentloop.viewer.api.decoder import Decoder
 from agentloop.viewer.api.metrics import thin
@@ -38,6 +38,9 @@ RECENT_S = 300.0
 REFRESH_EVERY_S = 0.5
 PATIENCE_S = 3.0
 """How long a request waits for the index; then it answers with the steps that are indexed."""
+
+LATEST = 3
+"""Steps whose folders are watched for files: an evaluation is written while later steps run."""
 
 KEPT_RECORDS = 8
 KEPT_TOKENS = 1_000_000
@@ -89,6 +92,7 @@ class Run:
         self._refresh: Future[bool] | None = None
         self._refreshed = -REFRESH_EVERY_S
         self._fault: str | None = None
+        self._latest: tuple[Any, int, list[Path]] | None = None
         self._judging = threading.Lock()
         self._signals: tuple[Any, dict[str, Any]] | None = None
         self._records: OrderedDict[tuple[Any, ...], TraceRecord] = OrderedDict()
@@ -229,12 +233,15 @@ class Run:
         return self._index.store.images
 
     def trace_changes(self) -> int:
-        """Return a number that changes when a trace file is written or removed."""
-        newest = 0
-        for path in self._index.store.folder.glob("step_*"):
-            with suppress(OSError):
-                newest = hash((newest, path.stat().st_mtime_ns))
-        return newest
+        """Return a number that changes when a trace file is written or removed. Cheap: it is asked
+        for every second."""
+        traces = self._index.store.folder
+        changed = _signature(traces)
+        if self._latest is None or self._latest[0] != changed:
+            folders = list(step_folders(traces).values())
+            self._latest = changed, len(folders), folders[-LATEST:]
+        _, count, latest = self._latest
+        return hash((count, *latest, *map(_signature, latest)))
 
     def signals(self) -> dict[str, Any]:
         """Return what looks wrong, and the rules that were checked."""
