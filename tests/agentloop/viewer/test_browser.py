@@ -305,6 +305,25 @@ def test_browsers_refuse_to_parse_text_as_html(page: Page, served: Served) -> No
     assert page.run("document.getElementById('made')") is None
 
 
+def test_a_difference_holds_both_texts_however_much_they_differ(page: Page, served: Served) -> None:
+    page.open(served.url)
+    script = """
+        import('/static/js/core/diff.js').then(({diff}) => {
+            let seed = 1;
+            const random = (below) => (seed = (seed * 48271) % 2147483647) % below;
+            const word = (of) => 'w' + random(of);
+            const text = (words, of) => Array.from({length: words}, () => word(of)).join(random(9) ? ' ' : '\\n');
+            const side = (parts, kind) => parts.filter(one => one.kind !== kind).map(one => one.text).join('');
+            const cases = [['', ''], ['a', ''], ['', 'b'], ['one two', 'one 2 two'], ['\\u202ex', 'x']];
+            for (let i = 0; i < 200; i++) cases.push([text(random(30), 5), text(random(30), 5)]);
+            cases.push([text(20000, 100000), text(20000, 100000)]);
+            const wrong = cases.filter(([a, b]) => side(diff(a, b), 'new') !== a || side(diff(a, b), 'old') !== b);
+            const small = diff('the answer is 42 .', 'the answer is 43 .').filter(one => one.kind !== 'same');
+            return JSON.stringify([wrong.length, small.map(one => one.kind + one.text)]);
+        })"""
+    assert json.loads(page.run(script)) == [0, ["old42", "new43"]]
+
+
 def test_new_steps_appear_without_moving_what_is_read(page: Page, served: Served, quickstart_model: Path) -> None:
     run = served.folder / "growing"
     shutil.copytree(served.folder / "other", run, ignore=shutil.ignore_patterns("index.sqlite*"))
