@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -41,11 +42,17 @@ def create_app(runs: Sequence[Path], *, data: Path | None = None, token: str | N
             something arrives.
         token: opens the server; None: it is open to this machine, and only to it.
     """
-    app = FastAPI(title="agentloop trace server", docs_url=None, redoc_url=None, openapi_url=None)
+    received = Received(data or data_folder(runs))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        received.close()
+
+    app = FastAPI(title="agentloop trace server", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     for kind in (Refusal, AgentloopError):
         app.add_exception_handler(kind, answer)
-    received = Received(data or data_folder(runs))
-    app.include_router(build_router(runs))
+    app.include_router(build_router(runs, lambda: received.changes))
     app.include_router(weave.build_router(received))
     app.include_router(otlp.build_router(received))
     app.include_router(external.build_router(received))

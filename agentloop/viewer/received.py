@@ -75,6 +75,8 @@ class Received:
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._writer: sqlite3.Connection | None = None
         self._lock = threading.Lock()
+        self.changes = 0
+        """Number of writes by this process: shows a reader that there is something new."""
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -110,6 +112,7 @@ class Received:
                 try:
                     yield connection
                     connection.commit()
+                    self.changes += 1
                 except BaseException:
                     connection.rollback()
                     raise

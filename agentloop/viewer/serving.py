@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import secrets
 import socket
 from collections.abc import Callable, Sequence
@@ -54,9 +55,18 @@ def serve(
         create_app(runs, data=data, token=token), ws="none", log_config=None, log_level="warning", access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, proxy_headers=False,
     )  # fmt: skip
-    server = uvicorn.Server(config)
+    server = _Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
         server.run(sockets=[sock])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which does not report that pages which wait for events are cut off at the
+    end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
 def read_token(path: Path) -> str:

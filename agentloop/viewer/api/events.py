@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,16 @@ class Events:
     step      metrics or the trace of a step are there
     finished  the run ended: it is finished, or its process is gone
     run       a run appeared, started again or disappeared; `step` is null in the last case
+    call      calls of a weave client or spans of OpenTelemetry came; `run` is null
     reload    this reader was too slow, and events are missing
+
+    Args:
+        arrivals: counts what came from other programs.
     """
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, arrivals: Callable[[], int] = lambda: 0) -> None:
         self._runs = runs
+        self._arrivals = arrivals
         self._readers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -90,6 +95,7 @@ class Events:
     async def _watch(self) -> None:
         """Poll until there is no reader."""
         seen: dict[str, Seen] | None = None
+        arrived = self._arrivals()
         while self._readers:
             try:
                 now = await asyncio.to_thread(self._look)
@@ -99,6 +105,8 @@ class Events:
             for event in _changes(now if seen is None else seen, now):
                 self.publish(event)
             seen = now
+            if arrived != (arrived := self._arrivals()):
+                self.publish({"run": None, "kind": "call", "step": None})
             await asyncio.sleep(POLL_S)
 
     def _look(self) -> dict[str, Seen]:

@@ -37,15 +37,16 @@ DEFAULT_TOKENS = 4_096
 Read = Callable[[Run, Parameters], Any]
 
 
-def build_router(runs: Sequence[Path]) -> APIRouter:
+def build_router(runs: Sequence[Path], arrivals: Callable[[], int] = lambda: 0) -> APIRouter:
     """Return the routes below `/api`.
 
     Args:
         runs: run directories, and folders of run directories; one that does not exist yet has none.
+        arrivals: counts what other programs sent, for the events.
     """
     warm_up()
     found = Runs(runs)
-    events = Events(found)
+    events = Events(found, arrivals)
 
     @contextlib.asynccontextmanager
     async def closing(_: object) -> AsyncIterator[None]:

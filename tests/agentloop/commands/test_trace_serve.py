@@ -35,7 +35,10 @@ def test_it_prints_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> None:
         assert lines[0].startswith("viewer: http://127.0.0.1:"), lines
         url = lines[0].removeprefix("viewer: ")
         assert httpx.get(url + "health").json() == {"ok": True}
-        process.send_signal(signal.SIGINT)
+        with httpx.stream("GET", url + "api/events") as events:  # a page that is open
+            assert next(events.iter_lines()).startswith("retry")
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
         assert process.wait(20) == 0
         assert process.stdout is not None and process.stdout.read() == ""
     assert not (tmp_path / "none yet").exists()

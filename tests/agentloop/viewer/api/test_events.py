@@ -127,3 +127,10 @@ async def test_a_watcher_survives_a_run_that_cannot_be_read(tmp_path: Path, monk
     monkeypatch.setattr(events, "_look", look)
     step(tmp_path / "one", 1)
     assert (await read(stream))["run"] == "one"
+
+
+async def test_calls_of_other_programs_are_told(tmp_path: Path) -> None:
+    arrived = 0
+    stream = await started(Events(Runs([tmp_path]), lambda: arrived))
+    arrived = 3
+    assert await read(stream) == {"run": None, "kind": "call", "step": None}

@@ -73,3 +73,6 @@ def test_the_link_of_a_project_lists_its_calls(page: Page, server: TraceServer) 
     page.wait("document.querySelector('tbody tr a')", "the calls were not listed")
     assert page.run("document.querySelectorAll('tbody tr a').length") == 1, "the roots of traces"
     assert page.run("window.hacked === undefined") and page.problems() == []
+    batch = {"batch": [call("later", None)]}
+    httpx.post(f"{server.url}/v2/lab/x/calls/complete", json=batch)
+    page.wait("document.querySelector('button.fresh')?.hidden === false", "new calls were not told")
