@@ -31,7 +31,7 @@ def slow(chunk, digests):  # a large step: one row group is on the disk while th
 encoded = []
 writer.encode = slow
 writer.ROW_GROUP_BYTES = 4000
-TraceStore(Path(sys.argv[1])).write(int(sys.argv[2]), "train", step_records(int(sys.argv[2])))
+TraceStore(Path(sys.argv[1])).write(int(sys.argv[2]), "train", step_records(int(sys.argv[2]), tokens=4000))
 """
 
 
