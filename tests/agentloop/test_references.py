@@ -93,7 +93,7 @@ def test_a_row_names_a_class_beside_its_file(tmp_path: Path) -> None:
 def test_an_agent_name_is_text(tmp_path: Path, name: str) -> None:
     row = f'{{"agent_name": {name}, "prompt": [{{"role": "user", "content": "x"}}]}}\n'
     (tmp_path / "rows.jsonl").write_text(row)
-    with pytest.raises(DataError, match=r"row 1: column 'agent_name'"):
+    with pytest.raises(DataError, match=r"row 0 \(line 1\): column 'agent_name'"):
         list(load_tasks(str(tmp_path / "rows.jsonl"), "data.train", "tool_agent"))
 
 
