@@ -20,19 +20,25 @@ LONGEST_PROMPT_TEXT = 400_000
 
 
 class Columns:
-    """The token columns of a trajectory as arrays (L).
+    """The token columns of a trajectory as arrays (L), L being the number of ids. Columns of a
+    rejected trajectory may be shorter or longer; they are filled up or cut.
 
     Attributes:
         mask: booleans, which tokens were sampled.
         logprobs: of the engine, NaN where there is none.
+        trainer_logprobs, advantages: None: the trace has none.
     """
 
     def __init__(self, record: TraceRecord) -> None:
         t = record.trajectory
         self.record = record
-        self.mask = np.array([value == 1 for value in t.loss_mask], dtype=bool)
-        self.logprobs = np.array([np.nan if value is None else value for value in t.logprobs], dtype=np.float64)
-        self.versions = list(t.versions)
+        n = len(t.token_ids)
+        self.mask = _fitted(np.array([value == 1 for value in t.loss_mask], dtype=bool), n, False)
+        numbers = [np.nan if value is None else value for value in t.logprobs]
+        self.logprobs = _fitted(np.array(numbers, dtype=np.float64), n, np.nan)
+        self.versions = list(t.versions)[:n] + [None] * (n - len(t.versions))
+        self.trainer_logprobs = _fitted(record.trainer_logprobs, n, np.nan)
+        self.advantages = _fitted(record.advantages, n, 0.0)
 
     def mask_runs(self) -> list[list[int]]:
         """Return `[start, end]` of each run of sampled tokens."""
@@ -52,17 +58,15 @@ class Columns:
 
     def mismatch(self, start: int, end: int) -> float | None:
         """Return the mean absolute difference of engine and trainer logprobs of some tokens."""
-        trainer = self.record.trainer_logprobs
-        if trainer is None or trainer.shape != self.logprobs.shape:
+        if self.trainer_logprobs is None:
             return None
-        return _mean(np.abs(self.logprobs[start:end] - trainer[start:end]))
+        return _mean(np.abs(self.logprobs[start:end] - self.trainer_logprobs[start:end]))
 
     def advantage(self, start: int, end: int) -> float | None:
         """Return the mean advantage of the sampled tokens among some; None: not trained."""
-        advantages = self.record.advantages
-        if advantages is None or advantages.shape != self.mask.shape:
+        if self.advantages is None:
             return None
-        return _mean(advantages[start:end][self.mask[start:end]].astype(np.float64))
+        return _mean(self.advantages[start:end][self.mask[start:end]].astype(np.float64))
 
 
 def episode_json(record: TraceRecord, decoder: Decoder | None) -> dict[str, Any]:
@@ -254,6 +258,13 @@ def _spans_json(t: Trajectory) -> list[dict[str, Any]]:
         {**asdict(span), "start_s": (span.start_ns - begin) / 1e9, "end_s": (span.end_ns - begin) / 1e9}
         for span in t.spans
     ]
+
+
+def _fitted(column: Any, n: int, fill: Any) -> Any:
+    """Return an array of `n` entries: cut, or filled up with `fill`; None stays None."""
+    if column is None or len(column) == n:
+        return column
+    return np.concatenate((column[:n], np.full(n - min(n, len(column)), fill, column.dtype)))
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -31,7 +31,7 @@ def tokens_json(record: TraceRecord, start: int, end: int, decoder: Decoder | No
     columns = Columns(record)
     ids = [int(token) for token in t.token_ids[start:end]]
     pieces = _pieces(record, start, end, decoder)
-    trainer, advantages = record.trainer_logprobs, record.advantages
+    trainer, advantages = columns.trainer_logprobs, columns.advantages
     return {
         "key": record.key,
         "start": start,

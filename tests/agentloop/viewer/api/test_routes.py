@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentloop.trace.store import TraceStore
+from agentloop.types import EpisodeStatus
 from tests.agentloop.viewer.api.conftest import Get, getter
 from tests.agentloop.viewer.api.material import HOSTILE, episode, make_run, png, record, write_step
 
@@ -359,3 +360,23 @@ async def test_new_steps_appear_and_rewound_ones_vanish(
     TraceStore(run).rewind(1)
     answer = (await ask("/api/runs/run/episodes", limit=0, q="answer")).json()
     assert (answer["total"], answer["facets"]["step"]) == (8, [1, 1])
+
+
+async def test_a_trajectory_whose_columns_differ_in_length_is_shown(tmp_path: Path, quickstart_model: Path) -> None:
+    from agentloop.chat import load_tokenizer
+    from agentloop.trace.record import TraceRecord
+
+    run = make_run(tmp_path / "run", quickstart_model, steps=1)
+    made = episode(load_tokenizer(str(quickstart_model)), "g", 0, task=1, version=0, status=EpisodeStatus.REJECTED)
+    made.error, made.broken_rule = "columns differ", "columns"
+    made.loss_mask, made.logprobs, made.versions = made.loss_mask[:-3], [*made.logprobs, None], []
+    TraceStore(run).write(2, "train", [TraceRecord(2, "train", 2, 0, 1, made)])
+    ask = getter(run)
+    (row,) = (await ask("/api/runs/run/episodes", status="rejected")).json()["rows"]
+    assert (row["broken_rule"], row["cause"]) == ("columns", "columns differ")
+    found = (await ask("/api/runs/run/episode", key=row["key"])).json()
+    tokens = (await ask("/api/runs/run/tokens", key=row["key"])).json()
+    for name in ("ids", "pieces", "mask", "logprobs", "versions"):
+        assert len(tokens[name]) == found["length"] == len(made.token_ids)
+    assert tokens["mask"][-3:] == [0, 0, 0]
+    assert (tokens["trainer_logprobs"], tokens["advantages"]) == (None, None)
