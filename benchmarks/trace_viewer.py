@@ -411,7 +411,7 @@ def main() -> int:
         record(
             REPO / "benchmarks" / "RESULTS.md",
             command,
-            ["\n".join(note.lines), "\n".join(facts)],
+            ["\n".join([*note.lines, ""]), "\n".join([*facts, ""])],
             "trace_viewer.py",
             hardware(),
         )
