@@ -42,9 +42,9 @@ class Events:
 
     step      metrics or the trace of a step are there
     finished  the run ended: it is finished, or its process is gone
-    run       a run appeared, started again or disappeared; `step` is null in the last case
+    run       a run appeared, started again or disappeared; `step` is null in the last case. If
+              `run` is null too, this reader was too slow, and events are missing
     call      calls of a weave client or spans of OpenTelemetry came; `run` is null
-    reload    this reader was too slow, and events are missing
 
     Args:
         arrivals: counts what came from other programs.
@@ -62,7 +62,7 @@ class Events:
             if queue.full():
                 while not queue.empty():
                     queue.get_nowait()
-                event = {"run": None, "kind": "reload", "step": None}
+                event = {"run": None, "kind": "run", "step": None}
             queue.put_nowait(event)
 
     def subscribe(self) -> AsyncIterator[bytes]:

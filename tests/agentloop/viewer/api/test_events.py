@@ -95,7 +95,7 @@ async def test_a_slow_reader_is_told_to_load_again(tmp_path: Path, monkeypatch: 
     stream = await started(events)
     for number in range(5):
         events.publish({"run": "one", "kind": "step", "step": number})
-    assert await read(stream) == {"run": None, "kind": "reload", "step": None}
+    assert await read(stream) == {"run": None, "kind": "run", "step": None}
     assert await read(stream) == {"run": "one", "kind": "step", "step": 4}
 
 
