@@ -21,8 +21,8 @@ export class Rows {
     this.total = 0;
     this.active = 0;
     this.round = 0;
-    this.before = h("tr", { class: "gap", "aria-hidden": "true" }, h("td", { colspan: columns.length }));
-    this.after = h("tr", { class: "gap", "aria-hidden": "true" }, h("td", { colspan: columns.length }));
+    this.before = h("tr", { class: "gap", "aria-hidden": "true" }, h("td"));
+    this.after = h("tr", { class: "gap", "aria-hidden": "true" }, h("td"));
     this.body = h("tbody", null, this.before, this.after);
     this.head = h("tr", { "aria-rowindex": "1" });
     this.table = h("table", { class: "rows", "aria-label": label }, h("colgroup", null, columns.map((one) => h("col", { vars: one.width ? { width: one.width } : {} }))), h("thead", null, this.head), this.body);
@@ -153,7 +153,7 @@ export class Rows {
   line(index, row) {
     const line = h("tr", { "aria-rowindex": String(index + 2), data: { index: String(index) }, class: index === this.active ? "active" : null });
     if (!row) {
-      line.append(h("td", { colspan: this.columns.length, class: "coming" }, h("span", { class: "sr" }, "loading")));
+      line.append(h("td", { colspan: 2, class: "coming" }, h("span", { class: "sr" }, "loading")));
       return line;
     }
     this.columns.forEach((column, i) => {

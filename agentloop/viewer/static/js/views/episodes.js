@@ -113,7 +113,8 @@ export class EpisodesView {
     return this.rows.reload();
   }
 
-  arrived({ total, facets, indexing, problems }) {
+  arrived({ total, rows, facets, indexing, problems }) {
+    if (rows.length) this.rows.table.classList.toggle("no-parts", !rows.some((row) => Object.keys(row.parts ?? {}).length));
     if (facets) this.lastFacets = facets;
     this.facets.set(this.lastFacets);
     this.count.textContent = `${integer(total)}${indexing ? ", indexing the trace" : ""}`;

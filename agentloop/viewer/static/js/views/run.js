@@ -70,18 +70,23 @@ export class RunView {
     const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
     const rewards = known("reward/mean");
     const evals = known("eval/reward_mean");
+    const tuned = entry.kind === "sft";
+    const losses = known("loss");
+    const lossesOfEval = known("eval/loss");
     const change = (first, last) => (first === last || first === undefined ? [fixed(last ?? null)] : [h("span", { class: "before" }, fixed(first)), h("span", { class: "arrow", "aria-label": "to" }, "→"), fixed(last)]);
     const tile = (title, figure, note, alarm) => h("div", { class: `verdict${alarm ? " alarm" : ""}` }, h("h2", null, title), h("p", { class: "figure" }, figure), h("p", { class: "note" }, note));
     const few = Math.min(5, Math.ceil(rewards.length / 3));
     const mismatch = known("mismatch/logprob_abs_mean");
     const total = entry.total_steps;
     replace(this.tiles,
-      tile("Training reward", rewards.length ? change(mean(rewards.slice(0, few)), mean(rewards.slice(-few))) : "–", rewards.length ? `first → last ${few} steps` : "no step yet"),
-      tile("Evaluation reward", evals.length ? change(evals[0], evals[evals.length - 1]) : "–", evals.length ? plural(evals.length, "evaluation") : "not evaluated"),
+      tuned ? tile("Training loss", losses.length ? change(losses[0], losses[losses.length - 1]) : "–", "first → last line") : null,
+      tuned ? tile("Evaluation loss", lossesOfEval.length ? change(lossesOfEval[0], lossesOfEval[lossesOfEval.length - 1]) : "–", lossesOfEval.length ? plural(lossesOfEval.length, "evaluation") : "not evaluated") : null,
+      tuned ? null : tile("Training reward", rewards.length ? change(mean(rewards.slice(0, few)), mean(rewards.slice(-few))) : "–", rewards.length ? `first → last ${few} steps` : "no step yet"),
+      tuned ? null : tile("Evaluation reward", evals.length ? change(evals[0], evals[evals.length - 1]) : "–", evals.length ? plural(evals.length, "evaluation") : "not evaluated"),
       tile("Steps", total ? `${integer(entry.steps)} of ${integer(total)}` : integer(entry.steps), entry.live && total > entry.steps && known("step/time_s").length ? `about ${seconds(mean(known("step/time_s").slice(-10)) * (total - entry.steps))} to go` : `${compact(entry.episodes)} episodes stored`),
-      tile("Step time", seconds(mean(known("step/time_s").slice(-10))), "mean of the last 10"),
-      tile("Mismatch", mismatch.length ? number(Math.max(...mismatch)) : "–", "worst step, mean |Δ logprob|"),
-      tile("Failures", entry.failed === undefined || entry.failed === null ? "–" : h("a", { href: link(["run", this.run, "failures"]) }, integer(entry.failed)), entry.failed > 0 && entry.episodes ? `${percent(entry.failed / entry.episodes, 2)} of the episodes` : "failed or rejected episodes", entry.failed > 0));
+      tile("Step time", seconds(mean(known(tuned ? "time_s" : "step/time_s").slice(-10))), "mean of the last 10"),
+      tuned ? null : tile("Mismatch", mismatch.length ? number(Math.max(...mismatch)) : "–", "worst step, mean |Δ logprob|"),
+      tuned ? null : tile("Failures", entry.failed === undefined || entry.failed === null ? "–" : h("a", { href: link(["run", this.run, "failures"]) }, integer(entry.failed)), entry.failed > 0 && entry.episodes ? `${percent(entry.failed / entry.episodes, 2)} of the episodes` : "failed or rejected episodes", entry.failed > 0));
   }
 
   addControls() {

@@ -42,6 +42,8 @@ export class TokenView {
     this.text.addEventListener("pointerleave", () => this.unpoint());
     this.text.addEventListener("click", (event) => this.pick(event));
     this.text.addEventListener("keydown", (event) => this.key(event));
+    this.text.addEventListener("wheel", () => clearTimeout(this.settling), { passive: true });
+    this.text.addEventListener("pointerdown", () => clearTimeout(this.settling));
     this.text.addEventListener("copy", (event) => this.copy(event));
     this.redraw = () => this.strip.draw(this.mode);
     window.addEventListener("resize", this.redraw);
@@ -58,6 +60,7 @@ export class TokenView {
   }
 
   dispose() {
+    clearTimeout(this.settling);
     this.columns.stop();
     this.near.disconnect();
     this.themed.disconnect();
@@ -237,12 +240,15 @@ export class TokenView {
     }
   }
 
-  /** Scroll to a token. Blocks on the way get their true height only then, so it is looked at again. */
-  bringNear(node, again = 3) {
+  /**
+   * Scroll to a token. Blocks on the way get their true height only when they are drawn, so it is looked at again for
+   * a moment, until the reader scrolls or goes on.
+   */
+  bringNear(node, again = 14) {
     const box = node.getBoundingClientRect();
-    if (box.top >= 160 && box.bottom <= innerHeight - 40) return;
-    node.scrollIntoView({ block: "center" });
-    if (again) requestAnimationFrame(() => this.cursor >= 0 && this.nodeAt(this.cursor) === node && this.bringNear(node, again - 1));
+    if (box.top < 160 || box.bottom > innerHeight - 40) node.scrollIntoView({ block: "center" });
+    clearTimeout(this.settling);
+    if (again) this.settling = setTimeout(() => node.isConnected && this.bringNear(node, again - 1), 50);
   }
 
   spoken(position) {
