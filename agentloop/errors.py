@@ -16,6 +16,7 @@ AgentloopError
 │   ├── InteractionError      a simulated user or environment raised or hung
 │   ├── RewardError           a reward raised or returned something other than a finite number
 │   ├── WorkerError           a trainer worker died or answered with an error
+│   ├── ExportError           spans could not be sent to their destination
 │   └── DiskError             a file could not be written: the disk is full, read-only or broken
 ├── CallFailed                a tool or reward in a process raised, or its process died
 ├── FunctionHangs             too many calls of a tool or reward hang in threads
