@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +105,8 @@ class RunTraces:
             seed=self._seed,
             then=None if self._hub is None else self._hub.submit,
         )
-        with suppress(TraceError):  # a cache, so that a viewer opens at once: it can make it again
+        # A cache, so that a viewer opens at once: it can make it again. A viewer of another
+        # version may have made the file, with other columns (sqlite3.IntegrityError).
+        with suppress(TraceError, sqlite3.Error):
             self._index.add(step, split)
         return written

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from agentloop.config import TraceConfig
 from agentloop.trace.index import TraceIndex
@@ -33,3 +36,16 @@ async def test_a_broken_index_does_not_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "traces" / NAME).mkdir(parents=True)
     await write(tmp_path, 1, 2)
     assert TraceStore(tmp_path).steps("train") == [1, 2]
+
+
+async def test_an_index_that_a_viewer_of_another_version_made_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(index: TraceIndex, step: int, split: str) -> None:
+        raise sqlite3.IntegrityError("NOT NULL constraint failed: episodes.class")
+
+    monkeypatch.setattr(TraceIndex, "add", add)
+    traces = RunTraces(tmp_path, TraceConfig.model_validate({}), seed=0, total_steps=9, notice=lambda text: None)
+    await traces.write(1, "train", step_records(1))
+    await traces.settle()
+    assert TraceStore(tmp_path).steps("train") == [1]
