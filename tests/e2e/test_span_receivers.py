@@ -46,7 +46,7 @@ from phoenix.client.types.spans import SpanQuery
 client = Client(base_url=sys.argv[1])
 def spans(where):
     found = client.spans.get_spans_dataframe(query=SpanQuery().where(where), project_identifier="demo", limit=10_000)
-    return found.reset_index()
+    return found
 everything = spans("attributes['experiment_name'] == 'demo'")
 group = spans(f"attributes['group_id'] == '{sys.argv[2]}'")
 print(json.dumps({
@@ -133,9 +133,10 @@ def test_a_killed_receiver_has_every_episode_once_after_a_push(
     servers.append(server)
     server.start()
 
-    run = background("run.name=demo", "run.steps=8", f"trace.otlp.endpoint={server.url}", *headers)
+    run = background("run.name=demo", "run.steps=12", f"trace.otlp.endpoint={server.url}", *headers)
     run.dir = run.dir.with_name("demo")
     run.wait_for_steps(2)
+    time.sleep(3)  # Phoenix confirms spans a moment before it stores them
     server.kill()
     _, out = run.finish()
     assert "cannot be reached" in out and "agentloop trace push --to otlp" in out, out
