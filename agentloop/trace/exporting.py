@@ -77,6 +77,19 @@ class TracedEpisode:
         """`train/12/<group_id>/<sample_index>`: names the episode in its run."""
         return self.main.key.rsplit("/", 1)[0]
 
+    @property
+    def content(self) -> str:
+        """Key, tokens and rewards of the episode as 32 hexadecimal digits.
+
+        Equal for an episode that a resumed run sampled again, to the bit, with another trace id.
+        """
+        digest = hashlib.blake2b(self.key.encode("utf-8", "replace"), digest_size=16)
+        for record in self.records:
+            trajectory = record.trajectory
+            text = f"{len(trajectory)} {trajectory.reward} {trajectory.status} {list(trajectory.token_ids)}"
+            digest.update(text.encode("utf-8", "replace"))
+        return digest.hexdigest()
+
     def attributes(self) -> dict[str, str | int | bool]:
         """Return what is known of the episode since the end of its step, as spans show it."""
         record, trajectory = self.main, self.main.trajectory

@@ -41,29 +41,38 @@ class ExportLog:
             self._db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS sent (destination TEXT, trace_id TEXT, step INTEGER, time REAL, "
-                "PRIMARY KEY (destination, trace_id)) WITHOUT ROWID"
+                "content TEXT, PRIMARY KEY (destination, trace_id)) WITHOUT ROWID"
             )
+            self._db.execute("CREATE INDEX IF NOT EXISTS by_content ON sent (destination, content)")
             self._db.commit()
         except sqlite3.Error as exc:
             raise self._failed(exc) from exc
 
     def sent(self, destination: str, trace_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that the destination has."""
+        return self._found(destination, "trace_id", trace_ids)
+
+    def contents(self, destination: str, contents: Sequence[str]) -> set[str]:
+        """Return those of the contents (`TracedEpisode.content`) that the destination has, under
+        whatever trace id: a resumed run samples the steps after its checkpoint again."""
+        return self._found(destination, "content", contents)
+
+    def _found(self, destination: str, column: str, values: Sequence[str]) -> set[str]:
         found: set[str] = set()
         with self._lock, self._named():
-            for begin in range(0, len(trace_ids), CHUNK):
-                some = trace_ids[begin : begin + CHUNK]
+            for begin in range(0, len(values), CHUNK):
+                some = values[begin : begin + CHUNK]
                 marks = ",".join("?" * len(some))
-                query = f"SELECT trace_id FROM sent WHERE destination = ? AND trace_id IN ({marks})"  # noqa: S608
+                query = f"SELECT {column} FROM sent WHERE destination = ? AND {column} IN ({marks})"  # noqa: S608
                 found |= {row[0] for row in self._db.execute(query, (destination, *some))}
         return found
 
-    def mark(self, destination: str, episodes: Iterable[tuple[str, int]]) -> None:
-        """Note confirmed episodes: (trace id, step)."""
+    def mark(self, destination: str, episodes: Iterable[tuple[str, int, str]]) -> None:
+        """Note confirmed episodes: (trace id, step, content)."""
         now = time.time()
-        rows = [(destination, trace_id, step, now) for trace_id, step in episodes]
+        rows = [(destination, trace_id, step, now, content) for trace_id, step, content in episodes]
         with self._lock, self._named(), self._db:
-            self._db.executemany("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?, ?)", rows)
 
     def counts(self) -> dict[str, int]:
         """Return the number of episodes by destination."""

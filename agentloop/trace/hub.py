@@ -241,6 +241,13 @@ def send(
     batch = [episode for episode in batch if episode.trace_id not in known and episode.spans]
     if not batch:
         return 0, []
+
+    # A resumed run samples the steps after its checkpoint again: equal episodes with new trace ids.
+    again = log.contents(address, [episode.content for episode in batch])
+    log.mark(address, [_entry(episode) for episode in batch if episode.content in again])
+    batch = [episode for episode in batch if episode.content not in again]
+    if not batch:
+        return 0, []
     try:
         destination.exporter.export(batch)
     except ExportError as exc:
@@ -251,8 +258,12 @@ def send(
         # One of them is wrong: the others are not lost with it.
         parts = [send(destination, log, address, [episode]) for episode in batch]
         return sum(count for count, _ in parts), [error for _, errors in parts for error in errors]
-    log.mark(address, [(episode.trace_id, episode.main.step) for episode in batch])
+    log.mark(address, [_entry(episode) for episode in batch])
     return len(batch), []
+
+
+def _entry(episode: TracedEpisode) -> tuple[str, int, str]:
+    return episode.trace_id, episode.main.step, episode.content
 
 
 def address_of(destination: Destination) -> str:

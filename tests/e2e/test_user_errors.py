@@ -92,6 +92,8 @@ def test_reward_that_fails_ends_the_run_with_its_cause(quickstart: Any, tmp_path
     path.write_text(f"def score(task, text, trajectory):\n    {body}\n")
     run = quickstart(f"reward={path}:score", "run.steps=1", "eval.before_train=false")
     refused(run, says, "episodes", code=1)
+    traced = run.trace(1)
+    assert {line["status"] for line in traced} == {"failed"} and all(says in line["error"] for line in traced)
 
 
 def test_tool_that_raises_is_told_to_the_model_and_the_run_goes_on(quickstart: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from trainer.run.notices import algorithm_notices, algorithm_warnings, unknown_b
 from trainer.run.preflight import RunInputs
 from trainer.run.processes import Processes, start_processes
 from trainer.run.rundir import RunDir
-from trainer.run.step import PolicyState, StepTrainer
+from trainer.run.step import FailedStep, PolicyState, StepTrainer
 from trainer.run.stop import StopRequest
 from trainer.run.traces import RunSignals, RunTraces
 
@@ -205,7 +205,11 @@ class TrainRun:
         """Run one step; return its metrics and a few samples. The other trajectories are released
         when their trace is written."""
         traced = self._traces.due(step)
-        trained = await trainer.run(step, producer, traced=traced)
+        try:
+            trained = await trainer.run(step, producer, traced=traced)
+        except FailedStep as failed:  # its trace is what shows why, also of a step that is not due
+            await self._traces.write(step, "train", failed.step.records(self._inputs.rows))
+            raise
         # From here on the version is served, and Ctrl-C saves a checkpoint of this step.
         records, metrics = trained.records(self._inputs.rows), trained.metrics()
         self._unrecorded = _UnrecordedStep(metrics, records if traced else None)

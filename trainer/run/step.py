@@ -150,6 +150,16 @@ class TrainedStep:
         }
 
 
+class FailedStep(RunError):
+    """Too many episodes of a step failed.
+
+    Attributes:
+        step: the step, for its trace; its version is not published.
+    """
+
+    step: TrainedStep
+
+
 class StepTrainer:
     """Run the training steps of a recipe.
 
@@ -183,7 +193,7 @@ class StepTrainer:
             traced: keep what `TrainedStep.records` shows of the training.
 
         Raises:
-            RunError: too many episodes failed.
+            FailedStep: too many episodes failed.
             WorkerError: a rank failed.
             ServerError: the version could not be published.
         """
@@ -191,7 +201,11 @@ class StepTrainer:
         idle_before = producer.idle_s
         update = _Update(self._recipe, policy, self._workers, producer, traced=traced)
         await update.run(step)
-        check_failures(update.groups, self._recipe.run.max_failed_fraction, self._warn)
+        try:
+            check_failures(update.groups, self._recipe.run.max_failed_fraction, self._warn)
+        except FailedStep as failed:
+            failed.step = TrainedStep(step, policy.version + 1, update.groups, update.clock, {}, update.samples)
+            raise
 
         with update.clock.measure("publish_s"):
             await self._publisher.publish(policy.version + 1)
@@ -341,12 +355,12 @@ def check_failures(groups: list[Group], max_fraction: float, warn: Callable[[str
     """Warn of failed episodes.
 
     Raises:
-        RunError: more than `max_fraction` of the episodes failed; the message has the causes.
+        FailedStep: more than `max_fraction` of the episodes failed; the message has the causes.
     """
     last = [episode[-1] for group in groups for episode in (*group.episodes, group.baseline) if episode]
     failed = [trajectory for trajectory in last if trajectory.status is not EpisodeStatus.OK]
     if len(failed) > max_fraction * len(last):
-        raise RunError(
+        raise FailedStep(
             f"{len(failed)} of {len(last)} episodes of this step failed. Causes:\n  - "
             + "\n  - ".join(failure_causes(failed)),
             "fix the cause, then continue with --resume; run.max_failed_fraction sets the limit",

@@ -79,6 +79,24 @@ def test_every_episode_of_every_step_is_sent_once_and_noted(run: ExportRun) -> N
     assert log.counts() == {"otlp here": 80}
 
 
+def test_what_a_resumed_run_samples_again_is_sent_only_if_it_differs(run: ExportRun) -> None:
+    receiver = Receiver()
+    hub, _ = make(run, receiver)
+    hub.submit(step_of(1, 3))
+    assert hub.close()["otlp"].sent == 6
+
+    again = step_of(1, 3)
+    for number, one in enumerate(again):
+        one.trajectory.trace_id = f"{number + 1:032x}"
+    other = again[4].trajectory
+    other.token_ids = [*list(other.token_ids)[:-1], int(other.token_ids[-1]) + 1]
+    hub, said = make(run, receiver)
+    hub.submit(again)
+    assert hub.close()["otlp"].sent == 1 and receiver.got[6:] == [keys(1, groups=3)[4]] and not said
+    known = ExportLog(run.folder / "traces").sent("otlp here", [one.trajectory.trace_id for one in again])
+    assert len(known) == 6, "and push sends none of them"
+
+
 def test_an_outage_loses_nothing_that_fits_and_is_said_once(run: ExportRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(hub_module, "LONGEST_PAUSE_S", 0.02)
