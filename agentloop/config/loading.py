@@ -184,6 +184,23 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
         for section in _sections(data, parents):
             if last in section:
                 section[last] = _anchored(pattern, section[last], folder)
+    if isinstance(data.get("agents"), dict):
+        data["agents"] = _anchored_names(data["agents"], folder)
+
+
+def _anchored_names(agents: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return limits by agent name, with each `path.py:Class` as rows name it: absolute.
+
+    Raises:
+        ConfigError: two names are the same file and class.
+    """
+    found: dict[str, Any] = {}
+    for name, limits in agents.items():
+        resolved = resolve_override_path(name, folder, AGENTS) if isinstance(name, str) else name
+        if resolved in found:
+            raise ConfigError(f"agents: two keys name {resolved}", "give its limits once")
+        found[resolved] = limits
+    return found
 
 
 def _sections(data: Any, parents: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -214,6 +231,8 @@ def _anchored(key: str, value: Any, folder: Path) -> Any:
     )
     if pattern is None:
         if isinstance(value, dict):  # a whole section as the value of an override
+            if key == "agents":
+                value = _anchored_names(value, folder)
             return {name: _anchored(f"{key}.{name}", item, folder) for name, item in value.items()}
         if isinstance(value, list):
             return [_anchored(f"{key}.{index}", item, folder) for index, item in enumerate(value)]

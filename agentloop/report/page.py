@@ -53,14 +53,14 @@ def render(run_dir: Path) -> str:
     from agentloop.report.samples import failures
     from agentloop.report.sft_figures import sft_plots, sft_verdicts
     from agentloop.report.tokens import Shader, load_decoder
-    from agentloop.trace.signals import RULES, signals_of
+    from agentloop.trace.signals import RULES, signals_and_note
 
     record = RunRecord.read(run_dir)
     decode = load_decoder(record.setting("model.path"), run_dir)
     shader = Shader(decode)
     unhealthy, searched_all = record.unhealthy()
     steps = [int(row["step"]) for row in record.rows]
-    signals = [] if record.is_sft else signals_of(run_dir)
+    signals, note = ([], "") if record.is_sft else signals_and_note(run_dir)
     script = _resource("report.js")
     drawn = [plot.draw() for plot in (sft_plots if record.is_sft else plots)(record)]
     sections = _sample_sections(record, shader)
@@ -83,6 +83,7 @@ def render(run_dir: Path) -> str:
         has_episodes=not record.is_sft,
         plots=drawn,
         signals=[_signal(signal) for signal in signals],
+        signals_note=note,
         rules=len(RULES),
         steps=steps,
         sections=sections,

@@ -50,6 +50,9 @@ def serve(
     say(f"viewer: {url}/" + (f"?token={token}" if token is not None and token_file is None else ""))
     say(f"weave:  export WANDB_BASE_URL={url} WF_TRACE_SERVER_URL={url} WANDB_API_KEY={_key(token, token_file)}")
     say(f"OTLP:   {url}/v1/traces")
+    for folder in runs:
+        if not folder.exists():
+            say(f"{folder} does not exist yet: waiting for it")
     say("Ctrl-C ends it.")
     config = uvicorn.Config(
         create_app(runs, data=data, token=token), ws="none", log_config=None, log_level="warning", access_log=False,

@@ -233,6 +233,7 @@ class Console:
         rows.append(("run directory", str(run_dir), ""))
         if report is not None:
             rows.append(("report", str(report), ""))
+        rows.append(("viewer", f"agentloop trace serve {run_dir}", ""))
         self._print("")
         for label, value, note in rows:
             line = Text.assemble((f"{label:<19}", "dim"), (clean(value), "bold"))

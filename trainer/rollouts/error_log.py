@@ -36,11 +36,13 @@ class ErrorLog:
 
     def __call__(self, fault: Fault, row: str, episode: str) -> None:
         """Record an exception of an episode. Never raises."""
-        kind = fault.kind
+        kind, episode = fault.kind, _named(episode)
         self._counts[kind] += 1
         count = self._counts[kind]
         if count == 1 and len(self._counts) <= MOST_SHOWN:
-            where = f"row {row}, episode {episode}; shown once, all are in logs/{self._path.name}"
+            where = f"row {row}, {episode}; shown once, all are in logs/{self._path.name}"
+            if not fault.source.startswith("the tool"):  # which does not fail an episode
+                where += f"; its episodes: agentloop trace list {self._path.parent.parent} --status failed"
             self._show(f"{fault.source} raised {_short(fault.error)} ({where})\n{fault.traceback}")
 
         line: dict[str, Any] = {"episode": episode, "row": row, "kind": kind, "count": count, "source": fault.source}
@@ -59,6 +61,12 @@ class ErrorLog:
         except OSError as exc:
             self._broken = True
             self._show(f"{self._path} cannot be written: {exc}; further exceptions are only in the traces")
+
+
+def _named(episode: str) -> str:
+    """Return `group g3, sample 1` of `g3/1`, which no command takes: the step is not known here."""
+    group, slash, sample = episode.rpartition("/")
+    return f"group {group}, sample {sample}" if slash else episode
 
 
 def _short(error: str) -> str:

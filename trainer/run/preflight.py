@@ -204,7 +204,7 @@ def prepare(
     names = sorted(set().union(*(found.agents for found in splits.values())))
     for name in recipe.agents:
         if name not in names:
-            console.notice(f"agents.{name}: rows run {', '.join(names)}, so these limits are not used")
+            console.warn(f"agents.{name}: rows run {', '.join(names)}, so these limits are not used")
     with console.phase("prove chat template"):
         proof = prove(renderer, toolset.schemas or None, count=conversations)
         if names != [SINGLE_TURN]:

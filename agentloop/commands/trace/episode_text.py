@@ -43,7 +43,10 @@ def fact_lines(episode: Mapping[str, Any]) -> Iterator[Line]:
     if episode["error"]:
         yield f"error: {episode['error']}", "red"
     for fault in episode["faults"]:
-        yield f"exception in {fault.get('source')}: {fault.get('kind', '')} {fault.get('message', '')}".rstrip(), "red"
+        place = f" at {fault['where']}" if fault.get("where") else ""
+        yield f"exception in {fault.get('source')}: {fault.get('error') or 'unknown'}{place}", "red"
+        for line in str(fault.get("traceback") or "").splitlines():
+            yield INDENT + line, "dim"
     if episode["answer"] is not None:
         yield f"answer {episode['answer']}", ""
     if len(episode["trajectories"]) > 1:

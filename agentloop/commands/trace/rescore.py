@@ -206,7 +206,7 @@ def _show(found: dict[str, Any], function: str) -> None:
             f"changed: {found['changed']:,} of {found['compared']:,} rewards, {found['higher']:,} higher and "
             f"{found['lower']:,} lower"
         )
-    else:
+    elif not found["failed"]:
         printer.line(f"every reward is the stored one, to the bit ({found['compared']:,})")
     if found["scored_anew"]:
         printer.line(f"scored anew, after a reward that failed: {found['scored_anew']:,}")
@@ -221,6 +221,11 @@ def _show(found: dict[str, Any], function: str) -> None:
         )
     for error in found["errors"]:
         printer.line((f"could not be scored: {error['episodes']:,}: {clean(error['error'], 400)}", "red"))
+    if found["failed"] and not found["changed"]:
+        equal = (
+            f"the other {found['compared']:,} rewards are the stored ones" if found["compared"] else "no other reward"
+        )
+        printer.line((f"{found['failed']:,} episodes could not be scored; {equal}", "red"))
     if found["biggest"]:
         printer.line()
         printer.table(

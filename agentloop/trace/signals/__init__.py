@@ -12,7 +12,7 @@ function of the evidence: `rewards.py` (the reward against the evaluation and ag
 (`SignalWatch`).
 """
 
-from agentloop.trace.signals.judge import SignalWatch, judge, signals_of
+from agentloop.trace.signals.judge import SignalWatch, judge, signals_and_note, signals_of
 from agentloop.trace.signals.table import RULES, Rule, Signal
 
-__all__ = ["RULES", "Rule", "Signal", "SignalWatch", "judge", "signals_of"]
+__all__ = ["RULES", "Rule", "Signal", "SignalWatch", "judge", "signals_and_note", "signals_of"]

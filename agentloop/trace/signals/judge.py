@@ -31,6 +31,7 @@ FUNCTIONS: tuple[Callable[[Evidence], Signal | None], ...] = (
     groups.equal_groups,
     lengths.length_stops,
     lengths.tool_failures,
+    lengths.failed_episodes,
     mismatch.mismatch_growth,
     mismatch.mismatch_by_turn,
     mismatch.mismatch_by_position,
@@ -59,6 +60,22 @@ def signals_of(run_dir: Path) -> list[Signal]:
     `facts.MOST_EPISODES` episodes. A file that is missing or cut is left out.
     """
     return judge(read_evidence(run_dir))
+
+
+def signals_and_note(run_dir: Path) -> tuple[list[Signal], str]:
+    """Return what looks wrong, and why some rules could not judge yet; empty if all could."""
+    evidence = read_evidence(run_dir)
+    return judge(evidence), unjudged(evidence)
+
+
+def unjudged(evidence: Evidence) -> str:
+    """Return a sentence about the rules that need more steps than there are; empty without any."""
+    steps = max(len(evidence.train), len(evidence.steps))
+    if steps >= 2 * WIDTH or (not steps and evidence.rows):  # SFT has neither rewards nor episodes
+        return ""
+    if steps < WIDTH:
+        return f"Too few steps to judge ({WIDTH} needed, {steps} so far)"
+    return f"Too few steps to compare the end with the beginning ({2 * WIDTH} needed, {steps} so far)"
 
 
 def read_evidence(run_dir: Path) -> Evidence:

@@ -1,4 +1,4 @@
-"""Rules about length, tool calls, how turns end, and tools that fail."""
+"""Rules about length, tool calls, how turns end, and tools and episodes that fail."""
 
 from __future__ import annotations
 
@@ -101,6 +101,22 @@ def tool_failures(evidence: Evidence) -> Signal | None:
     ]
     named = f" of {clean(tool, 60)}" if tool else ""
     return signal("tool_failures", rises[tool], evidence.step, keys, early=before[tool], late=after[tool], tool=named)
+
+
+def failed_episodes(evidence: Evidence) -> Signal | None:
+    """Episodes of the latest steps that failed or were rejected, counted by the metrics: a trace
+    that is cut keeps all that failed. It compares nothing, so one step is enough."""
+    found = [(episode.key, episode.ok) for facts in reversed(evidence.steps[-WIDTH:]) for episode in facts.episodes]
+    keys = [key for key, ok in found if not ok]
+    rows = [row for row in evidence.rows if "episode/failed" in row and finite(row.get("episode/count"))][-WIDTH:]
+    count, failed = float(len(found)), float(len(keys))
+    if rows:
+        count = sum(finite(row.get("episode/count")) or 0.0 for row in rows)
+        failed = sum(finite(row.get(f"episode/{what}")) or 0.0 for row in rows for what in ("failed", "rejected"))
+    value = failed / count if count > 0 else 0.0
+    if value < RULES["failed_episodes"].bound:
+        return None
+    return signal("failed_episodes", value, evidence.step, keys, failed=failed, count=count)
 
 
 def _failures_of_rows(evidence: Evidence) -> Signal | None:

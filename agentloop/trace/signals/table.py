@@ -132,6 +132,13 @@ _TABLE = (
         "the tool's service has changed",
     ),
     Rule(
+        "failed_episodes",
+        0.1,
+        "Episodes fail",
+        "{failed:.0f} of the latest {count:.0f} episodes failed or were rejected ({value:.0%}), and nothing is learned from "
+        "them. Read the errors: `agentloop trace list RUN --status failed`, and logs/errors.jsonl",
+    ),
+    Rule(
         "mismatch_growth",
         3.0,
         "Engine and trainer drift apart",

@@ -21,7 +21,7 @@ from agentloop.report.reading import RunRecord
 from agentloop.text import finite
 from agentloop.trace.index import TraceIndex
 from agentloop.trace.record import TraceRecord
-from agentloop.trace.signals import RULES, signals_of
+from agentloop.trace.signals import RULES, signals_and_note
 from agentloop.trace.store.files import step_folders
 from agentloop.trace.store.images import ImageFolder
 from agentloop.viewer.api.decoder import Decoder
@@ -248,10 +248,9 @@ class Run:
         signature = _signature(self.path / METRICS_FILE), self.trace_changes()
         with self._judging:
             if self._signals is None or self._signals[0] != signature:
-                found = [
-                    {**signal.to_json(), "severity": SEVERITY[signal.severity]} for signal in signals_of(self.path)
-                ]
-                self._signals = signature, {"signals": found, "rules": _RULES}
+                signals, note = signals_and_note(self.path)
+                found = [{**signal.to_json(), "severity": SEVERITY[signal.severity]} for signal in signals]
+                self._signals = signature, {"signals": found, "rules": _RULES, "note": note}
             return self._signals[1]
 
     # -- facts

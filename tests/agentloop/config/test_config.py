@@ -215,3 +215,13 @@ def test_a_limit_of_an_earlier_version_names_the_new_key(tmp_path: Path) -> None
     (tmp_path / "file").mkdir()
     with pytest.raises(ConfigError, match=wanted):
         load_config(Recipe, write(tmp_path / "file", MINIMAL + "trace: {max_trajectories: 100}\n"), [])
+
+
+def test_limits_of_an_agent_in_a_file_hold_for_the_path_that_rows_name(tmp_path: Path) -> None:
+    named = MINIMAL.replace("rows.jsonl", 'rows.jsonl, default_agent: "./agent.py:Mine"')
+    recipe = load_config(Recipe, write(tmp_path, named + 'agents: {"./agent.py:Mine": {max_response_tokens: 77}}\n'))
+    assert recipe.agent(recipe.data.default_agent).max_response_tokens == 77
+    assert recipe.agent(f"{tmp_path.resolve() / 'agent.py'}:Mine").max_response_tokens == 77
+    twice = f'agents: {{"./agent.py:Mine": {{}}, "{tmp_path.resolve()}/agent.py:Mine": {{}}}}\n'
+    with pytest.raises(ConfigError, match="two keys name"):
+        load_config(Recipe, write(tmp_path, MINIMAL + twice))

@@ -18,18 +18,21 @@ def fault(line: int = 3, error: str = "KeyError: 'boom'") -> Fault:
 
 def test_the_first_of_each_kind_is_shown_and_all_are_written(tmp_path: Path) -> None:
     shown: list[str] = []
-    log = ErrorLog(tmp_path / "errors.jsonl", shown.append)
+    log = ErrorLog(tmp_path / "logs" / "errors.jsonl", shown.append)
+    (tmp_path / "logs").mkdir()
     for number in range(3):
         log(fault(), str(number), f"g{number}/0")
     log(fault(line=9), "7", "g7/1")
     assert len(shown) == 2
     assert (
-        "the reward raised KeyError: 'boom' (row 0, episode g0/0" in shown[0]
+        "the reward raised KeyError: 'boom' (row 0, group g0, sample 0" in shown[0]
+        and f"agentloop trace list {tmp_path} --status failed" in shown[0]
         and '"/r.py", line 3, in score' in shown[0]
     )
-    lines = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "errors.jsonl").read_text().splitlines()]
     assert [(line["row"], line["episode"], line["count"]) for line in lines] == [
-        ("0", "g0/0", 1), ("1", "g1/0", 2), ("2", "g2/0", 3), ("7", "g7/1", 1),
+        ("0", "group g0, sample 0", 1), ("1", "group g1, sample 0", 2), ("2", "group g2, sample 0", 3),
+        ("7", "group g7, sample 1", 1),
     ]  # fmt: skip
     assert (
         lines[0]["kind"] == "KeyError at /r.py:3"

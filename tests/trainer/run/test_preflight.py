@@ -151,3 +151,8 @@ def test_a_missing_file_that_is_beside_the_recipe_is_named(repo: Path, tmp_path:
             prepare(recipe, Console(io.StringIO(), terminal=False), conversations=2)
         assert ("beside the recipe" in (caught.value.hint or "")) == bool(says)
         assert says in (caught.value.hint or "")
+
+
+def test_limits_that_no_row_uses_are_a_warning(repo: Path, tmp_path: Path) -> None:
+    _, said = prepared(repo, tmp_path, rows("1"), agents={"tool_agent": {"max_response_tokens": 64}})
+    assert "warning: agents.tool_agent: rows run single_turn_agent, so these limits are not used" in said

@@ -3,7 +3,7 @@ import { h, replace } from "./core/dom.js";
 import { bindGlobal, bindView, showHelp } from "./core/keys.js";
 import { start, subscribe, watchState } from "./core/live.js";
 import { current, go, link } from "./core/route.js";
-import { say } from "./core/text.js";
+import { say, shown as plain } from "./core/text.js";
 import { problem } from "./parts/badges.js";
 import { CallView } from "./views/call.js";
 import { CallsView } from "./views/calls.js";
@@ -72,7 +72,7 @@ async function show(load, now, next, fresh = false) {
     replace(main, h("div", { class: "page" }, problem(error), h("p", null, h("a", { href: next?.run ? link(["run", next.run]) : link([]) }, next?.run ? "The run" : "All runs"))));
   }
   main.removeAttribute("aria-busy");
-  document.title = `${shown.title}${next?.run && shown.title !== next.run ? ` · ${next.run}` : ""} · agentloop`;
+  document.title = plain(`${shown.title}${next?.run && shown.title !== next.run ? ` · ${next.run}` : ""} · agentloop`);
 }
 
 function putIn(shown) {
@@ -91,7 +91,7 @@ function drawTop(next) {
   replace(top,
     h("nav", { class: "crumbs", "aria-label": "Place" }, h("a", { class: "brand", href: link([]), "aria-current": next?.name === "runs" ? "page" : null }, h("img", { src: "/static/icon.svg", alt: "", width: "20", height: "20" }), "agentloop"),
       next?.run ? [h("span", { class: "slash", "aria-hidden": "true" }, "/"), h("a", { class: "crumb-run", href: link(["run", next.run]) }, say(next.run, 60))] : null),
-    next?.run ? h("nav", { class: "run-tabs", "aria-label": "Run" }, TABS.map(tab)) : h("nav", { class: "run-tabs", "aria-label": "Viewer" }, h("a", { href: link([]), "aria-current": next?.name === "runs" ? "page" : null }, "Runs"), h("a", { href: link(["calls"]), "aria-current": next?.name.startsWith("call") ? "page" : null }, "Calls")),
+    next?.run ? h("nav", { class: "run-tabs", "aria-label": "Run" }, TABS.map(tab), h("a", { href: link(["calls"]) }, "Calls")) : h("nav", { class: "run-tabs", "aria-label": "Viewer" }, h("a", { href: link([]), "aria-current": next?.name === "runs" ? "page" : null }, "Runs"), h("a", { href: link(["calls"]), "aria-current": next?.name.startsWith("call") ? "page" : null }, "Calls")),
     h("div", { class: "top-right" }, connection, themeButton, h("button", { type: "button", class: "icon", title: "Keys (?)", "aria-label": "Keys", on: { click: showHelp } }, "?")));
 }
 

@@ -11,6 +11,7 @@ import pytest
 from agentloop.commands.trace.episode_text import span_tree
 from agentloop.commands.trace.printing import Printer
 from agentloop.errors import TraceError
+from agentloop.faults import Fault
 from agentloop.trace.store import TraceStore
 from tests.agentloop.commands.trace.support import command, cut, record, write_run
 
@@ -147,3 +148,13 @@ def test_a_key_that_does_not_exist_is_refused(run_dir: Path, key: str, message: 
     for words in (("show", run_dir, key), ("diff", run_dir, "train/1/g1-0/0", key)):
         error = command(*words).exception
         assert isinstance(error, TraceError) and message in error.message and error.hint
+
+
+def test_an_exception_is_shown_with_its_place_and_frames(tmp_path: Path) -> None:
+    made = record(1, 0, 0)
+    made.trajectory.faults = [
+        Fault("the agent planner", "KeyError: 'boom'", "/a.py:3", '  File "/a.py", line 3, in run')
+    ]
+    TraceStore(tmp_path).write(1, "train", [made])
+    text = shown("show", tmp_path, "train/1/g1-0/0")
+    assert "exception in the agent planner: KeyError: 'boom' at /a.py:3\n" in text and "line 3, in run" in text

@@ -11,7 +11,7 @@ import pytest
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.signals import RULES, judge
 from agentloop.trace.signals.evidence import Evidence
-from agentloop.trace.signals.judge import FUNCTIONS
+from agentloop.trace.signals.judge import FUNCTIONS, unjudged
 from agentloop.types import Span, StopReason, ToolCall
 from tests.agentloop.trace.signals.support import GROUPS, SAMPLES, STEPS, failed, fired, is_late, row, rows, run
 
@@ -396,6 +396,33 @@ def test_mismatch_that_lies_on_one_token() -> None:
     assert "mismatch_by_token" not in fired(run(one_token(1e-4)))
 
 
+# -- failures
+
+
+def failing_groups(tenth: int) -> Any:
+    def change(made: TraceRecord, step: int, group: int, sample: int) -> None:
+        if group < tenth and is_late(step):
+            made.trajectory = failed(made.trajectory)
+
+    return change
+
+
+def test_episodes_that_fail() -> None:
+    signal = fired(run(failing_groups(2)))["failed_episodes"]
+    assert signal.value == pytest.approx(0.2) and signal.keys[0].startswith(f"train/{STEPS}/")
+    assert fired(run(failing_groups(0))) == {}
+    few = rows(STEPS, episode__failed=lambda step: 1)  # the metrics count; a cut trace keeps what failed
+    assert "failed_episodes" not in fired(run(failing_groups(2), few))
+    one = {"step": 1, "episode/count": 8, "episode/failed": 6, "episode/rejected": 2}
+    assert fired(Evidence([one]))["failed_episodes"].value == 1
+
+
+def test_a_run_that_is_too_short_says_so() -> None:
+    assert unjudged(run(steps=2)) == "Too few steps to judge (5 needed, 2 so far)"
+    assert "10 needed, 7 so far" in unjudged(run(steps=7))
+    assert unjudged(run()) == "" == unjudged(Evidence([{"step": 1, "loss": 0.5}]))
+
+
 # -- robustness
 
 
@@ -431,5 +458,5 @@ def test_episodes_that_failed_or_have_odd_numbers_are_left_out() -> None:
         if sample == 2:
             made.trainer_logprobs = np.zeros(3, np.float32)
 
-    assert judge(run(odd)) == []
+    assert list(fired(run(odd))) == ["failed_episodes"]
     assert len(run(odd).late[0].episodes) == GROUPS * SAMPLES

@@ -65,7 +65,7 @@ function turn(message, index, { run, results, tokensLink, trained }) {
     malformed.map((one) => h("div", { class: "call failed" }, h("p", { class: "call-name" }, h("span", { class: "role" }, "malformed call"), " ", say(one.reason, 600)), block(one.text))),
   ];
   const folded = message.role === "system" && (message.text ?? "").length > 1200;
-  return h("article", { class: `turn role-${ROLES[message.role] ? message.role : "other"}${message.error ? " failed" : ""}`, id: `m${index}`, data: { turn: message.turn ?? "" }, "aria-label": `${name}${where}` },
+  return h("article", { class: `turn role-${ROLES[message.role] ? message.role : "other"}${message.error ? " failed" : ""}`, id: `m${index}`, data: { turn: message.turn ?? "" }, "aria-label": shown(`${name}${where}`) },
     h("header", { class: "who" }, h("span", { class: "role" }, name), message.name ? say(message.name, 80) : null, where ? h("span", null, where.slice(3)) : null,
       message.role === "assistant" && trained && message.trained === false ? h("span", { class: "pill" }, "not trained") : null, meta(message), tokens, rewards(message)),
     folded ? h("details", null, h("summary", null, `${integer(message.text.length)} characters`), body) : body);

@@ -2,7 +2,7 @@
 import { api } from "../core/api.js";
 import { h, replace } from "../core/dom.js";
 import { clock, moment, seconds } from "../core/format.js";
-import { go, link } from "../core/route.js";
+import { episodeLink, go, link } from "../core/route.js";
 import { block, say } from "../core/text.js";
 import { facts, status } from "../parts/badges.js";
 import { tree } from "../parts/values.js";
@@ -34,6 +34,14 @@ export class CallView {
     return [{ keys: ["j"], what: "next call of the tree", run: move(1) }, { keys: ["k"], what: "previous call of the tree", run: move(-1) }, { keys: ["u", "Escape"], what: "back to the calls", run: () => go(link(["calls"])) }];
   }
 
+  /** Link to the episode that the call is part of, if this server has its run. */
+  async linkEpisode(attributes) {
+    const { key, experiment_name: name } = attributes ?? {};
+    if (typeof key !== "string" || typeof name !== "string") return;
+    const run = (await api.runs().catch(() => ({ runs: [] }))).runs?.find((one) => one.id === name || one.name === name);
+    if (run) this.head.append(h("p", { class: "sub" }, h("a", { href: episodeLink(run.id, key) }, "episode ", say(key, 200), " of ", say(run.name, 80))));
+  }
+
   async load() {
     const { call, tree: calls } = await api.call({ id: this.id, ...Object.fromEntries(this.params ?? []) });
     this.title = call.display_name || call.op_name;
@@ -47,6 +55,7 @@ export class CallView {
     replace(this.head, h("h1", null, say(this.title, 200), status(call.status === "error" ? "failed" : call.status)), h("p", { class: "sub" },
       h("a", { href: link(["calls"], { project: [call.entity, call.project].filter(Boolean).join("/") }) }, say([call.entity, call.project].filter(Boolean).join("/") || "calls", 120)),
       h("span", null, clock(call.started_at)), h("span", null, seconds(call.duration_s)), h("span", null, say(call.source, 20))));
+    void this.linkEpisode(call.attributes);
     replace(this.aside, h("section", null, h("h2", null, "Tree"), waterfall(items, { label: "Calls of this trace" })));
     const section = (title, value) => (value === null || value === undefined || (typeof value === "object" && !Object.keys(value).length) ? null : h("section", { class: "card part-card" }, h("h2", null, title), tree(value)));
     const { weave: client, ...own } = call.attributes ?? {}; // what the client says of itself comes last

@@ -13,6 +13,7 @@ import { spanItems, waterfall } from "../parts/waterfall.js";
 import { TokenView } from "./tokens.js";
 
 const TABS = [["conversation", "Conversation", "c"], ["tokens", "Tokens", "t"], ["spans", "Spans", "s"], ["record", "Record", "m"]];
+const UNMEASURED = "No logprobs of the trainer are stored: it computes them before the update only for the first minibatch, and not for failed episodes and evaluations";
 const OWN = ["key", "view", "mode", "at"];
 
 export class EpisodeView {
@@ -49,7 +50,7 @@ export class EpisodeView {
   async load() {
     if (this.params.get("view") === "tokens") TokenColumns.first(this.run, this.key);
     this.record = await api.episode(this.run, this.key);
-    this.title = `${this.record.task_id || this.record.group_id} #${this.record.sample_index}`;
+    this.title = this.record.task_id ? `task ${this.record.task_id} · sample ${this.record.sample_index}` : `${this.record.group_id} · sample ${this.record.sample_index}`;
     this.showHead();
     this.showAside();
     this.show(this.params.get("view") ?? "conversation", { first: true });
@@ -67,15 +68,30 @@ export class EpisodeView {
     const walk = (which, label, sign) => h("button", { type: "button", class: "walk", disabled: true, "aria-label": `${label} episode`, title: `${label} (${which === "next" ? "j" : "k"})`, on: { click: () => this.step(which) } }, sign);
     this.buttons = { previous: walk("previous", "previous", "‹"), next: walk("next", "next", "›") };
     replace(this.head,
-      h("div", { class: "episode-title" }, h("h1", null, say(record.task_id || record.group_id, 120), h("span", { class: "quiet" }, ` #${record.sample_index}`)), reward(record.reward), status(record.status),
+      h("div", { class: "episode-title" }, h("h1", null, record.task_id ? h("span", { class: "quiet" }, "task ") : null, say(record.task_id || record.group_id, 120), h("span", { class: "quiet" }, ` · sample ${record.sample_index}`)), reward(record.reward), status(record.status),
         record.stop_reason && record.stop_reason !== "stop" ? h("span", { class: "pill bad" }, say(record.stop_reason)) : null,
         h("nav", { class: "walks", "aria-label": "Episodes of the list" }, this.place, this.buttons.previous, this.buttons.next)),
       h("p", { class: "sub" }, h("a", { href: link(["run", this.run, "episodes"], { split: record.split, step: record.step }) }, `${record.split === "train" ? "" : `${record.split}, `}step ${record.step}`),
         h("a", { href: groupLink(this.run, record) }, "group side by side"), record.task_id ? h("a", { href: taskLink(this.run, record.task_id) }, "this prompt over the steps") : null,
-        h("span", null, say(record.agent_name, 60)), h("span", null, plural(record.turns ?? 0, "turn")), h("span", null, plural(record.tool_calls ?? 0, "tool call")), h("span", null, `${integer(record.length)} tokens`)),
-      record.error ? h("div", { class: "error-line", role: "note" }, h("b", null, record.broken_rule ? "Rejected: " : "Failed: "), block(record.error, "reason")) : null,
+        h("span", null, say(record.agent_name, 60)), h("span", null, plural(record.turns ?? 0, "turn")), h("span", null, plural(record.tool_calls ?? 0, "tool call")), h("span", null, `${integer(record.length)} tokens`), this.keyWithCopy()),
+      record.error ? h("div", { class: "error-line", role: "note" }, h("b", null, record.broken_rule ? "Rejected: " : "Failed: "), block(record.error, "reason"), (record.faults ?? []).map((fault) => h("div", { class: "fault" }, h("p", null, say(fault.source, 200), " raised ", say(fault.error, 2000), fault.where ? [" at ", h("code", null, say(fault.where, 600))] : null), fault.traceback ? block(fault.traceback, "text traceback") : null))) : null,
       this.forks());
     replace(this.tabs, TABS.map(([name, label, key]) => h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", title: `key ${key}`, data: { tab: name }, on: { click: () => this.show(name), keydown: (event) => this.tabKey(event) } }, label)));
+  }
+
+  /** The key that `agentloop trace show RUN KEY` takes. */
+  keyWithCopy() {
+    const copy = h("button", { type: "button", class: "plain copy-key", title: "Copy the key, for agentloop trace show RUN KEY", on: { click: async () => {
+      try {
+        await navigator.clipboard.writeText(this.key);
+        copy.textContent = "copied";
+      } catch {
+        getSelection().selectAllChildren(code); // a page without a clipboard: Ctrl-C copies it
+        copy.textContent = "selected";
+      }
+    } } }, "copy");
+    const code = h("code", { class: "episode-key" }, say(this.key, 400));
+    return h("span", null, code, " ", copy);
   }
 
   /** Whether the trace says which tokens were trained: it has advantages, or was an evaluation. */
@@ -169,7 +185,7 @@ export class EpisodeView {
       this.siblings,
       spans ? h("section", null, h("h2", null, "Latency", h("button", { type: "button", class: "plain", on: { click: () => this.show("spans") } }, "larger")), spans) : null,
       h("section", null, h("h2", null, "Facts"), facts([
-        ["policy version", record.version === undefined ? null : String(record.version)], ["staleness", integer(record.staleness)], ["mismatch", number(record.mismatch)], ["sampled tokens", integer(record.sampled)], ["prompt tokens", integer(record.prompt_length)],
+        ["policy version", record.version === undefined ? null : String(record.version)], ["staleness", integer(record.staleness)], ["mismatch", typeof record.mismatch === "number" ? number(record.mismatch) : h("span", { title: UNMEASURED }, "–")], ["sampled tokens", integer(record.sampled)], ["prompt tokens", integer(record.prompt_length)],
         ["took", seconds(record.latency_s)], ["started", clock(record.started)], ["data", record.data_source], ["group", record.group_id], ["row", record.row === null || record.row === undefined ? null : String(record.row)], ["trace", record.trace_id ? h("code", null, record.trace_id) : null]])),
       Object.keys(record.metrics ?? {}).length ? h("section", null, h("h2", null, "Metrics"), facts(Object.entries(record.metrics).map(([name, value]) => [say(name, 60), number(value)]))) : null,
       record.faults?.length ? h("section", null, h("h2", null, "Faults"), tree(record.faults)) : null);

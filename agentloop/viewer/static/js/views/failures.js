@@ -4,7 +4,7 @@ import { h, replace } from "../core/dom.js";
 import { integer } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { link } from "../core/route.js";
-import { say } from "../core/text.js";
+import { say, shown } from "../core/text.js";
 import { empty, unread } from "../parts/badges.js";
 import { keyLinks } from "./signals.js";
 
@@ -15,7 +15,7 @@ export class FailuresView {
     this.run = run;
     this.body = h("div");
     this.element = h("div", { class: "page" }, h("header", { class: "page-head" }, h("h1", null, "Failures"),
-      h("p", { class: "sub" }, "Failed: the machinery broke, the episode is masked out of the loss. Rejected: the trajectory broke the token law and was not trained.")), this.body);
+      h("p", { class: "sub" }, "Failed: an exception of the agent, a tool service, the reward or the rollout server ended the episode, which is masked out of the loss; the cause says which. Rejected: the trajectory broke the token law and was not trained.")), this.body);
     this.stop = subscribe(() => this.load(), run);
   }
 
@@ -35,6 +35,6 @@ export class FailuresView {
       h("tbody", null, causes.map((one) => h("tr", null, h("td", null, h("span", { class: "pill bad" }, say(one.status))),
         h("td", { class: "n" }, h("a", { href: link(["run", this.run, "episodes"], { status: one.status, cause: one.cause }) }, integer(one.count))), h("td", { class: "n" }, integer(one.tasks)),
         h("td", { class: "n" }, one.first_step === one.last_step ? integer(one.first_step) : `${one.first_step}–${one.last_step}`),
-        h("td", { class: "reason" }, say(one.cause, 4000), one.keys?.length ? h("details", { data: { cause: one.cause }, open: open.has(one.cause) }, h("summary", null, one.keys.length < one.count ? `${one.keys.length} of them` : "Episodes"), keyLinks(this.run, one.keys)) : null)))))));
+        h("td", { class: "reason" }, say(one.cause, 4000), one.keys?.length ? h("details", { data: { cause: shown(one.cause) }, open: open.has(shown(one.cause)) }, h("summary", null, one.keys.length < one.count ? `${one.keys.length} of them` : "Episodes"), keyLinks(this.run, one.keys)) : null)))))));
   }
 }

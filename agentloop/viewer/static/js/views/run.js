@@ -7,7 +7,7 @@ import { go, link, rewrite } from "../core/route.js";
 import { say } from "../core/text.js";
 import { live, problem, unread } from "../parts/badges.js";
 import { Plot, PlotGroup } from "../parts/plot.js";
-import { signalCards } from "./signals.js";
+import { signalCards, verdict } from "./signals.js";
 
 const CURVES = [
   { title: "Reward", note: "Mean of a step's episodes. Click a step for its episodes.", wide: true, keys: [["reward/mean", "training"], ["eval/reward_mean", "evaluation", "marks"]] },
@@ -75,17 +75,17 @@ export class RunView {
     const lossesOfEval = known("eval/loss");
     const change = (first, last) => (first === last || first === undefined ? [fixed(last ?? null)] : [h("span", { class: "before" }, fixed(first)), h("span", { class: "arrow", "aria-label": "to" }, "→"), fixed(last)]);
     const tile = (title, figure, note, alarm) => h("div", { class: `verdict${alarm ? " alarm" : ""}` }, h("h2", null, title), h("p", { class: "figure" }, figure), h("p", { class: "note" }, note));
-    const few = Math.min(5, Math.ceil(rewards.length / 3));
+    const few = Math.min(5, Math.floor(rewards.length / 2)); // as report.html counts them
     const mismatch = known("mismatch/logprob_abs_mean");
     const total = entry.total_steps;
     replace(this.tiles,
       tuned ? tile("Training loss", losses.length ? change(losses[0], losses[losses.length - 1]) : "–", "first → last line") : null,
       tuned ? tile("Evaluation loss", lossesOfEval.length ? change(lossesOfEval[0], lossesOfEval[lossesOfEval.length - 1]) : "–", lossesOfEval.length ? plural(lossesOfEval.length, "evaluation") : "not evaluated") : null,
-      tuned ? null : tile("Training reward", rewards.length ? change(mean(rewards.slice(0, few)), mean(rewards.slice(-few))) : "–", rewards.length ? `first → last ${few} steps` : "no step yet"),
+      tuned ? null : tile("Training reward", few ? change(mean(rewards.slice(0, few)), mean(rewards.slice(few).slice(-5))) : fixed(rewards[0] ?? null), few ? `first ${few} → last ${Math.min(5, rewards.length - few)}, mean of ${plural(rewards.length, "step")}` : rewards.length ? "the only step" : "no step yet"),
       tuned ? null : tile("Evaluation reward", evals.length ? change(evals[0], evals[evals.length - 1]) : "–", evals.length ? plural(evals.length, "evaluation") : "not evaluated"),
       tile("Steps", total ? `${integer(entry.steps)} of ${integer(total)}` : integer(entry.steps), entry.live && total > entry.steps && known("step/time_s").length ? `about ${seconds(mean(known("step/time_s").slice(-10)) * (total - entry.steps))} to go` : `${compact(entry.episodes)} episodes stored`),
       tile("Step time", seconds(mean(known(tuned ? "time_s" : "step/time_s").slice(-10))), "mean of the last 10"),
-      tuned ? null : tile("Mismatch", mismatch.length ? number(Math.max(...mismatch)) : "–", "worst step, mean |Δ logprob|"),
+      tuned ? null : tile("Mismatch", mismatch.length ? number(Math.max(...mismatch)) : "–", mismatch.length ? "worst step, mean |Δ logprob|" : "not measured yet"),
       tuned ? null : tile("Failures", entry.failed === undefined || entry.failed === null ? "–" : h("a", { href: link(["run", this.run, "failures"]) }, integer(entry.failed)), entry.failed > 0 && entry.episodes ? `${percent(entry.failed / entry.episodes, 2)} of the episodes` : "failed or rejected episodes", entry.failed > 0));
   }
 
@@ -118,9 +118,9 @@ export class RunView {
 
   async loadSignals() {
     try {
-      const { signals } = await api.signals(this.run);
+      const { signals, note } = await api.signals(this.run);
       replace(this.signals, h("div", { class: "section-head" }, h("h2", { id: "signals-title" }, "Signals"), h("a", { href: link(["run", this.run, "signals"]) }, "all rules")),
-        signals.length ? signalCards(this.run, signals.slice(0, 4)) : h("p", { class: "empty fine" }, "Nothing looks wrong by the rules that are checked."));
+        signals.length ? signalCards(this.run, signals.slice(0, 4)) : null, verdict(signals, note));
     } catch (error) {
       replace(this.signals, h("h2", { id: "signals-title" }, "Signals"), problem(error));
     }

@@ -4,7 +4,7 @@ import { h, replace } from "../core/dom.js";
 import { ago, baseName, compact, fixed, integer } from "../core/format.js";
 import { subscribe } from "../core/live.js";
 import { link, rewrite } from "../core/route.js";
-import { say } from "../core/text.js";
+import { say, shown } from "../core/text.js";
 import { empty, live, problem } from "../parts/badges.js";
 import { Plot, PlotGroup, sparkline } from "../parts/plot.js";
 
@@ -83,7 +83,7 @@ export class RunsView {
   }
 
   row(run, on) {
-    const box = h("input", { type: "checkbox", checked: on, "aria-label": `show the curves of ${run.name}` });
+    const box = h("input", { type: "checkbox", checked: on, "aria-label": shown(`show the curves of ${run.name}`) });
     box.addEventListener("change", () => {
       this.address({ run: box.checked ? [...this.chosen, run.id] : this.chosen.filter((id) => id !== run.id) });
       this.loadCurves();
@@ -155,7 +155,7 @@ export class RunsView {
 
   plot(key) {
     const made = new Plot({ title: key, group: this.group });
-    const drop = h("button", { type: "button", class: "drop", "aria-label": `remove ${key}`, title: "remove", on: { click: () => {
+    const drop = h("button", { type: "button", class: "drop", "aria-label": shown(`remove ${key}`), title: "remove", on: { click: () => {
       const left = this.keys.filter((one) => one !== key);
       this.address({ key: left.length ? left : [] });
       this.draw();

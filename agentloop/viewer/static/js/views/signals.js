@@ -25,6 +25,12 @@ export function keyLinks(run, keys) {
     keys.length > MOST_KEYS ? h("li", { class: "quiet" }, `and ${keys.length - MOST_KEYS} more`) : null);
 }
 
+/** What is said below the cards: that rules could not judge yet, or that nothing was found. */
+export function verdict(signals, note) {
+  if (note) return h("p", { class: "empty" }, `${note}.`);
+  return signals.length ? null : h("p", { class: "empty fine" }, "Nothing looks wrong by the rules that are checked.");
+}
+
 export function signalCards(run, signals) {
   const ordered = [...signals].sort((a, b) => (ORDER[a.severity] ?? 3) - (ORDER[b.severity] ?? 3));
   return h("div", { class: "signals" }, ordered.map((one) => h("article", { class: `card signal sev-${one.severity}` },
@@ -47,12 +53,12 @@ export class SignalsView {
   }
 
   async load() {
-    const { signals, rules } = await api.signals(this.run);
+    const { signals, rules, note } = await api.signals(this.run);
     const quiet = (rules ?? []).filter((rule) => !signals.some((one) => one.rule === rule.rule));
-    const next = JSON.stringify([signals, quiet]);
+    const next = JSON.stringify([signals, quiet, note]);
     if (next === this.shown) return;
     this.shown = next;
-    replace(this.body, h("h2", { class: "sr" }, "Found"), signals.length ? signalCards(this.run, signals) : h("p", { class: "empty fine" }, "Nothing looks wrong by the rules that are checked."),
+    replace(this.body, h("h2", { class: "sr" }, "Found"), signals.length ? signalCards(this.run, signals) : null, verdict(signals, note),
       quiet.length ? h("section", null, h("h2", null, `${plural(quiet.length, "rule")} found nothing`), h("div", { class: "card" }, h("dl", { class: "rules" }, quiet.map((rule) => h("div", null, h("dt", null, say(rule.title, 200)), h("dd", null, rule.sentence ? say(rule.sentence, 600) : null, typeof rule.bound === "number" ? h("span", { class: "quiet" }, ` bound ${number(rule.bound)}`) : null)))))) : null);
   }
 }
