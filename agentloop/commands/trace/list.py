@@ -37,7 +37,7 @@ def list_episodes(
 
     Example:
 
-      agentloop trace list outputs/quickstart --step 60 --sort reward --limit 5
+      agentloop trace list outputs/quickstart --step 60 --sort -reward --limit 5
     """
     import pyarrow as pa
 

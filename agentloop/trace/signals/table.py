@@ -135,8 +135,8 @@ _TABLE = (
         "failed_episodes",
         0.1,
         "Episodes fail",
-        "{failed:.0f} of the latest {count:.0f} episodes failed or were rejected ({value:.0%}), and nothing is learned from "
-        "them. Read the errors: `agentloop trace list RUN --status failed`, and logs/errors.jsonl",
+        "{failed:.0f} of the latest {count:.0f} episodes failed or were rejected ({value:.0%}), and nothing is learned "
+        "from them. Read the errors: `agentloop trace list RUN --status failed`, and logs/errors.jsonl",
     ),
     Rule(
         "mismatch_growth",

@@ -11,9 +11,9 @@ from agentloop.trace.store import TraceStore
 from tests.agentloop.trace.signals.support import GROUPS, SAMPLES, record, row
 
 
-def write(run_dir: Path, answer: str | None) -> str:
+def write(run_dir: Path, answer: str | None, steps: int = 10) -> str:
     lines = []
-    for step in range(1, 11):
+    for step in range(1, steps + 1):
         records = [record(step, group, sample) for group in range(GROUPS) for sample in range(SAMPLES)]
         for made in records:
             made.trajectory.answer = answer or made.trajectory.answer
@@ -36,3 +36,8 @@ def test_a_healthy_run_says_that_no_rule_found_anything(tmp_path: Path) -> None:
     page = write(tmp_path, None)
     section = page[page.index('id="signals"') : page.index("How to read the samples")]
     assert "No rule found anything" in section and "article" not in section
+
+
+def test_a_run_that_is_too_short_does_not_look_healthy(tmp_path: Path) -> None:
+    page = write(tmp_path, None, steps=2)
+    assert "Too few steps to judge (5 needed, 2 so far)." in page and "No rule found anything" not in page

@@ -81,7 +81,7 @@ export class RunView {
     replace(this.tiles,
       tuned ? tile("Training loss", losses.length ? change(losses[0], losses[losses.length - 1]) : "–", "first → last line") : null,
       tuned ? tile("Evaluation loss", lossesOfEval.length ? change(lossesOfEval[0], lossesOfEval[lossesOfEval.length - 1]) : "–", lossesOfEval.length ? plural(lossesOfEval.length, "evaluation") : "not evaluated") : null,
-      tuned ? null : tile("Training reward", few ? change(mean(rewards.slice(0, few)), mean(rewards.slice(few).slice(-5))) : fixed(rewards[0] ?? null), few ? `first ${few} → last ${Math.min(5, rewards.length - few)}, mean of ${plural(rewards.length, "step")}` : rewards.length ? "the only step" : "no step yet"),
+      tuned ? null : tile("Training reward", few ? change(mean(rewards.slice(0, few)), mean(rewards.slice(few).slice(-5))) : fixed(rewards[0] ?? null), few ? `first ${few} → last ${plural(Math.min(5, rewards.length - few), "step")}` : rewards.length ? "the only step" : "no step yet"),
       tuned ? null : tile("Evaluation reward", evals.length ? change(evals[0], evals[evals.length - 1]) : "–", evals.length ? plural(evals.length, "evaluation") : "not evaluated"),
       tile("Steps", total ? `${integer(entry.steps)} of ${integer(total)}` : integer(entry.steps), entry.live && total > entry.steps && known("step/time_s").length ? `about ${seconds(mean(known("step/time_s").slice(-10)) * (total - entry.steps))} to go` : `${compact(entry.episodes)} episodes stored`),
       tile("Step time", seconds(mean(known(tuned ? "time_s" : "step/time_s").slice(-10))), "mean of the last 10"),
