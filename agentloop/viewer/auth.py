@@ -12,7 +12,6 @@ weave's client sends its API key. A browser gives it once as `?token=`, and keep
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 from http.cookies import CookieError, SimpleCookie
@@ -167,7 +166,7 @@ def _given(authorization: str) -> str:
         return ""
     try:
         return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, or not UTF-8
         return ""
 
 

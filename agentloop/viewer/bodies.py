@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from typing import Any
 
 import orjson
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from agentloop.files import read_json
@@ -13,6 +15,12 @@ from agentloop.viewer.refusals import Refusal
 
 MAX_BODY_BYTES = 64 * 2**20
 """Most bytes of a body, as sent and as unpacked. weave's client splits what is over 31 MiB."""
+
+LARGE = 2**20
+"""Bytes of a body that is parsed in a thread, so that other requests go on."""
+
+_LARGE_AT_ONCE = asyncio.Semaphore(2)
+"""Bounds the memory that large bodies take when they are unpacked and parsed."""
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
@@ -22,7 +30,7 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
         Refusal: it is larger than `limit`, or packed in another way than gzip or deflate.
     """
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isascii() and declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
         raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
@@ -34,7 +42,12 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
                 raise _too_large(limit)
     except ClientDisconnect as exc:
         raise Refusal(400, "the client disconnected before its body was read") from exc
-    return _unpack(b"".join(parts), request.headers.get("content-encoding", "identity").strip().lower(), limit)
+    body = b"".join(parts)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    async with _LARGE_AT_ONCE:  # a small body may be a large one once it is unpacked
+        return await run_in_threadpool(_unpack, body, encoding, limit)
 
 
 async def read_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
@@ -44,6 +57,13 @@ async def read_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str
         Refusal: it is not one, or is too large.
     """
     body = await read_body(request, limit)
+    if len(body) <= LARGE:
+        return _parsed(body)
+    async with _LARGE_AT_ONCE:
+        return await run_in_threadpool(_parsed, body)
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
     try:
         found = read_json(body or b"{}")
     except orjson.JSONDecodeError as exc:
@@ -56,8 +76,6 @@ async def read_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str
 
 
 def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
-    if encoding in ("", "identity"):
-        return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise Refusal(415, f"Content-Encoding {encoding!r} is not supported", "send gzip, deflate or identity")
     unpacker = zlib.decompressobj(wbits=47)  # 32 + 15: the header says whether it is gzip or zlib
@@ -69,6 +87,8 @@ def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
         raise _too_large(limit)
     if not unpacker.eof:
         raise Refusal(400, f"the {encoding} body is cut off")
+    if unpacker.unused_data:
+        raise Refusal(400, f"the {encoding} body goes on after its end", "pack the whole body as one member")
     return unpacked
 
 

@@ -31,14 +31,18 @@ SELECT 'weave' AS source, id, substr(project, 1, instr(project, '/') - 1) AS ent
 FROM calls WHERE started_at IS NOT NULL"""  # noqa: S608  # our names
 
 SPANS = """
-SELECT 'otlp' AS source, trace_id || '-' || span_id AS id, 'otlp' AS entity, service AS project, name AS op_name,
-    NULL AS display_name, started_at, ended_at, CASE WHEN ended_at IS NULL THEN 'running' ELSE status END AS status,
+SELECT 'otlp' AS source, trace_id || '-' || span_id AS id, 'otlp' AS entity,
+    COALESCE(CAST(json_extract(resource, '$."openinference.project.name"') AS TEXT), service) AS project,
+    name AS op_name,
+    CASE WHEN parent_id IS NULL THEN name || ' ' || json_extract(attributes, '$."gen_ai.conversation.id"') END
+        AS display_name, started_at, ended_at, CASE WHEN ended_at IS NULL THEN 'running' ELSE status END AS status,
     message AS exception, trace_id, CASE WHEN parent_id IS NOT NULL THEN trace_id || '-' || parent_id END AS parent_id,
     attributes AS inputs, attributes AS output,
     parent_id IS NULL OR NOT EXISTS (SELECT 1 FROM spans AS p WHERE p.trace_id = spans.trace_id
         AND p.span_id = spans.parent_id) AS root
 FROM spans WHERE 1"""
-"""Both tables in one form. A span whose parent was not sent is the root of what was."""
+"""Both tables in one form. A span whose parent was not sent is the root of what was. A run of
+agentloop names itself as the project, and an episode by its key as the conversation."""
 
 ROWS = f"{CALLS} UNION ALL {SPANS}"
 
@@ -228,8 +232,8 @@ def _counts(connection: sqlite3.Connection, row: sqlite3.Row) -> dict[str, int]:
 
 def _preview(row: sqlite3.Row) -> str:
     if row["source"] == "weave":
-        text = row["output"] or ""
-        return text[1 : PREVIEW + 1].removesuffix('"') if text.startswith('"') else text[:PREVIEW].replace("null", "")
+        text = "" if row["output"] in (None, "null") else row["output"]
+        return text[1 : PREVIEW + 1].removesuffix('"') if text.startswith('"') else text[:PREVIEW]
     attributes = read_json(row["output"].encode())
     found = next((attributes[name] for name in OUTPUTS if name in attributes), "")
     return str(found)[:PREVIEW]

@@ -7,10 +7,11 @@ others write. Times are integers, microseconds since 1970. Files lie beside it, 
 from __future__ import annotations
 
 import queue
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from agentloop.errors import DiskError
@@ -20,7 +21,7 @@ from agentloop.viewer.refusals import Refusal
 DATABASE = "received.sqlite"
 FILES = "files"
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the layout of the tables; a database with a higher one was made by a newer version."""
 
 BUSY_S = 30.0
@@ -31,8 +32,10 @@ CREATE TABLE IF NOT EXISTS calls (
     project TEXT NOT NULL, id TEXT NOT NULL, trace_id TEXT, parent_id TEXT, op_name TEXT, display_name TEXT,
     started_at INTEGER, ended_at INTEGER, exception TEXT, thread_id TEXT, turn_id TEXT,
     wb_user_id TEXT, wb_run_id TEXT, wb_run_step INTEGER, wb_run_step_end INTEGER,
-    attributes TEXT CHECK (json_valid(attributes)), inputs TEXT CHECK (json_valid(inputs)),
-    output TEXT CHECK (json_valid(output)), summary TEXT CHECK (json_valid(summary)),
+    attributes TEXT CHECK (attributes IS NULL OR json_valid(attributes)),
+    inputs TEXT CHECK (inputs IS NULL OR json_valid(inputs)),
+    output TEXT CHECK (output IS NULL OR json_valid(output)),
+    summary TEXT CHECK (summary IS NULL OR json_valid(summary)),
     UNIQUE (project, id));
 CREATE INDEX IF NOT EXISTS calls_by_start ON calls (project, started_at, id);
 CREATE INDEX IF NOT EXISTS calls_by_id ON calls (id);
@@ -61,6 +64,21 @@ CREATE TABLE IF NOT EXISTS spans (
 CREATE INDEX IF NOT EXISTS spans_by_start ON spans (started_at, span_id);
 """
 
+UPGRADE = f"""
+ALTER TABLE calls RENAME TO calls_1;
+DROP INDEX IF EXISTS calls_by_start;
+DROP INDEX IF EXISTS calls_by_id;
+DROP INDEX IF EXISTS calls_by_trace;
+DROP INDEX IF EXISTS calls_by_parent;
+{SCHEMA}
+INSERT INTO calls SELECT * FROM calls_1;
+DROP TABLE calls_1;
+"""  # noqa: S608  # our names
+"""From layout 1, whose checks of calls failed for a call without an end in sqlite before 3.41."""
+
+Place = tuple[int, int]
+"""Device and number of a file: another one if the file was deleted and made again."""
+
 
 class Received:
     """The database and the files of one data folder.
@@ -72,30 +90,39 @@ class Received:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / DATABASE
-        self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[tuple[sqlite3.Connection, Place | None]] = queue.SimpleQueue()
         self._writer: sqlite3.Connection | None = None
+        self._written: Place | None = None
         self._lock = threading.Lock()
         self.changes = 0
         """Number of writes by this process: shows a reader that there is something new."""
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection that sees one state of the database for the length of the block."""
-        if not self._path.is_file():
-            with _closing(_connect(":memory:")) as connection:
+        """Lend a connection that sees one state of the database for the length of the block.
+
+        Raises:
+            Refusal: the database cannot be read, or not in the way that the block asks for.
+        """
+        place = self._place()
+        if place is None:
+            with closing(_connect(":memory:")) as connection:
                 connection.executescript(SCHEMA)
-                yield connection
+                try:
+                    yield connection
+                except sqlite3.DatabaseError as exc:
+                    raise self._refusal(exc) from exc
             return
-        try:
-            connection = self._idle.get_nowait()
-        except queue.Empty:
-            connection = self._open()
+        connection = self._lent(place)
         try:
             connection.execute("BEGIN")
             yield connection
+        except sqlite3.DatabaseError as exc:
+            raise self._refusal(exc) from exc
         finally:
-            connection.rollback()
-            self._idle.put(connection)
+            with suppress(sqlite3.Error):
+                connection.rollback()
+            self._idle.put((connection, place))
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -103,23 +130,28 @@ class Received:
 
         Raises:
             DiskError: the disk is full, read-only or broken.
-            Refusal: a value is nested deeper than sqlite reads JSON.
+            Refusal: a value breaks a rule of the tables, or the database cannot be used.
         """
         with self._lock:
             try:
-                connection = self._writer = self._writer or self._made()
+                connection = self._writing()
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
                     connection.commit()
                     self.changes += 1
                 except BaseException:
-                    connection.rollback()
+                    with suppress(sqlite3.Error):
+                        connection.rollback()
                     raise
-            except sqlite3.IntegrityError as exc:  # json_valid: sqlite reads fewer levels than we do
-                raise Refusal(422, "a value cannot be stored: it is nested too deeply") from exc
-            except sqlite3.OperationalError as exc:
-                raise DiskError(f"{self._path} could not be written: {exc}", "check that disk, then repeat") from exc
+            except sqlite3.IntegrityError as exc:
+                raise _broken_rule(exc) from exc
+            except sqlite3.DatabaseError as exc:
+                if isinstance(exc, sqlite3.OperationalError) and _code(exc) != sqlite3.SQLITE_ERROR:
+                    raise DiskError(
+                        f"{self._path} could not be written: {exc}", "check that disk, then repeat"
+                    ) from exc
+                raise self._refusal(exc) from exc
             except OSError as exc:
                 raise disk_error(exc, self._path) or exc from exc
 
@@ -137,19 +169,61 @@ class Received:
         """Close all connections that are not in use."""
         with suppress(queue.Empty):
             while True:
-                self._idle.get_nowait().close()
+                self._idle.get_nowait()[0].close()
         with self._lock:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
 
+    def _place(self) -> Place | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino
+
+    def _lent(self, place: Place) -> sqlite3.Connection:
+        """Return a connection to the file that is there now, not to one that was deleted."""
+        with suppress(queue.Empty):
+            while True:
+                connection, opened = self._idle.get_nowait()
+                if opened == place:
+                    return connection
+                connection.close()
+        return self._open()
+
+    def _writing(self) -> sqlite3.Connection:
+        if self._writer is not None and self._place() != self._written:
+            self._writer.close()
+            self._writer = None
+        if self._writer is None:
+            self._writer = self._made()
+            self._written = self._place()
+        return self._writer
+
     def _made(self) -> sqlite3.Connection:
         self.folder.mkdir(parents=True, exist_ok=True)
         connection = self._open()
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA)
-        connection.execute(f"PRAGMA user_version = {LAYOUT}")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (layout,) = connection.execute("PRAGMA user_version").fetchone()
+            for statement in (UPGRADE if layout == 1 else SCHEMA).split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {LAYOUT}")
+            connection.commit()
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _refusal(self, exc: sqlite3.DatabaseError) -> Refusal:
+        code = _code(exc)
+        if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE):
+            return Refusal(422, f"sqlite cannot answer this request: {exc}", "ask for less at once")
+        if code == sqlite3.SQLITE_BUSY:
+            return Refusal(503, f"{self._path} is in use: {exc}", "repeat the request")
+        return Refusal(500, f"{self._path} cannot be read: {exc}", "move the file away, or give another --data")
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -167,6 +241,19 @@ class Received:
         return connection
 
 
+def _code(exc: sqlite3.Error) -> int:
+    """Return the primary code of an error of sqlite."""
+    return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF
+
+
+def _broken_rule(exc: sqlite3.IntegrityError) -> Refusal:
+    """Return what to answer for a value that breaks a rule of the tables; it names the rule."""
+    if (match := re.search(r"json_valid\((\w+)\)", str(exc))) is not None:
+        fix = f"send {match[1]} with fewer lists and objects inside one another"
+        return Refusal(422, f"{match[1]} cannot be stored: sqlite does not read it as JSON ({exc})", fix)
+    return Refusal(422, f"a value cannot be stored: {exc}", "correct the field that is named, then send it again")
+
+
 def _connect(path: Path | str) -> sqlite3.Connection:
     # Connections are lent to one thread after another.
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
@@ -175,14 +262,6 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     connection.create_function("as_number", 1, _number, deterministic=True)
     connection.create_function("as_text", 1, _text, deterministic=True)
     return connection
-
-
-@contextmanager
-def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def _number(value: object) -> float | int | None:

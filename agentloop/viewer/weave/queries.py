@@ -21,6 +21,15 @@ DEEPEST = 32
 
 MOST_OPERANDS = 10_000
 
+MOST_LITERAL = 64 * 2**10
+"""Most characters of one literal."""
+
+MOST_LITERALS = 4 * 2**20
+"""Most characters of all literals, each counted as often as the SQL holds it."""
+
+WIDEST = 16
+"""Operands that one level of SQL joins: sqlite refuses trees of more than 1,000 levels."""
+
 _COMPARISONS = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
@@ -54,6 +63,8 @@ class Columns:
         Raises:
             Refusal: no such field exists.
         """
+        if "\0" in name:
+            raise Refusal(422, "a field's name cannot hold the character NUL")
         if name in self.plain:
             return Sql(f"({self.plain[name]} / 1e6)" if name in self.times else self.plain[name])
         head, *path = _parts(name)
@@ -111,6 +122,7 @@ class _Compiler:
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
         self._operands = 0
+        self._literals = 0
 
     def boolean(self, expression: object, depth: int) -> Sql:
         name, operands = self._operator(expression, depth)
@@ -118,10 +130,10 @@ class _Compiler:
             parts = [self.boolean(operand, depth + 1) for operand in self._list(name, operands)]
             if not parts:
                 return Sql("1" if name == "$and" else "0")
-            return _join(f" {name[1:].upper()} ", parts)
+            return joined(name[1:].upper(), parts)
         if name == "$not":
             inner = self.boolean(self._list(name, operands, 1)[0], depth + 1)
-            return Sql(f"NOT {inner.text}", inner.values)
+            return Sql(f"(NOT {inner.text})", inner.values)
         if name in _COMPARISONS:
             left, right = self._list(name, operands, 2)
             return self._compare(_COMPARISONS[name], left, right, depth)
@@ -144,8 +156,23 @@ class _Compiler:
     def _in(self, item: object, choices: object, depth: int) -> Sql:
         if not isinstance(choices, list):
             raise Refusal(422, "the second operand of $in must be a list")
-        parts = [self._compare("=", item, choice, depth) for choice in self._list("$in", choices)]
-        return _join(" OR ", parts) if parts else Sql("0")
+        # The choices of one kind are one list: the item is compiled once for each kind.
+        kinds: dict[type | None, list[Mapping[str, Any]]] = {}
+        others = []
+        for choice in self._list("$in", choices):
+            if isinstance(choice, Mapping) and set(choice) == {"$literal"} and not _is_null(choice):
+                kinds.setdefault(_kind(item) or _kind(choice), []).append(choice)
+            else:
+                others.append(choice)
+        time = self._is_time(item)
+        parts = []
+        for kind, literals in kinds.items():
+            left = self._value(item, kind, depth, time=time)
+            values = tuple(value for one in literals for value in self._value(one, kind, depth, time=time).values)
+            marks = ", ".join("?" * len(values))
+            parts.append(Sql(f"COALESCE({left.text} IN ({marks}), 0)", left.values + values))
+        parts += [self._compare("=", item, choice, depth) for choice in others]
+        return joined("OR", parts) if parts else Sql("0")
 
     def _contains(self, operands: object, depth: int) -> Sql:
         if not isinstance(operands, Mapping) or not {"input", "substr"} <= set(operands):
@@ -161,7 +188,14 @@ class _Compiler:
         if name == "$literal":
             if time and isinstance(value, str):
                 return Sql("?", (time_of(value, "$literal") / 1e6,))
-            return Sql("?", (_literal(value),))
+            literal = _literal(value)
+            size = len(literal) if isinstance(literal, str) else 8
+            self._literals += size
+            if size > MOST_LITERAL or self._literals > MOST_LITERALS:
+                raise Refusal(
+                    422, f"a literal of the query is longer than {MOST_LITERAL} characters, or all than {MOST_LITERALS}"
+                )
+            return Sql("?", (literal,))
         if name == "$getField":
             if not isinstance(value, str):
                 raise Refusal(422, "$getField must name a field")
@@ -174,7 +208,7 @@ class _Compiler:
 
     def _convert(self, value: object, depth: int) -> Sql:
         to = value.get("to") if isinstance(value, Mapping) else None
-        if not isinstance(value, Mapping) or "input" not in value or to not in _CONVERSIONS:
+        if not isinstance(value, Mapping) or "input" not in value or not (isinstance(to, str) and to in _CONVERSIONS):
             raise Refusal(422, f"$convert needs input, and to: one of {', '.join(_CONVERSIONS)}")
         if depth > DEEPEST:
             raise Refusal(422, f"the query is nested deeper than {DEEPEST} levels")
@@ -182,7 +216,8 @@ class _Compiler:
         return Sql(_CONVERSIONS[to].format(inner.text), inner.values)
 
     def _is_time(self, operand: object) -> bool:
-        return isinstance(operand, Mapping) and operand.get("$getField") in self._columns.times
+        name = operand.get("$getField") if isinstance(operand, Mapping) else None
+        return isinstance(name, str) and name in self._columns.times
 
     def _operator(self, expression: object, depth: int) -> tuple[str, object]:
         if depth > DEEPEST:
@@ -238,8 +273,12 @@ def _literal(value: object) -> object:
     return json.dumps(value, separators=(",", ":"))  # as json_extract returns a list or an object
 
 
-def _join(word: str, parts: list[Sql]) -> Sql:
-    return Sql("(" + word.join(part.text for part in parts) + ")", tuple(v for part in parts for v in part.values))
+def joined(word: str, parts: list[Sql]) -> Sql:
+    """Return parts, at least one, with `AND` or `OR` between them, as a tree of few levels."""
+    while len(parts) > WIDEST:
+        parts = [joined(word, parts[start : start + WIDEST]) for start in range(0, len(parts), WIDEST)]
+    text = f" {word} ".join(part.text for part in parts)
+    return Sql(f"({text})", tuple(value for part in parts for value in part.values))
 
 
 def _parts(name: str) -> list[str]:

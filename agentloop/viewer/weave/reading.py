@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave import refs
 from agentloop.viewer.weave.calls import TEXTS
 from agentloop.viewer.weave.feedback import feedback_of
-from agentloop.viewer.weave.queries import Columns, Sql, condition, order
+from agentloop.viewer.weave.queries import MOST_OPERANDS, Columns, Sql, condition, joined, order
 from agentloop.viewer.weave.values import (
     dump,
     integer,
@@ -22,6 +23,7 @@ from agentloop.viewer.weave.values import (
     raw,
     text,
     texts,
+    written,
 )
 
 STATUS = """CASE WHEN exception IS NOT NULL THEN 'error' WHEN ended_at IS NULL THEN 'running'
@@ -64,7 +66,8 @@ _SETS = {
 def stream(received: Received, body: Mapping[str, Any]) -> Iterator[bytes]:
     """Yield the calls that a request asks for, one JSON line each.
 
-    The request is checked before the first line: errors are raised by the call of this function.
+    The request is checked, and its first row read, before this function returns: a request that
+    cannot be answered is refused then.
     """
     project = text(body, "project_id")
     where = _where(project, body)
@@ -84,7 +87,9 @@ def stream(received: Received, body: Mapping[str, Any]) -> Iterator[bytes]:
             for row in connection.execute(query, values):
                 yield orjson.dumps(shape.call(connection, row)) + b"\n"
 
-    return lines()
+    found = lines()
+    first = next(found, None)
+    return iter(()) if first is None else chain((first,), found)
 
 
 def count(received: Received, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,9 +148,9 @@ def _named(name: str) -> Sql:
 
 
 def _any(parts: list[Sql]) -> Sql:
-    if not parts:
-        return Sql("0")
-    return Sql("(" + " OR ".join(part.text for part in parts) + ")", tuple(v for part in parts for v in part.values))
+    if len(parts) > MOST_OPERANDS:
+        raise Refusal(422, f"the filter names more than {MOST_OPERANDS} ops or refs")
+    return joined("OR", parts) if parts else Sql("0")
 
 
 class _Shape:
@@ -191,6 +196,9 @@ class _Shape:
                 call[key] = row[name]
         for column in self._expand:
             self._expanded(connection, row, call, column)
+        for name in _DOCUMENTS:
+            if name in call and not isinstance(call[name], orjson.Fragment):
+                call[name] = written(call[name])
         return call
 
     def _wants(self, name: str) -> bool:

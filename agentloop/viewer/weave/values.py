@@ -20,6 +20,8 @@ DEEPEST = 254
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 def text(body: Mapping[str, Any], key: str) -> str:
@@ -86,14 +88,18 @@ def time_of(value: object, key: str) -> int:
         found = datetime.fromisoformat(value)
     except ValueError as exc:
         raise Refusal(422, f"{key} is not a time in ISO 8601: {value[:60]!r}") from exc
-    return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+    microseconds = ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+    if not _FIRST <= microseconds <= _LAST:
+        raise Refusal(422, f"{key} must lie in the years 1 to 9999 in UTC, not {value[:60]!r}")
+    return microseconds
 
 
 def iso(microseconds: int | None) -> str | None:
     """Return a time as ISO 8601 in UTC."""
     if microseconds is None:
         return None
-    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")
+    inside = min(max(microseconds, _FIRST), _LAST)  # earlier versions stored times outside
+    return (_EPOCH + timedelta(microseconds=inside)).isoformat().replace("+00:00", "Z")
 
 
 def now() -> int:
@@ -133,6 +139,11 @@ def _is_deep(value: object) -> bool:
 def raw(column: str | None, default: Any = None) -> Any:
     """Return the JSON text of a column so that an answer holds it without parsing it."""
     return default if column is None else orjson.Fragment(column)
+
+
+def written(value: object) -> orjson.Fragment:
+    """Return a value so that orjson writes it whatever it holds, integers of any size included."""
+    return orjson.Fragment(json_line(value).rstrip())
 
 
 def digest_of(content: bytes) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
+import threading
 from pathlib import Path
 
 import httpx
@@ -63,6 +65,8 @@ async def test_a_token_opens_as_bearer_as_basic_password_and_as_cookie(tmp_path:
         assert (await http.get("/nothing", headers={"Authorization": "Bearer wrong"})).status_code == 401
         assert (await http.get("/nothing", headers={"Authorization": "Bearer secret"})).status_code == 404
         assert (await http.get("/nothing", headers={"Authorization": f"Basic {basic}"})).status_code == 404
+        foreign = {"Authorization": b"Basic \xff\xfe"}
+        assert (await http.get("/nothing", headers=foreign)).status_code == 401
         moved = await http.get("http://10.0.0.5:8777//evil.example/x?token=secret&step=3")
         assert (moved.status_code, moved.headers["location"]) == (303, "/evil.example/x?step=3")
         assert "HttpOnly" in moved.headers["set-cookie"]
@@ -99,6 +103,23 @@ async def test_bodies_are_bounded_as_sent_and_as_unpacked() -> None:
         cut = await http.post("/raw", content=gzip.compress(b"x" * 1000)[:-9], headers=packed)
         assert (cut.status_code, "cut off" in cut.json()["error"]) == (400, True)
         assert (await http.post("/raw", content=b"x", headers={"Content-Encoding": "br"})).status_code == 415
+        two = await http.post("/raw", content=gzip.compress(b"x") + gzip.compress(b"y"), headers=packed)
+        assert (two.status_code, "goes on after its end" in two.json()["error"]) == (400, True)
+
+
+async def test_large_bodies_are_parsed_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noting(body: bytes) -> object:
+        threads.append(threading.get_ident())
+        return json.loads(body)
+
+    monkeypatch.setattr("agentloop.viewer.bodies.read_json", noting)
+    monkeypatch.setattr("agentloop.viewer.bodies.LARGE", 100)
+    async with client(bodies()) as http:
+        for size in (1, 200):
+            assert (await http.post("/object", json={"a": "x" * size})).status_code == 200
+    assert threads[0] == threading.get_ident() != threads[1]
 
 
 @pytest.mark.parametrize("body", [b"[1]", b"{", b"\xff", b"[" * 900])

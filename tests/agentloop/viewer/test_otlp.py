@@ -140,6 +140,32 @@ async def test_a_span_whose_parent_was_not_sent_is_a_root(http: httpx.AsyncClien
     assert await calls(http) == ["outer"]
 
 
+async def test_runs_and_episodes_are_told_apart(http: httpx.AsyncClient) -> None:
+    for number, run in ((1, "first"), (2, "second")):
+        key = attribute("gen_ai.conversation.id", {"stringValue": f"train/1/{number}"})
+        sent = request(span("episode", number, attributes=[key]), service="agentloop")
+        sent["resourceSpans"][0]["resource"]["attributes"] += [
+            attribute("openinference.project.name", {"stringValue": run})
+        ]
+        await http.post("/v1/traces", json=sent)
+    rows = (await http.get("/api/external/calls", params={"sort": "started_at"})).json()["rows"]
+    shown = [(row["project"], row["display_name"]) for row in rows]
+    assert shown == [("first", "episode train/1/1"), ("second", "episode train/1/2")]
+    found = (await http.get("/api/external/calls", params={"project": "second"})).json()["rows"]
+    assert [row["display_name"] for row in found] == ["episode train/1/2"]
+
+
+async def test_a_preview_keeps_the_word_null(http: httpx.AsyncClient) -> None:
+    call = {
+        "project_id": "lab/x", "trace_id": "a", "op_name": "think", "attributes": {}, "inputs": {}, "summary": {},
+        "started_at": "2026-01-02T00:00:00Z", "ended_at": "2026-01-02T00:00:01Z",
+    }  # fmt: skip
+    batch = [{**call, "id": "a", "output": {"nullable": None}}, {**call, "id": "b", "output": None}]
+    await http.post("/v2/lab/x/calls/complete", json={"batch": batch})
+    rows = (await http.get("/api/external/calls")).json()["rows"]
+    assert {row["id"]: row["preview"] for row in rows} == {"a": '{"nullable":null}', "b": ""}
+
+
 async def test_the_list_filters_sorts_and_counts(http: httpx.AsyncClient) -> None:
     call = {
         "project_id": "lab/x", "id": "a", "trace_id": "a", "op_name": "weave:///lab/x/op/think:1", "attributes": {},
