@@ -149,13 +149,15 @@ async def test_a_hostile_query_is_refused_before_the_answer_begins(http: httpx.A
     assert answer.status_code == 422 and answer.json()["error"], answer.text[:300]
 
 
-async def test_what_sqlite_refuses_is_said_before_the_answer_begins(http: httpx.AsyncClient) -> None:
+async def test_what_sqlite_refuses_is_said_before_the_answer_begins(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await http.post("/v2/lab/x/calls/complete", json={"batch": [call()]})
-    deep: Any = {"$eq": [{"$getField": "id"}, {"$literal": "a"}]}
-    for _ in range(30):
-        deep = {"$or": [{"$and": [deep]} for _ in range(1)] + [{"$not": [{"$literal": 1}]}]}
-    answer = await http.post("/calls/stream_query", json={"project_id": "lab/x", "query": {"$expr": deep}})
-    assert answer.status_code == 422 and answer.json()["error"]
+    monkeypatch.setattr("agentloop.viewer.weave.queries.WIDEST", 10_000)
+    wide = {"$or": [{"$eq": [{"$getField": "id"}, {"$literal": f"n{number}"}]} for number in range(2000)]}
+    for path in ("/calls/stream_query", "/calls/query_stats"):
+        answer = await http.post(path, json={"project_id": "lab/x", "query": {"$expr": wide}})
+        assert answer.status_code == 422 and "sqlite cannot answer" in answer.json()["error"], path
 
 
 async def test_refs_that_repeat_are_read_once_and_bounded(
