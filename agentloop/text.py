@@ -135,6 +135,9 @@ _SECRET_IN_URL = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*(?=@)")
 
 HIDDEN = "(hidden)"
 
+SHORTEST_SECRET = 4
+"""Characters of the shortest part of a value that `hide_values` hides."""
+
 
 def hide_override(argument: str) -> str:
     """Replace the value of a `key=value` argument that holds a secret; return others unchanged.
@@ -170,6 +173,17 @@ def hide_secrets(value: Any) -> Any:
             follows = option is not None and not option[2]
         return shown
     return _SECRET_IN_URL.sub(HIDDEN, value) if isinstance(value, str) else value
+
+
+def hide_values(text: str, values: Iterable[str]) -> str:
+    """Return text in which values such as those of headers, and their words, are `(hidden)`.
+
+    Parts of fewer than 4 characters stay: they are no secrets, and occur in any text.
+    """
+    parts = {part for value in values for part in (value, *value.split()) if len(part) >= SHORTEST_SECRET}
+    for part in sorted(parts, key=len, reverse=True):
+        text = text.replace(part, HIDDEN)
+    return text
 
 
 def _hidden(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from agentloop.config.section import FolderName, HttpAddress, Seconds, Section
+from agentloop.config.section import FolderName, PlainAddress, Seconds, Section
 
 
 class RunConfig(Section):
@@ -73,7 +73,7 @@ class SpanSampling(Section):
 class OtlpConfig(SpanSampling):
     """OpenTelemetry receiver: MLflow, Phoenix, Jaeger, Grafana (docs/traces.md)."""
 
-    endpoint: HttpAddress = Field(description="address of the receiver; /v1/traces is added unless it ends so")
+    endpoint: PlainAddress = Field(description="address of the receiver; /v1/traces is added unless it ends so")
     headers: dict[str, str] = Field(
         default_factory=dict, description="headers of each request, e.g. {authorization: ...}; never written to a file"
     )

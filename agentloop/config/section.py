@@ -59,3 +59,13 @@ def _an_http_address(value: str) -> str:
 
 HttpAddress = Annotated[str, AfterValidator(_an_http_address)]
 """An address that begins with http:// or https://."""
+
+
+def _a_plain_address(value: str) -> str:
+    if "?" in value or "@" in urlsplit(value).netloc:
+        raise ValueError("an address with a query or a user is shown and stored: give keys in headers beside it")
+    return value
+
+
+PlainAddress = Annotated[HttpAddress, AfterValidator(_a_plain_address)]
+"""An `HttpAddress` that can hold no secret: without user, password and query."""

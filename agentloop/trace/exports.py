@@ -16,6 +16,9 @@ FILE = "exports.sqlite"
 BUSY_TIMEOUT_S = 10.0
 """How long to wait for another process that writes, such as `agentloop trace push` beside a run."""
 
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""Errors at the opening that mean that the file does not hold what it should."""
+
 CHUNK = 500
 """Ids in one statement; sqlite bounds their number."""
 
@@ -29,6 +32,9 @@ class ExportLog:
     Args:
         folder: `traces` of a run directory.
 
+    Attributes:
+        damaged: where a damaged file was moved to; None if it was not.
+
     Raises:
         DiskError: the file cannot be opened or written.
     """
@@ -36,17 +42,43 @@ class ExportLog:
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self._lock = threading.Lock()
+        self.damaged: Path | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        with self._named():
+            try:
+                self._db = self._open()
+            except sqlite3.Error as exc:
+                if getattr(exc, "sqlite_errorcode", None) not in DAMAGED:
+                    raise
+                self.damaged = self._move_aside()
+                self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
-            self._db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-            self._db.execute(
+            db.execute(
                 "CREATE TABLE IF NOT EXISTS sent (destination TEXT, trace_id TEXT, step INTEGER, time REAL, "
                 "content TEXT, PRIMARY KEY (destination, trace_id)) WITHOUT ROWID"
             )
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_content ON sent (destination, content)")
-            self._db.commit()
-        except sqlite3.Error as exc:
-            raise self._failed(exc) from exc
+            db.execute("CREATE INDEX IF NOT EXISTS by_content ON sent (destination, content)")
+            db.commit()
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _move_aside(self) -> Path:
+        """Rename the file, and its journal, which would be applied to the next one."""
+        moved = self._path.with_name(FILE + ".damaged")
+        try:
+            for suffix in ("-journal", "-wal", "-shm"):
+                journal = self._path.with_name(FILE + suffix)
+                if journal.exists():
+                    journal.replace(self._path.with_name(moved.name + suffix))
+            self._path.replace(moved)
+        except OSError as exc:
+            raise DiskError(f"{self._path} is damaged and cannot be moved: {exc.strerror}", "delete it") from exc
+        return moved
 
     def sent(self, destination: str, trace_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that the destination has."""

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from agentloop.errors import ExportError
 from agentloop.text import clean
@@ -28,6 +29,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 CLOSE_TIMEOUT_S = 10.0
 """How long the end of a run waits for what is still to be sent."""
+
+FAILURES = 3
+"""After each so often that a batch fails, its episodes are tried one by one."""
 
 LONGEST_CAUSE = 300
 
@@ -64,6 +68,8 @@ class TraceHub:
         self._warn = warn
         self._said: deque[str] = deque()
         self._log = ExportLog(run.folder / "traces") if destinations else None
+        if self._log is not None and self._log.damaged is not None:
+            self._said.append(damage_of(self._log.damaged))
         self._threads = [
             ExportThread(destination, self._log, queue_mb * 2**20, self._said.append, run)
             for destination in destinations
@@ -176,15 +182,17 @@ class ExportThread:
             return self._counts
 
     def _work(self) -> None:
-        pause = FIRST_PAUSE_S
+        pause, failures = FIRST_PAUSE_S, 0
         while (batch := self._next()) is not None:
             if not self._send(batch):
                 if self._finishing.is_set():
                     return
-                self._finishing.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-                continue
-            pause = FIRST_PAUSE_S
+                failures += 1
+                if failures % FAILURES or not self._send_singly(batch):
+                    self._finishing.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                    continue
+            pause, failures = FIRST_PAUSE_S, 0
             with self._lock:
                 for _ in batch:
                     self._bytes -= self._queue.popleft()[1]
@@ -212,6 +220,23 @@ class ExportThread:
             self._counts.refused += len(refused)
         if refused:
             self._say_once("refused", self._failure(refused[0]))
+        return True
+
+    def _send_singly(self, batch: Sequence[TracedEpisode]) -> bool:
+        """Leave out what fails while others arrive; return whether the batch is settled."""
+        with self._lock:
+            others = [self._queue[n][0] for n in range(len(batch), min(len(batch) + 1, len(self._queue)))]
+        try:
+            sent, refused = send_singly(self.destination, self._log, self._address, batch, others)
+        except Exception:  # noqa: BLE001  # `_send` has said it
+            return False
+        if self._given_up.is_set():
+            return False
+        with self._lock:
+            self._counts.sent += sent
+            self._counts.refused += len(refused)
+        if refused:
+            self._say_once("left out", self._failure(refused[0]))
         return True
 
     def _failure(self, exc: ExportError) -> str:
@@ -260,6 +285,48 @@ def send(
         return sum(count for count, _ in parts), [error for _, errors in parts for error in errors]
     log.mark(address, [_entry(episode) for episode in batch])
     return len(batch), []
+
+
+def send_singly(
+    destination: Destination,
+    log: ExportLog,
+    address: str,
+    batch: Sequence[TracedEpisode],
+    others: Sequence[TracedEpisode] = (),
+) -> tuple[int, list[ExportError]]:
+    """Send a batch that failed as a whole one by one: one episode may be what the destination
+    cannot take, whatever it answers.
+
+    Args:
+        others: tried if all of the batch fail; they show whether the destination works.
+
+    Returns:
+        how many arrived, `others` included; the errors of the episodes of the batch that are to be
+        left out.
+
+    Raises:
+        ExportError: nothing arrives.
+    """
+    sent, errors = 0, []
+    last: ExportError | None = None
+    for number, episode in enumerate((*batch, *others)):
+        if number >= len(batch) and sent:
+            break
+        try:
+            count, refused = send(destination, log, address, [episode])
+        except ExportError as exc:
+            last = exc
+            refused, count = [ExportError(f"{episode.key}: {exc.message}", exc.hint)], 0
+        sent += count
+        errors += refused if number < len(batch) else []
+    if last is not None and not sent:
+        raise last
+    return sent, errors
+
+
+def damage_of(path: Path) -> str:
+    """Return what to say of a record of exports that was moved aside to `path`."""
+    return f"the record of what was sent was damaged and is now {path}: episodes may be sent again, under the same ids"
 
 
 def _entry(episode: TracedEpisode) -> tuple[str, int, str]:

@@ -7,13 +7,17 @@ the user's own, for instance in a tool, is not touched and does not see them.
 from __future__ import annotations
 
 import logging
+import time
+import zlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import orjson
+
 from agentloop.config import OtlpConfig
 from agentloop.errors import ConfigError, ExportError
-from agentloop.text import clean, hide_secrets
+from agentloop.text import clean, hide_secrets, hide_values
 from agentloop.trace.exporting import ExportRun, TracedEpisode
 from agentloop.trace.genai import NamedSpan, named_spans
 
@@ -30,6 +34,14 @@ REFUSED_CONTENT = frozenset({400, 413, 422})
 """Answers that say that the spans are wrong, not that the receiver cannot be used."""
 
 LONGEST_ANSWER = 200
+
+ANSWER_BYTES = 2**16
+"""What is read of an answer: a receiver's own has less than 1 kB."""
+
+PLAIN_HEADERS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "user-agent"}
+)
+"""Headers of a request that hold no secret; the values of all others are hidden in messages."""
 
 
 class OtlpExporter:
@@ -134,25 +146,29 @@ class _Client:
         Raises:
             ExportError: they did not arrive, or the receiver left some out.
         """
-        from opentelemetry.sdk.trace.export import SpanExportResult
-
         self._session.note = _Note()
-        done = self._exporter.export([self._readable(trace_id, span) for trace_id, span in spans])
+        self._exporter.export([self._readable(trace_id, span) for trace_id, span in spans])
         note: _Note = self._session.note
-        if done is SpanExportResult.SUCCESS:
-            rejected, why = note.rejected()
-            if rejected:
-                raise ExportError(
-                    f"{self._shown} left out {rejected} of {len(spans)} spans: {clean(why, LONGEST_ANSWER)}", final=True
-                )
-            return
         if note.status is None:
             raise ExportError(f"{self._shown} cannot be reached: {note.cause}", "start it, or correct trace.otlp")
-        raise ExportError(
-            f"{self._shown} answered {note.status}: {clean(note.text, LONGEST_ANSWER)}",
-            "correct trace.otlp.headers" if note.status in (401, 403) else None,
-            final=note.status in REFUSED_CONTENT,
-        )
+        # OpenTelemetry's exporter takes every status below 400 as success.
+        if 300 <= note.status < 400:
+            raise ExportError(f"{self._shown} redirects to {note.target}", "correct trace.otlp.endpoint")
+        if not 200 <= note.status < 300:
+            raise ExportError(
+                f"{self._shown} answered {note.status}: {note.shown(note.text)}",
+                "correct trace.otlp.headers" if note.status in (401, 403) else None,
+                final=note.status in REFUSED_CONTENT,
+            )
+        try:
+            rejected, why = note.rejected()
+        except (TypeError, ValueError) as exc:
+            raise ExportError(
+                f"{self._shown} answered {note.status}, but not as a receiver of spans: {note.shown(note.text)}",
+                "correct trace.otlp.endpoint",
+            ) from exc
+        if rejected:
+            raise ExportError(f"{self._shown} left out {rejected} of {len(spans)} spans: {note.shown(why)}", final=True)
 
     def close(self) -> None:
         self._exporter.shutdown()
@@ -186,39 +202,113 @@ class _Note:
 
     def __init__(self) -> None:
         self.status: int | None = None
-        self.text = ""
         self.content = b""
+        self.kind = ""
+        self.target = ""
         self.cause = "no answer"
+        self.secrets: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The answer as text."""
+        return self.content.decode("utf-8", "replace")
+
+    def shown(self, text: str) -> str:
+        """Return a text of the receiver for a message; it may echo the request's headers."""
+        return clean(hide_values(text, self.secrets), LONGEST_ANSWER)
+
+    def take(self, request: requests.PreparedRequest, answer: requests.Response, content: bytes) -> None:
+        """Note an answer and what of its request is secret."""
+        headers = request.headers.items()
+        self.secrets = [str(value) for name, value in headers if name.lower() not in PLAIN_HEADERS]
+        self.content, self.kind = content, answer.headers.get("content-type", "").lower()
+        self.target = self.shown(answer.headers.get("location", "an address that it does not name").partition("?")[0])
+        self.target = str(hide_secrets(self.target))
+        self.status = answer.status_code
 
     def rejected(self) -> tuple[int, str]:
-        """Return how many spans the receiver left out, and why."""
+        """Return how many spans the receiver left out, and why.
+
+        Raises:
+            ValueError: the answer is neither protobuf nor JSON, or too long to be either.
+        """
         from google.protobuf.message import DecodeError
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-        try:
-            partial = ExportTraceServiceResponse.FromString(self.content).partial_success
-        except DecodeError:  # an answer in another form; the status says that all arrived
+        if not self.content:
             return 0, ""
-        return partial.rejected_spans, partial.error_message
+        if len(self.content) > ANSWER_BYTES:
+            raise ValueError("the answer is too long")
+        try:
+            data = orjson.loads(self.content)
+        except orjson.JSONDecodeError:
+            if self.kind.startswith("text/"):  # some texts can be read as protobuf
+                raise
+        else:
+            partial = data.get("partialSuccess") if isinstance(data, dict) else None
+            found = partial if isinstance(partial, dict) else {}
+            return int(found.get("rejectedSpans") or 0), str(found.get("errorMessage") or "")
+        try:
+            answer = ExportTraceServiceResponse.FromString(self.content).partial_success
+        except DecodeError as exc:
+            raise ValueError("the answer is not protobuf") from exc
+        return answer.rejected_spans, answer.error_message
 
 
 def _noting_session() -> Any:
-    """Return a `requests.Session` that keeps a note of its last answer."""
+    """Return a `requests.Session` that keeps a note of its last answer, and reads no more of it
+    than `ANSWER_BYTES`."""
     import requests
 
     class Session(requests.Session):  # type: ignore[misc]  # it has no types
         note = _Note()
 
         def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+            self.note.status = None
+            limit = options.get("timeout")
+            end = time.monotonic() + limit if isinstance(limit, int | float) else None
             try:
-                answer = super().send(request, **options)
+                answer = super().send(request, **{**options, "stream": True})
+                content = _read(answer, end)
             except requests.RequestException as exc:
-                self.note.status, self.note.cause = None, _cause(exc)
+                self.note.cause = _cause(exc)
                 raise
-            self.note.status, self.note.content, self.note.text = answer.status_code, answer.content, answer.text
+            answer._content, answer._content_consumed = content, True
+            self.note.take(request, answer, content)
             return answer
 
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            """Follow no redirect; requests would also read the whole answer."""
+
     return Session()
+
+
+def _read(answer: requests.Response, end: float | None) -> bytes:
+    """Return the beginning of an answer: all of it, or one byte more than `ANSWER_BYTES`.
+
+    Raises:
+        requests.RequestException: the connection broke, or the time is over.
+    """
+    import requests
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    content = b""
+    # `read` waits until it has all that it was asked for, however slowly that comes.
+    read = getattr(answer.raw, "read1", answer.raw.read)
+    try:
+        while len(content) <= ANSWER_BYTES and (part := read(ANSWER_BYTES + 1 - len(content), decode_content=False)):
+            content += part
+            if end is not None and time.monotonic() > end:
+                raise requests.Timeout("the answer does not end")
+        if len(content) > ANSWER_BYTES:
+            answer.close()
+        elif answer.headers.get("content-encoding", "").lower() in ("gzip", "deflate"):
+            content = zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(content, ANSWER_BYTES + 1)
+    except ReadTimeoutError as exc:
+        raise requests.Timeout(exc) from exc
+    except (HTTPError, zlib.error) as exc:
+        raise requests.ConnectionError(exc) from exc
+    return content
 
 
 def _cause(exc: BaseException) -> str:

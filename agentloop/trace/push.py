@@ -20,7 +20,7 @@ from agentloop.errors import ConfigError, ExportError, TraceError
 from agentloop.text import HIDDEN, clean
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, chosen_groups, load_exporter
 from agentloop.trace.exports import ExportLog
-from agentloop.trace.hub import BATCH, address_of, send
+from agentloop.trace.hub import BATCH, address_of, damage_of, send, send_singly
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store import TraceFile, TraceStore
 
@@ -121,7 +121,10 @@ class Push:
         self._warn = warn
         self._store = TraceStore(run.folder)
         self._log = ExportLog(self._store.folder)
+        if self._log.damaged is not None:
+            warn(damage_of(self._log.damaged))
         self._address = address_of(destination)
+        self._failed: tuple[ExportError, list[str]] | None = None  # a batch of which nothing arrived
         self._missing: list[tuple[TraceFile, set[str]]] = []
 
     def count(self) -> int:
@@ -145,10 +148,12 @@ class Push:
         for file, missing in self._missing:
             try:
                 for batch in _batches(self._episodes(file, missing)):
-                    self._send(batch)
-                    yield len(batch)
+                    if self._send(batch):
+                        yield len(batch)
             except TraceError as exc:
                 self.done.unread.append(exc.message)
+        if self._failed is not None:
+            raise self._failed[0]
 
     def close(self) -> None:
         """Release the destination and the record of what was sent."""
@@ -187,19 +192,35 @@ class Push:
             if records[-1].trajectory.trace_id in missing:
                 yield TracedEpisode(self._run, records)
 
-    def _send(self, batch: Sequence[TracedEpisode]) -> None:
-        for pause in (*PAUSES_S, None):
+    def _send(self, batch: Sequence[TracedEpisode]) -> bool:
+        """Send a batch; return whether it is settled. If nothing of it arrives, the next one shows
+        whether its episodes are the cause or the destination."""
+        for pause in PAUSES_S if self._failed is None else ():
             try:
-                sent, refused = send(self._destination, self._log, self._address, batch)
+                self._count(*send(self._destination, self._log, self._address, batch))
+                return True
             except ExportError as exc:
-                if pause is None:
-                    raise
                 self._warn(f"{clean(exc.message, 300)}; again in {pause:g} s")
                 time.sleep(pause)
-                continue
-            self.done.sent += sent
-            self.done.refused += [error.message for error in refused]
-            return
+        try:
+            try:
+                done = send(self._destination, self._log, self._address, batch)
+            except ExportError:
+                done = send_singly(self._destination, self._log, self._address, batch)
+        except ExportError as exc:
+            if self._failed is not None:
+                raise
+            self._failed = exc, [f"{episode.key}: {exc.message}" for episode in batch]
+            return False
+        self._count(*done)
+        return True
+
+    def _count(self, sent: int, refused: Sequence[ExportError]) -> None:
+        self.done.sent += sent
+        self.done.refused += [error.message for error in refused]
+        if sent and self._failed is not None:
+            self.done.refused += self._failed[1]
+            self._failed = None
 
 
 def _batches(episodes: Iterator[TracedEpisode]) -> Iterator[list[TracedEpisode]]:

@@ -8,6 +8,7 @@ collected and sent in one request; a failure is an error.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ipaddress
 import json
@@ -17,8 +18,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from agentloop.errors import ExportError
-from agentloop.text import clean
+from agentloop.errors import ConfigError, ExportError
+from agentloop.text import clean, hide_values
 from agentloop.trace.weave.calls import EpisodeCall
 
 REQUEST_BYTES = 16 * 2**20
@@ -39,6 +40,7 @@ class Client:
     """A connection to one project. The constructor uses the network.
 
     Raises:
+        ConfigError: there is no key.
         ExportError: the server cannot be reached, or refuses the key or the project.
     """
 
@@ -111,7 +113,7 @@ class Client:
     def _named(self) -> Iterator[None]:
         try:
             yield
-        except ExportError:
+        except (ConfigError, ExportError):
             raise
         except Exception as exc:
             raise _named_error(self._server_name, exc) from exc
@@ -131,7 +133,7 @@ def _credentials() -> Any:
     """Return the user's key; for a server on this machine any will do.
 
     Raises:
-        ExportError: there is none.
+        ConfigError: there is none.
     """
     from weave.trace.env import weave_trace_server_url
     from weave.wandb_interface.auth import ApiKeyCredentials
@@ -142,7 +144,11 @@ def _credentials() -> Any:
         return found
     if is_local(weave_trace_server_url()):
         return ApiKeyCredentials(LOCAL_KEY)
-    raise ExportError("weave has no API key", "set WANDB_API_KEY, or run `wandb login`")
+    raise ConfigError(
+        "weave has no API key",
+        "set WANDB_API_KEY, or run `wandb login`; for a server of your own set WANDB_BASE_URL, WF_TRACE_SERVER_URL "
+        "and WANDB_API_KEY, as `agentloop trace serve` prints them",
+    )
 
 
 def _default_entity() -> str:
@@ -159,7 +165,10 @@ def _collector(credentials: Any) -> Any:
     them."""
     from pydantic_core import to_jsonable_python
     from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
+    from weave.vendor.weave_server_sdk._base_client import httpx
     from weave.vendor.weave_server_sdk.types import CallStartResponse
+
+    Response = httpx.Response
 
     class Collector(RemoteHTTPTraceServer):  # type: ignore[misc]  # it has no types
         """All requests but those of calls are sent at once."""
@@ -189,10 +198,20 @@ def _collector(credentials: Any) -> Any:
 
         def post(self, entity: str, project: str, batch: Sequence[dict[str, Any]]) -> None:
             """Send complete calls. weave's own method checks each value by its type, which takes
-            longer than all else."""
+            longer than all else.
+
+            Raises:
+                ExportError: what answered is not weave's server, for instance a login page.
+            """
             self._update_client_headers()
             path = f"/v2/{quote(entity, safe='')}/{quote(project, safe='')}/calls/complete"
-            self._stainless_client.post(path, body={"batch": to_jsonable_python(batch)}, cast_to=object)
+            answer = self._stainless_client.post(
+                path,
+                body={"batch": to_jsonable_python(batch)},
+                cast_to=Response,
+                options={"follow_redirects": False},
+            )
+            check_answer(clean(self.trace_server_url, LONGEST_CAUSE), answer)
 
         def complete(self) -> dict[str, dict[str, Any]]:
             """Return the calls of which start and end are known, by id."""
@@ -210,6 +229,37 @@ def _collector(credentials: Any) -> Any:
     server.clear()
     server.set_auth(credentials)
     return server
+
+
+def check_answer(server: str, answer: Any) -> None:
+    """Check that an `httpx.Response` confirms calls: JSON, an object.
+
+    Raises:
+        ExportError: it does not.
+    """
+    kind = answer.headers.get("content-type", "")
+    data = None
+    if answer.is_success and "json" in kind.lower():
+        with contextlib.suppress(ValueError):
+            data = answer.json()
+    if not isinstance(data, dict):
+        text = clean(hide_values(answer.text, _secrets(answer)), LONGEST_CAUSE)
+        raise ExportError(
+            f"{server} answered {answer.status_code}, but not as weave's server: {text}", "correct WF_TRACE_SERVER_URL"
+        )
+
+
+def _secrets(response: Any) -> list[str]:
+    """Return the key with which a request was sent, in each form in which an answer may echo it."""
+    found = [os.environ.get("WANDB_API_KEY", "")]
+    with contextlib.suppress(AttributeError, RuntimeError):  # a response may have no request
+        for name, value in response.request.headers.items():
+            if name.lower() == "authorization":
+                found.append(str(value))
+    for value in [word for header in found for word in header.split()]:
+        with contextlib.suppress(ValueError):
+            found += base64.b64decode(value, validate=True).decode().split(":")
+    return found
 
 
 def _batches(calls: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -247,7 +297,12 @@ def _cause(exc: BaseException) -> str:
     """Return what the server answered, or why it did not."""
     response = getattr(exc, "response", None)
     if response is not None and hasattr(response, "status_code"):
-        return f"it answered {response.status_code}: {clean(getattr(response, 'text', ''), LONGEST_CAUSE)}"
+        hidden = _secrets(response)
+        if 300 <= response.status_code < 400:
+            target = hide_values(response.headers.get("location", "").partition("?")[0], hidden)
+            return f"it redirects to {clean(target, LONGEST_CAUSE)}: correct WF_TRACE_SERVER_URL"
+        text = hide_values(getattr(response, "text", ""), hidden)
+        return f"it answered {response.status_code}: {clean(text, LONGEST_CAUSE)}"
     inner: BaseException | None = exc
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:

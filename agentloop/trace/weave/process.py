@@ -3,14 +3,18 @@ import, which would hold up the agent loops of a run in whose process it worked.
 
 `main` reads requests and writes answers, one line of JSON each: first `{"entity", "project",
 "model"}`, then `{"images": {key: base64}, "episodes": [[call, ...]]}`.
-An answer is `{}` once weave's server has confirmed the calls, or `{"error", "hint", "final"}`.
+An answer is `{}` once weave's server has confirmed the calls, or `{"error", "hint", "final",
+"config"}`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import resource
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +22,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import IO, Any
 
-from agentloop.errors import ExportError
+from agentloop.errors import ConfigError, ExportError
 from agentloop.trace.weave.calls import EpisodeCall
 from agentloop.trace.weave.client import Client
 from agentloop.trace.weave.images import ReceivedImages
@@ -30,6 +34,14 @@ LOG = "logs/weave.log"
 """Messages of weave's client, in the run directory."""
 
 CLOSE_S = 2.0
+
+MEMORY_BYTES = 4 * 2**30
+"""Address space of the process: an answer without end fails, and takes no memory from the run."""
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables of libraries that otherwise reserve memory for each core."""
+
+PR_SET_PDEATHSIG = 1
 
 
 class WeaveProcess:
@@ -44,12 +56,15 @@ class WeaveProcess:
 
     def __init__(self, entity: str | None, project: str, model: str, folder: Path) -> None:
         log = folder / LOG
-        command = [sys.executable, "-c", "from agentloop.trace.weave.process import main; main()"]
+        command = [sys.executable, "-c", f"from agentloop.trace.weave.process import main; main({os.getpid()})"]
+        variables = dict.fromkeys(THREADS, "1") | dict(os.environ)
         with contextlib.ExitStack() as stack:
             errors: IO[bytes] | int = stack.enter_context(log.open("ab")) if log.parent.is_dir() else DEVNULL
             try:
                 # Of its own session: Ctrl-C ends the run, which then sends what it still has.
-                self._process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, start_new_session=True)
+                self._process = Popen(
+                    command, stdin=PIPE, stdout=PIPE, stderr=errors, start_new_session=True, env=variables
+                )
             except OSError as exc:
                 raise ExportError(f"weave: its process cannot be started: {exc}") from exc
         self._first = {"entity": entity, "project": project, "model": model}
@@ -58,6 +73,7 @@ class WeaveProcess:
         """Send calls, and wait for the answer of weave's server.
 
         Raises:
+            ConfigError: the environment has no key.
             ExportError: not all of them arrived, or the process ended.
         """
         request = {"images": images, "episodes": [[asdict(call) for call in calls] for calls in episodes]}
@@ -69,6 +85,8 @@ class WeaveProcess:
             answer = json.loads(stdout.readline())
         except (OSError, ValueError) as exc:
             raise ExportError(f"weave: its process ended{_status(self._process)}", f"see {LOG}") from exc
+        if answer.get("config"):
+            raise ConfigError(answer["error"], answer["hint"])
         if "error" in answer:
             raise ExportError(answer["error"], answer["hint"], final=answer["final"])
 
@@ -103,8 +121,10 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         try:
             client = client or Client(first["entity"], first["project"], first["model"])
             client.send([[_call(call, images) for call in calls] for calls in request["episodes"]])
+        except ConfigError as exc:
+            answer = {"error": exc.message, "hint": exc.hint, "final": False, "config": True}
         except ExportError as exc:
-            answer = {"error": exc.message, "hint": exc.hint, "final": exc.final}
+            answer = {"error": exc.message, "hint": exc.hint, "final": exc.final, "config": False}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
@@ -115,9 +135,22 @@ def _call(fields: dict[str, Any], images: ReceivedImages) -> EpisodeCall:
     return call
 
 
-def main() -> None:
-    """Serve the process that started this one."""
+def _tie(parent: int) -> None:
+    """End this process with `parent`: while it waits for a server, it does not see the end of its
+    input."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main(parent: int) -> None:
+    """Serve the process `parent`, which started this one."""
+    _tie(parent)
     os.nice(NICENESS)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(OSError, ValueError):  # where the limit cannot be set, the run has one
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES if most < 0 else min(MEMORY_BYTES, most), most))
     # weave reports errors within itself to its makers; a run's data is not for them.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     answers = os.fdopen(os.dup(1), "wb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,9 @@ class Receiver:
         self.requests: list[tuple[str, dict[str, str], int]] = []
         self.status = 200
         self.rejects = 0
+        self.answer: bytes | None = None
+        self.answer_headers: dict[str, str] = {}
+        self.endless = False
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,10 +39,17 @@ class Receiver:
                         answer.partial_success.rejected_spans = receiver.rejects
                         answer.partial_success.error_message = "too old"
                 content = answer.SerializeToString() if receiver.status == 200 else b"no \x1b[31m way"
+                content = content if receiver.answer is None else receiver.answer
                 self.send_response(receiver.status)
-                self.send_header("content-length", str(len(content)))
+                for name, value in receiver.answer_headers.items():
+                    self.send_header(name, value)
+                if not receiver.endless:
+                    self.send_header("content-length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                with contextlib.suppress(OSError):
+                    self.wfile.write(content)
+                    while receiver.endless:
+                        self.wfile.write(b" " * 2**14)
 
             def log_message(self, *args: Any) -> None:
                 pass

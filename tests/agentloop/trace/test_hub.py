@@ -211,3 +211,41 @@ def test_unknown_and_missing_exporters_are_refused(run: ExportRun, monkeypatch: 
     monkeypatch.setattr("agentloop.trace.otlp.OtlpExporter.library", "not_installed.at_all")
     with pytest.raises(ConfigError, match=r"pip install 'agentloop-rl\[otlp\]'"):
         load_destinations(config, run)
+
+
+def test_an_episode_that_always_fails_does_not_hold_up_the_others(
+    run: ExportRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "FIRST_PAUSE_S", 0.01)
+    done = threading.Event()
+
+    class Poisoned(Receiver):
+        def export(self, episodes: Sequence[TracedEpisode]) -> None:
+            if any(episode.key == "train/1/1-1/0" for episode in episodes):
+                raise ExportError("here answered 500")
+            super().export(episodes)
+            if any(episode.main.step == 2 for episode in episodes):
+                done.set()
+
+    receiver = Poisoned()
+    hub, said = make(run, receiver)
+    hub.submit(step_of(1, 8))
+    hub.submit(step_of(2, 3))
+    assert done.wait(20)
+    counts = hub.close()["otlp"]
+    assert (counts.sent, counts.refused, counts.waiting) == (21, 1, 0)
+    assert "train/1/1-1/0" not in receiver.got and len(set(receiver.got)) == len(receiver.got) == 21
+    assert any("train/1/1-1/0: here answered 500" in text for text in said)
+
+
+@pytest.mark.parametrize("content", [b"no database " * 100, b"SQLite format 3\0" + b"x" * 5000])
+def test_a_damaged_record_of_exports_is_moved_aside(run: ExportRun, content: bytes) -> None:
+    path = run.folder / "traces" / "exports.sqlite"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    hub, said = make(run, Receiver())
+    hub.submit(step_of(1, 2))
+    assert hub.close()["otlp"].sent == 4
+    assert path.with_name("exports.sqlite.damaged").read_bytes() == content
+    assert len(said) == 1 and "exports.sqlite.damaged" in said[0]
+    assert ExportLog(path.parent).counts() == {"otlp here": 4}

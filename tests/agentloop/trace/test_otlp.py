@@ -179,11 +179,68 @@ def test_spans_that_the_receiver_leaves_out_are_not_taken_as_sent(receiver: Rece
 
 
 def test_an_unreachable_receiver_is_named_without_its_password(run: ExportRun) -> None:
-    sender = exporter("http://user:very-secret@127.0.0.1:9/otlp/", run)
-    assert sender.destination == "http://(hidden)@127.0.0.1:9/otlp/v1/traces"
+    sender = exporter("http://127.0.0.1:9/otlp/", run)
+    assert sender.destination == "http://127.0.0.1:9/otlp/v1/traces"
     with pytest.raises(ExportError, match="cannot be reached: Connection refused") as caught:
         sender.export([one(run)])
+    assert not caught.value.final
+
+
+@pytest.mark.parametrize("address", ["http://user:very-secret@127.0.0.1:9", "http://127.0.0.1:9/?api_key=very-secret"])
+def test_an_endpoint_that_holds_a_key_is_refused_and_not_shown(repo: Path, address: str) -> None:
+    from agentloop.config.loading import load_config
+
+    config = repo / "recipes" / "quickstart" / "recipe.yaml"
+    with pytest.raises(ConfigError, match="headers") as caught:
+        load_config(Recipe, config, [f"trace.otlp.endpoint={address}"])
+    assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "answer", "words"),
+    [
+        (302, {"location": "https://login.example/?next=very-secret"}, b"", "redirects to https://login.example/"),
+        (304, {}, b"", "redirects to an address that it does not name"),
+        (200, {"content-type": "text/html"}, b"\n<html>log in</html>", "not as a receiver of spans"),
+        (200, {}, b"hello", "not as a receiver of spans: hello"),
+    ],
+)
+def test_what_is_no_receivers_answer_confirms_nothing(
+    receiver: Receiver, run: ExportRun, status: int, headers: dict[str, str], answer: bytes, words: str
+) -> None:
+    receiver.status, receiver.answer_headers, receiver.answer = status, headers, answer
+    with pytest.raises(ExportError, match=words) as caught:
+        exporter(receiver.url, run).export([one(run)])
     assert not caught.value.final and "very-secret" not in str(caught.value)
+    assert "endpoint" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}", b"null", b'{"partialSuccess": {}}'])
+def test_answers_in_json_and_empty_ones_confirm(receiver: Receiver, run: ExportRun, answer: bytes) -> None:
+    receiver.answer, receiver.answer_headers = answer, {"content-type": "application/json"}
+    exporter(receiver.url, run).export([one(run)])
+
+
+def test_spans_left_out_are_counted_in_json_too(receiver: Receiver, run: ExportRun) -> None:
+    receiver.answer = b'{"partialSuccess": {"rejectedSpans": "2", "errorMessage": "too old"}}'
+    with pytest.raises(ExportError, match=r"left out 2 of 9 spans: too old"):
+        exporter(receiver.url, run).export([one(run)])
+
+
+def test_an_answer_without_end_is_cut_off(receiver: Receiver, run: ExportRun) -> None:
+    receiver.endless = True
+    with pytest.raises(ExportError, match="not as a receiver of spans") as caught:
+        exporter(receiver.url, run).export([one(run)])
+    assert not caught.value.final
+
+
+@pytest.mark.parametrize("status", [200, 302, 400])
+def test_a_receiver_that_echoes_headers_shows_no_secret(receiver: Receiver, run: ExportRun, status: int) -> None:
+    receiver.status, receiver.answer = status, f"you sent {SECRET}, in part very-secret".encode()
+    receiver.answer_headers = {"content-type": "text/plain", "location": "http://very-secret/"}
+    with pytest.raises(ExportError) as caught:
+        exporter(receiver.url, run, headers={"Authorization": SECRET}).export([one(run)])
+    assert "very-secret" not in str(caught.value) and "(hidden)" in str(caught.value)
 
 
 def test_the_users_own_tracer_is_not_touched(receiver: Receiver, run: ExportRun) -> None:

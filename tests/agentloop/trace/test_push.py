@@ -174,3 +174,45 @@ def test_spans_of_an_evaluation_are_pushed_from_its_own_folder(run_dir: Path, re
     (run_dir / "eval.json").write_text(json.dumps({"model": "m", "config": config}))
     destination, run = push_destination("otlp", run_dir)
     assert run == ExportRun("judged", run_dir, "", 1, 3) and destination.exporter.destination.startswith(receiver.url)
+
+
+@pytest.mark.parametrize("poison", ["train/1/1-1/0", "train/1/"])
+def test_episodes_that_always_fail_are_left_out_and_said(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, poison: str
+) -> None:
+    monkeypatch.setattr(push_module, "PAUSES_S", (0.0,))
+    got: list[str] = []
+
+    class Poisoned:
+        destination = "here"
+
+        def export(self, episodes: Sequence[TracedEpisode]) -> None:
+            if any(episode.key.startswith(poison) for episode in episodes):
+                raise ExportError("here answered 500")
+            got.extend(episode.key for episode in episodes)
+
+        def close(self, timeout_s: float) -> None: ...
+
+    destination = Destination("otlp", Poisoned(), OtlpConfig(endpoint="http://127.0.0.1:9"))
+    work = Push(destination, ExportRun("demo", run_dir), warn=lambda _: None)
+    assert work.count() == 14
+    list(work.send())
+    work.close()
+    left_out = 1 if poison.endswith("0") else 6
+    assert work.done.sent == len(got) == 14 - left_out and len(work.done.refused) == left_out
+    assert work.done.refused[0].startswith(poison) and "answered 500" in work.done.refused[0]
+
+
+def test_without_a_key_for_weave_a_push_ends_at_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("weave")
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(run_dir))  # no netrc of the user
+    monkeypatch.setenv("WF_TRACE_SERVER_URL", "http://weave.invalid")
+    destination, run = push_destination("weave", run_dir, ["project=lab/runs"])
+    work = Push(destination, run, warn=lambda text: pytest.fail(text))
+    work.count()
+    with pytest.raises(ConfigError, match="no API key") as caught:
+        list(work.send())
+    work.close()
+    assert all(name in str(caught.value.hint) for name in ("WANDB_BASE_URL", "WF_TRACE_SERVER_URL", "WANDB_API_KEY"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from agentloop.config import WeaveConfig
 from agentloop.errors import ExportError
 from agentloop.trace.exporting import ExportRun, TracedEpisode, episodes_of
 from agentloop.trace.weave import WeaveExporter
+from agentloop.trace.weave.client import _cause, check_answer
+from agentloop.trace.weave.process import MEMORY_BYTES
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.viewer.trace_server import TraceServer
 
@@ -147,3 +152,104 @@ def test_the_library_is_not_imported_by_the_run(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_login_page_confirms_nothing_and_shows_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
+    request = httpx.Request("POST", "http://weave", headers={"authorization": "Basic YXBpOnZlcnktc2VjcmV0"})
+
+    def answer(status: int, text: str, kind: str) -> Any:
+        headers = {"content-type": kind, "location": "https://login.example/very-secret?x=1"}
+        return httpx.Response(status, text=text, headers=headers, request=request)
+
+    check_answer("weave", answer(200, "{}", "application/json"))
+    for wrong in (
+        answer(200, "<html>very-secret YXBpOnZlcnktc2VjcmV0", "text/html"),
+        answer(200, "[]", "application/json"),
+        answer(200, "very-secret", "application/json"),
+        answer(302, "{}", "application/json"),
+    ):
+        with pytest.raises(ExportError, match="not as weave's server") as caught:
+            check_answer("weave", wrong)
+        assert "secret" not in str(caught.value) and "YXBpO" not in str(caught.value) and not caught.value.final
+        error = RuntimeError()
+        error.response = wrong  # type: ignore[attr-defined]
+        assert "secret" not in _cause(error) and "YXBpO" not in _cause(error)
+    assert _cause(error).startswith("it redirects to https://login.example/(hidden):")
+
+
+def test_a_redirect_of_the_calls_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            asked.append(self.path)
+            away = self.path.endswith("/calls/complete")
+            content = b"" if away else b'{"digest": "d"}'
+            self.send_response(302 if away else 200)
+            self.send_header("location", "/login")
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("WF_TRACE_SERVER_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "local")
+    run = ExportRun("demo", tmp_path, "policy", rollout_n=2)
+    exporter = WeaveExporter(WeaveConfig(project="lab/runs"), run)
+    try:
+        with pytest.raises(ExportError, match="it redirects to /login"):
+            exporter.export(episodes_of(run, step_of(6, 1, samples=1)))
+    finally:
+        exporter.close(1.0)
+        server.shutdown()
+        server.server_close()
+    assert "/login" not in asked
+
+
+def test_the_process_ends_with_a_run_that_is_killed_while_the_server_hangs(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))  # it takes connections and never answers
+    listener.settimeout(120)
+    code = (
+        "import sys; from pathlib import Path; from agentloop.trace.weave.process import WeaveProcess; "
+        "process = WeaveProcess('lab', 'runs', 'm', Path(sys.argv[1])); print(process._process.pid, flush=True); "
+        "process.send([], {})"
+    )
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    variables = os.environ | {"WANDB_BASE_URL": url, "WF_TRACE_SERVER_URL": url, "WANDB_API_KEY": "local"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env=variables, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = os.pidfd_open(int(parent.stdout.readline()))
+    connection, _ = listener.accept()  # the process waits for an answer
+    limits = Path(f"/proc/{_pid_of(child)}/limits").read_text()
+    assert str(MEMORY_BYTES) in next(line for line in limits.splitlines() if line.startswith("Max address space"))
+    parent.kill()
+    parent.wait()
+    ended, _, _ = select.select([child], [], [], 30)
+    if not ended:
+        signal.pidfd_send_signal(child, signal.SIGKILL)
+    for closing in (connection, listener, parent.stdout):
+        closing.close()
+    os.close(child)
+    assert ended
+
+
+def _pid_of(descriptor: int) -> int:
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Pid:")).split()[1])
