@@ -49,6 +49,8 @@ def _given(place: Sequence[str], value: Any) -> str:
         return ""
     if any(SECRET_KEY.search(part) for part in place):
         return f" (given: {HIDDEN})"
+    if isinstance(value, str) and "://" in value and ("?" in value or "@" in value):
+        return ""  # users and queries of addresses are secrets often enough
     return f" (given: {clean(repr(hide_secrets(value)), LONGEST_SHOWN)})"
 
 
