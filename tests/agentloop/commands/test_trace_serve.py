@@ -33,6 +33,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]
 def test_it_prints_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     with serving(str(tmp_path / "none yet")) as (process, lines):
         assert lines[0].startswith("viewer: http://127.0.0.1:"), lines
+        assert f"{tmp_path / 'none yet'} does not exist yet: waiting for it\n" in "\n".join([*lines, ""])
         url = lines[0].removeprefix("viewer: ")
         assert httpx.get(url + "health").json() == {"ok": True}
         with httpx.stream("GET", url + "api/events") as events:  # a page that is open

@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 
 from agentloop.chat import load_tokenizer
+from agentloop.faults import Fault
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store import TraceStore
 from agentloop.types import EpisodeStatus, MalformedCall, Span, StepReward, StopReason, Trajectory
@@ -52,6 +53,8 @@ def shown_episode(tokenizer: Any, step: int, group: int, sample: int) -> Traject
     extra: dict[str, Any] = {"spans": spans(sample), "step_rewards": [StepReward("used the tool", 0.1, 0, 0)]}
     if (group, sample) == (2, 3):
         extra |= {"status": EpisodeStatus.FAILED, "reward": None, "error": f"ServerError: replica {step % 2} is gone"}
+        frames = '  File "/mine/agent.py", line 3, in run'
+        extra["faults"] = [Fault("the agent planner", "KeyError: \x1b[31mboom", "/mine/agent.py:3", frames)]
     if (group, sample) == (2, 2):
         error = "turn 2: the prompt is not the trajectory so far"
         extra |= {"status": EpisodeStatus.REJECTED, "error": error, "broken_rule": "prefix"}

@@ -151,6 +151,21 @@ def test_hostile_text_in_tables_filters_and_comparisons_does_nothing(page: Page,
     assert page.run("document.querySelectorAll('main img, main script').length") == 0
 
 
+def test_a_failed_episode_says_what_raised_where_and_its_key(page: Page, served: Served) -> None:
+    page.open(served.episode(6, 2, 3))
+    page.wait("document.querySelector('.error-line .fault')")
+    said = page.text(".error-line")
+    assert "the agent planner raised KeyError: ⟨ESC⟩[31mboom at /mine/agent.py:3" in said and "line 3, in run" in said
+    assert page.text(".episode-key") == "train/6/g2/3/0" and page.text(".copy-key") == "copy"
+    assert " · sample 3" in page.text("h1") and "Calls" in page.text(".run-tabs")
+
+
+def test_titles_hold_no_hidden_characters(page: Page, served: Served) -> None:
+    page.open(served.view("run/\u202ex/failures"))
+    page.wait("document.title.startsWith('Failures')")
+    assert page.run("document.title") == "Failures · ⟨U+202E⟩x · agentloop"
+
+
 def test_rows_are_sorted_filtered_and_searched_and_the_address_says_so(page: Page, served: Served) -> None:
     page.open(served.view(f"run/{RUN}/episodes"))
     total = browsed.STEPS * browsed.GROUPS * browsed.SAMPLES + 1

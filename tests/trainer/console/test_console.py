@@ -189,7 +189,13 @@ def test_the_summary_names_rewards_time_and_places() -> None:
                         eval_first=0.05, eval_last=0.975, seconds=205.0)  # fmt: skip
 
     text = said(act)
-    for part in ("0.300 -> 0.940", "0.050 -> 0.975", "3.4 minutes", "/r/[x]/report.html"):
+    for part in (
+        "0.300 -> 0.940",
+        "0.050 -> 0.975",
+        "3.4 minutes",
+        "/r/[x]/report.html",
+        "agentloop trace serve /r/[x]",
+    ):
         assert part in text
 
 

@@ -162,3 +162,12 @@ def test_the_reward_sees_the_trajectory_as_in_the_run() -> None:
     assert seen.reward is None and seen.outcome is None and seen.reward_parts == {} and seen.answer is None
     assert "reward_s" not in seen.metrics and seen.metrics["tool_calls"] == 1.0
     assert seen.token_ids == made.token_ids and seen.turns == made.turns and made.reward is not None
+
+
+def test_rewards_that_could_not_be_scored_are_not_called_equal(run_dir: Path, tmp_path: Path) -> None:
+    partly = OWN.replace("    sample =", '    assert task.task_id != "row0", "row0 is wrong"\n    sample =')
+    (tmp_path / "partly.py").write_text(partly)
+    shown = command("rescore", run_dir, "--reward", f"{tmp_path / 'partly.py'}:score")
+    assert shown.exception is None, shown.exception
+    assert "4 episodes could not be scored; the other 9 rewards are the stored ones" in shown.stdout
+    assert "to the bit" not in shown.stdout
