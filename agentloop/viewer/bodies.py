@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import orjson
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +23,8 @@ LARGE = 2**20
 
 _LARGE_AT_ONCE = asyncio.Semaphore(2)
 """Bounds the memory that large bodies take when they are unpacked and parsed."""
+
+Result = TypeVar("Result")
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
@@ -57,10 +61,13 @@ async def read_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str
         Refusal: it is not one, or is too large.
     """
     body = await read_body(request, limit)
-    if len(body) <= LARGE:
-        return _parsed(body)
-    async with _LARGE_AT_ONCE:
-        return await run_in_threadpool(_parsed, body)
+    return _parsed(body) if len(body) <= LARGE else await in_thread(body, _parsed)
+
+
+async def in_thread(body: bytes, function: Callable[[bytes], Result]) -> Result:
+    """Return `function(body)`, computed in a thread; two large bodies at once."""
+    async with _LARGE_AT_ONCE if len(body) > LARGE else nullcontext():
+        return await run_in_threadpool(function, body)
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

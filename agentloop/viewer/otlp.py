@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from agentloop.files import json_line, read_json
-from agentloop.viewer.bodies import read_body
+from agentloop.viewer.bodies import in_thread, read_body
 from agentloop.viewer.received import Received
 from agentloop.viewer.refusals import Refusal
 
@@ -63,7 +62,7 @@ def build_router(received: Received) -> APIRouter:
     async def receive(request: Request) -> Response:
         body = await read_body(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        left_out = await run_in_threadpool(_receive, received, body, kind in PROTOBUF)
+        left_out = await in_thread(body, lambda whole: _receive(received, whole, kind in PROTOBUF))
         return _answer(left_out, kind in PROTOBUF)
 
     for path in PATHS:
