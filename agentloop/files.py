@@ -123,7 +123,8 @@ def open_atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         DiskError: the disk is full or broken.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # Another process or thread may be writing the same file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,9 @@ _VISIBLE: dict[int, str] = {
     # Marks that change the direction of text are shown by their code, so that nothing is displayed
     # out of order.
     **{code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)},
+    # Some terminals and `str.splitlines` end a line at these.
+    0x2028: "⟨U+2028⟩",
+    0x2029: "⟨U+2029⟩",
     0xFFFE: _REPLACEMENT,
     0xFFFF: _REPLACEMENT,
 }
@@ -134,6 +137,8 @@ _SECRET_OPTION = re.compile(r"^(--[\w-]*(?:token|password|secret|api-?key))(=.*)
 _SECRET_IN_URL = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*(?=@)")
 
 HIDDEN = "(hidden)"
+DEEPEST = 100
+"""Levels of JSON data that are looked through; configs have few."""
 
 SHORTEST_SECRET = 4
 """Characters of the shortest part of a value that `hide_values` hides."""
@@ -149,15 +154,19 @@ def hide_override(argument: str) -> str:
     return f"{key}={HIDDEN}" if equals and value and secret else argument
 
 
-def hide_secrets(value: Any) -> Any:
+def hide_secrets(value: Any, depth: int = 0) -> Any:
     """Return JSON data in which secrets are replaced by `(hidden)`.
 
     Secrets are values of keys such as `token` and `api_key` at any depth, the same options in a
-    list of command-line arguments (`--api-key=..`), and passwords in URLs.
+    list of command-line arguments (`--api-key=..`), and passwords in URLs. What is nested more than
+    `DEEPEST` levels below `depth` 0 is hidden, too.
     """
+    if depth > DEEPEST and isinstance(value, dict | list | tuple):
+        return HIDDEN
     if isinstance(value, dict):
         return {
-            key: _hidden(item) if SECRET_KEY.search(str(key)) else hide_secrets(item) for key, item in value.items()
+            key: _hidden(item, depth + 1) if SECRET_KEY.search(str(key)) else hide_secrets(item, depth + 1)
+            for key, item in value.items()
         }
     if isinstance(value, list | tuple):
         shown: list[Any] = []
@@ -169,7 +178,7 @@ def hide_secrets(value: Any) -> Any:
             elif option:
                 shown.append(f"{option[1]}={HIDDEN}" if option[2] else item)
             else:
-                shown.append(hide_secrets(item))
+                shown.append(hide_secrets(item, depth + 1))
             follows = option is not None and not option[2]
         return shown
     return _SECRET_IN_URL.sub(HIDDEN, value) if isinstance(value, str) else value
@@ -186,8 +195,8 @@ def hide_values(text: str, values: Iterable[str]) -> str:
     return text
 
 
-def _hidden(value: Any) -> Any:
+def _hidden(value: Any, depth: int) -> Any:
     """Hide the value of a secret key; of a mapping, such as `headers`, that of each key."""
-    if isinstance(value, dict):
-        return {key: _hidden(item) for key, item in value.items()}
+    if isinstance(value, dict) and depth <= DEEPEST:
+        return {key: _hidden(item, depth + 1) for key, item in value.items()}
     return HIDDEN if value and not isinstance(value, bool) else value

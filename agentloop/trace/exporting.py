@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,14 @@ class ExportRun:
         return cls(recipe.run.name, folder, recipe.model.path, recipe.rollout.group_size, recipe.eval.n)
 
 
+TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def is_trace_id(value: object) -> bool:
+    """Whether a value is 32 hexadecimal digits, not all zero, as OpenTelemetry wants them."""
+    return isinstance(value, str) and TRACE_ID.fullmatch(value) is not None and value.strip("0") != ""
+
+
 @dataclass(frozen=True, slots=True)
 class TracedEpisode:
     """One episode of a step: its trajectories in order, the main one last.
@@ -70,7 +79,8 @@ class TracedEpisode:
     @property
     def trace_id(self) -> str:
         """32 hexadecimal digits, equal whenever this episode is read again."""
-        return self.main.trajectory.trace_id or _digest(self.main)
+        given = self.main.trajectory.trace_id
+        return given if is_trace_id(given) else _digest(self.main)
 
     @property
     def key(self) -> str:

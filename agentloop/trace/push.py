@@ -18,7 +18,14 @@ from agentloop.config.messages import explain
 from agentloop.config.overrides import apply_override
 from agentloop.errors import ConfigError, ExportError, TraceError
 from agentloop.text import HIDDEN, clean
-from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, chosen_groups, load_exporter
+from agentloop.trace.exporting import (
+    Destination,
+    ExportRun,
+    TracedEpisode,
+    chosen_groups,
+    is_trace_id,
+    load_exporter,
+)
 from agentloop.trace.exports import ExportLog
 from agentloop.trace.hub import BATCH, address_of, damage_of, send, send_singly
 from agentloop.trace.record import TraceRecord
@@ -172,7 +179,7 @@ class Push:
             if row["part"] != row["parts"] - 1:
                 continue
             groups.add(row["group_id"])
-            if row["trace_id"]:
+            if is_trace_id(row["trace_id"]):
                 ids[row["trace_id"]] = row["group_id"]
             else:
                 self.done.without_spans += 1

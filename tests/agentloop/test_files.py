@@ -86,3 +86,13 @@ except DiskError as exc:
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert "metrics.jsonl could not be written: File too large" in done.stdout
     assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_writers_of_one_file_do_not_share_a_temporary_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with open_atomic(path) as first:
+        first.write(b"first")
+        with open_atomic(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]

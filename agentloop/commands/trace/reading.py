@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agentloop.trace.record import TraceRecord
     from agentloop.trace.store import TraceFile, TraceStore
 
-STEPS = re.compile(r"(\d+)(?:-(\d+))?$")
+STEPS = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?$")
 SHOWN_PROBLEMS, MOST_STEPS = 10, 12
 
 
@@ -107,8 +107,6 @@ class Reading:
 
     def last_texts(self, keys: Iterable[str]) -> dict[str, str]:
         """Return the text of the last turn of some main trajectories, by key."""
-        import orjson
-
         from agentloop.trace.export.selection import key_of
         from agentloop.trace.record import RecordKey
         from agentloop.trace.store.schema import KEY
@@ -122,8 +120,8 @@ class Reading:
             for _, table in self.store.scan((*KEY, "turns"), files=[file]):
                 names = [key_of(row) for row in table.select(list(KEY)).to_pylist()]
                 for name, place in zip(names, range(len(table)), strict=True):
-                    if name in wanted and (turns := orjson.loads(table["turns"][place].as_py() or "[]")):
-                        texts[name] = str(turns[-1].get("text") or "")
+                    if name in wanted:
+                        texts[name] = _last_text(table["turns"][place].as_py())
         return texts
 
     def _failed(self, file: TraceFile) -> None:
@@ -183,8 +181,46 @@ def find_episode(store: TraceStore, key: str) -> TraceRecord:
         RecordKey.parse(with_part)
     except ValueError:
         with_part = key  # neither form: the store's error names what was written
-    first = store.record(with_part)
+    try:
+        first = store.record(with_part)
+    except TraceError:
+        _refuse_group(store, key)
+        raise
     return first if first.is_main else store.record(main_key(first))
+
+
+def _refuse_group(store: TraceStore, key: str) -> None:
+    """Raise if a key is that of a group: `train/60/g59`.
+
+    Raises:
+        TraceError: with the keys of its episodes.
+    """
+    from agentloop.trace.store.schema import KEY
+
+    split, _, rest = key.partition("/")
+    step, _, group = rest.partition("/")
+    files = [file for file in store.files() if file.split == split and str(file.step) == step]
+    samples = {
+        row["sample_index"]
+        for _, table in store.scan(KEY, files=files)
+        for row in table.select(["group_id", "sample_index"]).to_pylist()
+        if row["group_id"] == group and row["sample_index"] is not None
+    }
+    if samples:
+        keys = [f"{key}/{sample}" for sample in sorted(samples)]
+        shown = ", ".join(keys[:MOST_STEPS]) + (", ..." if len(keys) > MOST_STEPS else "")
+        raise TraceError(f"{clean(key, 200)} is a group of {len(keys)} episodes", f"give one of them: {clean(shown)}")
+
+
+def _last_text(turns: str | None) -> str:
+    """Return the text of the last turn of a cell; empty if it holds none."""
+    import orjson
+
+    try:
+        found = orjson.loads(turns or "[]")
+        return str(found[-1].get("text") or "") if found else ""
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return ""
 
 
 def main_key(record: TraceRecord) -> str:
@@ -205,4 +241,7 @@ def _bounds(steps: str | None) -> tuple[int, int | None]:
     found = STEPS.match(steps)
     if found is None:
         raise TraceError(f"--step {clean(steps, 60)!r} is not a step", "write --step 7, or --step 3-9 for several")
-    return int(found[1]), int(found[2] or found[1])
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise TraceError(f"--step {steps} is backwards", f"write --step {last}-{first}")
+    return first, last

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from agentloop.errors import TraceError
 from agentloop.trace.record import RecordKey
 
 COLUMNS = (
@@ -25,6 +27,9 @@ class Selection:
 
     Attributes:
         search: text in the messages, the answer, the error or the task id; case is ignored.
+
+    Raises:
+        TraceError: a bound is NaN.
     """
 
     status: str | None = None
@@ -32,6 +37,11 @@ class Selection:
     max_reward: float | None = None
     task: str | None = None
     search: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, bound in (("--min-reward", self.min_reward), ("--max-reward", self.max_reward)):
+            if bound is not None and math.isnan(bound):
+                raise TraceError(f"{name} nan bounds nothing", "give a number")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -41,6 +51,8 @@ class Selection:
     def of(self, table: pa.Table) -> pa.Table:
         """Return the rows of main trajectories that match, with `COLUMNS`."""
         wanted = pc.equal(table["part"], pc.subtract(table["parts"], 1))
+        for name in ("step", "split", "group_id", "sample_index"):
+            wanted = pc.and_(wanted, pc.is_valid(table[name]))  # a damaged row has no key
         if self.status is not None:
             wanted = pc.and_(wanted, pc.equal(table["status"], self.status))
         if self.task is not None:

@@ -49,7 +49,7 @@ def sqlite_errors() -> Iterator[None]:
                 raise Unavailable(str(exc)) from exc
             if not any(part in str(exc) for part in _DAMAGED):
                 raise
-        elif type(exc) is not sqlite3.DatabaseError:
+        elif not isinstance(exc, sqlite3.IntegrityError) and type(exc) is not sqlite3.DatabaseError:
             raise
         raise Damaged(str(exc)) from exc
 

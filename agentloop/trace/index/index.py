@@ -16,7 +16,7 @@ from agentloop.errors import TraceError
 from agentloop.trace.index import tables
 from agentloop.trace.index.database import NAME, Damaged, Database, Unavailable, remove, temporary_copy
 from agentloop.trace.index.query import EpisodeFilter, Sort
-from agentloop.trace.index.rows import read_rows
+from agentloop.trace.index.rows import read_rows, short
 from agentloop.trace.index.tables import Failure, Signature
 from agentloop.trace.record import RecordKey
 from agentloop.trace.store import TraceFile, TraceStore
@@ -55,6 +55,7 @@ class TraceIndex:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._waits = False
         self._closing = False
+        self._rebuilt = False
         self._database: Database | None = None
         self._lock = threading.RLock()
         self._writing = threading.Lock()
@@ -146,11 +147,22 @@ class TraceIndex:
             connection.execute("SAVEPOINT file")
             try:
                 tables.add_episodes(connection, number, read_rows(self.store, file))
-            except (TraceError, ValueError, KeyError, TypeError) as exc:
-                connection.execute("ROLLBACK TO file")
-                problem = exc.message if isinstance(exc, TraceError) else f"it cannot be read: {exc!r}"
-                connection.execute("UPDATE files SET problem = ? WHERE id = ?", (problem, number))
+            except sqlite3.IntegrityError as exc:
+                if not self._rebuilt:  # the tables may be another version's
+                    raise
+                self._record_problem(connection, number, exc)
+            except sqlite3.Error:
+                raise
+            except Exception as exc:  # noqa: BLE001  # a file may hold anything, and must not stop the others
+                self._record_problem(connection, number, exc)
             tables.count_change(connection)
+
+    @staticmethod
+    def _record_problem(connection: sqlite3.Connection, number: int, exc: Exception) -> None:
+        connection.execute("ROLLBACK TO file")
+        problem = exc.message if isinstance(exc, TraceError) else f"it cannot be read: {short(repr(exc))}"
+        stored = problem.encode("utf-8", "replace").decode()
+        connection.execute("UPDATE files SET problem = ? WHERE id = ?", (stored, number))
 
     # -- ask
 
@@ -300,6 +312,7 @@ class TraceIndex:
                 return use(database)
             except Damaged as exc:
                 fault, rebuilt = str(exc), True
+                self._rebuilt = True
                 with self._lock:
                     self._leave()
                     remove(path or self.store.folder / NAME)

@@ -23,6 +23,9 @@ BATCH = 256
 TOKENS = ("logprobs", "logprobs64", "trainer_logprobs", "advantages")
 READ = (*CHEAP, *TOKENS, "messages", "turns", "faults")
 
+REQUIRED = ("step", "split", "version", "group_id", "sample_index", "part", "parts")
+"""Columns that every row of a trace has."""
+
 SHOWN = 240
 """Characters of a prompt, a reply or an answer in a table."""
 
@@ -100,8 +103,10 @@ def _batches(store: TraceStore, file: TraceFile) -> Iterator[Any]:
     import pyarrow as pa
 
     if file.old:
-        for _, table in store.scan(READ, files=[file]):
-            yield from table.to_batches(max_chunksize=BATCH)
+        tables = [table for _, table in store.scan(READ, files=[file])]
+        if not tables:
+            raise TraceError(f"{file.path} holds lines that cannot be read", "restore it from a copy, or delete it")
+        yield from tables[0].to_batches(max_chunksize=BATCH)
         return
     try:
         with file.open() as parquet:
@@ -156,6 +161,8 @@ def _collect(row: Mapping[str, Any], texts: Texts) -> None:
 
 
 def _finish(row: Mapping[str, Any], means: Means, texts: Texts) -> EpisodeRow:
+    if missing := next((name for name in REQUIRED if row[name] is None), None):
+        raise TraceError(f"it has a row without {missing}", "restore it from a copy, or delete it")
     metrics = {name: number for name, value in row["metrics"] or () if (number := finite(value)) is not None}
     oldest, version = row["min_version"], row["version"]
     unhealthy = row["status"] != "ok"

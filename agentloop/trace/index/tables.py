@@ -17,6 +17,7 @@ from agentloop.trace.index.rows import EpisodeRow
 from agentloop.trace.index.schema import EPISODE_COLUMNS, FACETS, SEARCHED, TEXT_COLUMNS
 from agentloop.trace.record import RecordKey
 from agentloop.trace.store import TraceFile
+from agentloop.trace.store.encode import integer_cell
 
 BATCH = 256
 """Episodes inserted at a time."""
@@ -134,6 +135,8 @@ def rows_of(connection: sqlite3.Connection, ids: Sequence[int]) -> list[dict[str
 
 def id_of(connection: sqlite3.Connection, key: RecordKey) -> int | None:
     """Return the episode that a key belongs to; None if there is none."""
+    if not integer_cell(key.step)[1] or not integer_cell(key.sample_index)[1]:
+        return None
     found = connection.execute(
         "SELECT id FROM episodes WHERE step = ? AND split = ? AND group_id = ? AND sample_index = ?",
         (key.step, key.split, key.group_id, key.sample_index),

@@ -27,6 +27,7 @@ _COLUMNS: dict[str, Callable[[Any], Any]] = {
     "versions": Versions,
 }
 _FIELDS = {f.name for f in fields(Trajectory)}
+_REQUIRED = ("step", "split", "version", "part", "parts", "group_id", "sample_index")
 _RECORD = ("step", "split", "version", "part", "parts", "row")
 
 
@@ -41,6 +42,10 @@ def decode(table: pa.Table, images: ImageFolder) -> list[TraceRecord]:
     digests = table.column("images").to_pylist()
     tokens = _Tokens(table)
 
+    for name in _REQUIRED:
+        if None in scalars[name]:
+            raise ValueError(f"{name} is null")
+
     records = []
     for i in range(len(table)):
         values: dict[str, Any] = {name: scalars[name][i] for name in (*TEXTS, *NUMBERS, *INTEGERS)}
@@ -52,6 +57,8 @@ def decode(table: pa.Table, images: ImageFolder) -> list[TraceRecord]:
         other = load(text) if (text := scalars["other"][i]) else {}
         values |= dict(zip(_COLUMNS, columns, strict=True))
         for name, value in other.items():
+            if name in ("messages", "images"):
+                continue  # never written there; only their columns are looked through for paths
             values[name] = _column(name, value) if name in _COLUMNS else value
 
         known = {name: value for name, value in values.items() if name in _FIELDS}

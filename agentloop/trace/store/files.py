@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from agentloop.errors import TraceError
+from agentloop.errors import DiskError, TraceError
 from agentloop.trace.record import SPLITS
 from agentloop.trace.store.exact_json import load
 from agentloop.trace.store.schema import FORMAT, METADATA_KEY
 
 PARQUET, OLD = ".parquet", ".jsonl"
+LARGEST_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
+"""What a step's number looks like: one that 64 bits hold."""
+
 TEMPORARY = ".tmp"
 """Ends the name of a file that is being written."""
 
@@ -63,6 +69,20 @@ class TraceFile:
             return _metadata(file)
 
 
+@contextmanager
+def row_errors(file: TraceFile) -> Iterator[None]:
+    """Turn what rows of a damaged or foreign file raise in the block into a `TraceError`."""
+    try:
+        yield
+    except (TraceError, DiskError, MemoryError):
+        raise
+    except Exception as exc:  # a row may hold anything
+        raise TraceError(
+            f"{file.path} holds a row that cannot be read: {type(exc).__name__}: {str(exc)[:200]}",
+            "restore it from a copy, or delete it",
+        ) from exc
+
+
 def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
     text = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     try:
@@ -77,7 +97,7 @@ def step_folders(traces: Path) -> dict[int, Path]:
     found = {}
     for folder in traces.glob("step_*"):
         suffix = folder.name.removeprefix("step_")
-        if suffix.isdecimal() and suffix == str(int(suffix)) and folder.is_dir():
+        if LARGEST_STEP.fullmatch(suffix) and folder.is_dir():
             found[int(suffix)] = folder
     return dict(sorted(found.items()))
 

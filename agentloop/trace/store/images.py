@@ -100,7 +100,11 @@ class ImageFolder:
         return next((path for path in self.folder.glob(f"{digest}.*") if path.suffix != ".tmp"), None)
 
     def located(self, messages: Sequence[Message]) -> list[Message]:
-        """Return messages in which each stored image also has its `path`."""
+        """Return messages in which each stored image also has its `path`.
+
+        Traces may come from others: an image that is neither stored nor a data URL, such as the
+        path of a file of this machine, is replaced by one that cannot be read.
+        """
         return [self._located(message) for message in messages]
 
     def _located(self, message: Message) -> Message:
@@ -108,21 +112,26 @@ class ImageFolder:
         if not isinstance(content, list) or not any(map(_has_image, content)):
             return message
         parts = [
-            {**part, **{key: self.reference(part[key]["sha256"]) for key in IMAGE_KEYS if _is_stored(part.get(key))}}
+            {**part, **{key: self.trusted(part[key]) for key in IMAGE_KEYS if part.get(key) is not None}}
             if isinstance(part, dict)
             else part
             for part in content
         ]
         return {**message, "content": parts}
 
+    def trusted(self, image: Any) -> Any:
+        """Return an image of a trace as `located` describes."""
+        if isinstance(image, dict) and isinstance(image.get("sha256"), str):
+            return self.reference(image["sha256"])
+        url = image.get("url") if isinstance(image, dict) else image
+        if isinstance(url, str) and url.startswith("data:"):
+            return url
+        return {"sha256": UNREADABLE}
+
     def reference(self, digest: str) -> dict[str, str]:
         """Return an image as messages of a trace hold it: `sha256`, and `path` if it is there."""
         path = self.find(digest)
         return {"sha256": digest} if path is None else {"sha256": digest, "path": str(path)}
-
-
-def _is_stored(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("sha256"), str)
 
 
 def extension(data: bytes) -> str:

@@ -13,8 +13,9 @@ import orjson
 
 from agentloop.errors import TokenLawError, TraceError
 from agentloop.trace.record import SPLITS, TraceRecord
+from agentloop.trace.store.encode import encode
 from agentloop.trace.store.files import OLD, TraceFile, step_folders
-from agentloop.trace.store.images import ImageFolder
+from agentloop.trace.store.images import Digests, ImageFolder
 from agentloop.types import Trajectory
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def read_old_records(file: TraceFile, images: ImageFolder) -> list[TraceRecord]:
     """Return the trajectories of an old trace; lines that hold none are left out."""
-    found = [trajectory for line in read_lines(file.path) if (trajectory := _trajectory(line)) is not None]
+    found = [trajectory for line in read_lines(file.path) if (trajectory := _read(line, images)) is not None]
     records: list[TraceRecord] = []
     begin = 0
     for i, trajectory in enumerate(found):
@@ -100,6 +101,19 @@ def _parse(data: bytes) -> Any:
         return json.loads(data.decode("utf-8", "replace"))
     except (json.JSONDecodeError, RecursionError):
         return None
+
+
+def _read(line: dict[str, Any], images: ImageFolder) -> Trajectory | None:
+    """Return the trajectory of a line, its images as `ImageFolder.trusted`; None: it is damaged."""
+    try:
+        trajectory = _trajectory(line)
+        if trajectory is not None:
+            trajectory.messages = images.located(trajectory.messages)
+            trajectory.images = [images.trusted(image) for image in trajectory.images]
+            encode([TraceRecord(0, "train", 0, 0, 1, trajectory)], Digests(lambda digest, data: None))
+    except Exception:  # noqa: BLE001  # a line may hold anything
+        return None
+    return trajectory
 
 
 def _trajectory(line: dict[str, Any]) -> Trajectory | None:

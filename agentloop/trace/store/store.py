@@ -19,7 +19,7 @@ from agentloop.trace.store.checks import Problem, find_problems
 from agentloop.trace.store.choice import choose
 from agentloop.trace.store.decode import decode
 from agentloop.trace.store.encode import encode, estimate, integer_cell, text_cell
-from agentloop.trace.store.files import PARQUET, TraceFile, leftovers, list_files, step_folders
+from agentloop.trace.store.files import PARQUET, TraceFile, leftovers, list_files, row_errors, step_folders
 from agentloop.trace.store.images import Digests, ImageFolder
 from agentloop.trace.store.old_form import read_old_records
 from agentloop.trace.store.schema import CHEAP, KEY, SCHEMA
@@ -136,7 +136,7 @@ class TraceStore:
         file = self.file(step, split)
         if file.old:
             return read_old_records(file, self.images)
-        return decode(self._table(file), self.images)
+        return self._decode(file, self._table(file))
 
     def iterate(self, step: int, split: str) -> Iterator[TraceRecord]:
         """Yield the trajectories of a step, one row group in memory at a time.
@@ -150,7 +150,7 @@ class TraceStore:
             return
         with file.open() as parquet:
             for number in range(parquet.num_row_groups):
-                yield from decode(_read(file, parquet, [number]), self.images)
+                yield from self._decode(file, _read(file, parquet, [number]))
 
     def record(self, key: str) -> TraceRecord:
         """Return one trajectory.
@@ -167,7 +167,7 @@ class TraceStore:
                 found = [
                     record
                     for number in _row_groups_of(file, parquet, wanted)
-                    for record in decode(_matching(_read(file, parquet, [number]), wanted), self.images)
+                    for record in self._decode(file, _matching(_read(file, parquet, [number]), wanted))
                     if record.key == key
                 ]
         if not found:
@@ -210,7 +210,9 @@ class TraceStore:
             try:
                 if file.old:
                     records = read_old_records(file, self.images)
-                    yield file, encode(records, Digests(lambda digest, data: None)).select(list(columns))
+                    with row_errors(file):
+                        table = encode(records, Digests(lambda digest, data: None)).select(list(columns))
+                    yield file, table
                 else:
                     with file.open() as parquet:
                         yield file, _read(file, parquet, None, columns)
@@ -229,6 +231,10 @@ class TraceStore:
     def problems(self) -> list[Problem]:
         """Return the files that are missing, cut, left over or of the old form; reads no rows."""
         return find_problems(self.run_dir)
+
+    def _decode(self, file: TraceFile, table: pa.Table) -> list[TraceRecord]:
+        with row_errors(file):
+            return decode(table, self.images)
 
     def _table(self, file: TraceFile) -> pa.Table:
         with file.open() as parquet:
@@ -260,7 +266,8 @@ def _row_groups_of(file: TraceFile, parquet: pq.ParquetFile, key: RecordKey) -> 
 def _matching(table: pa.Table, key: RecordKey) -> pa.Table:
     # The columns hold what comes closest to a text or number that they cannot hold.
     sample, group = integer_cell(key.sample_index)[0], text_cell(key.group_id)[0]
-    same = pc.and_(pc.equal(table["sample_index"], sample), pc.equal(table["part"], key.part))
+    part = integer_cell(key.part)[0]
+    same = pc.and_(pc.equal(table["sample_index"], sample), pc.equal(table["part"], part))
     return table.filter(pc.and_(same, pc.equal(table["group_id"], group)))
 
 

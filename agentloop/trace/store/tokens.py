@@ -89,6 +89,8 @@ def restore_tokens(
     column = Versions()
     last = 0
     for start, end, version in zip(starts.tolist(), ends.tolist(), versions, strict=True):
+        if not last <= start <= end <= n:
+            raise ValueError(f"sampled tokens {start} to {end} of {n} do not follow those to {last}")
         mask[start:end] = 1
         column.extend_run(None, start - last)
         column.extend_run(version, end - start)

@@ -184,6 +184,8 @@ class Run:
             self._fault = None
         except TraceError as exc:
             self._fault, changed = exc.message, False
+        except Exception as exc:  # noqa: BLE001  # nobody reads the future: it must not end unseen
+            self._fault, changed = f"it cannot be brought up to date: {exc!r}", False
         self._refreshed = time.monotonic()
         return changed
 

@@ -16,7 +16,7 @@ from agentloop.report.plots import LinearScale, LogScale, Plot, Series
 from agentloop.report.reading import RunRecord, Traced, read_lines
 from agentloop.report.samples import failures, pairs, spread, typical
 from agentloop.report.tokens import Shader, load_decoder, shade, stream_pieces
-from agentloop.text import clean, finite, number, seconds
+from agentloop.text import clean, finite, hide_secrets, number, seconds
 
 Make = Callable[..., dict[str, Any]]
 
@@ -229,3 +229,15 @@ def test_settings_that_are_not_the_default_are_marked() -> None:
     assert entries["rollout", "group_size"]["changed"] and not entries["rollout", "batch_size"]["changed"]
     assert not entries["recipe", "seed"]["changed"] and entries["odd", "key"]["changed"]
     assert entries["rollout", "token"]["value"] == "null"
+
+
+def test_line_separators_are_shown_by_their_codes() -> None:
+    assert clean("a\u2028b\u2029c") == "a⟨U+2028⟩b⟨U+2029⟩c"
+
+
+def test_secrets_are_hidden_in_a_config_that_is_nested_deeply() -> None:
+    config: Any = {"token": "hidden-one"}
+    for _ in range(900):
+        config = {"a": config}
+    secret = {"headers": config}
+    assert "hidden-one" not in repr(hide_secrets(config)) and "hidden-one" not in repr(hide_secrets(secret))

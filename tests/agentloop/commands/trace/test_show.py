@@ -158,3 +158,16 @@ def test_an_exception_is_shown_with_its_place_and_frames(tmp_path: Path) -> None
     TraceStore(tmp_path).write(1, "train", [made])
     text = shown("show", tmp_path, "train/1/g1-0/0")
     assert "exception in the agent planner: KeyError: 'boom' at /a.py:3\n" in text and "line 3, in run" in text
+
+
+def test_the_key_of_a_group_is_answered_with_its_episodes(run_dir: Path) -> None:
+    with pytest.raises(TraceError, match="train/3/g3-1 is a group of") as caught:
+        raise command("show", run_dir, "train/3/g3-1").exception
+    assert caught.value.hint and "train/3/g3-1/0, train/3/g3-1/1" in caught.value.hint
+
+
+def test_bounds_that_hold_nothing_are_refused(run_dir: Path) -> None:
+    with pytest.raises(TraceError, match="backwards"):
+        raise command("list", run_dir, "--step", "3-1").exception
+    with pytest.raises(TraceError, match="--min-reward nan"):
+        raise command("list", run_dir, "--min-reward", "nan").exception
