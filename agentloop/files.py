@@ -7,6 +7,7 @@ A full or broken disk is a `DiskError`, here and wherever `disk_errors` is used.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
@@ -138,6 +139,19 @@ def open_atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine that are gone left of `path` in `open_atomic`."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.removeprefix(path.name + ".").partition("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+        except (OSError, ValueError, OverflowError):  # another user's process, or another name
+            continue
 
 
 def partial_of(folder: Path) -> Path:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from agentloop.errors import TraceError
+from agentloop.files import remove_abandoned
 from agentloop.trace.record import SPLITS, RecordKey, TraceRecord
 from agentloop.trace.store.checks import Problem, find_problems
 from agentloop.trace.store.choice import choose
@@ -87,6 +88,7 @@ class TraceStore:
             if max_bytes is None or limit is None or size <= max_bytes or len(kept) == _unhealthy(every):
                 break
             limit = int(limit * min(0.95, max_bytes / size))
+        remove_abandoned(path)
         if then is not None:
             then(kept)
         return Written(

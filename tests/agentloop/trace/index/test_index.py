@@ -276,3 +276,19 @@ def test_failures_that_differ_in_numbers_are_one_cause(tmp_path: Path) -> None:
     (cause,) = index.failures()
     assert (cause.cause, cause.count, cause.tasks, len(cause.keys)) == ("port # refused", 3, 3, 3)
     assert cause.error == "port 0 refused long traceback 0"
+
+
+def test_the_tables_of_another_version_that_refuse_rows_are_rebuilt(run: Path) -> None:
+    index = TraceIndex(run)
+    index.refresh()
+    index.close()
+    with sqlite3.connect(run / "traces" / NAME) as connection:
+        connection.execute(
+            "ALTER TABLE texts ADD COLUMN later TEXT NOT NULL DEFAULT 'x' CHECK (later != 'x' OR id < 17)"
+        )
+    connection.close()
+    write(run, 3)
+    again = TraceIndex(run)
+    again.refresh()
+    assert again.query().total == 24 and again.problems() == []
+    again.close()
