@@ -69,6 +69,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setattr(program, "build_app", lambda: command)  # built once
     monkeypatch.setattr(program, "check_packages", lambda: None)
     monkeypatch.setattr(program, "importing", contextlib.nullcontext)
+    monkeypatch.setattr("agentloop.trace.push.PAUSES_S", ())
+    # A viewer starts with nearly any word, and ends only with Ctrl-C.
+    monkeypatch.setattr("agentloop.viewer.serving._Server.run", lambda self, sockets: sockets[0].close())
     for command_module in ("train", "sft", "eval"):
         monkeypatch.setattr(f"trainer.commands.{command_module}.early_programs", lambda _: contextlib.nullcontext())
 
@@ -99,13 +102,18 @@ BASES: dict[str, list[str]] = {
     "template": ["/nowhere"],
     "serve": ["--model", "/nowhere"],
     "copy": ["nowhere", "folder"],
+    "trace serve": ["runs", "--port", "0"],
 }
 """Words with which a command fails late, so that no hostile value makes it do its work."""
 
 
+def base_of(path: tuple[str, ...]) -> list[str]:
+    return BASES.get(" ".join(path), BASES.get(path[-1], []))
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_no_word_makes_a_command_fail_with_a_traceback(path: tuple[str, ...], run: Run, files: list[str]) -> None:
-    base = BASES.get(path[-1], [])
+    base = base_of(path)
     for value in [*TEXTS, *files]:
         run(main, *path, value)
         if path[-1] not in ("list",):
@@ -115,7 +123,7 @@ def test_no_word_makes_a_command_fail_with_a_traceback(path: tuple[str, ...], ru
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_no_option_makes_a_command_fail_with_a_traceback(path: tuple[str, ...], run: Run, files: list[str]) -> None:
-    base = BASES.get(path[-1], [])
+    base = base_of(path)
     for option in COMMANDS[path].params:
         if option.param_type_name != "option" or option.is_flag or "--help" in option.opts:
             continue
