@@ -7,6 +7,7 @@ import errno
 import logging
 import secrets
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,9 @@ SHUTDOWN_S = 2
 """Open requests (a page that waits for events) get this long after Ctrl-C."""
 
 BACKLOG = 2048
+
+MOST_TOKEN = 4096
+"""Characters of a token; HTTP headers end at a few times that."""
 
 
 def serve(
@@ -79,11 +83,16 @@ def read_token(path: Path) -> str:
         ConfigError: the file cannot be read, is empty, or no HTTP header can hold the token.
     """
     try:
-        token = path.read_text().strip()
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device has no end
+            raise ConfigError(f"--token-file {path} is not a regular file", "give a text file that holds the token")
+        with path.open() as file:
+            token = file.read(MOST_TOKEN + 1).strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(
             f"--token-file {path} cannot be read: {exc}", "give a text file that holds the token"
         ) from exc
+    if len(token) > MOST_TOKEN:
+        raise ConfigError(f"--token-file {path} holds more than {MOST_TOKEN:,} characters", "give a file with a token")
     if not token:
         raise ConfigError(f"--token-file {path} is empty", "write a token of printable ASCII characters into it")
     bearer(token, f"the token in {path}")
