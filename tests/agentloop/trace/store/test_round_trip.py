@@ -111,8 +111,8 @@ def exact(value: Any) -> Any:
     """A form in which values are equal exactly if they are the same to the bit."""
     if isinstance(value, float):
         return "nan" if math.isnan(value) else struct.pack("<d", value)
-    if isinstance(value, Logprobs):
-        return list(value.bits())
+    if isinstance(value, Logprobs):  # one NaN is as good as another; None is not one of them
+        return [exact(item) for item in value]
     if isinstance(value, TokenIds | LossMask | Versions):
         return list(value)
     if isinstance(value, np.ndarray):
