@@ -175,10 +175,12 @@ async def test_a_background_evaluation_that_a_kill_took_is_begun_again(tmp_path:
     await setting.evaluation.settle(wait=True)
     assert len(setting.lines) == 1, "it was there"
     between = Setting(tmp_path)
+    between.record({"step": 6, "reward/mean": 0.5})
     await between.evaluation.before(6, 6)
-    assert not between.runner.seen, "what is evaluated between steps is there when the step is"
+    assert [row["step"] for row in between.dir.read_metrics()] == [3, 6], "Ctrl-C came before its end"
+    assert between.dir.read_metrics()[-1].keys() > {"reward/mean", "eval/reward_mean"}, "one line"
     await between.evaluation.before(0, 0)
-    assert [line["step"] for line in between.lines] == [0]
+    assert [line["step"] for line in between.lines] == [6, 6, 0]
 
 
 async def test_closing_ends_running_episodes(tmp_path: Path) -> None:
