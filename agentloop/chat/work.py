@@ -23,10 +23,10 @@ MAX_STEPS = 2**21
 """Most steps of loops in a rendering; a long conversation takes thousands."""
 
 CALL_STEPS = 16
-"""A call takes about as long as so many steps of a loop."""
+"""Cost of a call, in steps of a loop."""
 
 CHARACTERS_A_STEP = 64
-"""A filter handles about so many characters of a text in the time of a step."""
+"""Characters of text that a filter processes in the time of one step."""
 
 MAX_LENGTH = 2**26
 """Most characters of a text, or entries of a list, that an operator makes."""
@@ -167,7 +167,7 @@ def _check_bits(bits: int) -> None:
         raise TooMuchWork(f"it computes a number of up to {bits:,} bits, of at most {MAX_BITS:,}")
 
 
-_WIDTH = re.compile(r"%[^a-zA-Z%]*?(\d{6,})")  # shorter ones are no danger
+_WIDTH = re.compile(r"%[^a-zA-Z%]*?(\d{6,})")  # smaller widths are harmless
 
 
 def _format(left: Any, right: Any) -> Any:

@@ -74,7 +74,7 @@ def _order(sort: str) -> tuple[str, str]:
     """Return column and direction of `--sort`.
 
     Raises:
-        TraceError: there is no such order.
+        TraceError: the sort column is unknown.
     """
     from agentloop.errors import TraceError
     from agentloop.text import did_you_mean
