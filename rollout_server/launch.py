@@ -18,11 +18,12 @@ from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
 from agentloop.model_folder import CONFIG_FILE, ModelFolder
 from agentloop.runtime.event_loop import uncollected
+from agentloop.wire import bind, url_of
 from rollout_server.api.app import build_app
 from rollout_server.api.connection import limited
 from rollout_server.engines import engine_factory
 from rollout_server.engines.base import EngineInfo, FolderWeights
-from rollout_server.process import bind, die_with_parent, url_of, write_ready_file
+from rollout_server.process import die_with_parent, write_ready_file
 from rollout_server.replica.local import LocalReplica
 from rollout_server.router.fleet import Fleet
 from rollout_server.router.router import Router

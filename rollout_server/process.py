@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import resource
-import socket
 import sys
 import threading
 import time
 from pathlib import Path
 
-from agentloop.errors import ConfigError
 from agentloop.files import write_atomic
 from agentloop.runtime import child
 
@@ -23,32 +20,6 @@ PARENT_CHECK_S = 0.5
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Numerical libraries read these when they are imported, to size their thread pools."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket. Bind before loading a model, so that a taken port is reported at once.
-
-    Raises:
-        ConfigError: names the port and the possible fixes.
-    """
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as exc:
-        sock.close()
-        if exc.errno == errno.EADDRINUSE:
-            fix = "stop the process that uses it, or choose another --port (0: any free one)"
-            raise ConfigError(f"port {port} on {host} is taken", fix) from exc
-        reason = f"port {port} on {host} cannot be bound: {exc.strerror or exc}"
-        raise ConfigError(reason, "give another --host or --port") from exc
-    return sock
-
-
-def url_of(sock: socket.socket, host: str) -> str:
-    """Return the URL under which this machine reaches the socket."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{sock.getsockname()[1]}"
 
 
 def write_ready_file(path: Path, url: str) -> None:

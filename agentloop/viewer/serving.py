@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import secrets
 import socket
@@ -16,7 +15,7 @@ import uvicorn
 from agentloop.errors import ConfigError
 from agentloop.viewer.app import create_app
 from agentloop.viewer.auth import is_loopback
-from agentloop.wire import bearer
+from agentloop.wire import bearer, bind, url_of
 
 SHUTDOWN_S = 2
 """Open requests (a page that waits for events) get this long after Ctrl-C."""
@@ -97,32 +96,6 @@ def read_token(path: Path) -> str:
         raise ConfigError(f"--token-file {path} is empty", "write a token of printable ASCII characters into it")
     bearer(token, f"the token in {path}")
     return token
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket.
-
-    Raises:
-        ConfigError: names the port and the possible fixes.
-    """
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as exc:
-        sock.close()
-        if exc.errno == errno.EADDRINUSE:
-            fix = "stop the process that uses it, or choose another --port (0: any free one)"
-            raise ConfigError(f"port {port} on {host} is taken", fix) from exc
-        reason = f"port {port} on {host} cannot be bound: {exc.strerror or exc}"
-        raise ConfigError(reason, "give another --host or --port") from exc
-    return sock
-
-
-def url_of(sock: socket.socket, host: str) -> str:
-    """Return the URL under which this machine reaches the socket."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{sock.getsockname()[1]}"
 
 
 def _key(token: str | None, token_file: Path | None) -> str:

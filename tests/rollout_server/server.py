@@ -16,9 +16,9 @@ import psutil
 import uvicorn
 
 from agentloop.config.server import ServerSettings
+from agentloop.wire import bind
 from rollout_server.api.asgi import read_body, send_json
 from rollout_server.api.connection import limited
-from rollout_server.process import bind
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ("rollout_server",)

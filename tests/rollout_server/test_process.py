@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from rollout_server.process import bind, url_of
+from agentloop.wire import bind, url_of
 from tests.rollout_server.support import random_ids
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # given to be refused

@@ -19,7 +19,8 @@ from agentloop.viewer.app import data_folder
 from agentloop.viewer.auth import Gate
 from agentloop.viewer.bodies import read_body, read_object
 from agentloop.viewer.refusals import Refusal, answer
-from agentloop.viewer.serving import bind, read_token
+from agentloop.viewer.serving import read_token
+from agentloop.wire import bind
 
 
 def client(app: object, base_url: str = "http://127.0.0.1:8777") -> httpx.AsyncClient:
