@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test sglang test-sglang chaos lint coverage smoke-gsm8k bench gpu-check docs clean
+.PHONY: help install quickstart test sglang test-sglang chaos lint coverage smoke-gsm8k learn-gsm8k bench gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -56,11 +56,27 @@ lint: $(STAMP) ## ruff, mypy, import contract
 coverage: $(STAMP) ## tests with line coverage of agentloop/, at least 90 %
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
-smoke-gsm8k: $(STAMP) ## two training steps on real gsm8k rows: make smoke-gsm8k SOURCE=<folder with train.jsonl and test.jsonl>
-	@test -n "$(SOURCE)" || { echo "give SOURCE=<folder with train.jsonl and test.jsonl, or a hub id>"; exit 2; }
-	$(BIN)/agentloop prepare gsm8k --source $(SOURCE) --out outputs/data/gsm8k
-	$(BIN)/agentloop train --config recipes/gsm8k/recipe.yaml model.path=recipes/quickstart/model run.steps=2 \
-	  data.train=outputs/data/gsm8k/train.parquet data.val=outputs/data/gsm8k/test.parquet $(ARGS)
+GSM8K := outputs/smoke-gsm8k
+
+smoke-gsm8k: $(STAMP) ## the gsm8k recipe on a CPU, two steps with the tool and one with a simulated user: make smoke-gsm8k [SOURCE=<folder with train.jsonl and test.jsonl>]
+	rm -rf $(GSM8K)
+	$(BIN)/agentloop prepare gsm8k --source $(or $(SOURCE),generated) --out $(GSM8K)/data
+	$(BIN)/agentloop train --config recipes/gsm8k/smoke.yaml run.dir=$(GSM8K)/tool \
+	  data.train=$(GSM8K)/data/train.parquet data.val=$(GSM8K)/data/test.parquet $(ARGS)
+	$(BIN)/agentloop train --config recipes/gsm8k/smoke.yaml run.dir=$(GSM8K)/user run.steps=1 \
+	  tools=null reward=null interactions=recipes/gsm8k/interactions.yaml \
+	  data.train=$(GSM8K)/data/user_train.parquet data.val=$(GSM8K)/data/user_test.parquet $(ARGS)
+
+SEED ?= 0
+TWIN = outputs/learn-gsm8k/seed$(SEED)
+TWIN_BOUNDS ?= --starts-below 0.35 --ends-above 0.8
+
+learn-gsm8k: $(STAMP) ## the twin of gsm8k that learns on two cores in minutes: make learn-gsm8k [SEED=1]
+	rm -rf $(TWIN)
+	$(BIN)/agentloop sft --config recipes/gsm8k/twin/sft.yaml seed=$(SEED) run.dir=$(TWIN)/sft $(SFT_ARGS)
+	$(BIN)/agentloop train --config recipes/gsm8k/twin/recipe.yaml seed=$(SEED) run.dir=$(TWIN)/rl \
+	  model.path=$(TWIN)/sft/model $(ARGS)
+	$(BIN)/python -m recipes.curve $(TWIN)/rl --out $(TWIN)/curve.svg $(TWIN_BOUNDS)
 
 bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
 	$(BIN)/python benchmarks/import_time.py

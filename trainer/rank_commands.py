@@ -157,6 +157,31 @@ class StepCritic(Command[Numbers]):
         return learner.critic.step(self.normalizer)
 
 
+# -- sharing a device with the engine --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MoveOut(Command[None]):
+    """Move state from the device to host memory, and release the device's cached memory.
+
+    Attributes:
+        policy: the policy's parameters too; else only what publishing does not need.
+    """
+
+    policy: bool
+
+    def run(self, learner: Learner) -> None:
+        learner.move_out(policy=self.policy)
+
+
+@dataclass(frozen=True)
+class MoveIn(Command[None]):
+    """Move all state back to the device."""
+
+    def run(self, learner: Learner) -> None:
+        learner.move_in()
+
+
 # -- checkpoints -----------------------------------------------------------------------------------
 
 

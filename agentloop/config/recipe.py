@@ -204,9 +204,27 @@ class Recipe(Section):
                 f"{first['msg'].removeprefix('Value error, ')}"
             ) from exc
 
+        if self.rollout.colocated:
+            self._check_colocated()
         if self.rollout.deterministic is True and self.rollout.engine != "torch":
             raise ValueError(f"rollout.deterministic=true needs rollout.engine=torch, not {self.rollout.engine}")
         return self
+
+    def _check_colocated(self) -> None:
+        """Refuse what would sample while the trainer has the GPUs.
+
+        Raises:
+            ValueError: names the key and the value that it needs.
+        """
+        fault = None
+        if self.rollout.max_staleness:
+            fault = f"rollout.max_staleness=0, not {self.rollout.max_staleness}: nothing is sampled during training"
+        elif self.eval.background:
+            fault = "eval.background=false: nothing is sampled during training"
+        elif self.rollout.publish.transport == "distributed":
+            fault = "rollout.publish.transport disk or shm: NCCL does not connect two processes on one GPU"
+        if fault is not None:
+            raise ValueError(f"rollout.colocated needs {fault}")
 
     @property
     def folder(self) -> Path:

@@ -76,6 +76,11 @@ class RolloutConfig(EngineOptions):
     """The rollout server, and the requests of agent loops."""
 
     url: str | None = Field(None, description="use this running server instead of starting one")
+    colocated: bool = Field(
+        False,
+        description="engine and trainer share their GPUs in turns: the engine releases its memory once a batch is "
+        "sampled, and the trainer its own before the next one (docs/performance.md)",
+    )
     token: str | None = Field(None, description="bearer token; needed when host is not loopback")
     admin_token: str | None = Field(
         None, description="bearer token for pauses and weight updates; null: rollout.token serves for them too"

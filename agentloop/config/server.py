@@ -39,6 +39,10 @@ class EngineOptions(Section):
         default_factory=list, description="extra arguments of SGLang's server, e.g. --mem-fraction-static=0.7"
     )
     gpus_per_replica: Processes = Field(1, description="tensor parallelism of one SGLang replica")
+    first_gpu: int = Field(
+        0, ge=0, le=1024, description="device cuda: GPU of the first replica, after those of the trainer's ranks; the "
+        "others follow"
+    )  # fmt: skip
     device: str = Field("cpu", pattern=DEVICES, description="device of the engine: cpu, cuda, cuda:1, ...")
     threads: Processes = Field(1, description="intra-op threads of a replica")
     max_running: int = Field(64, ge=1, le=2**20, description="requests that decode at once in one replica; others wait")
@@ -101,6 +105,11 @@ class ServerSettings(EngineOptions):
         False,
         description="start SGLang so that an in_place update names each token's version exactly: without its overlap "
         "scheduler, which samples one token ahead of its bookkeeping. Without it, SGLang refuses such updates",
+    )
+    memory_saver: bool = Field(
+        False,
+        description="let /release_memory_occupation release device memory for a trainer on the same device: SGLang "
+        "(--enable-memory-saver) its weights and KV cache, the torch engine its KV cache",
     )
     weights_roots: tuple[Path, ...] = Field((), description="folder that /update_weights_from_disk may read")
     weight_version: WeightsVersion = Field("0", description="version name of the weights at the start")

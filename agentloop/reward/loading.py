@@ -56,9 +56,18 @@ def load_reward(config: RewardConfig | None) -> RewardFunction | None:
 
 def reads_ground_truth(config: RewardConfig | None) -> bool:
     """Whether the code of a reward function reads `task.ground_truth`."""
+    return _mentions(config, "ground_truth")
+
+
+def reads_step_rewards(config: RewardConfig | None) -> bool:
+    """Whether the code of a reward function reads `trajectory.step_rewards`."""
+    return _mentions(config, "step_rewards")
+
+
+def _mentions(config: RewardConfig | None, name: str) -> bool:
     if config is None:
         return False
-    return mentions(load_reference(config.function, Path(), REWARDS, key="reward", modules=False), "ground_truth")
+    return mentions(load_reference(config.function, Path(), REWARDS, key="reward", modules=False), name)
 
 
 def close_reward(reward: RewardFunction | None) -> None:

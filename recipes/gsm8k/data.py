@@ -1,4 +1,4 @@
-"""Rows of gsm8k: a word problem, the tool that checks an answer, and the ground truth."""
+"""Rows of gsm8k: a word problem, and a tool or a simulated user that checks the answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -20,15 +20,25 @@ SYSTEM_PROMPT = (
     "`#### <answer>`."
 )
 INSTRUCTION = "Think step by step and give the final answer after `####`."
-SPLITS = ("train", "test")
+USER_SYSTEM_PROMPT = (
+    "You solve math word problems. Reason step by step, then give the final answer as `#### <answer>`. If the user "
+    "says that it is wrong, look for the mistake and answer again."
+)
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+
+GENERATED = "generated"
+"""The `--source` that needs no files: rows of `problems.py` in gsm8k's form, for a first try."""
+
+GENERATED_ROWS = {"train": 64, "test": 16}
 
 
 def prepare(source: str, out: Path) -> dict[str, int]:
-    """Write `out/train.parquet` and `out/test.parquet`.
+    """Write the rows with the tool, `train.parquet` and `test.parquet`, and those with the
+    simulated user, `user_train.parquet` and `user_test.parquet`, into folder `out`.
 
     Args:
-        source: a folder with `train.jsonl` and `test.jsonl` (or `.parquet`), or a data set id of
-            the hub (`openai/gsm8k`).
+        source: a folder with `train.jsonl` and `test.jsonl` (or `.parquet`), a data set id of the
+            hub (`openai/gsm8k`), or `generated`.
 
     Returns:
         Number of rows by file name.
@@ -39,61 +49,91 @@ def prepare(source: str, out: Path) -> dict[str, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = Path(source)
-    if not folder.is_dir():
-        if folder.is_absolute() or source.startswith("."):
-            raise DataError(f"--source {source} is not a folder", "give a folder with train.jsonl and test.jsonl")
-        folder = _download(source)
-    tables = {
-        split: [make_row(row, split, index) for index, row in enumerate(_read(folder, split))] for split in SPLITS
-    }
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for split, columns in _columns(source).items():
+        tables[f"{split}.parquet"] = [make_row(row, split, index) for index, row in enumerate(columns)]
+        tables[f"user_{split}.parquet"] = [make_user_row(row, split, index) for index, row in enumerate(columns)]
 
     out.mkdir(parents=True, exist_ok=True)
-    for split, rows in tables.items():
-        with open_atomic(out / f"{split}.parquet") as file:
+    for name, rows in tables.items():
+        with open_atomic(out / name) as file:
             pq.write_table(pa.Table.from_pylist(rows), file)
-    return {f"{split}.parquet": len(rows) for split, rows in tables.items()}
+    return {name: len(rows) for name, rows in tables.items()}
 
 
 def make_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
-    """Make one training row from gsm8k's `question` and `answer`.
+    """Make one training row from gsm8k's `question` and `answer`, with the checking tool.
 
     The ground truth is the number after `####`, without thousands separators.
 
     Raises:
         DataError: naming split, row and the missing column.
     """
-    question, solution = row.get("question"), row.get("answer")
-    found = re.search(r"#### (-?[0-9.,]+)", solution or "")
-    if not question or not found:
-        missing = "'question'" if not question else "'answer' with `#### <number>`"
+    made = _common(row, split, index, SYSTEM_PROMPT)
+    create_kwargs = {"ground_truth": made["reward_model"]["ground_truth"]}
+    made["extra_info"] |= {
+        "need_tools_kwargs": True,
+        "tools_kwargs": {"calc_gsm8k_reward": {"create_kwargs": create_kwargs}},
+    }
+    return made
+
+
+def make_user_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
+    """Make one training row with the simulated user of `interaction.py` in place of the tool.
+
+    Raises:
+        DataError: as `make_row`.
+    """
+    made = _common(row, split, index, USER_SYSTEM_PROMPT)
+    ground_truth = made["reward_model"]["ground_truth"]
+    made["extra_info"] |= {
+        "need_tools_kwargs": False,
+        "interaction_kwargs": {"name": "gsm8k", "query": row["question"], "ground_truth": ground_truth},
+    }
+    return made
+
+
+def _common(row: dict[str, Any], split: str, index: int, system: str) -> dict[str, Any]:
+    columns = row if isinstance(row, dict) else {}
+    question, solution = columns.get("question"), columns.get("answer")
+    found = re.search(r"#### (-?[0-9.,]+)", solution) if isinstance(solution, str) else None
+    if not isinstance(question, str) or not question or not isinstance(solution, str) or found is None:
+        missing = "'answer' with `#### <number>`" if isinstance(question, str) and question else "'question'"
         raise DataError(f"gsm8k {split}, row {index} has no {missing}", "give gsm8k's own question and answer columns")
 
-    ground_truth = found.group(1).replace(",", "")
     return {
         "data_source": "openai/gsm8k",
         "agent_name": "tool_agent",
         "prompt": [
-            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "system", "content": system},
             {"role": "user", "content": f"{question} {INSTRUCTION}"},
         ],
         "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": ground_truth},
-        "extra_info": {
-            "split": split,
-            "index": index,
-            "question": question,
-            "answer": solution,
-            "need_tools_kwargs": True,
-            "tools_kwargs": {"calc_gsm8k_reward": {"create_kwargs": {"ground_truth": ground_truth}}},
-        },
+        "reward_model": {"style": "rule", "ground_truth": found.group(1).replace(",", "")},
+        "extra_info": {"split": split, "index": index, "question": question, "answer": solution},
     }
+
+
+def _columns(source: str) -> dict[str, list[dict[str, Any]]]:
+    """Return gsm8k's own rows by split."""
+    if source == GENERATED:
+        from .problems import problems
+
+        return {split: [found.row for found in problems(split, GENERATED_ROWS[split])] for split in SPLITS}
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_absolute() or source.startswith("."):
+            raise DataError(f"--source {source} is not a folder", "give a folder with train.jsonl and test.jsonl")
+        folder = _download(source)
+    return {split: list(_read(folder, split)) for split in SPLITS}
 
 
 def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     jsonl = folder / f"{split}.jsonl"
     if jsonl.is_file():
         for number, line in enumerate(jsonl.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()):
+            if not line.strip():
+                continue
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as exc:

@@ -1,7 +1,8 @@
-"""Reward of gsm8k: 1 if the number after the last `####` is correct, else 0."""
+"""Reward of gsm8k: 1 if the number after the last `####` is correct, else 0; idle checks cost."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
@@ -10,6 +11,9 @@ from agentloop.types import Task, Trajectory
 
 STRICT = re.compile(r"#### (-?[0-9.,]+)")
 FLEXIBLE = re.compile(r"-?[0-9][0-9.,]*|-?\.[0-9]+")
+
+TOOL = "calc_gsm8k_reward"
+"""Name of the checking tool in `tools.yaml`."""
 
 TAIL_CHARACTERS = 300
 """The strict form searches only this many characters at the end of the text.
@@ -58,12 +62,15 @@ def compute_score(
 
 
 def score(task: Task, text: str, trajectory: Trajectory) -> dict[str, float | str]:
-    """Score the last assistant turn.
+    """Score the last assistant turn, and add the step rewards of the checking tool.
 
     Args:
         text: the last assistant turn, decoded.
 
     Returns:
-        `score`: 1 or 0, by the strict form. `answer`: the number that was read, for maj@n.
+        `correct`: 1 or 0, by the strict form. `score`: the same, less 0.05 for each check that did
+        not improve on the best so far. `answer`: the number that was read, for maj@n.
     """
-    return {"score": compute_score(text, task.ground_truth), "answer": extract_answer(text) or ""}
+    correct = compute_score(text, task.ground_truth)
+    checks = math.fsum(step.value for step in trajectory.step_rewards if step.name == TOOL)
+    return {"score": correct + checks, "correct": correct, "answer": extract_answer(text) or ""}

@@ -8,7 +8,7 @@ from typing import Any
 from agentloop import Task, Tool, ToolResult
 from agentloop.errors import ToolError
 
-from .reward import compute_score
+from .reward import compute_score, extract_answer
 
 NO_GAIN_PENALTY = -0.05
 """Step reward of a check that does not improve on the best so far: repeats must not be free."""
@@ -45,7 +45,8 @@ class CalcGsm8kReward(Tool):
 
         reward = 0.0 if value > state.best else NO_GAIN_PENALTY
         state.best = max(state.best, value)
-        return ToolResult(f"Current parsed answer: {answer}, reward: {value:g}", reward=reward)
+        parsed = extract_answer(text) or "none, give a plain number"
+        return ToolResult(f"Current parsed answer: {parsed}, reward: {value:g}", reward=reward)
 
     async def reward(self, state: _Progress, **calc_reward_kwargs: Any) -> float:
         return state.best

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from agentloop.wire import SamplingParams, VersionSpan
 
@@ -255,3 +255,19 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class ReleasesMemory(Protocol):
+    """An `Engine` that can release its device memory for a while. Optional."""
+
+    async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
+        """Release device memory, or allocate it again. Requests that come in between wait.
+
+        Args:
+            tags: `weights`, `kv_cache`; None: both.
+
+        Raises:
+            Conflict: requests are in flight, or the engine was started without this ability.
+        """
+        ...

@@ -13,6 +13,7 @@ from rollout_server.engines.base import (
     Generation,
     GenerationResult,
     PauseMode,
+    ReleasesMemory,
     RunningMode,
     UpdateGroup,
     WeightsConfirmation,
@@ -80,7 +81,9 @@ class LocalReplica:
         return await self._engine.leave_weights_group(name)
 
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
-        raise Conflict(f"the {self.info.name} engine cannot {what} its memory; use SGLang on a GPU for that")
+        if not isinstance(self._engine, ReleasesMemory):
+            raise Conflict(f"the {self.info.name} engine cannot {what} its memory; use SGLang on a GPU for that")
+        await self._engine.memory(what, tags)
 
     async def probe(self) -> None:
         """Return once any token has been sampled: a full engine may sample for other requests

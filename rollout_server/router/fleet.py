@@ -169,6 +169,8 @@ class Fleet:
                     while paused != router.paused:  # a pause may begin or end while the replica follows it
                         paused = router.paused
                         await (replica.resume() if paused is None else replica.pause(paused))
+                    if router.released:
+                        await replica.memory("release", sorted(router.released))
                     await self._members.admit(member)
                     return
 
@@ -217,7 +219,8 @@ class Fleet:
     @property
     def _paused(self) -> bool:
         """Whether sampling may stop without a fault."""
-        return self._router.paused is not None or self._router.weights.changing.locked()
+        router = self._router
+        return router.paused is not None or bool(router.released) or router.weights.changing.locked()
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:

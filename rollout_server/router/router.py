@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from rollout_server.engines.base import EngineInfo, Generation, GenerationResult, PauseMode, WeightsSource
-from rollout_server.errors import EngineError, Overloaded, ReplicaGone
+from rollout_server.errors import Conflict, EngineError, Overloaded, ReplicaGone
 from rollout_server.replica.base import Replica
 from rollout_server.router.members import Member, Members
 from rollout_server.router.partial_answer import ChunkRelay, PartialAnswer, can_continue
@@ -28,6 +28,9 @@ REFRESH_TIMEOUT_S = 1.0
 
 MAX_ATTEMPTS = 8
 """Maximum replicas that may die while serving one request."""
+
+MEMORY_TAGS = ("weights", "kv_cache")
+"""Device memory that replicas can release."""
 
 RouterPause = Literal["retract", "in_place", "abort", "wait"]
 
@@ -76,6 +79,7 @@ class Router:
         self._max_in_flight = max_in_flight
         self._start_timeout_s = start_timeout_s
         self._paused: PauseMode | None = None
+        self._released: set[str] = set()
         self._draining = False  # `pause_generation {"mode": "wait"}`: new requests wait until generation continues
         self._sessions: OrderedDict[str, Member] = OrderedDict()
         self._calls = 0
@@ -84,6 +88,11 @@ class Router:
     @property
     def paused(self) -> PauseMode | None:
         return self._paused
+
+    @property
+    def released(self) -> frozenset[str]:
+        """Tags of the device memory that the replicas have released."""
+        return frozenset(self._released)
 
     @property
     def in_flight(self) -> int:
@@ -244,10 +253,26 @@ class Router:
     async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
         """Release the device memory of all replicas, or allocate it again.
 
+        Memory that is released already, or was never released, is left as it is: SGLang would end.
+
+        Args:
+            tags: `weights`, `kv_cache`; None: both.
+
         Raises:
-            Conflict: an engine cannot.
+            Conflict: an engine cannot, or requests are in flight.
         """
-        await self.members.each(lambda replica: replica.memory(what, tags))
+        wanted = set(MEMORY_TAGS if tags is None else tags)
+        changed = sorted(wanted - self._released if what == "release" else wanted & self._released)
+        if not changed:
+            return
+        if what == "release" and (busy := sum(len(member.in_flight) for member in self.members)):
+            raise Conflict(f"memory cannot be released while {busy} requests are in flight; pause with mode wait first")
+
+        await self.members.each(lambda replica: replica.memory(what, changed))
+        if what == "release":
+            self._released.update(changed)
+        else:
+            self._released.difference_update(changed)
 
     async def refresh(self) -> None:
         """Update the counters of all replicas that answer in time."""

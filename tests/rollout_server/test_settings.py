@@ -26,7 +26,7 @@ OPTIONS = {
     "--admin-token-env", "--log-dir", "--probe-timeout", "--start-timeout", "--drain", "--incremental-streaming-output",
     "--deterministic", "--parent-pid", "--seed", "--fast-path", "--update-timeout", "--probe-every",
     "--clip-new-tokens", "--in-place-updates", "--max-connections", "--read-timeout", "--trust-remote-code",
-    "--replica-token-env",
+    "--replica-token-env", "--memory-saver", "--first-gpu",
 }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from trainer.learner.losses.value_loss import clipped_value_loss
 from trainer.learner.model.kernels import Kernels
 from trainer.learner.model.loading import load_sharded
 from trainer.learner.model.policy import DeviceBatch, PolicyModel
-from trainer.learner.model.sharding import reduce_gradients, reshard
-from trainer.learner.optim import apply_settings, make_optimizer, take_step
+from trainer.learner.model.sharding import move_model, reduce_gradients, reshard
+from trainer.learner.optim import apply_settings, make_optimizer, move_optimizer, take_step
 from trainer.packing.layout import PackedBatch
 from trainer.types import LearnerSettings, add_sums
 
@@ -110,6 +110,11 @@ class Critic:
         )
         self.steps += 1
         return metrics
+
+    def move(self, device: torch.device) -> None:
+        """Move parameters and optimizer state; see `Learner.move_out`."""
+        move_model(self.model, device)
+        move_optimizer(self.optimizer, device)
 
     def restore(self, model_state: dict[str, Any], optimizer_state: dict[str, Any], steps: int) -> None:
         """Load the state of a checkpoint; keep the optimizer settings of the recipe."""

@@ -26,9 +26,9 @@ from trainer.learner.losses.ratios import Segments
 from trainer.learner.model.loading import load_sharded
 from trainer.learner.model.lora import without_adapters
 from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision
-from trainer.learner.model.sharding import reduce_gradients, reshard
+from trainer.learner.model.sharding import move_model, reduce_gradients, reshard
 from trainer.learner.model.vision import ImageReader
-from trainer.learner.optim import apply_settings, make_optimizer, take_step
+from trainer.learner.optim import apply_settings, make_optimizer, move_optimizer, take_step
 from trainer.learner.weights.publisher import WeightPublisher
 from trainer.packing.layout import PackedBatch, empty_batch, pack
 from trainer.packing.units import micro_batches, plan_units
@@ -341,6 +341,32 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         # The checkpoint's state includes its settings: restore the recipe's.
         apply_settings(self._optimizer, self._optim)
+
+    def move_out(self, *, policy: bool) -> None:
+        """Make room on the device for an engine: move state to host memory.
+
+        Moved are optimizer states, the reference and the critic, and with `policy` its parameters;
+        until then it can be published.
+        """
+        self._move(torch.device("cpu"), policy=policy)
+
+    def move_in(self) -> None:
+        """Move everything back to the device."""
+        self._move(self._device, policy=True)
+
+    def _move(self, device: torch.device, *, policy: bool) -> None:
+        fsdp, kind = self._settings.config.fsdp, self._device.type
+        # What FSDP keeps in host memory stays there.
+        if not fsdp.offloads(reference=False, device=kind):
+            move_optimizer(self._optimizer, device)
+            if policy:
+                move_model(self._policy, device)
+            if self._critic is not None:
+                self._critic.move(device)
+        if self._reference is not None and not fsdp.offloads(reference=True, device=kind):
+            move_model(self._reference, device)
+        if kind == "cuda":
+            torch.cuda.empty_cache()
 
     def _pack(
         self,

@@ -48,6 +48,14 @@ def apply_settings(optimizer: torch.optim.AdamW, config: OptimConfig) -> torch.o
     return optimizer
 
 
+def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Move an optimizer's moments and step counts."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                state[name] = value.to(device)
+
+
 def take_step(
     model: nn.Module, optimizer: torch.optim.AdamW, config: OptimConfig, *, normalizer: float, done: int, total: int
 ) -> dict[str, float]:

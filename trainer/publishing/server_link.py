@@ -57,20 +57,34 @@ class ServerLink:
         them. A bare SGLang reads them in the pause, and without one would wait for all requests to
         end.
         """
-        if self._is_ours is None:
-            self._is_ours = "engine" in await self._get("/server_info")
-        if self._is_ours and self._mode != "wait":
+        ours = await self._ours()
+        if ours and self._mode != "wait":
             return await self.post(path, body)
 
-        if not self._is_ours:
+        if not ours:
             body = {key: value for key, value in body.items() if key not in OWN_FIELDS}
 
-        mode = "retract" if self._mode == "wait" and not self._is_ours else self._mode
+        mode = "retract" if self._mode == "wait" and not ours else self._mode
         await self.post("/pause_generation", PauseRequest(mode=mode).model_dump())
         try:
             return await self.post(path, body)
         finally:
             await self.post("/continue_generation", {})
+
+    async def release_memory(self) -> None:
+        """Let running requests end, hold new ones back, and release the engine's device memory."""
+        mode: Literal["wait", "retract"] = "wait" if await self._ours() else "retract"
+        await self.post("/pause_generation", PauseRequest(mode=mode).model_dump())
+        await self.post("/release_memory_occupation", {"tags": ["kv_cache", "weights"]})
+
+    async def resume_memory(self, tag: Literal["weights", "kv_cache"]) -> None:
+        """Allocate a part of the engine's device memory again. Weights come with the next
+        update."""
+        await self.post("/resume_memory_occupation", {"tags": [tag]})
+
+    async def continue_generation(self) -> None:
+        """Answer the requests that were held back."""
+        await self.post("/continue_generation", {})
 
     async def until_served(self, version: int, attempt: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         """Repeat `attempt` until the server confirms that it serves `version`.
@@ -143,6 +157,12 @@ class ServerLink:
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def _ours(self) -> bool:
+        """Whether it is our server, and not a bare SGLang."""
+        if self._is_ours is None:
+            self._is_ours = "engine" in await self._get("/server_info")
+        return self._is_ours
 
     async def _get(self, path: str) -> dict[str, Any]:
         try:

@@ -165,6 +165,7 @@ class ServerProcess:
                 "port": self._port,
                 "seed": self._seed,
                 "deterministic": rollout.determinism(self._model.dtype),
+                "memory_saver": rollout.colocated,
                 "in_place_updates": rollout.publish.running == "in_place",
                 "weights_roots": self._weights_roots,
                 "weight_version": str(version),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -117,6 +117,12 @@ class Producer:
             index = self._next
             self._running[index] = asyncio.create_task(self._group(index), name=f"group {index}")
             self._next += 1
+
+    async def wait(self, indices: Iterable[int]) -> None:
+        """Wait until groups have finished. An exception of one is raised when it is taken."""
+        running = [self._running[index] for index in indices]
+        if running:
+            await asyncio.wait(running)
 
     async def take(self, index: int) -> Group:
         """Wait for group `index` and return it. Each group can be taken once."""

@@ -10,6 +10,7 @@ checkpoints.
     run               the loop: evaluate, train, record, save, stop
     stop              Ctrl-C, a closed terminal: stop where no work is lost, or at once
     step              one training step: groups -> gradients -> new version -> metrics
+    colocation        hand shared GPUs from the engine to the trainer, and back
     step_sums, episode_metrics        the numbers of a step
     evaluation, eval_metrics          episodes on `data.val`, between steps or in the background
     traces            write a step's episodes, and say what looks wrong in them

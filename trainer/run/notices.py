@@ -12,6 +12,7 @@ from agentloop.config.algorithm import estimators_with
 from agentloop.data import ValidatedRows
 from agentloop.errors import DataError
 from agentloop.reward.checks import mentions
+from agentloop.reward.loading import reads_step_rewards
 from agentloop.text import did_you_mean
 from agentloop.types import Task
 from trainer.rollouts.producer import Group
@@ -150,6 +151,21 @@ def unused_settings(trainer: TrainerConfig) -> list[str]:
     return notices
 
 
+def shared_gpus(recipe: Recipe) -> str | None:
+    """Return a warning if engine and trainer share a GPU without `rollout.colocated`."""
+    rollout, trainer = recipe.rollout, recipe.trainer
+    if rollout.url is not None or rollout.colocated or trainer.device != "cuda" or rollout.device != "cuda":
+        return None
+    per_replica = rollout.gpus_per_replica if rollout.engine == "sglang" else 1
+    last = rollout.first_gpu + rollout.replicas * per_replica - 1
+    if rollout.first_gpu >= trainer.ranks:
+        return None
+    return (
+        f"engine (GPUs {rollout.first_gpu} to {last}) and trainer (GPUs 0 to {trainer.ranks - 1}) are both on GPU "
+        f"{rollout.first_gpu}: set rollout.first_gpu={trainer.ranks}, or rollout.colocated=true to take turns"
+    )
+
+
 def algorithm_notices(algorithm: AlgorithmConfig) -> list[str]:
     """Report if the chosen algorithm makes training wait."""
     reason = algorithm.needs_whole_batch
@@ -173,9 +189,12 @@ def algorithm_warnings(algorithm: AlgorithmConfig) -> list[str]:
 
 
 def ignores_step_rewards(recipe: Recipe) -> bool:
-    """Whether step rewards have no effect on training: only the reward's number is read."""
+    """Whether step rewards have no effect on training: only the reward's number is read, and the
+    reward function does not seem to read them."""
     needs = recipe.trainer.algorithm.needs
-    return recipe.reward is not None and not (needs.step_rewards or needs.token_rewards)
+    if recipe.reward is None or needs.step_rewards or needs.token_rewards:
+        return False
+    return not reads_step_rewards(recipe.reward)
 
 
 def step_reward_text(recipe: Recipe, names: Iterable[str]) -> str:

@@ -29,7 +29,14 @@ from agentloop.tool.session import Toolset
 from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
-from trainer.run.notices import RowCounts, row_notices, small_data_text, template_notices, unused_settings
+from trainer.run.notices import (
+    RowCounts,
+    row_notices,
+    shared_gpus,
+    small_data_text,
+    template_notices,
+    unused_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,8 @@ def prepare(
             proof.require(tools=bool(toolset.schemas), users=bool(answered), system=system)
     for notice in [*template_notices(proof), *unused_settings(recipe.trainer)]:
         console.notice(notice)
+    if train and (shared := shared_gpus(recipe)) is not None:
+        console.warn(shared)
 
     # Last, because it takes longest: what is wrong elsewhere is reported before.
     if compare_tensors and (train or recipe.rollout.url is None):

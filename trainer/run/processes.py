@@ -26,7 +26,9 @@ from trainer.publishing.server_link import ServerLink
 from trainer.publishing.server_process import ServerProcess
 from trainer.publishing.transports import make_publisher, write_version
 from trainer.publishing.weights_folder import WeightsFolder
+from trainer.rank_commands import MoveOut
 from trainer.rollouts.error_log import ErrorLog
+from trainer.run.colocation import Colocation
 from trainer.run.evaluation import max_in_flight
 from trainer.run.preflight import RunInputs
 from trainer.run.rundir import CheckpointState, RunDir
@@ -44,12 +46,14 @@ class Processes:
         server: the rollout server; None if the recipe names one that runs elsewhere.
         publisher: sends new versions from the ranks to the server.
         runner: runs episodes on the server.
+        colocation: hands the GPUs over; None: engine and trainer have their own.
     """
 
     workers: WorkerGroup
     server: ServerProcess | None
     publisher: Publisher
     runner: EpisodeRunner
+    colocation: Colocation | None = None
 
     async def guard(self, work: Awaitable[T]) -> T:
         """Await `work`, but stop if the rollout server cannot be restarted.
@@ -99,7 +103,8 @@ async def start_processes(
             stack.push_async_callback(server.stop)
 
         url: str | None = None
-        if checkpoint is None and server is not None:
+        colocated = recipe.rollout.colocated
+        if checkpoint is None and server is not None and not colocated:
             with console.phase("start trainer and rollout server"):
                 workers, url = await _start_both(_start_workers(recipe, inputs, run_dir), server.start(0, None), stack)
         else:
@@ -114,6 +119,9 @@ async def start_processes(
         if url is None and server is not None:
             with console.phase("start rollout server"):
                 folder = await write_version(recipe, workers, weights.path, version)
+                if colocated:
+                    # Before the engine starts: it takes what is free on the GPUs.
+                    await workers.ask(MoveOut(policy=True))
                 # A run that was killed after its last step publishes nothing more: these are the
                 # weights it keeps.
                 served.note(version, folder)
@@ -134,12 +142,14 @@ async def start_processes(
         stack.push_async_callback(publisher.close)
         if server is None:
             await publisher.publish(version)
+            if colocated:
+                await workers.ask(MoveOut(policy=True))
 
         if warning := shortage(max_in_flight(recipe)):
             console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
         async with inputs.runner(url, token=token, max_in_flight=max_in_flight(recipe), on_fault=errors) as runner:
-            yield Processes(workers, server, publisher, runner)
+            yield Processes(workers, server, publisher, runner, Colocation(workers, link) if colocated else None)
 
 
 class _ServedWeights:

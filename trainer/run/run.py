@@ -157,7 +157,15 @@ class TrainRun:
         progress = _EpisodeProgress(console, self._recipe.rollout.batch_size * self._recipe.rollout.group_size)
         producer = self._make_producer(processes, progress)
         producer.restore(finished)
-        trainer = StepTrainer(self._recipe, policy, processes.workers, processes.publisher, console.warn, signals.said)
+        trainer = StepTrainer(
+            self._recipe,
+            policy,
+            processes.workers,
+            processes.publisher,
+            console.warn,
+            signals.said,
+            processes.colocation,
+        )
         checkpoints = Checkpoints(processes.workers, self._dir, self._recipe.checkpoint, console.warn)
 
         try:

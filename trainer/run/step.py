@@ -26,6 +26,7 @@ from trainer.publishing.base import Publisher
 from trainer.rollouts.preparation import BatchPreparation
 from trainer.rollouts.producer import Group, PicksRows, Producer
 from trainer.rollouts.samples import TrainGroup
+from trainer.run.colocation import Colocation
 from trainer.run.episode_metrics import episode_metrics, failure_causes, failures_text
 from trainer.run.notices import mismatch_warning, signal_warnings
 from trainer.run.rundir import CheckpointState
@@ -167,6 +168,7 @@ class StepTrainer:
         policy: advanced by one version with each step.
         warn: called with each warning.
         said: called with the kind of each warning that a signal would repeat.
+        colocation: hands the GPUs over, if engine and trainer share them.
     """
 
     def __init__(
@@ -177,8 +179,10 @@ class StepTrainer:
         publisher: Publisher,
         warn: Callable[[str], None],
         said: Callable[[str], None] = lambda _: None,
+        colocation: Colocation | None = None,
     ) -> None:
         self._recipe = recipe
+        self._colocation = colocation
         self._policy = policy
         self._workers = workers
         self._publisher = publisher
@@ -200,6 +204,12 @@ class StepTrainer:
         policy = self._policy
         idle_before = producer.idle_s
         update = _Update(self._recipe, policy, self._workers, producer, traced=traced)
+        if self._colocation is not None:
+            batch = self._recipe.rollout.batch_size
+            with update.clock.measure("train_wait_s"):
+                await producer.wait(range((step - 1) * batch, step * batch))
+            with update.clock.measure("train_s"):
+                await self._colocation.to_trainer()
         await update.run(step)
         try:
             check_failures(update.groups, self._recipe.run.max_failed_fraction, self._warn)
@@ -208,7 +218,10 @@ class StepTrainer:
             raise
 
         with update.clock.measure("publish_s"):
-            await self._publisher.publish(policy.version + 1)
+            if self._colocation is not None:
+                await self._colocation.publish(self._publisher, policy.version + 1)
+            else:
+                await self._publisher.publish(policy.version + 1)
 
         # Without an await in between: Ctrl-C then saves a checkpoint of either the old or the new
         # version.

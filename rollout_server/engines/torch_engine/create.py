@@ -68,7 +68,7 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
         seed=settings.seed,
     )
     info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size, loaded.images is not None)
-    return TorchEngine(loaded, core, info, loader=loader, threads=settings.threads)
+    return TorchEngine(loaded, core, info, loader=loader, threads=settings.threads, memory_saver=settings.memory_saver)
 
 
 def _runner(settings: ServerSettings, loaded: LoadedModel) -> Runner:

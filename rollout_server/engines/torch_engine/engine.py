@@ -7,9 +7,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -31,7 +31,7 @@ from rollout_server.engines.torch_engine.model.images import ImagePrompt
 from rollout_server.engines.torch_engine.model.models import LoadedModel
 from rollout_server.engines.torch_engine.running import Running
 from rollout_server.engines.torch_engine.weights.loader import WeightLoader
-from rollout_server.errors import EngineError, RequestError
+from rollout_server.errors import Conflict, EngineError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +57,25 @@ class TorchEngine:
         core: uses `loaded`; from now on, only the engine's thread may use it.
         loader: loads new versions into the model of `loaded`.
         threads: torch's threads for one operator.
+        memory_saver: whether `memory` may release the KV cache.
     """
 
     def __init__(
-        self, loaded: LoadedModel, core: Core, info: EngineInfo, *, loader: WeightLoader, threads: int = 1
+        self,
+        loaded: LoadedModel,
+        core: Core,
+        info: EngineInfo,
+        *,
+        loader: WeightLoader,
+        threads: int = 1,
+        memory_saver: bool = False,
     ) -> None:
         self._loaded = loaded
         self._loader = loader
         self._core = core
         self._info = info
         self._threads = threads
+        self._memory_saver = memory_saver
 
         # Both threads use these; single reads, writes and deque operations are atomic.
         self._inbox: deque[Callable[[], None]] = deque()
@@ -76,6 +85,7 @@ class TorchEngine:
         self._failure: str | None = None
         self._ended: str | None = None
         self._paused: PauseMode | None = None
+        self._released = False
 
         # The engine's thread.
         self._futures: dict[Running, asyncio.Future[GenerationResult]] = {}
@@ -145,6 +155,16 @@ class TorchEngine:
 
     async def flush_cache(self) -> None:
         await self._between_steps(self._core.flush)
+
+    async def memory(self, what: Literal["release", "resume"], tags: Sequence[str] | None) -> None:
+        """Release the memory of the KV cache, or allow it again: it grows with the requests.
+
+        The tag `weights` has no effect: weights are replaced where they are.
+        """
+        if not self._memory_saver:
+            raise Conflict(f"the torch engine cannot {what} its memory: it was started without --memory-saver")
+        if tags is None or "kv_cache" in tags:
+            await self._between_steps(self._release if what == "release" else self._take_again)
 
     async def update_weights(
         self, source: WeightsSource, version: str, running: RunningMode = "retract"
@@ -270,12 +290,27 @@ class TorchEngine:
 
     def _loop(self) -> None:
         while not self._stopping:
-            if self._paused is not None or not self._core.busy:
+            if self._stands_still or not self._core.busy:
                 self._sleep()
             while self._inbox:
                 self._inbox.popleft()()
-            if self._paused is None and self._core.busy and not self._stopping:
+            if not self._stands_still and self._core.busy and not self._stopping:
                 self._step()
+
+    @property
+    def _stands_still(self) -> bool:
+        return self._paused is not None or self._released
+
+    def _release(self) -> None:
+        if self._core.busy:
+            raise Conflict("memory cannot be released while requests are in flight: let them end first")
+        self._released = True
+        self._core.drop_all()
+        if self._loaded.kv.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _take_again(self) -> None:
+        self._released = False
 
     def _sleep(self) -> None:
         """Wait until something is posted."""

@@ -71,13 +71,15 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
         command += ["--max-total-tokens", str(settings.max_kv_tokens or CPU_TOTAL_TOKENS)]
         command += ["--sleep-on-idle"]  # otherwise it busy-waits on a core that others need
     else:
-        command += ["--device", device, "--base-gpu-id", str(index * settings.gpus_per_replica)]
+        command += ["--device", device, "--base-gpu-id", str(settings.first_gpu + index * settings.gpus_per_replica)]
         command += ["--tp-size", str(settings.gpus_per_replica)]
         if settings.max_kv_tokens is not None:
             command += ["--max-total-tokens", str(settings.max_kv_tokens)]
 
     if settings.in_place_updates:
         command += ["--disable-overlap-schedule"]
+    if settings.memory_saver and device != "cpu":
+        command += ["--enable-memory-saver"]
     if settings.trust_remote_code:
         command += ["--trust-remote-code"]
     if settings.context_length is not None:

@@ -70,7 +70,7 @@ def replica_settings(settings: ServerSettings, index: int, ready_file: Path) -> 
         update={
             "host": "127.0.0.1",
             "port": 0,
-            "device": f"cuda:{index}" if settings.device == "cuda" else settings.device,
+            "device": f"cuda:{settings.first_gpu + index}" if settings.device == "cuda" else settings.device,
             "seed": settings.seed + index,
             # It starts with the model's own weights; the router then brings it to the current
             # version.

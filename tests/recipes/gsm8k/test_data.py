@@ -13,7 +13,7 @@ import pytest
 from agentloop.data import load_tasks
 from agentloop.errors import DataError
 from agentloop.types import Task, Trajectory
-from recipes.gsm8k.data import make_row, prepare
+from recipes.gsm8k.data import make_row, make_user_row, prepare
 from recipes.gsm8k.reward import compute_score, extract_answer, score
 from recipes.quickstart.reward import score as quickstart_score
 
@@ -30,8 +30,10 @@ def test_gsm8k_rows_have_tool_and_ground_truth() -> None:
     assert row["prompt"][0]["role"] == "system" and "calc_gsm8k_reward" in row["prompt"][0]["content"]
 
 
-@pytest.mark.parametrize("row", [{"question": "q", "answer": "no mark"}, {"answer": "#### 1"}])
-def test_a_gsm8k_row_without_answer_or_question_is_named(row: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "row", [{"question": "q", "answer": "no mark"}, {"answer": "#### 1"}, {"question": 5, "answer": "#### 1"}, ["q"]]
+)
+def test_a_gsm8k_row_without_answer_or_question_is_named(row: Any) -> None:
     with pytest.raises(DataError, match="train, row 3 has no"):
         make_row(row, "train", 3)
 
@@ -44,9 +46,25 @@ def test_gsm8k_is_prepared_whole_or_not_at_all(tmp_path: Path) -> None:
         prepare(str(tmp_path), out)
     assert not list(out.glob("*"))
     write(tmp_path / "test.jsonl", good)
-    assert prepare(str(tmp_path), out) == {"train.parquet": 2, "test.parquet": 1}
+    assert prepare(str(tmp_path), out) == {
+        "train.parquet": 2, "user_train.parquet": 2, "test.parquet": 1, "user_test.parquet": 1
+    }  # fmt: skip
     tasks = load_tasks(str(out / "train.parquet"), "data.train", "d")
     assert tasks[1].ground_truth == "3" and tasks[1].task_id == "1"
+
+
+def test_rows_for_the_simulated_user_name_it_and_no_tool(tmp_path: Path) -> None:
+    row = make_user_row({"question": "How many?", "answer": "#### 3"}, "train", 0)
+    assert row["extra_info"]["interaction_kwargs"] == {"name": "gsm8k", "query": "How many?", "ground_truth": "3"}
+    assert row["extra_info"]["need_tools_kwargs"] is False and "tools_kwargs" not in row["extra_info"]
+    assert "calc_gsm8k_reward" not in row["prompt"][0]["content"]
+
+
+def test_made_up_problems_need_no_source(tmp_path: Path) -> None:
+    counts = prepare("generated", tmp_path)
+    assert counts["train.parquet"] == 64 and counts["user_test.parquet"] == 16
+    rows = load_tasks(str(tmp_path / "train.parquet"), "data.train", "d")
+    assert all(str(row.ground_truth).isdigit() and row.agent_name == "tool_agent" for row in rows)
 
 
 def test_gsm8k_reads_the_hubs_own_layout(tmp_path: Path) -> None:
@@ -54,7 +72,8 @@ def test_gsm8k_reads_the_hubs_own_layout(tmp_path: Path) -> None:
     for split in ("train", "test"):
         table = pa.Table.from_pylist([{"question": "q", "answer": "#### 3"}])
         pq.write_table(table, tmp_path / "main" / f"{split}-00000-of-00001.parquet")
-    assert prepare(str(tmp_path), tmp_path / "out") == {"train.parquet": 1, "test.parquet": 1}
+    counts = prepare(str(tmp_path), tmp_path / "out")
+    assert counts["train.parquet"] == counts["test.parquet"] == 1
 
 
 def test_a_data_set_that_cannot_be_downloaded_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +107,8 @@ def test_gsm8k_scores() -> None:
 def test_the_gsm8k_reward_says_which_number_it_read() -> None:
     task = Task("0", "a", [], ground_truth="1234")
     trajectory = Trajectory([1], [0], [None], [None], 1)
-    assert score(task, "so it is\n#### 1,234", trajectory) == {"score": 1.0, "answer": "1234"}
-    assert score(task, "no idea", trajectory) == {"score": 0.0, "answer": ""}
+    assert score(task, "so it is\n#### 1,234", trajectory) == {"score": 1.0, "correct": 1.0, "answer": "1234"}
+    assert score(task, "no idea", trajectory) == {"score": 0.0, "correct": 0.0, "answer": ""}
 
 
 @pytest.mark.parametrize("truth", ["72", 72, 72.0, "72.00", "$72"])

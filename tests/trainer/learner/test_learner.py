@@ -412,3 +412,18 @@ def test_random_weights_depend_on_the_seed_alone(tiny_model: Path) -> None:
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+
+
+def test_moving_out_and_in_again_changes_nothing(tiny_model: Path) -> None:
+    """On the CPU both places are the same memory: parameters stay those that the optimizer holds."""
+    samples = make_samples(6)
+    stays, moves = learner(tiny_model, reference=True), learner(tiny_model, reference=True)
+    for _ in range(2):
+        for of in (stays, moves):
+            of.accumulate(samples, 1.0, SPEC)
+            of.step(normalizer(samples, "token_mean", None))
+        moves.move_out(policy=False)
+        moves.move_out(policy=True)
+        moves.move_in()
+    before, after = (of.logprobs(samples, 1.0) for of in (stays, moves))
+    assert np.array_equal(before[2], after[2])

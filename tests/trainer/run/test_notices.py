@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from agentloop.agent.base import AgentLoop
@@ -18,6 +19,7 @@ from tools.calculator import Calculator
 from trainer.run.notices import (
     algorithm_notices,
     algorithm_warnings,
+    shared_gpus,
     signal_warnings,
     step_reward_sources,
     template_notices,
@@ -53,8 +55,34 @@ def test_waiting_for_the_whole_batch_and_unwise_choices_are_reported() -> None:
     assert "without end" in said(shaping={"wrong_reward": -1, "turn_bonus": 0.1, "turn_bonus_cap": None})
 
 
+IGNORES = str(Path(__file__).parents[3] / "recipes/quickstart/reward.py:score")
+"""A reward that does not read step rewards."""
+
+
+def test_engine_and_trainer_on_one_gpu_are_reported() -> None:
+    def said(**rollout: Any) -> str:
+        return (
+            shared_gpus(
+                Recipe.model_validate(
+                    {
+                        "run": {"steps": 1},
+                        "model": {"path": "m"},
+                        "data": {"train": "x"},
+                        "rollout": {"engine": "sglang", "device": "cuda", "replicas": 2} | rollout,
+                        "trainer": {"device": "cuda", "ranks": 4},
+                    }
+                )
+            )
+            or ""
+        )
+
+    assert "set rollout.first_gpu=4, or rollout.colocated=true" in said()
+    assert "GPUs 2 to 5" in said(first_gpu=2, gpus_per_replica=2)
+    assert said(first_gpu=4) == said(colocated=True) == said(device="cpu") == said(url="http://h:1") == ""
+
+
 def test_rewards_that_teach_nothing_are_reported() -> None:
-    def said(groups: list[Any], reward: str | None = "gsm8k", **algorithm: Any) -> list[str]:
+    def said(groups: list[Any], reward: str | None = IGNORES, **algorithm: Any) -> list[str]:
         recipe = Recipe.model_validate(
             {
                 "run": {"steps": 1},
@@ -79,6 +107,7 @@ def test_rewards_that_teach_nothing_are_reported() -> None:
     assert said([rewarded(1, 1)], advantage="reinforce_pp") == []
     assert said([rewarded(1, 0, step=True)]) == ["step rewards"]
     assert said([rewarded(1, 0, step=True)], reward=None) == []
+    assert said([rewarded(1, 0, step=True)], reward="gsm8k") == []  # it adds them up
     assert said([rewarded(1, 0, step=True)], advantage="grpo_process") == []
 
 

@@ -67,6 +67,14 @@ def reshard(model: PolicyModel) -> PolicyModel:
     return model
 
 
+def move_model(model: PolicyModel, device: torch.device) -> None:
+    """Move a sharded model's parameters and buffers. They stay the same objects, for an optimizer.
+
+    A model on another device than that of its mesh can be moved back, and nothing else.
+    """
+    reshard(model).to(device)
+
+
 def reduce_gradients(model: PolicyModel, *, now: bool) -> None:
     """Set whether the next backward pass sums gradients over ranks or only adds them locally."""
     assert isinstance(model, FSDPModule), "shard() comes first"
