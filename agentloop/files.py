@@ -216,3 +216,38 @@ def read_json(text: bytes) -> Any:
         return json.loads(text)
     except RecursionError as exc:
         raise ValueError("it is nested too deeply") from exc
+
+
+def read_json_leniently(data: bytes) -> Any:
+    """Read JSON of any writer: with NaN and lone surrogates too; None if it is not JSON."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    try:  # the standard library also accepts NaN and lone surrogates, which other writers produce
+        return json.loads(data.decode("utf-8", "replace"))
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
+def read_json_lines(
+    path: Path, limit: int | None = None, only: re.Pattern[bytes] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file, one a line; other lines, such as a torn last one, are left
+    out.
+
+    Args:
+        limit: stop after this many bytes.
+        only: skip lines without a match of this pattern, unparsed.
+    """
+    read = 0
+    with path.open("rb") as file:
+        for line in file:
+            read += len(line)
+            if limit is not None and read > limit:
+                return
+            if only is not None and not only.search(line):
+                continue
+            data = read_json_leniently(line)
+            if isinstance(data, dict):
+                yield data

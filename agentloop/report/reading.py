@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from agentloop.errors import TraceError
+from agentloop.files import read_json_leniently, read_json_lines
 from agentloop.text import finite
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store import TraceFile, TraceStore
@@ -111,8 +108,9 @@ class RunRecord:
     @classmethod
     def read(cls, root: Path) -> RunRecord:
         """Read config, environment and metrics; a missing file reads as empty."""
+        metrics = root / "metrics.jsonl"
         merged: dict[int, dict[str, Any]] = {}
-        for row in read_lines(root / "metrics.jsonl"):
+        for row in read_json_lines(metrics) if metrics.is_file() else ():
             step = finite(row.get("step"))
             if step is not None:
                 merged.setdefault(int(step), {}).update(row)
@@ -156,7 +154,7 @@ class RunRecord:
         try:
             file = store.file(step, split)
             if file.old:
-                lines = read_lines(file.path, READ_BYTES)
+                lines = read_json_lines(file.path, READ_BYTES)
                 return [traced for line in lines if (traced := Traced.from_json(line, step)) is not None]
             found: list[Traced] = []
             tokens = 0
@@ -180,7 +178,7 @@ class RunRecord:
             if not file.old:
                 found += _unhealthy(store, file)
                 continue
-            for line in read_lines(file.path, left, only=_UNHEALTHY_LINE):
+            for line in read_json_lines(file.path, left, only=_UNHEALTHY_LINE):
                 traced = Traced.from_json(line, file.step)
                 if traced is not None and traced.status in UNHEALTHY:
                     found.append(traced)
@@ -209,41 +207,8 @@ def _unhealthy(store: TraceStore, file: TraceFile) -> list[Traced]:
 _UNHEALTHY_LINE = re.compile(rb'"status"\s*:\s*"(?:failed|rejected)"')
 
 
-def read_lines(path: Path, limit: int | None = None, only: re.Pattern[bytes] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a jsonl file; skip other lines, such as a torn last one.
-
-    Args:
-        limit: stop after this many bytes.
-        only: skip lines without a match of this pattern, unparsed.
-    """
-    if not path.is_file():
-        return
-    read = 0
-    with path.open("rb") as file:
-        for line in file:
-            read += len(line)
-            if limit is not None and read > limit:
-                return
-            if only is not None and not only.search(line):
-                continue
-            data = _parse(line)
-            if isinstance(data, dict):
-                yield data
-
-
-def _parse(data: bytes) -> Any:
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        pass
-    try:  # the standard library also accepts NaN and lone surrogates, which other writers produce
-        return json.loads(data.decode("utf-8", "replace"))
-    except (json.JSONDecodeError, RecursionError):
-        return None
-
-
 def _read_object(path: Path) -> dict[str, Any]:
-    data = _parse(path.read_bytes()) if path.is_file() else None
+    data = read_json_leniently(path.read_bytes()) if path.is_file() else None
     return data if isinstance(data, dict) else {}
 
 

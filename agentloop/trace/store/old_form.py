@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from agentloop.errors import TokenLawError, TraceError
+from agentloop.files import read_json_lines
 from agentloop.trace.record import SPLITS, TraceRecord
 from agentloop.trace.store.encode import encode
 from agentloop.trace.store.files import OLD, TraceFile, step_folders
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 
 def read_old_records(file: TraceFile, images: ImageFolder) -> list[TraceRecord]:
     """Return the trajectories of an old trace; lines that hold none are left out."""
-    found = [trajectory for line in read_lines(file.path) if (trajectory := _read(line, images)) is not None]
+    found = [trajectory for line in read_json_lines(file.path) if (trajectory := _read(line, images)) is not None]
     records: list[TraceRecord] = []
     begin = 0
     for i, trajectory in enumerate(found):
@@ -80,27 +77,6 @@ def convert(store: TraceStore, file: TraceFile) -> Converted:
         return Converted(rows, max(0, count - rows), path.stat().st_size, skipped=True)
     written = store.write(file.step, file.split, read_old_records(file, store.images))
     return Converted(written.trajectories, count - written.trajectories, written.size)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file, a line each; other lines, such as a torn one, are left
-    out."""
-    with path.open("rb") as file:
-        for line in file:
-            data = _parse(line)
-            if isinstance(data, dict):
-                yield data
-
-
-def _parse(data: bytes) -> Any:
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        pass
-    try:  # the standard library also accepts NaN and lone surrogates, which other writers produce
-        return json.loads(data.decode("utf-8", "replace"))
-    except (json.JSONDecodeError, RecursionError):
-        return None
 
 
 def _read(line: dict[str, Any], images: ImageFolder) -> Trajectory | None:

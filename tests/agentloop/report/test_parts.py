@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from agentloop.files import read_json_lines
 from agentloop.report.figures import trend
 from agentloop.report.page import config_groups
 from agentloop.report.plots import LinearScale, LogScale, Plot, Series
-from agentloop.report.reading import RunRecord, Traced, read_lines
+from agentloop.report.reading import RunRecord, Traced
 from agentloop.report.samples import failures, pairs, spread, typical
 from agentloop.report.tokens import Shader, load_decoder, shade, stream_pieces
 from agentloop.text import clean, finite, hide_secrets, number, seconds
@@ -66,7 +67,7 @@ def test_only_finite_numbers_are_numbers(value: object) -> None:
 def test_lines_of_other_writers_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": NaN}\n{"a": "\\ud800"}\n[1]\nnonsense\n\xff\xfe\n{"a": 2}\n{"a": ')
-    assert [next(iter(line.values())) for line in read_lines(path)][1:] == ["\ud800", 2]
+    assert [next(iter(line.values())) for line in read_json_lines(path)][1:] == ["\ud800", 2]
 
 
 def test_a_step_written_twice_counts_once_and_the_later_line_wins(tmp_path: Path) -> None:
