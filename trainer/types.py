@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -204,7 +205,11 @@ class SaveStatus:
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """Settings that a rank needs to build its learner."""
+    """Settings that a rank needs to build its learner.
+
+    Attributes:
+        adapters: checkpoint whose adapters the policy starts with; None: new ones.
+    """
 
     model_path: str
     config: TrainerConfig
@@ -214,6 +219,7 @@ class LearnerSettings:
     reference: bool = False
     init: Literal["weights", "random"] = "weights"
     trust_remote_code: bool = False
+    adapters: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ REFERENCE = ("", AGENTS, REWARDS)
 
 PATH_KEYS: dict[str, str | None] = {
     "model.path": None, "model.chat_template": None, "tools": None, "interactions": None, "run.dir": None,
-    "out": None, "rollout.python": None, "prepare": "",
+    "trainer.lora.adapters": None, "lora.adapters": None, "out": None, "rollout.python": None, "prepare": "",
     "data.train": DATASETS, "data.val": DATASETS, "stages.*.data": DATASETS, "eval_data": DATASETS,
     "data.default_agent": AGENTS, "agents.*.class": AGENTS, "reward.function": REWARDS,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -79,6 +80,11 @@ class LoraConfig(Section):
         "language model's blocks"
     )  # fmt: skip
     exclude: list[str] = Field(default_factory=list, description="linear layers that get no adapter")
+    adapters: Path | None = Field(
+        None,
+        description="run directory, or a checkpoint in one, whose adapters this run trains further, on the same "
+        "model.path; null: new adapters, which change nothing at first",
+    )
 
 
 class TrainerConfig(Section):

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 HEAVY = ("torch", "transformers.modeling_utils", "transformers.generation.utils", "agentloop.config")
 """What every program with a model imports."""
 
-AT_EXEC = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GLIBC_TUNABLES", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH")
+AT_EXEC = (
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "GLIBC_TUNABLES", "LD_PRELOAD", "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+)  # fmt: skip
 """Variables that are read when a program starts or imports: an early program must have had them."""
 
 ROOT = str(Path(__file__).resolve().parents[2])

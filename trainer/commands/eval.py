@@ -8,7 +8,7 @@ import itertools
 import shutil
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ def eval_command(config: Path, overrides: list[str], *, checkpoint: str | None, 
 def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) -> int:
     """Check the recipe, evaluate and print; return the exit code."""
     inputs = prepare(recipe, console, train=False)
+    if subject.label == MODEL:  # of a recipe that takes the adapters of another run further: with these
+        subject = replace(subject, checkpoint=inputs.adapters)
     check_port(recipe.rollout.host, recipe.rollout.port)
     with run_dir.claimed(warn=console.warn):
         for folder in (run_dir.logs, run_dir.traces):
@@ -120,7 +122,7 @@ def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) ->
 def _write(recipe: Recipe, run_dir: RunDir, subject: Subject, metrics: dict[str, Any]) -> None:
     result = {
         "model": recipe.model.path,
-        "checkpoint": str(subject.checkpoint or subject.weights) if subject.label != MODEL else None,
+        "checkpoint": str(weights) if (weights := subject.checkpoint or subject.weights) is not None else None,
         **metrics,
         "config": recipe.plain(),
         "env": environment(),
@@ -224,7 +226,8 @@ async def _server(
     try:
         if subject.checkpoint is not None:
             weights = exported / f"v_{subject.version}"
-            with console.phase(f"load checkpoint of step {subject.step}"):
+            whose = "the adapters" if subject.label == MODEL else f"checkpoint of step {subject.step}"
+            with console.phase(f"load {whose}"):
                 log = run_dir.logs / "export.log"
                 await _unpack(recipe, inputs.model_path, subject.checkpoint, weights, log)
         with console.phase("start rollout server"):

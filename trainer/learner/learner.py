@@ -19,12 +19,13 @@ from torch import Tensor
 
 from agentloop.config import OptimConfig
 from agentloop.errors import WorkerError
+from trainer.checkpoint_files import TENSORS
 from trainer.learner.checkpoint import CheckpointSaver, load_checkpoint, load_model
 from trainer.learner.critic import Critic
 from trainer.learner.loss import token_losses
 from trainer.learner.losses.ratios import Segments
 from trainer.learner.model.loading import load_sharded
-from trainer.learner.model.lora import without_adapters
+from trainer.learner.model.lora import AdapterSnapshot, without_adapters
 from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision
 from trainer.learner.model.sharding import move_model, reduce_gradients, reshard
 from trainer.learner.model.vision import ImageReader
@@ -68,6 +69,7 @@ class Learner:
     Raises:
         ConfigError: a kernel or package that the settings name is not installed.
         ModelError: the model cannot be loaded, or has a feature that the trainer does not compute.
+        RunDirError: the adapters to start with do not fit the model.
     """
 
     def __init__(self, settings: LearnerSettings) -> None:
@@ -79,6 +81,8 @@ class Learner:
         self._device = torch.device(config.device, dist.get_rank()) if config.device == "cuda" else torch.device("cpu")
 
         self._policy = self._load()
+        if settings.adapters is not None:
+            load_model(settings.adapters / TENSORS, self._policy)
         self._images: ImageReader | None = None
         if is_vision(self._policy.lm):
             trust = settings.trust_remote_code
@@ -86,9 +90,11 @@ class Learner:
         self._saver = CheckpointSaver()
         self.publisher = WeightPublisher(self._policy.lm, settings.dtype)
 
-        # With adapters the frozen policy is the model without them: no second copy.
+        # With adapters the frozen policy is the model with those it started with: no second copy.
         adapted = config.lora is not None
         self._reference = self._load(reference=True) if settings.reference and not adapted else None
+        kept = settings.reference and settings.adapters is not None
+        self._first_adapters = AdapterSnapshot(self._policy.lm) if kept else None
         self._critic = Critic(settings, self._device) if config.critic is not None else None
         self.reset_optimizer(config.optim, settings.total_steps)
 
@@ -245,8 +251,16 @@ class Learner:
             if self._reference is not None:
                 logprobs_N: Tensor = self._reference(batch, temperature)[0]
                 return logprobs_N
-            with without_adapters(self._policy.lm):
-                return self._logprobs(batch, temperature)
+            if self._first_adapters is None:
+                with without_adapters(self._policy.lm):
+                    return self._logprobs(batch, temperature)
+
+            # Gathered parameters are copies: freed, so that the pass reads the exchanged values,
+            # and again, so that later passes read the policy's.
+            with self._first_adapters.in_place_of(reshard(self._policy).lm):
+                logprobs_N = self._logprobs(batch, temperature)
+                reshard(self._policy)
+            return logprobs_N
 
     def step(self, normalizer: float) -> dict[str, float]:
         """Divide the gradient by `normalizer`, clip it, take one AdamW step and reset the gradient.

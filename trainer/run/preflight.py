@@ -29,6 +29,7 @@ from agentloop.tool.session import Toolset
 from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
+from trainer.run.adapters import find_adapters
 from trainer.run.notices import (
     RowCounts,
     row_notices,
@@ -50,6 +51,7 @@ class RunInputs:
         rows: the order of the training rows.
         total_steps: training steps of the whole run.
         places: index in `train` of a row, by task id.
+        adapters: checkpoint whose adapters the policy starts with; None: new ones, or none at all.
     """
 
     recipe: Recipe
@@ -65,6 +67,7 @@ class RunInputs:
     rows: RowOrder
     total_steps: int
     places: Mapping[str, int]
+    adapters: Path | None = None
 
     @contextlib.asynccontextmanager
     async def runner(
@@ -235,6 +238,7 @@ def prepare(
         model_path=model_path,
         renderer=renderer,
         proof=proof,
+        adapters=find_adapters(recipe.trainer.lora, model_path),
         agents={name: agents.get(name, "a row") for name in names},
         toolset=toolset,
         interactions=interactions,

@@ -104,7 +104,9 @@ async def start_processes(
 
         url: str | None = None
         colocated = recipe.rollout.colocated
-        if checkpoint is None and server is not None and not colocated:
+        # Version 0 is the model's own folder, from which the server starts without the ranks; with
+        # adapters of another run it is the merged model, which the ranks write first.
+        if checkpoint is None and inputs.adapters is None and server is not None and not colocated:
             with console.phase("start trainer and rollout server"):
                 workers, url = await _start_both(_start_workers(recipe, inputs, run_dir), server.start(0, None), stack)
         else:
@@ -211,6 +213,7 @@ def _start_workers(recipe: Recipe, inputs: RunInputs, run_dir: RunDir) -> Awaita
         log_dir=run_dir.logs,
         reference=trainer.algorithm.kl_coef > 0,
         trust_remote_code=recipe.model.trust_remote_code,
+        adapters=inputs.adapters,
     )
 
 

@@ -23,7 +23,7 @@ from trainer.locks import FileLock, Locked
 LOCK = ".lock"
 """Locked while a process writes to the run directory; it names that process."""
 
-FIXED = ("model.path",)
+FIXED = ("model.path", "trainer.lora.adapters", "lora.adapters")
 """Keys that a resumed run cannot change: optimizer state and reference belong to one model."""
 
 SHOWN_LINES = 3

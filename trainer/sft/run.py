@@ -19,6 +19,7 @@ from agentloop.files import partial_of, rename_folder
 from agentloop.model_folder import check_target, copy_tokenizer, find_model
 from agentloop.text import seconds
 from trainer.checkpoint_files import read_state
+from trainer.run.adapters import find_adapters
 from trainer.run.rundir import RunDir
 from trainer.run.stop import on_stop_signals
 from trainer.sft.stage import Stage, TokenizedRows, tokenize_rows
@@ -120,13 +121,14 @@ class SftRun:
             # -1 without a checkpoint: the first evaluation is repeated
             self._dir.rewind(self.done or -1, lambda text: self._on_log({"event": text}))
 
+        adapters = find_adapters(recipe.lora, model_path)
         local = recipe.model.model_copy(update={"path": model_path})
         tokenizer = SftTokenizer.load(local, recipe.max_tokens, overlong=recipe.overlong)
         pool = ThreadPoolExecutor(1)
         with self._signals():
             try:
                 self._start_to_tokenize(pool, tokenizer)
-                workers = await self._start_workers(model_path)
+                workers = await self._start_workers(model_path, adapters)
                 try:
                     return await self._publish(workers, out, model_path) if await self._train(workers) else None
                 finally:
@@ -149,7 +151,7 @@ class SftRun:
         with on_stop_signals(stop):
             yield
 
-    async def _start_workers(self, model_path: str) -> WorkerGroup:
+    async def _start_workers(self, model_path: str, adapters: Path | None) -> WorkerGroup:
         recipe = self._recipe
         self._on_log({"event": f"start {recipe.ranks} rank{'s' * (recipe.ranks > 1)} on {recipe.device}"})
         return await WorkerGroup.start(
@@ -161,6 +163,7 @@ class SftRun:
             log_dir=self._dir.logs,
             init=recipe.model.init,
             trust_remote_code=recipe.model.trust_remote_code,
+            adapters=adapters,
         )
 
     # -- data --------------------------------------------------------------------------------------

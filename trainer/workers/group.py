@@ -81,6 +81,7 @@ class WorkerGroup:
         reference: bool = False,
         init: Literal["weights", "random"] = "weights",
         trust_remote_code: bool = False,
+        adapters: Path | None = None,
     ) -> WorkerGroup:
         """Start the rank processes and load the model in each.
 
@@ -91,9 +92,11 @@ class WorkerGroup:
             reference: keep a frozen copy of the initial policy, for `kl_coef`.
             init: `random` draws the weights with `seed`.
             trust_remote_code: `model.trust_remote_code`.
+            adapters: checkpoint whose adapters the policy starts with; None: new ones.
 
         Raises:
             ModelError: the model cannot be loaded.
+            RunDirError: `adapters` do not fit the model.
             WorkerError: a process died; the message ends with the last lines of its log.
         """
         settings = LearnerSettings(
@@ -105,6 +108,7 @@ class WorkerGroup:
             reference=reference,
             init=init,
             trust_remote_code=trust_remote_code,
+            adapters=adapters.absolute() if adapters is not None else None,
         )
         log_dir.mkdir(parents=True, exist_ok=True)
         # The ranks meet at this file. One left by a killed run holds the addresses of dead ranks.

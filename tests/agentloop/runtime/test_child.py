@@ -146,6 +146,11 @@ async def test_an_error_shows_the_log_of_this_start_only(tmp_path: Path) -> None
 
 def test_the_environment_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert child_environment(3)["OMP_NUM_THREADS"] == "3"
+    assert child_environment(3)["OMP_WAIT_POLICY"] == "passive"
+    assert "OMP_WAIT_POLICY" not in child_environment(1)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert child_environment(3)["OMP_WAIT_POLICY"] == "active"
     assert "GLIBC_TUNABLES" in child_environment(1)
     assert "GLIBC_TUNABLES" not in child_environment(1, allocator=False)

@@ -24,7 +24,15 @@ pytestmark = pytest.mark.usefixtures("process_group")
 SPEC = LossSpec(entropy_coef=0.01)
 
 
-def learner(model: Path, *, reference: bool = False, dtype: str = "float32", seed: int = 0, **config: Any) -> Learner:
+def learner(
+    model: Path,
+    *,
+    reference: bool = False,
+    dtype: str = "float32",
+    seed: int = 0,
+    adapters: Path | None = None,
+    **config: Any,
+) -> Learner:
     settings = {"optim": {"lr": 1e-2, "grad_clip": 1e9}, "logprob_chunk": 16} | config
     return Learner(
         LearnerSettings(
@@ -34,6 +42,7 @@ def learner(model: Path, *, reference: bool = False, dtype: str = "float32", see
             total_steps=10,
             seed=seed,
             reference=reference,
+            adapters=adapters,
         )
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from agentloop.config import LoraConfig
 from agentloop.errors import ConfigError
@@ -118,3 +119,35 @@ def without_adapters(lm: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._disable_adapters = False
+
+
+class AdapterSnapshot:
+    """A copy of this rank's part of all adapters: the policy that a run started from."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        self._kept = {name: local.clone() for name, local in _locals(lm)}
+
+    @contextlib.contextmanager
+    def in_place_of(self, lm: nn.Module) -> Iterator[None]:
+        """Exchange the adapters of `lm` for the kept ones inside the block.
+
+        Values are exchanged in place, because FSDP2 and the optimizer hold the tensors themselves.
+        """
+        current = {name: local.clone() for name, local in _locals(lm)}
+        self._write(lm, self._kept)
+        try:
+            yield
+        finally:
+            self._write(lm, current)
+
+    def _write(self, lm: nn.Module, values: dict[str, Tensor]) -> None:
+        for name, local in _locals(lm):
+            local.copy_(values[name])
+
+
+def _locals(lm: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield this rank's part of each matrix of an adapter."""
+    for name, parameter in lm.named_parameters():
+        if is_adapter(name):
+            tensor = parameter.detach()
+            yield name, tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -131,6 +131,37 @@ def test_a_checkpoint_holds_the_adapters_only_and_brings_the_run_back(tiny_model
         learner(tiny_model).load(tmp_path / "step_2" / "trainer", optimizer=True)
 
 
+def test_adapters_of_another_run_are_taken_further(tiny_model: Path, tmp_path: Path) -> None:
+    """A run that starts with them is the merged model's, and so is its reference."""
+    trained(learner(tiny_model, lora=LORA)).save(tmp_path / "step_2", {})
+    further = learner(tiny_model, lora=LORA, seed=7, adapters=tmp_path / "step_2", reference=True)
+    shutil.copytree(tiny_model, tmp_path / "base")
+    export_checkpoint(
+        tmp_path / "step_2" / "trainer", str(tmp_path / "base"), tmp_path / "merged", dtype="float32", lora_alpha=8.0
+    )
+
+    samples = make_samples(seed=9)
+    start = learner(tmp_path / "merged").logprobs(samples, 1.0)[2]
+    fresh = learner(tiny_model).logprobs(samples, 1.0)[2]
+    assert np.abs(further.logprobs(samples, 1.0)[2] - start).max() < 1e-5
+    assert np.abs(fresh - start).max() > 1e-3, "the adapters are not those of a new run"
+
+    # A forward pass leaves the root's parameters gathered: the exchange must not read or keep them.
+    assert further.accumulate(samples, 1.0, LossSpec(kl_coef=0.1))["kl_ref_sum"] == pytest.approx(0.0, abs=1e-6)
+    further.step(1.0)
+    trained(further)
+    moved = further.logprobs(samples, 1.0)[2]
+    assert np.abs(further.logprobs(samples, 1.0, of="reference")[2] - start).max() < 1e-5
+    assert np.array_equal(further.logprobs(samples, 1.0)[2], moved) and np.abs(moved - start).max() > 1e-3
+    assert further.accumulate(samples, 1.0, LossSpec(kl_coef=0.1))["kl_ref_sum"] > 1e-4
+
+
+def test_adapters_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    trained(learner(tiny_model, lora=LORA)).save(tmp_path / "step_2", {})
+    with pytest.raises(RunDirError, match="another shape"):
+        learner(tiny_model, lora=LORA | {"rank": 2}, adapters=tmp_path / "step_2")
+
+
 def test_an_exported_checkpoint_is_what_was_published(tiny_model: Path, tmp_path: Path) -> None:
     of = trained(learner(tiny_model, lora=LORA | {"target_modules": ["q_proj", "up_proj"]}))
     of.publish(tmp_path / "v_2")
