@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test sglang test-sglang chaos lint coverage smoke-gsm8k learn-gsm8k bench gpu-check docs clean
+.PHONY: help install quickstart quickstart-real test sglang test-sglang chaos lint coverage smoke-gsm8k learn-gsm8k bench gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -24,6 +24,20 @@ $(STAMP): pyproject.toml constraints/cpu.txt
 
 quickstart: $(STAMP) ## teach a small model to use a calculator, on two cores, in minutes
 	$(BIN)/agentloop train --config recipes/quickstart/recipe.yaml $(ARGS)
+
+SEED ?= 0
+REAL_MODEL := outputs/models/smollm2-135m
+# Runs that were stopped are continued; each seed has runs of its own.
+REAL_SUFFIX := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
+REAL_RUN = model.path=$(REAL_MODEL) seed=$(SEED) run.name=$(1)$(REAL_SUFFIX) $(if $(wildcard outputs/$(1)$(REAL_SUFFIX)/config),--resume)
+
+quickstart-real: $(STAMP) ## teach a real language model of 135 M parameters the same, on two cores, in 15 minutes: SEED=0
+	$(BIN)/python recipes/smollm2/model.py --out $(REAL_MODEL)
+	test -f outputs/smollm2-pretrained/eval.json || $(BIN)/agentloop eval --config recipes/smollm2/recipe.yaml \
+	  model.path=$(REAL_MODEL) --out outputs/smollm2-pretrained $(EVAL_ARGS)
+	$(BIN)/agentloop sft --config recipes/smollm2/sft.yaml $(call REAL_RUN,smollm2-sft) $(SFT_ARGS)
+	$(BIN)/agentloop train --config recipes/smollm2/recipe.yaml $(call REAL_RUN,smollm2) \
+	  trainer.lora.adapters=outputs/smollm2-sft$(REAL_SUFFIX) $(ARGS)
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang" $(ARGS)
