@@ -29,7 +29,7 @@ from agentloop.tool.session import Toolset
 from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
-from trainer.run.adapters import find_adapters
+from trainer.run.checkpoints import find_adapters
 from trainer.run.notices import (
     RowCounts,
     row_notices,

@@ -19,7 +19,7 @@ from agentloop.files import partial_of, rename_folder
 from agentloop.model_folder import check_target, copy_tokenizer, find_model
 from agentloop.text import seconds
 from trainer.checkpoint_files import read_state
-from trainer.run.adapters import find_adapters
+from trainer.run.checkpoints import find_adapters
 from trainer.run.rundir import RunDir
 from trainer.run.stop import on_stop_signals
 from trainer.sft.stage import Stage, TokenizedRows, tokenize_rows

@@ -11,7 +11,7 @@ import pytest
 from agentloop.config import LoraConfig
 from agentloop.errors import RunDirError
 from trainer.checkpoint_files import seal
-from trainer.run.adapters import find_adapters
+from trainer.run.checkpoints import find_adapters
 
 LORA = {"rank": 4, "alpha": 8.0, "target_modules": "all-linear", "exclude": []}
 
