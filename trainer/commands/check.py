@@ -78,8 +78,8 @@ def _check_sft(recipe: SftRecipe) -> int:
             except DataError as exc:
                 if recipe.prepare is None or "does not exist" not in exc.message:
                     raise
-                hint = f"`agentloop sft` calls {recipe.prepare} first, which writes it; check again after that"
-                raise DataError(exc.message, hint) from exc
+                console.notice(f"{name:12} not written yet: a run calls {recipe.prepare} first; check again after that")
+                continue
             console.notice(f"{name:12} {rows.described}")
         if weights:  # last, because it takes longest
             with console.phase("compare the model's tensors with its architecture"):

@@ -58,7 +58,7 @@ def test_the_warm_start_answers_checks_truthfully() -> None:
 
 
 def test_prepare_writes_what_the_stages_read(tmp_path: Path) -> None:
-    assert prepare(tmp_path / "data") == {"drill.jsonl": 480, "answers.jsonl": WARM_START_ROWS}
+    assert prepare(tmp_path / "data") == {"drill.jsonl": 240, "answers.jsonl": WARM_START_ROWS}
     rows = [json.loads(line) for line in (tmp_path / "data" / "drill.jsonl").read_text().splitlines()]
     assert rows == list(drills())
     for row in rows:
