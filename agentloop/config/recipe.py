@@ -223,6 +223,8 @@ class Recipe(Section):
             fault = "eval.background=false: nothing is sampled during training"
         elif self.rollout.publish.transport == "distributed":
             fault = "rollout.publish.transport disk or shm: NCCL does not connect two processes on one GPU"
+        elif self.rollout.engine == "sglang" and self.rollout.device == "cpu":
+            fault = "rollout.device=cuda: SGLang on a CPU cannot release its memory"
         if fault is not None:
             raise ValueError(f"rollout.colocated needs {fault}")
 

@@ -72,10 +72,17 @@ class ServerLink:
             await self.post("/continue_generation", {})
 
     async def release_memory(self) -> None:
-        """Let running requests end, hold new ones back, and release the engine's device memory."""
+        """Let running requests end, hold new ones back, and release the engine's device memory.
+
+        Raises:
+            RequestRejected: the engine cannot.
+        """
         mode: Literal["wait", "retract"] = "wait" if await self._ours() else "retract"
         await self.post("/pause_generation", PauseRequest(mode=mode).model_dump())
-        await self.post("/release_memory_occupation", {"tags": ["kv_cache", "weights"]})
+        try:
+            await self.post("/release_memory_occupation", {"tags": ["kv_cache", "weights"]})
+        except Conflict as exc:
+            raise RequestRejected(str(exc), "serve with --memory-saver, or set rollout.colocated=false") from exc
 
     async def resume_memory(self, tag: Literal["weights", "kv_cache"]) -> None:
         """Allocate a part of the engine's device memory again. Weights come with the next

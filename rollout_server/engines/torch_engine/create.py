@@ -29,7 +29,7 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
         ModelError: the model, or the weights to start from, cannot be served.
     """
     torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device)
+    device = torch.device(f"cuda:{settings.first_gpu}" if settings.device == "cuda" else settings.device)
     loaded = load_model(
         settings.model,
         dtype=getattr(torch, settings.dtype),

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from agentloop.config import Recipe, RolloutConfig, SamplingConfig
+from agentloop.errors import RequestRejected
 from agentloop.types import Task, Trajectory
 from trainer.publishing.disk import DiskPublisher
 from trainer.publishing.server_link import ServerLink
@@ -28,6 +29,8 @@ class Sglang:
         self.seen = seen
         self.released: set[str] = set()
         self.version = "default"
+        self.status = 200
+        self.refused: set[str] = set()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError):  # the client has closed its connection
@@ -36,11 +39,14 @@ class Sglang:
                 fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
                 body = await reader.readexactly(int(fields.get(b"content-length", 0)))
                 reply = json.dumps(self.take(head.split()[1].decode(), json.loads(body or b"{}"))).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n" % self.status)
                 writer.write(b"Content-Length: %d\r\n\r\n" % len(reply) + reply)
         writer.close()
 
     def take(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.status = 409 if path in self.refused else 200
+        if self.status == 409:
+            return {"message": "not here"}
         tags = set(body.get("tags") or ())
         if path == "/release_memory_occupation":
             assert not self.released
@@ -108,6 +114,16 @@ async def test_weights_return_before_the_update_and_the_cache_after_the_trainer_
     assert seen[-1] == ("continue_generation",) and sglang.version == "1" and not sglang.released
 
 
+async def test_an_engine_that_cannot_release_its_memory_ends_the_run_with_the_fix(
+    parts: tuple[Colocation, DiskPublisher, list[Any], Sglang],
+) -> None:
+    colocation, _, seen, sglang = parts
+    sglang.refused = {"/release_memory_occupation"}
+    with pytest.raises(RequestRejected, match="not here") as caught:
+        await colocation.to_trainer()
+    assert "--memory-saver" in str(caught.value) and ("MoveIn",) not in seen
+
+
 async def test_a_producer_waits_for_a_whole_batch_without_taking_it() -> None:
     go_on = asyncio.Event()
 
@@ -139,6 +155,7 @@ async def test_a_producer_waits_for_a_whole_batch_without_taking_it() -> None:
         ({"max_staleness": 1}, "rollout.colocated needs rollout.max_staleness=0, not 1"),
         ({"publish": {"transport": "distributed"}}, "NCCL does not connect two processes on one GPU"),
         ({"background": True}, "rollout.colocated needs eval.background=false"),
+        ({"engine": "sglang"}, "rollout.colocated needs rollout.device=cuda: SGLang on a CPU cannot"),
     ],
 )
 def test_what_samples_during_training_is_refused(keys: dict[str, Any], says: str) -> None:
