@@ -90,7 +90,8 @@ learn-gsm8k: $(STAMP) ## the twin of gsm8k that learns on two cores in minutes: 
 	$(BIN)/agentloop sft --config recipes/gsm8k/twin/sft.yaml seed=$(SEED) run.dir=$(TWIN)/sft $(SFT_ARGS)
 	$(BIN)/agentloop train --config recipes/gsm8k/twin/recipe.yaml seed=$(SEED) run.dir=$(TWIN)/rl \
 	  model.path=$(TWIN)/sft/model $(ARGS)
-	$(BIN)/python -m recipes.curve $(TWIN)/rl --out $(TWIN)/curve.svg $(TWIN_BOUNDS)
+	$(BIN)/agentloop report $(TWIN)/rl --picture $(TWIN)/curve.svg
+	$(BIN)/python -m recipes.bounds $(TWIN)/rl $(TWIN_BOUNDS)
 
 bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
 	$(BIN)/python benchmarks/import_time.py

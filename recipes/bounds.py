@@ -1,0 +1,85 @@
+"""Check that runs learned: how far their reward rose, and whether it kept its bounds.
+
+    python -m recipes.bounds outputs/RUN [outputs/RUN ...] --starts-below 0.35 --ends-above 0.8
+
+Prints `reward/mean` of the first step and the mean of the last five, from each run's
+`metrics.jsonl`. The exit code is 1 if a run misses a bound. `agentloop report RUN --picture FILE`
+draws the curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+LAST_STEPS = 5
+"""The end of a curve is the mean of this many steps: one step of sampled episodes is noisy."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The rewards of one run, step by step."""
+
+    name: str
+    rewards: list[float]
+
+    @property
+    def first(self) -> float:
+        return self.rewards[0]
+
+    @property
+    def last(self) -> float:
+        return statistics.fmean(self.rewards[-LAST_STEPS:])
+
+
+def read_curve(run: Path) -> Curve:
+    """Read a run's folder.
+
+    Raises:
+        OSError: there is no `metrics.jsonl`.
+        ValueError: no step has a reward.
+    """
+    lines = [orjson.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines() if line.strip()]
+    rewards = [reward for line in lines if (reward := line.get("reward/mean")) is not None]
+    if not rewards:
+        raise ValueError(f"{run}/metrics.jsonl: no step has a reward/mean")
+    return Curve(str(run), rewards)
+
+
+def missed(curve: Curve, starts_below: float | None, ends_above: float | None) -> list[str]:
+    """Return the bounds that a curve misses, in words."""
+    found = []
+    if starts_below is not None and curve.first >= starts_below:
+        found.append(f"{curve.name}: the first step has a reward of {curve.first:.3f}, not below {starts_below:g}")
+    if ends_above is not None and curve.last <= ends_above:
+        found.append(f"{curve.name}: the last {LAST_STEPS} steps have {curve.last:.3f}, not above {ends_above:g}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check how far the reward of runs rose.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
+    parser.add_argument("--starts-below", type=float, help="bound of the first step")
+    parser.add_argument("--ends-above", type=float, help=f"bound of the mean of the last {LAST_STEPS} steps")
+    arguments = parser.parse_args()
+    try:
+        curves = [read_curve(run) for run in arguments.runs]
+    except (OSError, ValueError) as exc:
+        parser.error(str(exc))
+
+    faults = []
+    for curve in curves:
+        print(f"{curve.name}: reward {curve.first:.3f} -> {curve.last:.3f} in {len(curve.rewards)} steps")
+        faults += missed(curve, arguments.starts_below, arguments.ends_above)
+    for text in faults:
+        print(text, file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
