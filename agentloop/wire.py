@@ -6,10 +6,13 @@ The models are strict: unknown fields and wrong types are errors. Importing this
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import socket
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -382,3 +385,13 @@ def url_of(sock: socket.socket, host: str) -> str:
     """Return the URL under which this machine reaches the socket."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{sock.getsockname()[1]}"
+
+
+def is_local(url: str) -> bool:
+    """Return whether a server is on this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False

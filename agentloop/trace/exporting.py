@@ -33,6 +33,7 @@ class ExportRun:
         model: `model.path`, the name of the policy.
         rollout_n: episodes of a group in training.
         eval_n: episodes of a row in an evaluation.
+        live: it goes on, and needs the cores: what is sent beside it may wait.
     """
 
     name: str
@@ -40,11 +41,12 @@ class ExportRun:
     model: str = ""
     rollout_n: int = 1
     eval_n: int = 1
+    live: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path) -> ExportRun:
-        """Return the run of a recipe in a run directory."""
-        return cls(recipe.run.name, folder, recipe.model.path, recipe.rollout.group_size, recipe.eval.n)
+        """Return the run of a recipe that begins in a run directory."""
+        return cls(recipe.run.name, folder, recipe.model.path, recipe.rollout.group_size, recipe.eval.n, live=True)
 
 
 TRACE_ID = re.compile(r"[0-9a-f]{32}")

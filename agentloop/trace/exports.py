@@ -103,6 +103,8 @@ class ExportLog:
         """Note confirmed episodes: (trace id, step, content)."""
         now = time.time()
         rows = [(destination, trace_id, step, now, content) for trace_id, step, content in episodes]
+        if not rows:
+            return
         with self._lock, self._named(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?, ?)", rows)
 

@@ -211,7 +211,8 @@ class ExportThread:
         try:
             sent, refused = send(self.destination, self._log, self._address, batch)
         except ExportError as exc:
-            self._say_once("outage", self._failure(exc))
+            if not self._given_up.is_set():  # else the end of the run stopped it, which names what is missing
+                self._say_once("outage", self._failure(exc))
             return False
         except Exception as exc:  # noqa: BLE001  # a destination never ends a run
             sent, refused = 0, [ExportError(f"{type(exc).__name__}: {exc}")] * len(batch)
@@ -252,9 +253,12 @@ class ExportThread:
 
 
 def send(
-    destination: Destination, log: ExportLog, address: str, batch: Sequence[TracedEpisode]
+    destination: Destination, log: ExportLog, address: str, batch: Sequence[TracedEpisode], *, again: bool = False
 ) -> tuple[int, list[ExportError]]:
     """Send the episodes of a batch that `log` does not have, and note those that arrived.
+
+    Args:
+        again: send those that `log` has, too.
 
     Returns:
         how many arrived; the errors of episodes that the destination refuses.
@@ -262,15 +266,9 @@ def send(
     Raises:
         ExportError: the destination cannot be reached.
     """
-    known = log.sent(address, [episode.trace_id for episode in batch])
-    batch = [episode for episode in batch if episode.trace_id not in known and episode.spans]
-    if not batch:
-        return 0, []
-
-    # A resumed run samples the steps after its checkpoint again: equal episodes with new trace ids.
-    again = log.contents(address, [episode.content for episode in batch])
-    log.mark(address, [_entry(episode) for episode in batch if episode.content in again])
-    batch = [episode for episode in batch if episode.content not in again]
+    batch = [episode for episode in batch if episode.spans]
+    if not again:
+        batch = _unknown(log, address, batch)
     if not batch:
         return 0, []
     try:
@@ -281,10 +279,22 @@ def send(
         if len(batch) == 1:
             return 0, [exc]
         # One of them is wrong: the others are not lost with it.
-        parts = [send(destination, log, address, [episode]) for episode in batch]
+        parts = [send(destination, log, address, [episode], again=again) for episode in batch]
         return sum(count for count, _ in parts), [error for _, errors in parts for error in errors]
     log.mark(address, [_entry(episode) for episode in batch])
     return len(batch), []
+
+
+def _unknown(log: ExportLog, address: str, batch: Sequence[TracedEpisode]) -> list[TracedEpisode]:
+    """Return the episodes that a destination does not have."""
+    known = log.sent(address, [episode.trace_id for episode in batch])
+    batch = [episode for episode in batch if episode.trace_id not in known]
+    # A resumed run samples the steps after its checkpoint again: equal episodes with new trace ids.
+    contents = [episode.content for episode in batch]
+    equal = log.contents(address, contents)
+    pairs = list(zip(batch, contents, strict=True))
+    log.mark(address, [_entry(episode) for episode, content in pairs if content in equal])
+    return [episode for episode, content in pairs if content not in equal]
 
 
 def send_singly(
@@ -293,12 +303,15 @@ def send_singly(
     address: str,
     batch: Sequence[TracedEpisode],
     others: Sequence[TracedEpisode] = (),
+    *,
+    again: bool = False,
 ) -> tuple[int, list[ExportError]]:
     """Send a batch that failed as a whole one by one: one episode may be what the destination
     cannot take, whatever it answers.
 
     Args:
         others: tried if all of the batch fail; they show whether the destination works.
+        again: as for `send`.
 
     Returns:
         how many arrived, `others` included; the errors of the episodes of the batch that are to be
@@ -313,7 +326,7 @@ def send_singly(
         if number >= len(batch) and sent:
             break
         try:
-            count, refused = send(destination, log, address, [episode])
+            count, refused = send(destination, log, address, [episode], again=again)
         except ExportError as exc:
             last = exc
             refused, count = [ExportError(f"{episode.key}: {exc.message}", exc.hint)], 0

@@ -112,6 +112,7 @@ class Push:
 
     Args:
         everything: ignore the sampling of the destination's section.
+        again: ignore what is noted as sent: the destination lost what it had confirmed.
         warn: called once for each pause while the destination does not answer.
 
     Attributes:
@@ -119,12 +120,19 @@ class Push:
     """
 
     def __init__(
-        self, destination: Destination, run: ExportRun, *, everything: bool = False, warn: Callable[[str], None]
+        self,
+        destination: Destination,
+        run: ExportRun,
+        *,
+        everything: bool = False,
+        again: bool = False,
+        warn: Callable[[str], None],
     ) -> None:
         self.done = Pushed()
         self._destination = destination
         self._run = run
         self._everything = everything
+        self._again = again
         self._warn = warn
         self._store = TraceStore(run.folder)
         self._log = ExportLog(self._store.folder)
@@ -186,7 +194,7 @@ class Push:
         if not self._everything:
             chosen = chosen_groups(file.split, file.step, groups, self._destination.sampling)
             ids = {trace_id: group for trace_id, group in ids.items() if group in chosen}
-        known = self._log.sent(self._address, list(ids))
+        known = set() if self._again else self._log.sent(self._address, list(ids))
         self.done.known += len(known)
         return set(ids) - known
 
@@ -204,16 +212,16 @@ class Push:
         whether its episodes are the cause or the destination."""
         for pause in PAUSES_S if self._failed is None else ():
             try:
-                self._count(*send(self._destination, self._log, self._address, batch))
+                self._count(*send(self._destination, self._log, self._address, batch, again=self._again))
                 return True
             except ExportError as exc:
                 self._warn(f"{clean(exc.message, 300)}; again in {pause:g} s")
                 time.sleep(pause)
         try:
             try:
-                done = send(self._destination, self._log, self._address, batch)
+                done = send(self._destination, self._log, self._address, batch, again=self._again)
             except ExportError:
-                done = send_singly(self._destination, self._log, self._address, batch)
+                done = send_singly(self._destination, self._log, self._address, batch, again=self._again)
         except ExportError as exc:
             if self._failed is not None:
                 raise

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from fastapi import APIRouter
@@ -33,7 +35,13 @@ DEEPEST = 16
 LAST_TIME = 253_402_300_799_000_000
 """The end of the year 9999, in microseconds."""
 
+ERROR = 2
+"""The status code of a span that failed."""
+
 _KINDS = ("unspecified", "internal", "server", "client", "producer", "consumer")
+
+
+_HEXADECIMAL = re.compile("[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +78,15 @@ def build_router(received: Received) -> APIRouter:
     return router
 
 
+_row = attrgetter(*ReceivedSpan.__slots__)
+
+
 def _receive(received: Received, body: bytes, protobuf: bool) -> int:
     """Store the spans of a request; return how many were left out."""
-    found = list(_spans(_protobuf(body) if protobuf else _json(body)))
+    found = list(_protobuf(body) if protobuf else _spans(_json(body)))
     spans = [span for span in found if span is not None]
     if spans:
-        rows = [tuple(getattr(span, name) for name in ReceivedSpan.__slots__) for span in spans]
+        rows = [_row(span) for span in spans]
         with received.writing() as connection:
             marks = ", ".join("?" * len(ReceivedSpan.__slots__))
             connection.executemany(f"INSERT OR REPLACE INTO spans VALUES ({marks})", rows)  # noqa: S608  # our names
@@ -108,10 +119,9 @@ def _json(body: bytes) -> Mapping[str, Any]:
     return found
 
 
-def _protobuf(body: bytes) -> Mapping[str, Any]:
-    """Return a request in its JSON form, with hexadecimal ids."""
+def _protobuf(body: bytes) -> Iterator[ReceivedSpan | None]:
+    """Yield the spans of a request in protobuf; None for one that cannot be stored."""
     try:
-        from google.protobuf.json_format import MessageToDict
         from google.protobuf.message import DecodeError
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     except ImportError as exc:
@@ -119,14 +129,64 @@ def _protobuf(body: bytes) -> Mapping[str, Any]:
             415, "protobuf needs a library that is not installed here", "pip install 'agentloop-rl[otlp]', or send JSON"
         ) from exc
     try:
-        found: dict[str, Any] = MessageToDict(ExportTraceServiceRequest.FromString(body))
+        request = ExportTraceServiceRequest.FromString(body)
     except (DecodeError, RecursionError, ValueError) as exc:
         raise Refusal(400, f"the body is not an ExportTraceServiceRequest in protobuf: {exc}") from exc
-    for span in _items(found):
-        for key in ("traceId", "spanId", "parentSpanId"):
-            if key in span[1]:
-                span[1][key] = base64.b64decode(span[1][key]).hex()
-    return found
+    # Read field by field: protobuf's own conversion to JSON takes five times as long.
+    for of_resource in request.resource_spans:
+        facts = _proto_attributes(of_resource.resource.attributes)
+        resource = _dump(facts)
+        for of_scope in of_resource.scope_spans:
+            for span in of_scope.spans:
+                yield _proto_span(span, facts, resource)
+
+
+def _proto_span(span: Any, facts: Mapping[str, Any], resource: str) -> ReceivedSpan | None:
+    trace_id, span_id, parent = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
+    if not _is_id(trace_id, 32) or not _is_id(span_id, 16) or not span.start_time_unix_nano:
+        return None
+    started, ended = _microseconds(span.start_time_unix_nano), _microseconds(span.end_time_unix_nano)
+    return ReceivedSpan(
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_id=parent if _is_id(parent, 16) else None,
+        service=str(facts.get("service.name") or "unknown"),
+        name=span.name,
+        kind=_kind(span.kind),
+        started_at=started,
+        ended_at=max(started, ended) if ended else None,
+        status="error" if span.status.code == ERROR else "ok",
+        message=span.status.message or None,
+        attributes=_dump(_proto_attributes(span.attributes)),
+        resource=resource,
+        events=_dump(
+            [
+                {"name": event.name, "at": _microseconds(event.time_unix_nano), **_proto_attributes(event.attributes)}
+                for event in span.events
+            ]
+        ),
+    )
+
+
+def _proto_attributes(attributes: Iterable[Any]) -> dict[str, Any]:
+    return {item.key: _proto_value(item.value, 0) for item in attributes}
+
+
+def _proto_value(value: Any, depth: int) -> Any:
+    """Return an `AnyValue` of protobuf as a value of JSON."""
+    kind = value.WhichOneof("value")
+    if kind is None or depth > DEEPEST:
+        return None
+    inner = getattr(value, kind)
+    if kind == "array_value":
+        return [_proto_value(item, depth + 1) for item in inner.values]
+    if kind == "kvlist_value":
+        return {item.key: _proto_value(item.value, depth + 1) for item in inner.values}
+    if kind == "bytes_value":
+        return inner.hex()
+    if isinstance(inner, float) and not math.isfinite(inner):
+        return "NaN" if math.isnan(inner) else "Infinity" if inner > 0 else "-Infinity"  # as in OTLP's JSON
+    return inner
 
 
 def _items(request: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
@@ -165,7 +225,7 @@ def _spans(request: Mapping[str, Any]) -> Iterator[ReceivedSpan | None]:
             kind=_kind(span.get("kind")),
             started_at=started,
             ended_at=None if not ended else max(started, ended),
-            status="error" if status.get("code") in (2, "STATUS_CODE_ERROR") else "ok",
+            status="error" if status.get("code") in (ERROR, "STATUS_CODE_ERROR") else "ok",
             message=str(status["message"]) if status.get("message") else None,
             attributes=_dump(_attributes(span)),
             resource=_dump(facts),
@@ -206,7 +266,11 @@ def _time(value: Any) -> int | None:
     """Return nanoseconds, an integer or its digits, as microseconds."""
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,20}", str(value)):
         return None
-    return min(int(value) // 1000, LAST_TIME)
+    return _microseconds(int(value))
+
+
+def _microseconds(nanoseconds: int) -> int:
+    return min(nanoseconds // 1000, LAST_TIME)
 
 
 def _kind(value: Any) -> str:
@@ -217,7 +281,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_id(value: str, digits: int) -> bool:
-    return re.fullmatch(rf"[0-9a-f]{{{digits}}}", value) is not None and set(value) != {"0"}
+    return len(value) == digits and _HEXADECIMAL.fullmatch(value) is not None and value.strip("0") != ""
 
 
 def _dump(value: Any) -> str:

@@ -20,6 +20,9 @@ def push(
     everything: Annotated[
         bool, typer.Option("--all", help="all groups, not only those that sample_rate and max_groups_per_step choose")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="also what was sent before: for a receiver that lost what it had confirmed")
+    ] = False,
 ) -> None:
     """Send the episodes that a destination does not have yet, each once.
 
@@ -34,7 +37,7 @@ def push(
 
     destination, of = push_destination(to, run, changes or ())
     screen = Console(stderr=True, highlight=False, markup=False)
-    work = Push(destination, of, everything=everything, warn=screen.print)
+    work = Push(destination, of, everything=everything, again=again, warn=screen.print)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     interrupted = False
     try:

@@ -1,6 +1,6 @@
 """weave's own client, used so that it says whether calls arrived.
 
-It runs in a process of its own (`process`). `weave.init` is not called: it would look for a newer
+It runs in a process of its own (`sending`). `weave.init` is not called: it would look for a newer
 version of itself, and wrap the libraries of other providers. The client's queue is not used either:
 it drops calls after a few failures, and only logs that. Here the client makes the calls, which are
 collected and sent in one request; a failure is an error.
@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ipaddress
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from agentloop.errors import ConfigError, ExportError
 from agentloop.text import clean, hide_values
+from agentloop.trace.sender.wire import line
 from agentloop.trace.weave.calls import EpisodeCall
+from agentloop.wire import is_local
 
 REQUEST_BYTES = 16 * 2**20
 """Most bytes of calls in one request; weave's server takes 32 MiB."""
@@ -32,6 +32,9 @@ LONGEST_CAUSE = 200
 
 LOCAL_KEY = "local"
 """API key and entity for a server on this machine, which needs neither."""
+
+PLAIN = frozenset({str, int, float, bool, type(None), dict, list})
+"""Types of values that are no op of weave."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -55,10 +58,11 @@ class Client:
             known = is_local(weave_trace_server_url()) and not os.environ.get("WANDB_BASE_URL")
             if entity is None:
                 entity = LOCAL_KEY if known else _default_entity()
+            from weave.trace import weave_client
             from weave.trace.context.weave_client_context import set_weave_client_global
-            from weave.trace.weave_client import WeaveClient
 
-            self._client = WeaveClient(entity, project, self._collector, ensure_project_exists=not known)
+            weave_client.is_op = _plain_first(weave_client.is_op)
+            self._client = weave_client.WeaveClient(entity, project, self._collector, ensure_project_exists=not known)
             # Without an active client, weave makes no calls, whichever is asked.
             set_weave_client_global(self._client)
 
@@ -119,14 +123,17 @@ class Client:
             raise _named_error(self._server_name, exc) from exc
 
 
-def is_local(url: str) -> bool:
-    """Return whether a server is on this machine."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
+def _plain_first(is_op: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return weave's `is_op`, asked only of values that may be one.
+
+    weave asks it of every value inside a call. On Python 3.11 it looks up the attributes of a
+    protocol each time, which took half of all its time. A call of an episode holds plain values.
+    """
+
+    def asked(value: Any) -> bool:
+        return type(value) not in PLAIN and is_op(value)
+
+    return asked
 
 
 def _credentials() -> Any:
@@ -266,7 +273,7 @@ def _batches(calls: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     size = 0
     for call in calls:
-        length = len(json.dumps(call, default=str))
+        length = len(line(call))
         if batch and size + length > REQUEST_BYTES:
             yield batch
             batch, size = [], 0

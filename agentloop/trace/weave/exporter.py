@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from agentloop.config import WeaveConfig
-from agentloop.errors import ConfigError, ExportError
+from agentloop.errors import ConfigError
 from agentloop.text import hide_secrets
 from agentloop.trace.exporting import ExportRun, TracedEpisode
-from agentloop.trace.weave.bounds import bound
-from agentloop.trace.weave.calls import calls_of
-from agentloop.trace.weave.images import SentImages
-from agentloop.trace.weave.process import WeaveProcess
+from agentloop.trace.sender import SenderProcess
+
+MODULE = "agentloop.trace.weave.sending"
 
 WANDB = "https://api.wandb.ai"
 
@@ -37,16 +35,11 @@ class WeaveExporter:
                 f"trace.weave.project is {config.project!r}, which is not the name of a project",
                 "give `project` or `entity/project`, and trace.weave.entity at most once",
             )
-        self._entity = entity or config.entity or os.environ.get("WANDB_ENTITY") or None
-        self._project = project
-        self._texts = config.token2text
-        self._run = run
-        self._images = SentImages()
-        self._process: WeaveProcess | None = None
-        self._lock = threading.Lock()
-        self._closed = False
+        selected = entity or config.entity or os.environ.get("WANDB_ENTITY") or None
+        settings = {"entity": selected, "project": project, "model": _model(run.model), "texts": config.token2text}
+        self._process = SenderProcess("weave", MODULE, settings, run, images=True)
         address = os.environ.get("WF_TRACE_SERVER_URL") or os.environ.get("WANDB_BASE_URL") or WANDB
-        self.destination = f"{hide_secrets(address.rstrip('/'))} {self._entity or ''}/{project}"
+        self.destination = f"{hide_secrets(address.rstrip('/'))} {selected or ''}/{project}"
 
     def export(self, episodes: Sequence[TracedEpisode]) -> None:
         """Send episodes as trees of calls.
@@ -54,32 +47,10 @@ class WeaveExporter:
         Raises:
             ExportError: the server did not take all of them.
         """
-        process = self._running()
-        trees = []
-        for episode in episodes:
-            calls = calls_of(episode, texts=self._texts, image=self._images.reference)
-            for call in calls:
-                bound(call, f"all of it is in {self._run.folder}, episode {episode.key}")
-            if calls:
-                trees.append(calls)
-        images, self._images.new = self._images.new, {}
-        process.send(trees, images)
+        self._process.send(episodes)
 
     def close(self, timeout_s: float) -> None:
-        with self._lock:
-            self._closed = True
-            if self._process is not None:
-                self._process.close()
-
-    def _running(self) -> WeaveProcess:
-        """Return the process; start one if there is none, or if it has died."""
-        with self._lock:
-            if self._closed:
-                raise ExportError("weave: the exporter is closed")
-            if self._process is None or not self._process.alive:
-                self._images.forget()
-                self._process = WeaveProcess(self._entity, self._project, _model(self._run.model), self._run.folder)
-            return self._process
+        self._process.close()
 
 
 def _model(path: str) -> str:

@@ -34,7 +34,7 @@ class Receiver:
                 receiver.requests.append((self.path, headers, len(body)))
                 answer = ExportTraceServiceResponse()
                 if receiver.status == 200:
-                    receiver.take(gzip.decompress(body))
+                    receiver.take(gzip.decompress(body) if "content-encoding" in headers else body)
                     if receiver.rejects:
                         answer.partial_success.rejected_spans = receiver.rejects
                         answer.partial_success.error_message = "too old"

@@ -14,17 +14,23 @@ from agentloop.config import WeaveConfig
 from agentloop.errors import ConfigError, ExportError
 from agentloop.trace.exporting import ExportRun, TracedEpisode
 from agentloop.trace.record import TraceRecord
+from agentloop.trace.sender.images import ReceivedImages, SentImages
+from agentloop.trace.sender.wire import line, packed, read_line, unpacked
 from agentloop.trace.weave import WeaveExporter
-from agentloop.trace.weave import client as client_module
 from agentloop.trace.weave.bounds import MOST_BYTES, bound, size_of
 from agentloop.trace.weave.calls import EpisodeCall, calls_of
-from agentloop.trace.weave.images import ReceivedImages, SentImages
 from agentloop.types import EpisodeStatus
+from agentloop.wire import is_local
 from tests.agentloop.trace.made_episodes import record
 
 
 def episode_of(made: TraceRecord, tmp_path: Path = Path("run")) -> TracedEpisode:
     return TracedEpisode(ExportRun("demo", tmp_path, "model", rollout_n=2), (made,))
+
+
+def through_the_pipe(made: TraceRecord, sent: SentImages) -> TracedEpisode:
+    episode = episode_of(made)
+    return unpacked(episode.run, read_line(line(packed(episode, sent.reference))))
 
 
 def calls(made: TraceRecord, *, texts: bool = True) -> list[EpisodeCall]:
@@ -130,19 +136,21 @@ def test_images_are_handed_over_once() -> None:
     parts = [{"type": "image", "image": picture}, {"type": "text", "text": "what is this?"}]
     made.trajectory.messages[1]["content"] = parts
     sent, received = SentImages(), ReceivedImages()
-    found = calls_of(episode_of(made), texts=True, image=sent.reference)
+    there = through_the_pipe(made, sent)
     assert len(sent.new) == 1
     received.add(sent.new)
-    shown = [received.within(call.inputs)["messages"][1]["content"] for call in (found[0], found[2])]
+    found = calls_of(there, texts=True, image=received.image)
+    shown = [call.inputs["messages"][1]["content"] for call in (found[0], found[2])]
     assert shown[0][0]["image"] is shown[1][0]["image"]
     assert shown[0][0]["image"].getpixel((1, 1)) == (255, 0, 0)
     assert shown[0][1] == "what is this?"
     parts[0]["image"] = {"sha256": "0" * 64, "path": "missing.png"}
-    content = calls_of(episode_of(made), texts=True, image=sent.reference)[0].inputs["messages"][1]["content"]
+    there = through_the_pipe(made, sent)
+    content = calls_of(there, texts=True, image=received.image)[0].inputs["messages"][1]["content"]
     assert content == "[image]what is this?", "an image that cannot be read is named"
     broken = ReceivedImages()
     broken.add({"1": "bm90IGFuIGltYWdl"})
-    assert broken.within({"_image": "1"}) == broken.within({"_image": "unknown"}) == "[image]"
+    assert broken.image({"_image": "1"}) is broken.image({"_image": "unknown"}) is None
 
 
 @pytest.mark.parametrize("text", ["x" * 9_000_000, "語" * 2_000_000, '"' * 3_000_000])
@@ -186,7 +194,7 @@ def test_the_destination_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
      ("https://trace.wandb.ai", False), ("http://127.0.0.1.example.com", False)],
 )  # fmt: skip
 def test_only_this_machine_is_local(url: str, local: bool) -> None:
-    assert client_module.is_local(url) is local
+    assert is_local(url) is local
 
 
 def test_a_server_that_cannot_be_reached_is_an_error_with_the_cause(

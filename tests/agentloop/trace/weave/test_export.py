@@ -22,9 +22,9 @@ from PIL import Image
 from agentloop.config import WeaveConfig
 from agentloop.errors import ExportError
 from agentloop.trace.exporting import ExportRun, TracedEpisode, episodes_of
+from agentloop.trace.sender.serving import MEMORY_BYTES
 from agentloop.trace.weave import WeaveExporter
 from agentloop.trace.weave.client import _cause, check_answer
-from agentloop.trace.weave.process import MEMORY_BYTES
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.viewer.trace_server import TraceServer
 
@@ -117,12 +117,13 @@ def test_the_process_is_replaced_when_it_dies_and_ends_with_the_exporter(server:
     exporter = WeaveExporter(WeaveConfig(project="lab/runs"), run)
     episodes = episodes_of(run, step_of(6, 1, samples=1))
     exporter.export(episodes)
-    first = exporter._running()._process
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait(10)
+    first = exporter._process.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
     exporter.export(episodes)
-    second = exporter._running()._process
-    assert second.pid != first.pid
+    second = exporter._process.pid
+    assert second is not None and second != first
     server.process.send_signal(signal.SIGSTOP)  # an answer never comes
     failed: list[Exception] = []
 
@@ -138,7 +139,7 @@ def test_the_process_is_replaced_when_it_dies_and_ends_with_the_exporter(server:
     exporter.close(1.0)
     sending.join(20)
     assert not sending.is_alive() and "its process ended" in str(failed[0])
-    assert second.poll() is not None
+    assert not Path(f"/proc/{second}").exists()
     with pytest.raises(ExportError, match="is closed"):
         exporter.export(episodes)
 
@@ -225,9 +226,10 @@ def test_the_process_ends_with_a_run_that_is_killed_while_the_server_hangs(tmp_p
     listener = socket.create_server(("127.0.0.1", 0))  # it takes connections and never answers
     listener.settimeout(120)
     code = (
-        "import sys; from pathlib import Path; from agentloop.trace.weave.process import WeaveProcess; "
-        "process = WeaveProcess('lab', 'runs', 'm', Path(sys.argv[1])); print(process._process.pid, flush=True); "
-        "process.send([], {})"
+        "import sys; from pathlib import Path; from agentloop.config import WeaveConfig; "
+        "from agentloop.trace.exporting import ExportRun; from agentloop.trace.weave import WeaveExporter; "
+        "exporter = WeaveExporter(WeaveConfig(project='lab/runs'), ExportRun('demo', Path(sys.argv[1]))); "
+        "print(exporter._process._running().process.pid, flush=True); exporter.export([])"
     )
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     variables = os.environ | {"WANDB_BASE_URL": url, "WF_TRACE_SERVER_URL": url, "WANDB_API_KEY": "local"}

@@ -1,6 +1,6 @@
-"""Images of conversations on their way to weave: each is sent to the process once, by its key.
+"""Images of conversations on their way to a sender process: each goes there once, by its key.
 
-A call holds `{"_image": key}` in the place of an image.
+A message holds `{"_image": key}` in the place of an image.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from agentloop.errors import DataError
@@ -31,7 +32,7 @@ class SentImages:
         self.new: dict[str, str] = {}  # key -> base64 or a path: not sent yet
 
     def reference(self, value: Any) -> dict[str, str] | None:
-        """Return what a call holds for an image; None if it cannot be read."""
+        """Return what a message holds for an image; None if it cannot be read."""
         name = value.get("sha256") or id(value) if isinstance(value, dict) else id(value)
         if name not in self._known:
             # The value is kept so that its id is not given to another.
@@ -62,23 +63,16 @@ class ReceivedImages:
     def __init__(self) -> None:
         self._known: OrderedDict[str, Image | None] = OrderedDict()
 
-    def add(self, new: dict[str, str]) -> None:
+    def add(self, new: Mapping[str, str]) -> None:
         """Open images that were sent."""
         for key, data in new.items():
             self._known[key] = _open(data)
             while len(self._known) > 2 * KEPT:  # more than the sender believes
                 self._known.popitem(last=False)
 
-    def within(self, value: Any) -> Any:
-        """Return a value with its images."""
-        if isinstance(value, dict):
-            if set(value) == {MARK}:
-                image = self._known.get(value[MARK])
-                return "[image]" if image is None else image
-            return {key: self.within(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.within(item) for item in value]
-        return value
+    def image(self, value: Any) -> Image | None:
+        """Return the image that a message refers to; None if it cannot be opened."""
+        return self._known.get(value.get(MARK)) if isinstance(value, dict) else None
 
 
 def _open(data: str) -> Image | None:

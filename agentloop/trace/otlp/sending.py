@@ -1,4 +1,4 @@
-"""The exporter `otlp`: spans to any OpenTelemetry receiver, as OTLP over HTTP in protobuf.
+"""What the sender process of `trace.otlp` does: spans as OTLP over HTTP in protobuf.
 
 It makes finished spans and hands them to OpenTelemetry's own exporter. It sets up no tracer: one of
 the user's own, for instance in a tool, is not touched and does not see them.
@@ -9,23 +9,21 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from agentloop.config import OtlpConfig
-from agentloop.errors import ConfigError, ExportError
+from agentloop.errors import ExportError
 from agentloop.text import clean, hide_secrets, hide_values
 from agentloop.trace.exporting import ExportRun, TracedEpisode
 from agentloop.trace.genai import NamedSpan, named_spans
+from agentloop.wire import is_local
 
 if TYPE_CHECKING:
     import requests
     from opentelemetry.sdk.trace import ReadableSpan
-
-PATH = "/v1/traces"
 
 REQUEST_CHARACTERS = 2_000_000
 """Text of the spans in one request; receivers refuse bodies of many MB. An episode is not split."""
@@ -44,50 +42,25 @@ PLAIN_HEADERS = frozenset(
 """Headers of a request that hold no secret; the values of all others are hidden in messages."""
 
 
-class OtlpExporter:
-    """See `SpanExporter`. The trace id is the episode's: sent again, its spans stay the same.
+class OtlpSender:
+    """See `agentloop.trace.sender.serving.Sender`. Imports its library when it is first used."""
 
-    Raises:
-        ConfigError: no header can hold a value of `headers`.
-    """
-
-    library: ClassVar[str] = "opentelemetry.exporter.otlp.proto.http"
-    extra: ClassVar[str] = "otlp"
-
-    def __init__(self, config: OtlpConfig, run: ExportRun) -> None:
-        address = config.endpoint.rstrip("/")
-        self._endpoint = address if address.endswith(PATH) else address + PATH
-        self._config = config
+    def __init__(self, settings: Mapping[str, Any], run: ExportRun) -> None:
+        self._settings = settings
         self._run = run
-        self.destination = str(hide_secrets(self._endpoint))
-        self._check_headers(config.headers)
         self._client: _Client | None = None
-        self._closed = False
 
-    def export(self, episodes: Sequence[TracedEpisode]) -> None:
-        """Send episodes in requests of a bounded size.
-
-        Raises:
-            ExportError: the receiver did not take all of them.
-        """
-        if self._closed:
-            raise ExportError(f"{self.destination}: the exporter is closed")
-        if self._client is None:
-            self._client = _Client(self._endpoint, self.destination, self._config, self._run)
+    def send(self, episodes: Sequence[TracedEpisode], images: Mapping[str, str]) -> None:
+        self._client = self._client or _Client(self._settings, self._run)
         for spans in self._requests(episodes):
             self._client.send(spans)
-
-    def close(self, timeout_s: float) -> None:
-        self._closed = True
-        if self._client is not None:
-            self._client.close()
 
     def _requests(self, episodes: Sequence[TracedEpisode]) -> Iterator[list[tuple[str, NamedSpan]]]:
         """Yield (trace id, span) of as many episodes as fit in one request."""
         spans: list[tuple[str, NamedSpan]] = []
         size = 0
         for episode in episodes:
-            named = named_spans(episode, texts=self._config.texts)
+            named = named_spans(episode, texts=self._settings["texts"])
             characters = sum(
                 len(value) for span in named for value in span.attributes.values() if isinstance(value, str)
             )
@@ -99,26 +72,20 @@ class OtlpExporter:
         if spans:
             yield spans
 
-    @staticmethod
-    def _check_headers(headers: dict[str, str]) -> None:
-        for name, value in headers.items():
-            if not (name.isascii() and name.isprintable() and " " not in name and name):
-                raise ConfigError(f"trace.otlp.headers has {clean(repr(name), 80)}, which is not the name of a header")
-            if not (value.isascii() and value.isprintable()):
-                raise ConfigError(
-                    f"trace.otlp.headers.{name} has a character that an HTTP header cannot hold",
-                    "use printable ASCII characters, without a line break at the end",
-                )
+
+def sender(settings: Mapping[str, Any], run: ExportRun) -> OtlpSender:
+    """Return the sender, for `serving.main`."""
+    return OtlpSender(settings, run)
 
 
 class _Client:
     """OpenTelemetry's exporter, with the cause when it fails. Imports its library.
 
     Args:
-        shown: the endpoint as messages name it.
+        settings: `endpoint`, and `shown`: the same as messages name it; `headers`, `timeout_s`.
     """
 
-    def __init__(self, endpoint: str, shown: str, config: OtlpConfig, run: ExportRun) -> None:
+    def __init__(self, settings: Mapping[str, Any], run: ExportRun) -> None:
         from opentelemetry.exporter.otlp.proto.http import Compression
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -126,13 +93,14 @@ class _Client:
 
         # Without a handler of its own, its messages would be printed between those of the run.
         logging.getLogger("opentelemetry.exporter").addHandler(logging.NullHandler())
-        self._shown = shown
+        self._shown = settings["shown"]
         self._session = _noting_session()
         self._exporter = OTLPSpanExporter(
-            endpoint=endpoint,
-            headers=config.headers,
-            timeout=config.timeout_s,
-            compression=Compression.Gzip,
+            endpoint=settings["endpoint"],
+            headers=settings["headers"],
+            timeout=settings["timeout_s"],
+            # On this machine, packing and unpacking take longer than what they save.
+            compression=Compression.NoCompression if is_local(settings["endpoint"]) else Compression.Gzip,
             session=self._session,
         )
         # The last one is how Phoenix names its project.
@@ -169,9 +137,6 @@ class _Client:
             ) from exc
         if rejected:
             raise ExportError(f"{self._shown} left out {rejected} of {len(spans)} spans: {note.shown(why)}", final=True)
-
-    def close(self) -> None:
-        self._exporter.shutdown()
 
     def _readable(self, trace_id: str, named: NamedSpan) -> ReadableSpan:
         from opentelemetry.sdk.trace import ReadableSpan
