@@ -28,7 +28,7 @@ QUICK = [
     "trace_viewer.py",
     "train.py",
 ]
-WHOLE_RUNS = ["async.py", "startup.py", "step.py"]
+WHOLE_RUNS = ["async.py", "startup.py", "step.py", "trace_step.py"]
 
 
 def run(name: str, *arguments: str) -> str:

@@ -72,7 +72,7 @@ class ReceivedImages:
 
     def image(self, value: Any) -> Image | None:
         """Return the image that a message refers to; None if it cannot be opened."""
-        return self._known.get(value.get(MARK)) if isinstance(value, dict) else None
+        return self._known.get(str(value.get(MARK))) if isinstance(value, dict) else None
 
 
 def _open(data: str) -> Image | None:

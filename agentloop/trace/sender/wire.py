@@ -59,8 +59,8 @@ def unpacked(run: ExportRun, records: Sequence[Mapping[str, Any]]) -> TracedEpis
         mask = LossMask()
         mask.extend(1, record["sampled"])
         trajectory.loss_mask = mask
-        places = (record[name] for name in ("step", "split", "version", "part", "parts"))
-        found.append(TraceRecord(*places, trajectory))
+        places = {name: record[name] for name in ("step", "split", "version", "part", "parts")}
+        found.append(TraceRecord(**places, trajectory=trajectory))
     return TracedEpisode(run, tuple(found))
 
 

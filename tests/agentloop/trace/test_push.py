@@ -66,6 +66,17 @@ def test_a_run_is_sent_once(run_dir: Path, receiver: Receiver) -> None:
     assert "14 episodes sent" in other.output and len(receiver.spans) == 14 * 9
 
 
+def test_what_a_receiver_lost_is_sent_again_under_the_same_ids(run_dir: Path, receiver: Receiver) -> None:
+    configured(run_dir, endpoint=receiver.url)
+    assert push(str(run_dir)).exit_code == 0
+    sent = set(receiver.spans)
+    receiver.spans.clear()
+    assert "0 episodes sent, 14 were there" in push(str(run_dir)).output and not receiver.spans
+    answer = push(str(run_dir), "--again")
+    assert "14 episodes sent, 0 were there" in answer.output and set(receiver.spans) == sent
+    assert "0 episodes sent, 14 were there" in push(str(run_dir)).output
+
+
 def test_a_run_without_a_destination_is_given_one(run_dir: Path, receiver: Receiver) -> None:
     with pytest.raises(ConfigError, match=r"has no trace\.otlp") as caught:
         push_destination("otlp", run_dir)
