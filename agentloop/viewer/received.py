@@ -105,15 +105,15 @@ class Received:
             Refusal: the database cannot be read, or not in the way that the block asks for.
         """
         place = self._place()
-        if place is None:
-            with closing(_connect(":memory:")) as connection:
-                connection.executescript(SCHEMA)
+        connection = None if place is None else self._lent(place)
+        if connection is None or place is None:
+            with closing(_connect(":memory:")) as empty:
+                empty.executescript(SCHEMA)
                 try:
-                    yield connection
+                    yield empty
                 except sqlite3.DatabaseError as exc:
                     raise self._refusal(exc) from exc
             return
-        connection = self._lent(place)
         try:
             connection.execute("BEGIN")
             yield connection
@@ -182,15 +182,20 @@ class Received:
             return None
         return stat.st_dev, stat.st_ino
 
-    def _lent(self, place: Place) -> sqlite3.Connection:
-        """Return a connection to the file that is there now, not to one that was deleted."""
+    def _lent(self, place: Place) -> sqlite3.Connection | None:
+        """Return a connection to the file that is there now, not to one that was deleted; None if
+        its tables are still being made."""
         with suppress(queue.Empty):
             while True:
                 connection, opened = self._idle.get_nowait()
                 if opened == place:
                     return connection
                 connection.close()
-        return self._open()
+        connection, layout = self._open()
+        if layout:
+            return connection
+        connection.close()
+        return None
 
     def _writing(self) -> sqlite3.Connection:
         if self._writer is not None and self._place() != self._written:
@@ -203,7 +208,7 @@ class Received:
 
     def _made(self) -> sqlite3.Connection:
         self.folder.mkdir(parents=True, exist_ok=True)
-        connection = self._open()
+        connection, _ = self._open()
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -225,7 +230,8 @@ class Received:
             return Refusal(503, f"{self._path} is in use: {exc}", "repeat the request")
         return Refusal(500, f"{self._path} cannot be read: {exc}", "move the file away, or give another --data")
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> tuple[sqlite3.Connection, int]:
+        """Return a connection and the number of the layout, 0 before there are tables."""
         try:
             connection = _connect(self._path)
             (layout,) = connection.execute("PRAGMA user_version").fetchone()
@@ -238,7 +244,7 @@ class Received:
             raise Refusal(
                 500, f"{self._path} was made by a newer version of agentloop", "upgrade, or give another --data"
             )
-        return connection
+        return connection, layout
 
 
 def _code(exc: sqlite3.Error) -> int:
