@@ -22,11 +22,13 @@ $(STAMP): pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[dev]'
 	@touch $@
 
+SEED ?= 0
+
 quickstart: $(STAMP) ## teach a small model to use a calculator, on two cores, in minutes
 	$(BIN)/agentloop train --config recipes/quickstart/recipe.yaml $(ARGS)
 
-SEED ?= 0
 REAL_MODEL := outputs/models/smollm2-135m
+REAL_BOUNDS ?= --evaluated-from 0.1 --evaluated-to 0.95
 # Runs that were stopped are continued; each seed has runs of its own.
 REAL_SUFFIX := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
 REAL_RUN = model.path=$(REAL_MODEL) seed=$(SEED) run.name=$(1)$(REAL_SUFFIX) $(if $(wildcard outputs/$(1)$(REAL_SUFFIX)/config),--resume)
@@ -38,6 +40,8 @@ quickstart-real: $(STAMP) ## teach a real language model of 135 M parameters the
 	$(BIN)/agentloop sft --config recipes/smollm2/sft.yaml $(call REAL_RUN,smollm2-sft) $(SFT_ARGS)
 	$(BIN)/agentloop train --config recipes/smollm2/recipe.yaml $(call REAL_RUN,smollm2) \
 	  trainer.lora.adapters=outputs/smollm2-sft$(REAL_SUFFIX) $(ARGS)
+	$(BIN)/agentloop report outputs/smollm2$(REAL_SUFFIX) --picture outputs/smollm2$(REAL_SUFFIX)/curve.svg
+	$(BIN)/python -m recipes.bounds outputs/smollm2$(REAL_SUFFIX) $(REAL_BOUNDS)
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang" $(ARGS)
@@ -81,7 +85,6 @@ smoke-gsm8k: $(STAMP) ## the gsm8k recipe on a CPU, two steps with the tool and 
 	  tools=null reward=null interactions=recipes/gsm8k/interactions.yaml \
 	  data.train=$(GSM8K)/data/user_train.parquet data.val=$(GSM8K)/data/user_test.parquet $(ARGS)
 
-SEED ?= 0
 TWIN = outputs/learn-gsm8k/seed$(SEED)
 TWIN_BOUNDS ?= --starts-below 0.35 --ends-above 0.8
 

@@ -1,9 +1,10 @@
 """Check that runs learned: how far their reward rose, and whether it kept its bounds.
 
     python -m recipes.bounds outputs/RUN [outputs/RUN ...] --starts-below 0.35 --ends-above 0.8
+    python -m recipes.bounds outputs/RUN --evaluated-from 0.1 --evaluated-to 0.95
 
-Prints `reward/mean` of the first step and the mean of the last five, from each run's
-`metrics.jsonl`. The exit code is 1 if a run misses a bound. `agentloop report RUN --picture FILE`
+Prints `reward/mean` of the first step and the mean of the last five, and the first and the last
+evaluation, from each run's `metrics.jsonl`. The exit code is 1 if a run misses a bound. `agentloop report RUN --picture FILE`
 draws the curve.
 """
 
@@ -23,10 +24,11 @@ LAST_STEPS = 5
 
 @dataclass(frozen=True)
 class Curve:
-    """The rewards of one run, step by step."""
+    """The rewards of one run, step by step, and of its evaluations."""
 
     name: str
     rewards: list[float]
+    evaluations: list[float]
 
     @property
     def first(self) -> float:
@@ -45,15 +47,35 @@ def read_curve(run: Path) -> Curve:
         ValueError: no step has a reward.
     """
     lines = [orjson.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines() if line.strip()]
-    rewards = [reward for line in lines if (reward := line.get("reward/mean")) is not None]
+    rewards, evaluations = (
+        [reward for line in lines if (reward := line.get(key)) is not None]
+        for key in ("reward/mean", "eval/reward_mean")
+    )
     if not rewards:
         raise ValueError(f"{run}/metrics.jsonl: no step has a reward/mean")
-    return Curve(str(run), rewards)
+    return Curve(str(run), rewards, evaluations)
 
 
-def missed(curve: Curve, starts_below: float | None, ends_above: float | None) -> list[str]:
-    """Return the bounds that a curve misses, in words."""
+def missed(
+    curve: Curve,
+    starts_below: float | None,
+    ends_above: float | None,
+    evaluated_from: float | None = None,
+    evaluated_to: float | None = None,
+) -> list[str]:
+    """Return the bounds that a curve misses, in words.
+
+    Args:
+        starts_below, ends_above: bounds of the first step and of the last ones.
+        evaluated_from, evaluated_to: the highest first and the lowest last evaluation.
+    """
     found = []
+    if (evaluated_from, evaluated_to) != (None, None) and len(curve.evaluations) < 2:
+        return [f"{curve.name}: it was evaluated less than twice"]
+    if evaluated_from is not None and curve.evaluations[0] > evaluated_from:
+        found.append(f"{curve.name}: the first evaluation is {curve.evaluations[0]:.3f}, above {evaluated_from:g}")
+    if evaluated_to is not None and curve.evaluations[-1] < evaluated_to:
+        found.append(f"{curve.name}: the last evaluation is {curve.evaluations[-1]:.3f}, below {evaluated_to:g}")
     if starts_below is not None and curve.first >= starts_below:
         found.append(f"{curve.name}: the first step has a reward of {curve.first:.3f}, not below {starts_below:g}")
     if ends_above is not None and curve.last <= ends_above:
@@ -66,7 +88,10 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     parser.add_argument("--starts-below", type=float, help="bound of the first step")
     parser.add_argument("--ends-above", type=float, help=f"bound of the mean of the last {LAST_STEPS} steps")
+    parser.add_argument("--evaluated-from", type=float, help="highest first evaluation")
+    parser.add_argument("--evaluated-to", type=float, help="lowest last evaluation")
     arguments = parser.parse_args()
+    given = (arguments.starts_below, arguments.ends_above, arguments.evaluated_from, arguments.evaluated_to)
     try:
         curves = [read_curve(run) for run in arguments.runs]
     except (OSError, ValueError) as exc:
@@ -75,7 +100,9 @@ def main() -> int:
     faults = []
     for curve in curves:
         print(f"{curve.name}: reward {curve.first:.3f} -> {curve.last:.3f} in {len(curve.rewards)} steps")
-        faults += missed(curve, arguments.starts_below, arguments.ends_above)
+        if curve.evaluations:
+            print(f"{curve.name}: evaluated {curve.evaluations[0]:.3f} -> {curve.evaluations[-1]:.3f}")
+        faults += missed(curve, *given)
     for text in faults:
         print(text, file=sys.stderr)
     return 1 if faults else 0

@@ -7,7 +7,7 @@ import re
 from agentloop.numbers import same_number
 from agentloop.types import Task, Trajectory
 
-ANSWER = re.compile(r"#### *\$?(-?[\d,]+(?:\.\d+)?)\.?\s*$")
+ANSWER = re.compile(r"####\s*(\S+)\s*$")
 
 
 def score(task: Task, text: str, trajectory: Trajectory) -> float:
@@ -17,5 +17,5 @@ def score(task: Task, text: str, trajectory: Trajectory) -> float:
         text: the last assistant turn, decoded.
     """
     match = ANSWER.search(text)
-    # As numbers: a column of integers with a gap holds 72.0 in place of 72.
-    return float(same_number(match.group(1).replace(",", "") if match is not None else "", task.ground_truth))
+    # As numbers: 1,234.50 is 1234.5.
+    return float(match is not None and same_number(match.group(1), task.ground_truth))

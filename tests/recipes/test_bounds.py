@@ -11,10 +11,11 @@ import pytest
 from recipes import bounds
 
 
-def run(folder: Path, rewards: list[float | None]) -> Path:
+def run(folder: Path, rewards: list[float | None], *evaluations: float) -> Path:
     folder.mkdir()
     lines: list[dict[str, Any]] = [{"step": 0, "eval/reward_mean": 0.1}]
     lines += [{"step": step, "reward/mean": reward} for step, reward in enumerate(rewards, 1)]
+    lines += [{"step": len(rewards), "eval/reward_mean": reward} for reward in evaluations]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -54,3 +55,17 @@ def test_a_folder_without_rewards_is_refused(
         with pytest.raises(SystemExit):
             program(monkeypatch, str(folder))
         assert "metrics.jsonl" in capsys.readouterr().err
+
+
+def test_evaluations_are_bounded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(run(tmp_path / "r", [0.2, 0.9], 0.9))
+    assert program(monkeypatch, folder, "--evaluated-from", "0.1", "--evaluated-to", "0.9") == 0
+    assert "evaluated 0.100 -> 0.900" in capsys.readouterr().out
+    assert program(monkeypatch, folder, "--evaluated-to", "0.95") == 1
+    assert "the last evaluation is 0.900, below 0.95" in capsys.readouterr().err
+    assert program(monkeypatch, folder, "--evaluated-from", "0.05") == 1
+    assert "the first evaluation is 0.100, above 0.05" in capsys.readouterr().err
+    assert program(monkeypatch, str(run(tmp_path / "once", [0.2])), "--evaluated-to", "0.5") == 1
+    assert "evaluated less than twice" in capsys.readouterr().err

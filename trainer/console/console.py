@@ -41,6 +41,13 @@ WIDEST = 120
 ETA_STEPS = 20
 """The remaining time is estimated from this many steps."""
 
+EPISODES, TRAINING = "episodes", "trained groups"
+"""Labels of the progress within a step: its episodes, then the groups trained of them."""
+
+STEP_REPORTS = 3
+"""A step reports this many times more rarely than a phase when there is no bar: it has a line of
+its own at its end, and only a step that takes long needs more."""
+
 REPORT_EVERY_S = 10.0
 """Seconds between two progress reports of a phase or an evaluation when there is no bar."""
 
@@ -77,6 +84,7 @@ class Console:
         self._report_every_s = report_every_s
         self._reported_at = 0.0
         self._reported_label = ""
+        self._step_reported_at: float | None = None
         self._line_open = False
         self._lines_since_header: int | None = None
         self._progress: tuple[int, int, str] | None = None
@@ -141,15 +149,28 @@ class Console:
         self._progress = (done, total, label)
         if self._terminal and self._live is None:
             self._show_live()
-        if not self._terminal and label != "episodes":
-            now = time.monotonic()
-            if self._reported_label != label:
-                self._reported_label, self._reported_at = label, now
-            elif done < total and now - self._reported_at >= self._report_every_s:
-                self._reported_at = now
-                self._print(f"{label} {done:,}/{total:,}")
-            if done >= total:
-                self._reported_label = ""
+        if self._terminal:
+            return
+        if label in (EPISODES, TRAINING):
+            self._report_step(done, total, label)
+            return
+        now = time.monotonic()
+        if self._reported_label != label:
+            self._reported_label, self._reported_at = label, now
+        elif done < total and now - self._reported_at >= self._report_every_s:
+            self._reported_at = now
+            self._print(f"{label} {done:,}/{total:,}")
+        if done >= total:
+            self._reported_label = ""
+
+    def _report_step(self, done: int, total: int, label: str) -> None:
+        """Print that a long step goes on. A short one has its own line soon."""
+        now = time.monotonic()
+        if self._step_reported_at is None:
+            self._step_reported_at = now
+        elif done < total and now - self._step_reported_at >= STEP_REPORTS * self._report_every_s:
+            self._step_reported_at = now
+            self._print(f"step {self._step + 1}: {label} {done:,}/{total:,}")
 
     def step(self, metrics: Metrics, total_steps: int) -> None:
         """Print the line of a finished step. Keys as in docs/metrics.md; any may be missing."""
@@ -158,7 +179,8 @@ class Console:
         if duration is not None:
             self._durations = [*self._durations[1 - ETA_STEPS :], duration]
 
-        self._progress = (0, 0, "episodes") if self._step < total_steps else None
+        self._step_reported_at = None
+        self._progress = (0, 0, EPISODES) if self._step < total_steps else None
         if self._progress is None:
             self._stop_live()
         elif self._terminal:
@@ -178,7 +200,7 @@ class Console:
             self._first_eval = finite(metrics.get("eval/reward_mean"))
         line = eval_line(metrics, self._first_eval if self._evals > 1 else None)
 
-        self._progress = None if self._step in (0, self._total) else (0, 0, "episodes")
+        self._progress = None if self._step in (0, self._total) else (0, 0, EPISODES)
         if self._progress is None:
             self._stop_live()
         self._print(line)
@@ -279,10 +301,12 @@ class Console:
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1, min_width=4)
         grid.add_column(no_wrap=True)
-        if not self._total or label != "episodes":
+        if not self._total or label not in (EPISODES, TRAINING):
             grid.add_row(label, ProgressBar(total=1.0, completed=share), f"{done}/{total}")
             return grid
         counted = "training" if done >= total > 0 else f"{label} {done}/{total}" if total else label
+        if label == TRAINING:  # the bar of the episodes stays full
+            share = 1.0
         left = f"  {self._time_left(share)} left" if self._durations else ""
         grid.add_row(
             f"step {min(self._step + 1, self._total)}/{self._total}",

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentloop.config import Recipe
+from agentloop.config import Recipe, RolloutConfig
 from agentloop.errors import WorkerError
 from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.trace.hub import TraceHub
 from agentloop.trace.record import TraceRecord
 from agentloop.types import Trajectory
-from trainer.console.console import Console
+from trainer.console.console import EPISODES, TRAINING, Console
 from trainer.loggers import Loggers
 from trainer.publishing.weights_folder import prune_versions
 from trainer.rollouts.group_file import read_groups
@@ -154,7 +154,7 @@ class TrainRun:
             return self._result(first)
 
         self._announce_algorithm()
-        progress = _EpisodeProgress(console, self._recipe.rollout.batch_size * self._recipe.rollout.group_size)
+        progress = _StepProgress(console, self._recipe.rollout)
         producer = self._make_producer(processes, progress)
         producer.restore(finished)
         trainer = StepTrainer(
@@ -165,6 +165,7 @@ class TrainRun:
             console.warn,
             signals.said,
             processes.colocation,
+            on_trained=progress.trained,
         )
         checkpoints = Checkpoints(processes.workers, self._dir, self._recipe.checkpoint, console.warn)
 
@@ -233,7 +234,7 @@ class TrainRun:
             await self._traces.write(step.metrics["step"], "train", step.records)
             step.records = None
 
-    def _make_producer(self, processes: Processes, progress: _EpisodeProgress) -> Producer:
+    def _make_producer(self, processes: Processes, progress: _StepProgress) -> Producer:
         """Make the producer of the remaining steps."""
         recipe, inputs, algorithm = self._recipe, self._inputs, self._recipe.trainer.algorithm
         return Producer(
@@ -327,12 +328,13 @@ class TrainRun:
         return [reward for row in self._dir.read_metrics() if (reward := row.get("eval/reward_mean")) is not None]
 
 
-class _EpisodeProgress:
-    """The progress bar of a step's episodes."""
+class _StepProgress:
+    """The progress of a step: its episodes, and once all have finished, the groups trained."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, rollout: RolloutConfig) -> None:
         self._console = console
-        self._total = total
+        self._groups = rollout.batch_size
+        self._episodes = rollout.batch_size * rollout.group_size
         self._done = 0
 
     def restart(self) -> None:
@@ -342,7 +344,12 @@ class _EpisodeProgress:
     def count(self, _: list[Trajectory]) -> None:
         """Count a finished episode."""
         self._done += 1
-        self._console.progress(self._done, self._total, "episodes")
+        self._console.progress(self._done, self._episodes, EPISODES)
+
+    def trained(self, groups: int) -> None:
+        """Note how many groups of the step are trained. A long step shows that it goes on."""
+        if self._done >= self._episodes:
+            self._console.progress(groups, self._groups, TRAINING)
 
 
 def varied(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:

@@ -169,6 +169,7 @@ class StepTrainer:
         warn: called with each warning.
         said: called with the kind of each warning that a signal would repeat.
         colocation: hands the GPUs over, if engine and trainer share them.
+        on_trained: called with the number of the step's groups that have been trained so far.
     """
 
     def __init__(
@@ -180,8 +181,10 @@ class StepTrainer:
         warn: Callable[[str], None],
         said: Callable[[str], None] = lambda _: None,
         colocation: Colocation | None = None,
+        on_trained: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._recipe = recipe
+        self._on_trained = on_trained
         self._colocation = colocation
         self._policy = policy
         self._workers = workers
@@ -203,7 +206,7 @@ class StepTrainer:
         """
         policy = self._policy
         idle_before = producer.idle_s
-        update = _Update(self._recipe, policy, self._workers, producer, traced=traced)
+        update = _Update(self._recipe, policy, self._workers, producer, self._on_trained, traced=traced)
         if self._colocation is not None:
             batch = self._recipe.rollout.batch_size
             with update.clock.measure("train_wait_s"):
@@ -247,9 +250,18 @@ class _Update:
     """The update of one step: its collaborators, and its sums over minibatches."""
 
     def __init__(
-        self, recipe: Recipe, policy: PolicyState, workers: WorkerGroup, producer: Producer, *, traced: bool
+        self,
+        recipe: Recipe,
+        policy: PolicyState,
+        workers: WorkerGroup,
+        producer: Producer,
+        on_trained: Callable[[int], None],
+        *,
+        traced: bool,
     ) -> None:
         self._recipe = recipe
+        self._on_trained = on_trained
+        self._trained = 0
         self._traced = traced
         self._algorithm = recipe.trainer.algorithm
         self._policy = policy
@@ -315,6 +327,7 @@ class _Update:
         temperature = self._recipe.rollout.sampling.temperature
         async for chunk in chunks:
             samples = [sample for group in chunk for sample in group.samples]
+            self._trained += len(chunk)
             if not samples:
                 continue
             if self._traced:
@@ -328,6 +341,7 @@ class _Update:
                 if self._critic is not None:
                     values = self._preparation.value_samples(chunk)
                     self._critic.add(await self._workers.accumulate_values(values))
+            self._on_trained(self._trained)
         return totals
 
     def _remember(self, chunk: list[TrainGroup]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from trainer.console.console import HEADER_EVERY, Console
+from trainer.console.console import EPISODES, HEADER_EVERY, TRAINING, Console
 from trainer.console.lines import bound_by
 from trainer.console.samples import SAMPLE_LINES
 
@@ -313,12 +313,15 @@ def test_without_a_bar_long_work_says_now_and_then_how_far_it_is() -> None:
     out.truncate(out.seek(0))
     for done in (1, 600, 1_000):
         console.progress(done, 1_000, "evaluation")
-        console.progress(done, 1_000, "episodes")
-    assert out.getvalue() == "evaluation 600/1,000\n"
+        console.progress(done, 1_000, EPISODES)
+    for done in (3, 8):
+        console.progress(done, 8, TRAINING)
+    assert out.getvalue() == "evaluation 600/1,000\nstep 1: episodes 600/1,000\nstep 1: trained groups 3/8\n"
     quiet, silent = plain()
     with quiet.phase("check rows"):
         quiet.phase_progress(1, 2)
-    quiet.progress(1, 2, "evaluation")
+    for label in ("evaluation", EPISODES, TRAINING):
+        quiet.progress(1, 2, label)
     assert "1/2" not in silent.getvalue(), "short work says nothing"
 
 

@@ -103,7 +103,10 @@ async def trained_steps(
 ) -> tuple[list[TrainedStep], list[str]]:
     warnings: list[str] = []
     algorithm = recipe.trainer.algorithm
-    trainer = StepTrainer(recipe, PolicyState.at(None, algorithm), workers, NoPublisher(), warnings.append)
+    trained: list[int] = []
+    trainer = StepTrainer(
+        recipe, PolicyState.at(None, algorithm), workers, NoPublisher(), warnings.append, on_trained=trained.append
+    )
     producer = Producer(
         Script(),
         TASKS,
@@ -117,6 +120,7 @@ async def trained_steps(
     producer.admit(0)
     steps = [await trainer.run(step, producer, traced=traced) for step in (1, 2)]
     await producer.close()
+    assert trained[-1] == recipe.rollout.batch_size and trained.count(trained[-1]) == len(steps)
     return steps, warnings
 
 
