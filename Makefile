@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real test sglang test-sglang chaos lint coverage smoke-gsm8k learn-gsm8k bench gpu-check docs clean
+.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k learn-gsm8k bench gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -44,7 +44,10 @@ quickstart-real: $(STAMP) ## teach a real language model of 135 M parameters the
 	$(BIN)/python -m recipes.bounds outputs/smollm2$(REAL_SUFFIX) $(REAL_BOUNDS)
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang" $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real" $(ARGS)
+
+test-real: $(STAMP) ## run the tests with a real pretrained model (SmolLM2-135M, from the package index)
+	$(BIN)/python -m pytest -m "real and not sglang" $(ARGS)
 
 SGLANG_VENV ?= .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.installed
@@ -72,7 +75,7 @@ lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/lint-imports
 
 coverage: $(STAMP) ## tests with line coverage of agentloop/, at least 90 %
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 GSM8K := outputs/smoke-gsm8k
 

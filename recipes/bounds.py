@@ -4,8 +4,8 @@
     python -m recipes.bounds outputs/RUN --evaluated-from 0.1 --evaluated-to 0.95
 
 Prints `reward/mean` of the first step and the mean of the last five, and the first and the last
-evaluation, from each run's `metrics.jsonl`. The exit code is 1 if a run misses a bound. `agentloop report RUN --picture FILE`
-draws the curve.
+evaluation, from each run's `metrics.jsonl`. The exit code is 1 if a run misses a bound.
+`agentloop report RUN --picture FILE` draws the curve.
 """
 
 from __future__ import annotations
