@@ -150,6 +150,17 @@ class _Rows:
         return pa.table(columns, schema=SCHEMA)
 
 
+def _arrow(numbers: np.ndarray, null: np.ndarray | None = None) -> pa.Array:
+    """Return numbers as an arrow array; `null` marks entries without a number.
+
+    `pa.array` returns the same. Given an array of numpy it imports pandas, which takes longer than
+    to write a step.
+    """
+    valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little"))
+    values = pa.py_buffer(np.ascontiguousarray(numbers))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [valid, values])
+
+
 class _Lists:
     """A column of number lists, without a Python object for each number."""
 
@@ -173,16 +184,16 @@ class _Lists:
         joined = np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=self._dtype)
         nulls = [null for null in self._nulls if null is not None and null.any()]
         if not nulls:
-            return pa.array(joined)
+            return _arrow(joined)
         pairs = zip(self._nulls, self._lengths, strict=True)
         mask = np.concatenate([np.zeros(length, dtype=bool) if null is None else null for null, length in pairs])
-        return pa.array(joined, mask=mask)
+        return _arrow(joined, mask)
 
     def array(self, values: pa.Array | None = None) -> pa.Array:
         """Return the lists; `values` replaces the numbers."""
         offsets = np.concatenate(([0], np.cumsum(self._lengths))).astype(np.int32)
         absent = pa.array(self._absent, pa.bool_()) if any(self._absent) else None
-        return pa.ListArray.from_arrays(pa.array(offsets), self.values() if values is None else values, mask=absent)
+        return pa.ListArray.from_arrays(_arrow(offsets), self.values() if values is None else values, mask=absent)
 
 
 def _sampled(column: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
