@@ -49,6 +49,9 @@ TURN_MEDIAN, TURN_LONGEST = 12, 64
 WAIT_SPREAD = 0.5
 """Sigma of the lognormal of the tool's times."""
 
+QUICK_BATCH = 4
+"""Prompts of a step with `--quick`."""
+
 TOOL_TOKENS = 192
 TEMPLATE_TOKENS = 32
 """At most so many tokens are around the tool's text."""
@@ -62,40 +65,40 @@ def spread(count: int, median: float, sigma: float, seed: int) -> list[float]:
     return drawn
 
 
-def turn_lengths() -> list[int]:
+def turn_lengths(samples: int = ROWS) -> list[int]:
     """The new tokens of the turns of a step: two for each of its samples."""
     normal = statistics.NormalDist()
-    sigma = math.log(TURN_LONGEST / TURN_MEDIAN) / normal.inv_cdf((2 * ROWS - 0.5) / (2 * ROWS))
-    return [max(1, round(length)) for length in spread(2 * ROWS, TURN_MEDIAN, sigma, seed=0)]
+    sigma = math.log(TURN_LONGEST / TURN_MEDIAN) / normal.inv_cdf((2 * samples - 0.5) / (2 * samples))
+    return [max(1, round(length)) for length in spread(2 * samples, TURN_MEDIAN, sigma, seed=0)]
 
 
-def check_work(lines: Sequence[dict[str, Any]], staleness: int) -> None:
+def check_work(lines: Sequence[dict[str, Any]], staleness: int, samples: int = ROWS) -> None:
     """Stop when a step is not what this benchmark says: episodes, turns, tokens, staleness."""
-    sampled = sum(turn_lengths())
+    sampled = sum(turn_lengths(samples))
     for line in lines:
         expect("failed or rejected episodes", line["episode/failed"] + line["episode/rejected"], 0)
-        expect("episodes of a step", line["episode/count"], ROWS)
+        expect("episodes of a step", line["episode/count"], samples)
         expect("turns of an episode", line["episode/turns_mean"], 2)
         expect("sampled tokens of a step", line["rollout/tokens"], sampled)
-        observed = line["episode/response_tokens_mean"] - sampled / ROWS
+        observed = line["episode/response_tokens_mean"] - sampled / samples
         expect_between("tokens of the tool's text", observed, TOOL_TOKENS, TOOL_TOKENS + TEMPLATE_TOKENS)
     expect("versions that the oldest token was behind", max(line["staleness/max"] for line in lines), staleness)
 
 
-def write_rows(folder: Path, longest_wait_s: float, steps: int) -> None:
+def write_rows(folder: Path, longest_wait_s: float, steps: int, batch: int) -> None:
     """The rows of a run: questions of the quickstart, for each sample two lengths and a wait."""
     sys.path.insert(0, str(QUICKSTART))
     try:
         from data import rows as questions
     finally:
         sys.path.remove(str(QUICKSTART))
-    lengths = turn_lengths()
-    waits = spread(ROWS, 1.0, WAIT_SPREAD, seed=1)
+    lengths = turn_lengths(GROUP * batch)
+    waits = spread(GROUP * batch, 1.0, WAIT_SPREAD, seed=1)
     waits = [longest_wait_s * wait / max(waits) for wait in waits]
     digits = random.Random(2).choices("0123456789", k=TOOL_TOKENS)
     lines = []
-    for position, row in enumerate(questions("train", BATCH * steps)):
-        samples = range(position % BATCH * GROUP, position % BATCH * GROUP + GROUP)
+    for position, row in enumerate(questions("train", batch * steps)):
+        samples = range(position % batch * GROUP, position % batch * GROUP + GROUP)
         extra = {
             "turns": [lengths[2 * sample : 2 * sample + 2] for sample in samples],
             "waits_s": [waits[sample] for sample in samples],
@@ -107,7 +110,7 @@ def write_rows(folder: Path, longest_wait_s: float, steps: int) -> None:
     (folder / "reward.py").write_text(ours.REWARD, encoding="utf-8")
 
 
-def command_of(folder: Path, steps: int, staleness: int) -> list[str]:
+def command_of(folder: Path, steps: int, staleness: int, batch: int) -> list[str]:
     overrides = {
         "run.dir": folder / "run",
         "run.steps": steps,
@@ -117,8 +120,10 @@ def command_of(folder: Path, steps: int, staleness: int) -> list[str]:
         "data.max_prompt_tokens": 256,
         "reward": f"{folder / 'reward.py'}:score",
         "rollout.max_staleness": staleness,
+        "rollout.batch_size": batch,
+        "rollout.group_size": GROUP,
         "rollout.max_running": 128,
-        "rollout.max_concurrent": 2 * ROWS,
+        "rollout.max_concurrent": 2 * GROUP * batch,
         f"agents.{ours.TOOL_AGENT}.max_assistant_turns": 2,
         f"agents.{ours.TOOL_AGENT}.max_response_tokens": 512,
         "rollout.sampling.max_new_tokens": TURN_LONGEST + 8,
@@ -143,16 +148,17 @@ def train(command: list[str], folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def measure(folder: Path, staleness: int, longest_wait_s: float, steps: int, warm_up: int) -> dict[str, Any]:
+def measure(folder: Path, staleness: int, longest_wait_s: float, options: argparse.Namespace) -> dict[str, Any]:
     """Medians of one run: seconds of a step, of its rollout and of its training."""
+    steps, warm_up, batch = options.steps, options.warm_up, options.batch
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_rows(folder, longest_wait_s, steps)
+    write_rows(folder, longest_wait_s, steps, batch)
     ours.install_agents(folder / "site")
     with OtherLoad() as others:
-        lines = train(command_of(folder, steps, staleness), folder)
+        lines = train(command_of(folder, steps, staleness, batch), folder)
     expect("steps of a run", len(lines), steps)
-    check_work(lines, staleness)
+    check_work(lines, staleness, GROUP * batch)
     # The last `staleness` steps have no later rollout beside them.
     counted = lines[warm_up + staleness : len(lines) - staleness]
     keys = {"step_s": "step/time_s", "rollout_s": "rollout/time_s", "train_s": "train/time_s"}
@@ -170,7 +176,7 @@ def balance(folder: Path, options: argparse.Namespace) -> float:
     """The longest time of the tool with which rollout and training cost the same."""
     wait = 1.0
     for _ in range(6):
-        found = measure(folder, 0, wait, options.steps, options.warm_up)
+        found = measure(folder, 0, wait, options)
         apart = found["train_s"] - found["rollout_s"]
         if abs(apart) <= ALIKE / 2 * found["train_s"]:
             return wait
@@ -245,8 +251,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/RESULTS.md")
     add_quick_option(parser)
     options = parser.parse_args()
+    options.batch = QUICK_BATCH if options.quick else BATCH
     if options.quick:
-        options.staleness, options.steps, options.warm_up = [1], 4, 1
+        options.staleness, options.steps, options.warm_up = [1], 3, 0
     if options.steps <= options.warm_up + 2 * max(options.staleness):
         parser.error("--steps has to be more than --warm-up and twice the staleness")
     return options
@@ -263,7 +270,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         if options.quick:
-            measure(folder, 1, 0.05, options.steps, options.warm_up)
+            measure(folder, 1, 0.05, options)
             print(QUICK)
             return
         if not options.only_curve:
@@ -271,7 +278,7 @@ def main() -> None:
             rounds = {staleness: [] for staleness in sorted({0, *options.staleness})}
             for _ in range(options.rounds):
                 for staleness, runs in rounds.items():
-                    runs.append(measure(folder, staleness, wait, options.steps, options.warm_up))
+                    runs.append(measure(folder, staleness, wait, options))
             lines, met = describe(rounds)
             lines.insert(0, f"The tool's longest time: {wait:.2f} s.\n")
         if options.curve or options.only_curve:

@@ -161,7 +161,7 @@ def main() -> None:
     add_quick_option(parser)
     options = parser.parse_args()
     if options.quick:
-        options.generations, options.at_once, options.episodes, options.repeats, options.held = [3], [4, 8], 8, 1, 16
+        options.generations, options.at_once, options.episodes, options.repeats, options.held = [3], [8], 8, 1, 16
         options.turns, options.tokens = 16, 2000
     existing(options.template, "--template")
     existing(options.tokenizer / "tokenizer.json", "--tokenizer")

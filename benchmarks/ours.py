@@ -53,7 +53,7 @@ class Arrivals:
                 self.times.append(time.perf_counter())
 
 
-def train_command(model: Path, steps: int, folder: Path, extra: list[str]) -> list[str]:
+def train_command(model: Path, steps: int, folder: Path, extra: list[str], batch: int = BATCH) -> list[str]:
     """The quickstart's recipe with the scenario's rows, model and lengths; how it runs stays as the recipe has it."""
     overrides = {
         "run.dir": folder / "run",
@@ -64,7 +64,7 @@ def train_command(model: Path, steps: int, folder: Path, extra: list[str]) -> li
         "data.shuffle": "false",
         "data.max_prompt_tokens": 256,
         "reward": f"{folder / 'reward.py'}:score",
-        "rollout.batch_size": BATCH,
+        "rollout.batch_size": batch,
         "rollout.group_size": GROUP,
         "rollout.sampling.max_new_tokens": TURN_TOKENS,
         "agents.tool_agent.max_assistant_turns": 2,
@@ -92,7 +92,7 @@ def measure(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_recipe(work, folder)
-    command = train_command(model, steps, folder, extra)
+    command = train_command(model, steps, folder, extra, work.batch)
     path = os.pathsep.join(filter(None, [str(folder / "site"), os.environ.get("PYTHONPATH")]))
     metrics_file = folder / "run" / "metrics.jsonl"
     with Arrivals(metrics_file) as arrivals:
@@ -114,7 +114,7 @@ def _write_recipe(work: Workload, folder: Path) -> None:
         if uses_tool(work.scenario):
             rows.append(row)
             continue
-        group = position % BATCH
+        group = position % work.batch
         extra = {**row["extra_info"], "lengths": work.lengths[group * GROUP : (group + 1) * GROUP]}
         rows.append({**row, "agent_name": AGENT, "extra_info": extra})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

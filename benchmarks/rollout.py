@@ -307,7 +307,7 @@ def measure(scenario: str, servers: Sequence[Server], options: argparse.Namespac
     benches = [Bench(server, vocabulary, seed=number) for number, server in enumerate(servers)]
     if scenario == "latency":
         benches = [bench for bench in benches if bench.server.streams]
-    for number in range(options.rounds + 1):
+    for number in range(1 if options.quick else 0, options.rounds + 1):
         for bench in benches:
             waves = bench.measure(scenario, options.seconds if number else 0.0)
             if number:

@@ -35,7 +35,7 @@ from caller import make_caller
 from quick import QUICK, add_quick_option, expect, expect_between
 from quiet import OtherLoad
 from report import NOT_COMPARABLE, all_steps, describe, hardware, record
-from workload import BATCH, QUICKSTART, ROWS, SCENARIOS, Workload, uses_tool, workload
+from workload import BATCH, QUICKSTART, SCENARIOS, Workload, uses_tool, workload
 
 REPO = Path(__file__).resolve().parents[1]
 TRL = "trl==1.16.0"
@@ -48,8 +48,8 @@ CLOSE = 1.15
 CALLS = (0.9, 1.2)
 """Calls of an episode in the tool scenarios: the model was tuned to call in each."""
 
-QUICK_CALLS = (0.01, 1.2)
-"""With `--quick` it was hardly tuned."""
+QUICK_BATCH, QUICK_CALLS = 4, (0.01, 1.2)
+"""Prompts of a step with `--quick`, and calls of an episode: the model was hardly tuned."""
 
 TOKENS_APART = 0.02
 """The model ends its turns in the tool scenarios: so far the sampled tokens of a step may differ between the two."""
@@ -125,7 +125,7 @@ def measured_settings(tried: list[dict[str, Any]]) -> list[tuple[int, int]]:
 def check_our_work(work: Workload, steps: Sequence[dict[str, Any]], calls: tuple[float, float] = CALLS) -> None:
     """Stop when a step of ours is not what its scenario says: episodes, tokens, calls of an episode."""
     for step in steps:
-        expect(f"{work.scenario}: episodes of a step", step["episode/count"], ROWS)
+        expect(f"{work.scenario}: episodes of a step", step["episode/count"], work.samples)
         expect(f"{work.scenario}: failed or rejected episodes", step["episode/failed"] + step["episode/rejected"], 0)
         if work.lengths:
             expect(f"{work.scenario}: sampled tokens of a step", step["rollout/tokens"], sum(work.lengths))
@@ -162,7 +162,7 @@ def measure(scenario: str, options: argparse.Namespace, python: Path | None, scr
     model = QUICKSTART / "model"
     if uses_tool(scenario):
         model = make_caller(scratch / f"model-{scenario}", schema=scenario == "tool", quick=options.quick)
-    work = workload(scenario, model, options.steps)
+    work = workload(scenario, model, options.steps, options.batch)
     print(f"{scenario}: {len(work.rows)} rows, {sum(work.lengths) or 'model-ended'} new tokens a step", flush=True)
     trl: list[dict[str, Any]] = []
     tried: list[dict[str, Any]] = []
@@ -182,10 +182,10 @@ def measure(scenario: str, options: argparse.Namespace, python: Path | None, scr
             one["rounds"].append(_watched(name, "step_s", run_trl))
         run_ours = partial(ours.measure, work, model, options.steps, options.warm_up, folder, options.override)
         rounds.append(_watched("agentloop", "wall_s", run_ours))
-    expect(f"{scenario}: rows", len(work.rows), BATCH * options.steps)
+    expect(f"{scenario}: rows", len(work.rows), work.batch * options.steps)
     check_our_work(work, all_steps(rounds), QUICK_CALLS if options.quick else CALLS)
     trl.sort(key=lambda one: statistics.median(step["step_s"] for step in all_steps(one["rounds"])))
-    command = ours.train_command(model, options.steps, folder, options.override)
+    command = ours.train_command(model, options.steps, folder, options.override, work.batch)
     return {
         "scenario": scenario,
         "command": shlex.join(["agentloop", *command[4:]]).replace(str(scratch), "SCRATCH").replace(f"{REPO}/", ""),
@@ -226,6 +226,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/RESULTS.md")
     add_quick_option(parser)
     options = parser.parse_args()
+    options.batch = QUICK_BATCH if options.quick else BATCH
     if options.quick:
         options.scenario, options.steps, options.warm_up, options.rounds = ["longtail", "tool-short"], 2, 1, 1
         options.skip_trl = True

@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -37,6 +38,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +122,9 @@ def resident_bytes(process: psutil.Process) -> tuple[int, int]:
 
 
 async def ours(
-    model: Path, settings: dict[str, Any], scenario: str, prompts: int, steps: int, scratch: Path
+    model: Path, settings: dict[str, Any], scenarios: Sequence[str], prompts: int, steps: int, scratch: Path
 ) -> dict[str, Any]:
-    """Our trainer's steps, in the form of the peer's answer."""
+    """Our trainer's steps, in the form of the peer's answer: `steps` of each scenario, one after the other."""
     from agentloop.config import TrainerConfig
     from trainer.workers.group import WorkerGroup
 
@@ -130,13 +132,18 @@ async def ours(
         os.environ["GLIBC_TUNABLES"] = SMALL_HEAP  # read by the rank; TRL runs without
     config = TrainerConfig.model_validate({"optim": {"lr": LEARNING_RATE}, **settings})
     group = await WorkerGroup.start(
-        model_path=str(model), config=config, dtype="float32", total_steps=steps, seed=0, log_dir=scratch / "logs"
+        model_path=str(model),
+        config=config,
+        dtype="float32",
+        total_steps=len(scenarios) * steps,
+        seed=0,
+        log_dir=scratch / "logs",
     )
     try:
         rank = next(child for child in psutil.Process().children() if "trainer.learner.process" in child.cmdline())
         before, _ = resident_bytes(rank)
         found = []
-        for step in range(steps):
+        for scenario, step in itertools.product(scenarios, range(steps)):
             samples = samples_of(scenario, prompts, step)
             # The ratio is 1, as it is for TRL.
             for sample, own in zip(samples, await group.logprobs(samples, temperature=1.0), strict=True):
@@ -194,7 +201,7 @@ def measure(name: str, scenario: str, python: Path, options: argparse.Namespace,
                 if side == "trl":
                     one = theirs(python, model, scenario, prompts, micro, options.steps)
                 else:
-                    one = asyncio.run(ours(model, OURS[name], scenario, prompts, options.steps, scratch))
+                    one = asyncio.run(ours(model, OURS[name], [scenario], prompts, options.steps, scratch))
             one["others_cores"] = others.cores
             rounds[side].append(one)
             print(f"  {side}: {median_s([one], options.warm_up):.2f} s, others {others.cores:.2f} cores", flush=True)
@@ -288,10 +295,9 @@ def on_card(options: argparse.Namespace, command: str) -> bool:
 
 
 def quick() -> None:
-    """Ours alone, two steps of two groups of each scenario: rows, tokens and a gradient are as they should be."""
+    """Ours alone, a step of two groups of each scenario: rows, tokens and a gradient are as they should be."""
     with tempfile.TemporaryDirectory() as folder:
-        for scenario in BOUND_SPEED:
-            asyncio.run(ours(QUICKSTART / "model", OURS["quickstart"], scenario, 2, 2, Path(folder)))
+        asyncio.run(ours(QUICKSTART / "model", OURS["quickstart"], list(BOUND_SPEED), 2, 1, Path(folder)))
     print(QUICK)
 
 

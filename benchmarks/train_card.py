@@ -56,7 +56,7 @@ class Plan:
 
 
 CARD = Plan(QWEN2, (8192, 16_384), SAMPLE_TOKENS, PROMPT_TOKENS, "cuda", "bfloat16")
-DRY = Plan({"tiny": TINY}, (256, 512), 64, 8, "cpu", "float32")
+DRY = Plan({"tiny": TINY}, (512,), 64, 8, "cpu", "float32")
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:

@@ -36,38 +36,44 @@ EQUAL_TOKENS, LONGTAIL_MEDIAN, LONGTAIL_MAX = 64, 32, 512
 class Workload:
     """The rows of a run. `prompts[i]` is the text of `rows[i]`; `lengths` holds one number for each sample of a step.
 
-    `lengths` is empty in the tool scenarios: there the model ends its turns.
+    `lengths` is empty in the tool scenarios: there the model ends its turns. `batch`: prompts of a step.
     """
 
     scenario: str
     rows: list[dict[str, Any]]
     prompts: list[str]
     lengths: list[int]
+    batch: int = BATCH
+
+    @property
+    def samples(self) -> int:
+        """Samples of a step."""
+        return GROUP * self.batch
 
 
 def uses_tool(scenario: str) -> bool:
     return scenario.startswith("tool")
 
 
-def lengths_of(scenario: str) -> list[int]:
-    """New tokens of each of the 256 samples of a step, in the order of groups and samples.
+def lengths_of(scenario: str, count: int = ROWS) -> list[int]:
+    """New tokens of each of the `count` samples of a step, in the order of groups and samples.
 
-    longtail: the 256 quantiles of a lognormal with median 32, spread so that the largest is 512, shuffled. Quantiles
+    longtail: the quantiles of a lognormal with median 32, spread so that the largest is 512, shuffled. Quantiles
     rather than draws: median, maximum and sum do not depend on the luck of a seed.
     """
     if uses_tool(scenario):
         return []
     if scenario == "equal":
-        return [EQUAL_TOKENS] * ROWS
+        return [EQUAL_TOKENS] * count
     normal = statistics.NormalDist()
-    sigma = math.log(LONGTAIL_MAX / LONGTAIL_MEDIAN) / normal.inv_cdf((ROWS - 0.5) / ROWS)
-    drawn = [LONGTAIL_MEDIAN * math.exp(sigma * normal.inv_cdf((i + 0.5) / ROWS)) for i in range(ROWS)]
+    sigma = math.log(LONGTAIL_MAX / LONGTAIL_MEDIAN) / normal.inv_cdf((count - 0.5) / count)
+    drawn = [LONGTAIL_MEDIAN * math.exp(sigma * normal.inv_cdf((i + 0.5) / count)) for i in range(count)]
     random.Random(0).shuffle(drawn)
     return [min(LONGTAIL_MAX, max(1, round(length))) for length in drawn]
 
 
-def workload(scenario: str, model: Path, steps: int) -> Workload:
-    """Rows for `steps` steps: questions of the quickstart whose prompt has exactly PROMPT_TOKENS."""
+def workload(scenario: str, model: Path, steps: int, batch: int = BATCH) -> Workload:
+    """Rows for `steps` steps of `batch` prompts: questions of the quickstart whose prompt has exactly PROMPT_TOKENS."""
     from transformers import AutoTokenizer
 
     sys.path.insert(0, str(QUICKSTART))
@@ -84,6 +90,6 @@ def workload(scenario: str, model: Path, steps: int) -> Workload:
         if len(tokenizer(text)["input_ids"]) == wanted:
             chosen.append(row)
             prompts.append(text)
-        if len(chosen) == BATCH * steps:
-            return Workload(scenario, chosen, prompts, lengths_of(scenario))
+        if len(chosen) == batch * steps:
+            return Workload(scenario, chosen, prompts, lengths_of(scenario, GROUP * batch), batch)
     raise SystemExit(f"the quickstart has too few prompts of {wanted} tokens in {model}: change PROMPT_TOKENS")

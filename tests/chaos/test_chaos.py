@@ -1,6 +1,6 @@
 """Sessions over replicas that are killed and stopped while the weights change every second.
 
-20 seconds of it here; `make chaos` runs two minutes. `test_run_chaos.py` does the like to a whole run.
+10 seconds of it here; `make chaos` runs two minutes. `test_run_chaos.py` does the like to a whole run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 
 from tests.rollout_server.support import CONTEXT, TOLERANCE, Reference, random_ids, save_model
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "10"))
 ROOT = Path(__file__).parents[2]
 REPLICAS, SESSIONS, TURNS = 4, 256, 4
 UPDATE_EVERY_S, HURT_EVERY_S = 1.0, 6.0

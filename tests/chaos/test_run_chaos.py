@@ -38,7 +38,9 @@ STOPS_FROM_S = 120.0
 """A shorter chaos has no SIGSTOPs: each is noticed after 20 seconds."""
 
 BATCH, GROUP = 4, 4
+ROWS = Path(__file__).parents[1] / "e2e" / "few_rows.py"
 OPTIONS = [
+    f"data.train={ROWS}:train_rows",
     "run.steps=100000", f"rollout.batch_size={BATCH}", f"rollout.group_size={GROUP}", "eval.max_rows=8", "eval.every=4",
     "checkpoint.every=1", "checkpoint.keep=3", "rollout.replicas=2", "rollout.max_restarts=1000",
     "rollout.max_running=12", "trainer.algorithm.minibatches=2", "trainer.optim.schedule=constant",

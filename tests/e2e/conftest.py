@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -18,11 +19,15 @@ from typing import Any
 import psutil
 import pytest
 
+from agentloop.commands import main as program
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store import TraceStore
+from trainer.commands import train
+
+FEW_ROWS = f"data.train={Path(__file__).with_name('few_rows.py')}:train_rows"
 
 SMALL = [
-    "rollout.batch_size=4", "rollout.group_size=4", "eval.max_rows=8", "trainer.algorithm.minibatches=2",
+    FEW_ROWS, "rollout.batch_size=4", "rollout.group_size=4", "eval.max_rows=8", "trainer.algorithm.minibatches=2",
     "checkpoint.every=1", "eval.every=2",
 ]  # fmt: skip
 """Overrides that make a step of the quickstart take a fraction of a second."""
@@ -92,14 +97,43 @@ def quickstart(repo: Path, agentloop: Callable[..., Run]) -> Callable[..., Run]:
     return run
 
 
+@pytest.fixture
+def refused(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Run]:
+    """Run the small quickstart in this process, for what ends before it starts others: those would import torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(program, "importing", contextlib.nullcontext)
+    monkeypatch.setattr(train, "early_programs", lambda _programs: contextlib.nullcontext())
+
+    def run(*overrides: str) -> Run:
+        monkeypatch.setattr(sys, "argv", ["agentloop", *train_quickstart(repo, "run", overrides)])
+        with pytest.raises(SystemExit) as ended:
+            program.main()
+        out, err = capsys.readouterr()
+        return Run(int(ended.value.code or 0), out, err, tmp_path / "outputs" / "run")
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def finished(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The small quickstart after `FINISHED_STEPS` steps, for all tests that only look at a run."""
-    run = run_agentloop(
-        tmp_path_factory.mktemp("finished"), *train_quickstart(repo, "run", (f"run.steps={FINISHED_STEPS}",))
-    )
-    assert run.code == 0, run.err
-    return run
+    """The small quickstart after `FINISHED_STEPS` steps, for all tests that only look at a run.
+
+    One for all processes of pytest-xdist: the first that needs it makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    folder.mkdir(exist_ok=True)
+    printed = folder / "printed.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            run = run_agentloop(folder, *train_quickstart(repo, "run", (f"run.steps={FINISHED_STEPS}",)))
+            assert run.code == 0, run.err
+            printed.write_text(json.dumps([run.out, run.err]))
+    out, err = json.loads(printed.read_text())
+    return Run(0, out, err, folder / "outputs" / "run")
 
 
 class Background:

@@ -1,4 +1,4 @@
-"""A simulated user and a reward in a process, in a real run of two steps."""
+"""A simulated user in a real run of two steps."""
 
 from __future__ import annotations
 
@@ -44,15 +44,8 @@ def test_a_run_with_a_teacher_learns_from_its_rewards(quickstart: Any, rows: Pat
         assert 0 <= row["loop/lag_p99_s"] <= row["loop/lag_max_s"]
 
 
-def test_a_row_that_names_nobody_stops_the_run_before_it_starts(quickstart: Any, rows: Path) -> None:
-    run = quickstart(f"data.train={rows}", "data.val=null")
+def test_a_row_that_names_nobody_stops_the_run_before_it_starts(refused: Any, rows: Path) -> None:
+    run = refused(f"data.train={rows}", "data.val=null")
     assert run.code == 2 and not run.dir.exists()
     place = f"data.train: {rows}, row 0 (line 1): column 'extra_info.interaction_kwargs'"
     assert f"{place} names the interaction 'teacher'; known: gsm8k" in run.err
-
-
-def test_a_reward_in_a_process_scores_a_run(quickstart: Any) -> None:
-    run = quickstart("run.steps=1", "eval.before_train=false", "eval.every=null", "reward.run_in=process")
-    assert run.code == 0, run.err
-    assert run.train_metrics[0]["episode/failed"] == 0
-    assert {line["reward"] for line in run.trace(1)} <= {0.0, 1.0}

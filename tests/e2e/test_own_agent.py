@@ -39,7 +39,7 @@ def test_its_tool_format_is_known(installed: dict[str, str]) -> None:
     assert "BracketFormat" in run.stdout, run.stderr
 
 
-def test_it_is_trained_with(
+def test_it_is_trained_with_and_its_reward_runs_in_a_process(
     agentloop: Any, quickstart: Any, installed: dict[str, str], tmp_path: Path, repo: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -51,7 +51,7 @@ def test_it_is_trained_with(
     rows.write_text((json.dumps(row) + "\n") * 4)
     run = quickstart(
         f"data.train={rows}", "data.val=null", "run.steps=2", "agents.second_thought_agent.max_response_tokens=200",
-        env=installed,
+        "reward.run_in=process", env=installed,
     )  # fmt: skip
     assert run.code == 0, run.err
     for line in run.trace(2):
@@ -59,12 +59,14 @@ def test_it_is_trained_with(
         assert any(m["content"] == "Are you sure?" for m in line["messages"]) or line["stop_reason"] != "stop"
     assert any(len(line["turns"]) >= 2 for line in run.trace(2))
     assert all(row["mismatch/logprob_abs_mean"] <= 1e-5 for row in run.train_metrics)
+    assert all(row["episode/failed"] == 0 for row in run.train_metrics)
+    assert {line["reward"] for step in (1, 2) for line in run.trace(step)} <= {0.0, 1.0}
 
 
-def test_without_the_package_the_run_stops_before_it_starts(quickstart: Any, tmp_path: Path) -> None:
+def test_without_the_package_the_run_stops_before_it_starts(refused: Any, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"agent_name": "second_thought_agent", "prompt": [{"role": "user", "content": "x"}]}\n')
-    run = quickstart(f"data.train={rows}")
+    run = refused(f"data.train={rows}")
     assert run.code == 2
     assert "second_thought_agent" in run.err and "agentloop agents list" in run.err
     assert not run.dir.exists()

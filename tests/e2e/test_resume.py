@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .conftest import Run, run_agentloop, train_quickstart
 
 STEPS = 5
 OPTIONS = (f"run.steps={STEPS}", "checkpoint.every=2", "eval.every=2", "rollout.max_running=12")
@@ -27,24 +30,38 @@ def weights_digest(run_dir: Path, version: int) -> str:
     return hashlib.sha256((run_dir / "weights" / f"v_{version}" / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.fixture(scope="module")
+def whole(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that was never stopped."""
+    run = run_agentloop(tmp_path_factory.mktemp("whole"), *train_quickstart(repo, "run", OPTIONS))
+    assert run.code == 0, run.err
+    return run
+
+
 @pytest.mark.slow
-def test_killed_at_random_points_and_resumed_it_is_the_same_run_to_the_bit(quickstart: Any, background: Any) -> None:
+def test_killed_at_random_points_and_resumed_it_is_the_same_run_to_the_bit(
+    whole: Run, quickstart: Any, background: Any, agentloop: Any
+) -> None:
     seed = int(os.environ.get("RESUME_SEED", time.time_ns() % 2**32))
     print(f"RESUME_SEED={seed}")
     rng = random.Random(seed)
-    whole = quickstart(*OPTIONS, name="whole")
-    assert whole.code == 0, whole.err
 
     for number, step in enumerate(sorted(rng.sample(range(STEPS), 3))):
         run = background(*OPTIONS, *(["--resume"] if number else []))
         run.wait_for_steps(step)
         time.sleep(rng.random() * 0.6)
         run.kill()
+        if step > 0:  # its traces can be shown
+            listed = agentloop("trace", "list", str(run.dir), "--limit", "0", "--json")
+            assert listed.code == 0, listed.err
+            assert {row["step"] for row in json.loads(listed.out)["rows"]} >= set(range(1, step))
     rest = quickstart(*OPTIONS, "--resume", "rollout.replicas=2")  # who samples makes no difference either
     assert rest.code == 0, rest.err
     assert "changed since the run was started: rollout.replicas: 1 -> 2" in rest.out
     assert without_times(rest.metrics) == without_times(whole.metrics)
     assert [row["step"] for row in rest.metrics] == list(range(STEPS + 1))
+    after = json.loads(agentloop("trace", "list", str(rest.dir), "--split", "train", "--limit", "0", "--json").out)
+    assert {row["step"] for row in after["rows"]} == set(range(1, STEPS + 1)) and after["problems"] == []
     assert weights_digest(rest.dir, STEPS) == weights_digest(whole.dir, STEPS)
 
     # As if it had been killed after its last checkpoint: there is no step left that would publish.
@@ -91,18 +108,14 @@ def score(row, text, trajectory):
 
 
 def test_ctrl_c_during_an_evaluation_loses_neither_the_step_nor_the_evaluation(
-    quickstart: Any, background: Any, repo: Path, tmp_path: Path
+    whole: Run, quickstart: Any, background: Any, repo: Path, tmp_path: Path
 ) -> None:
-    options = ("run.steps=3", "eval.every=2", "eval.before_train=false")
-    whole = quickstart(*options, name="whole")
-    assert whole.code == 0, whole.err
-
-    # Two steps of 16 episodes, and the fourth of the evaluation never ends.
+    # An evaluation of 8 episodes, two steps of 16, and the fourth of the next evaluation never ends.
     own = str(repo / "recipes" / "quickstart" / "reward.py")
-    (tmp_path / "slow.py").write_text(SLOW_REWARD.format(own=own, calls=2 * 16 + 3))
+    (tmp_path / "slow.py").write_text(SLOW_REWARD.format(own=own, calls=8 + 2 * 16 + 3))
     (tmp_path / "hold").touch()
     slow = f"reward={tmp_path}/slow.py:score"
-    run = background(*options, slow, "rollout.max_staleness=0")
+    run = background(*OPTIONS, slow)
     deadline = time.monotonic() + 120
     while not (tmp_path / "reached").exists():
         assert run.process.poll() is None and time.monotonic() < deadline
@@ -111,11 +124,11 @@ def test_ctrl_c_during_an_evaluation_loses_neither_the_step_nor_the_evaluation(
     assert run.process.wait(120) == 130
     (tmp_path / "hold").unlink()
 
-    rest = quickstart(*options, slow, "--resume")
+    rest = quickstart(*OPTIONS, slow, "--resume")
     assert rest.code == 0, rest.err
     assert without_times(rest.metrics) == without_times(whole.metrics)
-    assert [row["step"] for row in rest.metrics if "eval/reward_mean" in row] == [2, 3]
-    for step in (1, 2, 3):
+    assert [row["step"] for row in rest.metrics if "eval/reward_mean" in row] == [0, 2, 4, 5]
+    for step in range(1, STEPS + 1):
         ours, theirs = rest.trace(step), whole.trace(step)
         assert [(line["token_ids"], line["reward"]) for line in ours] == [
             (line["token_ids"], line["reward"]) for line in theirs

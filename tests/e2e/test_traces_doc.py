@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -9,6 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from agentloop.commands.main import build_app
 
 from .conftest import Run, run_agentloop
 
@@ -47,18 +51,30 @@ def folder(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_the_commands_of_the_terminal_run_in_their_order(folder: Path) -> None:
-    ran = set()
+def test_the_commands_of_the_terminal_run_in_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    program, ran = build_app(), set()
     for line in commands():
         words = shlex.split(line)[1:]
         if words[0] in MAKES_MODELS or words[:2] in [["trace", name] for name in HERE]:
-            done = run_agentloop(folder, *words)
-            assert done.code == 0, f"{line}\n{done.err}"
+            if words[0] in MAKES_MODELS:
+                done = run_agentloop(folder, *words)
+                assert done.code == 0, f"{line}\n{done.err}"
+            else:
+                result = CliRunner().invoke(program, words)
+                assert result.exit_code == 0, f"{line}\n{result.output}{result.exception!r}"
             ran.add(" ".join(words[: 2 if words[0] == "trace" else 1]))
             for option, file in pairwise(words):
                 assert option != "--out" or (folder / file).stat().st_size > 0, line
     assert ran == {*(f"trace {name}" for name in HERE), *MAKES_MODELS}
-    assert (folder / "outputs" / "better" / "model" / "model.safetensors").is_file()
+    rows = [json.loads(line) for line in (folder / "good.jsonl").read_text().splitlines()]
+    assert rows and all(row["tools"] and row["reward"] == 1 for row in rows)
+    better = folder / "outputs" / "better"
+    assert (better / "model" / "model.safetensors").is_file()
+    # The model was trained towards such conversations: their loss is that of a model that knows them.
+    metrics = [json.loads(line) for line in (better / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in metrics if "loss" in row]
+    assert losses and losses[-1] < 1.0
 
 
 def test_every_other_command_is_run_by_another_test() -> None:

@@ -80,28 +80,12 @@ def test_the_quickstart_learns_to_call_the_tool(quickstart: Any) -> None:
     assert evals[0] < 0.1 and evals[-1] > 0.7
 
 
-def test_a_directory_that_holds_a_run_is_refused(finished: Run, quickstart: Any, tmp_path: Path) -> None:
+def test_a_directory_that_holds_a_run_is_refused(finished: Run, refused: Any, tmp_path: Path) -> None:
     shutil.copytree(finished.dir, tmp_path / "outputs" / "run")
-    again = quickstart("run.steps=1")
+    again = refused("run.steps=1")
     assert again.code == 2
     assert again.metrics == finished.metrics, "nothing of it is lost"
     assert "--resume" in again.err and "run.name" in again.err
-
-
-def test_ctrl_c_ends_cleanly_and_the_run_resumes(background: Any, quickstart: Any) -> None:
-    run = background("run.steps=100000", "eval.before_train=false", "eval.every=null")
-    run.wait_for_steps(2)
-    children = run.children("rollout_server", "trainer.learner.process")
-    assert len(children) == 2
-    run.interrupt()
-    code, out = run.finish()
-    assert code == 130, out
-    assert "--resume" in out
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    done = len((run.dir / "metrics.jsonl").read_text().splitlines())
-    resumed = quickstart("--resume", f"run.steps={done + 2}", "eval.before_train=false", "eval.every=null")
-    assert resumed.code == 0, resumed.err
-    assert [row["step"] for row in resumed.train_metrics] == list(range(1, done + 3))
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing_behind(background: Any) -> None:
@@ -117,7 +101,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_behind(background: Any) -> 
 
 
 def test_a_killed_server_is_started_again_and_nothing_is_lost(background: Any) -> None:
-    run = background("run.steps=6", "rollout.batch_size=16", "eval.before_train=false", "eval.every=null")
+    run = background("run.steps=3", "rollout.batch_size=16", "eval.before_train=false", "eval.every=null")
     run.wait_for_steps(1)
     time.sleep(0.1)
     (server,) = run.children("rollout_server")
@@ -126,7 +110,7 @@ def test_a_killed_server_is_started_again_and_nothing_is_lost(background: Any) -
     assert code == 0, out
     assert "restarting it" in out
     rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(row["episode/failed"] == 0 and row["episode/count"] == 64 for row in rows)
     assert all(row["mismatch/logprob_abs_mean"] <= 1e-5 for row in rows)
 
@@ -168,7 +152,11 @@ def test_evaluation_only(quickstart: Any) -> None:
 
 
 def test_real_gsm8k_rows_run_to_the_end(agentloop: Any, repo: Path, shared: Path, tmp_path: Path) -> None:
-    source = shared / "data" / "gsm8k"
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in (shared / "data" / "gsm8k").glob("*.jsonl"):
+        lines = file.read_text().splitlines(keepends=True)
+        (source / file.name).write_text("".join(lines[:256]))
     prepared = agentloop("prepare", "gsm8k", "--source", str(source), "--out", str(tmp_path / "gsm8k"))
     assert prepared.code == 0, prepared.err
     run = agentloop(

@@ -7,8 +7,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROW = {
     "data_source": "t",
     "agent_name": "tool_agent",
@@ -24,76 +22,81 @@ def rows(path: Path, *changed: dict[str, Any]) -> Path:
     return path
 
 
-def refused(run: Any, *says: str, code: int = 2) -> None:
+def says(run: Any, *words: str, code: int = 2) -> None:
     assert run.code == code, run.out + run.err
     assert "Traceback" not in run.err, run.err
-    for text in says:
+    for text in words:
         assert text in run.err, run.err
 
 
 def test_config_file_missing(agentloop: Any) -> None:
-    refused(agentloop("train", "--config", "nowhere.yaml"), "nowhere.yaml", "does not exist")
+    says(agentloop("train", "--config", "nowhere.yaml"), "nowhere.yaml", "does not exist")
 
 
-def test_unknown_key(quickstart: Any) -> None:
-    refused(quickstart("rollout.group_sise=3"), "rollout.group_sise", "rollout.group_size")
+def test_unknown_key(refused: Any) -> None:
+    says(refused("rollout.group_sise=3"), "rollout.group_sise", "rollout.group_size")
 
 
-def test_model_path_that_is_no_model(quickstart: Any, tmp_path: Path) -> None:
+def test_model_path_that_is_no_model(refused: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(quickstart(f"model.path={tmp_path / 'empty'}"), str(tmp_path / "empty"), "config.json")
+    says(refused(f"model.path={tmp_path / 'empty'}"), str(tmp_path / "empty"), "config.json")
 
 
-def test_data_file_without_a_needed_column(quickstart: Any, tmp_path: Path) -> None:
+def test_data_file_without_a_needed_column(refused: Any, tmp_path: Path) -> None:
     bad = {key: value for key, value in ROW.items() if key != "prompt"}
     path = rows(tmp_path / "rows.jsonl", ROW, bad)
-    refused(quickstart(f"data.train={path}"), "rows.jsonl", "row 1 (line 2)", "prompt")
+    says(refused(f"data.train={path}"), "rows.jsonl", "row 1 (line 2)", "prompt")
 
 
-def test_data_file_missing(quickstart: Any, tmp_path: Path) -> None:
-    refused(quickstart(f"data.train={tmp_path / 'none.jsonl'}"), "none.jsonl")
+def test_data_file_missing(refused: Any, tmp_path: Path) -> None:
+    says(refused(f"data.train={tmp_path / 'none.jsonl'}"), "none.jsonl")
 
 
-def test_unknown_agent_names_row_and_known_names(quickstart: Any, tmp_path: Path) -> None:
+def test_unknown_agent_names_row_and_known_names(refused: Any, tmp_path: Path) -> None:
     path = rows(tmp_path / "rows.jsonl", ROW, {**ROW, "agent_name": "tool_agnet"})
-    refused(quickstart(f"data.train={path}"), "tool_agnet", "row", "tool_agent", "single_turn_agent")
+    says(refused(f"data.train={path}"), "tool_agnet", "row", "tool_agent", "single_turn_agent")
 
 
-def test_tool_class_that_cannot_be_imported(quickstart: Any, tmp_path: Path) -> None:
+def test_tool_class_that_cannot_be_imported(refused: Any, tmp_path: Path) -> None:
     path = tmp_path / "tools.yaml"
     schema = "{type: function, function: {name: x, description: y, parameters: {type: object, properties: {}}}}"
     path.write_text(f"tools:\n  - class_name: tools.nothing.Here\n    config: {{}}\n    tool_schema: {schema}\n")
-    refused(quickstart(f"tools={path}"), "tools.yaml", "tools.nothing.Here")
+    says(refused(f"tools={path}"), "tools.yaml", "tools.nothing.Here")
 
 
-def test_port_taken(quickstart: Any) -> None:
+def test_port_taken(refused: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused(quickstart(f"rollout.port={port}"), str(port), "rollout.port")
+        says(refused(f"rollout.port={port}"), str(port), "rollout.port")
 
 
 def test_server_that_dies_at_start_shows_the_end_of_its_log(quickstart: Any) -> None:
     run = quickstart("rollout.engine=no_such_engine")
-    refused(run, "no_such_engine", "server.log", code=1)
+    says(run, "no_such_engine", "server.log", code=1)
 
 
-def test_reward_file_missing(quickstart: Any, tmp_path: Path) -> None:
-    refused(quickstart(f"reward={tmp_path / 'none.py'}:score"), "none.py")
+def test_reward_file_missing(refused: Any, tmp_path: Path) -> None:
+    says(refused(f"reward={tmp_path / 'none.py'}:score"), "none.py")
 
 
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [("raise ValueError('broken on purpose')", "broken on purpose"), ("return float('nan')", "nan")],
-)
-def test_reward_that_fails_ends_the_run_with_its_cause(quickstart: Any, tmp_path: Path, body: str, says: str) -> None:
+REWARD = """
+def score(task, text, trajectory):
+    if trajectory.sample_index % 2:
+        raise ValueError("broken on purpose")
+    return float("nan")
+"""
+
+
+def test_reward_that_fails_ends_the_run_with_its_causes(quickstart: Any, tmp_path: Path) -> None:
     path = tmp_path / "reward.py"
-    path.write_text(f"def score(task, text, trajectory):\n    {body}\n")
+    path.write_text(REWARD)
     run = quickstart(f"reward={path}:score", "run.steps=1", "eval.before_train=false")
-    refused(run, says, "episodes", code=1)
+    says(run, "broken on purpose", "nan", "episodes", code=1)
     traced = run.trace(1)
-    assert {line["status"] for line in traced} == {"failed"} and all(says in line["error"] for line in traced)
+    assert {line["status"] for line in traced} == {"failed"}
+    assert all(("broken on purpose" if line["sample_index"] % 2 else "nan") in line["error"] for line in traced)
 
 
 def test_tool_that_raises_is_told_to_the_model_and_the_run_goes_on(quickstart: Any, tmp_path: Path) -> None:

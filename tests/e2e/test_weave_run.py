@@ -22,7 +22,7 @@ from .conftest import SMALL, Run, agentloop_command, run_agentloop
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "traces.md"
 
-STEPS = 6
+STEPS = 3
 
 READ = """
 import json, sys, weave

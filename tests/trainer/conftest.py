@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 import torch.distributed as dist
 
 from agentloop.config import AlgorithmConfig, TrainerConfig
+from agentloop.runtime.early import early_programs
 from trainer.rollouts.producer import Group
 from trainer.rollouts.samples import collect, set_advantages
 from trainer.types import TrainSample
+from trainer.workers.group import WorkerGroup
+from trainer.workers.rank import early_ranks
 
 VOCAB = 96
 
@@ -23,6 +27,12 @@ def samples_of(group: Group, advantage: str) -> list[TrainSample]:
     batch = collect(group)
     set_advantages(batch, AlgorithmConfig(advantage=advantage))
     return batch.samples
+
+
+async def start_workers(*, config: TrainerConfig, **options: Any) -> WorkerGroup:
+    """Start ranks as a run does: they are forked from one process, which imports torch once for all."""
+    with early_programs(early_ranks(config)):
+        return await WorkerGroup.start(config=config, **options)
 
 
 @pytest.fixture(scope="session")

@@ -73,24 +73,15 @@ async def test_a_stop_lets_requests_end_and_leaves_nothing(
     assert gone(children)
 
 
-def test_replicas_end_with_a_killed_server(long_model: Path, tmp_path: Path, servers: list[Server]) -> None:
-    server = Server(tmp_path, "--model", str(long_model), "--replicas", "2")
-    servers.append(server)
-    assert httpx.get(server.url + "/health", trust_env=False).status_code == 200
-    children = server.children()
-    server.process.kill()
-    assert len(children) == 2 and gone(children)
-
-
-async def test_a_seeded_answer_is_the_same_when_its_replica_is_killed(
+async def test_a_seeded_answer_is_the_same_when_its_replica_is_killed_and_replicas_end_with_a_killed_server(
     long_model: Path, tmp_path: Path, servers: list[Server]
 ) -> None:
     server = Server(tmp_path, "--model", str(long_model), "--replicas", "2", "--stream-tokens", "16")
     servers.append(server)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
-        whole = (await ask(http, 3000)).json()
-        answer = asyncio.create_task(ask(http, 3000, rid="again"))
-        await running(http, tokens=3100)
+        whole = (await ask(http, 1500)).json()
+        answer = asyncio.create_task(ask(http, 1500, rid="again"))
+        await running(http, tokens=1600)
         states = (await http.get("/server_info")).json()["states"]
         busy = next(index for index, state in enumerate(states) if state["in_flight"])
         victim = next(c for c in server.children() if f"replica-{busy}.settings.json" in " ".join(c.cmdline()))
@@ -103,6 +94,11 @@ async def test_a_seeded_answer_is_the_same_when_its_replica_is_killed(
             assert one[1] == other[1] and abs(one[0] - other[0]) < 1e-4
         metrics = (await http.get("/metrics")).text
         assert "rollout_resent_total 1.0" in metrics
+
+    children = server.children()
+    assert children
+    server.process.kill()
+    assert gone(children)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest_asyncio
 from agentloop.config import CheckpointConfig, TrainerConfig
 from agentloop.errors import DiskError, RunDirError, WorkerError
 from agentloop.types import StopReason, Task, Trajectory
-from tests.trainer.conftest import make_samples
+from tests.trainer.conftest import make_samples, start_workers
 from trainer.checkpoint_files import GROUPS_FILE, verify
 from trainer.learner.learner import Learner
 from trainer.rollouts.group_file import read_groups
@@ -33,7 +33,7 @@ from trainer.workers.group import WorkerGroup
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def workers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WorkerGroup]:
     """Two ranks, shared by the tests of this file."""
-    group = await WorkerGroup.start(
+    group = await start_workers(
         model_path=str(tiny_model), config=TrainerConfig.model_validate({"ranks": 2, "optim": {"lr": 1e-2}}),
         dtype="float32", total_steps=100, seed=0, log_dir=tmp_path_factory.mktemp("logs"),
     )  # fmt: skip

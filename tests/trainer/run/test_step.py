@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.types import StepReward, StopReason, Task, Trajectory, Turn
-from tests.trainer.conftest import VOCAB
+from tests.trainer.conftest import VOCAB, start_workers
 from trainer.rollouts.producer import Producer
 from trainer.run.step import PolicyState, StepTrainer, TrainedStep
 from trainer.workers.group import WorkerGroup
@@ -64,7 +64,7 @@ class NoPublisher:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def workers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WorkerGroup]:
     """One group of two ranks with a critic for all tests: each call brings its own loss."""
-    group = await WorkerGroup.start(
+    group = await start_workers(
         model_path=str(tiny_model),
         config=recipe_of({"advantage": "gae"}, critic={"optim": {"lr": 1e-2}}, ranks=2).trainer,
         dtype="float32",

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import ModelError, WorkerError
-from tests.trainer.conftest import make_samples
+from tests.trainer.conftest import make_samples, start_workers
 from trainer.channel import BlockingChannel, arrays_to_samples, samples_to_arrays
 from trainer.types import LossSpec, TrainSample
 from trainer.workers.group import WorkerGroup, _cause
@@ -40,7 +40,7 @@ SPECS = [
 
 @asynccontextmanager
 async def started(model: Path, tmp_path: Path, **config: Any) -> AsyncIterator[WorkerGroup]:
-    workers = await WorkerGroup.start(
+    workers = await start_workers(
         model_path=str(model),
         config=TrainerConfig.model_validate({"optim": DESCENT} | config),
         dtype="float32",

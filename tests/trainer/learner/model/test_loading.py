@@ -16,13 +16,12 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from agentloop.config import TrainerConfig
 from agentloop.errors import ModelError
-from tests.trainer.conftest import make_samples
+from tests.trainer.conftest import make_samples, start_workers
 from tests.trainer.models import save_tiny
 from trainer.learner.learner import Learner, LearnerSettings
 from trainer.learner.model.loading import load_sharded
 from trainer.learner.model.policy import PolicyModel
 from trainer.types import LossSpec
-from trainer.workers.group import WorkerGroup
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -160,7 +159,7 @@ async def test_two_ranks_draw_and_train_what_one_does(tiny_model: Path, tmp_path
     sums = one.accumulate(samples, 1.0, LossSpec())
     one.step(sums["tokens"])
     one.publish(tmp_path / "one_1")
-    workers = await WorkerGroup.start(
+    workers = await start_workers(
         model_path=str(tiny_model), config=config.model_copy(update={"ranks": 2}), dtype="float32", total_steps=1,
         seed=5, log_dir=tmp_path / "logs", init="random",
     )  # fmt: skip

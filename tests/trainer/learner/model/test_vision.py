@@ -24,14 +24,13 @@ from rollout_server.engines.base import FolderWeights, Generation
 from rollout_server.engines.torch_engine.model.models import load_model
 from rollout_server.engines.torch_engine.weights.loader import WeightLoader
 from tests.rollout_server.support import make_core
-from tests.trainer.conftest import samples_of
+from tests.trainer.conftest import samples_of, start_workers
 from tests.trainer.learner.test_learner import learner, relative
 from tests.trainer.models import PAD, VISION_END, VISION_START, save_tiny
 from trainer.channel import arrays_to_samples, samples_to_arrays
 from trainer.packing.units import plan_units, split_over_ranks
 from trainer.rollouts.producer import Group
 from trainer.types import LossSpec, TrainSample
-from trainer.workers.group import WorkerGroup
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -273,7 +272,7 @@ async def test_a_rank_without_images_waits_for_nobody(tmp_path: Path) -> None:
     one.step(1.0)
     one.publish(tmp_path / "one")
     config = TrainerConfig.model_validate(options | {"ranks": 2, "fsdp": {"activation_checkpointing": True}})
-    workers = await WorkerGroup.start(
+    workers = await start_workers(
         model_path=str(model), config=config, dtype="float32", total_steps=1, seed=0, log_dir=tmp_path / "logs"
     )
     try:
