@@ -172,6 +172,7 @@ class LawRule(StrEnum):
     TRAINED_TWICE = "trained_twice"  # 4: a sampled turn has mask 1 in one trajectory only
     COLUMNS = "columns"  # 5: ids, mask, logprobs and versions have one length
     EMPTY = "empty"  # no prompt, or nothing sampled after it
+    IMAGES = "images"  # each image has one run of placeholders, and none of them was sampled
     STEP_REWARD = "step_reward"  # a step reward belongs to a sampled turn and is a finite number
     FORM = "form"  # the JSON is not a trajectory
 

@@ -3,7 +3,8 @@
 A request's life in eight steps:
 
 1. `api/app.py` receives it; `api/auth.py` checks its token, `api/parsing.py` its JSON.
-2. `api/generate.py` checks it against the model (vocabulary, context) and makes a `Generation`.
+2. `api/generate.py` checks it against the model (vocabulary, context, `placeholders.py`) and makes
+   a `Generation`.
 3. `router/router.py` picks the replica that has the session's prefix, or the least loaded one.
 4. `replica/` carries it there: `local.py` in this process, `http.py` and `sglang.py` elsewhere.
 5. `engines/` samples its tokens, each with its logprob and the policy version that sampled it.

@@ -23,6 +23,7 @@ from rollout_server.api.app import build_app
 from rollout_server.api.connection import limited
 from rollout_server.engines import engine_factory
 from rollout_server.engines.base import EngineInfo, FolderWeights
+from rollout_server.placeholders import placeholders_of
 from rollout_server.process import die_with_parent, write_ready_file
 from rollout_server.replica.local import LocalReplica
 from rollout_server.router.fleet import Fleet
@@ -135,7 +136,14 @@ def engine_info(settings: ServerSettings) -> EngineInfo:
         raise ModelError(
             f"--context-length {context_length} exceeds the model's maximum of {longest}", f"give at most {longest}"
         )
-    return EngineInfo(settings.engine, model, context_length or longest, vocab, images=folder.takes_images)
+    return EngineInfo(
+        settings.engine,
+        model,
+        context_length or longest,
+        vocab,
+        images=folder.takes_images,
+        placeholders=placeholders_of(folder),
+    )
 
 
 class _Server(uvicorn.Server):

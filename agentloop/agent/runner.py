@@ -151,7 +151,7 @@ class EpisodeRunner:
         try:
             if error is not None:
                 raise error
-            check_episode(trajectories)
+            check_episode(trajectories, image_token=self._renderer.image_token)
             return await self._score(task, trajectories, verdicts)
         except TokenLawError as exc:
             return Outcome(EpisodeStatus.REJECTED, error=str(exc), broken_rule=exc.rule.value)

@@ -61,6 +61,7 @@ class ChatRenderer:
         closing_ids: ids that end a turn anywhere in a conversation: `<|im_end|>`; for gpt-oss
             `<|end|>`, `<|return|>` and `<|call|>`.
         stop_token_ids: ids after which an engine should stop.
+        image_token: placeholder of images; None: messages contain no images.
         opens_reasoning: whether the generation prompt opens a block of reasoning.
         tool_format: reads the model's calls.
         unread_call: a call as the template renders it, if no known format reads it back; else None.
@@ -85,6 +86,7 @@ class ChatRenderer:
         self.template = Template(tokenizer, chat_template, chat_template_kwargs or {})
         self.encoder = SafeEncoder(tokenizer)
         self._rendering = Rendering(self.template, self.encoder, images)
+        self.image_token = None if images is None else images.placeholder
         self._continuations = Continuations(self._rendering)
         self._emulates_tool_role = tool_role == "user"
         self._remembered: dict[str, Any] = {}

@@ -122,7 +122,8 @@ class GenerateClient:
         Raises:
             ServerError: the server failed more often than `retries` allows, was unavailable for
                 longer than `outage_s`, or its answer breaks the token law.
-            RequestRejected: the server refused the request (4xx); the message is the server's.
+            RequestRejected: the server refused the request (4xx); the message is the server's. Or
+                it read the images as another number of tokens.
         """
         request = {
             "input_ids": input_ids,
@@ -149,7 +150,7 @@ class GenerateClient:
             else:
                 self._outage.over()
                 if answer.status_code == 200:
-                    return _read(answer.content)
+                    return _read(answer.content, len(input_ids) if image_data else None)
 
                 failure = f"{answer.status_code}: {_message(answer)}"
                 if answer.status_code not in RETRY_STATUS:
@@ -214,12 +215,16 @@ class GenerateClient:
         return answer
 
 
-def _read(content: bytes) -> GenerateResult:
+def _read(content: bytes, prompt_tokens: int | None) -> GenerateResult:
     """Read an answer and check the token law: each sampled token has an id, a logprob and a
     version.
 
+    Args:
+        prompt_tokens: length of a prompt with images; None: of a prompt without.
+
     Raises:
         ServerError: the answer is malformed, or lacks one of them.
+        RequestRejected: the prompt was read as another number of tokens.
     """
     try:
         response = GenerateResponse.model_validate_json(content)
@@ -230,6 +235,12 @@ def _read(content: bytes) -> GenerateResult:
 
     meta = response.meta_info
     ids = response.output_ids
+    if prompt_tokens not in (None, meta.prompt_tokens) and meta.finish_reason.type != "abort":
+        raise RequestRejected(
+            f"the server read {meta.prompt_tokens} prompt tokens instead of {prompt_tokens}: a bare SGLang expands "
+            "images itself",
+            "send requests with images to a rollout server before it: agentloop serve --replica-url URL",
+        )
     if meta.output_token_logprobs is None or len(meta.output_token_logprobs) != len(ids):
         raise ServerError(f"the answer has {len(ids)} ids, but not as many logprobs", "the server must return logprobs")
 

@@ -99,6 +99,10 @@ class RolloutConfig(EngineOptions):
     )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
+    image_canary: bool = Field(
+        True,
+        description="rows with images: refuse to start if the served model answers the same with noise in their place",
+    )
     request_timeout_s: Seconds = Field(600.0, description="timeout of one generation, its time in the queue included")
     retries: int = Field(8, ge=0, description="how often a generation is retried after a server failure")
     start_timeout_s: Seconds = Field(600.0, description="from the server's start to its first answer")

@@ -21,6 +21,7 @@ from agentloop.episode.calls import (
     result_message,
     run_calls,
 )
+from agentloop.episode.law import check_placeholders
 from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
@@ -378,6 +379,8 @@ class Episode:
 
     async def _ask(self, params: SamplingParams, rid: str) -> GenerateResult:
         branch, shared = self._branch, self._shared
+        if shared.renderer.image_token is not None:
+            check_placeholders(branch.ledger.token_ids, shared.renderer.image_token, len(branch.images))
         images = {"image_data": [image_data(image) for image in branch.images]} if branch.images else {}
         return await shared.generator.generate(
             branch.ledger.token_ids, params, session_id=shared.session_id, rid=rid, **images

@@ -40,8 +40,11 @@ def check_trajectory(trajectory: Trajectory) -> None:
     _check_step_rewards(trajectory)
 
 
-def check_episode(trajectories: Sequence[Trajectory]) -> None:
+def check_episode(trajectories: Sequence[Trajectory], *, image_token: int | None = None) -> None:
     """Check each trajectory of an episode, and rule 4: no sampled turn is trained in two of them.
+
+    Args:
+        image_token: the placeholder of images; None: the model takes none.
 
     Raises:
         TokenLawError: names the rule.
@@ -49,6 +52,8 @@ def check_episode(trajectories: Sequence[Trajectory]) -> None:
     trained: dict[str, int] = {}
     for number, trajectory in enumerate(trajectories, 1):
         check_trajectory(trajectory)
+        if image_token is not None:
+            check_images(trajectory, image_token)
         for turn in trajectory.turns:  # each has mask 1, as check_trajectory has verified
             if not turn.request_id or turn.start == turn.end:
                 continue
@@ -61,6 +66,40 @@ def check_episode(trajectories: Sequence[Trajectory]) -> None:
                     LawRule.TRAINED_TWICE,
                 )
             trained[turn.request_id] = number
+
+
+def check_images(trajectory: Trajectory, image_token: int) -> None:
+    """Check that placeholders stand for the trajectory's images, and that none was sampled.
+
+    Raises:
+        TokenLawError: the position of a sampled placeholder, or both numbers.
+    """
+    places = np.asarray(TokenIds(trajectory.token_ids)) == image_token
+    sampled = np.flatnonzero(places & (np.asarray(LossMask(trajectory.loss_mask)) == 1))
+    if len(sampled):
+        raise TokenLawError(
+            f"the image token {image_token} was sampled at position {sampled[0]}; it would count as part of an image",
+            "serve the model with agentloop serve, which never samples it",
+            LawRule.IMAGES,
+        )
+
+    check_placeholders(trajectory.token_ids, image_token, len(trajectory.images))
+
+
+def check_placeholders(token_ids: Sequence[int], image_token: int, images: int) -> None:
+    """Check that ids have one run of placeholders for each image.
+
+    Raises:
+        TokenLawError: the numbers differ.
+    """
+    places = np.asarray(TokenIds(token_ids)) == image_token
+    runs = int(np.count_nonzero(places[1:] & ~places[:-1])) + int(places[:1].sum())
+    if runs != images:
+        raise TokenLawError(
+            f"{images} images have {runs} runs of the image token {image_token}",
+            "keep each image in the message in which it was rendered",
+            LawRule.IMAGES,
+        )
 
 
 def _check_columns(trajectory: Trajectory) -> np.ndarray:

@@ -152,6 +152,12 @@ class ModelFolder:
         return self.config.get("image_token_id")
 
     @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """The placeholder tokens of images and videos: a prompt may hold them, a model not."""
+        found = (self.config.get(f"{kind}_token_id") for kind in ("image", "video"))
+        return tuple(token for token in found if isinstance(token, int))
+
+    @property
     def hidden_size(self) -> int | None:
         return self._size("hidden_size")
 

@@ -147,6 +147,8 @@ class GenerateEndpoint:
         images = [request.image_data] if isinstance(request.image_data, str) else request.image_data or []
         if images and not info.images:
             raise RequestError("the served model does not take images", "image_data")
+        if info.placeholders is not None:
+            info.placeholders.check(ids, len(images))
         return Generation(rid, ids, sampling, image_data=images)
 
     def _accept_all(self, requests: Sequence[GenerateRequest]) -> list[Generation]:

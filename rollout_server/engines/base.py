@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from agentloop.wire import SamplingParams, VersionSpan
+from rollout_server.placeholders import Placeholders
 
 FinishType = Literal["stop", "length", "abort"]
 PauseMode = Literal["retract", "in_place", "abort"]
@@ -147,13 +148,19 @@ class GenerationResult:
 
 @dataclass(slots=True, frozen=True)
 class EngineInfo:
-    """Facts that do not change while an engine runs. `images`: whether the model takes images."""
+    """Facts that do not change while an engine runs.
+
+    Attributes:
+        images: whether the model takes images.
+        placeholders: of a model whose images are counted here; None: of any other.
+    """
 
     name: str
     model_path: str
     context_length: int
     vocab_size: int
     images: bool = False
+    placeholders: Placeholders | None = None
 
 
 @dataclass(slots=True)

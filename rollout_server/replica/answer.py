@@ -9,7 +9,7 @@ import orjson
 
 from agentloop.wire import VersionSpan
 from rollout_server.engines.base import AnswerChunk, Generation, GenerationResult
-from rollout_server.errors import EngineError, Refused, ReplicaGone, ServingError
+from rollout_server.errors import EngineError, Refused, ReplicaGone, RequestError, ServingError
 
 
 class Answer:
@@ -96,6 +96,7 @@ class Answer:
         Raises:
             ReplicaGone: it broke off.
             EngineError: an event reported an error.
+            RequestError: the replica read another prompt than the one that was sent.
         """
         if self._error is not None:
             raise self._error
@@ -104,6 +105,7 @@ class Answer:
             raise ReplicaGone("the answer ended without a finish reason")
 
         finish = meta["finish_reason"]
+        self._check_prompt(meta, aborted=finish["type"] == "abort")
         version = self._version_of(str(meta.get("weight_version", "0")))
         spans = self._spans(meta)
         if not spans and self._ids:
@@ -118,6 +120,17 @@ class Answer:
             weight_version=version,
             message=finish.get("message"),
         )
+
+    def _check_prompt(self, meta: dict[str, Any], *, aborted: bool) -> None:
+        """Compare the length of the prompt that the replica read: SGLang expands images itself."""
+        sent, read = len(self._generation.input_ids), meta.get("prompt_tokens")
+        if read not in (None, sent) and not aborted:
+            images = len(self._generation.image_data)
+            raise RequestError(
+                f"the replica read {read} prompt tokens instead of {sent}, which have {images} images: give it the "
+                "preprocessor_config.json of the model that is trained",
+                "image_data" if images else "input_ids",
+            )
 
     def _spans(self, meta: dict[str, Any]) -> list[VersionSpan]:
         return [

@@ -113,21 +113,8 @@ class HttpReplica:
         return self._stats
 
     async def generate(self, generation: Generation) -> GenerationResult:
-        request: dict[str, Any] = {
-            "rid": generation.rid,
-            "input_ids": generation.input_ids,
-            "sampling_params": generation.sampling.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
-            "return_logprob": True,
-        }
-
-        if generation.image_data:
-            request["image_data"] = generation.image_data
-
+        request = self._request(generation)
         answer = Answer(generation, self._version_of, self._sampling_version(), incremental=self._incremental)
-        if generation.on_chunk is not None:
-            request["stream"] = True
-            request["sampling_params"]["stream_interval"] = generation.stream_tokens
-
         head = self._generate_head
         if generation.traceparent is not None:
             head += b"%b: %b\r\n" % (TRACEPARENT_HEADER.encode(), generation.traceparent)
@@ -247,6 +234,21 @@ class HttpReplica:
         """
         head = self._head(b"POST", path)
         return json_of(*await self._send(head, orjson.dumps(body), timeout_s or self._admin_timeout_s))
+
+    def _request(self, generation: Generation) -> dict[str, Any]:
+        """Return the body of `/generate`."""
+        request: dict[str, Any] = {
+            "rid": generation.rid,
+            "input_ids": generation.input_ids,
+            "sampling_params": generation.sampling.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+            "return_logprob": True,
+        }
+        if generation.image_data:
+            request["image_data"] = generation.image_data
+        if generation.on_chunk is not None:
+            request["stream"] = True
+            request["sampling_params"]["stream_interval"] = generation.stream_tokens
+        return request
 
     def _version_of(self, version: str) -> str:
         """Translate the replica's name of a version into ours."""

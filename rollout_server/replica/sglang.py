@@ -32,6 +32,10 @@ UNNAMED_VERSION = "default"
 """SGLang's name for the version of weights that were loaded without one."""
 
 
+BAN = -1000.0
+"""Bias of tokens that are never sampled: beyond all logits, and finite in 16 bits."""
+
+
 class SglangReplica(HttpReplica):
     """A bare SGLang server.
 
@@ -95,6 +99,28 @@ class SglangReplica(HttpReplica):
                 "sampling_params.min_new_tokens",
             )
         return await super().generate(generation)
+
+    def _request(self, generation: Generation) -> dict[str, Any]:
+        """As ours, in SGLang's form for models with images.
+
+        - SGLang expands one placeholder for each image; the answer tells the length it came to.
+        - A bias bans placeholders. It also takes their probability out of the logprobs.
+        - Its cache of images outlives updates of the weights: hashes that change with the version
+          are not found there. Running requests keep theirs, so that only
+          SGLANG_VLM_CACHE_SIZE_MB=0 makes those exact.
+        """
+        request = super()._request(generation)
+        placeholders = self.info.placeholders
+        if placeholders is None:
+            return request
+
+        request["input_ids"] = placeholders.collapse(generation.input_ids)
+        banned = {str(token): BAN for token in placeholders.never_sampled}
+        request["sampling_params"]["logit_bias"] = request["sampling_params"].get("logit_bias", {}) | banned
+        if generation.image_data:
+            salt = f"{self._version} {self._changes}".encode()
+            request["mm_hashes"] = [_image_hash(image, salt) for image in generation.image_data]
+        return request
 
     async def abort(self, rid: str | None) -> int:
         running = self.in_flight
@@ -225,6 +251,11 @@ class SglangReplica(HttpReplica):
 
     def _version_of(self, version: str) -> str:
         return known_version(version)
+
+
+def _image_hash(image: str, salt: bytes) -> str:
+    """Return SGLang's form of an image's identity: 64 bits in hexadecimal."""
+    return hashlib.blake2b(image.encode(), digest_size=8, key=salt[:64]).hexdigest()
 
 
 def known_version(version: str) -> str:

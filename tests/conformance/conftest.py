@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,16 @@ class Target:
     async def post(self, path: str, **body: Any) -> httpx.Response:
         return await self.http.post(path, json=body)
 
-    async def generate(self, ids: list[int], new: int = 16, *, session: str | None = None, **sampling: Any) -> Answer:
-        """Generate; anything but a 200 fails the test."""
+    async def generate(
+        self,
+        ids: list[int],
+        new: int = 16,
+        *,
+        session: str | None = None,
+        fields: dict[str, Any] | None = None,
+        **sampling: Any,
+    ) -> Answer:
+        """Generate; anything but a 200 fails the test. `fields`: further fields of the request."""
         self.rids += 1
         rid = sampling.pop("rid", f"{self.kind}-{self.rids}")
         body = {
@@ -70,6 +78,7 @@ class Target:
             "input_ids": ids,
             "sampling_params": {"max_new_tokens": new, "ignore_eos": True, **sampling},
             "return_logprob": True,
+            **(fields or {}),
         }
         response = await self.http.post(
             "/generate", json=body, headers={} if session is None else {"X-Session-Id": session}
@@ -207,20 +216,24 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     """Start targets of any kind; they end with the module, because an idle SGLang keeps a core busy."""
     started: list[Target] = []
 
-    def start(kind: str, dtype: str = "float32") -> Target:
+    def start(
+        kind: str, dtype: str = "float32", folders: dict[str, Path] = folders, environment: Mapping[str, str] = {}
+    ) -> Target:
+        model = str(folders["0"])
+        images = folders["0"] != MODEL
         folder = tmp_path_factory.mktemp(kind)
         port = _free_port()
         if kind == "sglang":
             command = [
-                sglang_python(), "-m", "sglang.launch_server", "--model-path", str(MODEL), "--host", "127.0.0.1",
-                "--port", str(port), "--device", "cpu", "--dtype", dtype, "--model-impl", "transformers",
+                sglang_python(), "-m", "sglang.launch_server", "--model-path", model, "--host", "127.0.0.1",
+                "--port", str(port), "--device", "cpu", "--dtype", dtype,
                 "--attention-backend", "torch_native", "--max-total-tokens", "100000", "--skip-tokenizer-init",
                 "--random-seed", "0", "--enable-fp32-lm-head", "--sleep-on-idle",
-                "--disable-overlap-schedule",
+                "--disable-overlap-schedule", *([] if images else ["--model-impl", "transformers"]),
             ]  # fmt: skip
         else:
             command = [
-                sys.executable, "-P", "-m", "rollout_server", "--model", str(MODEL), "--port", str(port),
+                sys.executable, "-P", "-m", "rollout_server", "--model", model, "--port", str(port),
                 "--dtype", dtype, "--log-dir", str(folder),
             ]  # fmt: skip
             for root in {path.parent for path in folders.values()}:
@@ -233,7 +246,10 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         with log.open("wb") as out:
             process = subprocess.Popen(
                 command, stdout=out, stderr=out, cwd=folder, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "" if kind == "sglang" else str(ROOT)},
+                env={
+                    **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "" if kind == "sglang" else str(ROOT),
+                    **environment,
+                },
             )  # fmt: skip
         target = Target(kind, f"http://127.0.0.1:{port}", process, log, folders)
         started.append(target)
@@ -260,7 +276,7 @@ def running(start_target: Callable[..., Target], request: pytest.FixtureRequest)
         for each in sorted(kinds):
             if (each, dtype) not in targets:
                 targets[each, dtype] = start_target(each, dtype)
-        _wait(targets[kind, dtype])
+        wait_until_served(targets[kind, dtype])
         return targets[kind, dtype]
 
     return get
@@ -282,7 +298,8 @@ async def target(request: pytest.FixtureRequest, running: Callable[[str], Target
             await target.update("0")
 
 
-def _wait(target: Target) -> None:
+def wait_until_served(target: Target) -> None:
+    """Return once it answers."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         assert target.process.poll() is None, target.log.read_text(errors="replace")[-3000:]

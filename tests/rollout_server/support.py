@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -103,6 +106,8 @@ def save_vision_model(folder: Path, kind: str, seed: int) -> Path:
         "initializer_range": 0.15, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
     }  # fmt: skip
+    if kind == "qwen3_vl":
+        text["rope_parameters"]["mrope_interleaved"] = True  # transformers always interleaves; SGLang asks
     vision = {
         "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": patch,
         "spatial_merge_size": 2, "initializer_range": 0.15, **own,
@@ -114,7 +119,19 @@ def save_vision_model(folder: Path, kind: str, seed: int) -> Path:
     )  # fmt: skip
     size = {"shortest_edge": patch * patch, "longest_edge": patch * patch * 400}
     Qwen2VLImageProcessorPil(patch_size=patch, size=size).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
     return _save(model_class(config), folder)
+
+
+def _tokenizer() -> Any:
+    """A tokenizer whose neighbouring characters merge: ids that are decoded and encoded again come back changed."""
+    words = [chr(0x4E00 + i) for i in range(100)]
+    merges = [(words[i], words[i + 1]) for i in range(PAD - len(words))]
+    vocab = {word: i for i, word in enumerate([*words, *(a + b for a, b in merges)])}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    tokenizer.add_special_tokens(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+    assert tokenizer.token_to_id("<|image_pad|>") == PAD
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[EOS])
 
 
 def picture(width: int, height: int, seed: int = 0) -> str:
@@ -143,7 +160,13 @@ def make_core(
         loaded.kv, loaded.context_length, max_running=max_running, max_kv_tokens=kv_tokens, memory_bytes=2**30
     )
     return Core(
-        runner, cache, eos_ids=loaded.eos_ids, max_running=max_running, device=torch.device("cpu"), prefill_chunk=chunk
+        runner,
+        cache,
+        eos_ids=loaded.eos_ids,
+        max_running=max_running,
+        device=torch.device("cpu"),
+        prefill_chunk=chunk,
+        never_sampled=loaded.placeholders.never_sampled if loaded.placeholders else (),
     )
 
 

@@ -39,6 +39,8 @@ def save_tiny(folder: Path, kind: str, seed: int = 0, **overrides: Any) -> Path:
     if kind in VISION:
         name, patch, own = VISION[kind]
         rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
+        if kind == "qwen3_vl":
+            rope["mrope_interleaved"] = True
         tower = {
             "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": patch,
             "spatial_merge_size": 2, "initializer_range": 0.15, "out_hidden_size": 32, **own,

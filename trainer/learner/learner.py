@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -400,7 +401,7 @@ class Learner:
 
         if self._images is not None:
             for batch, units in zip(packed, plan, strict=False):
-                batch.images = self._images.attach(samples, units)
+                batch.images = partial(self._images.attach, samples, units)
             for batch in packed[len(plan) :]:
-                batch.images = self._images.blank(len(batch.tokens))
+                batch.images = partial(self._images.blank, len(batch.tokens))
         return packed

@@ -22,7 +22,7 @@ of a group are therefore sorted by length. Shapes: T packed tokens, N trained to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,8 @@ class PackedBatch:
         sample_index, token_index: int64 (N); target n is
             `samples[sample_index[n]].token_ids[token_index[n]]`.
         sequences: number of samples in this micro-batch.
-        images: `trainer.learner.model.vision.PackedImages` for a vision-language model, else None.
+        images: makes the `trainer.learner.model.vision.PackedImages` of the micro-batch when it is
+            computed: those of all micro-batches together may need gigabytes. None: a text model.
     """
 
     layout: PackedLayout
@@ -84,7 +85,7 @@ class PackedBatch:
     sample_index: np.ndarray
     token_index: np.ndarray
     sequences: int
-    images: Any = None
+    images: Callable[[], Any] | None = None
 
 
 def pack(samples: Sequence[Sample], units: Sequence[Unit], aggregation: Aggregation) -> PackedBatch:

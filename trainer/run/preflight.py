@@ -30,6 +30,7 @@ from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
 from trainer.run.checkpoints import find_adapters
+from trainer.run.image_canary import check_images_are_seen
 from trainer.run.notices import (
     RowCounts,
     row_notices,
@@ -103,6 +104,9 @@ class RunInputs:
             context_length = await client.context_length()
             if context_length is None:
                 raise ServerError(f"{url}/server_info has no context_length", "serve the model with agentloop serve")
+            if rollout.image_canary:
+                rows = self.train or self.val
+                await check_images_are_seen(client, self.renderer, rows, self.toolset.schemas or None, context_length)
             yield EpisodeRunner(
                 renderer=self.renderer,
                 generator=client,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -26,7 +28,9 @@ class Batch:
     rebuild, and writes behind the tokens that are kept.
     """
 
-    def __init__(self, cache: KVCache, running: dict[int, Running], device: torch.device) -> None:
+    def __init__(
+        self, cache: KVCache, running: dict[int, Running], device: torch.device, never_sampled: Sequence[int] = ()
+    ) -> None:
         rows = [row for pool in cache.pools for row in pool.rows[: pool.active]]
         self.entries = [_ready(row, running) for row in rows]
         ready = [entry is not None for entry in self.entries]
@@ -38,7 +42,10 @@ class Batch:
         self.tokens = torch.tensor([e.ids[-1] if e else 0 for e in self.entries], device=device)
         self.positions = np.array([len(e.ids) if e else 0 for e in self.entries], dtype=np.uint64)
         self.sampler = Sampler(
-            [e.sampling if e else _IDLE for e in self.entries], device, [e.counted if e else () for e in self.entries]
+            [e.sampling if e else _IDLE for e in self.entries],
+            device,
+            [e.counted if e else () for e in self.entries],
+            never_sampled,
         )
 
         offsets = [e.images.delta if e and e.images else 0 for e in self.entries]

@@ -6,7 +6,7 @@ Synchronous: no threads, no event loop.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -53,6 +53,7 @@ class Core:
         version: name of the weights at the start.
         seed: start of the seeds of requests without one.
         prefill_chunk: largest number of prompt tokens in one step.
+        never_sampled: tokens that no request samples.
 
     Attributes:
         version: of the weights that sample the next token.
@@ -70,6 +71,7 @@ class Core:
         version: str = "0",
         seed: int = 0,
         prefill_chunk: int = PREFILL_CHUNK,
+        never_sampled: Sequence[int] = (),
     ) -> None:
         self.runner = runner
         self.cache = cache
@@ -81,6 +83,7 @@ class Core:
         self._device = device
         self._seed = seed
         self._prefill_chunk = prefill_chunk
+        self._never_sampled = tuple(never_sampled)
         self._unseeded = 0
 
         self._waiting: deque[Running] = deque()
@@ -309,7 +312,7 @@ class Core:
         if self._batch is None or self._batch.worn_out:
             self._make_room()
             self.cache.compact()
-            self._batch = Batch(self.cache, self._running, self._device)
+            self._batch = Batch(self.cache, self._running, self._device, self._never_sampled)
         batch = self._batch
         if not batch.ready:
             return []

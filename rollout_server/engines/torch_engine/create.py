@@ -66,8 +66,16 @@ def create_torch_engine(settings: ServerSettings) -> TorchEngine:
         device=device,
         version=settings.weight_version,
         seed=settings.seed,
+        never_sampled=loaded.placeholders.never_sampled if loaded.placeholders else (),
     )
-    info = EngineInfo("torch", settings.model, loaded.context_length, loaded.vocab_size, loaded.images is not None)
+    info = EngineInfo(
+        "torch",
+        settings.model,
+        loaded.context_length,
+        loaded.vocab_size,
+        images=loaded.images is not None,
+        placeholders=loaded.placeholders,
+    )
     return TorchEngine(loaded, core, info, loader=loader, threads=settings.threads, memory_saver=settings.memory_saver)
 
 

@@ -13,6 +13,10 @@ from rollout_server.replica.base import Replica
 from rollout_server.replica.sglang import SglangReplica
 from rollout_server.replica.starting.base import ChildSource
 
+CPU_PLATFORM = "agentloop_cpu"
+CPU_PLATFORM_FOLDER = Path(__file__).parent / "sglang_cpu"
+"""Name and folder of the platform plugin that models with images need on a CPU."""
+
 CPU_TOTAL_TOKENS = 200_000
 """KV cache on a CPU, in tokens: SGLang's own default is a share of all memory."""
 
@@ -27,8 +31,8 @@ class SglangSource(ChildSource):
 
         child = Child(
             f"replica {self.name}",
-            sglang_command(settings, self._index, port),
-            sglang_environment(settings),
+            sglang_command(settings, self._index, port, images=self._info.images),
+            sglang_environment(settings, images=self._info.images),
             self._log_file,
         )
         self._child = child
@@ -53,8 +57,8 @@ class SglangSource(ChildSource):
         return replica
 
 
-def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]:
-    """Return the command line of replica `index`."""
+def sglang_command(settings: ServerSettings, index: int, port: int, *, images: bool = False) -> list[str]:
+    """Return the command line of replica `index`; `images`: whether the model takes images."""
     command = [
         settings.python or sys.executable, "-m", "sglang.launch_server",
         "--model-path", settings.model, "--host", "127.0.0.1", "--port", str(port),
@@ -66,8 +70,10 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
 
     device = settings.device.partition(":")[0]
     if device == "cpu":
-        # SGLang's own CPU kernels need AMX and a special build; this path runs on any CPU.
-        command += ["--device", "cpu", "--model-impl", "transformers", "--attention-backend", "torch_native"]
+        # SGLang's own CPU kernels need AMX and a special build; this path runs on any CPU. Images
+        # need SGLang's own code of the model, and with it `CPU_PLATFORM`.
+        command += ["--device", "cpu", "--attention-backend", "torch_native"]
+        command += [] if images else ["--model-impl", "transformers"]
         command += ["--max-total-tokens", str(settings.max_kv_tokens or CPU_TOTAL_TOKENS)]
         command += ["--sleep-on-idle"]  # otherwise it busy-waits on a core that others need
     else:
@@ -87,11 +93,21 @@ def sglang_command(settings: ServerSettings, index: int, port: int) -> list[str]
     return [*command, *settings.engine_args]
 
 
-def sglang_environment(settings: ServerSettings) -> dict[str, str]:
-    """Return the environment of a replica: ours without the variables of our interpreter."""
+def sglang_environment(settings: ServerSettings, *, images: bool = False) -> dict[str, str]:
+    """Return the environment of a replica: ours without the variables of our interpreter.
+
+    Args:
+        images: whether the model takes images.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(settings.threads)))
     if settings.python and "/" in settings.python:
         # SGLang starts tools (ninja, triton's compiler) that are installed beside its interpreter.
         environment["PATH"] = f"{Path(settings.python).absolute().parent}:{environment.get('PATH', '')}"
+    if images:
+        # A flush does not clear its cache of images: after an update of the weights they would keep
+        # the embeddings of the old vision tower.
+        environment["SGLANG_VLM_CACHE_SIZE_MB"] = "0"
+        if settings.device == "cpu":
+            environment |= {"PYTHONPATH": str(CPU_PLATFORM_FOLDER), "SGLANG_PLATFORM": CPU_PLATFORM}
     return environment

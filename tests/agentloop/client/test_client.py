@@ -280,3 +280,12 @@ async def test_a_server_that_stays_away_is_waited_for_once_and_not_by_each_wave_
             assert await attempts() > 10, "another outage is waited for again"
             state["now"] += 60
             assert await attempts() > 10, "and so is one after a pause without requests"
+
+
+async def test_a_server_that_expands_images_itself_is_found_out() -> None:
+    """A bare SGLang answers expanded placeholders with tokens of another prompt, and a 200."""
+    async with server(lambda *_: good()) as url, GenerateClient(url, retries=0) as client:
+        seen = {"session_id": "s", "rid": "r", "image_data": ["aaaa"]}
+        assert (await client.generate([1, 2], SamplingParams(), **seen)).token_ids == [7, 8]
+        with pytest.raises(RequestRejected, match=r"2 prompt tokens instead of 5(?s:.*)--replica-url"):
+            await client.generate([1, 9, 9, 9, 2], SamplingParams(), **seen)

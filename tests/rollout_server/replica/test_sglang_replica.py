@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from agentloop.config.server import ServerSettings
-from rollout_server.engines.base import EngineInfo, FolderWeights
-from rollout_server.errors import WeightsError
+from agentloop.wire import SamplingParams
+from rollout_server.engines.base import EngineInfo, FolderWeights, Generation
+from rollout_server.errors import RequestError, WeightsError
+from rollout_server.placeholders import Placeholders
+from rollout_server.replica.answer import Answer
 from rollout_server.replica.sglang import SglangReplica
-from rollout_server.replica.starting.sglang import sglang_command
+from rollout_server.replica.starting.sglang import sglang_command, sglang_environment
 
 
 @pytest.mark.parametrize(("in_place", "count"), [(False, 0), (True, 1)])
@@ -28,3 +35,62 @@ async def test_an_in_place_update_is_refused_where_its_versions_would_be_wrong()
             await replica.update_weights(FolderWeights(Path("v1")), "1", "in_place")
     finally:
         await replica.close()
+
+
+INFO = EngineInfo("sglang", "m", 1000, 500, images=True, placeholders=Placeholders(9, (9, 8)))
+SEEN = Generation("r", [1, 9, 9, 9, 2, 9, 3], SamplingParams(logit_bias={7: 1.0}), image_data=["aaaa", "bbbb"])
+
+
+def sglang(version: str = "0") -> SglangReplica:
+    return SglangReplica("r", "http://127.0.0.1:9", INFO, on_gpu=True, overlap=True, tensor_parallel=1, version=version)
+
+
+async def test_images_are_sent_in_sglangs_form() -> None:
+    replica = sglang()
+    request = replica._request(SEEN)
+    assert request["input_ids"] == [1, 9, 2, 9, 3], "it expands one placeholder for each image"
+    assert request["image_data"] == ["aaaa", "bbbb"]
+    assert request["sampling_params"]["logit_bias"] == {"7": 1.0, "8": -1000.0, "9": -1000.0}
+    assert SEEN.input_ids == [1, 9, 9, 9, 2, 9, 3]
+    await replica.close()
+
+
+async def test_the_identity_of_an_image_changes_with_the_weights() -> None:
+    """SGLang keeps embeddings by this identity, and clears them at no update."""
+    old, new = sglang(), sglang("1")
+    first, again, later = (replica._request(SEEN)["mm_hashes"] for replica in (old, old, new))
+    assert first == again
+    assert len({*first, *later}) == 4
+    assert all(len(name) == 16 and int(name, 16) >= 0 for name in first)
+    assert "mm_hashes" not in old._request(replace(SEEN, input_ids=[1, 2], image_data=[]))
+    await old.close()
+    await new.close()
+
+
+@pytest.mark.parametrize(("read", "finish", "fits"), [(7, "length", True), (5, "length", False), (0, "abort", True)])
+def test_a_prompt_that_was_read_at_another_length_is_refused(read: int, finish: str, fits: bool) -> None:
+    answer = Answer(SEEN, str, None, incremental=False)
+    meta: dict[str, Any] = {"prompt_tokens": read, "output_token_logprobs": [], "finish_reason": {"type": finish}}
+    answer.take(orjson.dumps({"output_ids": [], "meta_info": meta}))
+    if fits:
+        assert answer.result().output_ids == []
+    else:
+        with pytest.raises(RequestError, match="5 prompt tokens instead of 7"):
+            answer.result()
+
+
+def test_a_model_with_images_starts_with_sglangs_own_code_and_without_a_cache_of_images() -> None:
+    cpu, gpu = (ServerSettings(model="m", engine="sglang", device=device) for device in ("cpu", "cuda"))
+    assert "--model-impl" in sglang_command(cpu, 0, 1)
+    assert "--model-impl" not in sglang_command(cpu, 0, 1, images=True)
+    assert "SGLANG_VLM_CACHE_SIZE_MB" not in sglang_environment(cpu)
+    for settings in (cpu, gpu):
+        assert sglang_environment(settings, images=True)["SGLANG_VLM_CACHE_SIZE_MB"] == "0"
+    assert "SGLANG_PLATFORM" not in sglang_environment(gpu, images=True)
+
+    environment = sglang_environment(cpu, images=True)
+    folder = Path(environment["PYTHONPATH"])
+    (entry,) = distributions(path=[str(folder)])
+    (point,) = entry.entry_points
+    assert (point.group, point.name) == ("sglang.srt.platforms", environment["SGLANG_PLATFORM"])
+    assert (folder / f"{point.module}.py").is_file()

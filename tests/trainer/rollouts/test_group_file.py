@@ -14,6 +14,7 @@ import pytest
 from agentloop.errors import RunDirError
 from agentloop.images import image_data
 from agentloop.types import StepReward, StopReason, Task, Trajectory, Turn
+from tests.trainer.conftest import samples_of
 from trainer.algorithms.dynamic_sampling import replacement
 from trainer.checkpoint_files import GROUPS_FILE, OLD_GROUPS_FILE
 from trainer.rollouts.group_file import encode_groups, read_groups
@@ -66,6 +67,23 @@ def test_images_come_back_as_the_bytes_that_the_server_saw(tmp_path: Path) -> No
         assert trajectory.messages[0]["content"][0] == {"type": "image", "image": data[0]}
     assert first.trajectories[0].images[0] is first.trajectories[1].images[0], "shared, as before"
     assert second.trajectories[0].images == [data[1]]
+
+
+def test_a_group_with_images_trains_the_same_after_a_resume(tmp_path: Path) -> None:
+    from PIL import Image
+
+    shown = Image.new("RGB", (5, 4), (1, 2, 3))
+    data = base64.b64decode(image_data(shown))
+    made = [group(1, images=[shown]), group(3, images=[{"bytes": data}])]
+    (tmp_path / GROUPS_FILE).write_bytes(encode_groups(made))
+    for before, after in zip(made, read_groups(tmp_path, TASKS, ROWS), strict=True):
+        pairs = zip(samples_of(before, "grpo"), samples_of(after, "grpo"), strict=True)
+        for sample, again in pairs:
+            assert [image.tobytes() for image in again.images] == [data]
+            assert again.group_key == sample.group_key, "they share their prompt and its images as before"
+            assert again.token_ids.tolist() == sample.token_ids.tolist()
+            assert again.old_logprobs.tolist() == sample.old_logprobs.tolist()
+            assert again.advantages.tolist() == sample.advantages.tolist()
 
 
 def test_groups_of_an_earlier_version_are_read(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class DeviceBatch:
         names = [field.name for field in fields(cls) if field.name not in ("layout", "columns", "images")]
         tensors = {name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True) for name in names}
         columns = {name: torch.from_numpy(c).to(device, non_blocking=True) for name, c in batch.columns.items()}
-        images = None if batch.images is None else batch.images.to(device)
+        images = None if batch.images is None else batch.images().to(device)
         return cls(layout=batch.layout, columns=columns, images=images, **tensors)
 
 

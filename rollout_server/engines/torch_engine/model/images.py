@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from rollout_server.errors import RequestError
+from rollout_server.placeholders import Placeholders
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,14 +154,14 @@ class PromptImageReader:
 
     Args:
         processor: the model's image processor; it merges `merge_size` ** 2 patches into a token.
-        pad: id of the pad token.
+        placeholders: the model's.
         rope_index: computes the model's rotary positions.
     """
 
-    def __init__(self, processor: Any, pad: int, rope_index: RopeIndex) -> None:
+    def __init__(self, processor: Any, placeholders: Placeholders, rope_index: RopeIndex) -> None:
         self._processor = processor
         self._merged = int(processor.merge_size) ** 2
-        self._pad = pad
+        self._placeholders = placeholders
         self._rope_index = rope_index
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="images")
         self._lock = threading.Lock()
@@ -169,7 +170,7 @@ class PromptImageReader:
 
     async def prepare(self, input_ids: Sequence[int], image_data: Sequence[str]) -> ImagePrompt | None:
         """Call `read` on another thread."""
-        if not image_data and self._pad not in input_ids:
+        if not image_data and self._placeholders.image not in input_ids:
             return None
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, input_ids, image_data)
 
@@ -179,13 +180,7 @@ class PromptImageReader:
         Raises:
             RequestError: an image cannot be read, or the images do not match the ids.
         """
-        places = _runs(input_ids, self._pad)
-        if len(places) != len(image_data):
-            raise RequestError(
-                f"input_ids have {len(places)} runs of the image token {self._pad}, but image_data has "
-                f"{len(image_data)} images; send one run for each image",
-                "image_data",
-            )
+        places = self._placeholders.check(input_ids, len(image_data))
         if not places:
             return None
         if places[-1][1] == len(input_ids):
@@ -203,7 +198,7 @@ class PromptImageReader:
 
         grids = torch.cat([image.patches.grid_13 for image in images])
         positions_3P, delta = self._rope_index(input_ids, places, grids)
-        return ImagePrompt(lookup_ids, tuple(images), positions_3P, delta, self._pad)
+        return ImagePrompt(lookup_ids, tuple(images), positions_3P, delta, self._placeholders.image)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -263,18 +258,6 @@ class PromptImageReader:
     def _process(self, key: bytes, image: Image) -> Patches:
         made = self._processor(images=[image.convert("RGB")], return_tensors="pt")
         return Patches(key, made["pixel_values"], made["image_grid_thw"])
-
-
-def _runs(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
-    """`[start, end)` of each run of `token`."""
-    runs: list[tuple[int, int]] = []
-    for place, other in enumerate(ids):
-        if other == token:
-            if runs and runs[-1][1] == place:
-                runs[-1] = (runs[-1][0], place + 1)
-            else:
-                runs.append((place, place + 1))
-    return runs
 
 
 def _data(text: str, field: str) -> bytes:

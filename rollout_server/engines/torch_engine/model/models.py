@@ -20,6 +20,7 @@ from rollout_server.engines.torch_engine.model.attention_hook import AttentionHo
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
 from rollout_server.engines.torch_engine.model.images import PromptImageReader
 from rollout_server.engines.torch_engine.model.vision import VisionRunner, load_image_reader
+from rollout_server.placeholders import Placeholders, placeholders_of
 
 
 class Runner(Protocol):
@@ -49,6 +50,7 @@ class LoadedModel:
         context_length: tokens of the longest sequence.
         eos_ids: tokens that end a turn.
         images: reads the images of requests; None for a text model.
+        placeholders: the tokens that stand for its images; None for a text model.
     """
 
     model: Any
@@ -59,6 +61,7 @@ class LoadedModel:
     vocab_size: int
     eos_ids: frozenset[int]
     images: PromptImageReader | None = None
+    placeholders: Placeholders | None = None
 
 
 def load_model(
@@ -114,6 +117,7 @@ def load_model(
         )
 
     context = context_length or longest
+    placeholders = placeholders_of(folder) if vision else None
     return LoadedModel(
         model=model,
         attention=hook,
@@ -122,7 +126,10 @@ def load_model(
         context_length=context,
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         eos_ids=_eos_ids(model, Path(path)),
-        images=load_image_reader(model, path, trust_remote_code=trust_remote_code) if vision else None,
+        images=load_image_reader(model, path, placeholders, trust_remote_code=trust_remote_code)
+        if placeholders
+        else None,
+        placeholders=placeholders,
     )
 
 

@@ -24,12 +24,15 @@ from rollout_server.engines.torch_engine.model.attention import DecodePass, Pref
 from rollout_server.engines.torch_engine.model.attention_hook import AttentionHook
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
 from rollout_server.engines.torch_engine.model.images import LruCache, Patches, PromptImageReader
+from rollout_server.placeholders import Placeholders
 
 FEATURE_CACHE_BYTES = 2**28
 """Cache of the tower's rows, under the present weights."""
 
 
-def load_image_reader(model: Any, path: str, *, trust_remote_code: bool = False) -> PromptImageReader:
+def load_image_reader(
+    model: Any, path: str, placeholders: Placeholders, *, trust_remote_code: bool = False
+) -> PromptImageReader:
     """Return a reader of requests' images for `model`.
 
     Raises:
@@ -49,7 +52,7 @@ def load_image_reader(model: Any, path: str, *, trust_remote_code: bool = False)
         positions, delta = body.get_rope_index(torch.tensor([ids]), mm_token_type_ids=kinds, image_grid_thw=grids_I3)
         return positions[:, 0], int(delta)
 
-    return PromptImageReader(processor, int(model.config.image_token_id), rope_index)
+    return PromptImageReader(processor, placeholders, rope_index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -81,6 +81,7 @@ class Sampler:
         rows: sampling parameters of each row.
         sampled: the tokens each row has sampled so far, read for rows with penalties only. None: no
             tokens.
+        never_sampled: tokens that no row samples. They count in the logprobs of the others.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Sampler:
         rows: SequenceOf[RowSampling],
         device: torch.device,
         sampled: SequenceOf[SequenceOf[int]] | None = None,
+        never_sampled: SequenceOf[int] = (),
     ) -> None:
         self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
         self._device = device
@@ -107,6 +109,8 @@ class Sampler:
         min_ps = [rows[i].min_p for i in truncated]
         self._min_p = torch.tensor(min_ps, device=device)[:, None] if any(min_ps) else None
 
+        self._never = torch.tensor(never_sampled, device=device) if never_sampled else None
+
         penalties = [row.penalties for row in rows]
         self._penalties = penalties if any(penalties) else None
         self._sampled = sampled if sampled is not None else [()] * len(rows)
@@ -125,6 +129,12 @@ class Sampler:
         if self._scale is not None:
             logits_BV = logits_BV * self._scale
         probs_BV = torch.softmax(logits_BV, -1)
+
+        # After the softmax: logprobs stay those of the whole distribution, which the trainer
+        # computes too.
+        if self._never is not None:
+            logits_BV = logits_BV.index_fill(1, self._never, -torch.inf)
+            probs_BV = probs_BV.index_fill(1, self._never, 0.0)
 
         # Every row draws from the whole distribution; truncated and greedy rows are then replaced.
         u_B1 = torch.from_numpy(uniforms(self._streams, counters)).to(self._device)[:, None]

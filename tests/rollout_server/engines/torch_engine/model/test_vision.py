@@ -35,6 +35,8 @@ from tests.rollout_server.support import (
 )
 
 TOLERANCE = 1e-4
+SAMPLED = [token for token in range(VOCAB) if token not in (PAD, PAD + 1)]
+"""Placeholders of images and videos are never sampled."""
 
 
 class VisionReference:
@@ -62,7 +64,7 @@ class VisionReference:
 
         def allowed(_: int, so_far: torch.Tensor) -> list[int]:
             place = len(so_far) - len(ids)
-            return [forced[place]] if forced and place in forced else list(range(VOCAB))
+            return [forced[place]] if forced and place in forced else SAMPLED
 
         out = self._model.generate(
             **self._inputs(ids, images), max_new_tokens=new, min_new_tokens=new, do_sample=False, eos_token_id=None,
@@ -283,6 +285,18 @@ def test_an_image_token_that_the_model_writes_is_text(folder: Path, side: int) -
     assert running.result is not None
     assert running.result.output_ids == sampled
     assert running.result.logprobs[5:] == pytest.approx(logprobs[5:], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 2.0, "top_k": 2}])
+def test_placeholders_are_never_sampled(folder: Path, side: int, options: dict[str, Any]) -> None:
+    loaded = load(folder)
+    core = make_core(loaded, fast=False)
+    biased = request(text(9, 1), new=40, ignore_eos=True, logit_bias={PAD: 50.0, PAD + 1: 50.0}, **options)
+    (finished,) = run(core, loaded, biased)
+    assert finished.result is not None
+    assert len(finished.result.output_ids) == 40
+    assert not {PAD, PAD + 1} & set(finished.result.output_ids)
+    assert max(finished.result.logprobs) < -20, "logprobs are those of the whole distribution"
 
 
 def test_three_pixels_of_height_are_no_colours(folder: Path, side: int) -> None:
