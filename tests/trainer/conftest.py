@@ -22,9 +22,9 @@ from trainer.workers.rank import early_ranks
 VOCAB = 96
 
 
-def samples_of(group: Group, advantage: str) -> list[TrainSample]:
+def samples_of(group: Group, advantage: str, image_token: int | None = None) -> list[TrainSample]:
     """The samples of one group, with the advantages of an estimator that needs nothing but the group."""
-    batch = collect(group)
+    batch = collect(group, image_token=image_token)
     set_advantages(batch, AlgorithmConfig(advantage=advantage))
     return batch.samples
 

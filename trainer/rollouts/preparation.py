@@ -25,12 +25,16 @@ class BatchPreparation:
     Args:
         workers: the ranks, which compute logprobs and values.
         kl: the KL coefficient; its value at construction is used for the whole step.
+        image_token: the placeholder of images; None: the model takes none.
     """
 
-    def __init__(self, recipe: Recipe, workers: WorkerGroup, kl: KlCoefficient) -> None:
+    def __init__(
+        self, recipe: Recipe, workers: WorkerGroup, kl: KlCoefficient, *, image_token: int | None = None
+    ) -> None:
         self._recipe = recipe
         self._algorithm = recipe.trainer.algorithm
         self._workers = workers
+        self._image_token = image_token
         self._kl_coef = kl.value  # of this step; `kl` may be adapted at its end
         self._kl_sum = 0.0
         self._rewards: list[float] = []
@@ -52,6 +56,7 @@ class BatchPreparation:
             group,
             shaping if shaping.chosen else None,
             lambda agent: self._recipe.agent(agent).max_response_tokens,
+            self._image_token,
         )
 
         self._rewards += [episode.reward for episode in batch.episodes]

@@ -62,7 +62,12 @@ class TrainGroup:
         return [sample for episode in self.episodes for sample in episode.samples]
 
 
-def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseLimit = lambda _: 0) -> TrainGroup:
+def collect(
+    group: Group,
+    shaping: ShapingConfig | None = None,
+    limit: ResponseLimit = lambda _: 0,
+    image_token: int | None = None,
+) -> TrainGroup:
     """Make samples of a group's trainable trajectories, without advantages yet.
 
     Failed and rejected episodes are left out before a baseline is taken: an infrastructure failure
@@ -73,6 +78,8 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
     Args:
         shaping: reward shaping; None: rewards stay as they are.
         limit: response limit of an agent, read by overlong shaping.
+        image_token: the placeholder of images. None: unknown, so that prompts are shared only by
+            trajectories with equal images throughout.
     """
     prompts: dict[tuple[bytes, ...], int] = {}
     files: dict[int, np.ndarray] = {}
@@ -88,7 +95,9 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
 
             # A fork's prompt differs from the group's, and a loop may change its own. Samples with
             # equal keys share one computed prompt, so the key comes from the prompt itself.
-            key = (token_ids[: trajectory.prompt_length].tobytes(), *(image.tobytes() for image in images))
+            start = token_ids[: trajectory.prompt_length]
+            shown = images if image_token is None else images[: _image_count(start, image_token)]
+            key = (start.tobytes(), *(image.tobytes() for image in shown))
             prompt = prompts.setdefault(key, len(prompts))
             samples.append(
                 TrainSample(
@@ -110,6 +119,12 @@ def collect(group: Group, shaping: ShapingConfig | None = None, limit: ResponseL
     if group.baseline and (kept := _usable(group.baseline)):
         baseline = _reward(kept) + (_shaped(kept, shaping, limit) if shaping is not None else 0.0)
     return TrainGroup(group, episodes, baseline)
+
+
+def _image_count(ids: np.ndarray, image_token: int) -> int:
+    """Return the number of images in ids: runs of placeholders."""
+    places = ids == image_token
+    return int(np.count_nonzero(places[1:] & ~places[:-1])) + int(np.count_nonzero(places[:1]))
 
 
 def _file(image: Any, files: dict[int, np.ndarray]) -> np.ndarray:

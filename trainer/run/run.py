@@ -166,6 +166,7 @@ class TrainRun:
             signals.said,
             processes.colocation,
             on_trained=progress.trained,
+            image_token=self._inputs.renderer.image_token,
         )
         checkpoints = Checkpoints(processes.workers, self._dir, self._recipe.checkpoint, console.warn)
 

@@ -170,6 +170,7 @@ class StepTrainer:
         said: called with the kind of each warning that a signal would repeat.
         colocation: hands the GPUs over, if engine and trainer share them.
         on_trained: called with the number of the step's groups that have been trained so far.
+        image_token: the placeholder of images; None: the model takes none.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class StepTrainer:
         said: Callable[[str], None] = lambda _: None,
         colocation: Colocation | None = None,
         on_trained: Callable[[int], None] = lambda _: None,
+        image_token: int | None = None,
     ) -> None:
         self._recipe = recipe
         self._on_trained = on_trained
@@ -191,6 +193,7 @@ class StepTrainer:
         self._publisher = publisher
         self._warn = warn
         self._on_said = said
+        self._image_token = image_token
         self._said: set[str] = set()
 
     async def run(self, step: int, producer: Producer, *, traced: bool = False) -> TrainedStep:
@@ -206,7 +209,8 @@ class StepTrainer:
         """
         policy = self._policy
         idle_before = producer.idle_s
-        update = _Update(self._recipe, policy, self._workers, producer, self._on_trained, traced=traced)
+        preparation = BatchPreparation(self._recipe, self._workers, policy.kl, image_token=self._image_token)
+        update = _Update(self._recipe, policy, self._workers, producer, preparation, self._on_trained, traced=traced)
         if self._colocation is not None:
             batch = self._recipe.rollout.batch_size
             with update.clock.measure("train_wait_s"):
@@ -255,6 +259,7 @@ class _Update:
         policy: PolicyState,
         workers: WorkerGroup,
         producer: Producer,
+        preparation: BatchPreparation,
         on_trained: Callable[[int], None],
         *,
         traced: bool,
@@ -267,7 +272,7 @@ class _Update:
         self._policy = policy
         self._workers = workers
         self._producer = producer
-        self._preparation = BatchPreparation(recipe, workers, policy.kl)
+        self._preparation = preparation
         self._critic = CriticSums() if self._algorithm.needs.critic else None
         self.groups: list[Group] = []
         self.samples: dict[int, TrainSample] = {}

@@ -196,7 +196,7 @@ def test_logprobs_are_the_engines_own(model: Path) -> None:
                 status=EpisodeStatus.OK,
             )
         )
-    samples = samples_of(grouped(*trajectories), "grpo")
+    samples = samples_of(grouped(*trajectories), "grpo", PAD)
     samples = arrays_to_samples(samples_to_arrays(samples), TrainSample)
     assert len({sample.group_key for sample in samples}) == 1, "the prompt is shared"
     index, token, ours = learner(model).logprobs(samples, 1.0)
@@ -215,7 +215,8 @@ def test_prompts_with_other_images_are_not_shared(model: Path) -> None:
             images=[{"bytes": image.tobytes()}], reward=1.0,
         )  # fmt: skip
 
-    keys = [sample.group_key for sample in samples_of(grouped(trajectory(a), trajectory(b), trajectory(a)), "grpo")]
+    same = grouped(trajectory(a), trajectory(b), trajectory(a))
+    keys = [sample.group_key for sample in samples_of(same, "grpo", PAD)]
     assert keys[0] == keys[2] != keys[1]
 
 

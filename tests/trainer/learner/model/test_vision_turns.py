@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,11 @@ def conversations(engine: Engine, model: Path) -> list[TrainSample]:
     ]
     samples: list[TrainSample] = []
     for number, group in enumerate(groups):
-        of_group = samples_of(grouped(*group), "grpo")
+        of_group = samples_of(replace(grouped(*group), index=number), "grpo", PAD)
         for sample in of_group:
-            sample.group_key = 10 * number + sample.group_key % 7
             sample.advantages[sample.loss_mask] = 1.0
         samples += of_group
-    assert len({sample.group_key for sample in samples[:2]}) == 1, "they share their prompt, image included"
+    assert len({sample.group_key for sample in samples}) == 4, "the first two share their prompt, image included"
     return arrays_to_samples(samples_to_arrays(samples), TrainSample)
 
 
