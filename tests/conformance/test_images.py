@@ -28,13 +28,12 @@ SIDE = {"qwen2_5_vl": 28, "qwen3_vl": 32}
 VIDEO_PAD = 191
 PLACEHOLDERS = Placeholders(PAD, (PAD, VIDEO_PAD))
 
+SGLANG = [("qwen2_5_vl", "sglang"), ("qwen2_5_vl", "sglang-server"), ("qwen3_vl", "sglang-server")]
 TARGETS = [
     ("qwen2_5_vl", "torch"),
     ("qwen3_vl", "torch"),
     ("qwen2_5_vl", "torch-fleet"),
-    pytest.param(("qwen2_5_vl", "sglang"), marks=pytest.mark.sglang),
-    pytest.param(("qwen2_5_vl", "sglang-server"), marks=pytest.mark.sglang),
-    pytest.param(("qwen3_vl", "sglang-server"), marks=pytest.mark.sglang),
+    *(pytest.param(pair, marks=pytest.mark.sglang) for pair in SGLANG),
 ]
 """Families and targets. SGLang takes a minute to start, so that it is started three times only."""
 
@@ -122,10 +121,7 @@ def seeing(
     platform = {"PYTHONPATH": str(CPU_PLATFORM_FOLDER), "SGLANG_PLATFORM": CPU_PLATFORM}
 
     def get(family: str, kind: str) -> Target:
-        wanted = [(family, kind)]
-        if "sglang" in kind and not targets.keys() & {("qwen2_5_vl", "sglang")}:
-            wanted = [param.values[0] for param in TARGETS if not isinstance(param, tuple)]
-        for each in wanted:
+        for each in SGLANG if "sglang" in kind else [(family, kind)]:
             if each not in targets:
                 environment = platform if each[1] == "sglang" else {}
                 targets[each] = start_target(each[1], folders=families(each[0])[0], environment=environment)

@@ -103,7 +103,7 @@ def by_transformers(model: Path, samples: list[TrainSample], *, train: bool = Fa
     processor = AutoImageProcessor.from_pretrained(model)
     found = []
     for sample in samples:
-        ids = torch.from_numpy(sample.token_ids)
+        ids = torch.from_numpy(sample.token_ids).long()
         inputs: dict[str, Any] = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
         if sample.images:
             opened = [Image.open(io.BytesIO(image.tobytes())) for image in sample.images]

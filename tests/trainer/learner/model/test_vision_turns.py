@@ -118,7 +118,7 @@ def worst(of: Learner, samples: list[TrainSample], *, reference: bool = False) -
     )
 
 
-@pytest.mark.parametrize("budget", [8192, 48], ids=["one micro-batch", "several"])
+@pytest.mark.parametrize("budget", [8192, 64], ids=["one micro-batch", "several"])
 def test_logprobs_of_turns_with_images_are_the_engines_and_those_of_transformers(model: Path, budget: int) -> None:
     samples = conversations(Engine.of(model), model)
     of = learner(model, tokens_per_micro_batch=budget)
