@@ -2,6 +2,7 @@
 
 In: rows, an episode runner and the policy version. Out: `TrainSample`s with advantages.
 
+    image_canary  before the first group: refuse a server that does not see images
     producer      admit groups as far ahead as `max_staleness` allows, run them, return them in
                   order
     error_log     show exceptions of user code once, and write all of them to logs/errors.jsonl

@@ -29,8 +29,8 @@ from agentloop.tool.session import Toolset
 from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
+from trainer.rollouts.image_canary import check_images_are_seen
 from trainer.run.checkpoints import find_adapters
-from trainer.run.image_canary import check_images_are_seen
 from trainer.run.notices import (
     RowCounts,
     row_notices,

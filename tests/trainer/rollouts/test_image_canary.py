@@ -24,7 +24,7 @@ from rollout_server.engines.torch_engine.create import create_torch_engine
 from rollout_server.engines.torch_engine.engine import TorchEngine
 from rollout_server.engines.torch_engine.model.vision import VisionRunner
 from tests.rollout_server.support import save_vision_model
-from trainer.run.image_canary import PROMPTS, check_images_are_seen
+from trainer.rollouts.image_canary import PROMPTS, check_images_are_seen
 
 TEMPLATE = """{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}\
 {% for part in message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
