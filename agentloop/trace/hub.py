@@ -21,7 +21,7 @@ from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, epi
 from agentloop.trace.exports import ExportLog
 from agentloop.trace.record import TraceRecord
 
-BATCH = 16
+BATCH = 32
 """Episodes of one call of `SpanExporter.export`, and of one entry in the record of exports."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
