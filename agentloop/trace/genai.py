@@ -73,22 +73,38 @@ class Generation:
     answer: Message | None
 
 
+class SpanSubjects:
+    """What the spans of an episode refer to.
+
+    Attributes:
+        calls: tool calls of the policy, by id.
+        results: messages that answer them, by id of the call.
+    """
+
+    def __init__(self, episode: TracedEpisode) -> None:
+        self._generations: dict[str, Generation] = {}
+        self.calls: dict[str, ToolCall] = {}
+        self.results: dict[str, Message] = {}
+        for record in episode.records:
+            for generation in generations(record.trajectory):
+                self._generations[generation.turn.request_id] = generation
+                self.calls |= {call.id: call for call in generation.turn.tool_calls}
+            for message in record.trajectory.messages:
+                if message.get("tool_call_id"):
+                    self.results[message["tool_call_id"]] = message
+
+    def generation(self, span: Span) -> Generation | None:
+        """Return the generation that a span `turn` or `generate` is about."""
+        return self._generations.get(str(span.attributes.get("request_id", "")))
+
+
 class _View:
-    """What the spans of an episode refer to, by id."""
+    """Names and describes the spans of an episode."""
 
     def __init__(self, episode: TracedEpisode, texts: bool) -> None:
         self._episode = episode
         self._texts = texts
-        self._turns: dict[str, Generation] = {}
-        self._calls: dict[str, ToolCall] = {}
-        self._results: dict[str, Message] = {}
-        for record in episode.records:
-            for generation in generations(record.trajectory):
-                self._turns[generation.turn.request_id] = generation
-                self._calls |= {call.id: call for call in generation.turn.tool_calls}
-            for message in record.trajectory.messages:
-                if message.get("tool_call_id"):
-                    self._results[message["tool_call_id"]] = message
+        self._subjects = SpanSubjects(episode)
 
     def named(self, span: Span) -> NamedSpan:
         if span.name == "episode" and span.parent_id is None:
@@ -131,7 +147,7 @@ class _View:
         attributes: Attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": PROVIDER}
         if model:
             attributes["gen_ai.request.model"] = model
-        generation = self._turns.get(str(span.attributes.get("request_id", "")))
+        generation = self._subjects.generation(span)
         if generation is not None:
             turn = generation.turn
             attributes |= {
@@ -154,7 +170,7 @@ class _View:
             "gen_ai.tool.type": "function",
             "gen_ai.tool.call.id": call_id,
         }
-        call, result = self._calls.get(call_id), self._results.get(call_id)
+        call, result = self._subjects.calls.get(call_id), self._subjects.results.get(call_id)
         if self._texts and call is not None:
             attributes["gen_ai.tool.call.arguments"] = _text(_json(call.arguments))
         if self._texts and result is not None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from agentloop.images import IMAGE_KEYS
 from agentloop.trace.exporting import TracedEpisode
-from agentloop.trace.genai import Generation, generations
-from agentloop.types import Message, Span, ToolCall
+from agentloop.trace.genai import Generation, SpanSubjects, generations
+from agentloop.types import Message, Span
 
 NAMESPACE = uuid.UUID("6c8f2f3e-5d0b-4e6e-9a43-0d7f5b0a1c52")
 """Of the ids of calls: they follow from trace and span, so that a call sent twice stays one."""
@@ -87,16 +87,7 @@ class _View:
         self._episode = episode
         self._texts = texts
         self._image = image
-        self._turns: dict[str, Generation] = {}
-        self._calls: dict[str, ToolCall] = {}
-        self._results: dict[str, Message] = {}
-        for record in episode.records:
-            for generation in generations(record.trajectory):
-                self._turns[generation.turn.request_id] = generation
-                self._calls |= {call.id: call for call in generation.turn.tool_calls}
-            for message in record.trajectory.messages:
-                if message.get("tool_call_id"):
-                    self._results[message["tool_call_id"]] = message
+        self._subjects = SpanSubjects(episode)
         self._exchanges = _exchanges(episode.main.trajectory.messages)
         self._fill = {
             "episode": self._episode_call, "turn": self._turn, "generate": self._generate, "parse": self._parse,
@@ -132,12 +123,12 @@ class _View:
             call.output["message"] = self._answer(found[-1])
 
     def _turn(self, call: EpisodeCall, span: Span) -> None:
-        generation = self._turns.get(str(span.attributes.get("request_id", "")))
+        generation = self._subjects.generation(span)
         if generation is not None:
             call.output = {"stop_reason": generation.turn.stop_reason.value}
 
     def _generate(self, call: EpisodeCall, span: Span) -> None:
-        generation = self._turns.get(str(span.attributes.get("request_id", "")))
+        generation = self._subjects.generation(span)
         if generation is None:
             return
         turn = generation.turn
@@ -154,7 +145,7 @@ class _View:
         name, call_id = str(span.attributes.get("tool", "")), str(span.attributes.get("call_id", ""))
         call.name = f"tool {_plain(name)}"[:LONGEST_NAME]
         call.inputs = {"tool": _plain(name)}
-        asked, result = self._calls.get(call_id), self._results.get(call_id)
+        asked, result = self._subjects.calls.get(call_id), self._subjects.results.get(call_id)
         if self._texts and asked is not None:
             call.inputs["arguments"] = _value(asked.arguments)
         if self._texts and result is not None:
