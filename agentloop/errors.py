@@ -70,6 +70,10 @@ class DataError(UserError):
     """A dataset file or row is wrong. The message names file, row and column."""
 
 
+class ImageError(DataError):
+    """An image cannot be read: it is damaged, too large, or not an image."""
+
+
 class ModelError(UserError):
     """A model path, tokenizer or chat template cannot be used."""
 

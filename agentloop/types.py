@@ -341,7 +341,7 @@ class Trajectory:
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("turns", "step_rewards", "images")
         }
         data |= {name: list(data[name]) for name in ("token_ids", "loss_mask", "logprobs", "versions")}
-        data["messages"] = [_without_images(message) for message in self.messages]
+        data["messages"] = [without_images(message) for message in self.messages]
         data["turns"] = [asdict(turn) for turn in self.turns]
         data["step_rewards"] = [asdict(reward) for reward in self.step_rewards]
         data["faults"] = [asdict(fault) for fault in self.faults]
@@ -385,7 +385,7 @@ class Trajectory:
             raise TokenLawError(f"not a trajectory: {exc!r}") from exc
 
 
-def _without_images(message: Message) -> Message:
+def without_images(message: Message) -> Message:
     """Replace the images of a message by placeholders, as traces show them."""
     content = message["content"]
     if isinstance(content, str):

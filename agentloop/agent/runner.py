@@ -14,6 +14,7 @@ from agentloop.client.client import Generator
 from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.episode.budget import Budget, EpisodeEnd
 from agentloop.episode.episode import Episode
+from agentloop.episode.images import ImageLoader
 from agentloop.episode.law import check_episode
 from agentloop.episode.shared import Shared
 from agentloop.errors import InteractionError, RewardError, TokenLawError, ToolError
@@ -77,6 +78,7 @@ class EpisodeRunner:
         self._context_length = context_length
         self._interactions = interactions or Interactions()
         self._pacer = Pacer()
+        self._images = ImageLoader()
         self._on_fault = on_fault
 
     async def run(
@@ -103,6 +105,7 @@ class EpisodeRunner:
             interaction=interaction,
             budget=Budget(config, self._context_length),
             pacer=self._pacer,
+            images=self._images,
             config=config,
             sampling=sampling,
             recorder=recorder,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentloop.errors import ModelError
-from agentloop.images import IMAGE_KEYS, open_image
+from agentloop.errors import ImageError, ModelError
+from agentloop.images import IMAGE_KEYS, ImageFile, image_size
 from agentloop.model_folder import ModelFolder, load_image_processor
 from agentloop.types import Message
 
@@ -35,6 +35,7 @@ class ImageTokens:
 
         Raises:
             ModelError: the number of placeholders differs from the number of images.
+            ImageError: an image cannot be read, or the model's processor refuses its shape.
         """
         images = list(images_of(messages))
         places = ids.count(self.placeholder) if isinstance(ids, list) else sum(i == self.placeholder for i in ids)
@@ -49,11 +50,19 @@ class ImageTokens:
         remaining = iter(images)
         for token in ids:
             if token == self.placeholder:
-                image = open_image(next(remaining))
-                expanded += [token] * self.count(image.height, image.width)
+                expanded += [token] * self._tokens_of(next(remaining))
             else:
                 expanded.append(token)
         return expanded
+
+    def _tokens_of(self, image: Any) -> int:
+        width, height = image_size(image)
+        try:
+            return self.count(height, width)
+        except ValueError as exc:  # the families refuse strips: 200 times as long as wide
+            raise ImageError(
+                f"the model does not take an image of {width} x {height} pixels: {exc}", "cut or pad the image"
+            ) from exc
 
 
 def load_image_tokens(model_path: str, *, trust_remote_code: bool = False) -> ImageTokens | None:
@@ -92,3 +101,15 @@ def images_of(messages: Sequence[Message]) -> Iterator[Any]:
                     if part.get(key) is not None:
                         yield part[key]
                         break
+
+
+def with_files(message: Message, files: Iterator[ImageFile]) -> Message:
+    """Return a message with its images replaced by the next files."""
+    if not any(True for _ in images_of([message])):
+        return message
+    parts = []
+    for part in message["content"]:
+        assert isinstance(part, dict)
+        key = next((key for key in IMAGE_KEYS if part.get(key) is not None), None)
+        parts.append(part if key is None else {**part, key: next(files)})
+    return {**message, "content": parts}

@@ -20,6 +20,7 @@ from typing import Any
 
 from agentloop.chat.continuation.continuation import Continuation, Continuations, not_append_only
 from agentloop.chat.continuation.probe import QUESTION, TOOL, VALUE, assistant, result, user
+from agentloop.chat.continuation.tool_images import fold_tool_images, has_tool_images, shows_tool_images
 from agentloop.chat.continuation.tool_role import emulate_tool_role
 from agentloop.chat.formats import ToolFormat, find_format, known_formats, load_format, reasoning_openings
 from agentloop.chat.images import ImageTokens
@@ -85,6 +86,7 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.template = Template(tokenizer, chat_template, chat_template_kwargs or {})
         self.encoder = SafeEncoder(tokenizer)
+        self._images = images
         self._rendering = Rendering(self.template, self.encoder, images)
         self.image_token = None if images is None else images.placeholder
         self._continuations = Continuations(self._rendering)
@@ -116,8 +118,7 @@ class ChatRenderer:
                 "i", self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
             )
 
-        if self._emulates_tool_role:
-            messages, tools = self._emulated(messages, tools), None
+        messages, tools = self._shown(messages, tools)
         self._system_shown |= bool(messages) and messages[0]["role"] == "system"
 
         ids: array[int] = self._memo(f"start{self._rendering.schemas_key(tools)}{messages!r}", build, messages, tools)
@@ -147,8 +148,8 @@ class ChatRenderer:
         Raises:
             ModelError: the template cannot render these messages after an assistant turn.
         """
-        if self._emulates_tool_role:
-            messages, tools = self._emulated(messages), None
+        tools = None if self._emulates_tool_role else tools
+        messages, tools = self._shown(messages, tools)
 
         names = self._called_names(token_ids, messages)
         key = f"extend{self._rendering.schemas_key(tools)}{names}{messages!r}"
@@ -210,8 +211,7 @@ class ChatRenderer:
         Episodes are checked against it and never built from it, because it renders sampled turns
         again.
         """
-        if self._emulates_tool_role:
-            messages, tools = self._emulated(messages, tools), None
+        messages, tools = self._shown(messages, tools)
         return self._rendering.encode(messages, tools, lambda m, t: self.template.render(m, t, generate=True))
 
     def turn_ids(self, message: Message, *, cut: bool = False) -> list[int]:
@@ -251,8 +251,7 @@ class ChatRenderer:
 
     def first_prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
         """Return the text of a conversation's start, up to and including the generation prompt."""
-        if self._emulates_tool_role:
-            messages, tools = self._emulated(messages, tools), None
+        messages, tools = self._shown(messages, tools)
         return self.template.render(messages, tools, generate=True)
 
     def keeps_system(self, conversation: list[Message], tools: Tools = None) -> bool:
@@ -266,6 +265,26 @@ class ChatRenderer:
         return self._emulates_tool_role or self.template.render(
             [user(QUESTION)], tools, generate=True
         ) != self.template.render([user(QUESTION)], None, generate=True)
+
+    def _shown(self, messages: Sequence[Message], tools: Tools) -> tuple[Sequence[Message], Tools]:
+        """Return messages and schemas in the roles in which the template shows them."""
+        if self._emulates_tool_role:
+            return self._emulated(messages, tools), None
+        if has_tool_images(messages) and not self._tool_turns_show_images:
+            messages = fold_tool_images(messages)
+        return messages, tools
+
+    @property
+    def image_token(self) -> int | None:
+        """Id of the placeholder of images; None: messages contain no images."""
+        return None if self._images is None else self._images.placeholder
+
+    @cached_property
+    def _tool_turns_show_images(self) -> bool:
+        """Whether the template writes a placeholder for an image in a tool's result."""
+        if self._images is None:
+            return True  # encoding refuses images, with its own reason
+        return shows_tool_images(self.template, self.encoder.decode([self._images.placeholder]))
 
     def _emulated(self, messages: Sequence[Message], tools: Tools = None) -> list[Message]:
         """Return messages for a template without a tool role."""

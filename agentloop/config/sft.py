@@ -106,6 +106,7 @@ class SftRecipe(Section):
     timeout_s: float = Field(1800.0, gt=0, description="seconds that the ranks may take for one command")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the ranks")
     ranks: Processes = Field(1, description="FSDP2 worker processes")
+    freeze_vision: bool = Field(True, description="vision-language models: do not train the vision tower")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
     lora: Annotated[LoraConfig | None, Switch] = Field(
         None, description="train adapters only, and merge them into the finished model; null: train all weights"

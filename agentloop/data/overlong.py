@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from agentloop.data.tasks import CutText, Tasks
-from agentloop.errors import DataError, ModelError
+from agentloop.errors import DataError, ImageError, ModelError
 from agentloop.types import Message, Task
 
 Overlong = Literal["drop", "error", "left", "right", "middle"]
@@ -70,6 +70,9 @@ class ValidatedRows:
         system: whether any prompt begins with a system message.
         places: index in `tasks` of the first task with a task id.
         limit: the limit of the prompts.
+        unreadable: number of rows with an image that cannot be read. They stay: their episodes fail
+            alone.
+        first_unreadable: the first of them, with the reason.
     """
 
     tasks: Tasks
@@ -81,6 +84,8 @@ class ValidatedRows:
     system: bool = False
     places: dict[str, int] = field(default_factory=dict)
     limit: PromptLimit = field(default_factory=lambda: PromptLimit(0, "", ""))
+    unreadable: int = 0
+    first_unreadable: str = ""
 
 
 def check_tasks(
@@ -108,8 +113,8 @@ def check_tasks(
         on_row: called with the number of rows done and the total.
 
     Raises:
-        DataError: a row is wrong, a prompt is too long with `overlong: error`, no row is left, or
-            an image cannot be read.
+        DataError: a row is wrong, a prompt is too long with `overlong: error`, or no row is left.
+        ImageError: no row has images that can be read.
         ModelError: the chat template cannot render a prompt.
         UserError: what `check` raises. Each names file and row.
     """
@@ -122,13 +127,20 @@ def check_tasks(
         check(task, where)
 
         found.without_agent += not names_agent
-        with _named(f"{where}: column 'prompt'"):
-            length = len(renderer.start(task.prompt, schemas))
-            fits = length <= named.tokens
-            if not fits and overlong in ("left", "right", "middle"):
-                cut = cut_prompt(task.prompt, renderer, schemas, named.tokens, overlong)
-                if cut is not None:
-                    cuts[index], fits = cut, True
+        try:
+            with _named(f"{where}: column 'prompt'"):
+                length = len(renderer.start(task.prompt, schemas))
+                fits = length <= named.tokens
+                if not fits and overlong in ("left", "right", "middle"):
+                    cut = cut_prompt(task.prompt, renderer, schemas, named.tokens, overlong)
+                    if cut is not None:
+                        cuts[index], fits = cut, True
+        except ImageError as exc:
+            found.unreadable += 1
+            found.first_unreadable = found.first_unreadable or exc.message
+            if found.unreadable == len(tasks):
+                raise  # no row is left: most likely a wrong folder
+            length, fits = 0, True
         found.longest = max(found.longest, length)
         if not fits and overlong == "error":
             raise DataError(

@@ -14,11 +14,16 @@ from agentloop.data.messages import decoded, read_messages, without_nulls
 from agentloop.data.sources import Rows, open_rows
 from agentloop.errors import DataError
 from agentloop.files import is_file
+from agentloop.images import IMAGE_KEYS
 from agentloop.imports import is_file_reference
 from agentloop.types import TOOL_KWARGS, Message, Task
 
 IMAGE_MARK = "<image>"
 """Marks the place of an image of column `images` in a prompt's text."""
+
+
+OTHER_MEDIA = ("videos", "video", "audios", "audio")
+"""Columns of media that no model here takes: a row with them would be another task without."""
 
 
 class CutText(NamedTuple):
@@ -142,12 +147,12 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str, ro
     reward_model = _object(row.get("reward_model"), f"{where}: column 'reward_model'")
     extra_info = read_extra_info(row.get("extra_info"), f"{where}: column 'extra_info'", fills_nulls=fills_nulls)
     index = _known(extra_info.get("index"))
-    images = [_located(image, folder) for image in _images(row.get("images"), where)]
+    images = row_images(row, where, folder)
 
     return Task(
         task_id=str(position if index is None else _whole(index)),
         agent_name=agent,
-        prompt=_with_images(messages, images, where),
+        prompt=with_images(messages, images, where, folder),
         data_source=str(row.get("data_source") or ""),
         images=images,
         ability=str(row.get("ability") or ""),
@@ -233,6 +238,18 @@ def _without_null_values(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
 
 
+def row_images(row: dict[str, Any], where: str, folder: Path) -> list[Any]:
+    """Return the images of a row; paths are relative to `folder`.
+
+    Raises:
+        DataError: one of them has an unknown form, or the row has videos or audio.
+    """
+    for column in OTHER_MEDIA:
+        if row.get(column):
+            raise DataError(f"{where} has {column}: only text and images can be used", f"remove rows with {column}")
+    return [_located(image, folder) for image in _images(row.get("images"), where)]
+
+
 def _images(value: Any, where: str) -> list[Any]:
     """Return the images of a row: a list, or a single image."""
     if value is None or (isinstance(value, list | str | bytes) and not value):
@@ -257,8 +274,19 @@ def _located(image: Any, folder: Path) -> Any:
     return image
 
 
-def _with_images(messages: list[Message], images: list[Any], where: str) -> list[Message]:
+def _image_of(part: dict[str, Any], folder: Path) -> Any:
+    """Return the image that a content part holds; None: it is the next one of the row."""
+    for key in (*IMAGE_KEYS, "url", "path"):
+        if part.get(key) is not None:
+            value = part[key]
+            return _located(value["url"] if isinstance(value, dict) and value.get("url") else value, folder)
+    return f"data:image/unknown;base64,{part['base64']}" if part.get("base64") else None
+
+
+def with_images(messages: list[Message], images: list[Any], where: str, folder: Path) -> list[Message]:
     """Replace each `<image>` in texts, and each empty part `{"type": "image"}`, by the next image.
+
+    A part may also hold its image itself, under `image`, `image_url`, `url`, `path` or `base64`.
 
     Raises:
         DataError: the numbers of places and images differ.
@@ -273,8 +301,9 @@ def _with_images(messages: list[Message], images: list[Any], where: str) -> list
 
     def parts_of(content: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part.get("type") == "image" and not {"image", "image_url"} & part.keys():
-                yield place()
+            if part.get("type") in IMAGE_KEYS:
+                image = _image_of(part, folder)
+                yield place() if image is None else {"type": "image", "image": image}
             elif isinstance(part.get("text"), str):
                 # Without images in the row, a mark is text like any other.
                 for number, text in enumerate(part["text"].split(IMAGE_MARK) if images else [part["text"]]):

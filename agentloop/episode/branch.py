@@ -10,6 +10,7 @@ from typing import Any
 from agentloop.chat.images import images_of
 from agentloop.episode.ledger import TokenLedger
 from agentloop.errors import RewardError
+from agentloop.images import ImageFile
 from agentloop.numbers import finite_number
 from agentloop.types import Message, StepReward, StopReason, Trajectory, Turn
 
@@ -41,7 +42,7 @@ class Branch:
         messages: the conversation so far.
         tools: schemas offered to the model; None offers none. Replaced as a whole, never changed in
             place.
-        images: the images of `messages`, in order.
+        images: the images in the ledger, in order, one for each run of placeholders.
         path: its place in the tree of forks, for the seeds of its turns: `` for the first branch,
             `/0` for its first fork.
         before: the branch with the turns before this one's; None: this is the first.
@@ -55,7 +56,7 @@ class Branch:
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None
-    images: list[Any]
+    images: list[ImageFile]
     path: str = ""
     before: Branch | None = None
     ledger: TokenLedger = field(default_factory=TokenLedger)
@@ -71,6 +72,20 @@ class Branch:
     def turns(self) -> list[Turn]:
         return self.ledger.turns
 
+    def show(self, observed: Sequence[Message], loaded: Sequence[Message]) -> None:
+        """Take note that pending messages are in the ledger now, with their images decoded.
+
+        Args:
+            observed: the first of `pending`, as they were added.
+            loaded: the same messages with `ImageFile`s.
+        """
+        del self.pending[: len(observed)]
+        images = list(images_of(loaded))
+        if images:
+            self.images.extend(images)
+            shown = {id(old): new for old, new in zip(observed, loaded, strict=True)}
+            self.messages[:] = [shown.get(id(message), message) for message in self.messages]
+
     def fork(self, messages: Sequence[Message] | None) -> Branch:
         """Return a new branch from `messages`; None: with a masked copy of this one's past."""
         if messages is None:
@@ -78,7 +93,7 @@ class Branch:
             other.ledger = self.ledger.copy()
             other.pending = list(self.pending)
         else:
-            other = self._next(messages, list(images_of(messages)), self)
+            other = self._next(messages, [], self)
         self._add_fork(other)
         return other
 
@@ -89,7 +104,7 @@ class Branch:
         self._add_fork(closed)
 
         # Metrics and forks stay here: they belong to the episode, not to its messages.
-        self.messages, self.images = list(messages), list(images_of(messages))
+        self.messages, self.images = list(messages), []
         self.ledger, self.pending, self.step_rewards = TokenLedger(), [], []
         self.before = closed
         self.path = f"{self.path}/{len(self.forks)}"
@@ -133,7 +148,7 @@ class Branch:
             )
         return found
 
-    def _next(self, messages: Sequence[Message], images: Sequence[Any], before: Branch | None) -> Branch:
+    def _next(self, messages: Sequence[Message], images: Sequence[ImageFile], before: Branch | None) -> Branch:
         return Branch(
             messages=list(messages),
             tools=self.tools,

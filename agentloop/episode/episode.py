@@ -21,11 +21,11 @@ from agentloop.episode.calls import (
     result_message,
     run_calls,
 )
+from agentloop.episode.images import base64_of
 from agentloop.episode.law import check_placeholders
 from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
-from agentloop.images import image_data
 from agentloop.trace.spans import OpenSpan
 from agentloop.types import (
     AttributeValue,
@@ -61,7 +61,7 @@ class Episode:
     def start(cls, shared: Shared, tool_schemas: list[dict[str, Any]]) -> Episode:
         """Return a new episode of a row, which offers these tools to the model."""
         prompt = shared.task.prompt
-        branch = Branch(messages=list(prompt), tools=tool_schemas or None, images=list(images_of(prompt)))
+        branch = Branch(messages=list(prompt), tools=tool_schemas or None, images=[])
         return cls(shared, branch)
 
     # -- what a loop reads -------------------------------------------------------------------------
@@ -243,7 +243,6 @@ class Episode:
                 branch.metrics.user_turns += 1
             branch.pending.extend(messages)
         branch.messages.extend(messages)
-        branch.images.extend(images_of(messages))
 
     def add_reward(self, name: str, value: float, turn: Turn | None = None) -> None:
         """Add a step reward, for the token span of its turn and for a sum in `reward_parts`.
@@ -320,21 +319,23 @@ class Episode:
         branch, renderer = self._branch, self._shared.renderer
         ledger = branch.ledger
         if not ledger:
-            messages = branch.messages
+            messages = branch.messages[:] = await self._shared.images.load(branch.messages)
             ids = await off_loop_if_long(messages, renderer.start, messages, branch.tools)
             self._room(len(ids), 0)
             ledger.add_prompt(ids)
+            branch.images = list(images_of(messages))
             return
 
         if not branch.pending:
             raise ValueError("the model spoke last: observe() something before generate() again")
-        pending = list(branch.pending)
+        observed = list(branch.pending)
+        pending = await self._shared.images.load(observed)
         ids = await off_loop_if_long(
             pending, renderer.extend, ledger.token_ids, branch.turn_stop, pending, branch.tools
         )
         self._room(len(ledger) + len(ids), ledger.response_length + len(ids))
         ledger.add_observed(ids)
-        del branch.pending[: len(pending)]
+        branch.show(observed, pending)
 
     def _sampling_params(self, changes: dict[str, Any], room: int) -> SamplingParams:
         """Merge the recipe's sampling with a turn's changes, within the tokens that are left."""
@@ -381,7 +382,7 @@ class Episode:
         branch, shared = self._branch, self._shared
         if shared.renderer.image_token is not None:
             check_placeholders(branch.ledger.token_ids, shared.renderer.image_token, len(branch.images))
-        images = {"image_data": [image_data(image) for image in branch.images]} if branch.images else {}
+        images = {"image_data": await base64_of(branch.images)} if branch.images else {}
         return await shared.generator.generate(
             branch.ledger.token_ids, params, session_id=shared.session_id, rid=rid, **images
         )

@@ -8,6 +8,7 @@ from agentloop.chat import ChatRenderer
 from agentloop.client.client import Generator
 from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.episode.budget import Budget
+from agentloop.episode.images import ImageLoader
 from agentloop.interaction.session import InteractionSession
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import ToolSession
@@ -22,6 +23,7 @@ class Shared:
     Attributes:
         session: the episode's open tools.
         interaction: the row's simulated user or environment; None: the row has none.
+        images: decodes the images of messages, for all episodes of the run.
         budget: what the episode may use and has used, forks included.
         pacer: makes episodes that are ready together take turns on the event loop.
         config: the agent's limits.
@@ -39,6 +41,7 @@ class Shared:
     config: AgentConfig
     sampling: SamplingConfig
     interaction: InteractionSession | None = None
+    images: ImageLoader = field(default_factory=ImageLoader)
     pacer: Pacer = field(default_factory=Pacer)
     recorder: Recorder = field(default_factory=Recorder)
     seed: int | None = None

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from agentloop.runtime.processes import ProcessWorkers
-from agentloop.types import Task, Trajectory
+from agentloop.types import Task, Trajectory, without_images
 
 
 class ProcessReward:
@@ -17,7 +17,8 @@ class ProcessReward:
         self._pool = pool
 
     async def __call__(self, task: Task, text: str, trajectory: Trajectory) -> Any:
-        row = {field.name: getattr(task, field.name) for field in fields(task)} | {"images": []}
+        row = {field.name: getattr(task, field.name) for field in fields(task)}
+        row |= {"images": [], "prompt": [without_images(message) for message in task.prompt]}
         return await self._pool({"task": row, "text": text, "trajectory": trajectory.to_json()})
 
     def close(self) -> None:

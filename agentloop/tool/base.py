@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from agentloop.types import Task, ToolResult
 
@@ -14,7 +14,12 @@ class Tool(ABC):
     Args:
         config: the `config` mapping of the tool YAML.
         schema: the `tool_schema` mapping, `{"type": "function", "function": {...}}`.
+
+    Attributes:
+        default_schema: the schema of an entry of the tool YAML without one; None: it is required.
     """
+
+    default_schema: ClassVar[dict[str, Any] | None] = None
 
     def __init__(self, config: dict[str, Any], schema: dict[str, Any]) -> None:
         self.config = config

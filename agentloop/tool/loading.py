@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _load_tool(entry: dict[str, Any], folder: Path, where: str) -> Tool:
             "runs in a process",
         )
 
-    schema = entry.get("tool_schema")
+    schema = entry.get("tool_schema") or copy.deepcopy(kind.default_schema)
     if schema is None:
         raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")
     schema = read_schema(schema, f"{where}: the tool_schema of {class_name}")

@@ -23,7 +23,7 @@ SHOWN_BEFORE, SHOWN_AFTER = 8, 28
 
 
 def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]:
-    """Report rows that are dropped, cut, or run by the default agent."""
+    """Report rows that are dropped, cut, unreadable, or run by the default agent."""
     notices = []
     if found.without_agent:
         notices.append(f"data.{split}: {found.without_agent} rows name no agent; they run {data.default_agent}")
@@ -34,6 +34,11 @@ def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]
         notices.append(f"data.{split}: {found.dropped} of {rows} rows left out, {longer}")
     if found.cut:
         notices.append(f"data.{split}: {found.cut} of {rows} rows cut, {longer}")
+    if found.unreadable:
+        notices.append(
+            f"data.{split}: {found.unreadable} of {rows} rows have an image that cannot be read; their episodes fail, "
+            f"and are masked. The first: {found.first_unreadable}"
+        )
     return notices
 
 

@@ -4,6 +4,7 @@ Messages are read as those of reinforcement learning are (`agentloop.data.messag
 beside plain `{messages, tools}`:
 
 * `tools` as JSON text: a parquet column cannot hold objects of different shapes;
+* column `images`, whose images replace each `<image>` in the texts of users and tools;
 * `train: false` or `weight: 0` on an assistant message: context without loss.
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from agentloop.data import open_rows, without_nulls
+from agentloop.data import open_rows, row_images, with_images, without_nulls
 from agentloop.data.messages import decoded, read_messages
 from agentloop.errors import DataError, ToolConfigError
 from agentloop.tool.schema import read_schema
@@ -46,7 +48,10 @@ def read_rows(source: str | Sequence[str], key: str) -> Iterator[tuple[str, dict
         row = rows[index]
         if not isinstance(row, dict):
             raise DataError(f"{rows.where(index)} is not an object", "write one JSON object a row")
-        yield rows.where(index), without_nulls(row) if rows.fills_nulls(index) else row
+        row = without_nulls(row) if rows.fills_nulls(index) else row
+        if "images" in row:
+            row = {**row, "images": row_images(row, rows.where(index), rows.folder(index))}
+        yield rows.where(index), row
 
 
 def conversation_of(row: dict[str, Any], where: str) -> Conversation:
@@ -55,12 +60,9 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
     Raises:
         DataError: the row cannot be used; row and message are named.
     """
-    if row.get("images") or row.get("videos"):
-        raise DataError(f"{where} has images", IMAGES)
-
     place = f"{where}: column 'messages'"
     messages = decoded(row["messages"], place)
-    shown = read_messages(messages, place, f"{where}, message", images=False)
+    shown = read_messages(messages, place, f"{where}, message", images=True)
     trained = [_is_trained(message, f"{where}, message {i}") for i, message in enumerate(messages, 1)]
     for number, (message, train) in enumerate(zip(shown, trained, strict=True), 1):
         for flag in FLAGS:
@@ -71,10 +73,12 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
                 "be trained",
                 'give it content, or mark it "train": false',
             )
+    images = row_images(row, where, Path())  # `read_rows` has located them
+    shown = with_images(shown, images, f"{where}: column 'messages'", Path())
+    for number, message in enumerate(shown, 1):
+        if message["role"] == "assistant" and isinstance(message["content"], list):
+            raise DataError(f"{where}, message {number} of the assistant has an image", "models write text only")
     return Conversation(shown, trained, _tools(row.get("tools"), f"{where}: column 'tools'"))
-
-
-IMAGES = "the trainer supports text only: remove these rows"
 
 
 def _tools(value: Any, place: str) -> list[dict[str, Any]] | None:

@@ -50,6 +50,7 @@ def trainer_config(recipe: SftRecipe) -> TrainerConfig:
         tokens_per_micro_batch=recipe.tokens_per_micro_batch,
         logprob_chunk=recipe.logprob_chunk,
         optim=recipe.stages[0].optim,
+        freeze_vision=recipe.freeze_vision,
         fsdp=recipe.fsdp,
         lora=recipe.lora,
     )

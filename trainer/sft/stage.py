@@ -53,6 +53,8 @@ class TokenizedRows:
         for row in self.rows:
             whole.update(row.token_ids.astype(np.int64).tobytes())  # as in the digests of older runs
             whole.update(row.loss_mask.tobytes())
+            for image in row.images:
+                whole.update(image.tobytes())
         return whole.hexdigest()
 
     def sample(self, index: int, key: int) -> TrainSample:
@@ -63,7 +65,7 @@ class TokenizedRows:
         """
         row, length = self.rows[index], len(self.prefix)
         # The shared prompt must end before the first trained token: prompts have no loss.
-        shares = 0 < length <= int(np.argmax(row.loss_mask)) and np.array_equal(row.token_ids[:length], self.prefix)
+        shares = 0 < length <= row.shareable and np.array_equal(row.token_ids[:length], self.prefix)
 
         unused = np.zeros(len(row.token_ids), dtype=np.float32)
         return TrainSample(
@@ -73,6 +75,7 @@ class TokenizedRows:
             advantages=unused,
             prompt_length=length if shares else 1,
             group_key=0 if shares else key,
+            images=row.images,
         )
 
 

@@ -18,16 +18,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from agentloop.chat import ChatRenderer, load_tokenizer
+from agentloop.chat.images import images_of, load_image_tokens, with_files
 from agentloop.chat.proof.conversations import Abilities, find_abilities
 from agentloop.chat.proof.proof import Verdict, prove
 from agentloop.chat.template import read_template
 from agentloop.config import SftModel
-from agentloop.errors import DataError, ModelError
+from agentloop.errors import DataError, ImageError, ModelError
+from agentloop.images import ImageFile, read_image
 from agentloop.model_folder import ModelFolder
 from agentloop.types import Message, StopReason
 from trainer.sft.rows import Conversation, conversation_of
@@ -42,16 +44,35 @@ PROVEN_ON = 40
 """Conversations that prove a template before it is used for several turns, as in a training run."""
 
 
-Segment = tuple[list[int], list[bool]]
-"""Ids that belong together, and for each whether it is trained."""
+class Segment(NamedTuple):
+    """Ids that belong together, for each whether it is trained, and the images among them."""
+
+    ids: list[int]
+    flags: list[bool]
+    images: tuple[ImageFile, ...] = ()
 
 
 @dataclass(slots=True)
 class SftRow:
-    """A tokenized row: `token_ids` int32 [T] and `loss_mask` bool [T]. Token 0 is never trained."""
+    """A tokenized row. Token 0 is never trained.
+
+    Attributes:
+        token_ids: int32 [T].
+        loss_mask: bool [T].
+        images: uint8; its image files, in the order of their placeholders.
+        text_length: tokens before the first image; all of them without images.
+    """
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
+    images: tuple[np.ndarray, ...] = ()
+    text_length: int | None = None
+
+    @property
+    def shareable(self) -> int:
+        """Length of the longest prefix that other rows can share: without loss and images."""
+        length = int(np.argmax(self.loss_mask))
+        return length if self.text_length is None else min(length, self.text_length)
 
 
 class SftTokenizer:
@@ -109,6 +130,7 @@ class SftTokenizer:
                 template,
                 chat_template_kwargs=model.chat_template_kwargs,
                 tool_role=model.tool_role,
+                images=load_image_tokens(model.path, trust_remote_code=model.trust_remote_code),
             )
         except ModelError as exc:
             if template is not None:
@@ -138,14 +160,14 @@ class SftTokenizer:
                 "rename the column that holds them",
             )
 
-        if not any(any(flags) for _, flags in segments):
+        if not any(any(segment.flags) for segment in segments):
             raise DataError(f"{where} has no token to train", 'add an assistant message without "train": false')
         return self._fitted(segments, where)
 
     def _fitted(self, segments: list[Segment], where: str) -> SftRow | None:
         """Join the segments into a row; with `truncate`, as many of them as fit."""
         limit = self._max_tokens
-        length = sum(len(ids) for ids, _ in segments)
+        length = sum(len(segment.ids) for segment in segments)
         if length > limit:
             if self._overlong == "error":
                 raise DataError(
@@ -154,15 +176,15 @@ class SftTokenizer:
                 )
             if self._overlong == "truncate":
                 # Also drop a trailing context: nothing after it is trained.
-                while segments and (length > limit or not any(segments[-1][1])):
-                    length -= len(segments.pop()[0])
+                while segments and (length > limit or not any(segments[-1].flags)):
+                    length -= len(segments.pop().ids)
             if self._overlong == "drop" or not segments:
                 self.dropped += 1
                 return None
             self.truncated += 1
 
-        ids = np.array([token for tokens, _ in segments for token in tokens], dtype=np.int32)
-        mask = np.array([trained for _, flags in segments for trained in flags], dtype=bool)
+        ids = np.array([token for segment in segments for token in segment.ids], dtype=np.int32)
+        mask = np.array([trained for segment in segments for trained in segment.flags], dtype=bool)
         if self._vocabulary is not None and ids.max() >= self._vocabulary:
             raise DataError(
                 f"{where}: the tokenizer encodes {self._tokenizer.decode([int(ids.max())])!r} as id {ids.max()}, but "
@@ -176,23 +198,27 @@ class SftTokenizer:
                 f"{where} has no token to train",
                 "the first token of a row is never trained: add text before it",
             )
-        return SftRow(ids, mask)
+        images = tuple(np.frombuffer(image.data, dtype=np.uint8) for segment in segments for image in segment.images)
+        if not images:
+            return SftRow(ids, mask)
+        assert not isinstance(self._renderer, ModelError) and self._renderer.image_token is not None
+        return SftRow(ids, mask, images, int(np.argmax(ids == self._renderer.image_token)))
 
     def _text(self, text: str, loss_from: int) -> list[Segment]:
         """Return one segment per token: plain text may be cut anywhere."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [
-            ([token], [start >= loss_from])
+            Segment([token], [start >= loss_from])
             for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
     def _conversation(self, conversation: Conversation, where: str) -> list[Segment]:
         """Return context and turn alternately, up to the model's last turn."""
-        renderer, messages = self._renderer, conversation.messages
+        renderer, messages = self._renderer, _decoded(conversation.messages, where)
         if isinstance(renderer, ModelError):
             raise DataError(f"{where} has messages: {renderer.message}", renderer.hint)
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        tools = self._known(conversation.tools)
+        tools, trained = self._known(conversation.tools), conversation.trained
 
         segments: list[Segment] = []
         ids: list[int] = []
@@ -203,7 +229,8 @@ class SftTokenizer:
                 context = messages[begin:index]
                 shown = renderer.extend(ids, StopReason.STOP, context, tools) if ids else renderer.start(context, tools)
                 said = renderer.turn_ids(messages[index])
-                segments += [(shown, [False] * len(shown)), (said, [conversation.trained[index]] * len(said))]
+                images = tuple(images_of(context))
+                segments += [Segment(shown, [False] * len(shown), images), Segment(said, [trained[index]] * len(said))]
                 ids += [*shown, *said]
                 begin = index + 1
         except ModelError as exc:
@@ -261,6 +288,19 @@ class SftTokenizer:
             self._proven.add(has_tools)
 
 
+def _decoded(messages: Sequence[Message], where: str) -> list[Message]:
+    """Return messages with their images decoded to plain files, as an episode does.
+
+    Raises:
+        DataError: an image cannot be read; the row is named.
+    """
+    try:
+        files = iter([read_image(image) for image in images_of(messages)])
+    except ImageError as exc:
+        raise DataError(f"{where}: {exc.message}", exc.hint) from exc
+    return [with_files(message, files) for message in messages]
+
+
 def _text_columns(row: dict[str, Any], where: str) -> tuple[str, int]:
     """Return the text of a row and the character from which on it is trained."""
     text, loss_from = row["text"], row.get("loss_from")
@@ -305,7 +345,7 @@ def shared_prefix(rows: Sequence[SftRow]) -> np.ndarray:
     """
     firsts: dict[bytes, list[np.ndarray]] = {}
     for row in rows:
-        context = row.token_ids[: int(np.argmax(row.loss_mask))]
+        context = row.token_ids[: row.shareable]
         if len(context) >= MIN_SHARED_PREFIX:
             firsts.setdefault(context[:MIN_SHARED_PREFIX].tobytes(), []).append(context)
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from agentloop.chat.continuation.tool_images import Content, joined, text_of
 from agentloop.types import Message
 
 INTRODUCTION = (
@@ -39,22 +40,22 @@ def emulate_tool_role(
             message.
     """
     emulated: list[Message] = []
-    results: list[str] = []
+    results: list[Content] = []
     for message in messages:
         if message["role"] == "tool":
-            results.append(f"<tool_response>\n{_text(message)}\n</tool_response>")
+            results.append(joined(["<tool_response>\n", message["content"], "\n</tool_response>"], ""))
             continue
 
         if results:
             if message["role"] == "user":
-                message = {**message, "content": "\n".join([*results, _text(message)])}
+                message = {**message, "content": joined([*results, message["content"]], "\n")}
             else:
-                emulated.append({"role": "user", "content": "\n".join(results)})
+                emulated.append({"role": "user", "content": joined(results, "\n")})
             results = []
         emulated.append(_without_calls(message))
 
     if results:
-        emulated.append({"role": "user", "content": "\n".join(results)})
+        emulated.append({"role": "user", "content": joined(results, "\n")})
 
     emulated = _introduce(emulated, tools) if tools else emulated
     return emulated if system_role else _without_system(emulated)
@@ -95,7 +96,4 @@ def _without_calls(message: Message) -> Message:
 
 
 def _text(message: Message) -> str:
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(str(part.get("text", "")) for part in content)
+    return text_of(message["content"])

@@ -50,7 +50,8 @@ def test_nulls_that_parquet_fills_in_are_left_out(tmp_path: Path) -> None:
     row = {"prompt": [{"role": "user", "content": [image, text]}], "extra_info": {"index": None}}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     tasks = load_tasks(str(tmp_path / "a.parquet"), "data.train", "d")
-    assert tasks[0].prompt == row["prompt"] and tasks[0].task_id == "0"
+    located = {"type": "image", "image": str(tmp_path / "a.png")}
+    assert tasks[0].prompt == [{"role": "user", "content": [located, text]}] and tasks[0].task_id == "0"
 
 
 def test_rows_without_an_agent_get_the_default_and_are_told_apart(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ USED_TOGETHER = {
     "generator",
     "session",
     "interaction",
+    "images",
     "budget",
     "pacer",
     "config",

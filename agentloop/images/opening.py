@@ -1,0 +1,118 @@
+"""Open an image in any form in which rows, tools and messages give it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentloop.errors import ImageError
+from agentloop.images.file import ImageFile
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_KEYS = ("image", "image_url")
+"""Keys of a content part that hold an image."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow reads more formats, but some of them start other programs."""
+
+MAX_SOURCE_PIXELS = 2**26
+"""Largest image that is decoded: 67 megapixels, 200 MB. A file of a few kB can expand to more."""
+
+FORMS = "give bytes, {bytes, path}, the path of a file, a data URL or a Pillow image"
+
+
+def open_image(value: Any) -> Image:
+    """Open an image and read its header; its pixels are decoded when they are used.
+
+    Args:
+        value: a Pillow image, an `ImageFile`, bytes, a dict with `bytes`, `path` or `url`, a path,
+            a `file://` URL or a data URL.
+
+    Raises:
+        ImageError: the value is not one of them, not an image, of an unsupported format, or of more
+            than `MAX_SOURCE_PIXELS`.
+    """
+    from PIL import Image
+
+    source = _source(value)
+    if isinstance(source, Image.Image):
+        image = source
+    else:
+        try:
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise _too_large("more than 178 million pixels") from None
+        except Exception as exc:  # a damaged header raises anything, from SyntaxError to struct.error
+            raise ImageError(f"cannot read an image: {_reason(exc)}", f"give one of {', '.join(FORMATS)}") from exc
+
+    if image.width * image.height > MAX_SOURCE_PIXELS:
+        raise _too_large(f"{image.width} x {image.height} pixels")
+    if not image.width or not image.height:
+        raise ImageError(f"an image of {image.width} x {image.height} pixels is empty", "remove it")
+    return image
+
+
+def source_bytes(value: Any) -> bytes | None:
+    """Return the file of an image that is given as bytes or in base64; None for other forms.
+
+    Raises:
+        ImageError: a data URL is not base64.
+    """
+    source = _source(value)
+    return source if isinstance(source, bytes) else None
+
+
+def _source(value: Any) -> Any:
+    """Return a Pillow image, the bytes of a file, or a path.
+
+    Raises:
+        ImageError: it is none of them.
+    """
+    from PIL.Image import Image
+
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or value.get("url")
+    if isinstance(value, ImageFile):
+        return value.data
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, Image | bytes | Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ImageError(f"a {type(value).__name__} is not an image", FORMS)
+
+    if value.startswith("data:"):
+        return _decoded(value)
+    if value.startswith(("http://", "https://", "hf://", "s3://")):
+        scheme = value.partition(":")[0]
+        raise ImageError(f"images are not downloaded: {scheme}://...", "download them first, and give their files")
+    return Path(value.removeprefix("file://"))
+
+
+def _decoded(url: str) -> bytes:
+    head, _, text = url.partition(",")
+    kind = head.removeprefix("data:").partition("/")[0]
+    if kind not in ("", "image", "application"):
+        raise ImageError(f"a data URL of {kind} is not an image", "only images can be used")
+    if not head.endswith(";base64"):
+        raise ImageError("a data URL is not in base64", "write data:image/png;base64,...")
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as exc:
+        raise ImageError(f"a data URL is not valid base64: {exc}", "encode the file again") from exc
+
+
+def _too_large(size: str) -> ImageError:
+    return ImageError(f"an image of {size} is too large to decode", f"scale it to at most {MAX_SOURCE_PIXELS} pixels")
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, FileNotFoundError | IsADirectoryError | PermissionError):
+        return f"{exc.filename}: {exc.strerror}"
+    text = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    return "it is not an image, or of an unsupported format" if "cannot identify" in text else text

@@ -1,0 +1,160 @@
+"""Whatever a file holds, the count of tokens, the engine and the trainer see one plain picture."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agentloop.errors import DataError, ImageError
+from agentloop.images import MAX_PIXELS, ImageFile, image_data, image_size, open_image, read_image
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(value: Any) -> np.ndarray:
+    return np.asarray(open_image(read_image(value)).convert("RGB")).astype(int)
+
+
+def split(mode: str = "RGB", left: Any = (255, 0, 0), right: Any = (0, 0, 255)) -> Image.Image:
+    """An image of 40 x 20 pixels whose halves differ."""
+    image = Image.new(mode, (40, 20), left)
+    image.paste(right, (20, 0, 40, 20))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_plain_file_stays_as_it_is(kind: str, tmp_path: Path) -> None:
+    data = saved(split(), kind)
+    (tmp_path / "a").write_bytes(data)
+    url = f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+    for value in (data, {"bytes": data, "path": "x"}, tmp_path / "a", f"file://{tmp_path / 'a'}", url, {"url": url}):
+        assert read_image(value) == ImageFile(data, 40, 20)
+        assert base64.b64decode(image_data(value)) == data
+    file = read_image(data)
+    assert read_image(file) is file and file.digest in repr(file) and len(repr(file)) < 80
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotated_image_stands_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = np.zeros((20, 40, 3), np.uint8)
+    upright[:10, :20], upright[10:, 20:] = (255, 0, 0), (0, 255, 0)
+    image = Image.fromarray(upright)
+    undone = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    if orientation in undone:
+        image = image.transpose(Image.Transpose(undone[orientation]))
+    data = saved(image, "PNG", exif=exif)
+    assert image_size(data) == (read_image(data).width, read_image(data).height) == (40, 20)
+    assert (pixels(data) == upright).all()
+
+
+def test_transparency_shows_white_and_cmyk_becomes_rgb() -> None:
+    clear = split("RGBA", (255, 0, 0, 255), (0, 0, 0, 0))
+    assert pixels(saved(clear, "PNG"))[0, -1].tolist() == [255, 255, 255]
+    assert pixels(saved(clear, "PNG"))[0, 0].tolist() == [255, 0, 0]
+    palette = clear.convert("P")
+    palette.info["transparency"] = palette.getpixel((30, 5))
+    assert pixels(saved(palette, "PNG", transparency=palette.getpixel((30, 5))))[0, -1].tolist() == [255, 255, 255]
+    gray = split("LA", (9, 255), (0, 0))
+    assert pixels(saved(gray, "PNG"))[0, -1].tolist() == [255, 255, 255]
+    ink = saved(split("CMYK", (0, 255, 255, 0), (255, 255, 0, 0)), "JPEG", quality=100)
+    assert np.abs(pixels(ink)[0, 0] - [255, 0, 0]).max() < 8 and np.abs(pixels(ink)[0, -1] - [0, 0, 255]).max() < 8
+
+
+def test_gray_of_16_bits_keeps_its_range() -> None:
+    values = np.linspace(0, 65535, 800, dtype=np.uint16).reshape(20, 40)
+    shown = pixels(saved(Image.fromarray(values), "PNG"))
+    assert shown[0, 0, 0] == 0 and shown[-1, -1, 0] == 255 and abs(shown[10, 0, 0] - 128) < 2
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_shows_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (30, 10), color) for color in ("red", "blue")]
+    data = saved(
+        frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+    )
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 2
+    file = read_image(data)
+    assert file.data.startswith(b"\x89PNG") and getattr(open_image(file), "n_frames", 1) == 1
+    assert pixels(data)[0, 0].tolist() == [255, 0, 0] and image_size(data) == (30, 10)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 30), (3, 2)])
+def test_a_tiny_image_is_an_image(width: int, height: int) -> None:
+    file = read_image(saved(Image.new("RGB", (width, height), "red"), "PNG"))
+    assert (file.width, file.height) == (width, height)
+
+
+def test_a_very_large_image_is_scaled_down_and_counted_so() -> None:
+    data = saved(Image.new("L", (8000, 4000), 7), "PNG")
+    file = read_image(data)
+    assert (file.width, file.height) == image_size(data) and file.width * file.height <= MAX_PIXELS
+    assert abs(file.width - 2 * file.height) <= 2 and len(file.data) < 1_000_000
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "height"), [(10_000, 9_000), (60_000, 60_000)])
+def test_a_pixel_bomb_is_refused_by_its_header(width: int, height: int) -> None:
+    for read in (image_size, read_image, open_image):
+        with pytest.raises(ImageError, match="too large to decode"):
+            read(png_header(width, height))
+
+
+def test_a_cut_or_damaged_file_is_an_image_error() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8))
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        data = saved(noise, kind)
+        with pytest.raises(ImageError):
+            read_image(data[: len(data) // 2])
+    rng = np.random.default_rng(1)
+    for _ in range(200):  # whatever the damage: an image, or an ImageError
+        data = bytearray(saved(noise, str(rng.choice(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]))))
+        for place in rng.integers(0, len(data), 6):
+            data[place] = int(rng.integers(256))
+        with contextlib.suppress(ImageError):
+            assert read_image(bytes(data)).width
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("https://example.org/a.png", "not downloaded"),
+        ("data:video/mp4;base64,AAAA", "a data URL of video"),
+        ("data:image/png,abc", "not in base64"),
+        ("data:image/png;base64,??", "not valid base64"),
+        (b"no image", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        ("none.png", "none.png: No such file"),
+        ("", "a str is not an image"),
+        (7, "a int is not an image"),
+        ({"bytes": None, "path": None}, "a NoneType is not an image"),
+    ],
+)
+def test_what_is_no_image_is_named(value: Any, reason: str) -> None:
+    for read in (image_size, read_image, image_data):
+        with pytest.raises(DataError, match=reason):
+            read(value)
