@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k learn-gsm8k bench gpu-check docs clean
+.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools learn-gsm8k bench gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -88,6 +88,26 @@ smoke-gsm8k: $(STAMP) ## the gsm8k recipe on a CPU, two steps with the tool and 
 	  tools=null reward=null interactions=recipes/gsm8k/interactions.yaml \
 	  data.train=$(GSM8K)/data/user_train.parquet data.val=$(GSM8K)/data/user_test.parquet $(ARGS)
 
+GEO3K := outputs/smoke-geo3k
+GEO3K_MODEL := $(GEO3K)/model
+
+$(GEO3K_MODEL)/config.json: recipes/geo3k/model.py recipes/geo3k/chat_template.jinja | $(STAMP)
+	rm -rf $(GEO3K_MODEL)
+	$(BIN)/python recipes/geo3k/model.py --out $(GEO3K_MODEL)
+
+smoke-geo3k: $(STAMP) $(GEO3K_MODEL)/config.json ## geometry3k with images on a CPU, three steps: make smoke-geo3k [SOURCE=<folder of geometry3k>]
+	rm -rf $(GEO3K)/plain
+	$(BIN)/agentloop prepare geo3k --source $(or $(SOURCE),generated) --out $(GEO3K)/plain/data
+	$(BIN)/agentloop train --config recipes/geo3k/smoke.yaml run.dir=$(GEO3K)/plain/run model.path=$(GEO3K_MODEL) \
+	  data.train=$(GEO3K)/plain/data/train.parquet data.val=$(GEO3K)/plain/data/test.parquet $(ARGS)
+
+smoke-geo3k-tools: $(STAMP) $(GEO3K_MODEL)/config.json ## the same with the tool that checks an answer: make smoke-geo3k-tools [SOURCE=<folder of geometry3k>]
+	rm -rf $(GEO3K)/tools
+	$(BIN)/agentloop prepare geo3k --source $(or $(SOURCE),generated) --out $(GEO3K)/tools/data
+	$(BIN)/agentloop train --config recipes/geo3k/smoke_tools.yaml run.dir=$(GEO3K)/tools/run model.path=$(GEO3K_MODEL) \
+	  data.train=$(GEO3K)/tools/data/tools_train.parquet data.val=$(GEO3K)/tools/data/tools_test.parquet $(ARGS)
+
+SEED ?= 0
 TWIN = outputs/learn-gsm8k/seed$(SEED)
 TWIN_BOUNDS ?= --starts-below 0.35 --ends-above 0.8
 

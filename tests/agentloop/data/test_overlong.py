@@ -26,7 +26,7 @@ def user(text: Any, **columns: Any) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": text}], **columns}
 
 
-def check(tasks: Tasks, renderer: ChatRenderer, **changes: Any) -> ValidatedRows:
+def check(tasks: Tasks, renderer: Any, **changes: Any) -> ValidatedRows:
     options: dict[str, Any] = {"schemas": None, "limit": 1000, "overlong": "drop"}
     return check_tasks(tasks, "data.train", renderer=renderer, **{**options, **changes})
 
@@ -197,3 +197,22 @@ def test_real_geometry_problems_in_the_columns_of_their_parquet(tmp_path: Path, 
         first, second = task.prompt[0]["content"]
         assert first["image"]["bytes"] == row["images"][0]["bytes"]  # type: ignore[index]
         assert second["text"] and open_image(first["image"]).width > 10 and image_data(first["image"])  # type: ignore[index]
+
+
+def test_rows_with_a_broken_image_stay_and_are_counted(tmp_path: Path, renderer: ChatRenderer) -> None:
+    """Their episodes fail alone; a run of which no image can be read does not start."""
+    from agentloop.errors import ImageError
+
+    class Reads:
+        tokenizer = renderer.tokenizer
+
+        def start(self, messages: Any, tools: Any = None) -> list[int]:
+            if "bad" in str(messages):
+                raise ImageError("cannot read an image: bad.png")
+            return [1, 2, 3]
+
+    tasks = tasks_of(tmp_path, user("<image>", images=["good.png"]), user("<image>", images=["bad.png"]))
+    found = check(tasks, Reads())
+    assert len(found.tasks) == 2 and found.unreadable == 1 and "row 1 (line 2)" in found.first_unreadable
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        check(tasks_of(tmp_path, user("<image>", images=["bad.png"])), Reads())

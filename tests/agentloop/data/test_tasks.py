@@ -98,6 +98,8 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
         ({"extra_info": {"interaction_kwargs": ["patient"]}}, "'extra_info.interaction_kwargs' is not an object"),
         ({"agent_name": ["a"]}, "'agent_name' is \\['a'\\]"),
         ({"images": 3}, "'images', image 1 is 3"),
+        ({"videos": ["a.mp4"]}, "has videos: only text and images can be used"),
+        ({"prompt": [{"role": "user", "content": [{"type": "video", "video": "a"}]}]}, "a part of type 'video'"),
         ({"images": [None]}, "'images', image 1 is None"),
         ({"images": [{"bytes": None, "path": None}]}, "'images', image 1 is {'bytes'"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "0 images and 1 places"),
@@ -149,6 +151,15 @@ def test_images_stand_where_their_marks_are(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "Look:"}, {"type": "image"}]
     tasks = load_tasks(write(tmp_path / "b.jsonl", image_row(parts, "/c.png")), "data.train", "d")
     assert tasks[0].prompt[0]["content"] == [parts[0], {"type": "image", "image": "/c.png"}]
+
+
+def test_a_part_can_hold_its_image_itself(tmp_path: Path) -> None:
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    parts = [{"type": "image", "path": "a.png"}, {"type": "image"}, url, {"type": "image", "base64": "AA=="}]
+    tasks = load_tasks(write(tmp_path / "a.jsonl", image_row(parts, "b.png")), "data.train", "d")
+    data = "data:image/png;base64,AA=="
+    shown = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), data, data.replace("png", "unknown")]
+    assert tasks[0].prompt[0]["content"] == [{"type": "image", "image": image} for image in shown]
 
 
 def test_image_data_in_parquet_is_kept(tmp_path: Path) -> None:
