@@ -64,8 +64,41 @@ def test_the_readmes_commands_train_on_images(copied: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["recipe", "recipe_tools", "smoke", "smoke_tools"])
 def test_every_recipe_passes_the_check_without_a_warning(copied: Path, name: str) -> None:
     """All but the weights: those of the small model stand for them."""
-    said = run(copied, ["agentloop", "check", f"my-geo3k/{name}.yaml", "model.path=my-geo3k/model"])
+    small = ["model.path=my-geo3k/model", "rollout.batch_size=4"]  # there are fewer generated rows than 512
+    said = run(copied, ["agentloop", "check", f"my-geo3k/{name}.yaml", *small])
     assert "no problem found" in said and "warning" not in said
+
+
+@pytest.mark.slow
+def test_the_small_model_is_fine_tuned_on_rows_with_images(copied: Path) -> None:
+    from PIL import Image
+
+    for number in range(3):
+        Image.new("RGB", (60 + 30 * number, 50), "red").save(copied / f"{number}.png")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "<image>Find x."},
+                {"role": "assistant", "content": f"\\boxed{{{number}}}"},
+            ],
+            "images": [f"{number}.png"],
+        }
+        for number in range(3)
+    ]
+    (copied / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "run": {"name": "sft"},
+        "model": {"path": "./my-geo3k/model"},
+        "freeze_vision": False,
+        "log_every": 1,
+        "stages": [{"name": "a", "data": "./rows.jsonl", "steps": 8, "batch_size": 3, "optim": {"lr": 5e-3}}],
+    }
+    (copied / "sft.yaml").write_text(yaml.safe_dump(recipe))
+    run(copied, ["agentloop", "sft", "--config", "sft.yaml"])
+    lines = [json.loads(line) for line in (copied / "outputs" / "sft" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.3
+    assert (copied / "outputs" / "sft" / "model" / "preprocessor_config.json").is_file()
 
 
 def test_every_key_of_the_command_line_has_its_counterpart(readme: str, shared: Path, repo: Path) -> None:
