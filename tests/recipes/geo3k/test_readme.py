@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agentloop.config import Recipe
+from agentloop.config.loading import load_config
 from agentloop.trace.store import TraceStore
+from trainer.console.console import Console
+from trainer.run.preflight import prepare
 
 SHORT = ["run.steps=1", "eval.before_train=false", "eval.every=null", "rollout.batch_size=2", "rollout.group_size=2"]
 
@@ -62,11 +66,16 @@ def test_the_readmes_commands_train_on_images(copied: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["recipe", "recipe_tools", "smoke", "smoke_tools"])
-def test_every_recipe_passes_the_check_without_a_warning(copied: Path, name: str) -> None:
-    """All but the weights: those of the small model stand for them."""
-    small = ["model.path=my-geo3k/model", "rollout.batch_size=4"]  # there are fewer generated rows than 512
-    said = run(copied, ["agentloop", "check", f"my-geo3k/{name}.yaml", *small])
-    assert "no problem found" in said and "warning" not in said
+def test_every_recipe_passes_the_checks_before_a_run_without_a_warning(
+    copied: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the weights: those of the small model stand for them; and there are fewer generated rows than 512."""
+    folder = copied / "my-geo3k"
+    small = [f"model.path={folder / 'model'}", "rollout.batch_size=4"]
+    recipe = load_config(Recipe, folder / f"{name}.yaml", small)
+    with Console() as console:
+        inputs = prepare(recipe, console)
+    assert len(inputs.train) == 48 and "warning" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.slow
