@@ -86,7 +86,6 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.template = Template(tokenizer, chat_template, chat_template_kwargs or {})
         self.encoder = SafeEncoder(tokenizer)
-        self._images = images
         self._rendering = Rendering(self.template, self.encoder, images)
         self.image_token = None if images is None else images.placeholder
         self._continuations = Continuations(self._rendering)
@@ -274,17 +273,12 @@ class ChatRenderer:
             messages = fold_tool_images(messages)
         return messages, tools
 
-    @property
-    def image_token(self) -> int | None:
-        """Id of the placeholder of images; None: messages contain no images."""
-        return None if self._images is None else self._images.placeholder
-
     @cached_property
     def _tool_turns_show_images(self) -> bool:
         """Whether the template writes a placeholder for an image in a tool's result."""
-        if self._images is None:
+        if self.image_token is None:
             return True  # encoding refuses images, with its own reason
-        return shows_tool_images(self.template, self.encoder.decode([self._images.placeholder]))
+        return shows_tool_images(self.template, self.encoder.decode([self.image_token]))
 
     def _emulated(self, messages: Sequence[Message], tools: Tools = None) -> list[Message]:
         """Return messages for a template without a tool role."""

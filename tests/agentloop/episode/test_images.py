@@ -119,7 +119,7 @@ def vision_without_tool_images(vision: Any, role: str) -> ChatRenderer:
     shown = "<|vision_start|><|image_pad|><|vision_end|>"
     assert shown in tool
     changed = head + '{%- elif message.role == "tool" %}' + tool.replace(shown, "")
-    return ChatRenderer(renderer.tokenizer, changed, tool_role=role, images=renderer._images)
+    return ChatRenderer(renderer.tokenizer, changed, tool_role=role, images=renderer._rendering._images)
 
 
 async def test_several_results_with_images_are_folded_into_one_user_turn(vision: Any) -> None:
