@@ -75,7 +75,7 @@ def test_two_copies_to_one_folder_leave_one_whole_copy(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no recipe 'nothing'[\s\S]*gsm8k, quickstart"):
         copy_recipe("nothing", tmp_path / "x")
-    with pytest.raises(ConfigError, match="known names: .*gsm8k, quickstart"):
+    with pytest.raises(ConfigError, match=r"known names: .*gsm8k, quickstart"):
         find_recipe("nothing")
     with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
         find_config(Path("quickstat"))
