@@ -107,7 +107,6 @@ smoke-geo3k-tools: $(STAMP) $(GEO3K_MODEL)/config.json ## the same with the tool
 	$(BIN)/agentloop train --config recipes/geo3k/smoke_tools.yaml run.dir=$(GEO3K)/tools/run model.path=$(GEO3K_MODEL) \
 	  data.train=$(GEO3K)/tools/data/tools_train.parquet data.val=$(GEO3K)/tools/data/tools_test.parquet $(ARGS)
 
-SEED ?= 0
 TWIN = outputs/learn-gsm8k/seed$(SEED)
 TWIN_BOUNDS ?= --starts-below 0.35 --ends-above 0.8
 
