@@ -19,7 +19,7 @@ from agentloop.chat import ChatRenderer
 from agentloop.chat.images import images_of
 from agentloop.client.client import GenerateResult, Generator
 from agentloop.errors import DataError, ModelError
-from agentloop.images import image_data
+from agentloop.images import image_data, read_image
 from agentloop.types import Task
 from agentloop.wire import SamplingParams
 
@@ -76,7 +76,7 @@ def _prompts(renderer: ChatRenderer, rows: Sequence[Task], tools: Tools) -> Iter
     """Yield ids and images of the rows that show an image."""
     for row in islice(rows, SEARCHED_ROWS):
         try:
-            images = [image_data(image) for image in images_of(row.prompt)]
+            images = [image_data(read_image(image)) for image in images_of(row.prompt)]  # as episodes send them
             if images:
                 yield renderer.start(row.prompt, tools), images
         except DataError:
