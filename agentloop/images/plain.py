@@ -77,7 +77,7 @@ def image_data(value: Any) -> str:
     """Return an image in base64 for the rollout server: the bytes that were given, else a PNG.
 
     Raises:
-        ImageError: as `read_image`.
+        ImageError: as `read_image`; bytes are not looked into.
     """
     data = value.data if isinstance(value, ImageFile) else source_bytes(value)
     return base64.b64encode(read_image(value).data if data is None else data).decode()
