@@ -205,8 +205,9 @@ class Console:
             self._stop_live()
         self._print(line)
 
-    def resumed(self, first_eval: float | None) -> None:
-        """Compare the evaluations of a resumed run with the first one of the run."""
+    def resumed(self, step: int, first_eval: float | None) -> None:
+        """Count on from `step`, and compare evaluations with the first one of the whole run."""
+        self._step = step
         if first_eval is not None:
             self._first_eval, self._evals = first_eval, 1
 

@@ -115,8 +115,9 @@ class TrainRun:
             async with start_processes(recipe, inputs, self._dir, self._console, checkpoint) as processes:
                 if self._resume:
                     # A run stopped before its first checkpoint starts over.
-                    self._dir.rewind(checkpoint.step if checkpoint is not None else -1, self._console.warn)
-                    self._console.resumed(next(iter(self._evals()), None))
+                    step = checkpoint.step if checkpoint is not None else 0
+                    self._dir.rewind(step or -1, self._console.warn)
+                    self._console.resumed(step, next(iter(self._evals()), None))
                     await self._signals.resume()
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                     return await self._train(processes, lag, finished)

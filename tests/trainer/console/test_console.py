@@ -347,6 +347,15 @@ def test_output_that_nobody_reads_any_more_does_not_end_the_run() -> None:
 
 def test_after_a_resume_evaluations_are_compared_with_the_first_of_the_run() -> None:
     console, out = plain()
-    console.resumed(0.25)
+    console.resumed(2, 0.25)
     console.eval({"step": 8, "eval/reward_mean": 0.75})
     assert "(first 0.250)" in out.getvalue()
+
+
+def test_after_a_resume_steps_are_counted_on() -> None:
+    out = io.StringIO()
+    console = Console(out, terminal=False, report_every_s=0)
+    console.resumed(2, None)
+    for done in (1, 3):
+        console.progress(done, 8, EPISODES)
+    assert out.getvalue() == "step 3: episodes 3/8\n"
