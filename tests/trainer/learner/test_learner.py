@@ -17,6 +17,8 @@ from agentloop.errors import ModelError, RunDirError, WorkerError
 from tests.trainer.conftest import make_samples
 from trainer.algorithms.aggregation import normalizer
 from trainer.learner.learner import TOKEN_SUMS, Learner, LearnerSettings
+from trainer.learner.model.sharding import move_model
+from trainer.learner.optim import move_optimizer
 from trainer.types import LossSpec, TrainSample
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -436,3 +438,16 @@ def test_moving_out_and_in_again_changes_nothing(tiny_model: Path) -> None:
         moves.move_in()
     before, after = (of.logprobs(samples, 1.0) for of in (stays, moves))
     assert np.array_equal(before[2], after[2])
+
+
+def test_a_move_to_another_device_takes_everything_and_keeps_the_optimizers_parameters(tiny_model: Path) -> None:
+    samples, of = make_samples(6), learner(tiny_model)
+    of.accumulate(samples, 1.0, SPEC)
+    of.step(normalizer(samples, "token_mean", None))
+    move_model(of.policy, torch.device("meta"))  # the only other device that every machine has
+    move_optimizer(of.optimizer, torch.device("meta"))
+
+    held = [parameter for group in of.optimizer.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in of.policy.parameters()}
+    states = [value for state in of.optimizer.state.values() for value in state.values()]
+    assert states and {value.device.type for value in (*held, *states)} == {"meta"}
