@@ -8,9 +8,9 @@ told in one of several wordings, and its solution has gsm8k's form:
     14 + 5 = <<14+5=19>>19
     #### 19
 
-The warm start of the twin teaches the form of an answer and the arithmetic, and not the words: it
-writes each of the three operations equally often under any story, and more often just repeats the
-first number. Which operation a story asks for, and what to do after a failed check, is left to
+The warm start of the twin teaches the form of an answer and the arithmetic, and little of the words:
+its attempts mostly repeat the first number or take any operation, and are right in one of four
+cases. Which operation a story asks for, and what to do after a failed check, is left to
 reinforcement learning.
 """
 
@@ -62,15 +62,18 @@ SYSTEM_PROMPT = "Check, then answer with ####."
 """Of the twin: shorter than gsm8k's, because a tokenizer of 384 ids reads almost every letter."""
 
 REPEAT_SHARE = 0.4
-"""How often the warm start repeats the first number instead of calculating. The others share the
-rest equally, so a sampled attempt is correct in one of five cases."""
+"""How often the warm start repeats the first number instead of calculating."""
 
-DIRECT_SHARE = 0.2
+HINT_SHARE = 0.15
+"""How often the warm start, if it calculates, takes the story's own operation; else any of the
+three. Without this hint RL has to find the words first, and first forgets two operations."""
+
+DIRECT_SHARE = 0.3
 """How often the warm start answers without a check."""
 
-RETRY_SHARE = 0.5
-"""How often the warm start tries something else after a failed check. At 0.25, checks cost more
-than they earned, and RL unlearned them before it had learned to use them."""
+RETRY_SHARE = 0.35
+"""How often the warm start tries something else after a failed check. Where that is rarer, checks
+cost more than they earn, and RL unlearns them before it learns to use them."""
 
 MOST_CHECKS = 3
 
@@ -146,10 +149,10 @@ def opening(question: str) -> list[Row]:
 
 
 def attempt(rng: random.Random, story: Problem) -> tuple[str, int]:
-    """Return an attempt without understanding: what is written, and its number."""
+    """Return an attempt with little understanding: what is written, and its number."""
     if rng.random() < REPEAT_SHARE:
         return "", story.a
-    sign = rng.choice(tuple(OPERATIONS))
+    sign = story.operation if rng.random() < HINT_SHARE else rng.choice(tuple(OPERATIONS))
     value = OPERATIONS[sign](story.a, story.b)
     return f"{story.a} {sign} {story.b} = {value}", value
 

@@ -41,12 +41,12 @@ def test_no_question_is_in_two_splits_and_a_seed_gives_the_same_rows() -> None:
     assert [p.question for p in problems("test", 9, seed=1)] != test[:9]
 
 
-def test_an_attempt_of_the_warm_start_is_right_in_one_of_five_cases_whatever_the_story() -> None:
+def test_an_attempt_of_the_warm_start_is_right_in_one_of_four_cases_whatever_the_story() -> None:
     rng = random.Random(0)
     for sign in OPERATIONS:
         stories = [found for _ in range(6000) if (found := problem(rng, "sft")).operation == sign]
         right = sum(attempt(rng, story)[1] == story.answer for story in stories) / len(stories)
-        assert 0.16 < right < 0.24
+        assert 0.22 < right < 0.30
 
 
 def test_the_warm_start_answers_checks_truthfully() -> None:
