@@ -8,7 +8,7 @@ told in one of several wordings, and its solution has gsm8k's form:
     14 + 5 = <<14+5=19>>19
     #### 19
 
-The warm start of the twin teaches the form of an answer and the arithmetic, and little of the words:
+The warm start of the twin teaches the form of an answer, the arithmetic, and little of the words:
 its attempts mostly repeat the first number or take any operation, and are right in one of four
 cases. Which operation a story asks for, and what to do after a failed check, is left to
 reinforcement learning.
