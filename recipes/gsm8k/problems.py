@@ -79,7 +79,7 @@ MOST_CHECKS = 3
 
 DRILL_SHARE = 0.2
 
-WARM_START_ROWS = 16_000
+WARM_START_ROWS = 8_000
 """Half of what the last stage of `twin/sft.yaml` uses: each is seen twice."""
 
 LARGER, SMALLER = range(11, 21), range(2, 10)

@@ -134,8 +134,10 @@ def test_the_full_size_settings_are_those_that_are_published(repo: Path) -> None
 
 
 def test_the_warm_start_passes_the_checks_before_its_rows_are_written(
-    newcomer: Path, capfd: pytest.CaptureFixture[str]
+    repo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_command(newcomer / "my-gsm8k/twin/sft.yaml", [], conversations=10) == 0
+    copy_recipe("gsm8k", tmp_path / "fresh")
+    model = f"model.path={repo}/recipes/quickstart/model"
+    assert check_command(tmp_path / "fresh/twin/sft.yaml", [model], conversations=10) == 0
     said = "".join(capfd.readouterr())
     assert "no problem found" in said and "warning" not in said
