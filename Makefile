@@ -110,7 +110,7 @@ smoke-geo3k-tools: $(STAMP) $(GEO3K_MODEL)/config.json ## the same with the tool
 TWIN = outputs/learn-gsm8k/seed$(SEED)
 TWIN_BOUNDS ?= --starts-below 0.35 --ends-above 0.8
 
-learn-gsm8k: $(STAMP) ## the twin of gsm8k that learns on two cores in minutes: make learn-gsm8k [SEED=1]
+learn-gsm8k: $(STAMP) ## the small twin of gsm8k, which is to learn on two cores: make learn-gsm8k [SEED=1]
 	rm -rf $(TWIN)
 	$(BIN)/agentloop sft --config recipes/gsm8k/twin/sft.yaml seed=$(SEED) run.dir=$(TWIN)/sft $(SFT_ARGS)
 	$(BIN)/agentloop train --config recipes/gsm8k/twin/recipe.yaml seed=$(SEED) run.dir=$(TWIN)/rl \
