@@ -4,7 +4,7 @@ A problem is a situation (what is asked) told in one of several wordings. The la
 situation are held out: training never shows them, and evaluation shows nothing else. So an
 evaluation measures whether the model understands the problem, not whether it knows the sentence.
 
-    python recipes/smollm2/words.py          # prints a few problems of both kinds
+    python -m recipes.smollm2.words          # prints a few problems of both kinds
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from tools.calculator import evaluate, format_number
+
+from .data import SYSTEM_PROMPT, TOOLS
+
 Row = dict[str, Any]
 Split = Literal["train", "val"]
-
-SYSTEM_PROMPT = "Answer with #### and the number."
 
 NAMES = (
     "Amira", "Ben", "Carla", "Dmytro", "Elena", "Farid", "Grace", "Hana", "Ivan", "Julia", "Kofi", "Lena",
@@ -210,6 +212,33 @@ def rows(split: Split, n: int, seed: int = 0) -> Iterator[Row]:
             "extra_info": {"split": split, "index": len(seen), "expression": expression},
         }
         seen.add(question)
+
+
+def warm_start_rows() -> list[Row]:
+    """Return the conversations of `words_sft.yaml`: both quantities in a call, under any operation.
+
+    They teach to find the quantities of a story and to write them as an expression. They do not
+    teach what a story means: every operation follows every story equally often, so that one answer
+    in four is right. RL finds out which.
+    """
+    rng = random.Random("words/sft/0")
+    return [warm_start_conversation(rng) for _ in range(1024)]
+
+
+def warm_start_conversation(rng: random.Random) -> Row:
+    question, expression, _, _ = problem(rng, "train")
+    left, _, right = expression.split()
+    guessed = f"{left} {rng.choice('+-*/')} {right}"
+    result = format_number(evaluate(guessed))
+    call = {"name": "calculator", "arguments": {"expression": guessed}}
+    messages: list[Row] = [
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "tool", "content": result},
+        {"role": "assistant", "content": f"#### {result}"},
+    ]
+    return {"messages": messages, "tools": TOOLS}
 
 
 def train_rows() -> list[Row]:

@@ -47,6 +47,19 @@ def test_the_truth_of_a_word_problem_is_the_value_of_its_expression() -> None:
     assert {row["data_source"] for row in words.val_rows()} == {f"smollm2/{s.name}" for s in words.SITUATIONS}
 
 
+def test_the_warm_start_of_word_problems_knows_no_operation() -> None:
+    held_out = {row["prompt"][1]["content"] for row in words.val_rows()}
+    used = []
+    for row in words.warm_start_rows():
+        call = row["messages"][2]["tool_calls"][0]["function"]["arguments"]["expression"]
+        left, operation, right = call.split()
+        question = row["messages"][1]["content"]
+        assert left in question and right in question and question not in held_out
+        assert row["messages"][-1]["content"] == f"#### {format_number(evaluate(call))}"
+        used.append(operation)
+    assert all(200 < used.count(operation) < 312 for operation in "+-*/")
+
+
 def test_wordings_of_the_evaluation_are_held_out() -> None:
     for situation in words.SITUATIONS:
         train, val = (words.wordings_of(situation, split) for split in ("train", "val"))
