@@ -116,15 +116,14 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 def seeing(
     start_target: Callable[..., Target], families: Callable[[str], tuple[dict[str, Path], Sight]]
 ) -> Callable[[str, str], Target]:
-    """The target of a family and kind; those with SGLang are started together."""
+    """The target of a family and kind, started when it is first asked for: a start of SGLang keeps two cores busy."""
     targets: dict[tuple[str, str], Target] = {}
     platform = {"PYTHONPATH": str(CPU_PLATFORM_FOLDER), "SGLANG_PLATFORM": CPU_PLATFORM}
 
     def get(family: str, kind: str) -> Target:
-        for each in SGLANG if "sglang" in kind else [(family, kind)]:
-            if each not in targets:
-                environment = platform if each[1] == "sglang" else {}
-                targets[each] = start_target(each[1], folders=families(each[0])[0], environment=environment)
+        if (family, kind) not in targets:
+            environment = platform if kind == "sglang" else {}
+            targets[family, kind] = start_target(kind, folders=families(family)[0], environment=environment)
         wait_until_served(targets[family, kind])
         return targets[family, kind]
 

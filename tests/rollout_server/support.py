@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
@@ -129,6 +130,7 @@ def _tokenizer() -> Any:
     merges = [(words[i], words[i + 1]) for i in range(PAD - len(words))]
     vocab = {word: i for i, word in enumerate([*words, *(a + b for a, b in merges)])}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    tokenizer.decoder = Fuse()  # without blanks, as the tokenizers of these families
     tokenizer.add_special_tokens(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
     assert tokenizer.token_to_id("<|image_pad|>") == PAD
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[EOS])

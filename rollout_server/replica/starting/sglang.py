@@ -108,6 +108,9 @@ def sglang_environment(settings: ServerSettings, *, images: bool = False) -> dic
         # A flush does not clear its cache of images: after an update of the weights they would keep
         # the embeddings of the old vision tower.
         environment["SGLANG_VLM_CACHE_SIZE_MB"] = "0"
+        # It decodes the ids to find the images. With this it keeps them, and does not encode the
+        # text again.
+        environment["SGLANG_MM_AVOID_RETOKENIZE"] = "1"
         if settings.device == "cpu":
             environment |= {"PYTHONPATH": str(CPU_PLATFORM_FOLDER), "SGLANG_PLATFORM": CPU_PLATFORM}
     return environment

@@ -86,6 +86,7 @@ def test_a_model_with_images_starts_with_sglangs_own_code_and_without_a_cache_of
     assert "SGLANG_VLM_CACHE_SIZE_MB" not in sglang_environment(cpu)
     for settings in (cpu, gpu):
         assert sglang_environment(settings, images=True)["SGLANG_VLM_CACHE_SIZE_MB"] == "0"
+        assert sglang_environment(settings, images=True)["SGLANG_MM_AVOID_RETOKENIZE"] == "1"
     assert "SGLANG_PLATFORM" not in sglang_environment(gpu, images=True)
 
     environment = sglang_environment(cpu, images=True)
