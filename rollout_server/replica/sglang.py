@@ -119,6 +119,7 @@ class SglangReplica(HttpReplica):
         request["sampling_params"]["logit_bias"] = request["sampling_params"].get("logit_bias", {}) | banned
         if generation.image_data:
             salt = f"{self._version} {self._changes}".encode()
+            request["image_data"] = [image_url(image) for image in generation.image_data]
             request["mm_hashes"] = [_image_hash(image, salt) for image in generation.image_data]
         return request
 
@@ -251,6 +252,11 @@ class SglangReplica(HttpReplica):
 
     def _version_of(self, version: str) -> str:
         return known_version(version)
+
+
+def image_url(image: str) -> str:
+    """Return base64 of an image as a data URL: SGLang opens other text as a file or an address."""
+    return image if image.startswith("data:") else f"data:image/png;base64,{image}"
 
 
 def _image_hash(image: str, salt: bytes) -> str:

@@ -133,7 +133,7 @@ def _tokenizer() -> Any:
     tokenizer.decoder = Fuse()  # without blanks, as the tokenizers of these families
     tokenizer.add_special_tokens(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
     assert tokenizer.token_to_id("<|image_pad|>") == PAD
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[EOS])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[EOS], pad_token=words[0])
 
 
 def picture(width: int, height: int, seed: int = 0) -> str:

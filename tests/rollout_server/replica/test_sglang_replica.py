@@ -38,7 +38,9 @@ async def test_an_in_place_update_is_refused_where_its_versions_would_be_wrong()
 
 
 INFO = EngineInfo("sglang", "m", 1000, 500, images=True, placeholders=Placeholders(9, (9, 8)))
-SEEN = Generation("r", [1, 9, 9, 9, 2, 9, 3], SamplingParams(logit_bias={7: 1.0}), image_data=["aaaa", "bbbb"])
+SEEN = Generation(
+    "r", [1, 9, 9, 9, 2, 9, 3], SamplingParams(logit_bias={7: 1.0}), image_data=["file:///etc/hostname", "bbbb"]
+)
 
 
 def sglang(version: str = "0") -> SglangReplica:
@@ -49,7 +51,8 @@ async def test_images_are_sent_in_sglangs_form() -> None:
     replica = sglang()
     request = replica._request(SEEN)
     assert request["input_ids"] == [1, 9, 2, 9, 3], "it expands one placeholder for each image"
-    assert request["image_data"] == ["aaaa", "bbbb"]
+    # Whatever a client sends is data: SGLang itself opens names of files, and addresses.
+    assert request["image_data"] == ["data:image/png;base64,file:///etc/hostname", "data:image/png;base64,bbbb"]
     assert request["sampling_params"]["logit_bias"] == {"7": 1.0, "8": -1000.0, "9": -1000.0}
     assert SEEN.input_ids == [1, 9, 9, 9, 2, 9, 3]
     await replica.close()
