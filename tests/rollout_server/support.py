@@ -110,7 +110,7 @@ def save_vision_model(folder: Path, kind: str, seed: int) -> Path:
     if kind == "qwen3_vl":
         text["rope_parameters"]["mrope_interleaved"] = True  # transformers always interleaves; SGLang asks
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": patch,
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": patch,
         "spatial_merge_size": 2, "initializer_range": 0.15, **own,
     }  # fmt: skip
     torch.manual_seed(seed)
