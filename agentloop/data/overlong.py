@@ -138,8 +138,9 @@ def check_tasks(
         except ImageError as exc:
             found.unreadable += 1
             found.first_unreadable = found.first_unreadable or exc.message
-            if found.unreadable == len(tasks):
-                raise  # no row is left: most likely a wrong folder
+            if found.unreadable == len(tasks):  # most likely a wrong folder
+                reason = f"{key}: none of the {len(tasks)} rows has images that can be read; {found.first_unreadable}"
+                raise ImageError(reason, exc.hint) from exc
             length, fits = 0, True
         found.longest = max(found.longest, length)
         if not fits and overlong == "error":
