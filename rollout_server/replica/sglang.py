@@ -235,6 +235,8 @@ class SglangReplica(HttpReplica):
         # On a CPU this request would end the server.
         if not self._on_gpu:
             raise Conflict(f"SGLang cannot {what} memory on a CPU: run it on a GPU")
+        if tags is not None and not tags:  # SGLang would take it for all tags
+            return
         await super().memory(what, tags)
 
     async def alive(self) -> None:

@@ -254,6 +254,7 @@ class Router:
         """Release the device memory of all replicas, or allocate it again.
 
         Memory that is released already, or was never released, is left as it is: SGLang would end.
+        Replicas are then asked without tags, so that an engine that cannot still refuses.
 
         Args:
             tags: `weights`, `kv_cache`; None: both.
@@ -263,9 +264,7 @@ class Router:
         """
         wanted = set(MEMORY_TAGS if tags is None else tags)
         changed = sorted(wanted - self._released if what == "release" else wanted & self._released)
-        if not changed:
-            return
-        if what == "release" and (busy := sum(len(member.in_flight) for member in self.members)):
+        if changed and what == "release" and (busy := sum(len(member.in_flight) for member in self.members)):
             raise Conflict(f"memory cannot be released while {busy} requests are in flight; pause with mode wait first")
 
         await self.members.each(lambda replica: replica.memory(what, changed))

@@ -98,3 +98,13 @@ def test_a_model_with_images_starts_with_sglangs_own_code_and_without_a_cache_of
     (point,) = entry.entry_points
     assert (point.group, point.name) == ("sglang.srt.platforms", environment["SGLANG_PLATFORM"])
     assert (folder / f"{point.module}.py").is_file()
+
+
+async def test_no_tags_are_not_sent_because_sglang_takes_them_for_all() -> None:
+    replica = SglangReplica(
+        "r", "http://127.0.0.1:9", EngineInfo("sglang", "m", 1000, 500), on_gpu=True, overlap=True, tensor_parallel=1
+    )
+    try:
+        await replica.memory("resume", [])  # a request would fail: nothing listens there
+    finally:
+        await replica.close()
