@@ -167,7 +167,7 @@ async def test_a_reward_is_a_file_or_a_registered_name(tmp_path: Path) -> None:
     gsm8k = load_reward(RewardConfig(function="gsm8k"))
     assert gsm8k is not None
     scored = await gsm8k(Task("0", "a", [], ground_truth="7"), "#### 7", trajectory)
-    assert scored == {"score": 1.0, "answer": "7"}
+    assert scored == {"score": 1.0, "correct": 1.0, "answer": "7"}
     assert load_reward(None) is None
 
 
