@@ -142,6 +142,7 @@ def engine_info(settings: ServerSettings) -> EngineInfo:
         context_length or longest,
         vocab,
         images=folder.takes_images,
+        model_type=folder.model_type,
         placeholders=placeholders_of(folder),
     )
 

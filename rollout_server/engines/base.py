@@ -152,6 +152,7 @@ class EngineInfo:
 
     Attributes:
         images: whether the model takes images.
+        model_type: of its config.json; None: not known.
         placeholders: of a model whose images are counted here; None: of any other.
     """
 
@@ -160,6 +161,7 @@ class EngineInfo:
     context_length: int
     vocab_size: int
     images: bool = False
+    model_type: str | None = None
     placeholders: Placeholders | None = None
 
 

@@ -32,6 +32,10 @@ UNNAMED_VERSION = "default"
 """SGLang's name for the version of weights that were loaded without one."""
 
 
+FIXED_IMAGE_NAMES = frozenset({"qwen3_vl", "qwen3_vl_moe"})
+"""`model_type` of models with which SGLang 0.5.23 ends with an IndexError when a request names its
+images."""
+
 BAN = -1000.0
 """Bias of tokens that are never sampled: beyond all logits, and finite in 16 bits."""
 
@@ -45,6 +49,8 @@ class SglangReplica(HttpReplica):
             bookkeeping. An in_place update labels that token with the new version, and nothing in
             the answer tells which requests have one. `retract` drains it first.
         tensor_parallel: GPUs of the server, each of which is one rank of an update group.
+        image_cache: whether it may keep embeddings of images beyond an update of the weights. Those
+            that we start do not.
         others: as `HttpReplica`.
     """
 
@@ -57,6 +63,7 @@ class SglangReplica(HttpReplica):
         on_gpu: bool,
         overlap: bool,
         tensor_parallel: int,
+        image_cache: bool = False,
         version: str = "0",
         token: str | None = None,
         stream_tokens: int = 0,
@@ -79,6 +86,7 @@ class SglangReplica(HttpReplica):
         self._on_gpu = on_gpu
         self._overlap = overlap
         self._tensor_parallel = tensor_parallel
+        self._renames_images = image_cache and info.model_type not in FIXED_IMAGE_NAMES
         self._paused: PauseMode | None = None
         self._updates = 0
         self._changes = 0  # beginnings and ends of updates: odd while one runs
@@ -105,9 +113,9 @@ class SglangReplica(HttpReplica):
 
         - SGLang expands one placeholder for each image; the answer tells the length it came to.
         - A bias bans placeholders. It also takes their probability out of the logprobs.
-        - Its cache of images outlives updates of the weights: hashes that change with the version
-          are not found there. Running requests keep theirs, so that only
-          SGLANG_VLM_CACHE_SIZE_MB=0 makes those exact.
+        - A cache of images outlives updates of the weights: hashes that change with the version are
+          not found there. Running requests keep theirs, so that only SGLANG_VLM_CACHE_SIZE_MB=0
+          makes those exact.
         """
         request = super()._request(generation)
         placeholders = self.info.placeholders
@@ -118,8 +126,9 @@ class SglangReplica(HttpReplica):
         banned = {str(token): BAN for token in placeholders.never_sampled}
         request["sampling_params"]["logit_bias"] = request["sampling_params"].get("logit_bias", {}) | banned
         if generation.image_data:
-            salt = f"{self._version} {self._changes}".encode()
             request["image_data"] = [image_url(image) for image in generation.image_data]
+        if generation.image_data and self._renames_images:
+            salt = f"{self._version} {self._changes}".encode()
             request["mm_hashes"] = [_image_hash(image, salt) for image in generation.image_data]
         return request
 

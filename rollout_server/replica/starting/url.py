@@ -70,6 +70,7 @@ class UrlSource:
             on_gpu=facts.get("device") == "cuda",
             overlap=not facts.get("disable_overlap_schedule"),
             tensor_parallel=_tensor_parallel(facts, self.name),
+            image_cache=True,
             **common,
         )
 

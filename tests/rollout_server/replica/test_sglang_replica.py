@@ -43,8 +43,9 @@ SEEN = Generation(
 )
 
 
-def sglang(version: str = "0") -> SglangReplica:
-    return SglangReplica("r", "http://127.0.0.1:9", INFO, on_gpu=True, overlap=True, tensor_parallel=1, version=version)
+def sglang(version: str = "0", info: EngineInfo = INFO, *, image_cache: bool = True) -> SglangReplica:
+    options: dict[str, Any] = {"on_gpu": True, "overlap": True, "tensor_parallel": 1}
+    return SglangReplica("r", "http://127.0.0.1:9", info, image_cache=image_cache, version=version, **options)
 
 
 async def test_images_are_sent_in_sglangs_form() -> None:
@@ -68,6 +69,18 @@ async def test_the_identity_of_an_image_changes_with_the_weights() -> None:
     assert "mm_hashes" not in old._request(replace(SEEN, input_ids=[1, 2], image_data=[]))
     await old.close()
     await new.close()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "image_cache", "renamed"),
+    [("qwen2_5_vl", True, True), ("qwen2_5_vl", False, False), ("qwen3_vl", True, False)],
+)
+async def test_images_are_named_anew_only_where_that_is_needed_and_possible(
+    model_type: str, image_cache: bool, renamed: bool
+) -> None:
+    replica = sglang(info=replace(INFO, model_type=model_type), image_cache=image_cache)
+    assert ("mm_hashes" in replica._request(SEEN)) == renamed
+    await replica.close()
 
 
 @pytest.mark.parametrize(("read", "finish", "fits"), [(7, "length", True), (5, "length", False), (0, "abort", True)])
