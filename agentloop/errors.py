@@ -4,6 +4,7 @@ AgentloopError
 ├── UserError                 the user wrote something wrong: shown without a traceback, exit code 2
 │   ├── ConfigError           recipe, override, environment
 │   ├── DataError             dataset file or row
+│   │   └── ImageError        an image is damaged, too large, or no image
 │   ├── ModelError            model folder, tokenizer, chat template
 │   ├── ToolConfigError       tool YAML
 │   ├── RegistryError         unknown or broken entry point

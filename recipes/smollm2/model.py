@@ -60,10 +60,15 @@ def convert(file: Path, out: Path) -> None:
     """
     # Imported here: what fetches the packages needs neither torch nor transformers.
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    from agentloop.model_folder import load_pretrained
+
+    path, source = str(file.parent), file.name
+    tokenizer = load_pretrained(transformers.AutoTokenizer, path, "the tokenizer", gguf_file=source)
+    model = load_pretrained(
+        transformers.AutoModelForCausalLM, path, "its weights", gguf_file=source, dtype=torch.float32
+    )
 
     # What is written is an ordinary model: nothing of its 4-bit origin may stay in the folder.
     model.hf_quantizer = None

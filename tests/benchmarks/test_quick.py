@@ -27,6 +27,7 @@ QUICK = [
     "trace_spans.py",
     "trace_viewer.py",
     "train.py",
+    "vision.py",
 ]
 WHOLE_RUNS = ["async.py", "startup.py", "step.py", "trace_step.py"]
 

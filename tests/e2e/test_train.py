@@ -160,8 +160,8 @@ def test_real_gsm8k_rows_run_to_the_end(agentloop: Any, repo: Path, shared: Path
     prepared = agentloop("prepare", "gsm8k", "--source", str(source), "--out", str(tmp_path / "gsm8k"))
     assert prepared.code == 0, prepared.err
     run = agentloop(
-        "train", "--config", str(repo / "recipes/gsm8k/recipe.yaml"), f"model.path={repo / 'recipes/quickstart/model'}",
-        "run.steps=2", f"data.train={tmp_path / 'gsm8k/train.parquet'}", f"data.val={tmp_path / 'gsm8k/test.parquet'}",
+        "train", "--config", str(repo / "recipes/gsm8k/smoke.yaml"), "run.steps=2",
+        f"data.train={tmp_path / 'gsm8k/train.parquet'}", f"data.val={tmp_path / 'gsm8k/test.parquet'}",
         "rollout.batch_size=4", "rollout.group_size=2", "eval.max_rows=4", "run.name=run",
     )  # fmt: skip
     assert run.code == 0, run.err + run.out

@@ -108,7 +108,7 @@ async def test_images_of_rows_and_tools_are_in_the_ledger_and_go_to_the_engine(m
     assert [ids.count(pad) for ids in generator.prompts] == [3, 5]
     assert generator.images[0] == [image_data(first)]
     assert generator.images[1] == [image_data(first), image_data(trajectory.images[1])]
-    assert trajectory.images[0] is first and len(trajectory.images) == 2
+    assert image_data(trajectory.images[0]) == image_data(first) and len(trajectory.images) == 2
     assert "a photo" in renderer.decode(trajectory.token_ids)
 
 

@@ -169,7 +169,8 @@ async def test_programs_that_are_not_needed_or_have_ended_are_gone(
     with pytest.raises(ZeroDivisionError), early_programs([program(), bad]):
         started[1].wait()
         1 / 0  # noqa: B018
-    assert [process.returncode for process in started] == [-9, 3]
+    assert started[0].returncode in (0, -9)  # it may see that its socket is closed before it is killed
+    assert started[1].returncode == 3
     with early_programs([bad]):
         started[2].wait()
         assert await begin_early(bad.module, [], bad.environment, tmp_path / "log") is None

@@ -516,6 +516,6 @@ async def test_a_reward_may_run_inline_or_in_a_thread(functions: Path) -> None:
         assert function is not None
         begin = time.perf_counter()
         scored = await function(Task("0", "a", [], ground_truth="4"), "#### 4", trajectory())
-        assert scored == {"score": 1.0, "answer": "4"}
+        assert scored == {"score": 1.0, "correct": 1.0, "answer": "4"}
         assert time.perf_counter() >= begin
         close_reward(function)
