@@ -69,7 +69,7 @@ def same_number(answer: Any, truth: Any) -> bool:
     of floats in pandas and parquet. Integers are compared exactly, however large.
 
     Raises:
-        ValueError: there is no ground truth; a wrong answer must not be counted instead.
+        ValueError: the ground truth is missing; a wrong answer must not be counted instead.
     """
     if truth is None or (isinstance(truth, float) and math.isnan(truth)):
         raise ValueError("the row has no ground truth to compare with")

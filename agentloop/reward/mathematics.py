@@ -67,10 +67,10 @@ def same_answer(answer: str, truth: str) -> bool:
 
     Raises:
         RewardError: math-verify is needed and not installed.
-        ValueError: there is no ground truth.
+        ValueError: the ground truth is missing.
     """
     if not truth.strip():
-        raise ValueError("there is no ground truth to compare with")
+        raise ValueError("the ground truth is missing")
     if len(answer) > LONGEST_ANSWER:
         return False
     given, wanted = normalized(answer), normalized(truth)

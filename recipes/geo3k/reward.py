@@ -18,7 +18,7 @@ def accuracy(text: str, ground_truth: object) -> float:
     r"""Return 1 if the last `\boxed{}` answer of a text has the value of the ground truth, else 0.
 
     Raises:
-        ValueError: there is no ground truth.
+        ValueError: the ground truth is missing.
     """
     truth = "" if ground_truth is None else str(ground_truth)
     return float(same_answer(last_boxed(text) or "", truth))

@@ -50,7 +50,7 @@ def compute_score(
         ground_truth: a number, or its text; 72 and 72.0 are the same.
 
     Raises:
-        ValueError: there is no ground truth.
+        ValueError: the ground truth is missing.
     """
     if isinstance(ground_truth, str):
         ground_truth = normalize_number(ground_truth)

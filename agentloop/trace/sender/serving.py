@@ -52,13 +52,13 @@ def main(parent: int, module: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # where the limit cannot be set, the run has one
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES if most < 0 else min(MEMORY_BYTES, most), most))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the pipe of answers
     _serve(module, sys.stdin.buffer, answers)
     os._exit(0)  # threads of libraries would be waited for
 
 
 def _serve(module: str, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the pipe is closed."""
     if not (text := requests.readline()):
         return
     first = read_line(text)

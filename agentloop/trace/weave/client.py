@@ -34,7 +34,7 @@ LOCAL_KEY = "local"
 """API key and entity for a server on this machine, which needs neither."""
 
 PLAIN = frozenset({str, int, float, bool, type(None), dict, list})
-"""Types of values that are no op of weave."""
+"""Types that weave never decorates as ops: the check is skipped for them."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

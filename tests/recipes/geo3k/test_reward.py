@@ -177,7 +177,7 @@ def test_the_episodes_score_has_parts_and_a_vote() -> None:
     assert score(task, turn.text, trajectory(turns=[turn]))["format"] == 1.0, "reasoning is put back"
     idle = [StepReward("calc_geo3k_reward", -0.05, 0, 1)] * 2
     assert score(task, r"\boxed{12}", trajectory(step_rewards=idle))["score"] == pytest.approx(0.8)
-    with pytest.raises(ValueError, match="no ground truth"):
+    with pytest.raises(ValueError, match="the ground truth is missing"):
         score(Task("0", "a", []), "x", trajectory())
 
 
