@@ -44,7 +44,7 @@ quickstart-real: $(STAMP) ## teach a real language model of 135 M parameters the
 	$(BIN)/python -m recipes.bounds outputs/smollm2$(REAL_SUFFIX) $(REAL_BOUNDS)
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real" $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos" $(ARGS)
 
 test-real: $(STAMP) ## run the tests with a real pretrained model (SmolLM2-135M, from the package index)
 	$(BIN)/python -m pytest -m "real and not sglang" $(ARGS)
@@ -64,9 +64,12 @@ test-sglang: $(STAMP) $(SGLANG_STAMP) ## run the suite marked sglang against a r
 	AGENTLOOP_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest -m sglang $(ARGS)
 	AGENTLOOP_TEST_TRAINER_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest tests/rollout_server/test_broadcast.py
 
+RUN_CHAOS_S ?= 600
+SERVER_CHAOS_S ?= 120
+
 chaos: $(STAMP) ## ten minutes of kills, stops, damage and a full disk on a whole run, two on a server: nothing may be lost
-	CHAOS_SECONDS=600 $(BIN)/python -m pytest tests/chaos/test_run_chaos.py -s $(ARGS)
-	CHAOS_SECONDS=120 $(BIN)/python -m pytest tests/chaos/test_chaos.py -s $(ARGS)
+	CHAOS_SECONDS=$(RUN_CHAOS_S) $(BIN)/python -m pytest tests/chaos/test_run_chaos.py -s $(ARGS)
+	CHAOS_SECONDS=$(SERVER_CHAOS_S) $(BIN)/python -m pytest tests/chaos/test_chaos.py -s $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/ruff check .
@@ -75,7 +78,7 @@ lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/lint-imports
 
 coverage: $(STAMP) ## tests with line coverage of agentloop/, at least 90 %
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 GSM8K := outputs/smoke-gsm8k
 

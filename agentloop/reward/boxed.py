@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_BRACES = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[{}\\]|[{}]")
+_BRACES = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|(?:\\\\)+|\\[{}]|[{}]")
 
 
 def last_boxed(text: str) -> str | None:

@@ -130,6 +130,8 @@ class SpanExporter(Protocol):
         extra: optional, of the class; the extra of this package that installs it.
         destination: names the receiver in the record of what was sent where: address or project,
             without secrets. Episodes sent to another one are sent again.
+        finish: optional, a function; called in another thread when the run has ended and waits for
+            what is still to be sent: an exporter that left the cores to the run may take them.
     """
 
     destination: str

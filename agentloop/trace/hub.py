@@ -164,6 +164,8 @@ class ExportThread:
 
     def finish(self) -> None:
         """End the thread when the queue is empty, or at the next failure."""
+        with contextlib.suppress(Exception):  # a library's own; sending goes on as before
+            getattr(self.destination.exporter, "finish", lambda: None)()
         with self._lock:
             self._finishing.set()
             self._lock.notify()

@@ -1,6 +1,6 @@
 """Sessions over replicas that are killed and stopped while the weights change every second.
 
-10 seconds of it here; `make chaos` runs two minutes. `test_run_chaos.py` does the like to a whole run.
+`make chaos` runs it for two minutes, CI for 10 seconds. `test_run_chaos.py` does the like to a whole run.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def check_spans(chaos: Chaos) -> int:
     return len(looked_at)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 async def test_no_request_is_lost_and_no_span_is_wrong(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path)
     await chaos.run()

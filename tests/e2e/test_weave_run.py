@@ -24,6 +24,25 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "traces.md"
 
 STEPS = 3
 
+WAITING_REWARD = """
+import importlib.util
+import pathlib
+import time
+
+spec = importlib.util.spec_from_file_location("own", {own!r})
+own = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(own)
+calls = 0
+
+
+def score(row, text, trajectory):
+    global calls
+    calls += 1
+    while calls > {calls} and not pathlib.Path("go").exists():
+        time.sleep(0.05)
+    return own.score(row, text, trajectory)
+"""
+
 READ = """
 import json, sys, weave
 client = weave.init("lab/agents")
@@ -67,7 +86,7 @@ def lists_of_numbers(value: Any) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(tmp_path: Path) -> None:
+def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(repo: Path, tmp_path: Path) -> None:
     serve, export, train = of_the_page("### Without an account")
     (push,) = of_the_page("## weave")
     assert serve == "agentloop trace serve outputs --port 8777"
@@ -76,7 +95,11 @@ def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(tmp_path: 
     export = export.replace("8777", str(port))
     assert dict(word.split("=", 1) for word in export.split()[1:]).items() <= server.variables().items()
 
-    command = agentloop_command(*shlex.split(train)[1:], f"run.steps={STEPS}", "eval.before_train=false", *SMALL)
+    # What is sent waits for idle cores: the second step ends when the server has something of the first.
+    own = str(repo / "recipes" / "quickstart" / "reward.py")
+    (tmp_path / "waiting.py").write_text(WAITING_REWARD.format(own=own, calls=4 * 4 + 4))
+    keys = [f"run.steps={STEPS}", "eval.before_train=false", f"reward={tmp_path}/waiting.py:score"]
+    command = agentloop_command(*shlex.split(train)[1:], *SMALL, *keys)
     environment = {**os.environ, **server.variables()}
     run = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -87,6 +110,7 @@ def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(tmp_path: 
             time.sleep(0.05)
     finally:
         server.stop()
+        (tmp_path / "go").touch()
     printed, _ = run.communicate(timeout=300)
     assert run.returncode == 0, printed
 

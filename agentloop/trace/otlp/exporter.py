@@ -48,6 +48,9 @@ class OtlpExporter:
         """
         self._process.send(episodes)
 
+    def finish(self) -> None:
+        self._process.finish()
+
     def close(self, timeout_s: float) -> None:
         self._process.close()
 

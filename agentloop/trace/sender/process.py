@@ -77,6 +77,13 @@ class SenderProcess:
         if "error" in answer:
             raise ExportError(answer["error"], answer["hint"], final=answer["final"])
 
+    def finish(self) -> None:
+        """Compute like any other process from now on: the run has ended, and waits for this one."""
+        with self._lock:
+            self._yields = False
+            if self._child is not None:
+                _take_cores(self._child.process.pid)
+
     def close(self) -> None:
         """End the process; a request that runs fails."""
         with self._lock:
@@ -170,3 +177,13 @@ def _leave_cores(pid: int) -> None:
             return
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+
+
+def _take_cores(pid: int) -> None:
+    """Undo `_leave_cores`, where the operating system lets this user do so."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux":
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+        else:
+            os.setpriority(os.PRIO_PROCESS, pid, 0)

@@ -49,6 +49,9 @@ class WeaveExporter:
         """
         self._process.send(episodes)
 
+    def finish(self) -> None:
+        self._process.finish()
+
     def close(self, timeout_s: float) -> None:
         self._process.close()
 

@@ -150,6 +150,23 @@ def test_an_episode_that_is_refused_takes_no_other_with_it(run: ExportRun) -> No
     assert "answered 400" in said[0]
 
 
+def test_what_waits_at_the_end_of_a_run_is_sent_by_an_exporter_that_was_told_of_the_end(run: ExportRun) -> None:
+    class Patient(Receiver):
+        """Sends only when the run has ended."""
+
+        def finish(self) -> None:
+            self.hold.set()
+
+    receiver = Patient()
+    receiver.hold.clear()
+    hub, said = make(run, receiver)
+    hub.submit(step_of(1, 3))
+    receiver.tried.wait(30)
+    assert not receiver.got
+    assert hub.close(timeout_s=30)["otlp"].missing == 0
+    assert receiver.got == keys(1, groups=3) and not said
+
+
 def test_a_broken_exporter_does_not_end_the_run(run: ExportRun) -> None:
     class Broken(Receiver):
         def export(self, episodes: Sequence[TracedEpisode]) -> None:
