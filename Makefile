@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools learn-gsm8k bench gpu-check docs clean
+.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools learn-gsm8k bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ quickstart-real: $(STAMP) ## teach a real language model of 135 M parameters the
 	$(BIN)/python -m recipes.bounds outputs/smollm2$(REAL_SUFFIX) $(REAL_BOUNDS)
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos" $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos and not benchmark" $(ARGS)
 
 test-real: $(STAMP) ## run the tests with a real pretrained model (SmolLM2-135M, from the package index)
 	$(BIN)/python -m pytest -m "real and not sglang" $(ARGS)
@@ -78,7 +78,7 @@ lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/lint-imports
 
 coverage: $(STAMP) ## tests with line coverage of agentloop/, at least 90 %
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos and not benchmark" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 GSM8K := outputs/smoke-gsm8k
 
@@ -120,6 +120,9 @@ learn-gsm8k: $(STAMP) ## the small twin of gsm8k, which is to learn on two cores
 	  model.path=$(TWIN)/sft/model $(ARGS)
 	$(BIN)/agentloop report $(TWIN)/rl --picture $(TWIN)/curve.svg
 	$(BIN)/python -m recipes.bounds $(TWIN)/rl $(TWIN_BOUNDS)
+
+bench-quick: $(STAMP) ## each benchmark at a small size: its workload is what it says; no time is judged
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m benchmark $(ARGS)
 
 bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
 	$(BIN)/python benchmarks/import_time.py

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def run(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(repo / "benchmarks" / "loop_overhead.py"), *arguments]
@@ -18,6 +20,7 @@ def folders(model: Path) -> list[str]:
     return ["--tokenizer", str(model), "--template", str(model / "chat_template.jinja")]
 
 
+@pytest.mark.benchmark
 def test_every_measurement_is_in_the_table_and_in_the_figures(
     repo: Path, quickstart_model: Path, tmp_path: Path
 ) -> None:

@@ -19,17 +19,20 @@ ELSEWHERE = {"loop_overhead.py": "test_loop_overhead.py", "rollout.py": "test_ro
 """Benchmarks that another test runs with `--quick`."""
 
 QUICK = [
+    "async.py",
     "import_time.py",
     "matmul.py",
     "publish.py",
     "router.py",
+    "startup.py",
+    "step.py",
     "trace.py",
     "trace_spans.py",
+    "trace_step.py",
     "trace_viewer.py",
     "train.py",
     "vision.py",
 ]
-WHOLE_RUNS = ["async.py", "startup.py", "step.py", "trace_step.py"]
 
 
 def run(name: str, *arguments: str) -> str:
@@ -42,16 +45,18 @@ def run(name: str, *arguments: str) -> str:
 
 def test_every_benchmark_is_among_those_that_are_run() -> None:
     programs = {path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
-    assert programs - PARTS == {*QUICK, *WHOLE_RUNS, *ELSEWHERE, "token_law.py"}
+    assert programs - PARTS == {*QUICK, *ELSEWHERE, "token_law.py"}
     for test in ELSEWHERE.values():
         assert '"--quick"' in Path(__file__).with_name(test).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE_RUNS)])
+@pytest.mark.benchmark
+@pytest.mark.parametrize("name", QUICK)
 def test_a_benchmark_measures_what_it_says(name: str, tmp_path: Path) -> None:
     run(name, *(["--folder", str(tmp_path)] if name == "publish.py" else []))
 
 
+@pytest.mark.benchmark
 def test_random_turns_are_as_many_as_asked_for(shared: Path) -> None:
     folders = ["--tokenizer", str(shared / "tokenizers" / "qwen"), "--templates", str(shared / "chat_templates")]
     run("token_law.py", *folders, "--template", "qwen2_5", "qwen3")

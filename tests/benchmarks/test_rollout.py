@@ -29,6 +29,7 @@ def waves(*speeds: float, others: float = 0.0) -> list[dict[str, float]]:
     return [{"tokens": 10.0, "tokens_per_s": speed, "cpu_s": 1.0, "others": others} for speed in speeds]
 
 
+@pytest.mark.benchmark
 def test_our_server_alone_is_measured_and_its_reuse_meets_the_bound(repo: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(repo / "benchmarks" / "rollout.py"), "--quick", "--json", str(tmp_path / "out.json")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

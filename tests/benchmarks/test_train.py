@@ -17,6 +17,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
+@pytest.mark.benchmark
 def test_the_cards_benchmark_can_be_tried_without_one(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "train.py"), "--device", "cuda", "--dry-run"]
     done = subprocess.run([*command, "--json", str(tmp_path / "rows.json")], capture_output=True, text=True)
