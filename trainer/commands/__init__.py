@@ -6,6 +6,7 @@ The functions are not named like the files: an imported file would replace a fun
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +95,9 @@ def check_options(
     words: Words = None,
     config: Config = None,
     conversations: Annotated[int, typer.Option(min=1, max=100_000, help="probe conversations of the template")] = 200,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="all but the weights, and nothing over the network")
+    ] = False,
 ) -> None:
     """Check a run without starting it: recipe, model, tools, reward, rows, chat template.
 
@@ -108,12 +112,16 @@ def check_options(
       agentloop check quickstart
 
       agentloop check my-recipe/sft.yaml
+
+      agentloop check gsm8k --offline
     """
+    if offline:  # read by huggingface_hub, and by the libraries above it, when they are imported
+        os.environ["HF_HUB_OFFLINE"] = "1"
     from agentloop.commands.recipes import recipe_and_overrides
     from trainer.commands.check import check_command
 
     recipe, overrides = recipe_and_overrides(words, config)
-    raise typer.Exit(check_command(recipe, overrides, conversations=conversations))
+    raise typer.Exit(check_command(recipe, overrides, conversations=conversations, offline=offline))
 
 
 def sft_options(words: Words = None, config: Config = None, resume: Resume = False, dry_run: DryRun = False) -> None:

@@ -124,7 +124,7 @@ def test_cheap_checks_come_before_the_comparison_of_tensors(
     def compare(*_: Any, **__: Any) -> None:
         raise Compared
 
-    monkeypatch.setattr("trainer.run.preflight.check_tensors", compare)
+    monkeypatch.setattr("trainer.run.preflight.inputs.check_tensors", compare)
     model = {"path": str(repo / "recipes" / "quickstart" / "model")}
 
     def check(some: list[dict[str, Any]]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentloop.agent.base import AgentLoop
-from agentloop.agent.loading import Agents
 from agentloop.agent.runner import EpisodeRunner, OnFault
 from agentloop.chat import ChatRenderer, check_vocabulary, load_tokenizer
 from agentloop.chat.images import load_image_tokens
@@ -18,13 +17,13 @@ from agentloop.chat.proof.proof import Proof, prove
 from agentloop.chat.template import read_template
 from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
-from agentloop.data import RowOrder, ValidatedRows, check_tasks, load_tasks
-from agentloop.errors import DataError, ServerError
+from agentloop.data import RowOrder, Tasks, ValidatedRows, check_tasks, load_tasks
+from agentloop.errors import DataError, ModelError, ServerError
 from agentloop.files import is_file
-from agentloop.interaction.loading import Interactions, load_interactions
+from agentloop.interaction.loading import Interactions
 from agentloop.model_folder import ModelFolder, check_tensors, find_model
-from agentloop.reward.loading import RewardFunction, close_reward, load_reward, reads_ground_truth
-from agentloop.tool.loading import load_toolset
+from agentloop.model_folder.hub import may_be_hub_id
+from agentloop.reward.loading import RewardFunction, close_reward
 from agentloop.tool.session import Toolset
 from agentloop.trace import trace_headers
 from agentloop.types import Task, Trajectory
@@ -32,13 +31,13 @@ from trainer.console.console import Console
 from trainer.rollouts.image_canary import check_images_are_seen
 from trainer.run.checkpoints import find_adapters
 from trainer.run.notices import (
-    RowCounts,
     row_notices,
     shared_gpus,
     small_data_text,
     template_notices,
     unused_settings,
 )
+from trainer.run.preflight.code import RowChecks, RunCode
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,7 @@ def prepare(
     conversations: int = QUICK_PROOF,
     train: bool = True,
     compare_tensors: bool = False,
+    weights: bool = True,
 ) -> RunInputs:
     """Load and check everything a run needs; print notices and warnings.
 
@@ -159,11 +159,12 @@ def prepare(
         train: whether to load the training rows.
         compare_tensors: compare the model's tensors with its architecture now, which takes seconds;
             trainer and server do so when they load it.
+        weights: whether the files of the weights have to be there.
 
     Raises:
         UserError: something is wrong; the message has the fix.
     """
-    folder = _checked_model(recipe, console, train=train)
+    folder = _checked_model(recipe, console, train=train, weights=weights)
     model_path = str(folder.path)
     trust = recipe.model.trust_remote_code
     with console.phase("load tokenizer and template"):
@@ -181,38 +182,23 @@ def prepare(
     if beyond:
         console.warn(beyond)
     with console.phase("load agents, tools and reward"):
-        agents = Agents(recipe.agents, recipe.folder)
-        agents.get(recipe.data.default_agent, "data.default_agent")
-        toolset = load_toolset(recipe.tools) if recipe.tools else Toolset()
-        reward = load_reward(recipe.reward)
-        interactions = load_interactions(recipe.interactions) if recipe.interactions else Interactions()
-        answered: set[str] = set()
+        code = RunCode.load(recipe)
+    toolset = code.toolset
 
     context = _context_length(recipe, model_path)
-    needs_truth = reads_ground_truth(recipe.reward)
+    answered: set[str] = set()
     splits: dict[str, ValidatedRows] = {}
     for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
         if source is None or (split == "train" and not train):
             continue
 
-        found = RowCounts(f"data.{split}")
-
-        def check(task: Task, where: str, found: RowCounts = found) -> None:
-            agents.get(task.agent_name, where)
-            name = interactions.check(task, where)
-            if name is not None:
-                answered.add(name)
-            toolset.check(task, where)
-            found.count(task, where)
-
-        _refuse_missing(recipe, f"data.{split}", source)
+        checks = RowChecks(code, f"data.{split}", answered)
         with console.phase(f"load and check {split} rows"):
-            splits[split] = _checked(recipe, split, source, renderer, toolset.schemas or None, check, console, context)
-            if needs_truth and recipe.reward is not None:
-                found.require_truth(recipe.reward.function)
+            splits[split] = _checked(recipe, split, source, renderer, checks, console, context)
+            checks.require_truth(recipe)
         for notice in row_notices(recipe.data, split, splits[split]):
             console.notice(notice)
-        for warning in found.warnings(needs_truth=needs_truth, tools=bool(toolset.tools)):
+        for warning in checks.warnings():
             console.warn(warning)
 
     names = sorted(set().union(*(found.agents for found in splits.values())))
@@ -243,10 +229,10 @@ def prepare(
         renderer=renderer,
         proof=proof,
         adapters=find_adapters(recipe.trainer.lora, model_path),
-        agents={name: agents.get(name, "a row") for name in names},
+        agents={name: code.agents.get(name, "a row") for name in names},
         toolset=toolset,
-        interactions=interactions,
-        reward=reward,
+        interactions=code.interactions,
+        reward=code.reward,
         train=rows,
         places=splits["train"].places if train else {},
         val=splits["val"].tasks if "val" in splits else [],
@@ -272,14 +258,20 @@ def _refuse_missing(recipe: Recipe, key: str, source: str | list[str]) -> None:
             )
 
 
-def _checked_model(recipe: Recipe, console: Console, *, train: bool) -> ModelFolder:
+def _checked_model(recipe: Recipe, console: Console, *, train: bool, weights: bool) -> ModelFolder:
     """Find the model's folder and check its files."""
     model, trust = recipe.model, recipe.model.trust_remote_code
     # Evaluated on a server that runs already, the model is only a tokenizer here.
-    weights = train or recipe.rollout.url is None
+    weights = weights and (train or recipe.rollout.url is None)
     quantized = not train and recipe.rollout.engine == "sglang"
     with console.phase("check model files"):
-        return find_model(model.path, console.warn, trust_remote_code=trust, weights=weights, quantized=quantized)
+        try:
+            return find_model(model.path, console.warn, trust_remote_code=trust, weights=weights, quantized=quantized)
+        except ModelError as exc:
+            program = recipe.folder / "model.py"
+            if may_be_hub_id(model.path) or Path(model.path).exists() or not is_file(program):
+                raise
+            raise ModelError(exc.message, f"write it: python {program} --out {model.path}; or {exc.hint}") from exc
 
 
 def _checked(
@@ -287,31 +279,37 @@ def _checked(
     split: str,
     source: str | list[str],
     renderer: ChatRenderer,
-    schemas: list[dict[str, Any]] | None,
-    check: Callable[[Task, str], None],
+    checks: RowChecks,
     console: Console,
     context: int | None,
 ) -> ValidatedRows:
     """Load the rows of a split and check each of them."""
     data = recipe.data
-    key = f"data.{split}"
-    try:
-        tasks = load_tasks(source, key, data.default_agent, data.options)
-    except DataError as exc:
-        raise DataError(exc.message, _how_to_prepare(recipe, source) or exc.hint) from exc
-    if split == "val" and recipe.eval.max_rows is not None:
-        tasks = tasks[: recipe.eval.max_rows]
     return check_tasks(
-        tasks,
-        key,
+        load_split(recipe, split, source),
+        checks.key,
         renderer=renderer,
-        schemas=schemas,
+        schemas=checks.code.toolset.schemas or None,
         limit=data.max_prompt_tokens,
         overlong=data.overlong,
         context=context,
-        check=check,
+        check=checks.check,
         on_row=console.phase_progress,
     )
+
+
+def load_split(recipe: Recipe, split: str, source: str | list[str]) -> Tasks:
+    """Load the rows of a split, as many as the run uses.
+
+    Raises:
+        DataError: they cannot be read; says how to prepare them.
+    """
+    _refuse_missing(recipe, f"data.{split}", source)
+    try:
+        tasks = load_tasks(source, f"data.{split}", recipe.data.default_agent, recipe.data.options)
+    except DataError as exc:
+        raise DataError(exc.message, _how_to_prepare(recipe, source) or exc.hint) from exc
+    return tasks[: recipe.eval.max_rows] if split == "val" and recipe.eval.max_rows is not None else tasks
 
 
 def _how_to_prepare(recipe: Recipe, source: str | list[str]) -> str | None:
