@@ -27,7 +27,10 @@ LAYOUT = 2
 BUSY_S = 30.0
 """How long a connection waits while another process writes."""
 
-SCHEMA = """
+STEP = "json_extract(attributes, '$.\"step\"')"
+"""The attribute that readers of a run filter by; it has an index of its own."""
+
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS calls (
     project TEXT NOT NULL, id TEXT NOT NULL, trace_id TEXT, parent_id TEXT, op_name TEXT, display_name TEXT,
     started_at INTEGER, ended_at INTEGER, exception TEXT, thread_id TEXT, turn_id TEXT,
@@ -41,6 +44,7 @@ CREATE INDEX IF NOT EXISTS calls_by_start ON calls (project, started_at, id);
 CREATE INDEX IF NOT EXISTS calls_by_id ON calls (id);
 CREATE INDEX IF NOT EXISTS calls_by_trace ON calls (project, trace_id);
 CREATE INDEX IF NOT EXISTS calls_by_parent ON calls (project, parent_id);
+CREATE INDEX IF NOT EXISTS calls_by_step ON calls ({STEP});
 CREATE TABLE IF NOT EXISTS objects (
     project TEXT NOT NULL, object_id TEXT NOT NULL, digest TEXT NOT NULL, version_index INTEGER NOT NULL,
     created_at INTEGER NOT NULL, kind TEXT NOT NULL, base_object_class TEXT, leaf_object_class TEXT,
@@ -70,6 +74,7 @@ DROP INDEX IF EXISTS calls_by_start;
 DROP INDEX IF EXISTS calls_by_id;
 DROP INDEX IF EXISTS calls_by_trace;
 DROP INDEX IF EXISTS calls_by_parent;
+DROP INDEX IF EXISTS calls_by_step;
 {SCHEMA}
 INSERT INTO calls SELECT * FROM calls_1;
 DROP TABLE calls_1;

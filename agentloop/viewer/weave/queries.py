@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentloop.viewer.refusals import Refusal
@@ -50,12 +50,14 @@ class Columns:
         documents: name of a field -> column that holds JSON; `name.a.b` is a path into it.
         times: names in `plain` that hold microseconds; queries give them as seconds or as ISO 8601.
         rest: column that holds JSON in which every other name is a path; None: no other exists.
+        indexed: name of a field -> table, and the expression in it that an index has.
     """
 
     plain: Mapping[str, str]
     documents: Mapping[str, str]
     times: frozenset[str] = frozenset()
     rest: str | None = None
+    indexed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def sql(self, name: str) -> Sql:
         """Return the SQL of a field.
@@ -151,7 +153,25 @@ class _Compiler:
         kind = _kind(left) or _kind(right)
         time = self._is_time(left) or self._is_time(right)
         a, b = (self._value(side, kind, depth, time=time) for side in (left, right))
-        return Sql(f"COALESCE({a.text} {sign} {b.text}, 0)", a.values + b.values)
+        found = Sql(f"COALESCE({a.text} {sign} {b.text}, 0)", a.values + b.values)
+        if sign == "=" and kind is int:
+            for field_side, number in ((left, right), (right, left)):
+                if (candidates := self._candidates(field_side, number)) is not None:
+                    return joined("AND", [candidates, found])
+        return found
+
+    def _candidates(self, operand: object, number: object) -> Sql | None:
+        """Return what an index finds of a comparison of a field with a number; None if it has none.
+
+        Found are the rows that hold the number, and all that hold a text, which may spell it.
+        """
+        name = operand.get("$getField") if isinstance(operand, Mapping) else None
+        literal = number.get("$literal") if isinstance(number, Mapping) else None
+        if literal is None or not isinstance(name, str) or name not in self._columns.indexed:
+            return None
+        table, column = self._columns.indexed[name]
+        rows = f"SELECT rowid FROM {table} WHERE {column}"  # noqa: S608  # our names
+        return Sql(f"{table}.rowid IN ({rows} = ? UNION ALL {rows} >= '')", (_literal(literal),))
 
     def _in(self, item: object, choices: object, depth: int) -> Sql:
         if not isinstance(choices, list):

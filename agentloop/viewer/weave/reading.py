@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from agentloop.files import read_json
-from agentloop.viewer.received import Received
+from agentloop.viewer.received import STEP, Received
 from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave import refs
 from agentloop.viewer.weave.calls import TEXTS
@@ -53,6 +53,7 @@ COLUMNS = Columns(
     },
     documents={name: name for name in ("attributes", "inputs", "output", "summary")},
     times=frozenset({"started_at", "ended_at"}),
+    indexed={"attributes.step": ("calls", STEP)},
 )  # fmt: skip
 
 _DOCUMENTS = ("attributes", "inputs", "output", "summary")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import orjson
 import pytest
 
 from agentloop.viewer import create_app
+from agentloop.viewer.weave.queries import condition
+from agentloop.viewer.weave.reading import COLUMNS
 from agentloop.viewer.weave.values import digest_of, digest_of_table, digest_of_value
 
 START = "2026-01-02T03:04:05.000006Z"
@@ -84,6 +88,35 @@ async def test_a_call_without_an_end_is_running(http: httpx.AsyncClient) -> None
     start = {key: value for key, value in call().items() if key not in ("ended_at", "output", "summary", "id")}
     given = (await http.post("/call/start", json={"start": start})).json()["id"]
     assert await ids(http, {"$eq": [field("summary.weave.status"), literal("running")]}) == [given]
+
+
+STEPS = [3, 3.0, "3", "3.0", " 3", "three", True, None, [3], {"a": 3}, 30, "", 2**70]
+
+
+@pytest.mark.parametrize("number", [3, 3.0, 1, 30, 2**70, -1])
+async def test_the_indexed_attribute_is_compared_as_any_other(http: httpx.AsyncClient, number: float) -> None:
+    calls = [call(str(n), attributes={"step": step, "other": step}) for n, step in enumerate(STEPS)]
+    await write(http, *calls, call("elsewhere", attributes={"other": 3}))
+    await http.post("/v2/lab/y/calls/complete", json={"batch": [{**calls[0], "project_id": "lab/y", "id": "y"}]})
+    for form in (
+        lambda name: {"$eq": [field(name), literal(number)]},
+        lambda name: {"$eq": [literal(number), field(name)]},
+        lambda name: {"$not": [{"$eq": [field(name), literal(number)]}]},
+        lambda name: {"$or": [{"$eq": [field(name), literal(number)]}, {"$eq": [field("id"), literal("5")]}]},
+    ):
+        found = set(await ids(http, form("attributes.step"))) - {"elsewhere"}
+        assert found == set(await ids(http, form("attributes.other"))) - {"elsewhere"}
+    assert bool(await ids(http, {"$eq": [field("attributes.step"), literal(number)]})) == (number != -1)
+
+
+async def test_calls_of_a_step_are_found_through_its_index(http: httpx.AsyncClient, tmp_path: Path) -> None:
+    await write(http, call("a"))
+    where = condition({"$expr": {"$eq": [field("attributes.step"), literal(1)]}}, COLUMNS)
+    with closing(sqlite3.connect(next(tmp_path.rglob("received.sqlite")))) as connection:
+        connection.create_function("as_number", 1, lambda value: value)
+        query = f"EXPLAIN QUERY PLAN SELECT id FROM calls WHERE {where.text}"  # noqa: S608  # our own
+        plan = connection.execute(query, where.values).fetchall()
+    assert any("calls_by_step" in row[-1] for row in plan), plan
 
 
 QUERIES: list[tuple[Any, list[str]]] = [
