@@ -108,7 +108,18 @@ class ServerStartError(ServerError):
 
 
 class ToolError(InfrastructureError):
-    """A tool's machinery failed. A wrong call by the model is a `ToolResult` with `error`."""
+    """A tool's machinery failed. A wrong call by the model is a `ToolResult` with `error`.
+
+    Args:
+        final: the tool has retried by itself; the call is not repeated.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, final: bool = False) -> None:
+        super().__init__(message, hint)
+        self.final = final
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.hint, self.final)
 
 
 class InteractionError(InfrastructureError):

@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from agentloop.client.connections import ConnectionPool
-from agentloop.client.retry import LONGEST_PAUSE_S, Outage, Retries
+from agentloop.client.retry import LONGEST_PAUSE_S, Outage, Retries, retry_after
 from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
 from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, GenerateResponse, SamplingParams, bearer
@@ -157,7 +157,7 @@ class GenerateClient:
                     raise RequestRejected(f"the server refused a generation, {failure}")
 
                 # A server that answers with Retry-After is overloaded, not broken.
-                wanted = _retry_after(answer)
+                wanted = retry_after(answer.headers, LONGEST_PAUSE_S)
                 pause = retries.after_failure(failure) if wanted is None else retries.after_outage(failure, wanted)
 
             await asyncio.sleep(pause)
@@ -283,15 +283,6 @@ def _name(text: str) -> str:
     if len(text) <= MAX_NAME_LENGTH and text.isascii() and text.isprintable():
         return text
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    """Return the seconds to wait for an overloaded server (Retry-After); None if not given."""
-    try:
-        seconds = float(answer.headers["retry-after"])
-    except (KeyError, ValueError):  # missing, or a date
-        return None
-    return min(seconds, LONGEST_PAUSE_S) if seconds >= 0 else None
 
 
 def _message(answer: httpx.Response) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 
-from agentloop.errors import ServerError
+from agentloop.errors import AgentloopError, ServerError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0
 
@@ -26,15 +28,19 @@ class Outage:
     """How long the server has accepted no connection, as all requests of a client have seen it.
 
     Without a common clock, each wave of requests against a dead server would wait anew.
+
+    Args:
+        clock: returns the time in seconds; None: `time.monotonic`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self.clock = clock or time.monotonic
         self._since = 0.0
         self._seen = float("-inf")
 
     def lasted(self) -> float:
         """Note a refused connection; return the seconds since the first of the outage."""
-        now = time.monotonic()
+        now = self.clock()
         if now - self._seen > FORGOTTEN_S:
             self._since = now
         self._seen = now
@@ -47,6 +53,8 @@ class Outage:
 
 class Retries:
     """The attempts of one request: how many have failed, and how long to wait before the next.
+
+    Of a generation; a subclass for requests to another server has the errors of its own.
 
     Args:
         retries: further attempts after a failure; 0 also means not to wait for an outage to end.
@@ -71,10 +79,7 @@ class Retries:
         self._overloaded_since = None
         self._failures += 1
         if self._failures > self._retries:
-            raise ServerError(
-                f"a generation failed {self._failures} times; last error: {failure}",
-                "see logs/server.log; rollout.retries sets the number of retries",
-            )
+            raise self._gave_up(self._failures, failure)
         return self._next_pause(LONGEST_PAUSE_S)
 
     def after_outage(self, failure: str, wanted: float | None = None) -> float:
@@ -86,21 +91,49 @@ class Retries:
         if wanted is None:
             lasted = self._outage.lasted()
         else:  # it answers: how long this request has waited counts
-            now = time.monotonic()
+            now = self._outage.clock()
             self._overloaded_since = self._overloaded_since or now
             lasted = now - self._overloaded_since
         if not self._retries or lasted >= self._outage_s:
-            raise ServerError(
-                f"the rollout server has been unavailable for {lasted:.0f} s: {failure}",
-                "see logs/server.log",
-            )
+            raise self._unavailable(lasted, failure)
 
         if wanted is None:
             return self._next_pause(LONGEST_POLL_S)
         return max(wanted, FIRST_PAUSE_S) * random.uniform(1.0, 1.25)
+
+    def _gave_up(self, failures: int, failure: str) -> AgentloopError:
+        """Return the error of a request that failed too often."""
+        return ServerError(
+            f"a generation failed {failures} times; last error: {failure}",
+            "see logs/server.log; rollout.retries sets the number of retries",
+        )
+
+    def _unavailable(self, lasted: float, failure: str) -> AgentloopError:
+        """Return the error of an outage that lasted too long."""
+        return ServerError(
+            f"the rollout server has been unavailable for {lasted:.0f} s: {failure}",
+            "see logs/server.log",
+        )
 
     def _next_pause(self, longest: float) -> float:
         # With jitter: the requests of a batch fail together and must not all return together.
         pause = min(self._pause, longest) * random.uniform(0.75, 1.25)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
         return pause
+
+
+def retry_after(headers: Mapping[str, str], longest: float) -> float | None:
+    """Return the seconds that an overloaded server asks to wait (Retry-After), at most `longest`;
+    None if it does not ask.
+
+    The header is a number of seconds or a date.
+    """
+    value = headers.get("retry-after", "").strip()
+    try:
+        wanted = float(value)
+    except ValueError:
+        try:
+            wanted = max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        except (ValueError, OverflowError):  # missing, or neither
+            return None
+    return min(wanted, longest) if wanted >= 0 else None

@@ -17,9 +17,13 @@ class Tool(ABC):
 
     Attributes:
         default_schema: the schema of an entry of the tool YAML without one; None: it is required.
+        own_time_limit: `execute` limits its time itself, and `tool_timeout_s` does not apply. For
+            calls that wait for their turn or for a server to return, which is not the model's
+            fault.
     """
 
     default_schema: ClassVar[dict[str, Any] | None] = None
+    own_time_limit: ClassVar[bool] = False
 
     def __init__(self, config: dict[str, Any], schema: dict[str, Any]) -> None:
         self.config = config

@@ -97,13 +97,13 @@ class ToolSession:
 
         kwargs = self._task.tool_kwargs(call.name).get("execute_kwargs", {})
         for attempt in range(TOOL_RETRIES + 1):
-            clock = asyncio.timeout(timeout_s)
+            clock = asyncio.timeout(None if tool.own_time_limit else timeout_s)
             try:
                 async with clock:
                     state = await self._open(tool)
                     return _checked(tool, await tool.execute(state, call.arguments, **kwargs))
-            except ToolError:
-                if attempt == TOOL_RETRIES:
+            except ToolError as exc:
+                if attempt == TOOL_RETRIES or exc.final:
                     raise
                 await asyncio.sleep(0.1 * 2**attempt)
             except Exception as exc:  # noqa: BLE001  # what a tool raises ends its call, not the episode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,29 @@ def test_a_wrong_reward_reference_is_named(
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(kind, match=says):
         load_reward(RewardConfig(function=reference))
+
+
+async def test_a_tool_that_limits_its_time_itself_is_not_cut() -> None:
+    class Patient(Tool):
+        own_time_limit = True
+
+        async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
+            await asyncio.sleep(0.01)
+            return ToolResult("late")
+
+    session = Toolset([Patient({}, {"function": {"name": "t"}})]).session(Task("0", "a", []))
+    assert (await session.call(ToolCall("t", {}), 0.001)).text == "late"
+
+
+async def test_a_final_failure_is_not_repeated() -> None:
+    calls = []
+
+    class Tired(Tool):
+        async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
+            calls.append(1)
+            raise ToolError("gone", final=True)
+
+    session = Toolset([Tired({}, {"function": {"name": "t"}})]).session(Task("0", "a", []))
+    with pytest.raises(ToolError, match="gone"):
+        await session.call(ToolCall("t", {}), 5)
+    assert len(calls) == 1

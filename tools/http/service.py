@@ -1,0 +1,204 @@
+"""`ServiceClient`: JSON to a service behind a tool, and its JSON answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import httpx
+import orjson
+
+from agentloop.client.connections import ConnectionPool
+from agentloop.client.retry import Outage, Retries, retry_after
+from agentloop.errors import RequestRejected, ToolConfigError, ToolError
+from agentloop.text import hide_values
+from agentloop.trace.spans import trace_headers
+from agentloop.wire import bearer
+from tools.http.rate_limit import RateLimit
+
+CONNECT_S = 10.0
+
+WRONG_REQUEST = frozenset({400, 413, 422})
+"""Statuses that blame what was asked: the model can be shown them. Other 4xx blame the address, the
+token or the service."""
+
+LONGEST_MESSAGE = 300
+
+
+class ServiceClient:
+    """Sends requests to one URL, in turns and with retries; infrastructure failures are ToolErrors.
+
+    Sent again, with growing pauses and jitter, are requests that met a status of 5xx, 408 or 429, a
+    broken connection, or the time limit: at most `retries` times. While the service accepts no
+    connection, or answers with Retry-After, the requests wait for it: at most `outage_s`, all of
+    them together. Each attempt counts against the rate.
+
+    Args:
+        name: the tool's, for messages.
+        url: where requests are posted.
+        limit: rate and requests in flight.
+        timeout_s: time limit of one attempt.
+        retries: further attempts after a failure.
+        outage_s: how long to wait for a service that cannot be reached.
+        headers: further headers; their values never enter a message.
+        token: bearer token.
+        transport: replaces the connections, in tests.
+        clock: seconds, in tests.
+
+    Raises:
+        ToolConfigError: the URL is not an HTTP address, or no header can hold the token.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        limit: RateLimit,
+        *,
+        timeout_s: float = 30.0,
+        retries: int = 4,
+        outage_s: float = 120.0,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = None,
+        max_connections: int = 128,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        try:
+            self._url = httpx.URL(url)
+        except (httpx.InvalidURL, TypeError) as exc:
+            raise ToolConfigError(f"{name}: {url!r} is not a URL: {exc}", "write it as http://host:port/path") from exc
+        if self._url.scheme not in ("http", "https") or not self._url.host:
+            raise ToolConfigError(f"{name}: {url!r} is not the address of a service", "write it as http://host:port")
+        self.name = name
+        self._limit = limit
+        self._retries, self._outage_s = retries, outage_s
+        self._headers = {"content-type": "application/json", "accept": "application/json", **(headers or {})}
+        self._secrets = [*(headers or {}).values(), *([token] if token else [])]
+        if token:
+            self._headers["authorization"] = bearer(token)
+        self._timeouts = {"timeout": httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)).as_dict()}
+        self._max_connections = max_connections
+        self._given_transport = transport
+        self._transport: httpx.AsyncBaseTransport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outage = Outage(clock)
+
+    async def post(self, body: Any, caller: Hashable) -> Any:
+        """Send `body` as JSON; return the answer's JSON.
+
+        Args:
+            caller: the episode, for fairness.
+
+        Raises:
+            RequestRejected: the service says that the request is wrong (400, 413, 422).
+            ToolError: final; the message names the tool, the URL and the last error.
+        """
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        retries = _ToolRetries(self._retries, self._outage_s, self._outage, self.name, self.shown_url)
+        while True:
+            try:
+                async with self._limit.slot(caller):
+                    answer = await self._send(data)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+                pause = retries.after_outage(self._hidden(f"{type(exc).__name__}: {exc}"))
+            except httpx.LocalProtocolError as exc:
+                raise self._fault(str(exc), "correct the tool's headers or URL") from exc
+            except httpx.TransportError as exc:
+                pause = retries.after_failure(self._hidden(f"{type(exc).__name__}: {exc}"))
+            else:
+                self._outage.over()
+                if answer.status_code < 300:
+                    try:
+                        return orjson.loads(answer.content)
+                    except orjson.JSONDecodeError as exc:
+                        pause = retries.after_failure(f"the answer is not JSON: {exc}")
+                else:
+                    pause = self._pause(answer, retries)
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Close the connections; the next request opens others."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without credentials."""
+        return str(self._url.copy_with(userinfo=b"", query=None, fragment=None))
+
+    def _pause(self, answer: httpx.Response, retries: Retries) -> float:
+        """Return the seconds to wait before the request is sent again.
+
+        Raises:
+            RequestRejected, ToolError: as `post`.
+        """
+        status = answer.status_code
+        failure = self._hidden(f"{status}: {_message(answer)}")
+        if status in (408, 429) or status >= 500:
+            wanted = retry_after(answer.headers, self._outage_s)
+            return retries.after_failure(failure) if wanted is None else retries.after_outage(failure, wanted)
+        if status in WRONG_REQUEST:
+            raise RequestRejected(f"{self.name}: the service refused the request, {failure}")
+        hint = {
+            401: "give the token that the service was started with",
+            403: "give the token that the service was started with, or call it by the name it was bound to",
+            404: "correct the path of the URL",
+            405: "correct the path of the URL",
+        }.get(status, "correct the URL: redirects are not followed" if status < 400 else "see the service's log")
+        raise self._fault(f"the service answered {failure}", hint)
+
+    async def _send(self, data: bytes) -> httpx.Response:
+        headers = {**self._headers, **trace_headers()}
+        request = httpx.Request("POST", self._url, headers=headers, content=data, extensions=self._timeouts)
+        answer = await self._connections().handle_async_request(request)
+        await answer.aread()
+        return answer
+
+    def _connections(self) -> httpx.AsyncBaseTransport:
+        """Return the pool of the running event loop: connections belong to one."""
+        loop = asyncio.get_running_loop()
+        if self._transport is None or loop is not self._loop:
+            self._loop = loop
+            self._transport = self._given_transport or ConnectionPool(self._max_connections)
+        return self._transport
+
+    def _fault(self, text: str, hint: str) -> ToolError:
+        return ToolError(f"{self.name} at {self.shown_url}: {self._hidden(text)}", hint, final=True)
+
+    def _hidden(self, text: str) -> str:
+        return hide_values(text, self._secrets)
+
+
+class _ToolRetries(Retries):
+    def __init__(self, retries: int, outage_s: float, outage: Outage, name: str, url: str) -> None:
+        super().__init__(retries, outage_s, outage)
+        self._where = f"{name} at {url}"
+
+    def _gave_up(self, failures: int, failure: str) -> ToolError:
+        return ToolError(
+            f"{self._where} failed {failures} times; last error: {failure}",
+            "see the log of that service; the tool's config `retries` sets the number of retries",
+            final=True,
+        )
+
+    def _unavailable(self, lasted: float, failure: str) -> ToolError:
+        return ToolError(
+            f"{self._where} has been unavailable for {lasted:.0f} s; last error: {failure}",
+            "start that service, or correct the URL; the tool's config `outage_s` says how long to wait for it",
+            final=True,
+        )
+
+
+def _message(answer: httpx.Response) -> str:
+    """Return the service's error text, briefly."""
+    try:
+        found = answer.json()
+    except ValueError:
+        return answer.text[:LONGEST_MESSAGE]
+    for key in ("error", "detail", "message"):
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+    return (found if isinstance(found, str) else orjson.dumps(found).decode())[:LONGEST_MESSAGE]
