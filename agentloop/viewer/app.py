@@ -17,9 +17,9 @@ from agentloop.errors import AgentloopError
 from agentloop.viewer import external, otlp, weave
 from agentloop.viewer.api import build_router
 from agentloop.viewer.api.run import is_run
-from agentloop.viewer.auth import Gate
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal, answer
+from agentloop.web.auth import Gate
+from agentloop.web.refusals import Refusal, answer
 
 DATA_FOLDER = ".agentloop-traces"
 """Where traces that other programs send are kept, beside the runs."""

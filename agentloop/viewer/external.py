@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from agentloop.files import json_line, read_json
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.feedback import feedback_of
 from agentloop.viewer.weave.files import answer as file_answer
 from agentloop.viewer.weave.reading import STATUS, short_name
+from agentloop.web.refusals import Refusal
 
 MOST_ROWS = 1000
 MOST_CALLS = 5000

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agentloop.files import json_line, read_json
-from agentloop.viewer.bodies import in_thread, read_body
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.bodies import in_thread, read_body
+from agentloop.web.refusals import Refusal
 
 PATHS = ("/v1/traces", "/otel/v1/traces", "/agents/otel/v1/traces")
 """OpenTelemetry's own path, and those to which weave's client sends spans."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agentloop.errors import DiskError
 from agentloop.files import disk_error, write_atomic
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 DATABASE = "received.sqlite"
 FILES = "files"

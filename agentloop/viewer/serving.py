@@ -6,24 +6,20 @@ import contextlib
 import logging
 import secrets
 import socket
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
 
-from agentloop.errors import ConfigError
 from agentloop.viewer.app import create_app
-from agentloop.viewer.auth import is_loopback
-from agentloop.wire import bearer, bind, url_of
+from agentloop.web.auth import is_loopback
+from agentloop.web.token import read_token
+from agentloop.wire import bind, url_of
 
 SHUTDOWN_S = 2
 """Open requests (a page that waits for events) get this long after Ctrl-C."""
 
 BACKLOG = 2048
-
-MOST_TOKEN = 4096
-"""Characters of a token; HTTP headers end at a few times that."""
 
 
 def serve(
@@ -73,29 +69,6 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
-
-
-def read_token(path: Path) -> str:
-    """Return the token that a file holds.
-
-    Raises:
-        ConfigError: the file cannot be read, is empty, or no HTTP header can hold the token.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device has no end
-            raise ConfigError(f"--token-file {path} is not a regular file", "give a text file that holds the token")
-        with path.open() as file:
-            token = file.read(MOST_TOKEN + 1).strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(
-            f"--token-file {path} cannot be read: {exc}", "give a text file that holds the token"
-        ) from exc
-    if len(token) > MOST_TOKEN:
-        raise ConfigError(f"--token-file {path} holds more than {MOST_TOKEN:,} characters", "give a file with a token")
-    if not token:
-        raise ConfigError(f"--token-file {path} is empty", "write a token of printable ASCII characters into it")
-    bearer(token, f"the token in {path}")
-    return token
 
 
 def _key(token: str | None, token_file: Path | None) -> str:

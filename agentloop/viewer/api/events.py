@@ -12,7 +12,7 @@ import orjson
 
 from agentloop.viewer.api.run import Run
 from agentloop.viewer.api.runs import Runs
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 _log = logging.getLogger(__name__)
 

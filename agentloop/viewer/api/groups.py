@@ -10,7 +10,7 @@ from agentloop.errors import TraceError
 from agentloop.text import mean
 from agentloop.viewer.api.conversation import Columns, conversation
 from agentloop.viewer.api.run import Run
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 MOST_SAMPLES = 64
 """Samples of a group whose conversations are in an answer."""

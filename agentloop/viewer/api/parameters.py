@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from agentloop.text import did_you_mean
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 LONGEST_VALUE = 2_000
 """Characters of a value. Group and task ids are texts of the user's own data."""

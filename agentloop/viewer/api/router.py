@@ -28,7 +28,7 @@ from agentloop.viewer.api.parameters import Parameters
 from agentloop.viewer.api.run import Run, warm_up
 from agentloop.viewer.api.runs import Runs
 from agentloop.viewer.api.tokens import MOST_TOKENS, tokens_json
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 MOST_ROWS = 500
 MOST_STEPS = 2**31 - 1

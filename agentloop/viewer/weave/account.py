@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.feedback import USER
+from agentloop.web.refusals import Refusal
 
 OLDEST_CLIENT = "0.51.0"
 """Oldest weave whose requests are understood; its client refuses to trace if it is older."""

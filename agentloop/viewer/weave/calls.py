@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.values import (
     dump,
     integer,
@@ -23,6 +22,7 @@ from agentloop.viewer.weave.values import (
     texts,
     time_of,
 )
+from agentloop.web.refusals import Refusal
 
 TEXTS = ("trace_id", "parent_id", "op_name", "display_name", "thread_id", "turn_id", "wb_run_id", "exception")
 

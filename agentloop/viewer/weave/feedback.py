@@ -9,9 +9,9 @@ from typing import Any
 
 from agentloop.files import read_json
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.queries import Columns, Sql, condition, order
 from agentloop.viewer.weave.values import dump, integer, iso, listed, mapping, now, optional_text, text, texts
+from agentloop.web.refusals import Refusal
 
 USER = "local"
 """The only user of this server, as weave's client sees it."""

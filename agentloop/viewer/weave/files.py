@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message
 
-from agentloop.viewer.bodies import read_body
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.values import checked, digest_of, text
+from agentloop.web.bodies import read_body
+from agentloop.web.refusals import Refusal
 
 _DIGEST = re.compile(r"[A-Za-z0-9]{43}")
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.queries import Columns, order
 from agentloop.viewer.weave.refs import find
 from agentloop.viewer.weave.values import (
@@ -23,6 +22,7 @@ from agentloop.viewer.weave.values import (
     text,
     texts,
 )
+from agentloop.web.refusals import Refusal
 
 COLUMNS = Columns(
     plain={"object_id": "object_id", "created_at": "created_at", "version_index": "version_index"}, documents={}

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.values import time_of
+from agentloop.web.refusals import Refusal
 
 DEEPEST = 32
 """Most levels of a query."""

@@ -11,7 +11,6 @@ import orjson
 
 from agentloop.files import read_json
 from agentloop.viewer.received import STEP, Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave import refs
 from agentloop.viewer.weave.calls import TEXTS
 from agentloop.viewer.weave.feedback import feedback_of
@@ -25,6 +24,7 @@ from agentloop.viewer.weave.values import (
     texts,
     written,
 )
+from agentloop.web.refusals import Refusal
 
 STATUS = """CASE WHEN exception IS NOT NULL THEN 'error' WHEN ended_at IS NULL THEN 'running'
  WHEN COALESCE(json_extract(summary, '$.status_counts.error'), 0) > 0 THEN 'descendant_error' ELSE 'success' END"""

@@ -12,8 +12,8 @@ import orjson
 
 from agentloop.files import json_line, read_json
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.values import texts
+from agentloop.web.refusals import Refusal
 
 SCHEME = "weave:///"
 MOST_REFS = 10_000

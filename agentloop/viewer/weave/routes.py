@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from agentloop.files import json_line
-from agentloop.viewer.bodies import read_object
 from agentloop.viewer.received import Received
 from agentloop.viewer.weave import account, calls, feedback, files, objects, reading, refs, tables
+from agentloop.web.bodies import read_object
 
 Handler = Callable[[Received, dict[str, Any]], Any]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from agentloop.files import read_json
 from agentloop.viewer.received import Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.queries import Columns, order
 from agentloop.viewer.weave.values import (
     checked,
@@ -22,6 +21,7 @@ from agentloop.viewer.weave.values import (
     text,
     texts,
 )
+from agentloop.web.refusals import Refusal
 
 COLUMNS = Columns(plain={}, documents={}, rest="rows.val")
 

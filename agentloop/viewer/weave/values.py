@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from agentloop.files import json_line
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 DEEPEST = 254
 """Levels of a value: those that orjson writes."""

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from agentloop.errors import ConfigError
 from agentloop.viewer import create_app
 from agentloop.viewer.app import data_folder
-from agentloop.viewer.auth import Gate
-from agentloop.viewer.bodies import read_body, read_object
-from agentloop.viewer.refusals import Refusal, answer
-from agentloop.viewer.serving import read_token
+from agentloop.web.auth import Gate
+from agentloop.web.bodies import read_body, read_object
+from agentloop.web.refusals import Refusal, answer
+from agentloop.web.token import read_token
 from agentloop.wire import bind
 
 
@@ -115,8 +115,8 @@ async def test_large_bodies_are_parsed_in_a_thread(monkeypatch: pytest.MonkeyPat
         threads.append(threading.get_ident())
         return json.loads(body)
 
-    monkeypatch.setattr("agentloop.viewer.bodies.read_json", noting)
-    monkeypatch.setattr("agentloop.viewer.bodies.LARGE", 100)
+    monkeypatch.setattr("agentloop.web.bodies.read_json", noting)
+    monkeypatch.setattr("agentloop.web.bodies.LARGE", 100)
     async with client(bodies()) as http:
         for size in (1, 200):
             assert (await http.post("/object", json={"a": "x" * size})).status_code == 200

@@ -14,7 +14,7 @@ from agentloop.trace.store import TraceStore
 from agentloop.viewer.api import events as module
 from agentloop.viewer.api.events import Events
 from agentloop.viewer.api.runs import Runs
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 from tests.agentloop.trace.store.support import step_records
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from agentloop.viewer import create_app
 from agentloop.viewer.received import SCHEMA, Received
-from agentloop.viewer.refusals import Refusal
 from agentloop.viewer.weave.routes import HANDLERS
+from agentloop.web.refusals import Refusal
 
 PATHS = (*HANDLERS, "/calls/stream_query", "/v2/lab/x/calls/complete", "/v2/lab/x/call/start", "/v2/lab/x/call/end",
          "/file/content", "/graphql", "/v1/traces")  # fmt: skip

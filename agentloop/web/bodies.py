@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from agentloop.files import read_json
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 MAX_BODY_BYTES = 64 * 2**20
 """Most bytes of a body, as sent and as unpacked. weave's client splits what is over 31 MiB."""

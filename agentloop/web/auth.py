@@ -1,4 +1,4 @@
-"""Who may use the trace server: the holder of its token, and no web page of another origin.
+"""Who may use a server: the holder of its token, and no web page of another origin.
 
 On the loopback address no token is needed. A web page can send requests to a server on the reader's
 own machine; browsers name that page in `Origin` and `Sec-Fetch-Site`, which it cannot change. A
@@ -22,7 +22,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentloop.config.server import LOOPBACK
-from agentloop.viewer.refusals import Refusal
+from agentloop.web.refusals import Refusal
 
 COOKIE = "agentloop_trace_token"
 
