@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -34,6 +35,15 @@ TRACEPARENT_HEADER = "traceparent"
 """W3C Trace Context: the span in which a request is made. Servers pass it on; none needs it."""
 
 
+IMAGE_NAME = "sha256:"
+"""How the name of an image begins, which no base64 does."""
+
+LEAST_NAMED_IMAGE = 1024
+"""Characters of base64 from which on an image is kept and named: less costs little to send."""
+
+UNKNOWN_IMAGE = "unknown_image"
+"""Type of the error that a named image is not kept any more."""
+
 MAX_NAME_LENGTH = 256
 """Longest id of a request, a session or a group."""
 
@@ -55,6 +65,15 @@ def bearer(token: str, name: str = "the token") -> str:
             "use a token of printable ASCII characters, without a line break at its end",
         )
     return f"Bearer {token}"
+
+
+def image_name(image: str) -> str:
+    """Return the name of an image for a server that keeps it.
+
+    Args:
+        image: the file, base64-encoded; equal images in other encodings have other names.
+    """
+    return IMAGE_NAME + hashlib.sha256(image.encode()).hexdigest()
 
 
 def printable(value: str) -> str:
@@ -166,7 +185,7 @@ class GenerateRequest(WireModel):
     rid: Name | None = Field(None, description="request id, for /abort_request")
     session_id: Name | None = Field(None, description="as the header X-Session-Id, which wins over it")
     image_data: Annotated[list[str], FIRST_ERROR] | str | None = Field(
-        None, description="images as base64 data, in the prompt's order"
+        None, description="images as base64 data, in the prompt's order; or the names of such that were sent before"
     )
     stream: bool = Field(False, description="answer with server-sent events while it is sampled")
 
@@ -350,6 +369,7 @@ class ServerInfo(BaseModel):
     pid: int
     checksum: str | None = Field(None, description="checksum of the served weights; null: the model's own")
     incremental_streaming_output: bool = False
+    keeps_images: bool = Field(False, description="whether requests may name images that were sent before")
 
 
 class ErrorBody(BaseModel):

@@ -10,6 +10,7 @@ ServingError
     ├── Unauthorized       401
     ├── Forbidden          403
     ├── Conflict           409  the request does not fit the server's state
+    ├── UnknownImage       409  the request names an image that is not kept: send it whole
     ├── TooLarge           413
     ├── UnsupportedMediaType 415
     └── Refused            4xx  a server behind this one refused, with its own status
@@ -26,6 +27,7 @@ from typing import Any
 import orjson
 
 from agentloop.errors import AgentloopError
+from agentloop.wire import UNKNOWN_IMAGE
 
 
 class ServingError(AgentloopError):
@@ -88,6 +90,10 @@ class Conflict(RequestError):
     """The request is well-formed but does not fit the server's current state or engine."""
 
 
+class UnknownImage(RequestError):
+    """The request names an image that the server does not keep: send it again with whole images."""
+
+
 class TooLarge(RequestError):
     """The request's body is larger than the limit."""
 
@@ -116,6 +122,7 @@ ANSWERS: dict[type[ServingError], tuple[int, str]] = {
     Unauthorized: (401, "unauthorized"),
     Forbidden: (403, "forbidden"),
     Conflict: (409, "conflict"),
+    UnknownImage: (409, UNKNOWN_IMAGE),
     TooLarge: (413, "too_large"),
     UnsupportedMediaType: (415, "invalid_request"),
 }

@@ -17,9 +17,17 @@ from pydantic import ValidationError
 
 from agentloop.client.connections import ConnectionPool
 from agentloop.client.retry import LONGEST_PAUSE_S, Outage, Retries, retry_after
+from agentloop.client.sent_images import SentImages
 from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
-from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, GenerateResponse, SamplingParams, bearer
+from agentloop.wire import (
+    MAX_NAME_LENGTH,
+    SESSION_HEADER,
+    UNKNOWN_IMAGE,
+    GenerateResponse,
+    SamplingParams,
+    bearer,
+)
 
 INFO_TIMEOUT_S = 30.0
 """Time limit of /server_info, which a server answers immediately, unlike a generation."""
@@ -101,6 +109,7 @@ class GenerateClient:
         self._outage_s = outage_s
         self._outage = Outage()
         self._transport = transport or ConnectionPool(max_connections)
+        self._sent_images: SentImages | None = None
 
     async def generate(
         self,
@@ -130,8 +139,9 @@ class GenerateClient:
             "sampling_params": sampling.model_dump(mode="json", exclude_none=True),
             "return_logprob": True,
         }
+        sent_images = self._sent_images
         if image_data:
-            request["image_data"] = list(image_data)
+            request["image_data"] = list(image_data) if sent_images is None else sent_images.named(image_data)
 
         retries = Retries(self._retries, self._outage_s, self._outage)
         for attempt in itertools.count():
@@ -150,8 +160,15 @@ class GenerateClient:
             else:
                 self._outage.over()
                 if answer.status_code == 200:
+                    if image_data and sent_images is not None:
+                        sent_images.sent(image_data)
                     return _read(answer.content, len(input_ids) if image_data else None)
 
+                whole = list(image_data)
+                if sent_images is not None and _error_type(answer) == UNKNOWN_IMAGE and request["image_data"] != whole:
+                    sent_images.forget()
+                    request["image_data"] = whole
+                    continue
                 failure = f"{answer.status_code}: {_message(answer)}"
                 if answer.status_code not in RETRY_STATUS:
                     raise RequestRejected(f"the server refused a generation, {failure}")
@@ -165,6 +182,8 @@ class GenerateClient:
 
     async def context_length(self) -> int | None:
         """Return the longest sequence that the server accepts; None if it does not report one.
+
+        Also notes whether the server keeps images; from then on each is sent to it once.
 
         Raises:
             ServerError: the server cannot be reached, or its answer is not a server's.
@@ -182,9 +201,11 @@ class GenerateClient:
         if answer.status_code != 200:
             raise ServerError(f"{url} answered {answer.status_code}: {_message(answer)}")
         try:
-            length = answer.json().get("context_length")
+            facts = answer.json()
+            length = facts.get("context_length")
         except (ValueError, AttributeError) as exc:
             raise ServerError(f"{url} did not answer with a JSON object", "check the URL") from exc
+        self._sent_images = SentImages() if facts.get("keeps_images") is True else None
         if length is None:
             return None
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
@@ -283,6 +304,15 @@ def _name(text: str) -> str:
     if len(text) <= MAX_NAME_LENGTH and text.isascii() and text.isprintable():
         return text
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _error_type(answer: httpx.Response) -> str | None:
+    """Return the type of the server's error; None if it has none."""
+    try:
+        kind = answer.json()["error"]["type"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def _message(answer: httpx.Response) -> str:

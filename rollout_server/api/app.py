@@ -145,6 +145,7 @@ def _add_reads(app: FastAPI, router: Router, metrics: Metrics, settings: ServerS
             pid=os.getpid(),
             checksum=router.weights.checksum,
             incremental_streaming_output=settings.incremental_streaming_output,
+            keeps_images=info.images,
         )
         await router.refresh()
         states = [_state(member) for member in router.members]

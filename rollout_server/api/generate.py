@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from agentloop.config.server import ServerSettings
 from agentloop.wire import MAX_NAME_LENGTH, SESSION_HEADER, TRACEPARENT_HEADER, GenerateRequest, SamplingParams
 from rollout_server.api.asgi import read_body, send_error, send_json
+from rollout_server.api.kept_images import KeptImages
 from rollout_server.api.metrics import CLIENT_LEFT, Metrics
 from rollout_server.api.parsing import parse_generate
 from rollout_server.api.stream import EventStream, EventWriter, answer_fields, encode
@@ -49,6 +50,7 @@ class GenerateEndpoint:
         self._metrics = metrics
         self._incremental = settings.incremental_streaming_output
         self._clip = settings.clip_new_tokens
+        self._images = KeptImages()
         self._parsing = asyncio.Semaphore(1)  # more at once would only share Python's lock, and memory
         self._numbers = itertools.count()
         self._prefix = f"{os.getpid():x}-{time.time_ns():x}-"
@@ -108,9 +110,15 @@ class GenerateEndpoint:
     async def _read(self, scope: Scope, receive: Receive) -> GenerateRequest | list[GenerateRequest]:
         body = await read_body(scope, receive)
         if len(body) <= LARGE_BODY_BYTES:
-            return parse_generate(body)
+            return self._parse(body)
         async with self._parsing:
-            return await asyncio.to_thread(parse_generate, body)
+            return await asyncio.to_thread(self._parse, body)
+
+    def _parse(self, body: bytes) -> GenerateRequest | list[GenerateRequest]:
+        parsed = parse_generate(body)
+        if self._router.info.images:
+            self._images.put_in_place(parsed if isinstance(parsed, list) else [parsed])
+        return parsed
 
     def accept(self, request: GenerateRequest, checked: set[int] | None = None) -> Generation:
         """Check what depends on the model: vocabulary, context and images.

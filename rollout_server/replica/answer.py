@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from agentloop.wire import VersionSpan
+from agentloop.wire import UNKNOWN_IMAGE, VersionSpan
 from rollout_server.engines.base import AnswerChunk, Generation, GenerationResult
-from rollout_server.errors import EngineError, Refused, ReplicaGone, RequestError, ServingError
+from rollout_server.errors import EngineError, Refused, ReplicaGone, RequestError, ServingError, UnknownImage
 
 
 class Answer:
@@ -150,6 +150,8 @@ def refusal(status: int, content: bytes) -> ServingError:
         error = orjson.loads(content)["error"]
         message = str(error["message"]) if isinstance(error, dict) else str(error)
         field = error.get("field") if isinstance(error, dict) else None
+        if isinstance(error, dict) and error.get("type") == UNKNOWN_IMAGE:
+            return UnknownImage(message, field)
     except (ValueError, KeyError, TypeError):
         message, field = content[:300].decode(errors="replace") or f"status {status}", None
 

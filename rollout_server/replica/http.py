@@ -9,6 +9,7 @@ import httpx
 import orjson
 
 from agentloop.client.connections import ConnectionPool, OnData, Origin, request_head
+from agentloop.client.sent_images import SentImages
 from agentloop.wire import TRACEPARENT_HEADER, bearer
 from rollout_server.engines.base import (
     BroadcastWeights,
@@ -24,7 +25,7 @@ from rollout_server.engines.base import (
     WeightsConfirmation,
     WeightsSource,
 )
-from rollout_server.errors import ReplicaGone, RequestError, WeightsError
+from rollout_server.errors import ReplicaGone, RequestError, UnknownImage, WeightsError
 from rollout_server.replica.answer import Answer, json_of, refusal
 
 MAX_CONNECTIONS = 65_536
@@ -44,6 +45,7 @@ class HttpReplica:
         stream_tokens: answers are streamed this many tokens at a time, so that little is lost with
             the replica.
         incremental: events of its streams hold new tokens only; else all tokens so far.
+        keeps_images: whether it is sent each image only once.
         admin_timeout_s: timeout of pause, resume, flush and abort.
         update_timeout_s: timeout of a weight update.
     """
@@ -58,6 +60,7 @@ class HttpReplica:
         token: str | None = None,
         stream_tokens: int = 0,
         incremental: bool = True,
+        keeps_images: bool = False,
         admin_timeout_s: float = 20.0,
         update_timeout_s: float = 600.0,
     ) -> None:
@@ -78,6 +81,7 @@ class HttpReplica:
         self._generate_head = self._head(b"POST", "/generate")
         self._pool = ConnectionPool(MAX_CONNECTIONS)
         self._stats = EngineStats()
+        self._sent_images = SentImages() if keeps_images else None
         self._closed = False
         self.in_flight = 0
 
@@ -114,6 +118,18 @@ class HttpReplica:
 
     async def generate(self, generation: Generation) -> GenerationResult:
         request = self._request(generation)
+        if self._sent_images is None or not generation.image_data:
+            return await self._answer(generation, request)
+        request["image_data"] = self._sent_images.named(generation.image_data)
+        try:
+            result = await self._answer(generation, request)
+        except UnknownImage:
+            self._sent_images.forget()
+            result = await self._answer(generation, request | {"image_data": generation.image_data})
+        self._sent_images.sent(generation.image_data)
+        return result
+
+    async def _answer(self, generation: Generation, request: dict[str, Any]) -> GenerationResult:
         answer = Answer(generation, self._version_of, self._sampling_version(), incremental=self._incremental)
         head = self._generate_head
         if generation.traceparent is not None:

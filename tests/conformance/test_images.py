@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
+from agentloop.wire import LEAST_NAMED_IMAGE, image_name
 from rollout_server.placeholders import Placeholders
 from rollout_server.replica.starting.sglang import CPU_PLATFORM, CPU_PLATFORM_FOLDER
 from tests.conformance.conftest import Answer, Target, wait_until_served
@@ -234,3 +235,21 @@ async def test_images_that_do_not_fit_the_prompt_are_refused_and_hurt_nobody(cas
         assert 400 <= response.status_code < 500, (response.status_code, response.text)
         assert response.json()["error"]["message"]
     sight.check(target, seen, await answering)
+
+
+async def test_an_image_that_was_sent_may_be_named(case: Case) -> None:
+    target, sight, side = case
+    facts = (await target.http.get("/server_info")).json()
+    assert facts.get("keeps_images", False) is target.ours
+    if not target.ours:
+        return  # our client sends a bare SGLang whole images
+    seen = Seen([], []).then(text(5, 17), image(side, 6, 5, 17), text(4, 18))
+    assert len(seen.images[0]) >= LEAST_NAMED_IMAGE
+    named = Seen(seen.ids, [image_name(image) for image in seen.images])
+    response = await target.post("/generate", input_ids=named.ids, image_data=named.images)
+    assert response.status_code == 409 and response.json()["error"]["type"] == "unknown_image"
+    whole = await ask(target, seen, session="named")
+    again = await ask(target, named, session="named")
+    assert again.ids == whole.ids
+    for answer in (whole, again):
+        sight.check(target, seen, answer)

@@ -52,6 +52,7 @@ class TorchSource(ChildSource):
             version=settings.first_version,
             token=self._token,
             stream_tokens=settings.stream_tokens,
+            keeps_images=self._info.images,
             admin_timeout_s=settings.probe_timeout_s,
             update_timeout_s=settings.update_timeout_s,
         )

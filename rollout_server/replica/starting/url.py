@@ -61,7 +61,8 @@ class UrlSource:
         }
         if ours:
             version = str(version_facts.get("weight_version", "0"))
-            return HttpReplica(self.name, self.name, self._info, version=version, **common)
+            keeps = facts.get("keeps_images") is True
+            return HttpReplica(self.name, self.name, self._info, version=version, keeps_images=keeps, **common)
         return SglangReplica(
             self.name,
             self.name,

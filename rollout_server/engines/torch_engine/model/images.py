@@ -18,15 +18,15 @@ import binascii
 import hashlib
 import io
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rollout_server.errors import RequestError
+from rollout_server.lru import LruCache
 from rollout_server.placeholders import Placeholders
 
 if TYPE_CHECKING:
@@ -50,37 +50,6 @@ FIRST_LOOKUP_ID = 2**64
 """Smallest lookup id of an image, beyond every vocabulary."""
 
 HINT = "send base64 of a PNG, JPEG, WebP, GIF or BMP file; nothing is fetched or opened by name"
-
-ItemT = TypeVar("ItemT")
-
-
-class LruCache(Generic[ItemT]):
-    """An LRU cache with a limit in bytes. The newest item stays, whatever its size."""
-
-    def __init__(self, limit: int, size: Callable[[ItemT], int]) -> None:
-        self._limit = limit
-        self._size = size
-        self._items: OrderedDict[bytes, ItemT] = OrderedDict()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def get(self, key: bytes) -> ItemT | None:
-        item = self._items.get(key)
-        if item is not None:
-            self._items.move_to_end(key)
-        return item
-
-    def put(self, key: bytes, item: ItemT) -> None:
-        self._items[key] = item
-        self._bytes += self._size(item)
-        while self._bytes > self._limit and len(self._items) > 1:
-            self._bytes -= self._size(self._items.popitem(last=False)[1])
-
-    def clear(self) -> None:
-        self._items.clear()
-        self._bytes = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,7 +134,7 @@ class PromptImageReader:
         self._rope_index = rope_index
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="images")
         self._lock = threading.Lock()
-        self._cache: LruCache[Patches] = LruCache(PATCH_CACHE_BYTES, lambda patches: patches.nbytes)
+        self._cache: LruCache[bytes, Patches] = LruCache(PATCH_CACHE_BYTES, lambda patches: patches.nbytes)
         self._in_progress: dict[bytes, Future[Patches]] = {}
 
     async def prepare(self, input_ids: Sequence[int], image_data: Sequence[str]) -> ImagePrompt | None:

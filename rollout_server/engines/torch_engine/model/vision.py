@@ -23,7 +23,8 @@ from agentloop.model_folder import load_image_processor
 from rollout_server.engines.torch_engine.model.attention import DecodePass, PrefillPass
 from rollout_server.engines.torch_engine.model.attention_hook import AttentionHook
 from rollout_server.engines.torch_engine.model.head import FullPrecisionHead
-from rollout_server.engines.torch_engine.model.images import LruCache, Patches, PromptImageReader
+from rollout_server.engines.torch_engine.model.images import Patches, PromptImageReader
+from rollout_server.lru import LruCache
 from rollout_server.placeholders import Placeholders
 
 FEATURE_CACHE_BYTES = 2**28
@@ -78,7 +79,7 @@ class VisionRunner:
         self._head = model.get_output_embeddings()
         self._attention = attention
         self._full_head = full_head
-        self._features: LruCache[Features] = LruCache(FEATURE_CACHE_BYTES, lambda features: features.nbytes)
+        self._features: LruCache[bytes, Features] = LruCache(FEATURE_CACHE_BYTES, lambda features: features.nbytes)
 
     def prefill(self, chunks: PrefillPass) -> None:
         embeds_TE = self._embed(chunks.tokens)
