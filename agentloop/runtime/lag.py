@@ -30,10 +30,13 @@ COLLECTOR = "Python's garbage collector"
 WAITING = "a wait of the framework, for instance for a process that starts"
 UNKNOWN = "unidentified code"
 
-_OURS = tuple(
-    f"{Path(__file__).parents[2] / package}{os.sep}" for package in ("agentloop", "rollout_server", "trainer")
+_OURS = (
+    *(f"{Path(__file__).parents[2] / package}{os.sep}" for package in ("agentloop", "rollout_server", "trainer")),
+    f"{Path(sysconfig.get_paths()['purelib']) / 'psutil'}{os.sep}",
+    f"{Path(asyncio.__file__).parent}{os.sep}",
 )
-"""Folders of the framework itself. Code of its `tools` and `recipes` is treated like a user's."""
+"""Folders of the framework itself, and of what it calls on the loop. Code of its `tools` and
+`recipes` is treated like a user's."""
 
 
 @dataclass(slots=True)

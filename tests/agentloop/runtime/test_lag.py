@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agentloop.runtime import lag
@@ -127,6 +128,23 @@ def test_the_framework_is_named_only_where_it_computes(computes: bool, monkeypat
         assert "part_of_the_framework" in worst.place and worst.is_code
     if not computes:
         assert worst.place == WAITING and not worst.is_code
+
+
+@pytest.mark.parametrize("file", [asyncio.futures.__file__, psutil.__file__])
+def test_what_the_framework_calls_is_not_named_while_it_waits(file: str) -> None:
+    """A machine that is short of memory stops the loop in whatever it runs: reading a process, a timer."""
+    scope: dict[str, Any] = {"time": time}
+    exec(compile("def looks_at_a_process(): time.sleep(0.3)", file, "exec"), scope)  # noqa: S102  # our own text
+    monitor = calm()
+
+    async def main() -> None:
+        with monitor:
+            await asyncio.sleep(0.05)
+            asyncio.get_running_loop().call_soon(scope["looks_at_a_process"])
+            await asyncio.sleep(0.05)
+
+    run_loops(main())
+    assert monitor.culprits[0].place == WAITING
 
 
 def test_waiting_is_no_lag() -> None:
