@@ -5,17 +5,14 @@ The options are generated from the fields of `ServerSettings`.
 
 from __future__ import annotations
 
-import inspect
 import os
-import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic.fields import FieldInfo
 
+from agentloop.commands.options import given, parameter, with_options
 from agentloop.config.server import ServerSettings
 from agentloop.runtime.event_loop import uncollected
 from rollout_server.process import THREAD_VARIABLES
@@ -46,61 +43,10 @@ def serve_command(model: type[ServerSettings] = ServerSettings) -> Callable[...,
         the version that sampled each token. State: /health, /server_info,
         /metrics. The schema: /openapi.json.
         """
-        given = {name: value for name, value in options.items() if _is_given(context, name)}
-        raise typer.Exit(_serve(load_settings(model, settings, given)))
+        raise typer.Exit(_serve(load_settings(model, settings, given(context, options))))
 
     file = Annotated[Path | None, typer.Option(help="JSON file of settings; options on the command line replace them")]
-    parameters = [
-        _parameter("context", typer.Context),
-        # Required options first.
-        *(_option(model, name, field) for name, field in model.model_fields.items() if field.is_required()),
-        *(_option(model, name, field) for name, field in model.model_fields.items() if not field.is_required()),
-        _parameter("settings", file, None),
-    ]
-    # typer reads the options of a command from its signature and annotations.
-    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any function may have one
-    serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return serve
-
-
-def _option(model: type[ServerSettings], name: str, field: FieldInfo) -> inspect.Parameter:
-    """Return the parameter of one field. The pydantic model validates its value."""
-    kind, choices = _kind(field.annotation)
-    help_text = (field.description or "").replace("null: ", "default: ")
-    option = model.option(name)
-    if kind is bool:
-        option += f"/--no-{option.removeprefix('--')}"
-
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    info = typer.Option(
-        option,
-        help=help_text + ("; repeat for more" if typing.get_origin(kind) is list else ""),
-        metavar=f"[{'|'.join(choices)}]" if choices else None,
-        show_default="required" if field.is_required() else default not in (None, (), []),
-    )
-    return _parameter(
-        name, Annotated[kind | None, info], default or None if typing.get_origin(kind) is list else default
-    )
-
-
-def _kind(annotation: Any) -> tuple[Any, tuple[str, ...]]:
-    """Return the type of an option's value, and the values to choose from if they are few."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    kind = next(option for option in options if option is not types.NoneType)
-    if typing.get_origin(kind) is typing.Literal:
-        return str, typing.get_args(kind)
-    if typing.get_origin(kind) in (list, tuple):
-        return list[typing.get_args(kind)[0]], ()  # type: ignore[misc]  # a type that is made at run time
-    return kind, ()
-
-
-def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+    return with_options(serve, model, model.option, [parameter("settings", file, None)])
 
 
 def _serve(settings: ServerSettings) -> int:

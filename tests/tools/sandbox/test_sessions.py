@@ -1,0 +1,146 @@
+"""Sessions: variables between calls, interrupts, leases."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from .conftest import Sandbox, Serving
+
+
+class Session:
+    def __init__(self, sandbox: Sandbox, **fields: Any) -> None:
+        self.sandbox = sandbox
+        answer = sandbox.post("/sessions", fields)
+        assert answer.status_code == 200, answer.text
+        self.name = answer.json()["session_id"]
+
+    def cell(self, code: str, **fields: Any) -> dict[str, Any]:
+        return self.sandbox.run(code, session_id=self.name, **fields)
+
+    def printed(self, code: str, **fields: Any) -> str:
+        found = self.cell(code, **fields)
+        assert found["status"] == "Success", found
+        assert found["session_ended"] is False
+        text: str = found["run_result"]["stdout"]
+        return text
+
+    def close(self) -> None:
+        assert self.sandbox.post("/close_session", {"session_id": self.name}).json() == {"closed": True}
+
+
+@pytest.fixture
+def session(sandbox: Sandbox) -> Any:
+    found = Session(sandbox)
+    yield found
+    found.close()
+    assert sandbox.health()["sessions"] == 0
+    assert sandbox.printed("print(1)") == "1\n"
+
+
+def test_variables_and_files_survive(session: Session) -> None:
+    session.cell("import math\ndef f(x): return math.sqrt(x)\nopen('kept', 'w').write('text')")
+    assert session.printed("print(f(49), open('kept').read())") == "7.0 text\n"
+
+
+def test_an_error_ends_the_cell_only(session: Session) -> None:
+    session.cell("x = 1")
+    found = session.cell("x = 2\ny = x / 0")
+    assert found["status"] == "Failed"
+    assert found["session_ended"] is False
+    lines = found["run_result"]["stderr"].splitlines()
+    assert lines[1:3] == ['  File "<cell 2>", line 2, in <module>', "    y = x / 0"]
+    assert session.printed("print(x)") == "2\n"
+    assert session.cell("import sys; sys.exit(1)")["run_result"]["return_code"] == 1
+    assert session.printed("print(x)") == "2\n"
+
+
+def test_output_belongs_to_its_cell(session: Session) -> None:
+    for number in range(5):
+        assert session.printed(f"print({number}, end='')") == str(number)
+
+
+def test_a_cell_past_its_deadline_is_interrupted(session: Session) -> None:
+    session.cell("kept = 5")
+    found = session.cell("print('before')\nwhile True: pass", run_timeout=0.5)
+    assert found["run_result"]["status"] == "TimeLimitExceeded"
+    assert found["run_result"]["stdout"] == "before\n"
+    assert "the variables are kept" in found["run_result"]["stderr"]
+    assert session.printed("print(kept)") == "5\n"
+
+
+def test_a_cell_that_ignores_the_interrupt_ends_the_session(session: Session) -> None:
+    found = session.cell("import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)", run_timeout=0.3)
+    assert found["session_ended"] is True
+    assert "its variables are gone" in found["run_result"]["stderr"]
+    found = session.cell("print(1)")
+    assert (found["status"], found["session_ended"]) == ("SandboxError", True)
+    assert "no such session" in found["message"]
+
+
+@pytest.mark.parametrize(
+    "code", ["import os; os._exit(3)", "import os; os.kill(os.getpid(), 9)", "import os; os.kill(1, 9); os.abort()"]
+)
+def test_a_kernel_that_ends_is_the_programs_failure(session: Session, code: str) -> None:
+    found = session.cell(code)
+    assert found["status"] == "Failed"
+    assert found["session_ended"] is True
+
+
+def test_nothing_runs_between_cells(session: Session) -> None:
+    code = """
+import threading, time
+count = 0
+def run():
+    global count
+    while True: count += 1; time.sleep(0.001)
+threading.Thread(target=run, daemon=True).start()
+time.sleep(0.05)
+"""
+    session.cell(code)
+    first = int(session.printed("print(count)"))
+    time.sleep(0.5)
+    assert int(session.printed("print(count)")) - first < 100
+
+
+def test_limits_hold_in_sessions(session: Session) -> None:
+    assert session.printed("try: bytearray(10**9)\nexcept MemoryError: print('refused')") == "refused\n"
+    found = session.cell("while True: print('x' * 1000)")
+    assert found["session_ended"] is True
+    assert "more output" in found["run_result"]["stderr"]
+
+
+def test_cells_read_and_fetch_files(session: Session) -> None:
+    found = session.cell("open('out', 'w').write(open('in').read() * 2)", files={"in": "eA=="}, fetch_files=["out"])
+    assert found["files"] == {"out": "eHg="}
+    session.cell("import os; os.symlink('/proc/self/environ', 'link')")
+    found = session.cell("pass", files={"link": "eA=="})
+    assert "could not be written" in found["run_result"]["stderr"]
+
+
+def test_a_session_ends_when_it_is_idle(serving: Serving) -> None:
+    server = serving.start(session_idle_s=0.4, warm=0)
+    name = Session(server).name
+    deadline = time.monotonic() + 10
+    while server.health()["sessions"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.run("print(1)", session_id=name)["status"] == "SandboxError"
+    assert server.app.state.runner.pool.live == 0
+
+
+def test_sessions_are_counted(sandbox: Sandbox) -> None:
+    open_ones = [Session(sandbox) for _ in range(3)]
+    answer = sandbox.post("/sessions", {})
+    assert answer.status_code == 503
+    assert "--max-sessions" in answer.json()["fix"]
+    for each in open_ones:
+        each.close()
+    each.close()
+
+
+def test_sessions_of_other_languages_are_refused(sandbox: Sandbox) -> None:
+    answer = sandbox.post("/sessions", {"language": "bash"})
+    assert answer.status_code == 400
+    assert "'bash'" in answer.json()["error"]

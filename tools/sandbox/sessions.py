@@ -1,0 +1,176 @@
+"""`Sessions`: kernels that keep variables between calls, each with a lease.
+
+A session is a sandbox whose process runs cells in one namespace. It ends when its client closes it,
+when it was idle for `session_idle_s` (a client that died), or when its kernel does. Between cells
+all its processes are stopped: an idle session uses memory only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from tools.sandbox.languages import PYTHON
+from tools.sandbox.messages import (
+    CellRequest,
+    CommandStatus,
+    RunCodeAnswer,
+    SessionAnswer,
+    SessionRequest,
+)
+from tools.sandbox.runner import INTERRUPT_S, Runner, WrongRequest, answer
+from tools.sandbox.worker import Died, Stopped, Worker
+
+MOST_CHECK_S = 5.0
+
+
+class NoSuchSession(Exception):
+    """There is none of this name: it has ended, or never was."""
+
+
+class TooManySessions(Exception):
+    """As many are open as may be."""
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    worker: Worker
+    memory_mb: int
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    used: float = field(default_factory=time.monotonic)
+
+
+class Sessions:
+    """The sessions of a server. Made and closed on the event loop."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._sessions: dict[str, _Session] = {}
+        self._opening = 0
+        self._idle_s = runner.settings.session_idle_s
+        self._reaper = asyncio.create_task(self._end_idle(), name="idle sessions")
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def open(self, request: SessionRequest) -> SessionAnswer:
+        """Start a session.
+
+        Raises:
+            WrongRequest: another language than Python, or more memory than is granted.
+            TooManySessions: as many are open as may be.
+            ToolError: a sandbox could not be started.
+        """
+        runner = self._runner
+        if runner.language(request.language) is not PYTHON:
+            raise WrongRequest(f"sessions of {request.language[:40]!r} are not supported", "open one of python")
+        runner.check_limits(request.memory_limit_MB)
+        if len(self._sessions) + self._opening >= runner.settings.max_sessions:
+            raise TooManySessions
+
+        self._opening += 1
+        try:
+            worker = await runner.pool.take()
+        finally:
+            self._opening -= 1
+        worker.send(
+            {
+                "op": "session",
+                "sandboxed": runner.sandboxed,
+                "folder": worker.folder,
+                # Cells have a time limit each, which the server keeps.
+                "limits": runner.limits(PYTHON, request.memory_limit_MB, None),
+            }
+        )
+        name = secrets.token_urlsafe(16)
+        self._sessions[name] = _Session(worker, request.memory_limit_MB)
+        return SessionAnswer(session_id=name, idle_s=self._idle_s)
+
+    async def run(self, name: str, request: CellRequest) -> RunCodeAnswer:
+        """Run a cell, after those that came before.
+
+        Raises:
+            NoSuchSession, WrongRequest, QueueFull
+        """
+        self._runner.check_limits(-1, run_timeout=request.run_timeout)
+        session = self._found(name)
+        async with session.lock:
+            self._found(name)
+            async with self._runner.pool.place():
+                try:
+                    return await self._cell(name, session, request)
+                except BaseException:
+                    # A client that goes away, or a cell whose end nobody has seen.
+                    await self._end(name)
+                    raise
+                finally:
+                    session.used = time.monotonic()
+
+    async def close(self, name: str) -> None:
+        """End a session, and what runs in it.
+
+        Raises:
+            NoSuchSession
+        """
+        self._found(name)
+        await self._end(name)
+
+    async def close_all(self) -> None:
+        self._reaper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reaper
+        for name in list(self._sessions):
+            await self._end(name)
+
+    async def _cell(self, name: str, session: _Session, request: CellRequest) -> RunCodeAnswer:
+        worker = session.worker
+        async with self._runner.watched(worker, session.memory_mb):
+            worker.send(
+                {
+                    "op": "cell",
+                    "code": request.code.encode("utf-8", "surrogatepass"),
+                    "files": request.contents(),
+                    "fetch": list(request.fetch_files),
+                }
+            )
+            result, event = await self._runner.observed(worker, "done", request.run_timeout)
+            ended = event is None or event.name == "ended"
+            if result.status is CommandStatus.TIME_LIMIT:
+                ended = not await self._interrupted(worker)
+                result.stdout = (result.stdout or "") + worker.stdout.take()
+                result.stderr = (result.stderr or "") + worker.stderr.take()
+                text = "the session has ended, its variables are gone" if ended else "the variables are kept"
+                result.stderr += f"[sandbox: stopped after {request.run_timeout:g} s; {text}]\n"
+        if ended:
+            await self._end(name)
+        found = answer(result, event, request)
+        found.session_ended = ended
+        return found
+
+    async def _interrupted(self, worker: Worker) -> bool:
+        """Interrupt a cell; return whether its kernel goes on."""
+        worker.send({"op": "interrupt"})
+        with contextlib.suppress(TimeoutError, Stopped, Died):
+            return (await worker.event(INTERRUPT_S)).name == "done"
+        return False
+
+    def _found(self, name: str) -> _Session:
+        if name not in self._sessions:
+            raise NoSuchSession
+        return self._sessions[name]
+
+    async def _end(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            await self._runner.pool.end(session.worker)
+
+    async def _end_idle(self) -> None:
+        while True:
+            await asyncio.sleep(min(MOST_CHECK_S, self._idle_s / 4))
+            now = time.monotonic()
+            for name, session in list(self._sessions.items()):
+                if not session.lock.locked() and now - session.used > self._idle_s:
+                    await self._end(name)
