@@ -1,0 +1,103 @@
+"""`agentloop search`: an index from the command line, served by a real process that dies and returns."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from agentloop.errors import ConfigError, ToolError
+from agentloop.tool.session import Toolset
+from agentloop.types import Task, ToolCall
+from tests.tools.search.support import PASSAGES, write_corpus
+from tools.search import SearchTool, commands
+
+
+def run(*words: str) -> str:
+    app = typer.Typer()
+    commands.register(app)
+    result = CliRunner().invoke(app, ["search", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@contextmanager
+def server(index: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    program = [sys.executable, "-m", "agentloop", "search", "serve", str(index), "--port", str(port)]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert re.fullmatch(rf"6 passages \(bm25\) at http://127.0.0.1:{port}/retrieve\n", line), line
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_an_index_is_built_and_wrong_options_are_named(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c")
+    assert re.match(r"6 passages -> .*/i in ", run("index", str(corpus), "--out", str(tmp_path / "i")))
+    for words, says in (
+        (["--kind", "bm52"], "did you mean 'bm25'"),
+        (["--kind", "flat"], "needs an encoder"),
+        (["--formula", "luecene"], "did you mean 'lucene'"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            run("index", str(corpus), "--out", str(tmp_path / "j"), *words)
+    with pytest.raises(ConfigError, match="does not exist"):
+        run("serve", str(tmp_path / "none"), "--port", "0")
+    with pytest.raises(ConfigError, match="--token-file"):
+        run("serve", str(tmp_path / "i"), "--host", "::", "--port", "0", "--token-file", str(tmp_path / "none"))
+
+
+async def test_a_server_that_is_killed_during_calls_is_waited_for(tmp_path: Path) -> None:
+    run("index", str(write_corpus(tmp_path / "c")), "--out", str(tmp_path / "i"))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/retrieve"
+    config = {"retrieval_service_url": url, "retries": 1, "outage_s": 60, "topk": 1}
+    tool = SearchTool(config, SearchTool.default_schema)
+    toolset = Toolset([tool])
+
+    async def search() -> str:
+        call = ToolCall("search", {"query_list": ["lobbyist for Genentech"]})
+        return (await toolset.session(Task("0", "a", [])).call(call, 1.0)).text
+
+    expected = f'Doc 1 (Title: "{PASSAGES[4][0]}")\n{PASSAGES[4][1]}'
+    with server(tmp_path / "i", port) as process:
+        assert await search() == expected
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        waiting = [asyncio.create_task(search()) for _ in range(20)]
+        await asyncio.sleep(0.3)
+        assert not any(task.done() for task in waiting)
+    with server(tmp_path / "i", port):
+        assert set(await asyncio.gather(*waiting)) == {expected}
+        async with httpx.AsyncClient() as client:
+            metrics = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+        assert 'search_requests_total{status="200"} 20.0' in metrics
+
+    tool._client._outage_s = 0.01
+    with pytest.raises(ToolError) as caught:
+        for _ in range(3):
+            await search()
+    assert f"search at {url} has been unavailable for" in caught.value.message
+    assert "ConnectError: cannot connect" in caught.value.message
+    await tool._client.close()

@@ -1,0 +1,105 @@
+"""Passages in a file: the forms that others wrote, and lines that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agentloop.errors import DataError
+from tests.tools.search.support import PASSAGES, write_corpus
+from tools.search import corpus as module
+from tools.search.corpus import Corpus, fingerprint, open_corpus, read_lines
+
+
+def test_the_established_forms_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(
+        b'\xef\xbb\xbf{"id": "0", "contents": "\\"Title\\"\\ntext"}\r\n'
+        b"\n"
+        b'{"id": "1", "title": "Title", "text": "text", "url": "u"}\n'
+        b'{"id": 2, "text": "text"}\n  \n'
+        b'{"contents": "alone"}'
+    )
+    lines = list(read_lines(file))
+    assert [line.contents for line in lines] == ['"Title"\ntext', "Title\ntext", "\ntext", "alone"]
+    assert [line.number for line in lines] == [0, 1, 2, 3]
+    offsets = np.array([line.start for line in lines] + [lines[-1].end], np.int64)
+    with Corpus(file, offsets) as corpus:
+        assert [corpus.document(i)["contents"] for i in range(len(corpus))] == [line.contents for line in lines]
+        assert corpus.document(1)["url"] == "u"
+    # From the middle, as a resumed build does.
+    assert [line.contents for line in read_lines(file, 2, lines[2].start)] == ["\ntext", "alone"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"{", "passage 1 .* is not JSON"),
+        (b'{"contents": "\xff"}', "passage 1 .* is not JSON"),
+        (b'{"contents": "\\ud800"}', "passage 1 .* is not JSON"),
+        (b"[]", "passage 1 .* is list, not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b'{"id": "3"}', "has neither a text `contents` nor a text `text`"),
+        (b'{"contents": 5}', "has neither"),
+        (b'{"contents": ["a"]}', "has neither"),
+        (b'{"text": null, "title": "a"}', "has neither"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"\x00", "is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_passage_is_named(tmp_path: Path, line: bytes, says: str) -> None:
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(b'{"contents": "fine"}\n' + line + b"\n")
+    with pytest.raises(DataError, match=says):
+        list(read_lines(file))
+
+
+def test_a_file_without_line_ends_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_LINE", 1000)
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(b'{"contents": "' + b"a" * 5000)
+    with pytest.raises(DataError, match="more than 1,000 bytes"):
+        list(read_lines(file))
+
+
+def test_published_files_are_opened_as_they_are_and_their_lines_are_found_once(tmp_path: Path) -> None:
+    file = write_corpus(tmp_path / "wiki-18.jsonl")
+    with file.open("ab") as more:
+        more.write(b"\n" + b'{"id": "6", "contents": "last"}')
+    with open_corpus(file) as corpus:
+        assert len(corpus) == len(PASSAGES) + 1
+        assert corpus.document(0)["contents"].startswith('"Pavia')
+        assert corpus.document(6)["contents"] == "last"
+    kept = tmp_path / "wiki-18.jsonl.offsets.npy"
+    before = kept.stat().st_mtime_ns
+    with open_corpus(file) as corpus:
+        assert len(corpus) == len(PASSAGES) + 1
+    assert kept.stat().st_mtime_ns == before
+
+    with file.open("ab") as more:
+        more.write(b'\n{"contents": "new"}\n')
+    with open_corpus(file) as corpus:
+        assert corpus.document(7)["contents"] == "new"
+    kept.write_bytes(b"damaged")
+    with open_corpus(file) as corpus:
+        assert len(corpus) == len(PASSAGES) + 2
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n"])
+def test_a_file_without_a_passage_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "c.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=r"c\.jsonl"):
+        open_corpus(file)
+
+
+def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
+    first, second = write_corpus(tmp_path / "a"), write_corpus(tmp_path / "b")
+    assert fingerprint(first) == fingerprint(second)
+    data = bytearray(second.read_bytes())
+    data[50] ^= 1
+    second.write_bytes(bytes(data))
+    assert fingerprint(first) != fingerprint(second)

@@ -1,0 +1,201 @@
+"""`Corpus`: the passages of a JSON-lines file, read where they lie.
+
+A line is `{"id": ..., "contents": "title\\ntext"}`, or has `title` and `text` instead of `contents`
+(wiki-18.jsonl, the dumps of FlashRAG, a file of one's own). The file is mapped into memory, never
+loaded: 14 GB of passages cost the pages that are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from agentloop.errors import DataError
+from agentloop.files import open_atomic
+
+MOST_LINE = 16 * 2**20
+"""Bytes of one passage; a longer line is not a passage, and would be held in memory."""
+
+LEAST_LINE = 2
+
+SAMPLES, SAMPLE_BYTES = 64, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A passage as it stands in the file: its number, and the bytes from `start` to `end`."""
+
+    number: int
+    start: int
+    end: int
+    contents: str
+
+
+def read_passage(data: bytes | memoryview, where: str) -> dict[str, Any]:
+    """Return a line as a passage with a text `contents`; other keys stay as they are.
+
+    Raises:
+        DataError: it is not a JSON object with `contents`, or with `title` and `text`.
+    """
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        raise DataError(f"{where} is not JSON: {exc}", "correct or remove that line") from exc
+    if not isinstance(found, dict):
+        raise DataError(f"{where} is {type(found).__name__}, not a JSON object", 'write {"id": .., "contents": ..}')
+
+    contents, text = found.get("contents"), found.get("text")
+    if isinstance(contents, str):
+        return found
+    if contents is None and isinstance(text, str):
+        return {**found, "contents": f"{found.get('title') or ''}\n{text}"}
+    raise DataError(
+        f"{where} has neither a text `contents` nor a text `text`",
+        'write {"id": .., "contents": "title\\ntext"}, or {"id": .., "title": .., "text": ..}',
+    )
+
+
+def read_lines(path: Path, number: int = 0, start: int = 0) -> Iterator[Line]:
+    """Yield the passages of a file from byte `start`, which is passage `number`; blank lines are
+    skipped.
+
+    Raises:
+        DataError: naming the file and the passage.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            position = start
+            while raw := file.readline(MOST_LINE + 1):
+                begin, position = position, position + len(raw)
+                if len(raw) > MOST_LINE:
+                    raise DataError(
+                        f"{path}, passage {number}: its line has more than {MOST_LINE:,} bytes",
+                        "split it into passages of some hundred words, one a line",
+                    )
+                data = raw.removeprefix(b"\xef\xbb\xbf") if begin == 0 else raw
+                if not data.strip():
+                    continue
+                passage = read_passage(data, f"{path}, passage {number} (byte {begin})")
+                yield Line(number, position - len(data), position, passage["contents"])
+                number += 1
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read: {exc.strerror or exc}", "give a JSON-lines file of passages") from exc
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return what tells a file from another: its size, and a digest of samples spread over it.
+
+    Reading 14 GB at each start would take longer than everything else.
+    """
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        for place in np.linspace(0, max(0, size - SAMPLE_BYTES), SAMPLES, dtype=np.int64):
+            file.seek(int(place))
+            digest.update(file.read(SAMPLE_BYTES))
+    return {"bytes": size, "digest": digest.hexdigest()}
+
+
+class Corpus:
+    """The passages of a file by number.
+
+    Args:
+        path: the JSON-lines file.
+        bounds: bytes of each passage: `offsets[i]` to `offsets[i + 1]`, [N + 1].
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, offsets: npt.NDArray[np.int64]) -> None:
+        self.path = path
+        self._offsets = offsets
+        try:
+            self._file = path.open("rb")
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as exc:  # a file without a byte cannot be mapped
+            raise DataError(f"{path} cannot be read: {exc}", "give a JSON-lines file of passages") from exc
+        if len(offsets) < LEAST_LINE or int(offsets[-1]) > len(self._map):
+            raise DataError(f"{path} has fewer passages than its index", "build the index of this file again")
+        with suppress(AttributeError, OSError):
+            self._map.madvise(mmap.MADV_RANDOM)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def raw(self, number: int) -> bytes:
+        """Return the JSON of a passage as it stands in the file."""
+        return self._map[int(self._offsets[number]) : int(self._offsets[number + 1])]
+
+    def document(self, number: int) -> dict[str, Any]:
+        """Return a passage.
+
+        Raises:
+            DataError: its line is not one.
+        """
+        return read_passage(self.raw(number).strip().removeprefix(b"\xef\xbb\xbf"), f"{self.path}, passage {number}")
+
+    def close(self) -> None:
+        self._map.close()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_corpus(path: Path) -> Corpus:
+    """Open a file that has no index of ours: find its lines, and keep their places beside it.
+
+    `<file>.offsets.npy` saves the next start from reading the whole file; without a right to write
+    there, they are found anew.
+
+    Raises:
+        DataError: the file cannot be read, or has no line.
+    """
+    kept = path.with_name(f"{path.name}.offsets.npy")
+    try:
+        stat = path.stat()
+        with suppress(OSError, ValueError):
+            if kept.stat().st_mtime_ns >= stat.st_mtime_ns:
+                offsets = np.load(kept, mmap_mode="r", allow_pickle=False)
+                if offsets.dtype == np.int64 and offsets.ndim == 1 and int(offsets[-1]) == stat.st_size:
+                    return Corpus(path, offsets)
+        offsets = _find_lines(path, stat.st_size)
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read: {exc.strerror or exc}", "give a JSON-lines file of passages") from exc
+    with suppress(Exception), open_atomic(kept) as file:  # only saves time
+        np.save(file, offsets)
+    return Corpus(path, offsets)
+
+
+def _find_lines(path: Path, size: int) -> npt.NDArray[np.int64]:
+    """Return where the passages of a file begin, and its end, [N + 1]."""
+    begins: list[npt.NDArray[np.int64]] = []
+    block, position = 64 * 2**20, 0
+    with path.open("rb") as file:
+        while data := file.read(block):
+            ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).astype(np.int64)
+            begins.append(ends + position + 1)
+            position += len(data)
+    offsets = np.concatenate([np.zeros(1, np.int64), *begins])
+    if offsets[-1] != size:
+        offsets = np.append(offsets, size)  # the last line has no line end
+    # A blank line is one or two bytes; a passage has more, and takes the blank lines behind it.
+    keep = np.diff(offsets) > LEAST_LINE
+    return np.append(offsets[:-1][keep], size).astype(np.int64)

@@ -1,0 +1,110 @@
+"""`Retrieval`: the queries of a request, answered from the caches or the index."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import orjson
+
+from tools.search.index.base import Hits
+from tools.search.index.folder import Opened
+from tools.search.server.batching import Batcher
+from tools.search.server.cache import Lru
+from tools.search.server.metrics import Metrics
+
+OVERHEAD_BYTES = 200
+"""What a kept passage costs beside its text."""
+
+
+class Retrieval:
+    """Answers queries with passages as JSON.
+
+    Args:
+        threads: batches at once; the encoder of a dense index uses several cores itself.
+        cache_queries: queries whose passages are remembered.
+        cache_bytes: passages that are kept as JSON.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        threads: int = 1,
+        largest_batch: int = 64,
+        cache_queries: int = 100_000,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        self.opened = opened
+        self.metrics = Metrics()
+        self.batcher = Batcher(
+            opened.index,
+            threads=threads if opened.kind == "bm25" else 1,
+            largest=largest_batch,
+            on_batch=self.metrics.batches.observe,
+        )
+        self._queries: Lru[tuple[str, int], Hits] = Lru(cache_queries)
+        self._documents: Lru[int, bytes] = Lru(cache_bytes)
+        self._in_flight: dict[tuple[str, int], asyncio.Future[Hits]] = {}
+        self.metrics.watch("search_passages", "Passages in the index", lambda: opened.index.passages)
+        self.metrics.watch("search_waiting", "Queries that wait for a batch", lambda: self.batcher.waiting)
+        self.metrics.watch("search_cached_queries", "Queries that are remembered", lambda: len(self._queries))
+        self.metrics.watch("search_cached_bytes", "Bytes of passages that are kept", lambda: self._documents.weight)
+
+    async def retrieve(self, queries: Sequence[str], k: int, scores: bool) -> bytes:
+        """Return `{"result": [...]}` as JSON: for each query its passages, best first.
+
+        Args:
+            scores: write `{"document": ..., "score": ...}` instead of the bare passages.
+
+        Raises:
+            Overloaded: too many queries wait.
+            DataError: a line of the corpus is not a passage.
+        """
+        found = await asyncio.gather(*[self._hits(query, k) for query in queries])
+        lists = []
+        for hits in found:
+            documents = [self._document(number) for number in hits.numbers]
+            if scores:
+                documents = [
+                    b'{"document":%b,"score":%b}' % (document, orjson.dumps(score))
+                    for document, score in zip(documents, hits.scores, strict=True)
+                ]
+            lists.append(b"[%b]" % b",".join(documents))
+        return b'{"result":[%b]}' % b",".join(lists)
+
+    async def _hits(self, query: str, k: int) -> Hits:
+        key = (query, k)
+        hits = self._queries.get(key)
+        if hits is not None:
+            self.metrics.queries.labels("cache").inc()
+            return hits
+
+        future = self._in_flight.get(key)
+        if future is None or future.cancelled():
+            future = self._in_flight[key] = self.batcher.submit(query, k)
+            future.add_done_callback(lambda done: self._keep(key, done))
+            self.metrics.queries.labels("index").inc()
+        else:
+            self.metrics.queries.labels("joined").inc()
+        return await asyncio.shield(future)  # others may wait for the same query
+
+    def _keep(self, key: tuple[str, int], done: asyncio.Future[Hits]) -> None:
+        if self._in_flight.get(key) is done:
+            del self._in_flight[key]
+        if not done.cancelled() and done.exception() is None:
+            self._queries.put(key, done.result())
+
+    def _document(self, number: int) -> bytes:
+        kept = self._documents.get(number)
+        if kept is None:
+            kept = orjson.dumps(self.opened.corpus.document(number))
+            self._documents.put(number, kept, len(kept) + OVERHEAD_BYTES)
+            self.metrics.documents.labels("corpus").inc()
+        else:
+            self.metrics.documents.labels("cache").inc()
+        return kept
+
+    async def close(self) -> None:
+        await self.batcher.close()
+        self.opened.corpus.close()
