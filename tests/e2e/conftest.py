@@ -81,6 +81,37 @@ def train_quickstart(repo: Path, name: str, overrides: tuple[str, ...], *, small
     return ["train", "--config", recipe, *flags, f"run.name={name}", *(SMALL if small else []), *keys]
 
 
+WAITING_REWARD = """
+import importlib.util
+import pathlib
+import time
+
+spec = importlib.util.spec_from_file_location("own", {own!r})
+own = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(own)
+calls = 0
+
+
+def score(row, text, trajectory):
+    global calls
+    calls += 1
+    while calls > {calls} and not pathlib.Path("go").exists():
+        pathlib.Path("waits").touch()
+        time.sleep(0.05)
+    return own.score(row, text, trajectory)
+"""
+
+
+def waiting_reward(repo: Path, folder: Path, *, calls: int) -> str:
+    """Return the override for the quickstart's reward, which after so many calls waits for the file `go`.
+
+    The run works in `folder`; the file `waits` is there as soon as it waits.
+    """
+    own = str(repo / "recipes" / "quickstart" / "reward.py")
+    (folder / "waiting.py").write_text(WAITING_REWARD.format(own=own, calls=calls))
+    return f"reward={folder}/waiting.py:score"
+
+
 @pytest.fixture
 def agentloop(tmp_path: Path) -> Callable[..., Run]:
     """Run `agentloop ...` in an empty folder and wait for its end."""

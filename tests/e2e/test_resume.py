@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Run, run_agentloop, train_quickstart
+from .conftest import Run, run_agentloop, train_quickstart, waiting_reward
 
 STEPS = 5
 OPTIONS = (f"run.steps={STEPS}", "checkpoint.every=2", "eval.every=2", "rollout.max_running=12")
@@ -85,44 +85,19 @@ def test_at_learning_rate_zero_nothing_moves_over_twenty_publishes(quickstart: A
     assert max(row["mismatch/logprob_abs_mean"] for row in run.train_metrics) < 1e-5
 
 
-SLOW_REWARD = """
-import importlib.util
-import pathlib
-import time
-
-spec = importlib.util.spec_from_file_location("own", {own!r})
-own = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(own)
-calls = 0
-
-
-def score(row, text, trajectory):
-    global calls
-    calls += 1
-    hold = pathlib.Path("hold")
-    if hold.exists() and calls > {calls}:
-        pathlib.Path("reached").touch()
-        time.sleep(3600)
-    return own.score(row, text, trajectory)
-"""
-
-
 def test_ctrl_c_during_an_evaluation_loses_neither_the_step_nor_the_evaluation(
     whole: Run, quickstart: Any, background: Any, repo: Path, tmp_path: Path
 ) -> None:
     # An evaluation of 8 episodes, two steps of 16, and the fourth of the next evaluation never ends.
-    own = str(repo / "recipes" / "quickstart" / "reward.py")
-    (tmp_path / "slow.py").write_text(SLOW_REWARD.format(own=own, calls=8 + 2 * 16 + 3))
-    (tmp_path / "hold").touch()
-    slow = f"reward={tmp_path}/slow.py:score"
+    slow = waiting_reward(repo, tmp_path, calls=8 + 2 * 16 + 3)
     run = background(*OPTIONS, slow)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "reached").exists():
+    while not (tmp_path / "waits").exists():
         assert run.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(120) == 130
-    (tmp_path / "hold").unlink()
+    (tmp_path / "go").touch()
 
     rest = quickstart(*OPTIONS, slow, "--resume")
     assert rest.code == 0, rest.err

@@ -18,30 +18,11 @@ import pytest
 
 from tests.agentloop.viewer.trace_server import TraceServer
 
-from .conftest import SMALL, Run, agentloop_command, run_agentloop
+from .conftest import SMALL, Run, agentloop_command, run_agentloop, waiting_reward
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "traces.md"
 
 STEPS = 3
-
-WAITING_REWARD = """
-import importlib.util
-import pathlib
-import time
-
-spec = importlib.util.spec_from_file_location("own", {own!r})
-own = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(own)
-calls = 0
-
-
-def score(row, text, trajectory):
-    global calls
-    calls += 1
-    while calls > {calls} and not pathlib.Path("go").exists():
-        time.sleep(0.05)
-    return own.score(row, text, trajectory)
-"""
 
 READ = """
 import json, sys, weave
@@ -96,9 +77,7 @@ def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(repo: Path
     assert dict(word.split("=", 1) for word in export.split()[1:]).items() <= server.variables().items()
 
     # What is sent waits for idle cores: the second step ends when the server has something of the first.
-    own = str(repo / "recipes" / "quickstart" / "reward.py")
-    (tmp_path / "waiting.py").write_text(WAITING_REWARD.format(own=own, calls=4 * 4 + 4))
-    keys = [f"run.steps={STEPS}", "eval.before_train=false", f"reward={tmp_path}/waiting.py:score"]
+    keys = [f"run.steps={STEPS}", "eval.before_train=false", waiting_reward(repo, tmp_path, calls=4 * 4 + 4)]
     command = agentloop_command(*shlex.split(train)[1:], *SMALL, *keys)
     environment = {**os.environ, **server.variables()}
     run = subprocess.Popen(
