@@ -72,6 +72,9 @@ class RunCodeRequest(CellRequest):
 
     language: str = "python"
     session_id: str | None = Field(None, description="run the code as a cell of this session")
+    request_id: str | None = Field(
+        None, description="cells only: a cell that is sent again with the id of the last one is answered, not run again"
+    )
     compile_timeout: float = Field(10.0, gt=0, description="seconds")
     stdin: str | None = None
     memory_limit_MB: int = Field(-1, description="-1: the server's default")

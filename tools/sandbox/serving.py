@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import signal
 
 import uvicorn
 
@@ -42,18 +43,20 @@ def serve(settings: SandboxSettings) -> int:
     sock = bind(settings.host, settings.port)
     launcher = Bubblewrap(settings, sandboxed=sandboxed)
     try:
-        asyncio.run(check(settings, launcher))
-        sock.listen(BACKLOG)  # before the address is printed: who reads it may connect at once
-        if not sandboxed:
-            log.warning("programs run WITHOUT a sandbox: they may do whatever this user may")
-        print(f"sandbox: {url_of(sock, settings.host)}", flush=True)
-        if made is not None:
-            print(f"token:   {made}", flush=True)
-        config = uvicorn.Config(
-            create_app(settings, launcher, token), ws="none", log_config=None, log_level="warning",
-            access_log=False, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, proxy_headers=False,
-        )  # fmt: skip
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
+        # SIGTERM ends as Ctrl-C does. uvicorn raises either again after a clean end.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(check(settings, launcher))
+            sock.listen(BACKLOG)  # before the address is printed: who reads it may connect at once
+            if not sandboxed:
+                log.warning("programs run WITHOUT a sandbox: they may do whatever this user may")
+            print(f"sandbox: {url_of(sock, settings.host)}", flush=True)
+            if made is not None:
+                print(f"token:   {made}", flush=True)
+            config = uvicorn.Config(
+                create_app(settings, launcher, token), ws="none", log_config=None, log_level="warning",
+                access_log=False, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, proxy_headers=False,
+            )  # fmt: skip
             uvicorn.Server(config).run(sockets=[sock])
         return 0
     finally:

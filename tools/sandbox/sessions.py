@@ -18,6 +18,7 @@ from tools.sandbox.messages import (
     CellRequest,
     CommandStatus,
     RunCodeAnswer,
+    RunCodeRequest,
     SessionAnswer,
     SessionRequest,
 )
@@ -41,6 +42,7 @@ class _Session:
     memory_mb: int
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = field(default_factory=time.monotonic)
+    last: tuple[str, RunCodeAnswer] | None = None
 
 
 class Sessions:
@@ -89,7 +91,7 @@ class Sessions:
         self._sessions[name] = _Session(worker, request.memory_limit_MB)
         return SessionAnswer(session_id=name, idle_s=self._idle_s)
 
-    async def run(self, name: str, request: CellRequest) -> RunCodeAnswer:
+    async def run(self, name: str, request: RunCodeRequest) -> RunCodeAnswer:
         """Run a cell, after those that came before.
 
         Raises:
@@ -98,10 +100,15 @@ class Sessions:
         self._runner.check_limits(-1, run_timeout=request.run_timeout)
         session = self._found(name)
         async with session.lock:
+            # The client may have lost the answer, and ask again.
+            if request.request_id is not None and session.last is not None and session.last[0] == request.request_id:
+                return session.last[1]
             self._found(name)
             async with self._runner.pool.place():
                 try:
-                    return await self._cell(name, session, request)
+                    found = await self._cell(name, session, request)
+                    session.last = None if request.request_id is None else (request.request_id, found)
+                    return found
                 except BaseException:
                     # A client that goes away, or a cell whose end nobody has seen.
                     await self._end(name)

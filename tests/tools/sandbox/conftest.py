@@ -1,90 +1,13 @@
-"""A sandbox server in a thread of the test process, and what its tests ask of it."""
+"""Servers that the tests of the sandbox share."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import uvicorn
 
-from agentloop.wire import bind, url_of
-from tools.sandbox.app import create_app
-from tools.sandbox.isolation.bubblewrap import Bubblewrap
-from tools.sandbox.settings import SandboxSettings
-
-SMALL: dict[str, Any] = {
-    "port": 0, "max_running": 4, "warm": 2, "memory_mb": 192, "disk_mb": 8, "max_files": 2000, "max_processes": 24,
-    "max_open_files": 64, "max_output_mb": 0.25, "max_run_timeout_s": 20.0, "max_sessions": 3,
-}  # fmt: skip
-
-
-@dataclass
-class Sandbox:
-    """A client of a running server."""
-
-    url: str
-    client: httpx.Client
-    app: Any
-
-    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return self.client.post(self.url + path, json=body)
-
-    def run(self, code: str, language: str = "python", **fields: Any) -> dict[str, Any]:
-        answer = self.post("/run_code", {"code": code, "language": language, "run_timeout": 10, **fields})
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def printed(self, code: str, language: str = "python", **fields: Any) -> str:
-        """Run a program that has to succeed; return what it prints."""
-        found = self.run(code, language, **fields)
-        assert found["status"] == "Success", found
-        text: str = found["run_result"]["stdout"]
-        return text
-
-    def health(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.get(self.url + "/health").json()
-        return found
-
-
-class Serving:
-    """Starts servers, and ends them."""
-
-    def __init__(self) -> None:
-        self._ends: list[Any] = []
-
-    def start(self, token: str | None = None, sandboxed: bool = True, **options: Any) -> Sandbox:
-        settings = SandboxSettings(**{**SMALL, **options})
-        sock = bind("127.0.0.1", 0)
-        sock.listen(128)
-        launcher = Bubblewrap(settings, sandboxed=sandboxed)
-        app = create_app(settings, launcher, token)
-        server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, access_log=False))
-        # Sandboxes die with the thread that started them: this one.
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
-        client = httpx.Client(timeout=60, headers={"authorization": f"Bearer {token}"} if token else {})
-
-        def end() -> None:
-            client.close()
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive(), "the server does not end"
-            launcher.close()
-
-        self._ends.append(end)
-        return Sandbox(url_of(sock, "127.0.0.1"), client, app)
-
-    def end(self) -> None:
-        while self._ends:
-            self._ends.pop()()
+from tests.tools.sandbox.support import Sandbox, Serving
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,25 +29,3 @@ def serving() -> Iterator[Serving]:
     found = Serving()
     yield found
     found.end()
-
-
-def descendants() -> dict[int, str]:
-    """Return the processes below this one, by number, with their command."""
-    parents: dict[int, tuple[int, str]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if fields[0] != "Z":
-                parents[int(entry.name)] = int(fields[1]), command
-    found: dict[int, str] = {}
-    for pid in parents:
-        above = pid
-        while above in parents and above != os.getpid():
-            above = parents[above][0]
-        if above == os.getpid() and pid != os.getpid():
-            found[pid] = parents[pid][1]
-    return found

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Sandbox, Serving, descendants
+from tests.tools.sandbox.support import Sandbox, Serving, descendants
 
 SECRET = "the-server's-secret"
 

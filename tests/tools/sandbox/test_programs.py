@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Sandbox, Serving
+from tests.tools.sandbox.support import Sandbox, Serving
 
 
 def test_an_answer_has_the_form_of_sandbox_fusion(sandbox: Sandbox) -> None:

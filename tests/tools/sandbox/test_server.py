@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from agentloop.errors import ConfigError, ToolError
+from tests.tools.sandbox.support import SMALL, Serving, descendants
 from tools.sandbox.commands import register
 from tools.sandbox.isolation.bubblewrap import Bubblewrap
 from tools.sandbox.isolation.cgroup import Cgroups, find_cgroups
@@ -22,8 +23,6 @@ from tools.sandbox.isolation.diagnosis import what_to_change
 from tools.sandbox.runner import check
 from tools.sandbox.settings import SandboxSettings
 from tools.sandbox.worker import Worker
-
-from .conftest import SMALL, Serving, descendants
 
 
 def test_every_setting_is_an_option_with_its_description() -> None:
@@ -46,12 +45,14 @@ def test_a_wrong_option_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_serves_until_it_is_stopped(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "agentloop", "sandbox", "serve", "--port", "0", "--warm", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
         assert line.startswith("sandbox: http://127.0.0.1:")
         server.terminate()
-        assert server.wait(20) in (0, -15)
+        assert server.wait(20) == 0
+    assert not list(tmp_path.iterdir()), "its temporary folder is removed"
 
 
 def test_without_bubblewrap_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:

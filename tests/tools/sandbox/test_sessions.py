@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Sandbox, Serving
+from tests.tools.sandbox.support import Sandbox, Serving
 
 
 class Session:

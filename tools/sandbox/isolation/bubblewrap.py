@@ -40,7 +40,7 @@ FIRST_USER = 2_000_000_000
 """Users of sandboxes under root, if the server's namespace has so many."""
 
 FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
+ETC = ("alternatives", "fonts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
 OWN_ETC = {
     "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nsandbox:x:{USER}:{USER}::{HOME}:/bin/bash\n",
     "group": f"root:x:0:\nsandbox:x:{USER}:\n",
