@@ -8,6 +8,13 @@ from typing import Any
 
 COORDINATES = ("auto", "pixels", "relative", "thousandths")
 
+MOST_RATIO = 50
+"""Longer side by shorter side of a region at most, as far as the image has it."""
+
+THINNEST_STRIP = 150
+"""Longer side by shorter side of what is shown at most: processors refuse images of more than 200.
+"""
+
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 
@@ -21,10 +28,11 @@ def numbers(value: Any, count: int, name: str) -> list[float]:
     if not isinstance(value, list) or len(value) != count:
         raise ValueError(f"{name} has to be a list of {count} numbers")
     for number in value:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        # Not with math.isfinite: an integer may have any number of digits.
+        if isinstance(number, bool) or not isinstance(number, int | float) or not -math.inf < number < math.inf:
             raise ValueError(f"{name} has to be a list of {count} numbers, not {number!r:.40}")
         if abs(number) > 1e9:
-            raise ValueError(f"{name} has a number that is too large: {number:g}")
+            raise ValueError(f"{name} has a number that is too large")
     return [float(number) for number in value]
 
 
@@ -66,6 +74,19 @@ def grown(box: Box, size: Size, least: int, most_ratio: int) -> Box:
     left, right = _grown_side(box[0], box[2], max(width, shorter), size[0])
     top, bottom = _grown_side(box[1], box[3], max(height, shorter), size[1])
     return left, top, right, bottom
+
+
+def fitted(size: Size, least: int, most: int) -> Size:
+    """Return the size at which a part of an image is shown.
+
+    Args:
+        least: shorter side at least.
+        most: longer side at most; it wins. Strips are widened to `THINNEST_STRIP`.
+    """
+    scale = min(max(1.0, least / min(size)), most / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
+    thinnest = math.ceil(max(width, height) / THINNEST_STRIP)
+    return max(width, thinnest), max(height, thinnest)
 
 
 def shown(corners: Sequence[float]) -> str:

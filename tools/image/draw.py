@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tools.image.boxes import clamped, numbers, to_pixels
+from tools.image.boxes import clamped, fitted, numbers, to_pixels
 from tools.image.gallery import INDEX_SCHEMA, Gallery, ImageTool
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ KEYS = ("type", "bbox_2d", "point_2d", "label", "color")
 MOST_SHAPES = 64
 MOST_CHARACTERS = 100
 """Characters of a label."""
+
+LARGEST_FONT = 200
+"""Pixels. The text of a label is an image of its own: on a long strip it would have gigabytes."""
 
 
 class DrawOnImage(ImageTool):
@@ -85,9 +88,9 @@ class DrawOnImage(ImageTool):
         text = f"image {index} with {_counted(shapes)}, {size[0]} x {size[1]} pixels."
         if canvas.moved:
             text += " Coordinates beyond the border were moved to it."
-        most = self.pixels["max_side"]
-        if max(size) > most:
-            image.thumbnail((most, most), Resampling.LANCZOS)
+        display = fitted(size, 1, self.pixels["max_side"])
+        if display != size:
+            image = image.resize(display, Resampling.LANCZOS)
             text += f" It is shown at {image.width} x {image.height} pixels."
         return text, image
 
@@ -161,7 +164,7 @@ class _Canvas:
         """Write beside a place, moved so that the text stays in the image."""
         from PIL import ImageFont
 
-        font = ImageFont.load_default(size=max(12, round(max(self._size) / 30)))
+        font = ImageFont.load_default(size=min(max(12, round(max(self._size) / 30)), LARGEST_FONT))
         left, top, right, bottom = self._draw.textbbox((0, 0), text, font=font)
         gap = 2 * self._width
         x = max(0.0, min(place[0] + gap, self._size[0] - (right - left) - 1))

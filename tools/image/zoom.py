@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tools.image.boxes import clamped, grown, numbers, shown, to_pixels
+from tools.image.boxes import MOST_RATIO, clamped, fitted, grown, numbers, shown, to_pixels
 from tools.image.gallery import INDEX_SCHEMA, MAX_SIDE, Gallery, ImageTool
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MOST_RATIO = 50
-"""Longer side by shorter side at most: processors refuse strips of more than 200."""
 
 
 class ImageZoomIn(ImageTool):
@@ -58,7 +55,7 @@ class ImageZoomIn(ImageTool):
         box = grown(cut_box, image.size, self.pixels["min_region"], MOST_RATIO)
 
         crop = image.crop(box)
-        size = _fitted(crop.size, self.pixels["min_side"], self.pixels["max_side"])
+        size = fitted(crop.size, self.pixels["min_side"], self.pixels["max_side"])
         if size != crop.size:
             from PIL.Image import Resampling
 
@@ -75,9 +72,3 @@ class ImageZoomIn(ImageTool):
         if box != cut_box:
             text += " The box was too small, and was enlarged around its center."
         return text, crop
-
-
-def _fitted(size: tuple[int, int], least: int, most: int) -> tuple[int, int]:
-    """Return the size at which a crop is shown: `most` limits the longer side, and wins."""
-    scale = min(max(1.0, least / min(size)), most / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -107,6 +107,16 @@ async def test_sizes_stay_within_the_limits(tmp_path: Path) -> None:
     assert "shown at 500 x 7 pixels" in result.text and colors(result).shape[1] == 500
 
 
+@pytest.mark.parametrize("size", [(16, 3000), (3000, 16), (1, 1), (1, 65535)])
+async def test_a_strip_is_shown_so_that_processors_take_it(tmp_path: Path, size: tuple[int, int]) -> None:
+    tools = session(tmp_path, png(Image.new("RGB", size, "red")))
+    label = {"type": "label", "point_2d": [0, 0], "label": "A" * 100}
+    for result in (await zoom(tools, 0, 0, 1, 1), await draw(tools, label)):
+        height, width, _ = colors(result).shape
+        assert max(height, width) <= 150 * min(height, width) and max(height, width) <= 1024
+    assert not tools.faults
+
+
 async def test_an_image_that_the_tool_made_can_be_used_again(tmp_path: Path) -> None:
     tools = session(tmp_path)
     await zoom(tools, 320, 240, 640, 480)
@@ -128,11 +138,13 @@ async def test_an_image_that_the_tool_made_can_be_used_again(tmp_path: Path) -> 
         ((1, 2, 3, True), "has to be a list of 4 numbers, not True"),
         ((1, 2, 3, float("nan")), "has to be a list of 4 numbers, not nan"),
         ((1, 2, 3, 1e300), "too large"),
+        ((1, 2, 3, 10**400), "too large"),
     ],
 )
 async def test_a_wrong_box_is_an_error_that_the_model_reads(tmp_path: Path, box: Any, reason: str) -> None:
     result = await zoom(session(tmp_path), *box)
     assert result.error is not None and reason in result.error and not result.images
+    assert "Error: " not in result.error  # not an exception of the tool
 
 
 async def test_a_row_without_images_and_one_with_a_broken_image(tmp_path: Path) -> None:
