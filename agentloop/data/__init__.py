@@ -13,7 +13,7 @@ from agentloop.data.messages import ROLES, without_nulls
 from agentloop.data.order import RowOrder
 from agentloop.data.overlong import ValidatedRows, check_tasks
 from agentloop.data.sources import open_rows
-from agentloop.data.tasks import IMAGE_MARK, Tasks, load_tasks, row_images, with_images
+from agentloop.data.tasks import IMAGE_MARK, Tasks, load_tasks, located_part, row_images, with_images
 
 __all__ = [
     "IMAGE_MARK",
@@ -23,6 +23,7 @@ __all__ = [
     "ValidatedRows",
     "check_tasks",
     "load_tasks",
+    "located_part",
     "open_rows",
     "row_images",
     "with_images",

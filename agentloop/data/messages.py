@@ -149,11 +149,14 @@ def _part(part: Any, place: str, *, images: bool) -> dict[str, Any] | None:
 
     shown = without_nulls(part)
     kind = shown.get("type")
-    if kind in TEXT_TYPES and isinstance(shown.get("text"), str):
+    has_image = any(shown.get(key) for key in IMAGE_TYPES)
+    if has_image and shown.get("text"):
+        raise DataError(f"{place} has a part with a text and an image", "write a part for each of them")
+    if kind in TEXT_TYPES and isinstance(shown.get("text"), str) and not has_image:
         return {**shown, "type": "text"}
-    if kind in IMAGE_TYPES or (kind is None and any(key in shown for key in IMAGE_TYPES)):
+    if kind in IMAGE_TYPES or (kind in TEXT_TYPES and any(key in shown for key in IMAGE_TYPES)):
         if images:
-            return {**shown, "type": kind or "image"}
+            return {**shown, "type": kind if kind in IMAGE_TYPES else "image"}
         raise DataError(f"{place} has a part of type {kind!r}", "only text can be used here: remove these rows")
     supported = "text and images" if images else "text"
     raise DataError(f"{place} has a part of type {kind!r}", f"only parts of {supported} can be used")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
@@ -10,17 +11,20 @@ from typing import Any, NamedTuple, cast, overload
 import numpy as np
 
 from agentloop.data.hub import HUB
-from agentloop.data.messages import decoded, read_messages, without_nulls
+from agentloop.data.messages import decoded, read_messages, strings_of, without_nulls
 from agentloop.data.sources import Rows, open_rows
 from agentloop.errors import DataError
 from agentloop.files import is_file
-from agentloop.images import IMAGE_KEYS
+from agentloop.images import IMAGE_KEYS, is_path
 from agentloop.imports import is_file_reference
 from agentloop.types import TOOL_KWARGS, Message, Task
 
 IMAGE_MARK = "<image>"
 """Marks the place of an image of column `images` in a prompt's text."""
 
+
+OTHER_FORMS = ("source", "file_id", "data", "inline_data", "bytes")
+"""Keys under which other libraries put an image into a content part."""
 
 OTHER_MEDIA = ("videos", "video", "audios", "audio")
 """Columns of media that no model here takes: a row with them would be another task without."""
@@ -242,45 +246,92 @@ def row_images(row: dict[str, Any], where: str, folder: Path) -> list[Any]:
     """Return the images of a row; paths are relative to `folder`.
 
     Raises:
-        DataError: one of them has an unknown form, or the row has videos or audio.
+        DataError: one of them has an unknown form, the row has videos or audio, or its images are
+            in another column.
     """
     for column in OTHER_MEDIA:
         if row.get(column):
             raise DataError(f"{where} has {column}: only text and images can be used", f"remove rows with {column}")
-    return [_located(image, folder) for image in _images(row.get("images"), where)]
+    images = [_located(image, folder) for image in _images(row.get("images"), where)]
+    if not images and row.get("image") and _has_mark(row):
+        raise DataError(
+            f"{where} has {IMAGE_MARK} in its text, and a column 'image': images are read from column 'images'",
+            "rename that column",
+        )
+    return images
+
+
+def _has_mark(row: dict[str, Any]) -> bool:
+    return any(IMAGE_MARK in text for key in ("prompt", "messages") for text in strings_of(row.get(key)))
 
 
 def _images(value: Any, where: str) -> list[Any]:
-    """Return the images of a row: a list, or a single image."""
+    """Return the images of a row: a list or a single image, or JSON text of them."""
+    value = _known(value)
     if value is None or (isinstance(value, list | str | bytes) and not value):
         return []
+    if isinstance(value, str) and (value[0] + value[-1]) in ("[]", "{}"):
+        value = decoded(value, f"{where}: column 'images'")
     images = value if isinstance(value, list) else [value]
     for number, image in enumerate(images, 1):
-        held = (image.get("bytes") or image.get("path") or image.get("url")) if isinstance(image, dict) else image
-        empty = held is None or (isinstance(held, str | bytes) and not held)
-        if empty or isinstance(held, int | float | list):
-            raise DataError(
-                f"{where}: column 'images', image {number} is {image!r}",
-                "give bytes, {bytes, path}, a path or a data URL",
-            )
+        _check_image(image, f"{where}: column 'images', image {number}")
     return images
+
+
+def _check_image(image: Any, place: str) -> None:
+    """Refuse what cannot be an image, before a run; whether it can be decoded shows later.
+
+    Raises:
+        DataError: it is empty or of an unknown form.
+    """
+    held = (image.get("bytes") or image.get("path") or image.get("url")) if isinstance(image, dict) else image
+    empty = held is None or (isinstance(held, str | bytes) and not held)
+    if empty or isinstance(held, int | float | list | dict):
+        raise DataError(f"{place} is {reprlib.repr(image)}", "give bytes, {bytes, path}, a path or a data URL")
 
 
 def _located(image: Any, folder: Path) -> Any:
     """Make the relative path of a row's image absolute: it is relative to the row's file."""
     path = image.get("path") if isinstance(image, dict) and not image.get("bytes") else image
-    if isinstance(path, str) and "://" not in path and not path.startswith("data:"):
+    if isinstance(path, str) and is_path(path):
         return str(folder / path)
     return image
 
 
-def _image_of(part: dict[str, Any], folder: Path) -> Any:
-    """Return the image that a content part holds; None: it is the next one of the row."""
+def located_part(part: Any, folder: Path) -> Any:
+    """Return a content part whose image, if it is a relative path, is absolute."""
+    if not isinstance(part, dict):
+        return part
+    shown = {**part}
+    for key in (*IMAGE_KEYS, "url", "path"):
+        value = part.get(key)
+        if isinstance(value, dict) and isinstance(value.get("url"), str):
+            shown[key] = {**value, "url": _located(value["url"], folder)}
+        elif value:
+            shown[key] = _located(value, folder)
+    return shown
+
+
+def _image_of(part: dict[str, Any], where: str, folder: Path) -> Any:
+    """Return the image that a content part holds; None: it is the next one of the row.
+
+    Raises:
+        DataError: it is empty or of an unknown form.
+    """
     for key in (*IMAGE_KEYS, "url", "path"):
         if part.get(key) is not None:
             value = part[key]
-            return _located(value["url"] if isinstance(value, dict) and value.get("url") else value, folder)
-    return f"data:image/unknown;base64,{part['base64']}" if part.get("base64") else None
+            value = value["url"] if isinstance(value, dict) and value.get("url") else value
+            _check_image(value, f"{where}: the {key} of a content part")
+            return _located(value, folder)
+    if part.get("base64"):
+        return f"data:image/unknown;base64,{part['base64']}"
+    others = [key for key in part if key in OTHER_FORMS]
+    if others:
+        raise DataError(
+            f"{where}: a content part with an image has it under {others[0]!r}", "write {type: image, image: ...}"
+        )
+    return None
 
 
 def with_images(messages: list[Message], images: list[Any], where: str, folder: Path) -> list[Message]:
@@ -302,7 +353,7 @@ def with_images(messages: list[Message], images: list[Any], where: str, folder: 
     def parts_of(content: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part.get("type") in IMAGE_KEYS:
-                image = _image_of(part, folder)
+                image = _image_of(part, where, folder)
                 yield place() if image is None else {"type": "image", "image": image}
             elif isinstance(part.get("text"), str):
                 # Without images in the row, a mark is text like any other.

@@ -9,7 +9,7 @@ Imports Pillow only when an image is opened: runs without images need none of it
 """
 
 from agentloop.images.file import MAX_PIXELS, ImageFile
-from agentloop.images.opening import IMAGE_KEYS, MAX_SOURCE_PIXELS, open_image
+from agentloop.images.opening import IMAGE_KEYS, MAX_SOURCE_PIXELS, is_path, open_image
 from agentloop.images.plain import encoded, image_data, image_size, read_image
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "encoded",
     "image_data",
     "image_size",
+    "is_path",
     "open_image",
     "read_image",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
+import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentloop.errors import ImageError
 from agentloop.images.file import ImageFile
+from agentloop.text import clean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +24,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_SOURCE_PIXELS = 2**26
 """Largest image that is decoded: 67 megapixels, 200 MB. A file of a few kB can expand to more."""
+
+SCHEME = re.compile(r"(data):|([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+"""Begin of an address; other text is a path."""
+
+LONGEST_NAME = 200
+"""Characters of a path that a message shows: what is not a path may be a whole image in base64."""
 
 FORMS = "give bytes, {bytes, path}, the path of a file, a data URL or a Pillow image"
 
@@ -43,6 +51,8 @@ def open_image(value: Any) -> Image:
     if isinstance(source, Image.Image):
         image = source
     else:
+        if isinstance(source, Path):
+            _check_file(source)
         try:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         except Image.DecompressionBombError:
@@ -86,25 +96,50 @@ def _source(value: Any) -> Any:
     if not isinstance(value, str) or not value:
         raise ImageError(f"a {type(value).__name__} is not an image", FORMS)
 
-    if value.startswith("data:"):
+    match = SCHEME.match(value)
+    scheme = "" if match is None else (match[1] or match[2]).lower()
+    if scheme == "data":
         return _decoded(value)
-    if value.startswith(("http://", "https://", "hf://", "s3://")):
-        scheme = value.partition(":")[0]
+    if scheme not in ("", "file"):
         raise ImageError(f"images are not downloaded: {scheme}://...", "download them first, and give their files")
-    return Path(value.removeprefix("file://"))
+    return Path(value[match.end() :] if match else value)
+
+
+def is_path(text: str) -> bool:
+    """Whether text that stands for an image is a path, and not an address."""
+    return SCHEME.match(text) is None
 
 
 def _decoded(url: str) -> bytes:
     head, _, text = url.partition(",")
-    kind = head.removeprefix("data:").partition("/")[0]
+    kind = head[len("data:") :].lower().partition("/")[0]
     if kind not in ("", "image", "application"):
-        raise ImageError(f"a data URL of {kind} is not an image", "only images can be used")
-    if not head.endswith(";base64"):
+        raise ImageError(f"a data URL of {clean(kind, 40)} is not an image", "only images can be used")
+    if not head.lower().endswith(";base64"):
         raise ImageError("a data URL is not in base64", "write data:image/png;base64,...")
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as exc:
-        raise ImageError(f"a data URL is not valid base64: {exc}", "encode the file again") from exc
+    except ValueError as exc:  # also of characters beyond ASCII
+        raise ImageError(
+            f"a data URL is not valid base64: {exc}", "encode the file again, without line breaks"
+        ) from exc
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is not a plain file: opening a named pipe would wait without end.
+
+    Raises:
+        ImageError: it is not, or does not exist.
+    """
+    shown = clean(path, LONGEST_NAME)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as exc:  # a null character is a ValueError
+        reason = (isinstance(exc, OSError) and exc.strerror) or str(exc)
+        raise ImageError(f"cannot read an image: {shown}: {reason}", FORMS) from exc
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+        raise ImageError(f"cannot read an image: {shown} is {what}", "give the path of a file")
 
 
 def _too_large(size: str) -> ImageError:
@@ -112,7 +147,7 @@ def _too_large(size: str) -> ImageError:
 
 
 def _reason(exc: Exception) -> str:
-    if isinstance(exc, FileNotFoundError | IsADirectoryError | PermissionError):
-        return f"{exc.filename}: {exc.strerror}"
+    if isinstance(exc, OSError) and exc.strerror and exc.filename:
+        return f"{clean(exc.filename, LONGEST_NAME)}: {exc.strerror}"
     text = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
     return "it is not an image, or of an unsupported format" if "cannot identify" in text else text

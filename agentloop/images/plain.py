@@ -18,6 +18,17 @@ EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """Orientations in which width and height are swapped."""
 
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""Pillow's operation that sets an image upright, by orientation."""
+
 PLAIN_MODES = ("RGB", "L")
 PLAIN_FORMATS = ("PNG", "JPEG")
 JPEG_QUALITY = 95
@@ -125,10 +136,11 @@ def _orientation(image: Image) -> Any:
 def _upright_rgb(image: Image) -> Image:
     """Return the first frame, turned as its EXIF data says, over white, in RGB."""
     from PIL import Image as images
-    from PIL import ImageOps
 
-    if _orientation(image) not in (None, 1):
-        image = ImageOps.exif_transpose(image)
+    turned = _orientation(image)
+    # Not by ImageOps.exif_transpose, which fails if the rest of the EXIF data is damaged.
+    if (turn := TURNS.get(turned)) is not None:
+        image = image.transpose(getattr(images.Transpose, turn))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _gray(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -143,7 +155,7 @@ def _gray(image: Image) -> Image:
     import numpy as np
     from PIL import Image as images
 
-    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     top = 65535.0 if values.max(initial=0.0) > 255.0 else 255.0
     return images.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
 

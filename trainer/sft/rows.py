@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentloop.data import open_rows, row_images, with_images, without_nulls
+from agentloop.data import located_part, open_rows, row_images, with_images, without_nulls
 from agentloop.data.messages import decoded, read_messages
 from agentloop.errors import DataError, ToolConfigError
 from agentloop.tool.schema import read_schema
@@ -49,9 +49,34 @@ def read_rows(source: str | Sequence[str], key: str) -> Iterator[tuple[str, dict
         if not isinstance(row, dict):
             raise DataError(f"{rows.where(index)} is not an object", "write one JSON object a row")
         row = without_nulls(row) if rows.fills_nulls(index) else row
+        folder = rows.folder(index)
         if "images" in row:
-            row = {**row, "images": row_images(row, rows.where(index), rows.folder(index))}
+            row = {**row, "images": row_images(row, rows.where(index), folder)}
+        if folder != Path():
+            row = _with_located_parts(row, rows.where(index), folder)
         yield rows.where(index), row
+
+
+def _with_located_parts(row: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """Return a row in which the paths of images in its messages are absolute."""
+    messages = row.get("messages")
+    if isinstance(messages, str) and '"image' in messages:
+        messages = decoded(messages, f"{where}: column 'messages'")
+    if not isinstance(messages, list) or not any(map(_has_parts, messages)):
+        return row
+    return {**row, "messages": [_located(message, folder) for message in messages]}
+
+
+def _has_parts(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("content"), list | dict)
+
+
+def _located(message: Any, folder: Path) -> Any:
+    if not _has_parts(message):
+        return message
+    content = message["content"]
+    parts = [content] if isinstance(content, dict) else content
+    return {**message, "content": [located_part(part, folder) for part in parts]}
 
 
 def conversation_of(row: dict[str, Any], where: str) -> Conversation:

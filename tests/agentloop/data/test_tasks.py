@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from agentloop.data import RowOrder, load_tasks
+from agentloop.data import RowOrder, load_tasks, row_images
 from agentloop.data.tasks import CutText
 from agentloop.errors import DataError
 from agentloop.types import Trajectory
@@ -27,6 +27,10 @@ ROW: dict[str, Any] = {
 def write(path: Path, *rows: Any) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
+
+
+def part(**keys: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [keys]}]
 
 
 def test_a_row_becomes_a_task(tmp_path: Path) -> None:
@@ -103,6 +107,18 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
         ({"images": [None]}, "'images', image 1 is None"),
         ({"images": [{"bytes": None, "path": None}]}, "'images', image 1 is {'bytes'"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "0 images and 1 places"),
+        ({"images": [{"bytes": [137] * 9999}]}, "'images', image 1 is {'bytes': \\[137, 137, .*\\.\\.\\.\\]}"),
+        ({"prompt": part(type="image", image={})}, "the image of a content part is {}"),
+        ({"prompt": part(type="image", image=["a"])}, "the image of a content part is \\['a'\\]"),
+        ({"prompt": part(type="image", url="")}, "the url of a content part is ''"),
+        (
+            {"prompt": part(type="image_url", image_url={"detail": "low"})},
+            "the image_url of a content part is {'detail'",
+        ),
+        ({"prompt": part(type="image", source={"data": "AA=="}), "images": ["a"]}, "has it under 'source'"),
+        ({"prompt": part(type="text", text="x", image="a")}, "a part with a text and an image"),
+        ({"prompt": part(text="x", image="a")}, "a part with a text and an image"),
+        ({"prompt": [{"role": "user", "content": "<image>x"}], "image": "a.png"}, "read from column 'images'"),
         ({"prompt": "[1"}, "'prompt' is text that is not JSON"),
         ({"prompt": [{"role": ["user"], "content": "x"}]}, "prompt message 1 has the role"),
         ({"prompt": [{"role": "user", "content": 3}]}, "prompt message 1 has content of type int"),
@@ -133,6 +149,15 @@ def test_each_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
     again = RowOrder(10, seed=3, shuffle=True)
     assert [again[i] for i in (25, 3, 17)] == [epochs[2][5], epochs[0][3], epochs[1][7]]
     assert [RowOrder(4, seed=0, shuffle=False)[i] for i in range(6)] == [0, 1, 2, 3, 0, 1]
+
+
+def test_images_as_a_table_writes_them(tmp_path: Path) -> None:
+    """JSON text, and the NaN that stands for a gap."""
+    for text in ('["a.png"]', '{"path": "a.png"}'):
+        [task] = load_tasks(write(tmp_path / "a.jsonl", {**image_row("<image>"), "images": text}), "data.train", "d")
+        assert task.images == [str(tmp_path / "a.png")]
+    assert row_images({"images": float("nan")}, "row 0", tmp_path) == []
+    assert row_images({"images": ["DATA:image/png;base64,AA==", "FILE:///a"]}, "", tmp_path)[0].startswith("DATA")
 
 
 def image_row(content: Any, *images: Any) -> dict[str, Any]:

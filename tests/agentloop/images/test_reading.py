@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -146,6 +147,12 @@ def test_a_cut_or_damaged_file_is_an_image_error() -> None:
         ("data:video/mp4;base64,AAAA", "a data URL of video"),
         ("data:image/png,abc", "not in base64"),
         ("data:image/png;base64,??", "not valid base64"),
+        ("data:image/png;base64,\u00e4", "not valid base64"),
+        ("HTTPS://example.org/a.png", "not downloaded"),
+        ("ftp://name:password@host/a.png", "not downloaded: ftp://\\.\\.\\.\\n"),
+        ("/dev/zero", "/dev/zero is not a plain file"),
+        ("a\0b.png", "null byte"),
+        ("a\x1b[31m.png", "a\u241b\\[31m.png: No such file"),
         (b"no image", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         ("none.png", "none.png: No such file"),
@@ -158,3 +165,40 @@ def test_what_is_no_image_is_named(value: Any, reason: str) -> None:
     for read in (image_size, read_image):
         with pytest.raises(DataError, match=reason):
             read(value)
+
+
+def test_a_named_pipe_and_a_folder_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, reason in (("pipe", "pipe is not a plain file"), ("", "is a folder")):
+        with pytest.raises(ImageError, match=reason):
+            read_image(tmp_path / name)
+
+
+def test_text_that_is_not_a_path_is_not_repeated_whole() -> None:
+    for value in ("A" * 100_000, {"bytes": "A" * 100_000}):
+        with pytest.raises(ImageError, match="File name too long") as caught:
+            read_image(value)
+        assert len(str(caught.value)) < 500
+
+
+def test_addresses_have_any_case(tmp_path: Path) -> None:
+    data = saved(split(), "PNG")
+    (tmp_path / "a").write_bytes(data)
+    for value in (f"FILE://{tmp_path / 'a'}", f"DATA:IMAGE/PNG;BASE64,{base64.b64encode(data).decode()}"):
+        assert read_image(value).data == data
+
+
+@pytest.mark.parametrize("tag", [0x100, 0x103, 0xA005])
+def test_damage_in_the_rest_of_the_exif_data_does_not_matter(tag: int) -> None:
+    fields = struct.pack("<HHHIIHHI4s", 2, 0x0112, 3, 1, 6, tag, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + fields + bytes(4)
+    data = saved(split(), "JPEG")
+    file = read_image(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    assert (file.width, file.height) == (20, 40)
+
+
+@pytest.mark.filterwarnings("error")
+def test_brightness_that_is_not_a_number_is_black() -> None:
+    values = np.full((4, 4), np.nan, np.float32)
+    values[0] = 200
+    assert pixels(saved(Image.fromarray(values), "TIFF"))[:, 0, 0].tolist() == [200, 0, 0, 0]

@@ -88,11 +88,16 @@ def test_rows_with_different_images_share_only_the_text_before_them(tokenizer: A
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "a.png").write_bytes(png(28, 28))
-    row = {"messages": chat("<image>Which?", "Red."), "images": ["a.png"]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    [(where, read)] = read_rows(str(tmp_path / "rows.jsonl"), "data")
-    found = tokenizer().row(read, where)
-    assert found is not None and len(found.images) == 1
+    parts = [[{"type": "image", "image": "a.png"}], [{"type": "image_url", "image_url": {"url": "a.png"}}]]
+    rows = [
+        {"messages": chat("<image>Which?", "Red."), "images": ["a.png"]},
+        *({"messages": [{"role": "user", "content": part}, chat("", "Red.")[2]]} for part in parts),
+    ]
+    rows.append({"messages": json.dumps(rows[1]["messages"])})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for where, read in read_rows(str(tmp_path / "rows.jsonl"), "data"):
+        found = tokenizer().row(read, where)
+        assert found is not None and len(found.images) == 1
 
 
 @pytest.mark.parametrize(
