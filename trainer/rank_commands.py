@@ -92,10 +92,11 @@ class Accumulate(SampleCommand[TrainSample, Accumulated]):
     temperature: float
     loss: LossSpec
     keep_logprobs: bool = False
+    forward_only: bool = False
 
     def run(self, learner: Learner, samples: Sequence[TrainSample]) -> Accumulated:
         kept: list[TokenNumbers] | None = [] if self.keep_logprobs else None
-        sums = learner.accumulate(samples, self.temperature, self.loss, kept)
+        sums = learner.accumulate(samples, self.temperature, self.loss, kept, forward_only=self.forward_only)
         return Accumulated(sums, in_sample_order(samples, kept or ()))
 
 

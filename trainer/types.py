@@ -252,6 +252,11 @@ class LossSpec:
     mask_high: float = 0.0
     veto: float | None = None
 
+    @property
+    def only_advantages(self) -> bool:
+        """Whether tokens with the advantage 0 have no gradient."""
+        return self.kind != "sft" and not self.kl_coef and not self.entropy_coef
+
     @classmethod
     def from_config(cls, config: AlgorithmConfig) -> LossSpec:
         correction = config.correction

@@ -30,7 +30,7 @@ from trainer.learner.model.lora import AdapterSnapshot, without_adapters
 from trainer.learner.model.policy import DeviceBatch, PolicyModel, is_vision
 from trainer.learner.model.sharding import move_model, reduce_gradients, reshard
 from trainer.learner.model.vision import ImageReader
-from trainer.learner.optim import apply_settings, make_optimizer, move_optimizer, take_step
+from trainer.learner.optim import apply_settings, make_optimizer, move_optimizer, set_zero_gradients, take_step
 from trainer.learner.weights.publisher import WeightPublisher
 from trainer.packing.layout import PackedBatch, empty_batch, pack
 from trainer.packing.units import micro_batches, plan_units
@@ -155,6 +155,7 @@ class Learner:
         self._total_steps = total_steps
         self._optimizer = make_optimizer(reshard(self._policy), optim)
         self._steps = 0
+        self._has_gradient = False
 
     def accumulate(
         self,
@@ -162,11 +163,14 @@ class Learner:
         temperature: float,
         spec: LossSpec,
         logprobs: list[TokenNumbers] | None = None,
+        *,
+        forward_only: bool = False,
     ) -> dict[str, float]:
         """Run forward and backward over this rank's share; gradients add up until `step`.
 
         Args:
             logprobs: gets the logprobs of each micro-batch's trained tokens, if it is given.
+            forward_only: all advantages are 0, here and on the other ranks, and so is the gradient.
 
         Returns:
             `TOKEN_SUMS`, `COUNTS`, `weight_max` and `time_s`.
@@ -176,19 +180,31 @@ class Learner:
         sums: dict[str, float] = {}
 
         for number, batch in enumerate(batches, 1):
+            if forward_only:
+                with torch.no_grad():
+                    add_sums(sums, self._forward(samples, batch, temperature, spec, logprobs)[1])
+                continue
             if not self._reduce_each:  # once per call: exchanges less, but each rank holds whole gradients until then
                 reduce_gradients(self._policy, now=number == len(batches))
-            add_sums(sums, self._forward_backward(samples, batch, temperature, spec, logprobs))
+            loss, numbers = self._forward(samples, batch, temperature, spec, logprobs)
+            loss.backward()
+            add_sums(sums, numbers)
+
+        if forward_only:
+            reshard(self._policy)  # as in `_columns`
+        else:
+            self._has_gradient = True
         return sums | {"time_s": time.perf_counter() - begin}
 
-    def _forward_backward(
+    def _forward(
         self,
         samples: Sequence[TrainSample],
         packed: PackedBatch,
         temperature: float,
         spec: LossSpec,
         logprobs: list[TokenNumbers] | None,
-    ) -> dict[str, float]:
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a micro-batch, and its sums."""
         batch = DeviceBatch.of(packed, self._device)
         reference_N = None
         if spec.kl_coef and self._settings.reference:
@@ -206,10 +222,9 @@ class Learner:
             self._proximal(samples, packed),
         )
         weighted_N = losses_N * batch.loss_weights
-        weighted_N.sum().backward()
-
+        loss = weighted_N.sum()
         if not packed.sequences:  # a rank without work only takes part in the collectives
-            return dict.fromkeys((*TOKEN_SUMS, *COUNTS, "weight_max"), 0.0)
+            return loss, dict.fromkeys((*TOKEN_SUMS, *COUNTS, "weight_max"), 0.0)
 
         with torch.no_grad():
             columns = (
@@ -230,7 +245,7 @@ class Learner:
             logprobs.append(TokenNumbers(packed.sample_index, packed.token_index, numbers))
         counts = (len(packed.targets), packed.sequences, len(packed.tokens), 1)
         names = (*TOKEN_SUMS, "weight_max", *COUNTS)
-        return dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
+        return loss, dict(zip(names, [*summed.tolist(), *map(float, counts)], strict=True))
 
     def _proximal(self, samples: Sequence[TrainSample], packed: PackedBatch) -> Tensor | None:
         """Recomputed logprobs of the micro-batch's trained tokens (N); None if there are none."""
@@ -272,8 +287,12 @@ class Learner:
         Raises:
             WorkerError: the gradient is not finite; the step is not taken.
         """
+        policy = reshard(self._policy)
+        if not self._has_gradient:
+            set_zero_gradients(self._optimizer, first=self._steps == 0)
+        self._has_gradient = False
         metrics = take_step(
-            reshard(self._policy),
+            policy,
             self._optimizer,
             self._optim,
             normalizer=normalizer,

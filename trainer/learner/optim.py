@@ -56,6 +56,20 @@ def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> No
                 state[name] = value.to(device)
 
 
+def set_zero_gradients(optimizer: torch.optim.AdamW, *, first: bool) -> None:
+    """Give parameters the gradient 0, where no backward pass gave them one.
+
+    AdamW skips a parameter without a gradient; with 0 its moments decay, and it moves on by them.
+
+    Args:
+        first: no step was taken yet; otherwise only parameters that have moments get one.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None and (first or parameter in optimizer.state):
+                parameter.grad = torch.zeros_like(parameter)
+
+
 def take_step(
     model: nn.Module, optimizer: torch.optim.AdamW, config: OptimConfig, *, normalizer: float, done: int, total: int
 ) -> dict[str, float]:

@@ -142,7 +142,8 @@ class WorkerGroup:
         """Add the gradient of the summed loss of `samples` to the accumulated gradient.
 
         May be called any number of times before `step`. Calls of a few thousand tokens are as fast
-        as one large call; smaller ones leave part of a core's speed unused.
+        as one large call; smaller ones leave part of a core's speed unused. Groups whose advantages
+        are all 0 have no backward pass where the loss has no other term; they count in all sums.
 
         Args:
             samples: samples with an equal `group_key` share their prompt.
@@ -170,13 +171,17 @@ class WorkerGroup:
         if not trained:
             return {"tokens": 0.0, "sequences": 0.0, "normalizer": 0.0}
 
-        shares, answers = await self._ask_with_samples(Accumulate(temperature, spec, keep_logprobs), trained)
-        if keep_logprobs:
-            for share, answer in zip(shares, answers, strict=True):
-                _set_logprobs([trained[index] for index in share], answer.logprobs)
-        return _merged([answer.sums for answer in answers]) | {
-            "normalizer": normalizer(trained, spec.aggregation, spec.aggregation_constant),
-        }
+        sums: dict[str, float] = {}
+        for forward_only, part in enumerate(_by_gradient(trained, spec)):
+            if not part:
+                continue
+            command = Accumulate(temperature, spec, keep_logprobs, forward_only=bool(forward_only))
+            shares, answers = await self._ask_with_samples(command, part)
+            if keep_logprobs:
+                for share, answer in zip(shares, answers, strict=True):
+                    _set_logprobs([part[index] for index in share], answer.logprobs)
+            add_sums(sums, _merged([answer.sums for answer in answers]))
+        return sums | {"normalizer": normalizer(trained, spec.aggregation, spec.aggregation_constant)}
 
     async def step(self, normalizer: float) -> dict[str, float]:
         """Take one optimizer step on the accumulated gradient divided by `normalizer`.
@@ -394,6 +399,18 @@ async def _cause(first: BaseException, calls: Sequence[asyncio.Future[RawAnswer]
     await asyncio.wait(calls, timeout=FAILURE_SETTLES_S)
     failures = [call.exception() for call in calls if call.done() and not call.cancelled()]
     return next((failure for failure in failures if isinstance(failure, RankDied)), first)
+
+
+def _by_gradient(samples: Sequence[TrainSample], spec: LossSpec) -> tuple[list[TrainSample], list[TrainSample]]:
+    """Divide samples into those with a gradient and those of groups without any.
+
+    A group stays whole: its samples share the prompt.
+    """
+    if not spec.only_advantages:
+        return list(samples), []
+    moving = {sample.group_key for sample in samples if sample.advantages.any()}
+    with_gradient = [sample for sample in samples if sample.group_key in moving]
+    return with_gradient, [sample for sample in samples if sample.group_key not in moving]
 
 
 def _merged(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:

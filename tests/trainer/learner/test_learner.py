@@ -451,3 +451,38 @@ def test_a_move_to_another_device_takes_everything_and_keeps_the_optimizers_para
     assert {id(parameter) for parameter in held} == {id(parameter) for parameter in of.policy.parameters()}
     states = [value for state in of.optimizer.state.values() for value in state.values()]
     assert states and {value.device.type for value in (*held, *states)} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["ppo_clip", "gspo", "cispo", "pg"])
+def test_without_advantages_there_is_no_gradient_and_a_forward_pass_has_the_same_sums(
+    tiny_model: Path, kind: Any
+) -> None:
+    samples = make_samples(groups=2, size=4)
+    for sample in samples:
+        sample.advantages[:] = 0
+    spec = LossSpec(kind=kind, decoupled=True, importance="token", mask="token", mask_low=0.5, mask_high=2.0)
+    assert spec.only_advantages
+    gradient, sums = accumulated(tiny_model, samples, spec=spec)
+    assert not gradient.any()
+    of, kept = learner(tiny_model), []
+    forward = of.accumulate(samples, 1.0, spec, kept, forward_only=True)
+    assert all(parameter.grad is None for parameter in of.policy.parameters())
+    assert {**forward, "time_s": 0} == {**sums, "time_s": 0}
+    assert sum(len(numbers.numbers) for numbers in kept) == forward["tokens"] > 0
+
+
+def test_the_moments_move_the_policy_on_in_a_step_without_any_gradient(tiny_model: Path) -> None:
+    samples = make_samples(groups=2, size=4)
+    flat_ones = make_samples(groups=2, size=4, seed=1)
+    for sample in flat_ones:
+        sample.advantages[:] = 0
+    spec = LossSpec(kind="pg")
+    found = []
+    for forward_only in (False, True):
+        of = learner(tiny_model, optim={"lr": 1e-2, "weight_decay": 0.1})
+        for number in range(3):  # also the first step, which has no moments yet
+            part = samples if number == 1 else flat_ones
+            of.accumulate(part, 1.0, spec, forward_only=forward_only and part is flat_ones)
+            of.step(100.0)
+        found.append(torch.cat([p.to_local().flatten().detach().clone() for p in of.policy.parameters()]))
+    assert torch.equal(*found)
