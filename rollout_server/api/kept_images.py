@@ -27,7 +27,7 @@ class KeptImages:
         """Replace the names in requests by their images, and keep the images that they hold.
 
         Raises:
-            UnknownImage: an image is named that was never sent, or is no longer kept.
+            UnknownImage: an image is named that is not kept (any more).
             RequestError: the requests are a batch, and one names an image.
         """
         for request in requests:

@@ -103,7 +103,7 @@ def score(row, text, trajectory):
 
 
 def waiting_reward(repo: Path, folder: Path, *, calls: int) -> str:
-    """Return the override for the quickstart's reward, which after so many calls waits for the file `go`.
+    """Return the override for the quickstart's reward, which from call number `calls` on waits for the file `go`.
 
     The run works in `folder`; the file `waits` is there as soon as it waits.
     """
