@@ -23,6 +23,19 @@ CONTROL = re.compile(
 
 REPO = Path(__file__).resolve().parents[1]
 
+LONGEST = ("e2e", "recipes", "conformance", "rollout_server", "trainer", "tools")
+"""Folders of the tests that start processes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that the processes of pytest-xdist end at about the same time.
+
+    `--no-loadscope-reorder` makes it keep this order.
+    """
+    ranks = {folder: rank for rank, folder in enumerate(LONGEST)}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).parts[0], len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def repo() -> Path:
