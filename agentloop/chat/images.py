@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from agentloop.errors import ImageError, ModelError
 from agentloop.images import IMAGE_KEYS, ImageFile, image_size
@@ -97,19 +97,24 @@ def images_of(messages: Sequence[Message]) -> Iterator[Any]:
         content = message["content"]
         if isinstance(content, list):
             for part in content:
-                for key in IMAGE_KEYS:
-                    if part.get(key) is not None:
-                        yield part[key]
-                        break
+                if (key := _image_key(part)) is not None:
+                    yield part[key]
+
+
+def _image_key(part: Any) -> str | None:
+    """Return the key of a content part under which its image is; agents may also give texts as
+    parts."""
+    if not isinstance(part, dict):
+        return None
+    return next((key for key in IMAGE_KEYS if part.get(key) is not None), None)
 
 
 def with_files(message: Message, files: Iterator[ImageFile]) -> Message:
     """Return a message with its images replaced by the next files."""
     if not any(True for _ in images_of([message])):
         return message
-    parts = []
+    parts: list[Any] = []
     for part in message["content"]:
-        assert isinstance(part, dict)
-        key = next((key for key in IMAGE_KEYS if part.get(key) is not None), None)
-        parts.append(part if key is None else {**part, key: next(files)})
+        key = _image_key(part)
+        parts.append(part if key is None else {**cast("dict[str, Any]", part), key: next(files)})
     return {**message, "content": parts}

@@ -195,6 +195,12 @@ async def test_decoding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPat
     assert message[0]["content"][0]["image"] is image, "the row is not changed"
 
 
+async def test_parts_of_an_agents_message_may_be_texts() -> None:
+    message: Any = {"role": "user", "content": ["Look:", {"type": "image", "image": png(28, 28)}]}
+    [loaded] = await ImageLoader().load([message])
+    assert loaded["content"][0] == "Look:" and isinstance(loaded["content"][1]["image"], ImageFile)  # type: ignore[index]
+
+
 async def test_a_cancelled_episode_leaves_the_image_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     loader, message = ImageLoader(), row(png(28, 28)).prompt
     reading = episode_images.read_image
