@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from agentloop.data import open_rows
 from agentloop.errors import DataError
 from agentloop.files import open_atomic
 from agentloop.model_folder import download
@@ -168,24 +169,38 @@ def _from_json(row: Any, file: Path) -> tuple[str, Problem]:
 
 def _from_parquet(folder: Path) -> dict[str, list[Problem]] | None:
     """Read the layout of the hub, `data/train-00000-of-00001.parquet`; None if there is none."""
-    import pyarrow.parquet as pq
-
     splits: dict[str, list[Problem]] = {}
     for split in ("train", "validation", "val", "test"):
         for file in sorted(folder.rglob(f"{split}*.parquet")):
-            splits.setdefault(split, []).extend(_from_rows(pq.read_table(file).to_pylist(), file))
+            splits.setdefault(split, []).extend(_from_rows(open_rows([str(file)], "--source"), file))
     return splits or None
 
 
 def _from_rows(rows: Iterable[dict[str, Any]], file: Path) -> Iterator[Problem]:
     for number, row in enumerate(rows):
-        text, answer, images = row.get("problem"), row.get("answer"), row.get("images") or []
-        missing = [name for name, value in (("problem", text), ("answer", answer), ("images", images)) if not value]
+        text, answer, images = row.get("problem"), row.get("answer"), row.get("images")
+        whole = {
+            "problem": isinstance(text, str) and text != "",
+            "answer": isinstance(answer, str | int | float) and str(answer) not in ("", "nan"),
+            "images": isinstance(images, list) and images != [],
+        }
+        missing = [name for name, found in whole.items() if not found]
         if missing:
             raise DataError(f"{file}, row {number} has no {missing[0]!r}", "give the columns images, problem, answer")
-        yield Problem(
-            str(text), [image if isinstance(image, dict) else {"bytes": image} for image in images], str(answer)
-        )
+
+        shown = [image if isinstance(image, dict) else {"bytes": image} for image in images or ()]
+        for place, image in enumerate(shown, 1):
+            if not isinstance(image.get("bytes"), bytes) or not image["bytes"]:
+                raise DataError(
+                    f"{file}, row {number}: image {place} has no bytes", "give {bytes, path} for each image"
+                )
+        places = str(text).count("<image>")
+        if places != len(shown):
+            raise DataError(
+                f"{file}, row {number} has {len(shown)} images and {places} places for them in its 'problem'",
+                "write <image> in the text where each image belongs",
+            )
+        yield Problem(str(text), shown, str(answer))
 
 
 def _in_order(file: Path) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
+from agentloop.data import open_rows
 from agentloop.errors import DataError
 from agentloop.files import open_atomic
 from agentloop.model_folder import download
@@ -25,6 +26,8 @@ USER_SYSTEM_PROMPT = (
     "says that it is wrong, look for the mistake and answer again."
 )
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+
+NUMBER = re.compile(r"-?[0-9]*\.?[0-9]+\.?")
 
 GENERATED = "generated"
 """The `--source` that needs no files: rows of `problems.py` in gsm8k's form, for a first try."""
@@ -44,13 +47,16 @@ def prepare(source: str, out: Path) -> dict[str, int]:
         Number of rows by file name.
 
     Raises:
-        DataError: a file is missing, or a row has no question or no `#### ` answer.
+        DataError: a file is missing, damaged or empty, or a row has no question or no `#### `
+            answer.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tables: dict[str, list[dict[str, Any]]] = {}
     for split, columns in _columns(source).items():
+        if not columns:
+            raise DataError(f"--source {source} has no rows for {split}.parquet", "give the whole data set")
         tables[f"{split}.parquet"] = [make_row(row, split, index) for index, row in enumerate(columns)]
         tables[f"user_{split}.parquet"] = [make_user_row(row, split, index) for index, row in enumerate(columns)]
 
@@ -97,7 +103,8 @@ def _common(row: dict[str, Any], split: str, index: int, system: str) -> dict[st
     columns = row if isinstance(row, dict) else {}
     question, solution = columns.get("question"), columns.get("answer")
     found = re.search(r"#### (-?[0-9.,]+)", solution) if isinstance(solution, str) else None
-    if not isinstance(question, str) or not question or not isinstance(solution, str) or found is None:
+    number = found.group(1).replace(",", "") if found is not None else None
+    if not isinstance(question, str) or not question or number is None or not NUMBER.fullmatch(number):
         missing = "'answer' with `#### <number>`" if isinstance(question, str) and question else "'question'"
         raise DataError(f"gsm8k {split}, row {index} has no {missing}", "give gsm8k's own question and answer columns")
 
@@ -109,7 +116,7 @@ def _common(row: dict[str, Any], split: str, index: int, system: str) -> dict[st
             {"role": "user", "content": f"{question} {INSTRUCTION}"},
         ],
         "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": found.group(1).replace(",", "")},
+        "reward_model": {"style": "rule", "ground_truth": number},
         "extra_info": {"split": split, "index": index, "question": question, "answer": solution},
     }
 
@@ -147,10 +154,7 @@ def _read(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     if not files:
         raise DataError(f"{folder} has neither {split}.jsonl nor {split}*.parquet", "give the folder of the data set")
 
-    import pyarrow.parquet as pq
-
-    for file in files:
-        yield from pq.read_table(file).to_pylist()
+    yield from open_rows([str(file) for file in files], "--source")
 
 
 def _download(hub_id: str) -> Path:

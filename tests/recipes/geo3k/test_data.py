@@ -114,3 +114,27 @@ def test_a_missing_diagram_an_empty_folder_and_a_missing_data_set(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="could not be downloaded"):
         prepare("no such/data set/at all", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images": [None]}, "row 0: image 1 has no bytes"),
+        ({"images": [{"bytes": None, "path": "a.png"}]}, "row 0: image 1 has no bytes"),
+        ({"images": {"bytes": b"x", "path": "a.png"}}, "row 0 has no 'images'"),
+        ({"problem": "Find x."}, "row 0 has 1 images and 0 places"),
+        ({"problem": "<image><image>"}, "row 0 has 1 images and 2 places"),
+        ({"problem": ["<image>"]}, "row 0 has no 'problem'"),
+        ({"answer": float("nan")}, "row 0 has no 'answer'"),
+    ],
+)
+def test_a_wrong_row_of_the_hubs_layout_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    row = {"images": [{"bytes": b"x", "path": "a.png"}], "problem": "<image>Find x.", "answer": 0}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test.parquet")
+    pq.write_table(pa.Table.from_pylist([row | changes]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=reason):
+        prepare(str(tmp_path), tmp_path / "out")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"train\.parquet"):
+        prepare(str(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

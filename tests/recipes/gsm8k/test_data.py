@@ -31,7 +31,15 @@ def test_gsm8k_rows_have_tool_and_ground_truth() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"question": "q", "answer": "no mark"}, {"answer": "#### 1"}, {"question": 5, "answer": "#### 1"}, ["q"]]
+    "row",
+    [
+        {"question": "q", "answer": "no mark"},
+        {"answer": "#### 1"},
+        {"question": 5, "answer": "#### 1"},
+        ["q"],
+        {"question": "q", "answer": "#### ."},
+        {"question": "q", "answer": "#### 1.2.3"},
+    ],
 )
 def test_a_gsm8k_row_without_answer_or_question_is_named(row: Any) -> None:
     with pytest.raises(DataError, match="train, row 3 has no"):
@@ -51,6 +59,18 @@ def test_gsm8k_is_prepared_whole_or_not_at_all(tmp_path: Path) -> None:
     }  # fmt: skip
     tasks = load_tasks(str(out / "train.parquet"), "data.train", "d")
     assert tasks[1].ground_truth == "3" and tasks[1].task_id == "1"
+
+
+def test_damaged_and_empty_files_are_named(tmp_path: Path) -> None:
+    for name in ("train.parquet", "test.parquet"):
+        (tmp_path / name).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"train\.parquet"):
+        prepare(str(tmp_path), tmp_path / "out")
+    for name in ("train.jsonl", "test.jsonl"):
+        write(tmp_path / name)
+    with pytest.raises(DataError, match=r"has no rows for train\.parquet"):
+        prepare(str(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_for_the_simulated_user_name_it_and_no_tool(tmp_path: Path) -> None:
