@@ -7,6 +7,8 @@ visible text.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import difflib
 import math
 import re
@@ -187,12 +189,20 @@ def hide_secrets(value: Any, depth: int = 0) -> Any:
 def hide_values(text: str, values: Iterable[str]) -> str:
     """Return text in which values such as those of headers, and their words, are `(hidden)`.
 
-    Parts of fewer than 4 characters stay: they are no secrets, and occur in any text.
+    So are the user and the password of `Basic` authentication, which are in base64. Parts of fewer
+    than 4 characters stay: they are no secrets, and occur in any text.
     """
-    parts = {part for value in values for part in (value, *value.split()) if len(part) >= SHORTEST_SECRET}
-    for part in sorted(parts, key=len, reverse=True):
+    parts = {part for value in values for word in (value, *value.split()) for part in (word, *_in_base64(word))}
+    for part in sorted((part for part in parts if len(part) >= SHORTEST_SECRET), key=len, reverse=True):
         text = text.replace(part, HIDDEN)
     return text
+
+
+def _in_base64(word: str) -> list[str]:
+    """Return the parts of what a word encodes, `user:password`; nothing if it encodes no text."""
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(word, validate=True).decode().split(":")
+    return []
 
 
 def _hidden(value: Any, depth: int) -> Any:

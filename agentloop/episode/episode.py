@@ -24,6 +24,7 @@ from agentloop.episode.calls import (
 from agentloop.episode.images import base64_of
 from agentloop.episode.law import check_placeholders
 from agentloop.episode.ledger import TokenLedger
+from agentloop.episode.messages import plain_messages
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
 from agentloop.trace.spans import OpenSpan
@@ -234,15 +235,16 @@ class Episode:
 
         Raises:
             EpisodeEnd: they would exceed `max_user_turns`; no message is added.
+            ValueError: one is not a message.
         """
-        branch = self._branch
+        branch, plain = self._branch, plain_messages(messages)
         if branch.ledger:
-            if not branch.user_spoke and any(message["role"] != "tool" for message in messages):
+            if not branch.user_spoke and any(message["role"] != "tool" for message in plain):
                 self._within_budget(self._shared.budget.add_user_turn)
                 branch.user_spoke = True
                 branch.metrics.user_turns += 1
-            branch.pending.extend(messages)
-        branch.messages.extend(messages)
+            branch.pending.extend(plain)
+        branch.messages.extend(plain)
 
     def add_reward(self, name: str, value: float, turn: Turn | None = None) -> None:
         """Add a step reward, for the token span of its turn and for a sum in `reward_parts`.
@@ -280,7 +282,7 @@ class Episode:
             messages: the start of the new trajectory; None: a copy of this one's past. The copy is
                 masked, so that no sampled token trains twice.
         """
-        return Episode(self._shared, self._branch.fork(messages))
+        return Episode(self._shared, self._branch.fork(None if messages is None else plain_messages(messages)))
 
     def rewrite(self, messages: Sequence[Message]) -> None:
         """Continue from other messages, for loops that change their history; counted as a fork.
@@ -288,7 +290,7 @@ class Episode:
         The tokens so far stay a separate trajectory. The next generation renders `messages` from
         their start.
         """
-        self._branch.rewrite(messages)
+        self._branch.rewrite(plain_messages(messages))
 
     # -- what the runner calls ---------------------------------------------------------------------
 

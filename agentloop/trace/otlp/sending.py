@@ -195,7 +195,8 @@ class _Note:
         """Return how many spans the receiver left out, and why.
 
         Raises:
-            ValueError: the answer is neither protobuf nor JSON, or too long to be either.
+            ValueError: the answer is neither protobuf nor JSON, too long to be either, or has
+                another number in it.
         """
         from google.protobuf.message import DecodeError
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -212,11 +213,16 @@ class _Note:
         else:
             partial = data.get("partialSuccess") if isinstance(data, dict) else None
             found = partial if isinstance(partial, dict) else {}
-            return int(found.get("rejectedSpans") or 0), str(found.get("errorMessage") or "")
+            rejected = found.get("rejectedSpans") or 0  # JSON of protobuf has such numbers as text
+            if type(rejected) not in (int, str) or int(rejected) < 0:
+                raise ValueError("the number of spans left out is not a number of spans")
+            return int(rejected), str(found.get("errorMessage") or "")
         try:
             answer = ExportTraceServiceResponse.FromString(self.content).partial_success
         except DecodeError as exc:
             raise ValueError("the answer is not protobuf") from exc
+        if answer.rejected_spans < 0:
+            raise ValueError("the number of spans left out is negative")
         return answer.rejected_spans, answer.error_message
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import IO, Any
 
 from agentloop.errors import ConfigError, ExportError
@@ -127,8 +127,8 @@ class _Child:
         code = f"from agentloop.trace.sender.serving import main; main({os.getpid()}, {module!r})"
         variables = dict.fromkeys(THREADS, "1") | dict(os.environ)
         with contextlib.ExitStack() as stack:
-            errors: IO[bytes] | int = stack.enter_context(log.open("ab")) if log.parent.is_dir() else DEVNULL
             try:
+                errors: IO[bytes] | int = stack.enter_context(log.open("ab")) if log.parent.is_dir() else DEVNULL
                 # A group of its own: Ctrl-C ends the run, which then sends what it still has. Not a
                 # session: Linux may share the cores among sessions first, whatever the priority of
                 # the processes in them.
@@ -155,7 +155,10 @@ class _Child:
             self._first = b""
             answer: dict[str, Any] = read_line(stdout.readline())
         except (OSError, ValueError) as exc:
+            with contextlib.suppress(TimeoutExpired):  # its pipes are closed before its status is there
+                self.process.wait(CLOSE_S)
             code = self.process.poll()
+            self.process.kill()  # one that only closed its pipes is of no use
             status = "" if code is None else f" with status {code}"
             raise ExportError(f"{self._name}: its process ended{status}", f"see {self._log}") from exc
         return answer

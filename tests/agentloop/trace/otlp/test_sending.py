@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,6 +213,9 @@ def test_an_endpoint_that_holds_a_key_is_refused_and_not_shown(repo: Path, part:
         (304, {}, b"", "redirects to an address that it does not name"),
         (200, {"content-type": "text/html"}, b"\n<html>log in</html>", "not as a receiver of spans"),
         (200, {}, b"hello", "not as a receiver of spans: hello"),
+        (200, {}, b'{"partialSuccess": {"rejectedSpans": -1}}', "not as a receiver of spans"),
+        (200, {}, b'{"partialSuccess": {"rejectedSpans": 1e300}}', "not as a receiver of spans"),
+        (200, {}, b'{"partialSuccess": {"rejectedSpans": "few"}}', "not as a receiver of spans"),
     ],
 )
 def test_what_is_no_receivers_answer_confirms_nothing(
@@ -250,6 +254,13 @@ def test_a_receiver_that_echoes_headers_shows_no_secret(receiver: Receiver, run:
     with pytest.raises(ExportError) as caught:
         exporter(receiver.url, run, headers={"Authorization": SECRET}).export([one(run)])
     assert "very-secret" not in str(caught.value) and "(hidden)" in str(caught.value)
+
+
+def test_a_receiver_that_echoes_a_password_shows_none(receiver: Receiver, run: ExportRun) -> None:
+    receiver.status, receiver.answer = 401, b"wrong password: very-secret"
+    header = "Basic " + base64.b64encode(b"someone:very-secret").decode()
+    with pytest.raises(ExportError, match=r"wrong password: \(hidden\)"):
+        exporter(receiver.url, run, headers={"Authorization": header}).export([one(run)])
 
 
 def test_the_users_own_tracer_is_not_touched(receiver: Receiver, run: ExportRun) -> None:

@@ -49,6 +49,27 @@ def test_spans_arrive_through_the_process_and_its_secrets_are_nowhere_else(recei
         exporter.export([])
 
 
+def test_a_killed_process_is_named_with_its_status_and_replaced_at_once(receiver: Receiver, run: ExportRun) -> None:
+    exporter = OtlpExporter(OtlpConfig(endpoint=receiver.url), run)
+    try:
+        child = exporter._process._running()
+        child.process.kill()
+        with pytest.raises(ExportError, match="ended with status -9"):
+            child.ask(b"{}\n")
+        exporter.export(episodes_of(run, step_of(1, 1)))
+        assert receiver.spans
+    finally:
+        exporter.close(1.0)
+
+
+def test_a_log_that_cannot_be_written_is_an_outage(run: ExportRun) -> None:
+    (run.folder / "logs" / "otlp.log").mkdir()
+    exporter = OtlpExporter(OtlpConfig(endpoint="http://127.0.0.1:9"), run)
+    with pytest.raises(ExportError, match=r"cannot be started: .*otlp\.log") as caught:
+        exporter.export([])
+    assert not caught.value.final
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no class for idle cores")
 @pytest.mark.parametrize("live", [True, False])
 def test_beside_a_run_it_computes_on_idle_cores_only_until_that_ends(run: ExportRun, live: bool) -> None:
