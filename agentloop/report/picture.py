@@ -13,6 +13,7 @@ from agentloop.report.figures import plots
 from agentloop.report.plots import HEIGHT, WIDTH, Plot, Series
 from agentloop.report.reading import RunRecord
 from agentloop.report.sft_figures import sft_plots
+from agentloop.text import clean
 
 LEFT, TOP, RIGHT, BOTTOM = 60.0, 52.0, 20.0, 44.0
 """Space around the frame, for numbers and texts."""
@@ -98,7 +99,7 @@ def _legend(drawn: dict[str, Any]) -> list[str]:
     parts, left = [f'<text x="{LEFT:g}" y="22" font-weight="bold">{escape(drawn["title"])}</text>'], LEFT
     left += 12.0 * (len(drawn["title"]) + 2)
     for entry in drawn["legend"]:
-        text = f"{entry['label']} {entry['last']}"
+        text = clean(f"{entry['label']} {entry['last']}")  # the name of a folder may hold anything
         colour = COLOURS[entry["colour"] - 1]
         if left + 9.0 * len(text) > LEFT + WIDTH:  # the rest would not be legible: it is in the report
             break

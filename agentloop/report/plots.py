@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from agentloop.text import number
@@ -17,6 +17,9 @@ from agentloop.text import number
 WIDTH, HEIGHT = 1000.0, 300.0
 MAX_POINTS = 500
 """Longer runs are drawn as means over equal intervals of steps."""
+
+LARGEST = 1e150
+"""Values beyond are drawn as this."""
 
 Value = float | None
 Unit = Literal["", "s", "%"]
@@ -64,7 +67,7 @@ class Plot:
 
     def draw(self) -> dict[str, Any]:
         """Return paths, marks, ticks, legend and tooltip numbers for the template."""
-        series = [s for s in self.series if not s.empty]
+        series = [_bounded(s) for s in self.series if not s.empty]
         steps, series, interval = _shorten(self.steps, series)
         x_low, x_high = float(min(steps)), float(max(steps))
         if x_low == x_high:
@@ -296,6 +299,17 @@ def _texts(series: Series) -> list[str]:
 
 def _last(values: Sequence[Value]) -> Value:
     return next((value for value in reversed(values) if value is not None), None)
+
+
+def _bounded(series: Series) -> Series:
+    """Return a series whose sums and differences are finite: a run may diverge to any number."""
+    if all(value is None or abs(value) <= LARGEST for value in (*series.values, *(series.spread or ()))):
+        return series
+
+    def cut(values: Sequence[Value]) -> list[Value]:
+        return [None if value is None else max(-LARGEST, min(LARGEST, value)) for value in values]
+
+    return replace(series, values=cut(series.values), spread=series.spread and cut(series.spread))
 
 
 def _shorten(steps: Sequence[int], series: list[Series]) -> tuple[list[int], list[Series], int]:

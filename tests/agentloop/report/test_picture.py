@@ -52,6 +52,14 @@ def test_several_runs_have_a_curve_each(tmp_path: Path) -> None:
     assert len(strokes) == len(set(strokes)) == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverged_and_a_folder_of_any_name(tmp_path: Path) -> None:
+    diverged, named = run(tmp_path, [1e308, -1e308, 0.5]), run(tmp_path, [0.3, 0.4], "a\nb\x1b[31m")
+    file = write_picture([diverged, named], "Reward", tmp_path / "curves.svg")
+    assert "a\nb\u241b[31m: training 0.400" in texts(file)
+    assert all("nan" not in str(e.get("d")) and "inf" not in str(e.get("d")) for e in elements(file, "path"))
+
+
 def test_an_unknown_plot_is_refused_with_the_titles(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no plot 'rewards'") as raised:
         write_picture([run(tmp_path, [0.2, 0.5])], "rewards", tmp_path / "curve.svg")
