@@ -43,8 +43,9 @@ from trainer.rank_commands import (
     sample_type,
     to_json,
 )
-from trainer.types import LearnerSettings, LossSpec, SaveStatus, TokenNumbers, TrainSample, ValueSample, add_sums
+from trainer.types import LearnerSettings, LossSpec, SaveStatus, TrainSample, ValueSample, add_sums
 from trainer.workers.rank import Rank, RankDied, RawAnswer
+from trainer.workers.samples import by_gradient, by_sample, check_samples, set_logprobs
 from trainer.workers.watch import RankHangs, wait_for_answers
 
 DEFAULT_HIDDEN_SIZE = 1024
@@ -166,20 +167,20 @@ class WorkerGroup:
             ValueError: a sample's columns do not fit together, or the temperature is 0.
         """
         spec = loss or LossSpec.from_config(self._config.algorithm)
-        _check(samples, temperature)
+        check_samples(samples, temperature)
         trained = [sample for sample in samples if sample.loss_mask.any()]
         if not trained:
             return {"tokens": 0.0, "sequences": 0.0, "normalizer": 0.0}
 
         sums: dict[str, float] = {}
-        for forward_only, part in enumerate(_by_gradient(trained, spec)):
+        for forward_only, part in enumerate(by_gradient(trained, spec)):
             if not part:
                 continue
             command = Accumulate(temperature, spec, keep_logprobs, forward_only=bool(forward_only))
             shares, answers = await self._ask_with_samples(command, part)
             if keep_logprobs:
                 for share, answer in zip(shares, answers, strict=True):
-                    _set_logprobs([part[index] for index in share], answer.logprobs)
+                    set_logprobs([part[index] for index in share], answer.logprobs)
             add_sums(sums, _merged([answer.sums for answer in answers]))
         return sums | {"normalizer": normalizer(trained, spec.aggregation, spec.aggregation_constant)}
 
@@ -210,9 +211,9 @@ class WorkerGroup:
         Raises:
             WorkerError: there is no reference policy (`start(reference=True)`).
         """
-        _check(samples, temperature)
+        check_samples(samples, temperature)
         shares, answers = await self._ask_with_samples(Logprobs(temperature, of), samples)
-        return _by_sample(samples, shares, answers)
+        return by_sample(samples, shares, answers)
 
     async def values(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
         """Compute the critic's value of the state in which each trained token was sampled.
@@ -224,7 +225,7 @@ class WorkerGroup:
             WorkerError: there is no critic.
         """
         shares, answers = await self._ask_with_samples(Values(), samples)
-        return _by_sample(samples, shares, answers)
+        return by_sample(samples, shares, answers)
 
     async def accumulate_values(self, samples: Sequence[ValueSample]) -> dict[str, float]:
         """Add the gradient of the critic's loss over trained tokens to its accumulated gradient.
@@ -401,18 +402,6 @@ async def _cause(first: BaseException, calls: Sequence[asyncio.Future[RawAnswer]
     return next((failure for failure in failures if isinstance(failure, RankDied)), first)
 
 
-def _by_gradient(samples: Sequence[TrainSample], spec: LossSpec) -> tuple[list[TrainSample], list[TrainSample]]:
-    """Divide samples into those with a gradient and those of groups without any.
-
-    A group stays whole: its samples share the prompt.
-    """
-    if not spec.only_advantages:
-        return list(samples), []
-    moving = {sample.group_key for sample in samples if sample.advantages.any()}
-    with_gradient = [sample for sample in samples if sample.group_key in moving]
-    return with_gradient, [sample for sample in samples if sample.group_key not in moving]
-
-
 def _merged(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Merge the sums of the ranks; `time_s` is that of the slowest."""
     total: dict[str, float] = {}
@@ -421,42 +410,9 @@ def _merged(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return total | {"time_s": max(answer["time_s"] for answer in answers)}
 
 
-def _by_sample(
-    samples: Sequence[TrainSample], shares: Sequence[Sequence[int]], answers: Sequence[TokenNumbers]
-) -> list[np.ndarray]:
-    """Put the number of each trained token at its place in its sample; 0 elsewhere."""
-    result = [np.zeros(len(sample), dtype=np.float32) for sample in samples]
-    for share, (sample_index, token_index, numbers) in zip(shares, answers, strict=True):
-        for local in np.unique(sample_index):
-            rows = sample_index == local
-            result[share[local]][token_index[rows]] = numbers[rows]
-    return result
-
-
-def _set_logprobs(samples: Sequence[TrainSample], logprobs: np.ndarray) -> None:
-    """Set `trainer_logprobs` from those of the trained tokens, sample after sample."""
-    begin = 0
-    for sample in samples:
-        column = np.zeros(len(sample), dtype=np.float32)
-        end = begin + sample.trained_tokens
-        column[sample.loss_mask] = logprobs[begin:end]
-        sample.trainer_logprobs = column
-        begin = end
-
-
 def _save_error(statuses: Sequence[SaveStatus]) -> str:
     """Return the error of the first rank whose part failed."""
     return next((status.error for status in statuses if status.error), "")
-
-
-def _check(samples: Sequence[TrainSample], temperature: float) -> None:
-    if temperature <= 0:
-        raise ValueError("temperature 0 has no logprobs to train on: set rollout.sampling.temperature above 0")
-    for index, sample in enumerate(samples):
-        try:
-            sample.check()
-        except ValueError as exc:
-            raise ValueError(f"sample {index}: {exc}") from exc
 
 
 def _hidden_size(model_path: str) -> int:

@@ -24,8 +24,9 @@ from agentloop.errors import ModelError, WorkerError
 from tests.trainer.conftest import make_samples, start_workers
 from trainer.channel import BlockingChannel, arrays_to_samples, samples_to_arrays
 from trainer.types import LossSpec, TrainSample
-from trainer.workers.group import WorkerGroup, _by_gradient, _cause
+from trainer.workers.group import WorkerGroup, _cause
 from trainer.workers.rank import RankDied
+from trainer.workers.samples import by_gradient
 
 # An epsilon far above any gradient makes AdamW's first step plain gradient descent with step size lr / eps = 1: the
 # change of the published weights is the gradient.
@@ -128,14 +129,14 @@ def test_only_whole_groups_without_any_gradient_are_set_apart() -> None:
     samples = make_samples(groups=3, size=2)
     for sample in (samples[0], samples[2], samples[3]):
         sample.advantages[:] = 0
-    with_gradient, without = _by_gradient(samples, LossSpec(kind="pg"))
+    with_gradient, without = by_gradient(samples, LossSpec(kind="pg"))
     assert [sample.group_key for sample in with_gradient] == [0, 0, 2, 2]
     assert [sample.group_key for sample in without] == [1, 1]
     samples[2].advantages[samples[2].loss_mask.argmax()] = np.nan  # is found by the norm of the gradient
-    assert _by_gradient(samples, LossSpec(kind="pg"))[1] == []
+    assert by_gradient(samples, LossSpec(kind="pg"))[1] == []
     samples[2].advantages[:] = 0
     for spec in (LossSpec(entropy_coef=0.1), LossSpec(kl_coef=0.1), LossSpec(kind="sft")):
-        assert _by_gradient(samples, spec) == (samples, [])
+        assert by_gradient(samples, spec) == (samples, [])
 
 
 async def test_ranks_add_up_the_same_gradient_after_each_micro_batch_or_once(tiny_model: Path, tmp_path: Path) -> None:
