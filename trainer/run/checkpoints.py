@@ -12,6 +12,7 @@ from typing import Any
 from agentloop.config import CheckpointConfig, LoraConfig
 from agentloop.errors import DiskError, RunDirError
 from agentloop.files import real_path, write_atomic
+from agentloop.model_folder.hub import may_be_hub_id
 from trainer.checkpoint_files import GROUPS_FILE, TENSORS, verify
 from trainer.rollouts.group_file import encode_groups
 from trainer.rollouts.producer import Group
@@ -137,7 +138,13 @@ def _check_config(run: RunDir, lora: LoraConfig, model_path: str) -> None:
     The shapes alone would not show it: alpha is not in a checkpoint, and two models of one
     architecture have the same shapes.
     """
-    config = run.read_config() or {}
+    config = run.read_config()
+    if config is None:
+        raise RunDirError(
+            f"trainer.lora.adapters: {run.config_file} is missing or damaged, without which nothing says whether the "
+            "adapters fit",
+            "name the run directory as the run wrote it, or a checkpoint inside of it",
+        )
     trained: dict[str, Any] = (config.get("trainer") or config).get("lora") or {}
     if not trained:
         raise RunDirError(
@@ -145,20 +152,30 @@ def _check_config(run: RunDir, lora: LoraConfig, model_path: str) -> None:
             f"start from its finished model instead: agentloop export {run.root} --out <folder>, model.path=<folder>",
         )
 
+    trained = LoraConfig().plain() | trained  # an earlier version may have had fewer keys
     for key, wanted in lora.plain().items():
-        if key != "adapters" and trained.get(key) != wanted:
+        if key != "adapters" and trained[key] != wanted:
             raise RunDirError(
                 f"trainer.lora.adapters: trainer.lora.{key} is {wanted}, and the adapters of {run.root} were trained "
-                f"with {trained.get(key)}",
-                f"set trainer.lora.{key}={trained.get(key)}; or merge them, and train new ones on the merged model: "
+                f"with {trained[key]}",
+                f"set trainer.lora.{key}={trained[key]}; or merge them, and train new ones on the merged model: "
                 f"agentloop export {run.root} --out <folder>, model.path=<folder>",
             )
 
     base = (config.get("model") or {}).get("path")
-    # A hub id has been resolved to a folder of the cache by now: only folders are compared.
-    if base is not None and Path(base).is_dir() and real_path(Path(base)) != real_path(Path(model_path)):
+    if base is not None and _is_another_model(str(base), Path(model_path)):
         raise RunDirError(
             f"trainer.lora.adapters: the adapters of {run.root} belong to model.path={base}, and this run's model is "
             f"{model_path}",
             f"set model.path={base}",
         )
+
+
+def _is_another_model(base: str, model: Path) -> bool:
+    """Whether `base`, a folder or hub id, is another model than that of a folder, as far as names
+    tell: a folder may be a copy of a hub's model."""
+    if Path(base).is_dir():
+        return real_path(Path(base)) != real_path(model)
+    # The cache of the hub: models--owner--name/snapshots/<revision>.
+    cached = [part.removeprefix("models--") for part in model.parts if part.startswith("models--")]
+    return bool(cached) and may_be_hub_id(base) and cached[-1].lower() != base.replace("/", "--").lower()

@@ -157,13 +157,21 @@ def unused_settings(trainer: TrainerConfig) -> list[str]:
 
 
 def shared_gpus(recipe: Recipe) -> str | None:
-    """Return a warning if engine and trainer share a GPU without `rollout.colocated`."""
+    """Return a warning if engine and trainer share a GPU without `rollout.colocated`, or take turns
+    without sharing one."""
     rollout, trainer = recipe.rollout, recipe.trainer
-    if rollout.url is not None or rollout.colocated or trainer.device != "cuda" or rollout.device != "cuda":
+    if rollout.url is not None or trainer.device != "cuda" or rollout.device != "cuda":
         return None
     per_replica = rollout.gpus_per_replica if rollout.engine == "sglang" else 1
     last = rollout.first_gpu + rollout.replicas * per_replica - 1
     if rollout.first_gpu >= trainer.ranks:
+        if not rollout.colocated:
+            return None
+        return (
+            f"engine (GPUs {rollout.first_gpu} to {last}) and trainer (GPUs 0 to {trainer.ranks - 1}) share none, and "
+            "wait for each other all the same: set rollout.colocated=false, or rollout.first_gpu=0"
+        )
+    if rollout.colocated:
         return None
     return (
         f"engine (GPUs {rollout.first_gpu} to {last}) and trainer (GPUs 0 to {trainer.ranks - 1}) are both on GPU "

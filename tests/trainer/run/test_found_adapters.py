@@ -67,6 +67,32 @@ def test_adapters_of_another_kind_are_refused(
         find_adapters(lora(run, **wanted), str(model))
 
 
+def test_models_of_the_hub_are_told_apart_by_their_folder_in_its_cache(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "sft", {"lora": LORA, "model": {"path": "org/base"}}, 1)
+    cache = tmp_path / "hub"
+    for name, fits in (("models--Org--base", True), ("models--org--base-instruct", False)):
+        model = cache / name / "snapshots" / "0123"
+        model.mkdir(parents=True)
+        if fits:
+            assert find_adapters(lora(run), str(model)) is not None
+        else:
+            with pytest.raises(RunDirError, match=r"belong to model\.path=org/base"):
+                find_adapters(lora(run), str(model))
+
+
+def test_a_run_of_an_earlier_version_may_lack_keys(tmp_path: Path, model: Path) -> None:
+    known = {key: value for key, value in LORA.items() if key != "exclude"}
+    assert find_adapters(lora(write_run(tmp_path / "old", {"lora": known}, 1)), str(model)) is not None
+
+
+def test_a_checkpoint_away_from_its_run_is_refused_for_that(tmp_path: Path, model: Path) -> None:
+    run = write_run(tmp_path / "sft", {"lora": LORA}, 1)
+    moved = run / "checkpoints" / "step_1"
+    (run / "config" / "resolved.json").write_text("{")
+    with pytest.raises(RunDirError, match=r"resolved\.json is missing or damaged"):
+        find_adapters(lora(moved), str(model))
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, model: Path) -> None:
     run = write_run(tmp_path / "sft", {"lora": LORA})
     for folder in (run, tmp_path / "nowhere"):

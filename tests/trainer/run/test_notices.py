@@ -78,6 +78,7 @@ def test_engine_and_trainer_on_one_gpu_are_reported() -> None:
 
     assert "set rollout.first_gpu=4, or rollout.colocated=true" in said()
     assert "GPUs 2 to 5" in said(first_gpu=2, gpus_per_replica=2)
+    assert "share none" in said(first_gpu=4, colocated=True) and "GPUs 4 to 5" in said(first_gpu=4, colocated=True)
     assert said(first_gpu=4) == said(colocated=True) == said(device="cpu") == said(url="http://h:1") == ""
 
 
