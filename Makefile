@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools learn-gsm8k bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search learn-gsm8k bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -110,6 +110,17 @@ smoke-geo3k-tools: $(STAMP) $(GEO3K_MODEL)/config.json ## the same with the tool
 	$(BIN)/agentloop train --config recipes/geo3k/smoke_tools.yaml run.dir=$(GEO3K)/tools/run model.path=$(GEO3K_MODEL) \
 	  data.train=$(GEO3K)/tools/data/tools_train.parquet data.val=$(GEO3K)/tools/data/tools_test.parquet $(ARGS)
 
+SEARCH := outputs/smoke-search
+
+smoke-search: $(STAMP) ## questions with a search server on a CPU, two steps: make smoke-search [SOURCE=<folder with corpus.jsonl and questions>]
+	rm -rf $(SEARCH)
+	$(BIN)/agentloop prepare search --config recipes/search/smoke_prompt.yaml --source $(or $(SOURCE),generated) --out $(SEARCH)/data
+	$(BIN)/agentloop search index $(or $(SOURCE),$(SEARCH)/data)/corpus.jsonl --out $(SEARCH)/index
+	$(BIN)/agentloop sft --config recipes/search/smoke_sft.yaml run.dir=$(SEARCH)/sft $(SFT_ARGS)
+	$(BIN)/agentloop search serve $(SEARCH)/index --port 8390 & server=$$!; trap "kill $$server" EXIT; \
+	$(BIN)/agentloop train --config recipes/search/smoke.yaml run.dir=$(SEARCH)/run model.path=$(SEARCH)/sft/model \
+	  data.train=$(SEARCH)/data/train.parquet data.val=$(SEARCH)/data/test.parquet $(ARGS)
+
 TWIN = outputs/learn-gsm8k/seed$(SEED)
 TWIN_BOUNDS ?= --starts-below 0.35 --ends-above 0.8
 
@@ -131,6 +142,7 @@ bench: $(STAMP) ## benchmarks on this machine; peers get environments of their o
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/router.py
 	$(BIN)/python benchmarks/publish.py
+	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/matmul.py
 	$(BIN)/python benchmarks/train.py

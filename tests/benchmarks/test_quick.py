@@ -23,6 +23,7 @@ QUICK = [
     "import_time.py",
     "matmul.py",
     "publish.py",
+    "retrieval.py",
     "router.py",
     "startup.py",
     "step.py",

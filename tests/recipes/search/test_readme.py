@@ -1,0 +1,92 @@
+"""The recipe as a newcomer uses it: the README's commands in order, with the real server, shortened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from agentloop.config import Recipe
+from agentloop.config.loading import load_config
+
+SHORT = {
+    "sft": ["stages.0.steps=2"],
+    "train": [
+        "run.steps=1", "eval.before_train=false", "eval.every=null", "rollout.batch_size=2", "rollout.group_size=2",
+        "agents.tool_agent.max_assistant_turns=2", "agents.tool_agent.max_response_tokens=64",
+    ],
+}  # fmt: skip
+
+
+def blocks(repo: Path) -> list[list[list[str]]]:
+    """The words of the commands of each block of the README."""
+    text = (repo / "recipes/search/README.md").read_text()
+    found = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [[line.split("  #")[0].split() for line in block.splitlines() if line.strip()] for block in found]
+
+
+@pytest.fixture(scope="module")
+def newcomer(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the commands of the first block were run; the server is still up."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        for words in blocks(repo)[0]:
+            command = [sys.executable, "-m", *words, *SHORT.get(words[1], [])]
+            if words[-1] == "&":
+                command.remove("&")
+                server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
+                stack.callback(server.wait)
+                stack.callback(server.kill)
+                assert server.stdout is not None
+                assert "100 passages (bm25) at http://127.0.0.1:8390/retrieve" in server.stdout.readline()
+                continue
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+            assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        yield folder
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_train_against_the_real_server(newcomer: Path) -> None:
+    lines = (newcomer / "outputs/search-smoke/metrics.jsonl").read_text().splitlines()
+    step = json.loads(lines[-1])
+    assert step["step"] == 1 and step["episode/failed"] == 0 and step["mismatch/logprob_abs_mean"] < 1e-4
+    found = httpx.post(
+        "http://127.0.0.1:8390/retrieve", json={"queries": ["Where was Ada Abel born?"], "topk": 1}
+    ).json()["result"][0]
+    assert found[0]["contents"].startswith('"Ada Abel"\n')
+
+
+def test_the_readme_names_every_file_and_only_files_that_exist(repo: Path) -> None:
+    folder = repo / "recipes/search"
+    text = (folder / "README.md").read_text()
+    for file in (*folder.glob("*.yaml"), *folder.glob("*.py")):
+        assert file.name == "__init__.py" or f"`{file.name}`" in text, file.name
+    for name in re.findall(r"`(\w+\.(?:yaml|py))`", text):
+        assert (folder / name).is_file(), name
+
+
+def test_the_recipe_is_the_published_setting(repo: Path) -> None:
+    recipe = load_config(Recipe, repo / "recipes/search/recipe.yaml", [])
+    assert recipe.model.path.startswith("Qwen/Qwen2.5-3B")
+    assert (recipe.rollout.batch_size, recipe.rollout.group_size) == (512, 5)
+    assert recipe.eval.before_train and recipe.eval.max_rows == 500
+    (tool,) = yaml.safe_load((repo / "recipes/search/tools.yaml").read_text())["tools"]
+    assert (tool["config"]["num_workers"], tool["config"]["rate_limit"], tool["config"]["timeout"]) == (120, 150, 30)
+
+
+def test_the_smoke_tools_differ_in_size_only(repo: Path) -> None:
+    full, small = (
+        yaml.safe_load((repo / f"recipes/search/{name}.yaml").read_text())["tools"][0]
+        for name in ("tools", "smoke_tools")
+    )
+    assert full["tool_schema"] == small["tool_schema"] and full["class_name"] == small["class_name"]
