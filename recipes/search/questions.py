@@ -22,7 +22,7 @@ LAST = ("Abel", "Brandt", "Conti", "Dorn", "Ekman", "Forst", "Galli", "Holm", "I
 PLACES = ("Arles", "Bergen", "Cadiz", "Delft", "Erfurt", "Fano", "Ghent", "Hamar", "Ivrea", "Jena")
 TRADES = ("a painter", "a chemist", "a sailor", "a poet", "an architect", "a baker", "a surveyor", "a violinist")
 
-TRAIN_ROWS, TEST_ROWS, SFT_ROWS = 64, 16, 200
+TRAIN_ROWS, TEST_ROWS, SFT_ROWS = 64, 16, 80
 QUESTION = "Where was {name} born?"
 
 

@@ -8,13 +8,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from agentloop.commands.main import build_app
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 
@@ -49,6 +51,11 @@ def newcomer(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
                 stack.callback(server.kill)
                 assert server.stdout is not None
                 assert "100 passages (bm25) at http://127.0.0.1:8390/retrieve" in server.stdout.readline()
+                continue
+            if words[1] not in SHORT:  # a new process for each would cost most of the time
+                with chdir(folder):
+                    done_here = CliRunner().invoke(build_app(), words[1:], catch_exceptions=False)
+                assert done_here.exit_code == 0, f"{words}\n{done_here.output}"
                 continue
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
             assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
