@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 import orjson
 from quick import QUICK, add_quick_option, expect, expect_between
-from report import hardware, table
+from report import hardware, record, table
 
 from agentloop.client.connections import ConnectionPool
 from agentloop.runtime.lag import LoopLagMonitor
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=4096, help="that search at once")
     parser.add_argument("--only", choices=("bm25", "flat"), help="one of the two")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--record", action="store_true", help="add a section to RESULTS.md")
     parser.add_argument("--serve-vectors", nargs=3, metavar=("VECTORS", "CORPUS", "PORT"), help=argparse.SUPPRESS)
     add_quick_option(parser)
     arguments = parser.parse_args()
@@ -80,7 +81,11 @@ def main() -> None:
     print(machine)
     keys = list(dict.fromkeys(key for result in results.values() for key in result))
     rows = [[key, *(f"{result[key]:,.4g}" if key in result else "" for result in results.values())] for key in keys]
-    print("\n".join(table([["", *results], *rows])))
+    lines = table([["", *results], *rows])
+    print("\n".join(lines))
+    if arguments.record:
+        command = f"python benchmarks/retrieval.py --passages {arguments.passages} --record"
+        record(Path(__file__).with_name("RESULTS.md"), command, [*lines, ""], "retrieval.py", machine)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
     if arguments.quick:

@@ -73,6 +73,7 @@ async def test_the_protocol_is_that_of_search_r1(server: httpx.AsyncClient) -> N
         ({"queries": ["a" * 10_001]}, "a query has 10001 characters"),
         ({"queries": ["a"], "topk": 0}, "topk is 0"),
         ({"queries": ["a"], "topk": 1001}, "topk is 1001"),
+        ({"queries": ["a"] * 1000, "topk": 1000}, "1000 queries with topk 1000 are too many"),
         ({"queries": ["a"], "topk": True}, "topk is True"),
         ({"queries": ["a"], "topk": "3"}, "topk is '3'"),
         ({"queries": ["a"], "return_scores": "yes"}, "return_scores is 'yes'"),

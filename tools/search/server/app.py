@@ -19,6 +19,8 @@ from tools.search.server.service import Retrieval
 MOST_QUERIES = 1024
 MOST_QUERY_CHARACTERS = 10_000
 MOST_TOPK = 1000
+MOST_PASSAGES = 20_000
+"""Passages of one answer: it is put together on the event loop."""
 MOST_BODY_BYTES = 16 * 2**20
 
 KEYS = ("queries", "topk", "return_scores")
@@ -96,6 +98,10 @@ def read_request(body: dict[str, Any], topk: int) -> tuple[list[str], int, bool]
     k = topk if k is None else k
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_TOPK:
         raise Refusal(422, f"topk is {repr(k)[:40]}", f"send a whole number from 1 to {MOST_TOPK}")
+    if k * len(queries) > MOST_PASSAGES:
+        raise Refusal(
+            422, f"{len(queries)} queries with topk {k} are too many", f"at most {MOST_PASSAGES} passages in all"
+        )
     scores = body.get("return_scores")
     if scores not in (None, True, False):
         raise Refusal(422, f"return_scores is {repr(scores)[:40]}", "send true or false")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import orjson
 
-from tools.search.index.base import Hits
+from tools.search.corpus import Corpus
+from tools.search.index.base import Hits, Index
 from tools.search.index.folder import Opened
 from tools.search.server.batching import Batcher
 from tools.search.server.cache import Lru
@@ -15,6 +16,26 @@ from tools.search.server.metrics import Metrics
 
 OVERHEAD_BYTES = 200
 """What a kept passage costs beside its text."""
+
+
+class _WithPages:
+    """An index whose threads also read the pages of the passages that they find.
+
+    The event loop then finds them in memory: a page that comes from a disk would stop it.
+    """
+
+    def __init__(self, index: Index, corpus: Corpus) -> None:
+        self._index, self._corpus = index, corpus
+
+    @property
+    def passages(self) -> int:
+        return self._index.passages
+
+    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
+        found = self._index.search(queries, k)
+        for number in {number for hits in found for number in hits.numbers}:
+            self._corpus.raw(number)
+        return found
 
 
 class Retrieval:
@@ -38,7 +59,7 @@ class Retrieval:
         self.opened = opened
         self.metrics = Metrics()
         self.batcher = Batcher(
-            opened.index,
+            _WithPages(opened.index, opened.corpus),
             threads=threads if opened.kind == "bm25" else 1,
             largest=largest_batch,
             on_batch=self.metrics.batches.observe,
