@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import re
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,11 @@ import orjson
 
 from agentloop.data import open_rows
 from agentloop.errors import DataError
-from agentloop.files import open_atomic
+from agentloop.files import open_atomic, remove_abandoned
 from agentloop.model_folder import download
+from agentloop.numbers import parse_number
+
+from .reward import STRICT, normalize_number
 
 SYSTEM_PROMPT = (
     "You solve math word problems. Reason step by step. Before you give the final answer, check it at least once "
@@ -26,8 +29,6 @@ USER_SYSTEM_PROMPT = (
     "says that it is wrong, look for the mistake and answer again."
 )
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
-
-NUMBER = re.compile(r"-?[0-9]*\.?[0-9]+\.?")
 
 GENERATED = "generated"
 """The `--source` that needs no files: rows of `problems.py` in gsm8k's form, for a first try."""
@@ -60,17 +61,18 @@ def prepare(source: str, out: Path) -> dict[str, int]:
         tables[f"{split}.parquet"] = [make_row(row, split, index) for index, row in enumerate(columns)]
         tables[f"user_{split}.parquet"] = [make_user_row(row, split, index) for index, row in enumerate(columns)]
 
-    out.mkdir(parents=True, exist_ok=True)
-    for name, rows in tables.items():
-        with open_atomic(out / name) as file:
-            pq.write_table(pa.Table.from_pylist(rows), file)
+    # All are written before the first is renamed: a full disk or a kill does not mix two sources.
+    with contextlib.ExitStack() as files:
+        for name, rows in tables.items():
+            remove_abandoned(out / name)
+            pq.write_table(pa.Table.from_pylist(rows), files.enter_context(open_atomic(out / name)))
     return {name: len(rows) for name, rows in tables.items()}
 
 
 def make_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:
     """Make one training row from gsm8k's `question` and `answer`, with the checking tool.
 
-    The ground truth is the number after `####`, without thousands separators.
+    The ground truth is the number after the last `####`, without thousands separators.
 
     Raises:
         DataError: naming split, row and the missing column.
@@ -102,11 +104,12 @@ def make_user_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]
 def _common(row: dict[str, Any], split: str, index: int, system: str) -> dict[str, Any]:
     columns = row if isinstance(row, dict) else {}
     question, solution = columns.get("question"), columns.get("answer")
-    found = re.search(r"#### (-?[0-9.,]+)", solution) if isinstance(solution, str) else None
-    number = found.group(1).replace(",", "") if found is not None else None
-    if not isinstance(question, str) or not question or number is None or not NUMBER.fullmatch(number):
-        missing = "'answer' with `#### <number>`" if isinstance(question, str) and question else "'question'"
-        raise DataError(f"gsm8k {split}, row {index} has no {missing}", "give gsm8k's own question and answer columns")
+    if not isinstance(question, str) or not question.strip():
+        raise _unusable(split, index, "'question'")
+    found = STRICT.findall(solution) if isinstance(solution, str) else []
+    truth = normalize_number(found[-1]) if found else ""
+    if parse_number(truth) is None:  # a row that cannot be right would only cost episodes
+        raise _unusable(split, index, "'answer' with `#### <number>`")
 
     return {
         "data_source": "openai/gsm8k",
@@ -116,9 +119,13 @@ def _common(row: dict[str, Any], split: str, index: int, system: str) -> dict[st
             {"role": "user", "content": f"{question} {INSTRUCTION}"},
         ],
         "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": number},
+        "reward_model": {"style": "rule", "ground_truth": truth},
         "extra_info": {"split": split, "index": index, "question": question, "answer": solution},
     }
+
+
+def _unusable(split: str, index: int, missing: str) -> DataError:
+    return DataError(f"gsm8k {split}, row {index} has no {missing}", "give gsm8k's own question and answer columns")
 
 
 def _columns(source: str) -> dict[str, list[dict[str, Any]]]:

@@ -46,7 +46,8 @@ class Gsm8kInteraction(Interaction):
             raise ValueError(f"max_tries is {self._max_tries}, and must be at least 1")
 
     async def start(self, task: Task, **kwargs: Any) -> _Attempts:
-        ground_truth = kwargs.get("ground_truth", task.ground_truth)
+        ground_truth = kwargs.get("ground_truth")
+        ground_truth = task.ground_truth if ground_truth is None else ground_truth
         if ground_truth is None:
             raise ValueError(f"row {task.task_id} has no ground truth")
         return _Attempts(str(ground_truth))

@@ -30,7 +30,8 @@ class CalcGsm8kReward(Tool):
     """
 
     async def open(self, task: Task, **create_kwargs: Any) -> _Progress:
-        ground_truth = create_kwargs.get("ground_truth", task.ground_truth)
+        ground_truth = create_kwargs.get("ground_truth")
+        ground_truth = task.ground_truth if ground_truth is None else ground_truth
         if ground_truth is None:
             raise ToolError(
                 f"row {task.task_id} has no ground truth for {self.name}",
@@ -39,7 +40,7 @@ class CalcGsm8kReward(Tool):
         return _Progress(str(ground_truth))
 
     async def execute(self, state: _Progress, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
-        answer = str(arguments["answer"])
+        answer = str(arguments["answer"]).strip()
         text = answer if answer.startswith("#### ") else f"#### {answer}"
         value = compute_score(text, state.ground_truth)
 

@@ -31,14 +31,30 @@ def test_gsm8k_rows_have_tool_and_ground_truth() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("#### -5", "-5"),
+        ("#### 1,234.", "1234"),
+        ("#### 72 clips\n", "72"),
+        ("first #### 1\nthen\r\n#### 2", "2"),
+        ("x" * 100_000 + "#### 3", "3"),
+        ("#### " + "9" * 100_000 + "..", "9" * 100_000),
+    ],
+    ids=lambda text: text[:8],
+)
+def test_the_ground_truth_is_the_last_number_of_the_form(answer: str, truth: str) -> None:
+    assert make_row({"question": "q", "answer": answer}, "train", 0)["reward_model"]["ground_truth"] == truth
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"question": "q", "answer": "no mark"},
         {"answer": "#### 1"},
         {"question": 5, "answer": "#### 1"},
         ["q"],
-        {"question": "q", "answer": "#### ."},
-        {"question": "q", "answer": "#### 1.2.3"},
+        {"question": " \n", "answer": "#### 1"},
+        *({"question": "q", "answer": f"#### {text}"} for text in (".", ",", "-", "1.2.3", "$5", "")),
     ],
 )
 def test_a_gsm8k_row_without_answer_or_question_is_named(row: Any) -> None:
@@ -71,6 +87,23 @@ def test_damaged_and_empty_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no rows for train\.parquet"):
         prepare(str(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_prepare_leaves_the_earlier_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare("generated", tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    write_table, written = pq.write_table, []
+
+    def interrupted(table: Any, file: Any) -> None:
+        written.append(table)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write_table(table.slice(0, 1), file)
+
+    monkeypatch.setattr(pq, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("generated", tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_rows_for_the_simulated_user_name_it_and_no_tool(tmp_path: Path) -> None:

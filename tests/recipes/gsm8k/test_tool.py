@@ -30,8 +30,12 @@ async def test_checks_are_scored_and_remembered(repo: Path) -> None:
     await session.close()
 
 
-async def test_the_rows_own_ground_truth_serves_when_the_tool_has_none(repo: Path) -> None:
-    session = make(repo, Task("0", "a", [], ground_truth="7"))
+@pytest.mark.parametrize("create_kwargs", [{}, {"ground_truth": None}])
+async def test_the_rows_own_ground_truth_serves_when_the_tool_has_none(
+    repo: Path, create_kwargs: dict[str, None]
+) -> None:
+    kwargs = {"tools_kwargs": {"calc_gsm8k_reward": {"create_kwargs": create_kwargs}}}
+    session = make(repo, Task("0", "a", [], ground_truth="7", extra_info=kwargs))
     result = await session.call(ToolCall("calc_gsm8k_reward", {"answer": "7"}), 5)
     assert result.text.endswith("reward: 1")
 
@@ -47,6 +51,7 @@ async def test_a_row_without_ground_truth_fails_the_episode_not_the_model(repo: 
     [
         ("1,234", "Current parsed answer: 1234, reward: 1"),
         ("#### 1234", "Current parsed answer: 1234, reward: 1"),
+        ("\n 1234 ", "Current parsed answer: 1234, reward: 1"),
         ("1234 apples", "Current parsed answer: 1234, reward: 1"),
         ("so 1234", "Current parsed answer: none, give a plain number, reward: 0"),
         ("", "Current parsed answer: none, give a plain number, reward: 0"),
