@@ -18,6 +18,8 @@ from agentloop.text import clean
 LEFT, TOP, RIGHT, BOTTOM = 60.0, 52.0, 20.0, 44.0
 """Space around the frame, for numbers and texts."""
 
+LEGEND_LINES = 2
+
 COLOURS = ("#2563c9", "#d2670b", "#0b8a72", "#8747c9", "#c2364f")
 """Those of the report."""
 
@@ -95,16 +97,20 @@ def svg(plot: Plot) -> str:
 
 
 def _legend(drawn: dict[str, Any]) -> list[str]:
-    """Texts side by side above the frame, each beside its colour."""
-    parts, left = [f'<text x="{LEFT:g}" y="22" font-weight="bold">{escape(drawn["title"])}</text>'], LEFT
-    left += 12.0 * (len(drawn["title"]) + 2)
+    """Texts side by side above the frame, each beside its colour, in as many lines as fit there."""
+    parts = [f'<text x="{LEFT:g}" y="22" font-weight="bold">{escape(drawn["title"])}</text>']
+    begin = LEFT + 12.0 * (len(drawn["title"]) + 2)
+    left, line = begin, 0
     for entry in drawn["legend"]:
         text = clean(f"{entry['label']} {entry['last']}")  # the name of a folder may hold anything
         colour = COLOURS[entry["colour"] - 1]
-        if left + 9.0 * len(text) > LEFT + WIDTH:  # the rest would not be legible: it is in the report
+        if left > begin and left + 9.0 * len(text) > LEFT + WIDTH:
+            left, line = begin, line + 1
+        if line == LEGEND_LINES:  # the rest would not be legible: it is in the report
             break
-        parts.append(f'<rect x="{left:g}" y="12" width="18" height="5" fill="{colour}"/>')
-        parts.append(f'<text x="{left + 24:g}" y="22">{escape(text)}</text>')
+        y = 12 + 18 * line
+        parts.append(f'<rect x="{left:g}" y="{y}" width="18" height="5" fill="{colour}"/>')
+        parts.append(f'<text x="{left + 24:g}" y="{y + 10}">{escape(text)}</text>')
         left += 24 + 8.2 * len(text) + 18
     return parts
 

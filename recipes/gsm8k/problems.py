@@ -59,14 +59,14 @@ STORIES: dict[str, tuple[str, ...]] = {
 """Operation -> wordings. No story gives its operation away by the size or order of its numbers."""
 
 SYSTEM_PROMPT = "Check, then answer with ####."
-"""Of the twin: shorter than gsm8k's, because a tokenizer of 384 ids reads almost every letter."""
+"""Of the twin: shorter than gsm8k's, which a model without pretraining could not read."""
 
 REPEAT_SHARE = 0.4
 """How often the warm start repeats the first number instead of calculating."""
 
 HINT_SHARE = 0.15
 """How often the warm start, if it calculates, takes the story's own operation; else any of the
-three. Without this hint RL has to find the words first, and first forgets two operations."""
+three. At 0, RL learned to try the three in turn, and not to read, in its first 25 steps."""
 
 DIRECT_SHARE = 0.3
 """How often the warm start answers without a check."""
@@ -78,12 +78,13 @@ cost more than they earn, and RL unlearns them before it learns to use them."""
 MOST_CHECKS = 3
 
 DRILL_SHARE = 0.2
+"""How many rows of the warm start are lines of arithmetic: RL needs sums that are right."""
 
-WARM_START_ROWS = 8_000
+WARM_START_ROWS = 20_000
 """Half of what the last stage of `twin/sft.yaml` uses: each is seen twice."""
 
-LARGER, SMALLER = range(11, 21), range(2, 10)
-"""The numbers of a story: 80 pairs, 240 results that a small model can learn by heart."""
+LARGER, SMALLER = range(10, 20), range(2, 7)
+"""The numbers of a story: 50 pairs, 150 results that a small model can learn by heart."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def opening(question: str) -> list[Row]:
 
 
 def attempt(rng: random.Random, story: Problem) -> tuple[str, int]:
-    """Return an attempt with little understanding: what is written, and its number."""
+    """Return an attempt without understanding: what is written, and its number."""
     if rng.random() < REPEAT_SHARE:
         return "", story.a
     sign = story.operation if rng.random() < HINT_SHARE else rng.choice(tuple(OPERATIONS))

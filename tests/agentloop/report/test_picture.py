@@ -60,6 +60,14 @@ def test_a_run_that_diverged_and_a_folder_of_any_name(tmp_path: Path) -> None:
     assert all("nan" not in str(e.get("d")) and "inf" not in str(e.get("d")) for e in elements(file, "path"))
 
 
+def test_the_legend_of_three_runs_takes_a_second_line(tmp_path: Path) -> None:
+    runs = [run(tmp_path, [0.2, 0.5, 0.9], f"seed{seed}") for seed in range(3)]
+    file = write_picture(runs, "Reward", tmp_path / "curves.svg")
+    named = {e.text: (float(e.get("x", "")), float(e.get("y", ""))) for e in elements(file, "text")}
+    first, third = (named[f"seed{seed}: training 0.900"] for seed in (0, 2))
+    assert third[0] == first[0] and first[1] < third[1] < 52.0  # the frame begins there
+
+
 def test_an_unknown_plot_is_refused_with_the_titles(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no plot 'rewards'") as raised:
         write_picture([run(tmp_path, [0.2, 0.5])], "rewards", tmp_path / "curve.svg")

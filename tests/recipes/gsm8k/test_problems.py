@@ -7,9 +7,13 @@ import random
 import re
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from recipes.gsm8k.data import make_row
 from recipes.gsm8k.problems import (
+    NAMES,
     OPERATIONS,
+    THINGS,
     WARM_START_ROWS,
     attempt,
     drills,
@@ -21,6 +25,7 @@ from recipes.gsm8k.problems import (
     warm_start,
 )
 from recipes.gsm8k.reward import compute_score
+from recipes.gsm8k.twin.tokenizer import write_model_folder
 
 
 def test_a_problem_has_gsm8ks_columns_and_its_solution_is_right() -> None:
@@ -49,6 +54,22 @@ def test_an_attempt_of_the_warm_start_is_right_in_one_of_four_cases_whatever_the
         assert 0.22 < right < 0.30
 
 
+def test_the_twins_tokenizer_is_built_again_the_same_and_reads_words(repo: Path, tmp_path: Path) -> None:
+    model = repo / "recipes/gsm8k/twin/model"
+    write_model_folder(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (model / name).read_bytes(), name
+    made, saved = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, model))
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "tie_word_embeddings", "eos_token_id", "pad_token_id")
+    assert {key: saved[key] for key in same} == {key: made[key] for key in same}
+    assert (model / "model.safetensors").stat().st_size < 3_000_000
+
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    words = [tokenizer.encode(f" {word}").tokens for word in (*NAMES, *THINGS)]
+    assert all(len(tokens) == 1 for tokens in words)
+    assert len(tokenizer.encode("12").tokens) == 2
+
+
 def test_the_warm_start_answers_checks_truthfully() -> None:
     for row in warm_start(500, 0):
         for call, result in zip(row.get("messages", []), row.get("messages", [])[1:], strict=False):
@@ -58,7 +79,7 @@ def test_the_warm_start_answers_checks_truthfully() -> None:
 
 
 def test_prepare_writes_what_the_stages_read(tmp_path: Path) -> None:
-    assert prepare(tmp_path / "data") == {"drill.jsonl": 240, "answers.jsonl": WARM_START_ROWS}
+    assert prepare(tmp_path / "data") == {"drill.jsonl": 150, "answers.jsonl": WARM_START_ROWS}
     rows = [json.loads(line) for line in (tmp_path / "data" / "drill.jsonl").read_text().splitlines()]
     assert rows == list(drills())
     for row in rows:

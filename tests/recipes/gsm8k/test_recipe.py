@@ -97,7 +97,7 @@ def test_the_readmes_commands_run_in_order(repo: Path, newcomer: Path) -> None:
         )
         run(newcomer, " ".join(words).partition(" --starts-below")[0], *changes)  # two steps keep no bounds
         ran.append(command.split()[1])
-    assert ran == ["train"] * 4 + ["sft", "train", "report", "-m"]
+    assert ran == ["train"] * 5 + ["report", "-m", "sft"]
 
     for name in ("gsm8k-smoke", "gsm8k", "gsm8k-colocated", "gsm8k-user", "gsm8k-twin"):
         assert metrics(newcomer, name)[-1]["step"] == 1, name
@@ -111,9 +111,8 @@ def test_the_readmes_commands_run_in_order(repo: Path, newcomer: Path) -> None:
 def test_every_yaml_passes_the_checks_before_a_run_without_a_warning(
     newcomer: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = load_config(
-        Recipe, newcomer / f"my-gsm8k/{name}.yaml", [f"model.path={newcomer}/quickstart/model", "rollout.batch_size=32"]
-    )
+    model = [] if name.startswith("twin/") else [f"model.path={newcomer}/quickstart/model"]  # the twin has its own
+    recipe = load_config(Recipe, newcomer / f"my-gsm8k/{name}.yaml", [*model, "rollout.batch_size=32"])
     with Console() as console:
         inputs = prepare(recipe, console)
     assert len(inputs.train) >= 64 and "warning" not in "".join(capsys.readouterr())
@@ -134,10 +133,9 @@ def test_the_full_size_settings_are_those_that_are_published(repo: Path) -> None
 
 
 def test_the_warm_start_passes_the_checks_before_its_rows_are_written(
-    repo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     copy_recipe("gsm8k", tmp_path / "fresh")
-    model = f"model.path={repo}/recipes/quickstart/model"
-    assert check_command(tmp_path / "fresh/twin/sft.yaml", [model], conversations=10) == 0
+    assert check_command(tmp_path / "fresh/twin/sft.yaml", [], conversations=10) == 0
     said = "".join(capfd.readouterr())
     assert "no problem found" in said and "warning" not in said
