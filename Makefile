@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search learn-gsm8k bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search learn-gsm8k learn-vision bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -132,6 +132,19 @@ learn-gsm8k: $(STAMP) ## the small twin of gsm8k learns in minutes on two cores:
 
 bench-quick: $(STAMP) ## each benchmark at a small size: its workload is what it says; no time is judged
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m benchmark $(ARGS)
+
+VISION = outputs/learn-vision/seed$(SEED)
+VISION_BOUNDS ?= --starts-below 0.3 --ends-above 0.8
+CONTROL_BOUNDS ?= --ends-below 0.2
+CONTROL := data.train=recipes/vision/data.py:blank_train_rows data.val=recipes/vision/data.py:blank_val_rows
+
+learn-vision: $(STAMP) ## a small vision-language model learns where to look, and does not with blank pictures: make learn-vision [SEED=1]
+	rm -rf $(VISION)
+	$(BIN)/agentloop train --config recipes/vision/recipe.yaml seed=$(SEED) run.dir=$(VISION)/pictures $(ARGS)
+	$(BIN)/agentloop train --config recipes/vision/recipe.yaml seed=$(SEED) run.dir=$(VISION)/blank $(CONTROL) $(ARGS)
+	$(BIN)/agentloop report $(VISION)/pictures $(VISION)/blank --picture $(VISION)/curve.svg
+	$(BIN)/python -m recipes.bounds $(VISION)/pictures $(VISION_BOUNDS)
+	$(BIN)/python -m recipes.bounds $(VISION)/blank $(CONTROL_BOUNDS)
 
 bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
 	$(BIN)/python benchmarks/import_time.py

@@ -2,6 +2,7 @@
 
     python -m recipes.bounds outputs/RUN [outputs/RUN ...] --starts-below 0.35 --ends-above 0.8
     python -m recipes.bounds outputs/RUN --evaluated-from 0.1 --evaluated-to 0.95
+    python -m recipes.bounds outputs/CONTROL --ends-below 0.2
 
 Prints `reward/mean` of the first step and the mean of the last five, and the first and the last
 evaluation, from each run's `metrics.jsonl`. The exit code is 1 if a run misses a bound.
@@ -62,12 +63,14 @@ def missed(
     ends_above: float | None,
     evaluated_from: float | None = None,
     evaluated_to: float | None = None,
+    ends_below: float | None = None,
 ) -> list[str]:
     """Return the bounds that a curve misses, in words.
 
     Args:
         starts_below, ends_above: bounds of the first step and of the last ones.
         evaluated_from, evaluated_to: the highest first and the lowest last evaluation.
+        ends_below: bound of the last steps of a control, which is not to learn.
     """
     found = []
     if (evaluated_from, evaluated_to) != (None, None) and len(curve.evaluations) < 2:
@@ -80,6 +83,8 @@ def missed(
         found.append(f"{curve.name}: the first step has a reward of {curve.first:.3f}, not below {starts_below:g}")
     if ends_above is not None and curve.last <= ends_above:
         found.append(f"{curve.name}: the last {LAST_STEPS} steps have {curve.last:.3f}, not above {ends_above:g}")
+    if ends_below is not None and curve.last >= ends_below:
+        found.append(f"{curve.name}: the last {LAST_STEPS} steps have {curve.last:.3f}, not below {ends_below:g}")
     return found
 
 
@@ -88,10 +93,14 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     parser.add_argument("--starts-below", type=float, help="bound of the first step")
     parser.add_argument("--ends-above", type=float, help=f"bound of the mean of the last {LAST_STEPS} steps")
+    parser.add_argument("--ends-below", type=float, help="the opposite bound, of a control that is not to learn")
     parser.add_argument("--evaluated-from", type=float, help="highest first evaluation")
     parser.add_argument("--evaluated-to", type=float, help="lowest last evaluation")
     arguments = parser.parse_args()
-    given = (arguments.starts_below, arguments.ends_above, arguments.evaluated_from, arguments.evaluated_to)
+    given = (
+        arguments.starts_below, arguments.ends_above, arguments.evaluated_from, arguments.evaluated_to,
+        arguments.ends_below,
+    )  # fmt: skip
     try:
         curves = [read_curve(run) for run in arguments.runs]
     except (OSError, ValueError) as exc:

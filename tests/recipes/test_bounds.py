@@ -48,6 +48,15 @@ def test_a_bound_that_is_missed_is_named(
     assert says in err and " steps" in out
 
 
+def test_a_control_must_not_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(run(tmp_path / "r", [0.1, *[0.2] * 5]))
+    assert program(monkeypatch, folder, "--ends-below", "0.25") == 0
+    assert program(monkeypatch, folder, "--ends-below", "0.2") == 1
+    assert "the last 5 steps have 0.200, not below 0.2" in capsys.readouterr().err
+
+
 def test_a_folder_without_rewards_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""Vision: a small model learns where to look; README.md has the commands."""
