@@ -67,8 +67,9 @@ class ReceivedImages:
         """Open images that were sent."""
         for key, data in new.items():
             self._known[key] = _open(data)
-            while len(self._known) > 2 * KEPT:  # more than the sender believes
-                self._known.popitem(last=False)
+        # More than the sender believes, and all of this request's.
+        while len(self._known) > max(2 * KEPT, len(new)):
+            self._known.popitem(last=False)
 
     def image(self, value: Any) -> Image | None:
         """Return the image that a message refers to; None if it cannot be opened."""

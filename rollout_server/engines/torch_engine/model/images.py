@@ -256,4 +256,5 @@ def _open(data: bytes) -> Image:
 
 
 def _reason(exc: Exception) -> str:
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    text = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    return "of another format, or not an image" if "cannot identify" in text else text
