@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from agentloop.commands.prepare import prepare_rows
 from agentloop.errors import DataError, ModelError, UserError
+from trainer.commands import check_options
 from trainer.commands.check import check_command
 
 HUB = {
@@ -77,3 +81,19 @@ def test_a_model_that_is_here_is_checked_but_for_its_weights(
     assert "prove chat template" in said and "no problem found, the weights aside" in said
     with pytest.raises(ModelError, match="safetensors"):
         check_command(recipe, [path], conversations=2)
+
+
+def test_the_hub_is_offline_before_its_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library reads the variable at its import: the command sets it before it imports anything."""
+    found: list[str | None] = []
+
+    def check(*args: Any, **options: Any) -> int:
+        found.append(os.environ.get("HF_HUB_OFFLINE"))
+        return 0
+
+    monkeypatch.setattr("trainer.commands.check.check_command", check)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for offline in (False, True):
+        with pytest.raises(typer.Exit):
+            check_options(["quickstart"], offline=offline)
+    assert found == ["0", "1"]
