@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from agentloop.client.client import GenerateClient
+from agentloop.client.sent_images import SentImages
 from agentloop.errors import RequestRejected
 from agentloop.wire import IMAGE_NAME, LEAST_NAMED_IMAGE, SamplingParams, image_name
 
@@ -102,3 +103,24 @@ async def test_an_image_of_a_request_that_failed_is_not_taken_as_sent() -> None:
     server.forgets_at_once = False
     await send(client, LARGE)
     assert server.got[-1] == [LARGE]
+
+
+async def test_all_names_are_forgotten_with_the_first_that_is_unknown() -> None:
+    """A server that restarted has none of them: each would cost a request of its own."""
+    server = Server()
+    client = await client_of(server)
+    await send(client, LARGE)
+    await send(client, OTHER)
+    server.kept.clear()
+    await send(client, LARGE)
+    await send(client, OTHER)
+    assert server.got[2:] == [[image_name(LARGE)], [LARGE], [OTHER]]
+
+
+def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentloop.client.sent_images.MOST_NAMES", 1)
+    sent = SentImages()
+    sent.sent([LARGE, OTHER])
+    assert sent.named([LARGE]) == [image_name(LARGE)]
+    sent.sent([OTHER])
+    assert sent.named([LARGE, OTHER]) == [LARGE, image_name(OTHER)]

@@ -195,6 +195,13 @@ async def test_decoding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPat
     assert message[0]["content"][0]["image"] is image, "the row is not changed"
 
 
+async def test_few_images_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episode_images, "REMEMBERED", 2)
+    loader = ImageLoader()
+    await loader.load(row(*(png(28, 28 * number) for number in range(1, 6))).prompt)
+    assert len(loader._known) == 2
+
+
 async def test_parts_of_an_agents_message_may_be_texts() -> None:
     message: Any = {"role": "user", "content": ["Look:", {"type": "image", "image": png(28, 28)}]}
     [loaded] = await ImageLoader().load([message])

@@ -76,6 +76,11 @@ def test_transparency_shows_white_and_cmyk_becomes_rgb() -> None:
     assert np.abs(pixels(ink)[0, 0] - [255, 0, 0]).max() < 8 and np.abs(pixels(ink)[0, -1] - [0, 0, 255]).max() < 8
 
 
+@pytest.mark.parametrize(("mode", "color"), [("RGB", (5, 5, 5)), ("L", 5), ("P", 0)])
+def test_a_color_that_stands_for_transparency_shows_white(mode: str, color: Any) -> None:
+    assert (pixels(saved(Image.new(mode, (4, 4), color), "PNG", transparency=color)) == 255).all()
+
+
 def test_gray_of_16_bits_keeps_its_range() -> None:
     values = np.linspace(0, 65535, 800, dtype=np.uint16).reshape(20, 40)
     shown = pixels(saved(Image.fromarray(values), "PNG"))
@@ -158,6 +163,7 @@ def test_a_cut_or_damaged_file_is_an_image_error() -> None:
         ("none.png", "none.png: No such file"),
         ("", "a str is not an image"),
         (7, "a int is not an image"),
+        (Image.new("RGB", (0, 5)), "an image of 0 x 5 pixels is empty"),
         ({"bytes": None, "path": None}, "a NoneType is not an image"),
     ],
 )

@@ -198,6 +198,8 @@ async def test_a_wrong_shape_is_named_by_its_place(tmp_path: Path, shape: Any, r
     result = await draw(session(tmp_path), {"type": "point", "point_2d": [1, 1]}, shape)
     assert result.error is not None and result.error.startswith("shapes[1]: ") and reason in result.error
     assert (await draw(session(tmp_path))).error == "shapes has 0 entries: give 1 to 64"
+    point = {"type": "point", "point_2d": [1, 1]}
+    assert (await draw(session(tmp_path), *[point] * 65)).error == "shapes has 65 entries: give 1 to 64"
 
 
 @pytest.mark.parametrize(

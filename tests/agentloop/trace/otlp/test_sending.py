@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 
+import requests
 from opentelemetry import trace as global_trace
 
 from agentloop.config import OtlpConfig, Recipe
@@ -19,6 +22,7 @@ from agentloop.errors import ConfigError, ExportError
 from agentloop.trace.exporting import ExportRun, TracedEpisode, episodes_of
 from agentloop.trace.otlp import OtlpExporter
 from agentloop.trace.otlp import sending as sending_module
+from agentloop.trace.otlp.sending import ANSWER_BYTES, _read
 from agentloop.trace.sender import wire
 from tests.agentloop.trace.made_episodes import record
 from tests.agentloop.trace.otlp_receiver import Receiver, plain
@@ -213,6 +217,7 @@ def test_an_endpoint_that_holds_a_key_is_refused_and_not_shown(repo: Path, part:
         (304, {}, b"", "redirects to an address that it does not name"),
         (200, {"content-type": "text/html"}, b"\n<html>log in</html>", "not as a receiver of spans"),
         (200, {}, b"hello", "not as a receiver of spans: hello"),
+        (200, {}, b"{}" + b" " * ANSWER_BYTES, "not as a receiver of spans"),
         (200, {}, b'{"partialSuccess": {"rejectedSpans": -1}}', "not as a receiver of spans"),
         (200, {}, b'{"partialSuccess": {"rejectedSpans": 1e300}}', "not as a receiver of spans"),
         (200, {}, b'{"partialSuccess": {"rejectedSpans": "few"}}', "not as a receiver of spans"),
@@ -238,6 +243,15 @@ def test_spans_left_out_are_counted_in_json_too(receiver: Receiver, run: ExportR
     receiver.answer = b'{"partialSuccess": {"rejectedSpans": "2", "errorMessage": "too old"}}'
     with pytest.raises(ExportError, match=r"left out 2 of 9 spans: too old"):
         exporter(receiver.url, run).export([one(run)])
+
+
+def test_an_answer_that_comes_slowly_is_given_up() -> None:
+    def read(size: int, decode_content: bool) -> bytes:
+        return b" "
+
+    slow: Any = SimpleNamespace(raw=SimpleNamespace(read=read, read1=read), headers={})
+    with pytest.raises(requests.Timeout, match="does not end"):
+        _read(slow, time.monotonic())
 
 
 def test_an_answer_without_end_is_cut_off(receiver: Receiver, run: ExportRun) -> None:

@@ -16,6 +16,7 @@ from agentloop.config import OtlpConfig
 from agentloop.errors import ExportError
 from agentloop.trace.exporting import ExportRun, episodes_of
 from agentloop.trace.otlp import OtlpExporter
+from agentloop.trace.sender import SenderProcess
 from tests.agentloop.trace.made_episodes import step_of
 from tests.agentloop.trace.otlp_receiver import Receiver
 
@@ -60,6 +61,42 @@ def test_a_killed_process_is_named_with_its_status_and_replaced_at_once(receiver
         assert receiver.spans
     finally:
         exporter.close(1.0)
+
+
+SENDER = """
+import resource
+
+class Sender:
+    def send(self, episodes, images):
+        print("noise of a library", flush=True)
+        if episodes:
+            raise MemoryError
+
+def sender(settings, run):
+    print("noise of an import", flush=True)
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] > 0
+    return Sender()
+"""
+
+
+def test_prints_are_not_answers_and_a_process_without_memory_ends(
+    run: ExportRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_sender.py").write_text(SENDER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = SenderProcess("made", "made_sender", {}, run)
+    try:
+        process.send([])
+        first = process.pid
+        with pytest.raises(ExportError, match="ended with status 1") as caught:
+            process.send(episodes_of(run, step_of(1, 1)))
+        assert not caught.value.final
+        process.send([])
+        assert process.pid != first, "the next process begins anew"
+    finally:
+        process.close()
+    log = (run.folder / "logs" / "made.log").read_text()
+    assert "noise of a library" in log and "noise of an import" in log and "MemoryError" in log
 
 
 def test_a_log_that_cannot_be_written_is_an_outage(run: ExportRun) -> None:
