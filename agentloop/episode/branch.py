@@ -27,6 +27,7 @@ class BranchMetrics:
     generate_s: float = 0.0
     tool_s: float = 0.0
     interaction_s: float | None = None  # None: without an interaction, the metric is omitted
+    converted_arguments: float | None = None  # None: none was written as text
 
     def as_dict(self) -> dict[str, float]:
         """Return the metrics that have a value, by name."""

@@ -27,6 +27,7 @@ from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.messages import plain_messages
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
+from agentloop.tool.session import CONVERTED
 from agentloop.trace.spans import OpenSpan
 from agentloop.types import (
     AttributeValue,
@@ -187,6 +188,8 @@ class Episode:
         limit = self.config.max_tool_response_tokens
         for call, result in zip(calls, results, strict=True):
             metrics.tool_errors += result.error is not None
+            if converted := result.metrics.get(CONVERTED):
+                metrics.converted_arguments = (metrics.converted_arguments or 0.0) + converted
             if result.reward is not None:
                 self.add_reward(call.name, result.reward)
             text = await cut_output(result.text, limit, self._shared.renderer)

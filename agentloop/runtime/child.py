@@ -63,6 +63,7 @@ async def spawn(
     pass_fds: Sequence[int] = (),
     own_session: bool = True,
     kept: bool = False,
+    folder: Path | None = None,
 ) -> asyncio.subprocess.Process:
     """Start a child process that dies with this one.
 
@@ -75,6 +76,7 @@ async def spawn(
         kept: for code that is not ours: a keeper (agentloop/runtime/keeper.py) stands between, and
             ends everything that the command started when the command ends, however it ends. The
             returned process is the keeper: end it with SIGTERM, never with SIGKILL.
+        folder: working directory; None: this process's.
     """
     return await asyncio.create_subprocess_exec(
         *(_kept(command) if kept else tied(command)),
@@ -84,6 +86,7 @@ async def spawn(
         env=dict(environment),
         pass_fds=pass_fds,
         start_new_session=own_session,
+        cwd=folder,
     )
 
 

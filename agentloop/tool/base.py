@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from agentloop.types import Task, ToolResult
@@ -20,10 +22,14 @@ class Tool(ABC):
         own_time_limit: `execute` limits its time itself, and `tool_timeout_s` does not apply. For
             calls that wait for their turn or for a server to return, which is not the model's
             fault.
+        origin: the entry of the tool YAML that it comes from; None: it was made in Python.
+        secrets: values from its entry of the YAML that no result and no error may show.
     """
 
     default_schema: ClassVar[dict[str, Any] | None] = None
     own_time_limit: ClassVar[bool] = False
+    origin: str | None = None
+    secrets: tuple[str, ...] = ()
 
     def __init__(self, config: dict[str, Any], schema: dict[str, Any]) -> None:
         self.config = config
@@ -32,6 +38,12 @@ class Tool(ABC):
     @property
     def name(self) -> str:
         return str(self.schema["function"]["name"])
+
+    @property
+    def state_key(self) -> Hashable:
+        """Tools of equal keys share an episode's state: the first that is called opens and closes
+        it. For the tools of one server; by default, each has its own."""
+        return self.name
 
     async def open(self, task: Task, **create_kwargs: Any) -> Any:
         """Begin an episode and return its state. `create_kwargs` come from the row
@@ -51,3 +63,26 @@ class Tool(ABC):
 
     def shut_down(self) -> None:  # noqa: B027  # optional
         """Release the resources of the whole run; called once, after the last episode."""
+
+
+class ToolSource(ABC):
+    """What one entry of the tool YAML brings when it is several tools, such as those of a server.
+
+    Args:
+        config: the `config` mapping of the entry.
+        folder: that of the tool YAML, for relative paths.
+        where: the entry, for messages.
+    """
+
+    def __init__(self, config: dict[str, Any], folder: Path, where: str) -> None:
+        self.config = config
+        self.folder = folder
+        self.where = where
+
+    @abstractmethod
+    def tools(self) -> Sequence[Tool]:
+        """Return the tools.
+
+        Raises:
+            ToolConfigError: the config is wrong, or the tools cannot be found out.
+        """

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agentloop.errors import ConfigError, RegistryError, ToolConfigError, UserError
 from agentloop.faults import place_of, user_frames
 from agentloop.imports import read_entries
 from agentloop.registry import TOOLS, load_reference
-from agentloop.tool.base import Tool
+from agentloop.tool.base import Tool, ToolSource
 from agentloop.tool.function import FunctionTool
 from agentloop.tool.schema import read_schema
+from agentloop.tool.secrets import hide, resolved
 from agentloop.tool.session import Toolset
 
-KEYS = ("class_name", "config", "tool_schema")
+Created = TypeVar("Created")
+
+KEYS = ("class_name", "config", "tool_schema", "mcp")
+"""Keys of an entry. `mcp` is how other frameworks name MCP servers; here it is part of `config`."""
 
 
 def load_toolset(path: Path) -> Toolset:
@@ -24,18 +29,35 @@ def load_toolset(path: Path) -> Toolset:
 
     `class_name` is `module.path.Class`, `path.py:Class` relative to the YAML, or a name that a
     package registered in the entry-point group `agentloop.tools`. It refers to a subclass of
-    `Tool`, or to a plain function.
+    `Tool`, to a subclass of `ToolSource` (several tools, as of an MCP server), or to a plain
+    function. In `config`, `${oc.env:NAME}` stands for an environment variable.
 
     Raises:
         ToolConfigError: naming file, entry and class.
     """
     entries = read_entries(path, "tools", "{class_name, config, tool_schema}", ToolConfigError, KEYS)
-    return Toolset(
-        [_load_tool(entry, path.parent, f"{path}, tool {number}") for number, entry in enumerate(entries, 1)]
-    )
+    tools: list[Tool] = []
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}, tool {number}"
+        written = entry.get("config") or {}
+        if not isinstance(written, dict):
+            raise ToolConfigError(f"{where}: config is not a mapping", "write config: {key: value}")
+        if entry.get("mcp") is not None:
+            written = {**written, "mcp": entry["mcp"]}
+        config, secrets = resolved(written, where)
+        try:
+            found = _load_tools(entry, config, path.parent, where)
+        except UserError as exc:
+            hint = hide(exc.hint, secrets) if exc.hint is not None else None
+            raise type(exc)(hide(exc.message, secrets), hint) from (None if secrets else exc)
+        for tool in found:
+            tool.origin = f"{entry['class_name']} (tool {number} of {path})"
+            tool.secrets = tuple(sorted({*tool.secrets, *secrets}, key=len, reverse=True))
+        tools += found
+    return Toolset(tools)
 
 
-def _load_tool(entry: dict[str, Any], folder: Path, where: str) -> Tool:
+def _load_tools(entry: dict[str, Any], config: dict[str, Any], folder: Path, where: str) -> list[Tool]:
     if not isinstance(entry.get("class_name"), str):
         raise ToolConfigError(f"{where} has no class_name", "name a class, for instance tools.calculator.Calculator")
     class_name = entry["class_name"]
@@ -44,14 +66,15 @@ def _load_tool(entry: dict[str, Any], folder: Path, where: str) -> Tool:
     except (ConfigError, RegistryError) as exc:
         raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
 
-    config = entry.get("config") or {}
-    if not isinstance(config, dict):
-        raise ToolConfigError(f"{where}: config is not a mapping", "write config: {key: value}")
     if inspect.isfunction(kind):
         try:
-            return FunctionTool(kind, config, class_name, folder)
+            return [FunctionTool(kind, config, class_name, folder)]
         except ToolConfigError as exc:
             raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
+    if inspect.isclass(kind) and issubclass(kind, ToolSource):
+        if entry.get("tool_schema"):
+            raise ToolConfigError(f"{where}: {class_name} brings its tools' schemas", "remove tool_schema")
+        return list(_created(lambda: kind(config, folder, where).tools(), class_name, where))
     if not (inspect.isclass(kind) and issubclass(kind, Tool)):
         raise ToolConfigError(
             f"{where}: {class_name} is not a Tool", "subclass agentloop.Tool, or name a plain function"
@@ -69,8 +92,12 @@ def _load_tool(entry: dict[str, Any], folder: Path, where: str) -> Tool:
     if schema is None:
         raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")
     schema = read_schema(schema, f"{where}: the tool_schema of {class_name}")
+    return [_created(lambda: kind(config, schema), class_name, where)]
+
+
+def _created(create: Callable[[], Created], class_name: str, where: str) -> Created:
     try:
-        return kind(config, schema)
+        return create()
     except UserError:
         raise
     except Exception as exc:

@@ -9,6 +9,10 @@ from agentloop.errors import ToolConfigError
 NULL_MEANS_NULL = ("default", "const")
 """Keys for which null is a value. Elsewhere it stands for an unset field, as pydantic writes it."""
 
+DEEPEST = 64
+MOST_VALUES = 10_000
+"""Levels and values of a schema at most."""
+
 SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
 """Keys whose values are schemas by name."""
 
@@ -30,12 +34,28 @@ def read_schema(schema: Any, where: str) -> dict[str, Any]:
             f"{where} has no function with a name", "write {type: function, function: {name, description, parameters}}"
         )
 
+    _check_size(schema, f"{where}, {function['name'][:80]}")
     found: dict[str, Any] = _without_nulls(schema)
     function = found["function"]
     where = f"{where}, {function['name']}"
     if "parameters" in function:
         function["parameters"] = _parameters(function["parameters"], where)
     return found
+
+
+def _check_size(schema: Any, where: str) -> None:
+    """Refuse a schema that no prompt could hold, without recursion."""
+    count, level, depth = 0, [schema], 0
+    while level:
+        depth += 1
+        count += len(level)
+        if depth > DEEPEST or count > MOST_VALUES:
+            raise ToolConfigError(
+                f"{where}: the schema has more than {DEEPEST} levels, or more than {MOST_VALUES:,} values",
+                "shorten it: all of it is in every prompt",
+            )
+        inner = [node for node in level if isinstance(node, (dict, list))]
+        level = [child for node in inner for child in (node.values() if isinstance(node, dict) else node)]
 
 
 def _parameters(parameters: Any, where: str) -> dict[str, Any]:

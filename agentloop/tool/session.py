@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,10 @@ from agentloop.errors import RewardError, ToolConfigError, ToolError
 from agentloop.faults import Fault
 from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
+from agentloop.tool.arguments import read_arguments
 from agentloop.tool.base import Tool
 from agentloop.tool.row_kwargs import check_row_kwargs
+from agentloop.tool.secrets import hide
 from agentloop.trace.spans import span
 from agentloop.types import LONGEST_TEXT, Task, ToolCall, ToolResult, bounded_text
 
@@ -23,15 +25,8 @@ CLOSE_TIMEOUT_S = 30.0
 MOST_FAULTS = 8
 """Exceptions of an episode's tools that its trace keeps."""
 
-JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "number": (int, float),
-    "integer": (int,),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
+CONVERTED = "converted_arguments"
+"""Metric of a result: values that the model wrote as text, and the tool got as the schema says."""
 
 
 class Toolset:
@@ -40,8 +35,12 @@ class Toolset:
     def __init__(self, tools: Iterable[Tool] = ()) -> None:
         self.tools: dict[str, Tool] = {}
         for tool in tools:
-            if tool.name in self.tools:
-                raise ToolConfigError(f"two tools are named {tool.name!r}", "give each a different name")
+            other = self.tools.get(tool.name)
+            if other is not None:
+                raise ToolConfigError(
+                    f"two tools are named {tool.name!r}: {_origin(other)} and {_origin(tool)}",
+                    "give each a different name; those of a server take a `prefix`",
+                )
             self.tools[tool.name] = tool
 
     @property
@@ -77,8 +76,8 @@ class ToolSession:
     def __init__(self, tools: dict[str, Tool], task: Task) -> None:
         self._tools = tools
         self._task = task
-        self._states: dict[str, Any] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._states: dict[Hashable, tuple[Tool, Any]] = {}  # with the tool that opened it
+        self._locks: dict[Hashable, asyncio.Lock] = {}
         self.faults: list[Fault] = []
 
     async def call(self, call: ToolCall, timeout_s: float) -> ToolResult:
@@ -91,9 +90,9 @@ class ToolSession:
         if tool is None:
             known = ", ".join(self._tools) or "none"
             return _error(f"there is no tool {call.name!r}; the tools are: {known}")
-        fault = argument_fault(tool.schema, call.arguments)
-        if fault:
-            return _error(fault)
+        read = read_arguments(tool.schema, call.arguments)
+        if read.fault is not None:
+            return _error(read.fault)
 
         kwargs = self._task.tool_kwargs(call.name).get("execute_kwargs", {})
         for attempt in range(TOOL_RETRIES + 1):
@@ -101,16 +100,22 @@ class ToolSession:
             try:
                 async with clock:
                     state = await self._open(tool)
-                    return _checked(tool, await tool.execute(state, call.arguments, **kwargs))
+                    result = _checked(tool, await tool.execute(state, read.values, **kwargs))
+                    return _counted(_hidden(tool, result), read.converted)
             except ToolError as exc:
                 if attempt == TOOL_RETRIES or exc.final:
-                    raise
+                    if not tool.secrets:
+                        raise
+                    # Neither the message nor a cause may show what only the tool may know.
+                    message, hint = hide(exc.message, tool.secrets), exc.hint and hide(exc.hint, tool.secrets)
+                    raise ToolError(message, hint, exc.final) from None
                 await asyncio.sleep(0.1 * 2**attempt)
             except Exception as exc:  # noqa: BLE001  # what a tool raises ends its call, not the episode
                 if isinstance(exc, TimeoutError) and clock.expired():
                     return _error(f"{call.name} took longer than {timeout_s:g} s and was stopped")
-                self._note(call.name, exc)
-                return _error(describe(exc))
+                if not tool.secrets:
+                    self._note(call.name, exc)
+                return _error(hide(describe(exc), tool.secrets))
         raise AssertionError("unreachable")
 
     async def rewards(self) -> dict[str, float]:
@@ -120,8 +125,8 @@ class ToolSession:
             RewardError: one of them is not a finite number.
         """
         parts = {}
-        for name, state in self._states.items():
-            tool = self._tools[name]
+        for tool, state in self._states.values():
+            name = tool.name
             if type(tool).reward is Tool.reward:  # it gives none
                 continue
             kwargs = self._task.tool_kwargs(name).get("calc_reward_kwargs", {})
@@ -143,20 +148,21 @@ class ToolSession:
         """Close all opened tools, even if one of them hangs or fails."""
         states, self._states = self._states, {}
         if states:
-            closing = [self._close(name, state) for name, state in states.items()]
-            for name, result in zip(states, await asyncio.gather(*closing, return_exceptions=True), strict=True):
+            closing = [self._close(tool, state) for tool, state in states.values()]
+            results = await asyncio.gather(*closing, return_exceptions=True)
+            for (tool, _), result in zip(states.values(), results, strict=True):
                 if isinstance(result, Exception):
-                    self._note(name, result)
+                    self._note(tool.name, result)
 
     def _note(self, name: str, exc: Exception) -> None:
         fault = fault_of(f"the tool {name}", exc)
         if fault is not None and len(self.faults) < MOST_FAULTS:
             self.faults.append(fault)
 
-    async def _close(self, name: str, state: Any) -> None:
-        kwargs = self._task.tool_kwargs(name).get("release_kwargs", {})
+    async def _close(self, tool: Tool, state: Any) -> None:
+        kwargs = self._task.tool_kwargs(tool.name).get("release_kwargs", {})
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await self._tools[name].close(state, **kwargs)
+            await tool.close(state, **kwargs)
 
     async def _open(self, tool: Tool) -> Any:
         """Return the tool's state in this episode.
@@ -164,15 +170,16 @@ class ToolSession:
         Raises:
             ToolError: it could not be opened, which is not the model's fault.
         """
-        if tool.name in self._states:
-            return self._states[tool.name]
+        key = tool.state_key
+        if key in self._states:
+            return self._states[key][1]
 
         # Parallel calls of one turn open the tool once.
-        async with self._locks.setdefault(tool.name, asyncio.Lock()):
-            if tool.name not in self._states:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if key not in self._states:
                 kwargs = self._task.tool_kwargs(tool.name).get("create_kwargs", {})
                 try:
-                    self._states[tool.name] = await tool.open(self._task, **kwargs)
+                    self._states[key] = tool, await tool.open(self._task, **kwargs)
                 except ToolError:
                     raise
                 except Exception as exc:
@@ -180,35 +187,11 @@ class ToolSession:
                         f"{tool.name} could not be opened for row {self._task.task_id}: {type(exc).__name__}: {exc}",
                         f"see extra_info.tools_kwargs.{tool.name}.create_kwargs of that row",
                     ) from exc
-            return self._states[tool.name]
+            return self._states[key][1]
 
 
-def argument_fault(schema: dict[str, Any], arguments: dict[str, Any]) -> str | None:
-    """Check a call's arguments; return the fault in words for the model, or None."""
-    parameters = schema["function"].get("parameters") or {}
-    properties = parameters.get("properties") or {}
-    name = schema["function"]["name"]
-    missing = [key for key in parameters.get("required") or () if key not in arguments]
-    if missing:
-        return f"{name} needs the argument {missing[0]!r}"
-
-    for key, value in arguments.items():
-        if key not in properties:
-            if parameters.get("additionalProperties"):
-                continue
-            return f"{name} has no argument {key!r}; its arguments are: {', '.join(properties)}"
-
-        # Tools made in Python may have a schema that `read_schema` has not seen.
-        schema_of_key = properties[key] if isinstance(properties[key], dict) else {}
-        wanted = schema_of_key.get("type")
-        names = [wanted] if isinstance(wanted, str) else list(wanted or ())
-        allowed = tuple(kind for entry in names for kind in JSON_TYPES.get(entry, ()))
-        if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-            return f"the argument {key!r} of {name} has to be of type {' or '.join(names)}"
-        choices = schema_of_key.get("enum")
-        if choices is not None and value not in choices:
-            return f"the argument {key!r} of {name} has to be one of {choices}"
-    return None
+def _origin(tool: Tool) -> str:
+    return tool.origin or f"{type(tool).__module__}.{type(tool).__qualname__}"
 
 
 def _checked(tool: Tool, result: Any) -> ToolResult:
@@ -221,6 +204,17 @@ def _checked(tool: Tool, result: Any) -> ToolResult:
             f"{tool.name} returned a ToolResult whose text is {type(result.text).__name__}", "give it a string"
         )
     return result if len(result.text) <= LONGEST_TEXT else replace(result, text=bounded_text(result.text))
+
+
+def _hidden(tool: Tool, result: ToolResult) -> ToolResult:
+    if not any(secret in text for secret in tool.secrets for text in (result.text, result.error or "")):
+        return result
+    error = None if result.error is None else hide(result.error, tool.secrets)
+    return replace(result, text=hide(result.text, tool.secrets), error=error)
+
+
+def _counted(result: ToolResult, converted: int) -> ToolResult:
+    return replace(result, metrics={**result.metrics, CONVERTED: float(converted)}) if converted else result
 
 
 def _error(text: str) -> ToolResult:

@@ -82,6 +82,12 @@ class OpenSpan:
 _current: ContextVar[OpenSpan | None] = ContextVar("agentloop_span", default=None)
 
 
+def current_episode() -> Recorder | None:
+    """Return the recorder of the episode that the running task belongs to, which stands for it."""
+    running = _current.get()
+    return running.recorder if running is not None else None
+
+
 class Recorder:
     """The spans of one episode. The first, `episode`, is open from here to `finish`.
 

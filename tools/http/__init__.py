@@ -1,10 +1,12 @@
-"""What tools in front of an HTTP service share: a rate limit, and a client that retries.
+"""Tools in front of an HTTP service: a rate limit and a client that retries, and a tool by YAML.
 
 A tool's call comes in with the episode that makes it; the service's JSON answer goes out.
 
     rate_limit   `RateLimit`: a true rate and a number of requests in flight, fair between episodes
     service      `ServiceClient`: send a request, again if the service or the network failed
     options      read such a tool's `config`: unknown keys and wrong values are named
+    template     a URL, a query or a JSON body with places for arguments; a path into an answer
+    tool         `HttpTool`: a service as a tool by YAML alone
 
 One instance belongs to one tool in one process: tools do not share a limit, and the whole run sends
 `rate x processes` requests a second at most (`agents.workers` is the number of processes).
@@ -13,5 +15,6 @@ One instance belongs to one tool in one process: tools do not share a limit, and
 from tools.http.options import Options
 from tools.http.rate_limit import RateLimit
 from tools.http.service import ServiceClient
+from tools.http.tool import HttpTool
 
-__all__ = ["Options", "RateLimit", "ServiceClient"]
+__all__ = ["HttpTool", "Options", "RateLimit", "ServiceClient"]

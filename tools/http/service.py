@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 import httpx
@@ -24,6 +24,10 @@ WRONG_REQUEST = frozenset({400, 413, 422})
 token or the service."""
 
 LONGEST_MESSAGE = 300
+MOST_BYTES = 2**25
+"""Bytes of an answer."""
+
+DECODED = ("content-encoding", "content-length", "transfer-encoding")
 
 
 class ServiceClient:
@@ -96,11 +100,34 @@ class ServiceClient:
             ToolError: final; the message names the tool, the URL and the last error.
         """
         data = body if isinstance(body, bytes) else orjson.dumps(body)
+        return await self.request("POST", self._url, data, caller)
+
+    async def request(
+        self,
+        method: str,
+        url: httpx.URL,
+        data: bytes | None,
+        caller: Hashable,
+        *,
+        read: Callable[[bytes], Any] = orjson.loads,
+        wrong: Collection[int] = WRONG_REQUEST,
+    ) -> Any:
+        """Send a request; return what `read` makes of the answer.
+
+        Args:
+            method, url, data: the request; `url` is on the service's host.
+            caller: the episode, for fairness.
+            read: raises ValueError for an answer that is not one: the request is sent again.
+            wrong: statuses that blame the request.
+
+        Raises:
+            RequestRejected, ToolError: as `post`.
+        """
         retries = _ToolRetries(self._retries, self._outage_s, self._outage, self.name, self.shown_url)
         while True:
             try:
                 async with self._limit.slot(caller):
-                    answer = await self._send(data)
+                    answer = await self._send(method, url, data)
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 pause = retries.after_outage(self._hidden(f"{type(exc).__name__}: {exc}"))
             except httpx.LocalProtocolError as exc:
@@ -111,11 +138,11 @@ class ServiceClient:
                 self._outage.over()
                 if answer.status_code < 300:
                     try:
-                        return orjson.loads(answer.content)
-                    except orjson.JSONDecodeError as exc:
-                        pause = retries.after_failure(f"the answer is not JSON: {exc}")
+                        return read(answer.content)
+                    except ValueError as exc:
+                        pause = retries.after_failure(self._hidden(f"the answer cannot be read: {exc}"[:500]))
                 else:
-                    pause = self._pause(answer, retries)
+                    pause = self._pause(answer, retries, wrong)
             await asyncio.sleep(pause)
 
     async def close(self) -> None:
@@ -129,7 +156,7 @@ class ServiceClient:
         """The URL without credentials."""
         return str(self._url.copy_with(userinfo=b"", query=None, fragment=None))
 
-    def _pause(self, answer: httpx.Response, retries: Retries) -> float:
+    def _pause(self, answer: httpx.Response, retries: Retries, wrong: Collection[int]) -> float:
         """Return the seconds to wait before the request is sent again.
 
         Raises:
@@ -137,10 +164,10 @@ class ServiceClient:
         """
         status = answer.status_code
         failure = self._hidden(f"{status}: {_message(answer)}")
-        if status in (408, 429) or status >= 500:
+        if status in (408, 429) or (status >= 500 and status not in wrong):
             wanted = retry_after(answer.headers, self._outage_s)
             return retries.after_failure(failure) if wanted is None else retries.after_outage(failure, wanted)
-        if status in WRONG_REQUEST:
+        if status in wrong:
             raise RequestRejected(f"{self.name}: the service refused the request, {failure}")
         hint = {
             401: "give the token that the service was started with",
@@ -150,12 +177,21 @@ class ServiceClient:
         }.get(status, "correct the URL: redirects are not followed" if status < 400 else "see the service's log")
         raise self._fault(f"the service answered {failure}", hint)
 
-    async def _send(self, data: bytes) -> httpx.Response:
+    async def _send(self, method: str, url: httpx.URL, data: bytes | None) -> httpx.Response:
         headers = {**self._headers, **trace_headers()}
-        request = httpx.Request("POST", self._url, headers=headers, content=data, extensions=self._timeouts)
+        request = httpx.Request(method, url, headers=headers, content=data, extensions=self._timeouts)
         answer = await self._connections().handle_async_request(request)
-        await answer.aread()
-        return answer
+        try:
+            parts, size = [], 0
+            async for part in answer.aiter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > MOST_BYTES:
+                    raise self._fault(f"the answer has more than {MOST_BYTES >> 20} MB", "have the service answer less")
+        finally:
+            await answer.aclose()
+        kept = {name: value for name, value in answer.headers.items() if name.lower() not in DECODED}
+        return httpx.Response(answer.status_code, headers=kept, content=b"".join(parts))
 
     def _connections(self) -> httpx.AsyncBaseTransport:
         """Return the pool of the running event loop: connections belong to one."""

@@ -49,6 +49,7 @@ def episode_metrics(groups: Sequence[Group], version: int) -> dict[str, Any]:
         "episode/user_turns_mean": per_episode("user_turns"),
         "episode/tool_calls_mean": per_episode("tool_calls"),
         "episode/tool_errors_mean": per_episode("tool_errors"),
+        "episode/converted_arguments_mean": per_episode("converted_arguments"),
         "episode/malformed_calls_mean": per_episode("malformed_calls"),
         "episode/response_tokens_mean": _mean(lengths),
         "episode/response_tokens_max": max(lengths, default=0),

@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Any
 
 from agentloop.chat.proof.conversations import TOOLS, Abilities, Conversation, conversations, find_abilities, showcase
+from agentloop.chat.proof.schemas import check_schemas
 from agentloop.chat.renderer import REASONING_OPENINGS, ChatRenderer
 from agentloop.errors import ModelError
 from agentloop.types import Message
@@ -122,8 +123,12 @@ def prove(
             template takes any.
         count: number of conversations; 200 take a second or two.
         seed: of the random conversations.
+
+    Raises:
+        ModelError: the template cannot render the schema of a tool, which is named.
     """
     schemas = list(tools) if tools else TOOLS
+    check_schemas(renderer, tools or ())
     abilities = find_abilities(renderer, schemas)
     if not abilities.results and tools is None:
         schemas = []

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from agentloop.errors import ToolConfigError
+from agentloop.tool.arguments import argument_fault
 from agentloop.tool.schema import read_schema
-from agentloop.tool.session import argument_fault
 
 
 def schema(parameters: Any, **function: Any) -> dict[str, Any]:

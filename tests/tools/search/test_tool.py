@@ -134,8 +134,8 @@ def test_a_schema_without_queries_is_refused() -> None:
         ([], "at least one query"),
         (["", "  "], "at least one query"),
         (["a"] * 9, "at most 8 queries"),
-        ([1], "list of texts"),
-        ([["a"]], "list of texts"),
+        ([1], "of type string"),
+        ([["a"]], "'query_list[0]' of search has to be of type string"),
         ("a", "has to be of type array"),
     ],
 )

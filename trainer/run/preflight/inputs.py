@@ -14,6 +14,7 @@ from agentloop.agent.runner import EpisodeRunner, OnFault
 from agentloop.chat import ChatRenderer, check_vocabulary, load_tokenizer
 from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import Proof, prove
+from agentloop.chat.proof.schemas import check_schemas
 from agentloop.chat.template import read_template
 from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
@@ -184,6 +185,7 @@ def prepare(
     with console.phase("load agents, tools and reward"):
         code = RunCode.load(recipe)
     toolset = code.toolset
+    check_schemas(renderer, toolset.schemas)  # before rows are rendered with them
 
     context = _context_length(recipe, model_path)
     answered: set[str] = set()

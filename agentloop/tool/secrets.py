@@ -1,0 +1,95 @@
+"""Values of the environment in a tool YAML: resolved for the tool, hidden from everybody else.
+
+A tool YAML is shared and copied; a key of a service is not. `${oc.env:NAME}` in the `config` of an
+entry stands for an environment variable, as in a recipe. What it stands for is a secret if it is
+below `headers` or `env`, or if its key or its variable is named like one. Results and errors of the
+tool show `(hidden)` in its place, whoever wrote it there: a server that repeats its environment
+tells the model, and the trace, nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from agentloop.errors import ToolConfigError
+from agentloop.text import HIDDEN, SECRET_KEY
+
+SHORTEST = 6
+"""Characters of the shortest value that is hidden: shorter ones occur in any text."""
+
+LONG_WORD = 10
+"""Characters of a word of a secret that is hidden by itself: the token of `Bearer TOKEN`, and not
+`Bearer`."""
+
+_VARIABLE = re.compile(r"\$\{\s*oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
+_SECRET_NAME = re.compile(r"token|password|secret|key|credential|auth", re.IGNORECASE)
+_PRIVATE = ("headers", "env")
+
+
+def resolved(config: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a config without interpolations, and the secrets in it.
+
+    Args:
+        where: the entry, for messages.
+
+    Raises:
+        ToolConfigError: a variable is not set, or an interpolation cannot be read.
+    """
+    written = list(_texts(config, ()))
+    if not any("${" in text for _, text in written):
+        return config, _secrets(written)
+
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for place, text in written:
+        for name in _VARIABLE.findall(text):
+            if name not in os.environ and not re.search(name + r"\s*,", text):
+                raise ToolConfigError(
+                    f"{where}: config.{'.'.join(place)} names the environment variable {name}, which is not set",
+                    f"export {name}=...",
+                )
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as exc:
+        raise ToolConfigError(
+            f"{where}: an interpolation of config cannot be resolved: {type(exc).__name__}",
+            "write ${oc.env:NAME}; a text with ${ in it is written \\${",
+        ) from None
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}, _secrets(written)
+
+
+def hide(text: str, secrets: Sequence[str]) -> str:
+    """Return a text in which the secrets are `(hidden)`; the longest are replaced first."""
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _secrets(written: Sequence[tuple[tuple[str, ...], str]]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for place, text in written:
+        private = any(key in _PRIVATE for key in place)
+        if SECRET_KEY.search(place[-1] if place else "") and "${" not in text:
+            found.update((text, *(word for word in text.split() if len(word) >= LONG_WORD)))
+        for name in _VARIABLE.findall(text):
+            if private or _SECRET_NAME.search(name) or SECRET_KEY.search(".".join(place)):
+                found.add(os.environ.get(name, ""))
+    return tuple(sorted((each for each in found if len(each) >= SHORTEST), key=len, reverse=True))
+
+
+def _texts(node: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the texts of a config with their places."""
+    if isinstance(node, str):
+        yield place, node
+    elif isinstance(node, dict):
+        for key, item in node.items():
+            yield from _texts(item, (*place, str(key)))
+    elif isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _texts(item, (*place, str(number)))

@@ -1,0 +1,126 @@
+"""A service as a tool by YAML alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from agentloop.errors import ToolConfigError, ToolError
+from agentloop.tool.loading import load_toolset
+from agentloop.tool.session import Toolset
+from agentloop.types import Task, ToolCall, ToolResult
+from tools.http import HttpTool
+
+PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer", "default": 2}, "tags": {"type": "array"}}
+
+
+def load(folder: Path, properties: dict[str, Any] | None = None, **config: Any) -> HttpTool:
+    parameters = {"type": "object", "properties": PROPERTIES if properties is None else properties}
+    function = {"name": "weather", "description": "d", "parameters": parameters}
+    entry = {"class_name": "http", "config": config, "tool_schema": {"type": "function", "function": function}}
+    (folder / "tools.yaml").write_text(yaml.safe_dump({"tools": [entry]}))
+    tool = load_toolset(folder / "tools.yaml").tools["weather"]
+    assert isinstance(tool, HttpTool)
+    return tool
+
+
+async def ask(tool: HttpTool, answer: Any, row: dict[str, Any] | None = None, /, **arguments: Any) -> Any:
+    """Return the result, and the request that was sent."""
+    sent: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+
+    tool._client._given_transport, tool._client._transport = httpx.MockTransport(handle), None
+    extra = {"tools_kwargs": {"weather": {"execute_kwargs": row}}} if row else {}
+    session = Toolset([tool]).session(Task("0", "a", [], extra_info=extra))
+    result = await session.call(ToolCall("weather", arguments), 5)
+    return result, sent[-1] if sent else None
+
+
+async def test_a_request_is_made_of_its_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEATHER_KEY", "s3cret-value")
+    tool = load(
+        tmp_path,
+        {**PROPERTIES, "note": {"type": "string"}},
+        url="https://api.example/v1/{city}/forecast?units=metric",
+        query={"tag": "{tags}"},
+        json={"where": {"city": "{city}", "text": "{{in {city} for {days}}}"}, "days": "{days}", "note": "{note}"},
+        headers={"X-Key": "${oc.env:WEATHER_KEY}"},
+        result="data.items.*.text",
+    )
+    items = {"data": {"items": [{"text": "sun"}, {"text": "s3cret-value"}]}}
+    result, request = await ask(tool, items, city="São Paulo/..?x=1&y#", days="3", tags=["a b", "c"])
+    assert result.text == '["sun", "(hidden)"]' and result.metrics == {"converted_arguments": 1.0}
+    assert request.method == "POST" and request.url.host == "api.example"
+    assert request.url.raw_path == (b"/v1/S%C3%A3o%20Paulo%2F..%3Fx%3D1%26y%23/forecast?units=metric&tag=a%20b&tag=c")
+    assert request.headers["x-key"] == "s3cret-value"
+    city = "São Paulo/..?x=1&y#"
+    assert json.loads(request.content) == {"where": {"city": city, "text": f"{{in {city} for 3}}"}, "days": 3}
+
+
+async def test_arguments_without_a_template_are_the_query_or_the_body(tmp_path: Path) -> None:
+    result, request = await ask(load(tmp_path, url="http://h/weather/{city}"), "sunny", city="Rome")
+    assert result.text == "sunny" and str(request.url) == "http://h/weather/Rome?days=2"
+    _, request = await ask(load(tmp_path, url="http://h/w", method="put"), {}, city="Rome", tags=[1])
+    assert json.loads(request.content) == {"city": "Rome", "days": 2, "tags": [1]} and request.method == "PUT"
+
+
+async def test_a_row_gives_what_the_model_does_not_see(tmp_path: Path) -> None:
+    tool = load(tmp_path, {"city": {}}, url="http://h/{city}", query={"user": "{user_id}"}, from_row=["user_id"])
+    _, request = await ask(tool, {}, {"user_id": 7}, city="Rome")
+    assert str(request.url) == "http://h/Rome?user=7"
+
+
+async def test_answers_are_shown_as_they_are(tmp_path: Path) -> None:
+    tool = load(tmp_path, {"city": {}}, url="http://h/{city}")
+    assert (await ask(tool, httpx.Response(200, text="plain text"), city="x"))[0].text == "plain text"
+    assert (await ask(tool, {"a": 1}, city="x"))[0].text == '{"a": 1}'
+    for wrong in ("..", ".", ""):
+        result, request = await ask(tool, {}, city=wrong)
+        assert isinstance(result, ToolResult) and "cannot be looked up" in result.text and request is None
+
+
+async def test_a_status_is_told_or_fails(tmp_path: Path) -> None:
+    tool = load(tmp_path, {"city": {}}, url="http://h/{city}", tell=[404], retries=0)
+    result, _ = await ask(tool, httpx.Response(404, json={"error": "no such city"}), city="x")
+    assert result.text == "Error: weather: the service refused the request, 404: no such city"
+    for status in (400, 403, 500):
+        with pytest.raises(ToolError, match=rf"weather at http://h/.*{status}"):
+            await ask(tool, httpx.Response(status), city="x")
+
+
+async def test_an_answer_without_the_result_fails_or_shows_what_is_missing(tmp_path: Path) -> None:
+    config = {"url": "http://h/{city}", "result": "data.0.text"}
+    with pytest.raises(ToolError, match=r"the answer has no '0' of `result: data.0.text`"):
+        await ask(load(tmp_path, {"city": {}}, **config), {"data": []}, city="x")
+    tool = load(tmp_path, {"city": {}}, **config, missing="nothing was found")
+    assert (await ask(tool, {"data": []}, city="x"))[0].text == "nothing was found"
+    assert (await ask(tool, {"data": [{"text": 3}]}, city="x"))[0].text == "3"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, "config has no url"),
+        ({"url": "http://{city}.example/"}, "the model cannot choose the host"),
+        ({"url": "nowhere"}, "not the address of a service"),
+        ({"url": "http://h", "method": "CONNECT"}, "one of: GET, POST"),
+        ({"url": "http://h/{town}"}, "has a place {town}, but its schema has no such argument"),
+        ({"url": "http://h", "query": {"c": "{city}"}}, "the argument 'days' has no place in the request"),
+        ({"url": "http://h", "query": ["{city}"]}, "config.query is not a mapping"),
+        ({"url": "http://h", "tell": ["404"]}, "config.tell is not a list"),
+        ({"url": "http://h", "from_row": "x"}, "config.from_row is not a list"),
+        ({"url": "http://h", "retrys": 3}, "did you mean 'retries'"),
+    ],
+)
+def test_a_wrong_config_is_named(tmp_path: Path, config: dict[str, Any], says: str) -> None:
+    with pytest.raises(ToolConfigError) as caught:
+        load(tmp_path, **config)
+    assert says in str(caught.value)

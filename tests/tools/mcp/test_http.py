@@ -1,0 +1,90 @@
+"""MCP servers behind a URL: streamable HTTP and SSE."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentloop.errors import ToolConfigError, ToolError
+from agentloop.tool.loading import load_toolset
+from tests.tools.mcp.support import Behind, Load, call, session_of
+
+
+async def test_tools_of_a_url_are_called_with_its_headers(
+    behind: Behind, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_KEY", "s3cret-value")
+    transport = "sse" if behind.url.endswith("sse") else "http"
+    headers = {"Authorization": "Bearer ${oc.env:SERVICE_KEY}", "X-Team": "blue"}
+    toolset = load(url=behind.url, transport=transport, headers=headers, tools=["add", "headers", "wait"], timeout=0.3)
+    assert list(toolset.tools) == ["add", "wait", "headers"]
+
+    session = session_of(toolset)
+    assert (await call(session, "add", a="3")).text == "5"
+    sent = json.loads((await call(session, "headers")).text)
+    assert sent["authorization"] == "Bearer (hidden)" and sent["x-team"] == "blue"
+    assert "took longer than 0.3 s" in (await call(session, "wait", seconds=5.0)).text
+    assert (await call(session, "add", a=1)).text == "3"
+    await session.close()
+
+
+async def test_a_server_that_returns_is_reconnected(behind: Behind, load: Load) -> None:
+    transport = "sse" if behind.url.endswith("sse") else "http"
+    toolset = load(url=behind.url, transport=transport, session="shared", tools=["add"], outage_s=0.5)
+    session = session_of(toolset)
+    assert (await call(session, "add", a=1)).text == "3"
+    behind.stop()
+    with pytest.raises(ToolError, match=r"the MCP server http://127.0.0.1.*: it has been unavailable for .*error") as e:
+        await call(session, "add", a=1)
+    assert e.value.final
+    behind.start()
+    assert (await call(session, "add", a=2)).text == "4"
+
+
+def test_the_file_of_other_frameworks_loads_unchanged(behind: Behind, tmp_path: Path) -> None:
+    server = {"url": behind.url, "type": "sse" if behind.url.endswith("sse") else "http", "auth_token": "my-own-token"}
+    (tmp_path / "mcp_server.json").write_text(json.dumps({"mcpServers": {"Calculator Expert": server}}))
+    (tmp_path / "tools.yaml").write_text(
+        "tools:\n"
+        "  - class_name: verl.tools.mcp_search_tool.MCPSearchTool\n"
+        "    config: {rate_limit: 120, timeout: 120, type: mcp}\n"
+        "    mcp:\n"
+        f"      mcp_servers_config_path: {tmp_path / 'mcp_server.json'}\n"
+        "      tool_selected_list: [add, remember]\n"
+    )
+    toolset = load_toolset(tmp_path / "tools.yaml")
+    assert list(toolset.tools) == ["add", "remember"]
+    assert "my-own-token" in toolset.tools["add"].secrets
+
+
+def test_a_url_without_a_server_is_named(load: Load) -> None:
+    with pytest.raises(ToolConfigError, match=r"tool 1: the MCP server http://127.0.0.1:9/mcp: it has been unavail"):
+        load(url="http://user:pass@127.0.0.1:9/mcp?key=abc", outage_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, "names no server"),
+        ({"url": "http://x", "command": "y"}, "needs a command or a url"),
+        ({"url": "ftp://x"}, "not an HTTP address"),
+        ({"url": "http://x", "transport": "websocket"}, "one of: http, sse"),
+        ({"url": "http://x", "env": {"a": "b"}}, "belong to a command"),
+        ({"command": "y", "headers": {"a": "b"}}, "headers belong to a url"),
+        ({"command": []}, "is not a list of words"),
+        ({"command": ["no-such-program-here"]}, "there is no program no-such-program-here"),
+        ({"command": ["python"], "cwd": "./nowhere"}, "is not a folder"),
+        ({"command": ["python"], "tools": "add"}, "config.tools is not a list"),
+        ({"command": ["python"], "prefix": "a b"}, "config.prefix"),
+        ({"command": ["python"], "sesion": "shared"}, "did you mean 'session'"),
+        ({"servers_file": "none.json"}, "none.json: No such file"),
+        ({"mcp": {"config": 1}}, "mcp names no file"),
+    ],
+)
+def test_a_wrong_config_is_named(load: Load, config: dict[str, Any], says: str) -> None:
+    with pytest.raises(ToolConfigError) as caught:
+        load(**config)
+    assert says in str(caught.value) and caught.value.hint
