@@ -152,6 +152,7 @@ bench: $(STAMP) ## benchmarks on this machine; peers get environments of their o
 	$(BIN)/python benchmarks/token_law.py
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/router.py
+	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/publish.py
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/rollout.py

@@ -25,6 +25,7 @@ QUICK = [
     "publish.py",
     "retrieval.py",
     "router.py",
+    "sandbox.py",
     "startup.py",
     "step.py",
     "trace.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -159,6 +160,9 @@ async def _answered(request: Request, language: str, run: Callable[[], Awaitable
         # Not a 404, which a wrong address gives: the client can open another.
         text = "there is no such session: it has ended; open another with POST /sessions"
         return _json(RunCodeAnswer(status=RunStatus.SANDBOX_ERROR, message=text, session_ended=True))
+    except asyncio.CancelledError:
+        # The server ends, and gives up requests that take too long for that.
+        return _busy("the server is ending", "send it again to the next one")
     except QueueFull:
         return _busy("as many programs wait as this server allows", "--max-queue")
     except ToolError as exc:

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from agentloop.errors import ToolError
 from tools.sandbox.isolation.bubblewrap import Bubblewrap
@@ -20,6 +21,10 @@ from tools.sandbox.settings import SandboxSettings
 from tools.sandbox.worker import Worker
 
 log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+AGAIN_S = 1.0
+"""After this pause, a sandbox is started in the place of one that could not be."""
 
 STARTS_AT_ONCE = max(2, os.cpu_count() or 1)
 
@@ -41,6 +46,7 @@ class Pool:
         self._slots: deque[int] = deque()
         self._next_slot = 0
         self._filling: set[asyncio.Task[None]] = set()
+        self._starting = 0  # not `len(_filling)`: a task is in there for a moment after its end
         self._ending: set[asyncio.Task[None]] = set()
         self._live: set[Worker] = set()
         self._closed = False
@@ -58,7 +64,8 @@ class Pool:
 
     def fill(self) -> None:
         """Start sandboxes in the background until `warm` of them wait."""
-        while not self._closed and len(self._idle) + len(self._filling) < self._settings.warm:
+        while not self._closed and len(self._idle) + self._starting < self._settings.warm:
+            self._starting += 1
             task = asyncio.create_task(self._fill(), name="start a sandbox")
             self._filling.add(task)
             task.add_done_callback(self._filling.discard)
@@ -89,13 +96,40 @@ class Pool:
             self.running -= 1
             self._places.release()
 
+    async def begin(self, job: Callable[[Worker], dict[str, Any]], memory: int) -> Worker:
+        """Give a job to a sandbox, which the caller ends with `end`; another one if it has died.
+
+        Args:
+            job: returns the job for a sandbox.
+            memory: bytes that its processes may take together.
+
+        Raises:
+            ToolError: none could be started, or `ATTEMPTS` of them ended before they began.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            worker = await self.take()
+            try:
+                await worker.begin(job(worker), memory)
+                return worker
+            except BaseException as exc:
+                await self.end(worker)
+                if not isinstance(exc, ToolError) or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
     async def take(self) -> Worker:
         """Return a sandbox that waits for a job; the caller ends it with `end`.
 
         Raises:
             ToolError: none could be started.
         """
-        worker = self._idle.popleft() if self._idle else await self._start()
+        while self._idle:
+            worker = self._idle.popleft()
+            if worker.alive:
+                break
+            await self.end(worker)
+        else:
+            worker = await self._start()
         self.fill()
         return worker
 
@@ -120,8 +154,11 @@ class Pool:
         try:
             worker = await self._start()
         except ToolError as exc:
+            self._starting -= 1
             log.warning("%s", exc.message)
+            asyncio.get_running_loop().call_later(AGAIN_S, self.fill)
             return
+        self._starting -= 1
         if self._closed:
             await self._end(worker)
         else:

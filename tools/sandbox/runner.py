@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from agentloop.errors import ConfigError, ToolError
 from tools.sandbox.isolation.bubblewrap import Bubblewrap
@@ -125,18 +126,17 @@ class Runner:
             request.memory_limit_MB, run_timeout=request.run_timeout, compile_timeout=request.compile_timeout
         )
         async with self.pool.place():
-            worker = await self.pool.take()
+            memory = self.settings.given_memory(request.memory_limit_MB)
+            worker = await self.pool.begin(lambda worker: self._job(worker, language, request), memory)
             try:
-                async with self.watched(worker, request.memory_limit_MB):
-                    return await self._run(worker, language, request)
+                with self.watched(worker, memory):
+                    return await self._result(worker, language, request)
             finally:
                 await self.pool.end(worker)
 
-    @asynccontextmanager
-    async def watched(self, worker: Worker, memory_mb: int) -> AsyncIterator[None]:
-        """Hold a running sandbox to its limits."""
-        memory = self.settings.given_memory(memory_mb)
-        worker.limit_memory(memory)
+    @contextmanager
+    def watched(self, worker: Worker, memory: int) -> Iterator[None]:
+        """Hold a running sandbox to the limits of its processes together."""
         if self._watch is not None:
             self._watch.add(worker, memory)
         try:
@@ -158,23 +158,23 @@ class Runner:
             "open_files": self.settings.max_open_files,
         }
 
-    async def _run(self, worker: Worker, language: Language, request: RunCodeRequest) -> RunCodeAnswer:
-        worker.send(
-            {
-                "op": "run",
-                "sandboxed": self.sandboxed,
-                "folder": worker.folder,
-                "scratch": worker.folder,
-                "path": f"{worker.folder}/{language.file}",
-                "files": [(language.file, _encoded(request.code)), *request.contents()],
-                "stdin": _encoded(request.stdin or ""),
-                "compile": list(language.compiler),
-                "compile_limits": self.limits(language, COMPILER_MB, request.compile_timeout),
-                "command": list(language.command),
-                "limits": self.limits(language, request.memory_limit_MB, request.run_timeout),
-                "fetch": list(request.fetch_files),
-            }
-        )
+    def _job(self, worker: Worker, language: Language, request: RunCodeRequest) -> dict[str, Any]:
+        return {
+            "op": "run",
+            "sandboxed": self.sandboxed,
+            "folder": worker.folder,
+            "scratch": worker.folder,
+            "path": f"{worker.folder}/{language.file}",
+            "files": [(language.file, _encoded(request.code)), *request.contents()],
+            "stdin": _encoded(request.stdin or ""),
+            "compile": list(language.compiler),
+            "compile_limits": self.limits(language, COMPILER_MB, request.compile_timeout),
+            "command": list(language.command),
+            "limits": self.limits(language, request.memory_limit_MB, request.run_timeout),
+            "fetch": list(request.fetch_files),
+        }
+
+    async def _result(self, worker: Worker, language: Language, request: RunCodeRequest) -> RunCodeAnswer:
         compiled = None
         if language.compiler:
             compiled, event = await self.observed(worker, "compiled", request.compile_timeout)

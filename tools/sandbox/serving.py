@@ -8,6 +8,7 @@ import logging
 import secrets
 import signal
 
+import psutil
 import uvicorn
 
 from agentloop.client.open_files import raise_limit
@@ -17,7 +18,7 @@ from agentloop.wire import bind, url_of
 from tools.sandbox.app import create_app
 from tools.sandbox.isolation.bubblewrap import Bubblewrap
 from tools.sandbox.runner import check
-from tools.sandbox.settings import SandboxSettings
+from tools.sandbox.settings import MB, SandboxSettings
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,13 @@ def serve(settings: SandboxSettings) -> int:
             sock.listen(BACKLOG)  # before the address is printed: who reads it may connect at once
             if not sandboxed:
                 log.warning("programs run WITHOUT a sandbox: they may do whatever this user may")
+            wanted = settings.max_running * settings.memory_mb * MB
+            if wanted > (there := psutil.virtual_memory().total):
+                log.warning(
+                    "%d programs of %d MB take more than this machine has (%d MB): lower --max-running or --memory-mb, "
+                    "or programs may be killed that did nothing wrong",
+                    settings.max_running, settings.memory_mb, there // MB,
+                )  # fmt: skip
             print(f"sandbox: {url_of(sock, settings.host)}", flush=True)
             if made is not None:
                 print(f"token:   {made}", flush=True)

@@ -12,6 +12,7 @@ import contextlib
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from tools.sandbox.languages import PYTHON
 from tools.sandbox.messages import (
@@ -39,7 +40,7 @@ class TooManySessions(Exception):
 @dataclass(slots=True, eq=False)
 class _Session:
     worker: Worker
-    memory_mb: int
+    memory: int
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = field(default_factory=time.monotonic)
     last: tuple[str, RunCodeAnswer] | None = None
@@ -73,22 +74,14 @@ class Sessions:
         if len(self._sessions) + self._opening >= runner.settings.max_sessions:
             raise TooManySessions
 
+        memory = runner.settings.given_memory(request.memory_limit_MB)
         self._opening += 1
         try:
-            worker = await runner.pool.take()
+            worker = await runner.pool.begin(lambda worker: self._job(worker, request), memory)
         finally:
             self._opening -= 1
-        worker.send(
-            {
-                "op": "session",
-                "sandboxed": runner.sandboxed,
-                "folder": worker.folder,
-                # Cells have a time limit each, which the server keeps.
-                "limits": runner.limits(PYTHON, request.memory_limit_MB, None),
-            }
-        )
         name = secrets.token_urlsafe(16)
-        self._sessions[name] = _Session(worker, request.memory_limit_MB)
+        self._sessions[name] = _Session(worker, memory)
         return SessionAnswer(session_id=name, idle_s=self._idle_s)
 
     async def run(self, name: str, request: RunCodeRequest) -> RunCodeAnswer:
@@ -132,9 +125,18 @@ class Sessions:
         for name in list(self._sessions):
             await self._end(name)
 
+    def _job(self, worker: Worker, request: SessionRequest) -> dict[str, Any]:
+        return {
+            "op": "session",
+            "sandboxed": self._runner.sandboxed,
+            "folder": worker.folder,
+            # Cells have a time limit each, which the server keeps.
+            "limits": self._runner.limits(PYTHON, request.memory_limit_MB, None),
+        }
+
     async def _cell(self, name: str, session: _Session, request: CellRequest) -> RunCodeAnswer:
         worker = session.worker
-        async with self._runner.watched(worker, session.memory_mb):
+        with self._runner.watched(worker, session.memory):
             worker.send(
                 {
                     "op": "cell",

@@ -41,6 +41,7 @@ class SandboxSettings(Section):
     max_open_files: int = Field(256, ge=32, le=65536, description="open files of each of its processes")
     max_output_mb: float = Field(1.0, gt=0, le=64, description="stdout and stderr, each; a program that writes more "
         "is stopped")  # fmt: skip
+    loopback: bool = Field(False, description="let programs use TCP and UDP on a loopback device of their own")
     cpus: float = Field(1.0, gt=0, le=256, description="cores of a program; needs cgroups")
     cgroup: str = Field(
         "auto", description="auto: limits by cgroup v2 if the server may make them; off; or a folder that it may use"

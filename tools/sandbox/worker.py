@@ -7,6 +7,7 @@ import contextlib
 import json
 import marshal
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -45,7 +46,7 @@ class Stopped(Exception):
 
 @dataclass(slots=True)
 class Event:
-    """A message from inside: `ready`, `compiled`, `done` or `ended`."""
+    """A message from inside: `ready`, `started`, `compiled`, `done` or `ended`."""
 
     name: str
     return_code: int | None = None
@@ -72,6 +73,7 @@ class Worker:
         self._writer: asyncio.StreamWriter | None = None
         self._folder: str | None = None
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._outputs: list[Output] = []
         self.stdout: Output
         self.stderr: Output
 
@@ -88,6 +90,7 @@ class Worker:
         limit = self._launcher.settings.output_bytes
         self.stdout = Output(out, limit, lambda: self.stop("output"))
         self.stderr = Output(err, limit, lambda: self.stop("output"))
+        self._outputs = [self.stdout, self.stderr]
         environment: Mapping[str, str] = {}
         folder = HOME
         if not self._launcher.sandboxed:
@@ -138,14 +141,36 @@ class Worker:
         body = marshal.dumps(job, 2)  # every version of Python reads this one
         self._writer.write(len(body).to_bytes(4, "big") + body)
 
+    async def begin(self, job: dict[str, Any], memory: int) -> None:
+        """Send the job of a sandbox, and wait until its first process has read it.
+
+        Args:
+            memory: bytes that its processes may take together.
+
+        Raises:
+            ToolError: the sandbox has ended before: whatever the reason, not the program's fault.
+        """
+        try:
+            if self._cgroup is not None:
+                self._cgroup.limit_memory(memory)
+            self.send(job)
+            if (await self.event(START_S)).name != "started":
+                raise Died
+        except (Died, Stopped, TimeoutError, OSError) as exc:
+            raise ToolError("a sandbox ended before its program began", "see the server's log") from exc
+
     def stop(self, reason: str) -> None:
         """Have `event` raise `Stopped`; the first reason counts."""
         if not self._stopped.done():
             self._stopped.set_result(reason)
 
-    def limit_memory(self, memory: int) -> None:
-        if self._cgroup is not None:
-            self._cgroup.limit_memory(memory)
+    @property
+    def alive(self) -> bool:
+        """Whether a waiting sandbox still waits; the kernel may have ended it."""
+        assert self._reader is not None
+        ended = select.poll()  # not `select`, which ends at descriptor 1,023
+        ended.register(self._init_fd, select.POLLIN)
+        return not self._reader.at_eof() and not ended.poll(0)
 
     @property
     def out_of_memory(self) -> bool:
@@ -198,13 +223,13 @@ class Worker:
             ToolError: the kernel did not end it in time.
         """
         process, self._process = self._process, None
-        if self._cgroup is not None:
-            self._cgroup.kill()
-        if process is not None:
-            try:
+        try:
+            if self._cgroup is not None:
+                self._cgroup.kill()
+            if process is not None:
                 await self._kill(process)
-            finally:
-                self._release()
+        finally:
+            self._release()
 
     async def _kill(self, process: subprocess.Popen[bytes]) -> None:
         started = time.monotonic()
@@ -241,8 +266,8 @@ class Worker:
         if self._init_fd >= 0:
             os.close(self._init_fd)
             self._init_fd = -1
-        self.stdout.close()
-        self.stderr.close()
+        for output in self._outputs:
+            output.close()
         if self._writer is not None:
             self._writer.close()
         if self._cgroup is not None:

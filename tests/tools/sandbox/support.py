@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ class Sandbox:
         assert found["status"] == "Success", found
         text: str = found["run_result"]["stdout"]
         return text
+
+    def wait_for(self, key: str, value: int) -> None:
+        """Wait until a number of `/health` has a value."""
+        deadline = time.monotonic() + 30
+        while self.health()[key] != value:
+            assert time.monotonic() < deadline, f"{key} is not {value}: {self.health()}"
+            time.sleep(0.02)
 
     def health(self) -> dict[str, Any]:
         found: dict[str, Any] = self.client.get(self.url + "/health").json()

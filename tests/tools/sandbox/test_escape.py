@@ -32,7 +32,8 @@ def well_after(sandbox: Sandbox) -> Iterator[None]:
         if health["running"] == 0 and pool.live == health["idle"] == 2 and len(programs()) == pool.live:
             return
         time.sleep(0.05)
-    raise AssertionError(f"something is left: {health}, {pool.live} sandboxes, {descendants()}")
+    left = f"running {health['running']}, idle {health['idle']}, {pool.live} sandboxes"
+    raise AssertionError(f"something is left: {left}: {descendants()}")
 
 
 def programs() -> list[str]:
@@ -70,20 +71,27 @@ def listener() -> Iterator[int]:
             server.accept()
 
 
-def test_no_connection_leaves_the_sandbox(sandbox: Sandbox, listener: int) -> None:
-    found = outcome(
-        sandbox,
-        f"""
+CONNECTIONS = """
 def tcp(host, port):
     with socket.create_connection((host, port), timeout=2): pass
 def udp():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s: s.sendto(b'x', ('10.0.0.1', 53))
-said([tried(tcp, '127.0.0.1', {listener}), tried(tcp, '10.0.0.1', 80), tried(udp),
-      [name for _, name in socket.if_nameindex()] if not tried(socket.if_nameindex) != 'done' else []])
-""",
-    )
-    assert found[:3] == ["ECONNREFUSED", "ENETUNREACH", "ENETUNREACH"]
-    assert set(found[3]) <= {"lo"}
+def own():
+    with socket.create_server(('127.0.0.1', 0)) as s: tcp(*s.getsockname())
+said([tried(tcp, '127.0.0.1', PORT), tried(tcp, '10.0.0.1', 80), tried(tcp, '::1', PORT), tried(udp), tried(own)])
+"""
+
+
+def test_no_connection_leaves_the_sandbox(sandbox: Sandbox, listener: int) -> None:
+    found = outcome(sandbox, CONNECTIONS.replace("PORT", str(listener)))
+    assert found == ["EAFNOSUPPORT"] * 5
+
+
+def test_a_loopback_device_is_the_sandboxes_own(serving: Serving, listener: int) -> None:
+    server = serving.start(loopback=True, warm=0)
+    found = outcome(server, CONNECTIONS.replace("PORT", str(listener)))
+    assert found == ["ECONNREFUSED", "ENETUNREACH", "ECONNREFUSED", "ENETUNREACH", "done"]
+    assert server.printed("import os; print(os.listdir('/proc/sys/net/ipv4/conf'))").count("'") == 6  # all, default, lo
 
 
 def test_no_name_is_resolved(sandbox: Sandbox) -> None:
@@ -97,11 +105,37 @@ except socket.gaierror as exc: said('unresolved')
     assert found == "unresolved"
 
 
-def test_sockets_of_other_kinds_are_refused(sandbox: Sandbox) -> None:
+def test_sockets_of_other_kinds_are_refused(sandbox: Sandbox, serving: Serving) -> None:
     """Network namespaces do not separate vsock, and each further kind is kernel code within reach."""
-    kinds = [(socket.AF_PACKET, 3), (socket.AF_INET, 3), (socket.AF_NETLINK, 3), (40, 1), (38, 5), (31, 3), (2, 5)]
-    found = outcome(sandbox, f"said([tried(socket.socket, *kind) for kind in {[(int(f), k) for f, k in kinds]}])")
-    assert found == ["ENOSYS"] * len(kinds)
+    kinds = [(socket.AF_PACKET, 3), (socket.AF_NETLINK, 3), (40, 1), (38, 5), (31, 3), (socket.AF_INET, 3)]
+    body = f"said([tried(socket.socket, *kind) for kind in {[(int(family), kind) for family, kind in kinds]}])"
+    assert outcome(sandbox, body) == ["EAFNOSUPPORT"] * len(kinds)
+    assert outcome(serving.start(loopback=True, warm=0), body) == ["EAFNOSUPPORT"] * 5 + ["ENOSYS"]
+
+
+MACHINE_CODE = """
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, prot=7)
+page.write(bytes.fromhex(CODE))
+print('before', flush=True)
+print('after', ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine code of x86-64")
+def test_system_calls_of_other_kinds_are_refused(sandbox: Sandbox) -> None:
+    """The numbers of 32-bit programs and of x32 mean other calls."""
+    ways = {
+        "b814000000cd80c3": "getpid by int 0x80",
+        "b82700004048c7c7000000000f05c3": "getpid of x32",
+    }
+    for code, name in ways.items():
+        found = sandbox.run(MACHINE_CODE.replace("CODE", repr(code)))["run_result"]
+        assert found["stdout"].startswith("before\n"), name
+        assert "after 2" not in found["stdout"], name
+        assert found["return_code"] in (-31, 0), name
+    plain = sandbox.run(MACHINE_CODE.replace("CODE", repr("b8270000000f05c3")))["run_result"]
+    assert "after 2" in plain["stdout"], "the way to try it works"
 
 
 def test_unix_sockets_of_the_host_cannot_be_reached(sandbox: Sandbox, tmp_path: Path) -> None:

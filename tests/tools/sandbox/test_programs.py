@@ -238,8 +238,7 @@ def test_a_full_queue_asks_to_come_back(serving: Serving) -> None:
 
     with concurrent.futures.ThreadPoolExecutor() as threads:
         running = threads.submit(server.run, "import time; time.sleep(1)")
-        while server.health()["running"] == 0:
-            pass
+        server.wait_for("running", 1)
         answer = server.post("/run_code", {"code": "print(1)"})
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"

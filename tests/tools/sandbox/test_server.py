@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -20,6 +21,7 @@ from tools.sandbox.commands import register
 from tools.sandbox.isolation.bubblewrap import Bubblewrap
 from tools.sandbox.isolation.cgroup import Cgroups, find_cgroups
 from tools.sandbox.isolation.diagnosis import what_to_change
+from tools.sandbox.pool import Pool
 from tools.sandbox.runner import check
 from tools.sandbox.settings import SandboxSettings
 from tools.sandbox.worker import Worker
@@ -174,6 +176,53 @@ def test_a_start_that_fails_is_a_503_and_the_next_may_succeed(
     monkeypatch.setattr(Worker, "start", start)
     assert server.printed("print(1)") == "1\n"
     assert server.app.state.runner.pool.live == 0
+
+
+def test_a_waiting_sandbox_that_was_killed_is_replaced(serving: Serving) -> None:
+    """By the kernel, when memory is short: it is not the program's fault."""
+    server = serving.start(warm=2)
+    server.printed("print(1)")
+    server.wait_for("idle", 2)
+    for worker in list(server.app.state.runner.pool._idle):
+        os.kill(worker.init, 9)
+    assert [server.printed("print(1)") for _ in range(3)] == ["1\n"] * 3
+
+
+def test_a_sandbox_that_ends_before_its_program_is_not_the_programs_fault(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serving.start(warm=1)
+    server.wait_for("idle", 1)
+    send = Worker.send
+
+    def killed(self: Worker, job: dict[str, Any]) -> None:
+        os.kill(self.init, 9)
+        send(self, job)
+
+    monkeypatch.setattr(Worker, "send", killed)
+    answer = server.post("/run_code", {"code": "print(1)"})
+    assert (answer.status_code, answer.json()["status"]) == (503, "SandboxError")
+
+
+def test_failures_to_start_leave_no_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SandboxSettings(**SMALL)
+    launcher = Bubblewrap(settings)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("no more processes")
+
+    async def starts() -> None:
+        pool = Pool(settings, launcher, None)
+        with pytest.raises(ToolError, match="no more processes"):
+            await pool.take()
+        await pool.close()
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(subprocess, "Popen", fails)
+    for _ in range(3):
+        asyncio.run(starts())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    launcher.close()
 
 
 def test_cgroups_hold_memory_processes_and_cpu(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ of its PID namespace, it cannot be killed from inside, and everything ends with 
     here -> server    length (4 bytes) + JSON: {"event": ...}
 
     ready               imports are done; a job may come
+    started             the job has come
     compiled            the compiler has ended: return_code
     done                the program has ended: return_code, cpu_s, files
     ended               the kernel of a session has ended: return_code
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 KILL, STOP, CONTINUE, INTERRUPT, HEARD = 9, 19, 18, 2, 29
 
-LIMITS = {
+LIMITS = {  # by their names in a job
     "cpu_s": resource.RLIMIT_CPU,
     "data": resource.RLIMIT_DATA,
     "address_space": resource.RLIMIT_AS,
@@ -43,7 +44,6 @@ LIMITS = {
     "file_size": resource.RLIMIT_FSIZE,
     "open_files": resource.RLIMIT_NOFILE,
 }
-"""Limits of a job by name; None in the job: not set."""
 
 FIXED_LIMITS = {
     resource.RLIMIT_CORE: 1,  # 0 would still start a handler of the host, if core_pattern is a pipe
@@ -71,6 +71,7 @@ def main() -> None:
     job = _receive(control)
     if job is None:
         return
+    _send(control, '"event": "started"')
     os.chdir(job["folder"])
     if job["op"] == "session":
         _session(control, job)

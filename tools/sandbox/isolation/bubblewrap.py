@@ -145,7 +145,7 @@ class Bubblewrap:
         self.init.chmod(0o644)
         if self.sandboxed:
             self._filter = self._folder / "seccomp.bpf"
-            write_filter(self._filter)
+            write_filter(self._filter, loopback=self.settings.loopback)
             for name, text in OWN_ETC.items():
                 path = self._folder / name
                 path.write_text(text)

@@ -31,7 +31,7 @@ ALLOWED = """
     recvmsg remap_file_pages removexattr rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction
     rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo
     sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
-    sched_rr_get_interval sched_yield sched_setaffinity seccomp select sendfile sendmmsg sendmsg sendto
+    sched_rr_get_interval sched_yield sched_setaffinity select sendfile sendmmsg sendmsg sendto
     set_robust_list set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid setpriority
     setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid setxattr shutdown sigaltstack signalfd
     signalfd4 splice stat statfs statx symlink symlinkat sync_file_range sysinfo tee tgkill time timer_create
@@ -56,8 +56,12 @@ KIND_BITS = 0xF
 """Bits of a socket's type without SOCK_CLOEXEC and SOCK_NONBLOCK."""
 
 
-def write_filter(path: Path) -> None:
+def write_filter(path: Path, *, loopback: bool = False) -> None:
     """Write the compiled filter, as bubblewrap's `--seccomp` reads it.
+
+    Args:
+        loopback: allow TCP and UDP, which reach the sandbox's own loopback device only. Their
+            buffers count against a limit of the whole machine, so they are refused by default.
 
     Raises:
         ConfigError: libseccomp or its Python binding is missing.
@@ -81,17 +85,31 @@ def write_filter(path: Path) -> None:
     without_namespaces = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, NAMESPACE_FLAGS, 0)
     _add(rules, pyseccomp, pyseccomp.ALLOW, "clone", without_namespaces)
 
-    # Streams and datagrams within the sandbox: unix sockets, and its own loopback device.
+    # Streams and datagrams within the sandbox.
+    families: dict[int, tuple[int, ...]] = {int(socket.AF_UNIX): (0,)}
+    if loopback:
+        tcp_udp = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+        families |= {int(socket.AF_INET): tcp_udp, int(socket.AF_INET6): tcp_udp}
+    combinations = [
+        (family, kind, protocol)
+        for family, protocols in families.items()
+        for kind in (int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM))
+        for protocol in protocols
+    ]
+    for family, kind, protocol in combinations:
+        for name in ("socket", "socketpair"):
+            _add(
+                rules, pyseccomp, pyseccomp.ALLOW, name,
+                pyseccomp.Arg(0, pyseccomp.EQ, family),
+                pyseccomp.Arg(1, pyseccomp.MASKED_EQ, KIND_BITS, kind),
+                pyseccomp.Arg(2, pyseccomp.EQ, int(protocol)),
+            )  # fmt: skip
+    # Other kinds are refused as on a machine that has none: libraries know that answer.
     for name in ("socket", "socketpair"):
-        for family, protocols in ((socket.AF_UNIX, (0,)), (socket.AF_INET, (0, 6, 17)), (socket.AF_INET6, (0, 6, 17))):
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                for protocol in protocols:
-                    _add(
-                        rules, pyseccomp, pyseccomp.ALLOW, name,
-                        pyseccomp.Arg(0, pyseccomp.EQ, int(family)),
-                        pyseccomp.Arg(1, pyseccomp.MASKED_EQ, KIND_BITS, int(kind)),
-                        pyseccomp.Arg(2, pyseccomp.EQ, protocol),
-                    )  # fmt: skip
+        for family in range(64):
+            if family not in families:
+                refused = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
+                _add(rules, pyseccomp, refused, name, pyseccomp.Arg(0, pyseccomp.EQ, family))
     with path.open("wb") as file:
         rules.export_bpf(file)
 
