@@ -37,6 +37,7 @@ from report import hardware, record, table
 
 from agentloop.client.connections import ConnectionPool
 from agentloop.runtime.lag import LoopLagMonitor
+from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import Toolset
 from agentloop.types import Task, ToolCall
 from tools.search import SearchTool
@@ -312,7 +313,10 @@ async def lag(port: int, episodes: int) -> dict[str, float]:
     toolset = Toolset([tool])
     queries = queries_of(16, 4)
 
+    pacer = Pacer()
+
     async def episode(number: int) -> bool:
+        await pacer.turn()  # as the runner of episodes does
         session = toolset.session(Task(str(number), "agent", []))
         result = await session.call(ToolCall("search", {"query_list": [queries[number % 16]]}), 30)
         return result.error is None

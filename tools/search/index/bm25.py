@@ -216,8 +216,10 @@ class Bm25Index:
             return Hits([], [])
 
         scores = self._bm25.get_scores_from_ids(words)
-        k = min(k, len(scores))
-        least = scores[np.argpartition(scores, -k)[-k]]
-        found = np.flatnonzero(scores >= least if least > 0 else scores > 0)
+        found = np.flatnonzero(scores > 0)  # most passages have none of the words
+        if len(found) > k:
+            # Not argpartition, which is slow where many scores are equal.
+            least = np.partition(scores[found], -k)[-k]
+            found = found[scores[found] >= least]
         best = found[np.lexsort((found, -scores[found]))][:k]
         return Hits(best.tolist(), scores[best].astype(float).tolist())

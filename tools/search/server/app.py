@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentloop.errors import AgentloopError
 from agentloop.web.auth import Gate
 from agentloop.web.bodies import read_object
 from agentloop.web.refusals import Refusal, answer
 from tools.search.server.batching import Overloaded
+from tools.search.server.metrics import Metrics
 from tools.search.server.service import Retrieval
 
 MOST_QUERIES = 1024
@@ -41,19 +43,9 @@ def create_app(retrieval: Retrieval, *, token: str | None = None, topk: int = 3)
 
     app = FastAPI(title="agentloop search", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, token=token)
+    app.add_middleware(_Counted, metrics=retrieval.metrics)
     app.add_exception_handler(Refusal, answer)
     app.add_exception_handler(AgentloopError, answer)
-    metrics = retrieval.metrics
-
-    @app.middleware("http")
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path != "/retrieve":
-            return await call_next(request)
-        begin = time.perf_counter()
-        response = await call_next(request)
-        metrics.latency.observe(time.perf_counter() - begin)
-        metrics.requests.labels(str(response.status_code)).inc()
-        return response
 
     @app.post("/retrieve")
     async def retrieve(request: Request) -> Response:
@@ -70,9 +62,34 @@ def create_app(retrieval: Retrieval, *, token: str | None = None, topk: int = 3)
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(retrieval.metrics.text(), media_type="text/plain; version=0.0.4")
 
     return app
+
+
+class _Counted:
+    """ASGI middleware: counts the requests to /retrieve by status, refused ones too."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/retrieve":
+            await self._app(scope, receive, send)
+            return
+        status, begin = 500, time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            self._metrics.latency.observe(time.perf_counter() - begin)
+            self._metrics.requests.labels(str(status)).inc()
 
 
 def read_request(body: dict[str, Any], topk: int) -> tuple[list[str], int, bool]:
