@@ -3,7 +3,7 @@
 Each file is one command or one group. It imports its dependencies when it is called, so that
 `--help` stays fast: `env` and `provenance` (what is installed), `config` (every key), `agents`,
 `recipes` and `prepare` (a task's folder and its rows), `template` (proof of a chat template),
-`report`, `trace` (the trajectories of a run).
+`tools` (a test bench of tools), `report`, `trace` (the trajectories of a run).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     from agentloop.commands.recipes import recipes
     from agentloop.commands.report import report
     from agentloop.commands.template import template
+    from agentloop.commands.tools import tools
     from agentloop.commands.trace import trace
 
     app.command("env")(env)
@@ -29,4 +30,5 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report)
     app.add_typer(agents, name="agents")
     app.add_typer(recipes, name="recipes")
+    app.add_typer(tools, name="tools")
     app.add_typer(trace, name="trace")
