@@ -66,7 +66,8 @@ REPEAT_SHARE = 0.4
 
 HINT_SHARE = 0.15
 """How often the warm start, if it calculates, takes the story's own operation; else any of the
-three. At 0, RL learned to try the three in turn, and not to read, in its first 25 steps."""
+three. At 0 (and with 240 sums), RL learned to try one after the other, and hardly to read, in 25
+steps: a reward of 0.6."""
 
 DIRECT_SHARE = 0.3
 """How often the warm start answers without a check."""
