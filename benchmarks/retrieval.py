@@ -36,6 +36,7 @@ from quick import QUICK, add_quick_option, expect, expect_between
 from report import hardware, record, table
 
 from agentloop.client.connections import ConnectionPool
+from agentloop.runtime.event_loop import run_loops
 from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.session import Toolset
@@ -145,7 +146,7 @@ def bm25(folder: Path, corpus: Path, arguments: argparse.Namespace) -> dict[str,
     command = [sys.executable, "-m", "agentloop", *serving]
     with server(command, port) as pid:
         result |= asyncio.run(load(port, arguments.requests, pid))
-        result |= asyncio.run(lag(port, arguments.episodes))
+        result |= run_loops(lag(port, arguments.episodes))
     return result
 
 

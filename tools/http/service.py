@@ -12,6 +12,7 @@ import orjson
 from agentloop.client.connections import ConnectionPool
 from agentloop.client.retry import Outage, Retries, retry_after
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError
+from agentloop.runtime.pacing import Pacer
 from agentloop.text import hide_values
 from agentloop.trace.spans import trace_headers
 from agentloop.wire import bearer
@@ -88,6 +89,7 @@ class ServiceClient:
         self._transport: httpx.AsyncBaseTransport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outage = Outage(clock)
+        self._pacer = Pacer()
 
     async def post(self, body: Any, caller: Hashable) -> Any:
         """Send `body` as JSON; return the answer's JSON.
@@ -127,6 +129,7 @@ class ServiceClient:
         while True:
             try:
                 async with self._limit.slot(caller):
+                    await self._pacer.turn()  # a hundred connections may open in the same moment
                     answer = await self._send(method, url, data)
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 pause = retries.after_outage(self._hidden(f"{type(exc).__name__}: {exc}"))
