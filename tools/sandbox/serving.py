@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 SHUTDOWN_S = 5
 
+KEEP_ALIVE_S = 75
+"""An idle connection lives longer than clients keep it: one that the server closes while a request
+is on its way looks like a failure."""
+
 
 def serve(settings: SandboxSettings) -> int:
     """Serve until the process is stopped; return the exit code.
@@ -63,7 +67,8 @@ def serve(settings: SandboxSettings) -> int:
                 print(f"token:   {made}", flush=True)
             config = uvicorn.Config(
                 create_app(settings, launcher, token), ws="none", log_config=None, log_level="warning",
-                access_log=False, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, proxy_headers=False,
+                access_log=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=SHUTDOWN_S,
+                server_header=False, proxy_headers=False,
             )  # fmt: skip
             uvicorn.Server(config).run(sockets=[sock])
         return 0
