@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 
@@ -58,6 +60,8 @@ def main() -> None:
             if HOW == "floods when called":
                 while True:
                     sys.stdout.write("no message\n" * 1000)
+            if HOW == "stops when called":
+                os.kill(os.getpid(), signal.SIGSTOP)
             if HOW == "large":
                 sys.stdout.write("{" + " " * 2**21)
                 sys.stdout.flush()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,7 +14,8 @@ import pytest
 from agentloop.errors import ToolConfigError, ToolError
 from agentloop.images import ImageFile
 from agentloop.trace.spans import Recorder
-from tests.tools.mcp.support import SERVER, Load, call, session_of
+from tests.tools.mcp.support import RAW, SERVER, Load, call, session_of
+from tools.mcp import connection
 from tools.mcp.places import Places
 
 
@@ -163,3 +167,46 @@ async def test_a_server_that_fails_in_every_call_ends_the_episode_and_not_the_ru
     with pytest.raises(ToolError, match=r"the MCP server python.*: the connection was closed; it printed more than"):
         await call(session, "act")
     await session.close()
+
+
+async def test_a_program_that_answers_nothing_is_ended_and_the_model_told(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PROBE_S", 0.1)
+    session = session_of(load(raw="stops when called", timeout=0.2))
+    for _ in range(2):
+        result = await call(session, "act")
+        assert "took longer than 0.2 s" in result.text and "started again, and remembers nothing" in result.text
+    await session.close()
+
+
+RUN = """
+import asyncio, sys
+from pathlib import Path
+from agentloop.tool.loading import load_toolset
+from agentloop.types import Task, ToolCall
+
+async def main():
+    toolset = load_toolset(Path(sys.argv[1]))
+    for _ in range(2):
+        print((await toolset.session(Task("0", "a", [])).call(ToolCall("act", {}), 30)).text, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    program = f"setsid sleep 600 & exec {sys.executable} {RAW} greets"
+    entry = {"class_name": "mcp", "config": {"command": ["sh", "-c", program]}}
+    (tmp_path / "tools.yaml").write_text(json.dumps({"tools": [entry]}))
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tmp_path / "tools.yaml")], stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert [run.stdout.readline() for _ in range(2)] == ["acted\n"] * 2
+        started = psutil.Process(run.pid).children(recursive=True)
+        assert len(started) >= 6  # of two episodes: a keeper, the program and its child
+        run.kill()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
