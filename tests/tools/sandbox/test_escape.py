@@ -578,10 +578,11 @@ asyncio.run(main())
 """
 
 
-def test_sandboxes_die_with_their_server(sandbox: Sandbox) -> None:
+def test_sandboxes_die_with_their_server(sandbox: Sandbox, tmp_path: Path) -> None:
     """The kernel ends them when the server is killed: those that wait, and those that run."""
     others = set(descendants())
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE) as server:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed server leaves its folder
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, env=environment) as server:
         assert server.stdout is not None and server.stdout.readline() == b"ready\n"
         deadline = time.monotonic() + 20
         while len(mine := set(descendants()) - others) < 6 and time.monotonic() < deadline:
