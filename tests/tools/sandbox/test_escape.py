@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.tools.sandbox.support import Sandbox, Serving, descendants
@@ -37,8 +39,14 @@ def well_after(sandbox: Sandbox) -> Iterator[None]:
 
 
 def programs() -> list[str]:
-    """Return what runs in sandboxes: bubblewrap outside, and what is below it."""
-    return [command for command in descendants().values() if "bwrap" not in command]
+    """Return what runs in sandboxes: the processes below bubblewrap's."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            above = {parent.name() for parent in process.parents()}
+            if "bwrap" in above and process.name() != "bwrap" and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 def outcome(sandbox: Sandbox, body: str, **fields: Any) -> Any:

@@ -103,6 +103,10 @@ BASES: dict[str, list[str]] = {
     "serve": ["--model", "/nowhere"],
     "copy": ["nowhere", "folder"],
     "trace serve": ["runs", "--port", "0"],
+    "sandbox serve": ["--port", "0", "--python", "/nowhere"],
+    "search serve": ["nowhere"],
+    "search index": ["nowhere", "--out", "index"],
+    "tools call": ["nowhere", "{}"],
 }
 """Words with which a command fails late, so that no hostile value makes it do its work."""
 
@@ -115,7 +119,8 @@ def base_of(path: tuple[str, ...]) -> list[str]:
 def test_no_word_makes_a_command_fail_with_a_traceback(path: tuple[str, ...], run: Run, files: list[str]) -> None:
     base = base_of(path)
     for value in [*TEXTS, *files]:
-        run(main, *path, value)
+        if path != ("sandbox", "serve"):  # which starts without any word
+            run(main, *path, value)
         if path[-1] not in ("list",):
             run(main, *path, *base, value)
             run(main, *path, value, *base[1:])
