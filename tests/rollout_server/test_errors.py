@@ -21,6 +21,7 @@ CASES: list[tuple[ServingError, int, str]] = [
     (errors.Unauthorized("no token", "Authorization"), 401, "unauthorized"),
     (errors.Forbidden("outside", "model_path"), 403, "forbidden"),
     (errors.Conflict("too few ranks", "world_size"), 409, "conflict"),
+    (errors.UnknownImage("send it whole", "image_data"), 409, "unknown_image"),
     (errors.TooLarge("too large"), 413, "too_large"),
     (errors.UnsupportedMediaType("not JSON", "Content-Type"), 415, "invalid_request"),
     (errors.Refused(422, "not here", "rid"), 422, "invalid_request"),

@@ -39,6 +39,20 @@ if __name__ == "__main__":
 linux = pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux only")
 
 
+EARLIER: set[psutil.Process] = set()
+"""Processes that other tests of this worker have left, such as helpers of libraries."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def earlier() -> None:
+    EARLIER.update(psutil.Process().children())
+
+
+def children() -> list[psutil.Process]:
+    """Return the processes that the tests of this file have started."""
+    return [child for child in psutil.Process().children() if child not in EARLIER]
+
+
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early, "HEAVY", ("heavy",))
@@ -107,7 +121,7 @@ async def test_programs_of_one_environment_share_their_imports(
         ]
         assert [await code_of(one[0]) for one in begun if one is not None] == [3, 3, 3, 3]
         assert early._subreaper() == 0
-    assert not psutil.Process().children()
+    assert not children()
     lines = [(tmp_path / f"{i}").read_text().splitlines() for i in range(4)]
     own, imported = [[line[1].split()[place] for line in lines] for place in (1, 4)]
     assert imported[0] == imported[1] not in own[:2] and imported[2:] == own[2:]
@@ -136,7 +150,7 @@ async def test_a_process_with_threads_is_not_forked(program: Callable[..., Early
     with early_programs([one, one]):
         assert await begin_early(one.module, [], one.environment, tmp_path / "log") is None
         assert await begin_early(one.module, [], one.environment, tmp_path / "log") is None
-        assert not psutil.Process().children()
+        assert not children()
     assert not (tmp_path / "log").exists()
 
 
@@ -146,16 +160,16 @@ async def test_imports_begin_before_the_programs_are_known(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     one = program()
     with importing():
-        first = psutil.Process().children()
+        first = children()
         with early_programs([program(OMP_NUM_THREADS="2"), one]):
             begun = await begin_early(one.module, [], one.environment, tmp_path / "log")
             assert begun is not None and [begun[0].pid] == [child.pid for child in first]
     assert await code_of(begun[0]) == 0
     with importing(), early_programs([program(OMP_NUM_THREADS="2")]):
-        assert len(psutil.Process().children()) == 1  # the first is of no use
+        assert len(children()) == 1  # the first is of no use
     with pytest.raises(ZeroDivisionError), importing():
         1 / 0  # noqa: B018
-    assert not psutil.Process().children()
+    assert not children()
 
 
 async def test_programs_that_are_not_needed_or_have_ended_are_gone(
@@ -187,7 +201,7 @@ async def test_a_cancelled_start_leaves_no_process(program: Callable[..., EarlyP
         waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await waiting
-        assert not psutil.Process().children() and early._subreaper() == 0
+        assert not children() and early._subreaper() == 0
 
 
 @linux

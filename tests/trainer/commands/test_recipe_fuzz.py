@@ -24,7 +24,7 @@ from agentloop.config.keys import known_keys
 from agentloop.data import hub
 from agentloop.errors import AgentloopError, DataError
 from trainer.commands import check
-from trainer.run import preflight
+from trainer.run.preflight import inputs as preflight
 from trainer.sft import tokenizing
 
 EXAMPLES = int(os.environ.get("AGENTLOOP_FUZZ_EXAMPLES", "120"))
