@@ -190,7 +190,7 @@ def hide_values(text: str, values: Iterable[str]) -> str:
     """Return text in which values such as those of headers, and their words, are `(hidden)`.
 
     So are the user and the password of `Basic` authentication, which are in base64. Parts of fewer
-    than 4 characters stay: they are no secrets, and occur in any text.
+    than 4 characters stay: they are not secrets, and occur in any text.
     """
     parts = {part for value in values for word in (value, *value.split()) for part in (word, *_in_base64(word))}
     for part in sorted((part for part in parts if len(part) >= SHORTEST_SECRET), key=len, reverse=True):

@@ -177,7 +177,9 @@ def _named(toolset: Toolset, name: str) -> Tool:
     tool = toolset.tools.get(name)
     if tool is None:
         known = list(toolset.tools)
-        raise ConfigError(f"there is no tool {name!r}", did_you_mean(name, known, f"the tools are: {', '.join(known)}"))
+        raise ConfigError(
+            f"the tool {name!r} does not exist", did_you_mean(name, known, f"the tools are: {', '.join(known)}")
+        )
     return tool
 
 

@@ -61,7 +61,7 @@ def with_last_expression(code: str) -> str:
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "print":
         return code
 
-    # Columns count bytes of UTF-8. Parentheses around the value are no part of it, so that the
+    # Columns count bytes of UTF-8. Parentheses around the value are not part of it, so that the
     # statement's own place is taken.
     assert last.end_lineno is not None and last.end_col_offset is not None
     lines = [line.encode() for line in _lines(code)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import os
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -68,7 +67,7 @@ class CodeInterpreter(Tool):
         outage_s: seconds to wait for a sandbox that cannot be reached (300).
         headers, token_env: further headers; the environment variable that holds a bearer token.
         on_failure: `fail`: a sandbox that failed for good fails the episode, which is masked and
-            never scored 0; `tell`: the model is told, and goes on.
+            never scored 0; `tell`: the model reads an error, and goes on.
 
     A row's `create_kwargs` may hold `files`, base64 by name: they are there in each program.
     """
@@ -115,7 +114,7 @@ class CodeInterpreter(Tool):
             "retries": self._retries,
             "outage_s": options.number("outage_s", 300.0, 0, 604_800),
             "headers": options.texts("headers"),
-            "token": _token(self.name, options.text("token_env")),
+            "token": options.secret("token_env"),
             "max_connections": workers,
         }
         options.done(ignored=ELSEWHERE)
@@ -273,12 +272,3 @@ def _checked(client: ServiceClient, answer: Any) -> dict[str, Any]:
 
 def _refused(text: str) -> ToolResult:
     return ToolResult(f"Error: {text}", error=text)
-
-
-def _token(name: str, variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    token = os.environ.get(variable)
-    if not token:
-        raise ToolConfigError(f"{name}: config.token_env names {variable}, which is not set", f"export {variable}=...")
-    return token

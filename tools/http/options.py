@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,18 @@ class Options:
                 f"{self._name}: config.{key} is not a mapping of texts", f"write {key}: {{name: text}}"
             )
         return dict(value)
+
+    def secret(self, key: str) -> str | None:
+        """Return the value of the environment variable that a key names; None: it is not given."""
+        variable = self.text(key)
+        if variable is None:
+            return None
+        value = os.environ.get(variable)
+        if not value:
+            raise ToolConfigError(
+                f"{self._name}: config.{key} names {variable}, which is not set", f"export {variable}=..."
+            )
+        return value
 
     def done(self, ignored: Sequence[str] = ()) -> None:
         """Refuse unknown keys, except `ignored`: known to other frameworks, without effect here."""

@@ -33,7 +33,7 @@ class HttpTool(Tool):
         headers, token_env: further headers; the environment variable that holds a bearer token.
         result: path of what is shown in a JSON answer, `data.items.*.text`; null: all of it.
         missing: what is shown if an answer has no such part; null: the call fails.
-        tell: statuses that the model is told: the call was wrong ([400, 413, 422]).
+        tell: statuses whose message the model reads: the call was wrong ([400, 413, 422]).
         from_row: names of arguments that rows give (`execute_kwargs`) and the model does not see.
         timeout, retries, outage_s, rate_limit, num_workers: as those of the search tool.
     """

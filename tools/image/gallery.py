@@ -45,7 +45,7 @@ class Gallery:
         if not self._images:
             raise ValueError("the question has no image")
         if not 0 <= index < len(self._images):
-            raise ValueError(f"there is no image {index}: the images are 0 to {len(self._images) - 1}")
+            raise ValueError(f"image {index} does not exist: the images are 0 to {len(self._images) - 1}")
         file = self._images[index] = read_image(self._images[index])
         return open_image(file).convert("RGB")
 

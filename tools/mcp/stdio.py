@@ -84,7 +84,7 @@ async def stdio(settings: ServerSettings, output: Output) -> AsyncGenerator[tupl
     program = shutil.which(settings.command, path=environment.get("PATH"))
     if program is None:
         raise ToolConfigError(
-            f"the MCP server {settings.name} cannot be started: there is no program {settings.command}",
+            f"the MCP server {settings.name} cannot be started: the program {settings.command} does not exist",
             "install it, or give its path",
         )
     process = await spawn(

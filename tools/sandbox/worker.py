@@ -294,7 +294,7 @@ async def _ended(pidfd: int, timeout_s: float = END_S) -> bool:
 
 def own_processes(init: int) -> list[Path]:
     """Return the folders in /proc of a sandbox's processes, by its own /proc."""
-    base = Path(f"/proc/{init}/root/proc")
+    base = Path("/proc", str(init), "root", "proc")
     with contextlib.suppress(OSError):
         return [path for path in base.iterdir() if path.name.isdigit()]
     return []

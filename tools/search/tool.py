@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar
 
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError
@@ -38,7 +37,7 @@ class SearchTool(Tool):
         max_document_tokens: about how many of one passage; null: all.
         headers, token_env: further headers; the environment variable that holds a bearer token.
         on_failure: `fail`: a search that failed for good fails the episode, which is masked and
-            never scored 0; `tell`: the model is told, and goes on.
+            never scored 0; `tell`: the model reads an error, and goes on.
     """
 
     own_time_limit = True  # waiting for a turn, or for the server, is not the model's fault
@@ -87,7 +86,7 @@ class SearchTool(Tool):
             retries=options.whole("retries", 4, 0, 1000),
             outage_s=options.number("outage_s", 300.0, 0, 604_800),
             headers=options.texts("headers"),
-            token=_token(self.name, options.text("token_env")),
+            token=options.secret("token_env"),
             max_connections=workers,
         )
         self._pacer = Pacer()
@@ -156,12 +155,3 @@ class SearchTool(Tool):
 
 def _refused(text: str) -> ToolResult:
     return ToolResult(f"Error: {text}", error=text)
-
-
-def _token(name: str, variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    token = os.environ.get(variable)
-    if not token:
-        raise ToolConfigError(f"{name}: config.token_env names {variable}, which is not set", f"export {variable}=...")
-    return token

@@ -126,8 +126,8 @@ async def test_an_image_that_the_tool_made_can_be_used_again(tmp_path: Path) -> 
         and (colors(result) == [0, 0, 255]).all()
     )
     result = await zoom(tools, 0, 0, 50, 50, img_idx=3)
-    assert result.error == "there is no image 3: the images are 0 to 2"
-    assert (await zoom(tools, 0, 0, 50, 50, img_idx=-1)).error == "there is no image -1: the images are 0 to 2"
+    assert result.error == "image 3 does not exist: the images are 0 to 2"
+    assert (await zoom(tools, 0, 0, 50, 50, img_idx=-1)).error == "image -1 does not exist: the images are 0 to 2"
 
 
 @pytest.mark.parametrize(

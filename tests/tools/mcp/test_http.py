@@ -75,7 +75,7 @@ def test_a_url_without_a_server_is_named(load: Load) -> None:
         ({"url": "http://x", "env": {"a": "b"}}, "belong to a command"),
         ({"command": "y", "headers": {"a": "b"}}, "headers belong to a url"),
         ({"command": []}, "is not a list of words"),
-        ({"command": ["no-such-program-here"]}, "there is no program no-such-program-here"),
+        ({"command": ["no-such-program-here"]}, "the program no-such-program-here does not exist"),
         ({"command": ["python"], "cwd": "./nowhere"}, "is not a folder"),
         ({"command": ["python"], "tools": "add"}, "config.tools is not a list"),
         ({"command": ["python"], "prefix": "a b"}, "config.prefix"),
