@@ -151,6 +151,24 @@ def test_an_episode_that_is_refused_takes_no_other_with_it(run: ExportRun) -> No
     assert "answered 400" in said[0]
 
 
+def test_what_failed_one_by_one_as_an_outage_ended_is_sent_once_more(run: ExportRun) -> None:
+    class Returning(Receiver):
+        """Is away for the first two episodes that are tried."""
+
+        calls = 0
+
+        def export(self, episodes: Sequence[TracedEpisode]) -> None:
+            self.calls += 1
+            self.down = self.calls <= 2
+            super().export(episodes)
+
+    receiver = Returning()
+    batch = episodes_of(run, step_of(1, 2))
+    log = ExportLog(run.folder / "traces")
+    assert hub_module.send_singly(Destination("otlp", receiver, SpanSampling()), log, "here", batch) == (4, [])
+    assert sorted(receiver.got) == sorted(keys(1, groups=2))
+
+
 def test_what_waits_at_the_end_of_a_run_is_sent_by_an_exporter_that_was_told_of_the_end(run: ExportRun) -> None:
     class Patient(Receiver):
         """Sends only when the run has ended."""
