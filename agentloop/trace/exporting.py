@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from agentloop.config import Recipe, SpanSampling, TraceConfig
 from agentloop.errors import ConfigError
 from agentloop.registry import TRACES, load
@@ -98,8 +100,8 @@ class TracedEpisode:
         digest = hashlib.blake2b(self.key.encode("utf-8", "replace"), digest_size=16)
         for record in self.records:
             trajectory = record.trajectory
-            text = f"{len(trajectory)} {trajectory.reward} {trajectory.status} {list(trajectory.token_ids)}"
-            digest.update(text.encode("utf-8", "replace"))
+            digest.update(f"{len(trajectory)} {trajectory.reward} {trajectory.status} ".encode("utf-8", "replace"))
+            digest.update(np.asarray(trajectory.token_ids, dtype=np.int32).tobytes())
         return digest.hexdigest()
 
     def attributes(self) -> dict[str, str | int | bool]:

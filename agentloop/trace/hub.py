@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,9 @@ FAILURES = 3
 """After each so often that a batch fails, its episodes are tried one by one."""
 
 LONGEST_CAUSE = 300
+
+Entry = tuple[str, int, str]
+"""Of an episode in the record of exports: trace id, step, `TracedEpisode.content`."""
 
 
 @dataclass(slots=True)
@@ -269,8 +272,9 @@ def send(
         ExportError: the destination cannot be reached.
     """
     batch = [episode for episode in batch if episode.spans]
+    entries = {episode.trace_id: _entry(episode) for episode in batch}
     if not again:
-        batch = _unknown(log, address, batch)
+        batch = _unknown(log, address, batch, entries)
     if not batch:
         return 0, []
     try:
@@ -283,20 +287,22 @@ def send(
         # One of them is wrong: the others are not lost with it.
         parts = [send(destination, log, address, [episode], again=again) for episode in batch]
         return sum(count for count, _ in parts), [error for _, errors in parts for error in errors]
-    log.mark(address, [_entry(episode) for episode in batch])
+    log.mark(address, [entries[episode.trace_id] for episode in batch])
     return len(batch), []
 
 
-def _unknown(log: ExportLog, address: str, batch: Sequence[TracedEpisode]) -> list[TracedEpisode]:
+def _unknown(
+    log: ExportLog, address: str, batch: Sequence[TracedEpisode], entries: Mapping[str, Entry]
+) -> list[TracedEpisode]:
     """Return the episodes that a destination does not have."""
-    known = log.sent(address, [episode.trace_id for episode in batch])
-    batch = [episode for episode in batch if episode.trace_id not in known]
+    known = log.sent(address, list(entries))
     # A resumed run samples the steps after its checkpoint again: equal episodes with new trace ids.
-    contents = [episode.content for episode in batch]
-    equal = log.contents(address, contents)
-    pairs = list(zip(batch, contents, strict=True))
-    log.mark(address, [_entry(episode) for episode, content in pairs if content in equal])
-    return [episode for episode, content in pairs if content not in equal]
+    new = {trace_id: content for trace_id, (_, _, content) in entries.items() if trace_id not in known}
+    contents = log.contents(address, list(new.values()))
+    equal = {trace_id for trace_id, content in new.items() if content in contents}
+    log.mark(address, [entries[trace_id] for trace_id in equal])
+    there = known | equal
+    return [episode for episode in batch if episode.trace_id not in there]
 
 
 def send_singly(
@@ -354,7 +360,7 @@ def damage_of(path: Path) -> str:
     return f"the record of what was sent was damaged and is now {path}: episodes may be sent again, under the same ids"
 
 
-def _entry(episode: TracedEpisode) -> tuple[str, int, str]:
+def _entry(episode: TracedEpisode) -> Entry:
     return episode.trace_id, episode.main.step, episode.content
 
 

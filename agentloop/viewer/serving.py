@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ SHUTDOWN_S = 2
 """Open requests (a page that waits for events) get this long after Ctrl-C."""
 
 BACKLOG = 2048
+
+NICENESS = 10
+"""Of the process: a run on the same cores goes first, and the viewer still answers."""
 
 
 def serve(
@@ -53,6 +57,8 @@ def serve(
         if not folder.exists():
             say(f"{folder} does not exist yet: waiting for it")
     say("Ctrl-C ends it.")
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
     config = uvicorn.Config(
         create_app(runs, data=data, token=token), ws="none", log_config=None, log_level="warning", access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_S, server_header=False, proxy_headers=False,

@@ -85,7 +85,8 @@ def fusion(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Handler]]:
         def handle(request: httpx.Request) -> httpx.Response:
             return (handlers.pop(0) if len(handlers) > 1 else handlers[0])(request)
 
-        original(self, *args, transport=httpx.MockTransport(handle), **options)
+        clock = lambda: asyncio.get_running_loop().time()  # noqa: E731  # a virtual one, in `run_virtually`
+        original(self, *args, transport=httpx.MockTransport(handle), clock=clock, **options)
 
     monkeypatch.setattr(ServiceClient, "__init__", patched)
     yield handlers
