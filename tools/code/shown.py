@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-_TOKEN = re.compile(r"[A-Za-z]{1,7}|[0-9]{1,3}|\s*\n|[^\sA-Za-z0-9]")
+from tools.tokens import cut_middle
 
 NOTHING = "(no output)"
-
-
-def cut_middle(text: str, most: int) -> str:
-    """Return a text of about `most` tokens: its beginning and its end, with a mark between them.
-
-    A program's last lines matter as much as its first: the result, or the error. The tool knows no
-    tokenizer; the estimate is rather too large, and the agent's `max_tool_response_tokens` is
-    exact.
-    """
-    ends = [match.end() for match in _TOKEN.finditer(text)]
-    if len(ends) <= most:
-        return text
-    head = text[: ends[most // 2 - 1]] if most > 1 else ""
-    tail = text[ends[len(ends) - (most - most // 2) - 1] :]
-    return f"{head}\n[cut: about {len(ends) - most} tokens]\n{tail}"
 
 
 def shown(answer: dict[str, Any], most_tokens: int, seconds: float) -> tuple[str, str | None]:

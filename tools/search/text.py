@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentloop.errors import ToolError
+from tools.tokens import cut_end, estimated_tokens
 
 SEPARATOR = "\n---\n"
 """Between the passages of two queries."""
 
 NOTHING = "No document was found."
-
-_TOKEN = re.compile(r"[A-Za-z]{1,7}|[0-9]{1,3}|[^\sA-Za-z0-9]")
-
-
-def estimated_tokens(text: str) -> int:
-    """Return about how many tokens a text has; rather too many than too few.
-
-    The tool knows no tokenizer. What the model is shown is cut exactly by the agent's
-    `max_tool_response_tokens`; this estimate decides how many passages fit into it whole.
-    """
-    return sum(1 for _ in _TOKEN.finditer(text))
-
-
-def cut_to_tokens(text: str, most: int) -> str:
-    """Return the beginning of a text that has at most `most` tokens, by the same estimate."""
-    for count, match in enumerate(_TOKEN.finditer(text)):
-        if count == most:
-            return text[: match.start()].rstrip() + " ..."
-    return text
 
 
 def read_result(answer: Any, queries: int) -> list[list[str]]:
@@ -70,7 +51,7 @@ def show_passages(
             if size > left:
                 if any(shown):
                     break
-                text = cut_to_tokens(text, left)
+                text = cut_end(text, left)
             left -= size
         shown[place].append(text)
 
@@ -95,7 +76,7 @@ def _by_rank(found: Sequence[Sequence[str]]) -> Iterator[tuple[int, int, str]]:
 def _document(rank: int, contents: str, most_tokens: int | None) -> str:
     title, _, text = contents.partition("\n")
     if most_tokens is not None:
-        text = cut_to_tokens(text, most_tokens)
+        text = cut_end(text, most_tokens)
     return f"Doc {rank + 1} (Title: {title.strip()})\n{text.strip()}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tools.code.shown import cut_middle, shown
+from tools.code.shown import shown
 from tools.code.source import program_in, with_figures, with_last_expression
 
 
@@ -91,18 +91,6 @@ def test_lines_stay_where_they_are() -> None:
 
 def test_figures_are_nothing_without_matplotlib() -> None:
     exec(compile(with_figures("x = 1"), "main", "exec"), {})  # noqa: S102
-
-
-def test_long_output_keeps_both_ends() -> None:
-    text = "\n".join(f"line {number}" for number in range(1000))
-    cut = cut_middle(text, 60)
-    assert cut.startswith("line 0\n")
-    assert cut.endswith("line 999")
-    assert "[cut: about" in cut
-    assert len(cut) < 500
-    assert cut_middle("short", 60) == "short"
-    assert "[cut" in cut_middle("x" * 10_000, 60), "without line ends"
-    assert cut_middle("", 2) == ""
 
 
 ENDED = "the program ended with the exit code"
