@@ -20,6 +20,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from agentloop.errors import RewardError
+from agentloop.reward.boxed import last_boxed
 
 TIME_LIMIT_S = 3.0
 MEMORY_LIMIT = 2**30
@@ -27,6 +28,9 @@ MEMORY_LIMIT = 2**30
 
 LONGEST_ANSWER = 400
 """Characters of an answer; a longer one is wrong, however it would be read."""
+
+LONGEST_VOTE = 200
+"""Characters of an answer that counts as a vote in maj@n."""
 
 WARM = ((r"\frac{1}{2}+\sqrt{3}", "x"), (r"2\pi", "6.28"), ("(1,2)", r"\{1,2\}"), (r"12\frac{1}{2}", "12.5"))
 """Comparisons that use most of the parser."""
@@ -82,6 +86,23 @@ def same_answer(answer: str, truth: str) -> bool:
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0] == numbers[1]
     return _limited(lambda: _verify(given, wanted))
+
+
+def boxed_correct(text: str, ground_truth: object) -> bool:
+    r"""Whether the last complete `\boxed{}` of a text has the value of the ground truth.
+
+    Args:
+        ground_truth: text, or a number.
+
+    Raises:
+        RewardError, ValueError: as `same_answer`.
+    """
+    return same_answer(last_boxed(text) or "", "" if ground_truth is None else str(ground_truth))
+
+
+def boxed_vote(text: str) -> str:
+    r"""Return the last complete `\boxed{}` of a text as a vote for maj@n: normalized; or ""."""
+    return normalized((last_boxed(text) or "")[:LONGEST_VOTE])
 
 
 def _rational(text: str) -> Fraction | None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 
 from agentloop.reward.boxed import last_boxed
-from agentloop.reward.mathematics import normalized, same_answer
+from agentloop.reward.mathematics import boxed_correct, boxed_vote, same_answer
 from agentloop.types import Task, Trajectory
 
 FORMAT_SHARE = 0.1
-
-LONGEST_VOTE = 200
-"""Characters of an answer that counts as a vote in maj@n."""
 
 
 def accuracy(text: str, ground_truth: object) -> float:
@@ -20,8 +17,7 @@ def accuracy(text: str, ground_truth: object) -> float:
     Raises:
         ValueError: the ground truth is missing.
     """
-    truth = "" if ground_truth is None else str(ground_truth)
-    return float(same_answer(last_boxed(text) or "", truth))
+    return float(boxed_correct(text, ground_truth))
 
 
 def has_format(text: str) -> bool:
@@ -61,7 +57,7 @@ def score(task: Task, text: str, trajectory: Trajectory) -> dict[str, float | st
         "score": (1 - FORMAT_SHARE) * correct + FORMAT_SHARE * formed + idle,
         "accuracy": correct,
         "format": formed,
-        "answer": normalized((last_boxed(whole) or "")[:LONGEST_VOTE]),
+        "answer": boxed_vote(whole),
     }
 
 
