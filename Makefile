@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search learn-gsm8k learn-vision bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -120,6 +120,20 @@ smoke-search: $(STAMP) ## questions with a search server on a CPU, two steps: ma
 	$(BIN)/agentloop search serve $(SEARCH)/index --port 8390 & server=$$!; trap "kill $$server" EXIT; \
 	$(BIN)/agentloop train --config recipes/search/smoke.yaml run.dir=$(SEARCH)/run model.path=$(SEARCH)/sft/model \
 	  data.train=$(SEARCH)/data/train.parquet data.val=$(SEARCH)/data/test.parquet $(ARGS)
+
+RETOOL := outputs/smoke-retool
+
+# The small model is taught by the generated conversations: the published ones are too long for it.
+smoke-retool: $(STAMP) ## mathematics with a Python interpreter on a CPU, two steps through the sandbox: make smoke-retool [SOURCE=<folder with DAPO-Math-17k and AIME 2024>]
+	rm -rf $(RETOOL)
+	$(BIN)/agentloop prepare retool --source generated --out $(RETOOL)/taught
+	$(BIN)/agentloop prepare retool --source $(or $(SOURCE),generated) --out $(RETOOL)/data
+	$(BIN)/agentloop sft --config recipes/retool/smoke_sft.yaml run.dir=$(RETOOL)/sft stages.0.data=$(RETOOL)/taught/sft.jsonl $(SFT_ARGS)
+	$(BIN)/agentloop sandbox serve --port 0 >$(RETOOL)/sandbox.txt & server=$$!; trap "kill $$server" EXIT; \
+	until grep -qs http $(RETOOL)/sandbox.txt; do kill -0 $$server || exit 1; sleep 0.2; done; \
+	SANDBOX_URL=$$(sed -n 's/^sandbox: *//p' $(RETOOL)/sandbox.txt) \
+	$(BIN)/agentloop train --config recipes/retool/smoke.yaml run.dir=$(RETOOL)/run model.path=$(RETOOL)/sft/model \
+	  data.train=$(RETOOL)/data/train.parquet data.val=$(RETOOL)/data/aime_2024.parquet $(ARGS)
 
 TWIN = outputs/learn-gsm8k/seed$(SEED)
 TWIN_BOUNDS ?= --starts-below 0.35 --ends-above 0.8

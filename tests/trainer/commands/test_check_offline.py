@@ -18,6 +18,7 @@ from trainer.commands.check import check_command
 HUB = {
     "gsm8k": ["recipe.yaml", "colocated.yaml", "user.yaml"],
     "geo3k": ["recipe.yaml", "recipe_tools.yaml"],
+    "retool": ["recipe.yaml", "sft.yaml"],
     "smollm2": ["recipe.yaml", "words.yaml", "sft.yaml", "words_sft.yaml"],
 }
 

@@ -1,0 +1,409 @@
+r"""Rows of ReTool: conversations with an interpreter for `sft.yaml`, problems for `recipe.yaml`.
+
+The four published sets and the file that each becomes:
+
+    JoeYing/ReTool-SFT                  sft.jsonl          {messages, tools}, for `agentloop sft`
+    BytedTsinghua-SIA/DAPO-Math-17k     train.parquet      each problem once, not a hundred times
+    Maxwell-Jia/AIME_2024               aime_2024.parquet  for evaluation
+    yentinglin/aime_2025                aime_2025.parquet
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from agentloop.data import open_rows
+from agentloop.errors import DataError
+from agentloop.files import json_line, open_atomic, write_atomic
+from agentloop.model_folder import download
+from agentloop.reward.boxed import last_boxed
+from tools.code.shown import NOTHING
+from tools.code.source import program_in
+
+Row = dict[str, Any]
+
+GENERATED = "generated"
+"""The `--source` that needs no files: the problems of `problems.py`, in the published columns."""
+
+HUB = "hub"
+"""The `--source` that stands for the four published sets."""
+
+INSTRUCTION = r"Run Python code where it helps. Give the final answer in \boxed{}, for instance \boxed{12}."
+"""Ends the user's text of every row, so that both stages of training ask for the same."""
+
+TOOL = "code_interpreter"
+
+SFT = "sft"
+DAPO = "dapo"
+HUB_IDS = {
+    SFT: "JoeYing/ReTool-SFT",
+    DAPO: "BytedTsinghua-SIA/DAPO-Math-17k",
+    "aime_2024": "Maxwell-Jia/AIME_2024",
+    "aime_2025": "yentinglin/aime_2025",
+}
+NAMES = {
+    SFT: re.compile(r"retool", re.IGNORECASE),
+    DAPO: re.compile(r"dapo", re.IGNORECASE),
+    "aime_2024": re.compile(r"aime[^a-z0-9]*(?:20)?24", re.IGNORECASE),
+    "aime_2025": re.compile(r"aime[^a-z0-9]*(?:20)?25", re.IGNORECASE),
+}
+"""What the name of a file, of a folder or of a hub's set has if it belongs to a set."""
+
+DATA_SOURCES = {DAPO: "math_dapo", "aime_2024": "aime_2024", "aime_2025": "aime_2025"}
+
+MOST_MISFITS = 0.1
+"""Share of the conversations that may be left out because their tags do not pair."""
+
+QUESTION_MARK = "*user question:*"
+"""Stands in front of the question in a text of ReTool-SFT."""
+
+
+class Problem(NamedTuple):
+    text: str
+    answer: str
+
+
+class Placed(NamedTuple):
+    """A row of a source, and its place in words."""
+
+    where: str
+    row: Any
+
+
+def prepare(source: str, out: Path) -> dict[str, int]:
+    """Write the rows of each set that a source has into folder `out`.
+
+    How many rows were dropped, and why, is printed.
+
+    Args:
+        source: a folder with some of the sets, as `.parquet` or `.jsonl` files whose names, or
+            those of whose folders, say which set they belong to; an id of the hub; `hub`: all four;
+            `generated`.
+
+    Returns:
+        Number of rows by file name.
+
+    Raises:
+        DataError: no set was found, or a row does not have the columns of its set.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    conversations: list[Row] = []
+    tables: dict[str, list[Row]] = {}
+    for name, rows in _sets(source).items():
+        if name == SFT:
+            conversations = sft_rows(rows, tool_schemas())
+        elif name == DAPO:
+            tables["train"] = _rows(distinct(read_dapo(rows)), name, "train")
+        else:
+            tables[name] = _rows((read_aime(*placed) for placed in rows), name, "test")
+
+    # Written once all is read: a wrong row leaves no half of a preparation.
+    counts = {}
+    if conversations:
+        write_atomic(out / "sft.jsonl", b"".join(map(json_line, conversations)))
+        counts["sft.jsonl"] = len(conversations)
+    for name, made in tables.items():
+        with open_atomic(out / f"{name}.parquet") as file:
+            pq.write_table(pa.Table.from_pylist(made), file)
+        counts[f"{name}.parquet"] = len(made)
+    return counts
+
+
+def _rows(problems: Iterable[Problem], name: str, split: str) -> list[Row]:
+    return [make_row(problem, DATA_SOURCES[name], split, index) for index, problem in enumerate(problems)]
+
+
+def make_row(problem: Problem, data_source: str, split: str, index: int) -> Row:
+    """Make one row of reinforcement learning or evaluation."""
+    return {
+        "data_source": data_source,
+        "agent_name": "tool_agent",
+        "prompt": [{"role": "user", "content": user_text(problem.text)}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": problem.answer},
+        "extra_info": {"split": split, "index": index, "question": problem.text, "answer": problem.answer},
+    }
+
+
+def user_text(problem: str) -> str:
+    return f"{problem}\n\n{INSTRUCTION}"
+
+
+def tool_schemas() -> list[Row]:
+    """Return the schemas of `tools.yaml`, which conversations show to the model."""
+    file = Path(__file__).with_name("tools.yaml")
+    return [entry["tool_schema"] for entry in yaml.safe_load(file.read_text())["tools"]]
+
+
+# -- DAPO-Math-17k and AIME ------------------------------------------------------------------------
+
+
+def read_dapo(rows: Iterable[Placed]) -> Iterator[Problem]:
+    """Yield the problems of DAPO-Math-17k's rows: `prompt`, and `reward_model.ground_truth`.
+
+    Raises:
+        DataError: a row has none; it is named.
+    """
+    for where, row in rows:
+        columns = row if isinstance(row, dict) else {}
+        prompt, model = columns.get("prompt"), columns.get("reward_model")
+        message = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else None
+        text = message.get("content") if isinstance(message, dict) and message.get("role") == "user" else None
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where} has no 'prompt' with one text of a user", "give the columns of DAPO-Math-17k")
+        answer = _answer(model.get("ground_truth") if isinstance(model, dict) else None)
+        if answer is None:
+            raise DataError(f"{where} has no 'reward_model.ground_truth'", "give the columns of DAPO-Math-17k")
+        yield Problem(without_frame(text), answer)
+
+
+def without_frame(text: str) -> str:
+    """Return a problem without the paragraphs around it that ask for a line `Answer:`.
+
+    They would contradict `INSTRUCTION`.
+    """
+    paragraphs = text.strip().split("\n\n")
+    if len(paragraphs) > 1 and "Answer:" in paragraphs[-1]:
+        paragraphs.pop()
+    if len(paragraphs) > 1 and "Answer:" in paragraphs[0]:
+        paragraphs.pop(0)
+    return "\n\n".join(paragraphs).strip()
+
+
+def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield each problem once, in the order of the first appearances; say how many were dropped.
+
+    Texts that differ in white space only are one problem. A problem that appears with several
+    answers is left out: nobody can tell which of them is right.
+    """
+    found: dict[str, Problem] = {}
+    ambiguous: set[str] = set()
+    total = 0
+    for total, problem in enumerate(problems, 1):  # noqa: B007  # counted
+        key = " ".join(problem.text.split())
+        if found.setdefault(key, problem).answer != problem.answer:
+            ambiguous.add(key)
+    kept = len(found) - len(ambiguous)
+    print(
+        f"DAPO-Math-17k: {kept:,} of {total:,} rows kept; {total - len(found):,} repeat a problem, "
+        f"{len(ambiguous):,} problems with several answers left out"
+    )
+    yield from (problem for key, problem in found.items() if key not in ambiguous)
+
+
+def read_aime(where: str, row: Any) -> Problem:
+    """Return the problem of an AIME row: `Problem` and `Answer` (2024), or the same in lower case.
+
+    Raises:
+        DataError: a column is missing; the row is named.
+    """
+    columns = {str(key).lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
+    text, answer = columns.get("problem"), _answer(columns.get("answer"))
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where} has no text 'problem'", "give rows with `problem` and `answer`")
+    if answer is None:
+        raise DataError(f"{where} has no 'answer'", "give rows with `problem` and `answer`")
+    return Problem(text.strip(), answer)
+
+
+def _answer(value: Any) -> str | None:
+    """Return an answer as text; None if there is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = str(value).strip()
+    return None if text in ("", "nan") else text.removesuffix(".0")
+
+
+# -- ReTool-SFT ------------------------------------------------------------------------------------
+
+
+def sft_rows(rows: Iterable[Placed], tools: list[Row]) -> list[Row]:
+    """Return `{messages, tools}` for each row of ReTool-SFT whose tags pair.
+
+    Raises:
+        DataError: a row has no question and no solution, or too many do not fit.
+    """
+    made: list[Row] = []
+    misfits: list[str] = []
+    for where, row in rows:
+        question, solution = _texts(row, where)
+        try:
+            user = {"role": "user", "content": user_text(question_in(question))}
+            made.append({"messages": [user, *turns_in(solution)], "tools": tools})
+        except ValueError as exc:
+            misfits.append(f"{where}: {exc}")
+    total = len(made) + len(misfits)
+    if len(misfits) > MOST_MISFITS * total:
+        raise DataError(
+            f"{misfits[0]}; {len(misfits)} of {total} conversations do not fit",
+            "give rows of ReTool-SFT: <code>, <interpreter> and <answer> in the solution",
+        )
+    if misfits:
+        print(f"ReTool-SFT: {len(misfits)} of {total} conversations left out; the first: {misfits[0]}")
+    return made
+
+
+def question_in(text: str) -> str:
+    r"""Return the question in a user's text of ReTool-SFT, without the directions around it.
+
+    In front of it are the directions about tags; after it the form of the answer, and the line that
+    announces it. Some questions begin with a line that asks for `\boxed{answer}`.
+
+    Raises:
+        ValueError: the mark in front of the question is missing, or nothing follows it.
+    """
+    _, found, question = text.partition(QUESTION_MARK)
+    if not found:
+        raise ValueError(f"the question is not marked by {QUESTION_MARK}")
+    before, form, _ = question.rpartition("<answer>")
+    lines = (before if form else question).strip().lstrip("*").strip().split("\n")
+    if form and len(lines) > 1:
+        lines.pop()
+    if len(lines) > 1 and r"\boxed{answer}" in lines[0]:
+        lines.pop(0)
+    question = "\n".join(lines).strip()
+    if not question:
+        raise ValueError("the question is empty")
+    return question
+
+
+def turns_in(solution: str) -> list[Row]:
+    """Return the messages of a solution: calls, results, and the answer.
+
+    `<code>` becomes a call of `code_interpreter` after the text in front of it, `<interpreter>` its
+    result, and `<answer>` the end of the last text.
+
+    Raises:
+        ValueError: the tags do not pair, or the answer has no box.
+    """
+    messages: list[Row] = []
+    position = 0
+    while (begin := solution.find("<code>", position)) >= 0:
+        text = solution[position:begin].strip()
+        _without_tags(text)
+        code, after = _between(solution, "code", begin)
+        program = program_in(code.strip()).strip("\n")
+        if not program.strip():
+            raise ValueError("a program is empty")
+        output, position = _between(solution, "interpreter", after)
+        function = {"name": TOOL, "arguments": {"code": program}}
+        messages += [
+            {"role": "assistant", "content": text, "tool_calls": [{"type": "function", "function": function}]},
+            {"role": "tool", "content": output.strip("\n") or NOTHING},
+        ]
+    begin = solution.find("<answer>", position)
+    if begin < 0:
+        raise ValueError("it has no <answer> after its last program")
+    text = solution[position:begin].strip()
+    _without_tags(text)
+    answer, _ = _between(solution, "answer", begin)
+    if last_boxed(answer) is None:
+        raise ValueError(r"its answer has no \boxed{}")
+    return [*messages, {"role": "assistant", "content": f"{text}\n{answer.strip()}".strip()}]
+
+
+def _between(text: str, tag: str, position: int) -> tuple[str, int]:
+    """Return what is in a tag that opens at a position, white space aside, and where it ends."""
+    opened, closed = f"<{tag}>", f"</{tag}>"
+    begin = text.find(opened, position)
+    if begin < 0 or text[position:begin].strip():
+        raise ValueError(f"{opened} does not follow at character {position}")
+    end = text.find(closed, begin)
+    if end < 0:
+        raise ValueError(f"{opened} at character {begin} is not closed")
+    return text[begin + len(opened) : end], end + len(closed)
+
+
+def _without_tags(text: str) -> None:
+    found = re.search(r"</?(?:code|interpreter|answer)>", text)
+    if found:
+        raise ValueError(f"{found.group()} stands alone")
+
+
+def _texts(row: Any, where: str) -> tuple[str, str]:
+    """Return question and solution of a row `{messages: [user, assistant]}`."""
+    messages = row.get("messages") if isinstance(row, dict) else None
+    plain = [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    texts = [m.get("content") for m in plain]
+    if [m.get("role") for m in plain] != ["user", "assistant"] or not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"{where} has no 'messages' with one text of a user and one of an assistant",
+            "give the columns of JoeYing/ReTool-SFT",
+        )
+    return str(texts[0]), str(texts[1])
+
+
+# -- sources ---------------------------------------------------------------------------------------
+
+
+def _sets(source: str) -> dict[str, Iterator[Placed]]:
+    """Return the rows of each set that a source has; at least one."""
+    if source == GENERATED:
+        from .problems import sets
+
+        return {
+            name: (Placed(f"generated {name}, row {number}", row) for number, row in enumerate(rows))
+            for name, rows in sets().items()
+        }
+
+    folder = Path(source)
+    if folder.is_dir():
+        files = _files(folder)
+    elif folder.is_absolute() or source.startswith("."):
+        raise DataError(f"--source {source} is not a folder", "give a folder of .jsonl or .parquet files")
+    elif source == HUB:
+        files = {name: _data_files(_download(hub_id)) for name, hub_id in HUB_IDS.items()}
+    else:
+        name = _set_of(source)
+        files = {name: _data_files(_download(source))} if name is not None else {}
+
+    found = {name: _placed(listed) for name in HUB_IDS if (listed := files.get(name))}
+    if not found:
+        raise DataError(
+            f"--source {source} has no .jsonl or .parquet file of ReTool-SFT, DAPO-Math-17k or AIME",
+            f"give a folder with folders named like {', '.join(HUB_IDS.values())}",
+        )
+    return found
+
+
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each set below a folder: by their path, else by the folder's name."""
+    files: dict[str, list[Path]] = {}
+    for file in _data_files(folder):
+        name = _set_of(str(file.relative_to(folder))) or _set_of(folder.resolve().name)
+        if name is not None:
+            files.setdefault(name, []).append(file)
+    return files
+
+
+def _set_of(path: str) -> str | None:
+    """Return the set that a path names; of several the last one: `retool/dapo.parquet` is DAPO."""
+    places = {name: match.start() for name, pattern in NAMES.items() for match in pattern.finditer(path)}
+    return max(places, key=lambda name: places[name], default=None)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix in (".jsonl", ".parquet") and file.is_file())
+
+
+def _placed(files: list[Path]) -> Iterator[Placed]:
+    rows = open_rows([str(file) for file in files], "--source")
+    for number, row in enumerate(rows):
+        yield Placed(rows.where(number), row)
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        return download(hub_id, ["*.parquet", "*.jsonl"], repo_type="dataset")
+    except OSError as exc:
+        raise DataError(
+            f"--source {hub_id} is not a folder and could not be downloaded: {exc}",
+            "give a folder with the data sets, the id of one that can be reached, or `generated`",
+        ) from exc
