@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,11 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     started: list[Target] = []
 
     def start(
-        kind: str, dtype: str = "float32", folders: dict[str, Path] = folders, environment: Mapping[str, str] = {}
+        kind: str,
+        dtype: str = "float32",
+        folders: dict[str, Path] = folders,
+        environment: Mapping[str, str] = {},
+        options: Sequence[str] = (),
     ) -> Target:
         model = str(folders["0"])
         images = folders["0"] != MODEL
@@ -242,6 +246,7 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
                 command += ["--replicas", "2"]
             if kind == "sglang-server":
                 command += ["--engine", "sglang", "--python", sglang_python(), "--in-place-updates"]
+        command += options
         log = folder / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(

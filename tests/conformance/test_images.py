@@ -253,3 +253,18 @@ async def test_an_image_that_was_sent_may_be_named(case: Case) -> None:
     assert again.ids == whole.ids
     for answer in (whole, again):
         sight.check(target, seen, answer)
+
+
+@pytest.mark.sglang
+async def test_two_processes_of_tensor_parallelism_see_images_and_take_new_weights(
+    start_target: Callable[..., Target], families: Callable[[str], tuple[dict[str, Path], Sight]]
+) -> None:
+    folders, sight = families("qwen2_5_vl")
+    target = start_target("sglang-server", folders=folders, options=["--gpus-per-replica", "2"])
+    wait_until_served(target)
+    seen = Seen([], []).then(text(5, 19), image(28, 3, 2, 19), text(4, 20))
+    async with httpx.AsyncClient(base_url=target.url, timeout=120, trust_env=False) as target.http:
+        sight.check(target, seen, await ask(target, seen))
+        for version in ("1", "0"):
+            await target.update(version)
+            sight.check(target, seen, await ask(target, seen))

@@ -32,7 +32,7 @@ class SglangSource(ChildSource):
         child = Child(
             f"replica {self.name}",
             sglang_command(settings, self._index, port, images=self._info.images),
-            sglang_environment(settings, images=self._info.images),
+            sglang_environment(settings, self._index, images=self._info.images),
             self._log_file,
         )
         self._child = child
@@ -42,7 +42,7 @@ class SglangSource(ChildSource):
             self._info,
             on_gpu=on_gpu,
             overlap=not settings.in_place_updates,
-            tensor_parallel=settings.gpus_per_replica if on_gpu else 1,
+            tensor_parallel=settings.gpus_per_replica,
             version=settings.first_version,
             stream_tokens=settings.stream_tokens,
             admin_timeout_s=settings.probe_timeout_s,
@@ -78,10 +78,10 @@ def sglang_command(settings: ServerSettings, index: int, port: int, *, images: b
         command += ["--sleep-on-idle"]  # otherwise it busy-waits on a core that others need
     else:
         command += ["--device", device, "--base-gpu-id", str(settings.first_gpu + index * settings.gpus_per_replica)]
-        command += ["--tp-size", str(settings.gpus_per_replica)]
         if settings.max_kv_tokens is not None:
             command += ["--max-total-tokens", str(settings.max_kv_tokens)]
 
+    command += ["--tp-size", str(settings.gpus_per_replica)]
     if settings.in_place_updates:
         command += ["--disable-overlap-schedule"]
     if settings.memory_saver and device != "cpu":
@@ -93,8 +93,8 @@ def sglang_command(settings: ServerSettings, index: int, port: int, *, images: b
     return [*command, *settings.engine_args]
 
 
-def sglang_environment(settings: ServerSettings, *, images: bool = False) -> dict[str, str]:
-    """Return the environment of a replica: ours without the variables of our interpreter.
+def sglang_environment(settings: ServerSettings, index: int = 0, *, images: bool = False) -> dict[str, str]:
+    """Return the environment of replica `index`: ours without the variables of our interpreter.
 
     Args:
         images: whether the model takes images.
@@ -104,6 +104,9 @@ def sglang_environment(settings: ServerSettings, *, images: bool = False) -> dic
     if settings.python and "/" in settings.python:
         # SGLang starts tools (ninja, triton's compiler) that are installed beside its interpreter.
         environment["PATH"] = f"{Path(settings.python).absolute().parent}:{environment.get('PATH', '')}"
+    if settings.device == "cpu" and settings.gpus_per_replica > 1:
+        # SGLang binds each process to cores: by itself, a NUMA node to each.
+        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(_cores(settings, index))
     if images:
         # A flush does not clear its cache of images: after an update of the weights they would keep
         # the embeddings of the old vision tower.
@@ -114,3 +117,15 @@ def sglang_environment(settings: ServerSettings, *, images: bool = False) -> dic
         if settings.device == "cpu":
             environment |= {"PYTHONPATH": str(CPU_PLATFORM_FOLDER), "SGLANG_PLATFORM": CPU_PLATFORM}
     return environment
+
+
+def _cores(settings: ServerSettings, index: int) -> list[str]:
+    """Return the cores of each process of replica `index`, as `0,1`; replicas share them where they
+    are too few."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    ranks, threads = settings.gpus_per_replica, settings.threads
+    first = index * ranks * threads
+    return [
+        ",".join(str(cores[(first + rank * threads + thread) % len(cores)]) for thread in range(threads))
+        for rank in range(ranks)
+    ]

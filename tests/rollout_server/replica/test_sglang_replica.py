@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -111,6 +112,16 @@ def test_a_model_with_images_starts_with_sglangs_own_code_and_without_a_cache_of
     (point,) = entry.entry_points
     assert (point.group, point.name) == ("sglang.srt.platforms", environment["SGLANG_PLATFORM"])
     assert (folder / f"{point.module}.py").is_file()
+
+
+def test_processes_of_tensor_parallelism_on_the_cpu_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {2, 3, 4, 5, 6, 7}, raising=False)
+    settings = ServerSettings(model="m", engine="sglang", replicas=3, gpus_per_replica=2, threads=2)
+    command = sglang_command(settings, 0, 1)
+    assert command[command.index("--tp-size") + 1] == "2"
+    bound = [sglang_environment(settings, index)["SGLANG_CPU_OMP_THREADS_BIND"] for index in range(3)]
+    assert bound == ["2,3|4,5", "6,7|2,3", "4,5|6,7"], "replicas share the cores that there are"
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in sglang_environment(ServerSettings(model="m", engine="sglang"))
 
 
 async def test_no_tags_are_not_sent_because_sglang_takes_them_for_all() -> None:
