@@ -112,12 +112,13 @@ smoke-geo3k-tools: $(STAMP) $(GEO3K_MODEL)/config.json ## the same with the tool
 
 SEARCH := outputs/smoke-search
 
-smoke-search: $(STAMP) ## questions with a search server on a CPU, two steps: make smoke-search [SOURCE=<folder with corpus.jsonl and questions>]
+smoke-search: export SEARCH_PORT = $(or $(PORT),8390)
+smoke-search: $(STAMP) ## questions with a search server on a CPU, two steps: make smoke-search [SOURCE=<folder with corpus.jsonl and questions>] [PORT=8390]
 	rm -rf $(SEARCH)
 	$(BIN)/agentloop prepare search --config recipes/search/smoke_prompt.yaml --source $(or $(SOURCE),generated) --out $(SEARCH)/data
 	$(BIN)/agentloop search index $(or $(SOURCE),$(SEARCH)/data)/corpus.jsonl --out $(SEARCH)/index
 	$(BIN)/agentloop sft --config recipes/search/smoke_sft.yaml run.dir=$(SEARCH)/sft $(SFT_ARGS)
-	$(BIN)/agentloop search serve $(SEARCH)/index --port 8390 & server=$$!; trap "kill $$server" EXIT; \
+	$(BIN)/agentloop search serve $(SEARCH)/index --port $$SEARCH_PORT & server=$$!; trap "kill $$server" EXIT; \
 	$(BIN)/agentloop train --config recipes/search/smoke.yaml run.dir=$(SEARCH)/run model.path=$(SEARCH)/sft/model \
 	  data.train=$(SEARCH)/data/train.parquet data.val=$(SEARCH)/data/test.parquet $(ARGS)
 

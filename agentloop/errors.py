@@ -14,6 +14,7 @@ AgentloopError
 │   ├── ServerError           the rollout server cannot be reached or answered 5xx
 │   │   └── ServerStartError  it did not start: carries the last lines of its log
 │   ├── ToolError             a tool's machinery failed (not: the model called it wrongly)
+│   │   └── ToolUnavailable   what it is in front of was away for longer than it is waited for
 │   ├── InteractionError      a simulated user or environment raised or hung
 │   ├── RewardError           a reward raised or returned something other than a finite number
 │   ├── WorkerError           a trainer worker died or answered with an error
@@ -120,6 +121,13 @@ class ToolError(InfrastructureError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.hint, self.final)
+
+
+class ToolUnavailable(ToolError):
+    """A service could not be reached for as long as its tool waits for it (`outage_s`).
+
+    A run in which most of the episodes that call the tool end with this error ends too.
+    """
 
 
 class InteractionError(InfrastructureError):

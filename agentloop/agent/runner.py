@@ -11,6 +11,7 @@ from dataclasses import replace
 from agentloop.agent.base import AgentLoop
 from agentloop.chat import ChatRenderer
 from agentloop.client.client import Generator
+from agentloop.client.time_limit import TimeLimit
 from agentloop.config import AgentConfig, SamplingConfig
 from agentloop.episode.budget import Budget, EpisodeEnd
 from agentloop.episode.episode import Episode
@@ -167,7 +168,7 @@ class EpisodeRunner:
     async def _run_loop(loop: AgentLoop, episode: Episode) -> None:
         """Drive an episode until its loop returns or it reaches a limit, which it records."""
         try:
-            async with asyncio.timeout(episode.config.episode_timeout_s) as clock:
+            async with TimeLimit(episode.config.episode_timeout_s) as clock:
                 await loop.run(episode)
         except EpisodeEnd as end:
             episode.stop_reason = end.reason  # also if the limit was reached in a fork

@@ -8,4 +8,5 @@ files, in the order of a request:
     connections   `ConnectionPool`: an httpx transport for many small requests in flight at once
     open_files    how many connections the limit of open files allows
     retry         `Retries`: how long to wait after a failure or an outage, and when to give up
+    time_limit    `TimeLimit`: time limits of calls and episodes, which do not count such waits
 """

@@ -18,7 +18,11 @@ class RunConfig(Section):
     steps: int | None = Field(None, ge=1, description="training steps; null: given by `epochs`")
     epochs: int | None = Field(None, ge=1, description="passes over the training rows; used when `steps` is null")
     max_failed_fraction: float = Field(
-        0.5, ge=0, le=1, description="end the run when more than this share of a step's episodes failed"
+        0.5,
+        ge=0,
+        le=1,
+        description="end the run when more than this share of a step's episodes failed, or of those that called a tool "
+        "that was away",
     )
 
     @model_validator(mode="after")

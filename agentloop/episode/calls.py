@@ -9,6 +9,7 @@ from typing import Any
 from agentloop.chat import ChatRenderer
 from agentloop.chat.template import texts
 from agentloop.config import AgentConfig
+from agentloop.errors import ToolUnavailable
 from agentloop.tool.session import ToolSession
 from agentloop.trace.spans import span
 from agentloop.types import Message, ToolCall, ToolResult, Turn
@@ -16,6 +17,9 @@ from agentloop.types import Message, ToolCall, ToolResult, Turn
 UNREADABLE = "unreadable_call"
 """Tool name in the answer to a malformed call: some templates write one beside each result."""
 
+
+UNAVAILABLE = "unavailable"
+"""Attribute of a tool call's span: the episode failed because the tool could not be reached."""
 
 CHARACTERS_PER_TOKEN = 16
 """Output is read in pieces of this many characters a token; text has about four, code three."""
@@ -43,7 +47,11 @@ async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: Age
 
 async def _call(session: ToolSession, call: ToolCall, config: AgentConfig) -> ToolResult:
     with span("tool", tool=call.name, call_id=call.id) as running:
-        result = await session.call(call, config.tool_timeout_s)
+        try:
+            result = await session.call(call, config.tool_timeout_s)
+        except ToolUnavailable:
+            running.set(**{UNAVAILABLE: True})
+            raise
         if result.error is not None:
             running.fail(result.error)
         if result.reward is not None:

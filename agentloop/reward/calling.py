@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import reprlib
 from dataclasses import dataclass
 from typing import Any
 
+from agentloop.client.time_limit import TimeLimit
 from agentloop.errors import RewardError
 from agentloop.numbers import finite_number
 from agentloop.reward.loading import RewardFunction
@@ -37,7 +37,7 @@ async def call_reward(function: RewardFunction, task: Task, main: Trajectory, ti
         RewardError: the function raised, took too long or did not return finite numbers.
     """
     text = main.turns[-1].text if main.turns else ""
-    clock = asyncio.timeout(timeout_s)
+    clock = TimeLimit(timeout_s)
     try:
         async with clock:
             result: Any = await function(task, text, main)

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from agentloop.client.time_limit import not_counted, place_in
 from agentloop.errors import CallFailed
 from agentloop.runtime.child import child_environment, spawn
 from agentloop.runtime.process_worker import SIZE_BYTES, TAKEN
@@ -77,8 +78,12 @@ class ProcessWorkers:
         except (TypeError, ValueError) as exc:
             raise CallFailed(f"{type(exc).__name__}: the arguments of {self._name} are not JSON: {exc}") from exc
 
-        async with self._slots:
-            answer = await self._ask_idle(text) or await self._ask(await self._start(), text)
+        async with place_in(self._slots):
+            answer = await self._ask_idle(text)
+            if answer is None:
+                with not_counted():  # a start has a time limit of its own
+                    process = await self._start()
+                answer = await self._ask(process, text)
 
         if "error" in answer:
             raise CallFailed(str(answer["error"]), frames=answer.get("frames", ()))

@@ -11,6 +11,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from agentloop.client.time_limit import place_in
 from agentloop.errors import FunctionHangs
 
 MOST_ABANDONED = 64
@@ -41,7 +42,7 @@ class ThreadWorkers:
         Raises:
             FunctionHangs: too many abandoned calls have not returned.
         """
-        async with self._slots:
+        async with place_in(self._slots):
             if self._abandoned >= MOST_ABANDONED:
                 raise FunctionHangs(
                     f"{self._abandoned} calls of {self._name} hang in threads, which cannot be killed",

@@ -8,7 +8,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from agentloop.errors import RewardError, ToolConfigError, ToolError
+from agentloop.client.time_limit import TimeLimit
+from agentloop.errors import RewardError, ToolConfigError, ToolError, ToolUnavailable
 from agentloop.faults import Fault
 from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
@@ -89,14 +90,14 @@ class ToolSession:
         tool = self._tools.get(call.name)
         if tool is None:
             known = ", ".join(self._tools) or "none"
-            return _error(f"there is no tool {call.name!r}; the tools are: {known}")
+            return _error(f"the tool {call.name!r} is not known; the tools are: {known}")
         read = read_arguments(tool.schema, call.arguments)
         if read.fault is not None:
             return _error(read.fault)
 
         kwargs = self._task.tool_kwargs(call.name).get("execute_kwargs", {})
         for attempt in range(TOOL_RETRIES + 1):
-            clock = asyncio.timeout(None if tool.own_time_limit else timeout_s)
+            clock = TimeLimit(None if tool.own_time_limit else timeout_s)
             try:
                 async with clock:
                     state = await self._open(tool)
@@ -108,7 +109,8 @@ class ToolSession:
                         raise
                     # Neither the message nor a cause may show what only the tool may know.
                     message, hint = hide(exc.message, tool.secrets), exc.hint and hide(exc.hint, tool.secrets)
-                    raise ToolError(message, hint, exc.final) from None
+                    kind = ToolUnavailable if isinstance(exc, ToolUnavailable) else ToolError
+                    raise kind(message, hint, exc.final) from None
                 await asyncio.sleep(0.1 * 2**attempt)
             except Exception as exc:  # noqa: BLE001  # what a tool raises ends its call, not the episode
                 if isinstance(exc, TimeoutError) and clock.expired():

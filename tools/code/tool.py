@@ -36,11 +36,13 @@ class _Episode:
     Attributes:
         files: base64 by name, written before each program.
         session: id of its session; None: none is open.
+        cells: how many cells the session has run.
         lost: whether a session was lost since the model last heard of it.
     """
 
     files: dict[str, str] = field(default_factory=dict)
     session: str | None = None
+    cells: int = 0
     lost: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -55,7 +57,7 @@ class CodeInterpreter(Tool):
         timeout: seconds of a program (30); `default_timeout` is the same.
         memory_limit_mb: memory of a program; null: what the sandbox gives.
         stateful: whether variables survive between an episode's calls (false); needs this
-            project's sandbox.
+            project's sandbox. If the sandbox loses them, the episode fails.
         images: whether open figures of matplotlib come back as images (false): for models that
             see.
         print_last: whether the value of a last expression is printed (true).
@@ -220,18 +222,38 @@ class CodeInterpreter(Tool):
         )
 
     async def _cell(self, body: dict[str, Any], state: _Episode) -> dict[str, Any]:
-        """Run a cell in the episode's session; one that is gone is replaced, and the model told."""
+        """Run a cell in the episode's session.
+
+        One that the program itself has ended is replaced, and the model told. One that is gone for
+        another reason, as after a restart of the sandbox, had variables that the model relies on.
+
+        Raises:
+            RequestRejected, ToolError: as `execute`.
+        """
         for _ in range(self._retries + 1):
             if state.session is None:
                 wanted = {"language": "python", "memory_limit_MB": self._memory_mb}
                 state.session = _checked(self._open, await self._open.post(wanted, state)).get("session_id")
+                state.cells = 0
             # A cell that is sent twice, because its answer was lost, runs once.
             once = {"session_id": state.session, "request_id": secrets.token_urlsafe(12)}
             answer = _checked(self._run, await self._run.post(body | once, state))
-            if answer.get("session_ended"):
-                state.session, state.lost = None, True
             if answer.get("status") != "SandboxError":
+                state.cells += 1
+                if answer.get("session_ended"):
+                    state.session, state.lost = None, True
                 return answer
+            state.session = None
+            if state.cells:
+                state.lost = True
+                if not self._tells:
+                    raise ToolError(
+                        f"{self.name} at {self._run.shown_url} has lost the variables of an episode: "
+                        f"{str(answer.get('message'))[:300]}",
+                        "see the log of that service, and its --session-idle-s; with `on_failure: tell` the model "
+                        "is told and goes on without them",
+                        final=True,
+                    )
         raise ToolError(
             f"{self.name} at {self._run.shown_url} loses its sessions: {str(answer.get('message'))[:300]}",
             "see the log of that service, and its --session-idle-s and --max-sessions",

@@ -8,8 +8,8 @@ A tool's call comes in with the episode that makes it; the service's JSON answer
     template     a URL, a query or a JSON body with places for arguments; a path into an answer
     tool         `HttpTool`: a service as a tool by YAML alone
 
-One instance belongs to one tool in one process: tools do not share a limit, and the whole run sends
-`rate x processes` requests a second at most (`agents.workers` is the number of processes).
+One instance belongs to one tool: tools do not share a limit. All episodes of a run are in one
+process, so a tool's limit is that of the run.
 """
 
 from tools.http.options import Options

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
+from agentloop.client.time_limit import not_counted
+
 NOW_S = 1e-9
 """A shorter wait is none: rounding leaves some that no clock can tell from now."""
 
@@ -75,7 +77,8 @@ class RateLimit:
         self._waiting.setdefault(caller, deque()).append(future)
         self._serve()
         try:
-            await future
+            with not_counted():
+                await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():  # its turn came, and nobody takes it
                 self._release()

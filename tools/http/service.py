@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
@@ -10,19 +11,25 @@ import httpx
 import orjson
 
 from agentloop.client.connections import ConnectionPool
-from agentloop.client.retry import Outage, Retries, retry_after
-from agentloop.errors import RequestRejected, ToolConfigError, ToolError
+from agentloop.client.retry import LONGEST_POLL_S, Outage, Retries, retry_after
+from agentloop.client.time_limit import not_counted
+from agentloop.errors import RequestRejected, ToolConfigError, ToolError, ToolUnavailable
 from agentloop.runtime.pacing import Pacer
 from agentloop.text import hide_values
 from agentloop.trace.spans import trace_headers
 from agentloop.wire import bearer
 from tools.http.rate_limit import RateLimit
 
+log = logging.getLogger(__name__)
+
 CONNECT_S = 10.0
 
 WRONG_REQUEST = frozenset({400, 413, 422})
 """Statuses that blame what was asked: the model can be shown them. Other 4xx blame the address, the
 token or the service."""
+
+AWAY = frozenset({502, 503})
+"""Statuses with which a proxy answers for a service that is away."""
 
 LONGEST_MESSAGE = 300
 MOST_BYTES = 2**25
@@ -36,8 +43,10 @@ class ServiceClient:
 
     Sent again, with growing pauses and jitter, are requests that met a status of 5xx, 408 or 429, a
     broken connection, or the time limit: at most `retries` times. While the service accepts no
-    connection, or answers with Retry-After, the requests wait for it: at most `outage_s`, all of
-    them together. Each attempt counts against the rate.
+    connection, or answers 502, 503 or with Retry-After, the requests wait for it: at most
+    `outage_s`, all of them together; an outage's begin and end are logged. Each attempt counts
+    against the rate. Of all this, only the attempt that was answered counts against the time limit
+    of the episode.
 
     Args:
         name: the tool's, for messages.
@@ -88,7 +97,8 @@ class ServiceClient:
         self._given_transport = transport
         self._transport: httpx.AsyncBaseTransport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._outage = Outage(clock)
+        self._outage, self._refusals = Outage(clock), Outage(clock)
+        self._away_since: float | None = None
         self._pacer = Pacer()
 
     async def post(self, body: Any, caller: Hashable) -> Any:
@@ -126,27 +136,38 @@ class ServiceClient:
             RequestRejected, ToolError: as `post`.
         """
         retries = _ToolRetries(self._retries, self._outage_s, self._outage, self.name, self.shown_url)
-        while True:
-            try:
-                async with self._limit.slot(caller):
-                    await self._pacer.turn()  # a hundred connections may open in the same moment
-                    answer = await self._send(method, url, data)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-                pause = retries.after_outage(self._hidden(f"{type(exc).__name__}: {exc}"))
-            except httpx.LocalProtocolError as exc:
-                raise self._fault(str(exc), "correct the tool's headers or URL") from exc
-            except httpx.TransportError as exc:
-                pause = retries.after_failure(self._hidden(f"{type(exc).__name__}: {exc}"))
-            else:
-                self._outage.over()
-                if answer.status_code < 300:
-                    try:
-                        return read(answer.content)
-                    except ValueError as exc:
-                        pause = retries.after_failure(self._hidden(f"the answer cannot be read: {exc}"[:500]))
+        clock = asyncio.get_running_loop().time
+        with not_counted() as wait:
+            while True:
+                try:
+                    async with self._limit.slot(caller):
+                        await self._pacer.turn()  # a hundred connections may open in the same moment
+                        begin = clock()
+                        answer = await self._send(method, url, data)
+                except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+                    failure = self._hidden(f"{type(exc).__name__}: {exc}")
+                    pause = retries.after_outage(failure)
+                    self._note_away(failure)
+                except httpx.LocalProtocolError as exc:
+                    raise self._fault(str(exc), "correct the tool's headers or URL") from exc
+                except httpx.TransportError as exc:
+                    pause = retries.after_failure(self._hidden(f"{type(exc).__name__}: {exc}"))
                 else:
-                    pause = self._pause(answer, retries, wrong)
-            await asyncio.sleep(pause)
+                    self._outage.over()
+                    if answer.status_code not in AWAY:
+                        self._refusals.over()
+                        self._note_back()
+                    if answer.status_code < 300:
+                        try:
+                            found = read(answer.content)
+                        except ValueError as exc:
+                            pause = retries.after_failure(self._hidden(f"the answer cannot be read: {exc}"[:500]))
+                        else:
+                            wait.count(clock() - begin)
+                            return found
+                    else:
+                        pause = self._pause(answer, retries, wrong)
+                await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Close the connections; the next request opens others."""
@@ -159,7 +180,21 @@ class ServiceClient:
         """The URL without credentials."""
         return str(self._url.copy_with(userinfo=b"", query=None, fragment=None))
 
-    def _pause(self, answer: httpx.Response, retries: Retries, wrong: Collection[int]) -> float:
+    def _note_away(self, failure: str) -> None:
+        """Say once that calls wait: else a run that stands still for minutes does not say why."""
+        if self._away_since is None:
+            self._away_since = self._outage.clock()
+            log.warning(
+                "%s at %s is away (%s): its calls wait for it, %g s at most",
+                self.name, self.shown_url, failure, self._outage_s,
+            )  # fmt: skip
+
+    def _note_back(self) -> None:
+        if self._away_since is not None:
+            lasted, self._away_since = self._outage.clock() - self._away_since, None
+            log.warning("%s at %s answers again, after %.0f s", self.name, self.shown_url, lasted)
+
+    def _pause(self, answer: httpx.Response, retries: _ToolRetries, wrong: Collection[int]) -> float:
         """Return the seconds to wait before the request is sent again.
 
         Raises:
@@ -169,7 +204,13 @@ class ServiceClient:
         failure = self._hidden(f"{status}: {_message(answer)}")
         if status in (408, 429) or (status >= 500 and status not in wrong):
             wanted = retry_after(answer.headers, self._outage_s)
-            return retries.after_failure(failure) if wanted is None else retries.after_outage(failure, wanted)
+            if wanted is not None:
+                return retries.after_outage(failure, wanted)
+            if status not in AWAY:
+                return retries.after_failure(failure)
+            pause = retries.after_refusal(failure, self._refusals)
+            self._note_away(failure)
+            return pause
         if status in wrong:
             raise RequestRejected(f"{self.name}: the service refused the request, {failure}")
         hint = {
@@ -216,6 +257,20 @@ class _ToolRetries(Retries):
         super().__init__(retries, outage_s, outage)
         self._where = f"{name} at {url}"
 
+    def after_refusal(self, failure: str, refusals: Outage) -> float:
+        """Return the seconds to wait after a proxy's answer for a service that is away.
+
+        How long this request has waited counts as well: others may be answered meanwhile.
+
+        Raises:
+            ToolUnavailable: that has lasted too long.
+        """
+        pause = self.after_outage(failure, LONGEST_POLL_S)
+        lasted = refusals.lasted()
+        if lasted >= self._outage_s:
+            raise self._unavailable(lasted, failure)
+        return pause
+
     def _gave_up(self, failures: int, failure: str) -> ToolError:
         return ToolError(
             f"{self._where} failed {failures} times; last error: {failure}",
@@ -224,7 +279,7 @@ class _ToolRetries(Retries):
         )
 
     def _unavailable(self, lasted: float, failure: str) -> ToolError:
-        return ToolError(
+        return ToolUnavailable(
             f"{self._where} has been unavailable for {lasted:.0f} s; last error: {failure}",
             "start that service, or correct the URL; the tool's config `outage_s` says how long to wait for it",
             final=True,

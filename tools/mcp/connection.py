@@ -193,9 +193,9 @@ class Connection:
         return hide(f"{what}{cause}" + (f"; {rest}" if rest else ""), self.settings.secrets)
 
 
-def failed(settings: ServerSettings, what: str, hint: str) -> ToolError:
+def failed(settings: ServerSettings, what: str, hint: str, kind: type[ToolError] = ToolError) -> ToolError:
     """Return the error of a server that cannot be used; final."""
-    return ToolError(f"the MCP server {settings.name}: {what}", hint, final=True)
+    return kind(f"the MCP server {settings.name}: {what}", hint, final=True)
 
 
 def _first(exc: BaseException) -> BaseException:

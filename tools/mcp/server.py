@@ -10,7 +10,8 @@ from typing import Any
 from mcp import MCPError
 from mcp_types import CallToolResult, Tool
 
-from agentloop.errors import ToolError
+from agentloop.client.time_limit import not_counted
+from agentloop.errors import ToolError, ToolUnavailable
 from agentloop.trace.spans import current_episode
 from tools.http import RateLimit
 from tools.mcp.connection import Connection, SessionLost, failed
@@ -56,7 +57,8 @@ class McpServer:
                 self._shared = loop, Session(self, None)
             return self._shared[1]
         episode: Hashable = current_episode() or object()
-        await self._places.enter(episode)
+        with not_counted():
+            await self._places.enter(episode)
         session = Session(self, episode)
         try:
             await session.connect()
@@ -100,12 +102,14 @@ class McpServer:
                 lasted = loop.time() - begin
                 if self.settings.command and attempt >= ATTEMPTS:
                     hint = f"run it by itself: {os.path.basename(self.settings.command)} ..."  # noqa: PTH119
-                    raise failed(self.settings, f"{attempt} starts failed; the last one: {exc}", hint) from None
+                    what = f"{attempt} starts failed; the last one: {exc}"
+                    raise failed(self.settings, what, hint, ToolUnavailable) from None
                 if not self.settings.command and lasted + pause > self.settings.outage_s:
                     raise failed(
                         self.settings,
                         f"it has been unavailable for {lasted:.0f} s; last error: {exc}",
                         "start it, or correct the url and its headers; config `outage_s` is how long to wait for it",
+                        ToolUnavailable,
                     ) from None
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -147,7 +151,8 @@ class Session:
                 await self._drop(connection)
                 if self._used and self._server.settings.stateful:
                     raise self._forgot("it ended in the middle of an episode")
-            self._connection = await self._server.connect()
+            with not_counted():  # a start has a time limit of its own
+                self._connection = await self._server.connect()
             return self._connection
 
     async def call(self, name: str, arguments: dict[str, Any]) -> CallToolResult:

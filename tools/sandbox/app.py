@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -94,7 +94,7 @@ def _add_programs(app: FastAPI) -> None:
             sessions: Sessions = request.app.state.sessions
             name = wanted.session_id
             return await _answered(request, "session", lambda: sessions.run(name, wanted))
-        return await _answered(request, wanted.language, lambda: runner.run(wanted))
+        return await _answered(request, wanted.language, lambda: _unless_gone(request, runner.run(wanted)))
 
 
 def _add_sessions(app: FastAPI) -> None:
@@ -145,6 +145,33 @@ def _add_state(app: FastAPI) -> None:
         return Response(generate_latest(request.app.state.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
+async def _unless_gone(request: Request, run: Coroutine[Any, Any, RunCodeAnswer]) -> RunCodeAnswer:
+    """Run a program until its client goes away: one that was killed leaves no program behind.
+
+    Cells of sessions go on, up to their time limit: a client that has lost its connection asks for
+    their answer again.
+
+    Raises:
+        asyncio.CancelledError: the client has gone.
+    """
+    running = asyncio.create_task(run)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            running.cancel()
+        return await running
+    finally:
+        for task in (running, gone):
+            task.cancel()
+        await asyncio.gather(running, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _answered(request: Request, language: str, run: Callable[[], Awaitable[RunCodeAnswer]]) -> Response:
     """Run, and turn what can go wrong into answers."""
     metrics: _Metrics = request.app.state.metrics
@@ -161,7 +188,7 @@ async def _answered(request: Request, language: str, run: Callable[[], Awaitable
         text = "there is no such session: it has ended; open another with POST /sessions"
         return _json(RunCodeAnswer(status=RunStatus.SANDBOX_ERROR, message=text, session_ended=True))
     except asyncio.CancelledError:
-        # The server ends, and gives up requests that take too long for that.
+        # The client has gone, or the server ends and gives up requests that take too long for that.
         return _busy("the server is ending", "send it again to the next one")
     except QueueFull:
         return _busy("as many programs wait as this server allows", "--max-queue")

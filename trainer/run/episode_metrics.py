@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from agentloop.episode.calls import UNAVAILABLE
 from agentloop.types import EpisodeStatus, Trajectory
 from trainer.rollouts.producer import Group
 
@@ -99,6 +100,33 @@ def failures_text(opening: str, failed: Sequence[Trajectory]) -> str:
     """Return `opening` with the causes: in the same line if there is one, else a line each."""
     causes = failure_causes(failed)
     return f"{opening}: {causes[0]}" if len(causes) == 1 else "\n  - ".join([f"{opening}:", *causes])
+
+
+class AwayTools:
+    """Counts by tool the episodes that called it, and those that it failed because it was away.
+
+    Episodes that call no tool go on without it: they alone would be trained on, however long it is
+    away, and their share is what training would raise.
+    """
+
+    def __init__(self) -> None:
+        self._called: Counter[str] = Counter()
+        self._away: Counter[str] = Counter()
+
+    def add(self, episode: Sequence[Trajectory]) -> None:
+        """Count an episode; its last trajectory has its spans."""
+        calls = [span.attributes for span in episode[-1].spans if span.name == "tool" and "tool" in span.attributes]
+        self._called.update({str(call["tool"]) for call in calls})
+        self._away.update({str(call["tool"]) for call in calls if call.get(UNAVAILABLE)})
+
+    def beyond(self, fraction: float) -> str | None:
+        """Return a sentence on the tools that were away for more than `fraction` of the episodes
+        that called them; None: that is true of none."""
+        found = [name for name, count in sorted(self._away.items()) if count > fraction * self._called[name]]
+        if not found:
+            return None
+        counts = [f"{self._away[name]} of {self._called[name]} episodes that called {name}" for name in found]
+        return f"{' and '.join(counts)} failed because it was away"
 
 
 def equal_groups(groups: Sequence[Group]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from agentloop.trace.record import TraceRecord
 from agentloop.types import EpisodeStatus, Task, Trajectory
 from trainer.console.console import Console
 from trainer.rollouts.producer import RunsEpisodes
-from trainer.run.episode_metrics import failure_causes, failures_text
+from trainer.run.episode_metrics import AwayTools, failure_causes, failures_text
 from trainer.run.eval_metrics import Outcome, eval_metrics
 from trainer.run.rundir import RunDir
 from trainer.run.traces import RunTraces
@@ -199,11 +199,13 @@ class Evaluation:
         outcomes: list[Outcome] = []
         logged: dict[int, list[TraceRecord]] = {}
         unhealthy: list[Trajectory] = []
+        tools = AwayTools()
         oldest = newest = version
 
         def on_episode(row: int, sample: int, episode: list[Trajectory]) -> None:
             nonlocal oldest, newest, reported
             outcomes.append(Outcome.of(row, episode))
+            tools.add(episode)
             number = row * config.n + sample
             healthy = episode[-1].status is EpisodeStatus.OK
             if number < config.log_generations or (config.log_generations and not healthy):
@@ -242,13 +244,15 @@ class Evaluation:
             kept = [record for number in sorted(logged) for record in logged[number]]
             await self._traces.write(step, "eval", kept)
 
-        if metrics["eval/failed"] > self._recipe.run.max_failed_fraction * max(1, metrics["eval/episodes"]):
+        failed = f"{metrics['eval/failed']} of {total} episodes of an evaluation failed"
+        most = self._recipe.run.max_failed_fraction
+        away = tools.beyond(most)
+        if metrics["eval/failed"] > most * max(1, metrics["eval/episodes"]) or away is not None:
             causes = "\n  - ".join(failure_causes(unhealthy))
             raise RunError(
-                f"{metrics['eval/failed']} of {total} episodes of an evaluation failed. Causes:\n  - {causes}",
+                f"{failed}{f'; {away}' if away else ''}. Causes:\n  - {causes}",
                 "fix the cause; run.max_failed_fraction sets the limit",
             )
         if unhealthy:
-            failed = f"{metrics['eval/failed']} of {total} episodes of an evaluation failed"
             self._console.warn(failures_text(failed, unhealthy))
         return metrics

@@ -27,7 +27,7 @@ from trainer.rollouts.preparation import BatchPreparation
 from trainer.rollouts.producer import Group, PicksRows, Producer
 from trainer.rollouts.samples import TrainGroup
 from trainer.run.colocation import Colocation
-from trainer.run.episode_metrics import episode_metrics, failure_causes, failures_text
+from trainer.run.episode_metrics import AwayTools, episode_metrics, failure_causes, failures_text
 from trainer.run.notices import mismatch_warning, signal_warnings
 from trainer.run.rundir import CheckpointState
 from trainer.run.step_sums import CriticSums, StepSums
@@ -387,13 +387,19 @@ def check_failures(groups: list[Group], max_fraction: float, warn: Callable[[str
     """Warn of failed episodes.
 
     Raises:
-        FailedStep: more than `max_fraction` of the episodes failed; the message has the causes.
+        FailedStep: more than `max_fraction` of the episodes failed, or of those that called a tool
+            that was away; the message has the causes.
     """
-    last = [episode[-1] for group in groups for episode in (*group.episodes, group.baseline) if episode]
+    last, tools = [], AwayTools()
+    for group in groups:
+        for episode in filter(None, (*group.episodes, group.baseline)):
+            last.append(episode[-1])
+            tools.add(episode)
     failed = [trajectory for trajectory in last if trajectory.status is not EpisodeStatus.OK]
-    if len(failed) > max_fraction * len(last):
+    away = tools.beyond(max_fraction)
+    if len(failed) > max_fraction * len(last) or away is not None:
         raise FailedStep(
-            f"{len(failed)} of {len(last)} episodes of this step failed. Causes:\n  - "
+            f"{len(failed)} of {len(last)} episodes of this step failed{f'; {away}' if away else ''}. Causes:\n  - "
             + "\n  - ".join(failure_causes(failed)),
             "fix the cause, then continue with --resume; run.max_failed_fraction sets the limit",
         )

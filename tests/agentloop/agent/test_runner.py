@@ -13,6 +13,7 @@ from agentloop.agent.base import AgentLoop
 from agentloop.agent.runner import EpisodeRunner
 from agentloop.agent.single_turn import SingleTurnAgent
 from agentloop.chat import ChatRenderer
+from agentloop.client.time_limit import not_counted
 from agentloop.config import SamplingConfig
 from agentloop.episode.episode import Episode
 from agentloop.episode.law import check_trajectory
@@ -145,7 +146,7 @@ async def test_a_malformed_call_is_answered(make_runner: Make, turn: Ids, task: 
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        ('{"name": "abacus", "arguments": {}}', "there is no tool 'abacus'; the tools are: calculator"),
+        ('{"name": "abacus", "arguments": {}}', "the tool 'abacus' is not known; the tools are: calculator"),
         ('{"name": "calculator", "arguments": {}}', "needs the argument 'expression'"),
         ('{"name": "calculator", "arguments": {"expression": 3}}', "has to be of type string"),
         ('{"name": "calculator", "arguments": {"expression": "1", "x": 1}}', "has no argument 'x'"),
@@ -219,6 +220,27 @@ async def test_an_episode_timeout_is_a_stop_reason(make_runner: Make, turn: Ids,
     runner = make_runner([turn(CALL)], toolset=Toolset([tool]), config={"episode_timeout_s": 0.02})
     trajectory = await run(runner, task)
     assert trajectory.stop_reason is StopReason.TIMEOUT and trajectory.status is EpisodeStatus.OK
+
+
+async def test_a_wait_for_infrastructure_is_not_the_episodes_time(make_runner: Make, turn: Ids, task: Task) -> None:
+    """A server that is restarted while an episode waits must not end it: it would be scored as it is."""
+
+    async def wait() -> str:
+        with not_counted():
+            await asyncio.sleep(0.3)
+        return "408"
+
+    tool = RecordingTool(lambda _: wait())
+    limits = {"episode_timeout_s": 0.2, "tool_timeout_s": 0.2}
+    runner = make_runner(
+        [turn(CALL), turn(ANSWER)],
+        toolset=Toolset([tool]),
+        reward=exact_reward,
+        config={**limits, "max_parallel_calls": 2},
+    )
+    trajectory = await run(runner, task)
+    assert (trajectory.stop_reason, trajectory.reward) == (StopReason.STOP, 1.0)
+    assert trajectory.messages[3]["content"] == "408"
 
 
 async def test_calls_run_in_parallel_up_to_the_bound_and_answer_in_order(

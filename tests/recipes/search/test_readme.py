@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from agentloop.commands.main import build_app
 from agentloop.config import Recipe
 from agentloop.config.loading import load_config
+from agentloop.tool.loading import load_toolset
 
 SHORT = {
     "sft": ["stages.0.steps=2"],
@@ -37,12 +39,21 @@ def blocks(repo: Path) -> list[list[list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def newcomer(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def port() -> str:
+    """A free port, in place of the one in the README: two tests may run on one machine."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return str(sock.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def newcomer(repo: Path, port: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the commands of the first block were run; the server is still up."""
     folder = tmp_path_factory.mktemp("newcomer")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SEARCH_PORT": port}
     with ExitStack() as stack:
-        for words in blocks(repo)[0]:
+        for written in blocks(repo)[0]:
+            words = [port if word == "8390" else word for word in written]
             command = [sys.executable, "-m", *words, *SHORT.get(words[1], [])]
             if words[-1] == "&":
                 command.remove("&")
@@ -50,7 +61,7 @@ def newcomer(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
                 stack.callback(server.wait)
                 stack.callback(server.kill)
                 assert server.stdout is not None
-                assert "100 passages (bm25) at http://127.0.0.1:8390/retrieve" in server.stdout.readline()
+                assert f"100 passages (bm25) at http://127.0.0.1:{port}/retrieve" in server.stdout.readline()
                 continue
             if words[1] not in SHORT:  # a new process for each would cost most of the time
                 with chdir(folder):
@@ -63,12 +74,12 @@ def newcomer(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_train_against_the_real_server(newcomer: Path) -> None:
+def test_the_readmes_commands_train_against_the_real_server(newcomer: Path, port: str) -> None:
     lines = (newcomer / "outputs/search-smoke/metrics.jsonl").read_text().splitlines()
     step = json.loads(lines[-1])
     assert step["step"] == 1 and step["episode/failed"] == 0 and step["mismatch/logprob_abs_mean"] < 1e-4
     found = httpx.post(
-        "http://127.0.0.1:8390/retrieve", json={"queries": ["Where was Ada Abel born?"], "topk": 1}
+        f"http://127.0.0.1:{port}/retrieve", json={"queries": ["Where was Ada Abel born?"], "topk": 1}
     ).json()["result"][0]
     assert found[0]["contents"].startswith('"Ada Abel"\n')
 
@@ -89,6 +100,17 @@ def test_the_recipe_is_the_published_setting(repo: Path) -> None:
     assert recipe.eval.before_train and recipe.eval.max_rows == 500
     (tool,) = yaml.safe_load((repo / "recipes/search/tools.yaml").read_text())["tools"]
     assert (tool["config"]["num_workers"], tool["config"]["rate_limit"], tool["config"]["timeout"]) == (120, 150, 30)
+
+
+def test_the_smoke_tools_ask_the_port_of_the_readme_or_of_the_environment(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "search serve my-search/data/index --port 8390" in (repo / "recipes/search/README.md").read_text()
+    monkeypatch.delenv("SEARCH_PORT", raising=False)
+    for port in ("8390", "8391"):
+        (tool,) = load_toolset(repo / "recipes/search/smoke_tools.yaml").tools.values()
+        assert tool.config["retrieval_service_url"] == f"http://127.0.0.1:{port}/retrieve"
+        monkeypatch.setenv("SEARCH_PORT", "8391")
 
 
 def test_the_smoke_tools_differ_in_size_only(repo: Path) -> None:

@@ -137,13 +137,23 @@ def test_variables_survive_in_an_episode_and_not_beyond(sandbox: Sandbox) -> Non
     assert sandbox.health()["sessions"] == 0
 
 
-def test_a_lost_session_is_replaced_and_the_model_told(sandbox: Sandbox) -> None:
-    tool = make(sandbox.url, stateful=True)
+def test_a_session_that_its_program_ended_is_replaced_and_the_model_told(sandbox: Sandbox) -> None:
+    """One that ended for another reason fails the episode, or is told with `on_failure: tell`."""
+    tool = make(sandbox.url, stateful=True, on_failure="tell")
+    strict = make(sandbox.url, stateful=True)
 
     async def lose() -> list[ToolResult]:
+        state = await strict.open(Task("row", "tool_agent", []))
+        await strict.execute(state, {"code": "x = 1"})
+        sandbox.post("/close_session", {"session_id": state.session})  # as its lease does
+        with pytest.raises(ToolError, match=r"/run_code has lost the variables of an episode: .*session") as lost:
+            await strict.execute(state, {"code": "print('on')"})
+        assert lost.value.final
+        await strict.close(state)
+
         state = await tool.open(Task("row", "tool_agent", []))
         first = await tool.execute(state, {"code": "x = 1"})
-        sandbox.post("/close_session", {"session_id": state.session})  # as its lease does
+        sandbox.post("/close_session", {"session_id": state.session})
         second = await tool.execute(state, {"code": "print('on')"})
         ended = await tool.execute(state, {"code": "import os; os._exit(1)"})
         after = await tool.execute(state, {"code": "print('again')"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -12,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from agentloop.errors import RequestRejected, ToolConfigError, ToolError
+from agentloop.client.time_limit import TimeLimit
+from agentloop.errors import RequestRejected, ToolConfigError, ToolError, ToolUnavailable
 from tests.virtual_time import run_virtually
 from tools.http import RateLimit, ServiceClient
 
@@ -147,3 +149,82 @@ def test_a_wrong_url_is_named(url: Any) -> None:
 def test_a_url_is_shown_without_credentials() -> None:
     client = ServiceClient("search", "http://me:pass@host:1/retrieve?key=abc", RateLimit(None, 1))
     assert client.shown_url == "http://host:1/retrieve"
+
+
+@pytest.mark.parametrize("status", [502, 503])
+def test_a_proxys_answer_for_a_service_that_is_away_is_an_outage(status: int) -> None:
+    refusal = httpx.Response(status, text="upstream is down")
+    result, times, _ = ask([refusal] * 40 + [ok()], retries=2, outage_s=60)
+    assert result == {"result": []}
+    assert all(after - before <= 1.25 for before, after in itertools.pairwise(times))
+    result, times, _ = ask([refusal], retries=2, outage_s=60)
+    assert isinstance(result, ToolUnavailable)
+    assert f"{URL} has been unavailable for 6" in result.message
+    assert f"last error: {status}: upstream is down" in result.message
+    assert isinstance(ask([refusal], retries=0)[0], ToolUnavailable), "without retries, nothing is waited for"
+
+
+def test_a_request_that_alone_meets_a_proxys_answer_is_given_up_too() -> None:
+    """Others that are answered meanwhile do not begin its wait anew."""
+
+    async def main() -> float:
+        clock = asyncio.get_running_loop().time
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(502) if b"poison" in request.content else ok()
+
+        transport = httpx.MockTransport(handle)
+        client = ServiceClient("search", URL, RateLimit(None, 8), transport=transport, clock=clock, outage_s=60)
+        poison = asyncio.create_task(client.post("poison", 1))
+        while not poison.done():
+            assert await client.post("fine", 2) == {"result": []}
+            await asyncio.sleep(0.3)
+        with pytest.raises(ToolUnavailable):
+            await poison
+        return clock()
+
+    assert 60 <= run_virtually(main()) < 63
+
+
+def test_an_outage_is_said_once_at_its_begin_and_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    refused = httpx.ConnectError("connection refused")
+    for answers in ([refused] * 9 + [ok()], [httpx.Response(503)] * 9 + [ok()]):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert ask(answers, outage_s=90)[0] == {"result": []}
+        began, ended = [record.getMessage() for record in caplog.records]
+        assert began.startswith(f"search at {URL} is away (") and began.endswith("its calls wait for it, 90 s at most")
+        assert ended.startswith(f"search at {URL} answers again, after ")
+    caplog.clear()
+    ask([httpx.Response(500), httpx.Response(429, headers={"retry-after": "3"}), ok()])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("failure", [httpx.ConnectError("refused"), httpx.Response(500), httpx.Response(502)])
+def test_an_episodes_time_limit_counts_only_the_attempt_that_was_answered(failure: Answer) -> None:
+    async def main() -> float:
+        clock = asyncio.get_running_loop().time
+        answers = iter([failure] * 4)
+
+        async def handle(_: httpx.Request) -> httpx.Response:
+            answer = next(answers, None)
+            await asyncio.sleep(20.0 if answer is not None else 0.7)  # attempts that fail are slow
+            if isinstance(answer, Exception):
+                raise answer
+            return answer or ok()
+
+        limit = RateLimit(None, 1)
+        client = ServiceClient("search", URL, limit, transport=httpx.MockTransport(handle), clock=clock, retries=8)
+        async with limit.slot("another"):
+            waiting = asyncio.create_task(limited(client))
+            await asyncio.sleep(50)
+        return await waiting
+
+    async def limited(client: ServiceClient) -> float:
+        async with TimeLimit(1.0) as clock:
+            await client.post({}, "episode")
+            left = clock._timeout.when()
+            assert left is not None
+            return left - asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) == pytest.approx(0.3)

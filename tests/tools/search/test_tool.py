@@ -14,7 +14,7 @@ import pytest
 
 from agentloop.errors import ToolConfigError, ToolError
 from agentloop.tool.loading import load_toolset
-from agentloop.tool.session import Toolset
+from agentloop.tool.session import ToolSession, Toolset
 from agentloop.types import Task, ToolCall, ToolResult
 from tests.virtual_time import run_virtually
 from tools.http import ServiceClient
@@ -185,6 +185,47 @@ def test_an_answer_that_cannot_be_read_is_not_the_models_fault(served: list[Hand
     served.append(lambda _: httpx.Response(200, json={"results": []}))
     with pytest.raises(ToolError, match="cannot be read"):
         call(tool_of(), {"query_list": ["a"]})
+
+
+def test_512_episodes_are_never_above_the_rate_and_wait_their_fair_time(served: list[Handler]) -> None:
+    """Searches that are sent again count too; some episodes search for many things in one turn."""
+    rate, episodes, searches = 150, 512, 3
+    arrived: list[float] = []
+    waits: list[float] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        arrived.append(asyncio.get_running_loop().time())
+        return httpx.Response(500) if len(arrived) % 10 == 0 else answer(request)
+
+    served.append(handle)
+
+    async def main() -> None:
+        toolset, clock = Toolset([tool_of(rate_limit=rate)]), asyncio.get_running_loop().time
+
+        async def search(session: ToolSession, number: int) -> None:
+            begin = clock()
+            result = await session.call(ToolCall("search", {"query_list": [str(number)]}), 30)
+            assert result.error is None
+            waits.append(clock() - begin)
+
+        async def episode(number: int) -> None:
+            session = toolset.session(Task(str(number), "a", []))
+            if number % 64 == 0:
+                await asyncio.gather(*[search(session, number) for _ in range(8)])
+            for _ in range(searches):
+                await search(session, number)
+            await session.close()
+
+        await asyncio.gather(*[episode(number) for number in range(episodes)])
+
+    run_virtually(main())
+    for first, beyond in zip(arrived, arrived[rate:], strict=False):
+        assert beyond - first >= 1.0 - 1e-9
+    fair = episodes / rate
+    assert sorted(waits)[len(waits) // 2] <= 1.2 * fair
+    # A search that failed once waits for two turns; the eighth of a turn's searches, for eight.
+    assert sum(wait > 2 * fair for wait in waits) <= 8 * 7 + len(arrived) - len(waits)
+    assert arrived[-1] <= 1.05 * len(arrived) / rate + 1, "the limit is also used"
 
 
 async def test_4096_episodes_that_search_at_once_do_not_block_the_event_loop(served: list[Handler]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agentloop.types import EpisodeStatus, StopReason
+from agentloop.types import EpisodeStatus, Span, StopReason, Trajectory
 from tests.trainer.episodes import group, trajectory
-from trainer.run.episode_metrics import episode_metrics, failure_causes, failures_text
+from trainer.run.episode_metrics import AwayTools, episode_metrics, failure_causes, failures_text
+from trainer.run.step import FailedStep, check_failures
 
 
 def test_the_numbers_of_a_step() -> None:
@@ -78,3 +79,39 @@ def test_groups_with_equal_rewards_are_counted() -> None:
     metrics = episode_metrics(groups, version=2)
     assert metrics["reward/zero_std_groups"] == 1 and metrics["reward/zero_std_share"] == 0.5
     assert episode_metrics(groups[2:], version=2)["reward/zero_std_share"] is None
+
+
+def calling(*tools: str, away: str | None = None) -> list[Trajectory]:
+    """An episode that called these tools; `away`: one that failed because this one was away."""
+    made = trajectory(1.0) if away is None else trajectory(None, EpisodeStatus.FAILED)
+    made.spans = [Span("episode", "0", None, 0, 1)]
+    made.spans += [Span("tool", str(i), "0", 0, 1, attributes={"tool": name}) for i, name in enumerate(tools, 1)]
+    if away is not None:
+        made.spans.append(Span("tool", "9", "0", 0, 1, "error", "e", {"tool": away, "unavailable": True}))
+    return [made]
+
+
+def test_a_tool_that_is_away_counts_among_the_episodes_that_called_it() -> None:
+    tools = AwayTools()
+    for episode in (calling(), calling(), calling("look", "look"), calling("search"), calling(away="search")):
+        tools.add(episode)
+    assert tools.beyond(0.5) is None
+    tools.add(calling("look", "search", away="search"))
+    assert tools.beyond(0.5) == "2 of 3 episodes that called search failed because it was away"
+    assert tools.beyond(0.7) is None
+
+
+def test_a_step_without_the_tool_that_is_away_ends_the_run_although_most_episodes_went_on() -> None:
+    warnings: list[str] = []
+    on_their_own = [calling() for _ in range(14)]
+    check_failures([group(*on_their_own, calling("search"), calling(away="search"))], 0.5, warnings.append)
+    assert warnings[0].startswith("1 of 16 episodes failed")
+    with pytest.raises(FailedStep) as ended:
+        check_failures([group(*on_their_own, calling(away="search"), calling(away="search"))], 0.5, warnings.append)
+    assert ended.value.message.startswith(
+        "2 of 16 episodes of this step failed; 2 of 2 episodes that called search failed because it was away. Causes:\n"
+    )
+    with pytest.raises(FailedStep, match=r"^10 of 16 episodes of this step failed. Causes"):
+        check_failures(
+            [group(*[calling()] * 6, *[[trajectory(None, EpisodeStatus.FAILED)]] * 10)], 0.5, warnings.append
+        )

@@ -12,7 +12,7 @@ import pytest
 from agentloop.config import Recipe
 from agentloop.errors import RunError
 from agentloop.trace.store import TraceStore
-from agentloop.types import EpisodeStatus, Task, Trajectory
+from agentloop.types import EpisodeStatus, Span, Task, Trajectory
 from trainer.console.console import Console
 from trainer.run.evaluation import Evaluation, max_in_flight
 from trainer.run.rundir import RunDir
@@ -31,6 +31,7 @@ class Runner:
         self.at_once = self.most_at_once = 0
         self.seen: list[tuple[str, str, int, float]] = []
         self.fail: set[str] = set()
+        self.attributes: dict[str, bool] = {}  # of the tool call that fails them
 
     async def run(self, task: Task, *, group_id: str, sample_index: int, sampling: Any, seed: Any) -> list[Trajectory]:
         self.at_once += 1
@@ -48,6 +49,7 @@ class Runner:
         made.sample_index, made.data_source, made.reward = sample_index, task.data_source, float(task.task_id == "1")
         if task.task_id in self.fail:
             made.status, made.error, made.reward = EpisodeStatus.FAILED, "tool server gone", None
+            made.spans = [Span("tool", "1", None, 0, 1, attributes={"tool": "search", **self.attributes})]
         return [made]
 
 
@@ -162,6 +164,13 @@ async def test_a_background_evaluation_that_failed_ends_the_run(tmp_path: Path) 
     await setting.evaluation.at(3, 3)
     with pytest.raises(RunError, match="3 of 5 episodes"):
         await setting.evaluation.settle(wait=True)
+
+
+async def test_an_evaluation_without_a_tool_that_is_away_is_none(tmp_path: Path) -> None:
+    setting = Setting(tmp_path)
+    setting.runner.fail, setting.runner.attributes = {"1"}, {"unavailable": True}
+    with pytest.raises(RunError, match=r"1 of 5 episodes .*; 1 of 1 episodes that called search failed because it was"):
+        await setting.evaluation.at(3, 3)
 
 
 async def test_a_background_evaluation_that_a_kill_took_is_begun_again(tmp_path: Path) -> None:
