@@ -38,7 +38,9 @@ class EngineOptions(Section):
     engine_args: list[str] = Field(
         default_factory=list, description="extra arguments of SGLang's server, e.g. --mem-fraction-static=0.7"
     )
-    gpus_per_replica: Processes = Field(1, description="tensor parallelism of one SGLang replica; on the CPU, processes")
+    gpus_per_replica: Processes = Field(
+        1, description="tensor parallelism of one SGLang replica; on the CPU, processes"
+    )
     first_gpu: int = Field(
         0, ge=0, le=1024, description="device cuda: GPU of the first replica, after those of the trainer's ranks; the "
         "others follow"
