@@ -21,9 +21,8 @@ from agentloop.data import open_rows
 from agentloop.errors import DataError
 from agentloop.files import json_line, open_atomic, write_atomic
 from agentloop.model_folder import download
-from agentloop.reward.boxed import last_boxed
-from tools.code.shown import NOTHING
-from tools.code.source import program_in
+
+from .conversations import read_conversations
 
 Row = dict[str, Any]
 
@@ -35,8 +34,6 @@ HUB = "hub"
 
 INSTRUCTION = r"Run Python code where it helps. Give the final answer in \boxed{}, for instance \boxed{12}."
 """Ends the user's text of every row, so that both stages of training ask for the same."""
-
-TOOL = "code_interpreter"
 
 SFT = "sft"
 DAPO = "dapo"
@@ -55,12 +52,6 @@ NAMES = {
 """What the name of a file, of a folder or of a hub's set has if it belongs to a set."""
 
 DATA_SOURCES = {DAPO: "math_dapo", "aime_2024": "aime_2024", "aime_2025": "aime_2025"}
-
-MOST_MISFITS = 0.1
-"""Share of the conversations that may be left out because their tags do not pair."""
-
-QUESTION_MARK = "*user question:*"
-"""Stands in front of the question in a text of ReTool-SFT."""
 
 
 class Problem(NamedTuple):
@@ -98,7 +89,7 @@ def prepare(source: str, out: Path) -> dict[str, int]:
     tables: dict[str, list[Row]] = {}
     for name, rows in _sets(source).items():
         if name == SFT:
-            conversations = sft_rows(rows, tool_schemas())
+            conversations = sft_rows(rows)
         elif name == DAPO:
             tables["train"] = _rows(distinct(read_dapo(rows)), name, "train")
         else:
@@ -130,6 +121,19 @@ def make_row(problem: Problem, data_source: str, split: str, index: int) -> Row:
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {"split": split, "index": index, "question": problem.text, "answer": problem.answer},
     }
+
+
+def sft_rows(rows: Iterable[Placed]) -> list[Row]:
+    """Return `{messages, tools}` for the rows of ReTool-SFT, for `agentloop sft`.
+
+    Raises:
+        DataError: as `read_conversations`.
+    """
+    tools = tool_schemas()
+    return [
+        {"messages": [{"role": "user", "content": user_text(question)}, *turns], "tools": tools}
+        for question, turns in read_conversations(rows)
+    ]
 
 
 def user_text(problem: str) -> str:
@@ -219,125 +223,6 @@ def _answer(value: Any) -> str | None:
         return None
     text = str(value).strip()
     return None if text in ("", "nan") else text.removesuffix(".0")
-
-
-# -- ReTool-SFT ------------------------------------------------------------------------------------
-
-
-def sft_rows(rows: Iterable[Placed], tools: list[Row]) -> list[Row]:
-    """Return `{messages, tools}` for each row of ReTool-SFT whose tags pair.
-
-    Raises:
-        DataError: a row has no question and no solution, or too many do not fit.
-    """
-    made: list[Row] = []
-    misfits: list[str] = []
-    for where, row in rows:
-        question, solution = _texts(row, where)
-        try:
-            user = {"role": "user", "content": user_text(question_in(question))}
-            made.append({"messages": [user, *turns_in(solution)], "tools": tools})
-        except ValueError as exc:
-            misfits.append(f"{where}: {exc}")
-    total = len(made) + len(misfits)
-    if len(misfits) > MOST_MISFITS * total:
-        raise DataError(
-            f"{misfits[0]}; {len(misfits)} of {total} conversations do not fit",
-            "give rows of ReTool-SFT: <code>, <interpreter> and <answer> in the solution",
-        )
-    if misfits:
-        print(f"ReTool-SFT: {len(misfits)} of {total} conversations left out; the first: {misfits[0]}")
-    return made
-
-
-def question_in(text: str) -> str:
-    r"""Return the question in a user's text of ReTool-SFT, without the directions around it.
-
-    In front of it are the directions about tags; after it the form of the answer, and the line that
-    announces it. Some questions begin with a line that asks for `\boxed{answer}`.
-
-    Raises:
-        ValueError: the mark in front of the question is missing, or nothing follows it.
-    """
-    _, found, question = text.partition(QUESTION_MARK)
-    if not found:
-        raise ValueError(f"the question is not marked by {QUESTION_MARK}")
-    before, form, _ = question.rpartition("<answer>")
-    lines = (before if form else question).strip().lstrip("*").strip().split("\n")
-    if form and len(lines) > 1:
-        lines.pop()
-    if len(lines) > 1 and r"\boxed{answer}" in lines[0]:
-        lines.pop(0)
-    question = "\n".join(lines).strip()
-    if not question:
-        raise ValueError("the question is empty")
-    return question
-
-
-def turns_in(solution: str) -> list[Row]:
-    """Return the messages of a solution: calls, results, and the answer.
-
-    `<code>` becomes a call of `code_interpreter` after the text in front of it, `<interpreter>` its
-    result, and `<answer>` the end of the last text.
-
-    Raises:
-        ValueError: the tags do not pair, or the answer has no box.
-    """
-    messages: list[Row] = []
-    position = 0
-    while (begin := solution.find("<code>", position)) >= 0:
-        text = solution[position:begin].strip()
-        _without_tags(text)
-        code, after = _between(solution, "code", begin)
-        program = program_in(code.strip()).strip("\n")
-        if not program.strip():
-            raise ValueError("a program is empty")
-        output, position = _between(solution, "interpreter", after)
-        function = {"name": TOOL, "arguments": {"code": program}}
-        messages += [
-            {"role": "assistant", "content": text, "tool_calls": [{"type": "function", "function": function}]},
-            {"role": "tool", "content": output.strip("\n") or NOTHING},
-        ]
-    begin = solution.find("<answer>", position)
-    if begin < 0:
-        raise ValueError("it has no <answer> after its last program")
-    text = solution[position:begin].strip()
-    _without_tags(text)
-    answer, _ = _between(solution, "answer", begin)
-    if last_boxed(answer) is None:
-        raise ValueError(r"its answer has no \boxed{}")
-    return [*messages, {"role": "assistant", "content": f"{text}\n{answer.strip()}".strip()}]
-
-
-def _between(text: str, tag: str, position: int) -> tuple[str, int]:
-    """Return what is in a tag that opens at a position, white space aside, and where it ends."""
-    opened, closed = f"<{tag}>", f"</{tag}>"
-    begin = text.find(opened, position)
-    if begin < 0 or text[position:begin].strip():
-        raise ValueError(f"{opened} does not follow at character {position}")
-    end = text.find(closed, begin)
-    if end < 0:
-        raise ValueError(f"{opened} at character {begin} is not closed")
-    return text[begin + len(opened) : end], end + len(closed)
-
-
-def _without_tags(text: str) -> None:
-    found = re.search(r"</?(?:code|interpreter|answer)>", text)
-    if found:
-        raise ValueError(f"{found.group()} stands alone")
-
-
-def _texts(row: Any, where: str) -> tuple[str, str]:
-    """Return question and solution of a row `{messages: [user, assistant]}`."""
-    messages = row.get("messages") if isinstance(row, dict) else None
-    plain = [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
-    texts = [m.get("content") for m in plain]
-    if [m.get("role") for m in plain] != ["user", "assistant"] or not all(isinstance(text, str) for text in texts):
-        raise DataError(
-            f"{where} has no 'messages' with one text of a user and one of an assistant",
-            "give the columns of JoeYing/ReTool-SFT",
-        )
-    return str(texts[0]), str(texts[1])
 
 
 # -- sources ---------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from agentloop.chat import ChatRenderer
 from agentloop.commands.prepare import prepare_rows
 from agentloop.errors import DataError
 from recipes.retool import data
-from recipes.retool.data import INSTRUCTION, prepare, question_in, tool_schemas, turns_in, without_frame
+from recipes.retool.conversations import question_in, turns_in
+from recipes.retool.data import INSTRUCTION, prepare, without_frame
 from recipes.retool.problems import problems, sets
 from trainer.sft.tokenizing import SftTokenizer
 
@@ -95,7 +96,7 @@ def test_the_published_sets_become_four_files(
 
 
 def test_a_conversation_has_calls_results_and_an_answer() -> None:
-    (row,) = data.sft_rows([data.Placed("here", conversation())], tool_schemas())
+    (row,) = data.sft_rows([data.Placed("here", conversation())])
     user, first, output, second, nothing, answer = row["messages"]
     assert user == {"role": "user", "content": f"How many n < 100 are prime?\n\n{INSTRUCTION}"}
     assert first["content"] == "I count them." and second["content"] == "I check with a loop."
@@ -113,7 +114,7 @@ def test_conversations_train_every_turn_of_the_assistant(
 ) -> None:
     renderer = renderer_of(template, chat_template_kwargs={"enable_thinking": False} if template == "qwen3" else {})
     tokenizer = SftTokenizer(renderer.tokenizer, renderer, max_tokens=16_384)
-    (made,) = data.sft_rows([data.Placed("here", conversation())], tool_schemas())
+    (made,) = data.sft_rows([data.Placed("here", conversation())])
     row = tokenizer.row(made, "here")
     assert row is not None
     trained = renderer.decode(row.token_ids[row.loss_mask.astype(bool)].tolist())
