@@ -9,10 +9,10 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision bench bench-quick gpu-check docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## create .venv and install agentloop with its test tools (CPU torch)
 
@@ -42,6 +42,30 @@ quickstart-real: $(STAMP) ## teach a real language model of 135 M parameters the
 	  trainer.lora.adapters=outputs/smollm2-sft$(REAL_SUFFIX) $(ARGS)
 	$(BIN)/agentloop report outputs/smollm2$(REAL_SUFFIX) --picture outputs/smollm2$(REAL_SUFFIX)/curve.svg
 	$(BIN)/python -m recipes.bounds outputs/smollm2$(REAL_SUFFIX) $(REAL_BOUNDS)
+
+FROM_ADAPTERS = trainer.lora.adapters=outputs/$(1)-sft$(REAL_SUFFIX)
+SKILL_BOUNDS ?= --evaluated-from 0.2 --evaluated-to 0.8
+
+learn-search-real: export SEARCH_PORT = $(or $(PORT),8390)
+learn-search-real: $(STAMP) ## SmolLM2-135M learns to search instead of guessing, on two cores: SEED=0 [PORT=8390]
+	$(BIN)/python recipes/smollm2/model.py --out $(REAL_MODEL)
+	$(BIN)/agentloop prepare recipes/search/smollm2 --out outputs/search-smollm2-data
+	$(BIN)/agentloop search index outputs/search-smollm2-data/corpus.jsonl --out outputs/search-smollm2-data/index
+	$(BIN)/agentloop sft --config recipes/search/smollm2/sft.yaml $(call REAL_RUN,search-smollm2-sft) $(SFT_ARGS)
+	$(BIN)/agentloop search serve outputs/search-smollm2-data/index --port $$SEARCH_PORT & server=$$!; trap "kill $$server" EXIT; \
+	$(BIN)/agentloop train --config recipes/search/smollm2/recipe.yaml $(call REAL_RUN,search-smollm2) $(call FROM_ADAPTERS,search-smollm2) $(ARGS)
+	$(BIN)/agentloop report outputs/search-smollm2$(REAL_SUFFIX) --picture outputs/search-smollm2$(REAL_SUFFIX)/curve.svg
+	$(BIN)/python -m recipes.bounds outputs/search-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
+
+learn-code-real: $(STAMP) ## SmolLM2-135M learns to write programs instead of guessing, on two cores: SEED=0
+	$(BIN)/python recipes/smollm2/model.py --out $(REAL_MODEL)
+	$(BIN)/agentloop sft --config recipes/retool/smollm2/sft.yaml $(call REAL_RUN,retool-smollm2-sft) $(SFT_ARGS)
+	$(BIN)/agentloop sandbox serve --port 0 >outputs/retool-smollm2-sandbox.txt & server=$$!; trap "kill $$server" EXIT; \
+	until grep -qs http outputs/retool-smollm2-sandbox.txt; do kill -0 $$server || exit 1; sleep 0.2; done; \
+	SANDBOX_URL=$$(sed -n 's/^sandbox: *//p' outputs/retool-smollm2-sandbox.txt) \
+	$(BIN)/agentloop train --config recipes/retool/smollm2/recipe.yaml $(call REAL_RUN,retool-smollm2) $(call FROM_ADAPTERS,retool-smollm2) $(ARGS)
+	$(BIN)/agentloop report outputs/retool-smollm2$(REAL_SUFFIX) --picture outputs/retool-smollm2$(REAL_SUFFIX)/curve.svg
+	$(BIN)/python -m recipes.bounds outputs/retool-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos and not benchmark" $(ARGS)

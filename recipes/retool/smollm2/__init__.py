@@ -1,0 +1,1 @@
+"""The ReTool recipe with a real language model of 135 M parameters, on a laptop."""
