@@ -159,7 +159,10 @@ def wordings_of(situation: Situation, split: Split) -> tuple[str, ...]:
 
 def problem(rng: random.Random, split: Split) -> tuple[str, str, str, str]:
     """Return a problem of `split`: question, expression, exact result, name of the situation."""
-    situation = rng.choice(SITUATIONS)
+    # Each operation is asked for equally often: three of the seven situations multiply, and a model
+    # that always does would be right too often.
+    operation = rng.choice("+-*/")
+    situation = rng.choice([each for each in SITUATIONS if each.operation == operation])
     left, right, result = quantities(rng, situation)
     name, other = rng.sample(NAMES, 2)
     verb, unit = rng.choice(WORK)
