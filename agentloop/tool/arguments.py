@@ -1,8 +1,9 @@
 """Check the arguments of a call against the tool's schema, and convert what a model wrote as text.
 
-Models write `"3"` for 3 and `"[1, 2]"` for a list. Where the schema takes no text, such a value has
-one meaning only: it is converted and counted. Everything else that does not fit is explained to the
-model. The sampled tokens and the conversation stay as they are.
+Models write `"3"` for 3 and `"[1, 2]"` for a list, some of them with further quotes within. Where
+the schema takes no text, such a value has one meaning only: it is converted and counted. Everything
+else that does not fit is explained to the model. The sampled tokens and the conversation stay as
+they are.
 
 A schema may refer to its own definitions (`$ref`), offer alternatives (`anyOf`, `oneOf`) and nest.
 References are followed one step for each level of the value, so a schema that contains itself ends
@@ -187,7 +188,7 @@ def _convert(name: str, value: Any) -> Any:
         return int(value)  # in JSON schema, 3.0 is an integer
     if not isinstance(value, str):
         raise ValueError
-    text = value.strip()
+    text = _unquoted(value.strip())
     if name in ("integer", "number"):
         if len(text) > LONGEST_NUMBER or not (_INTEGER if name == "integer" else _NUMBER).fullmatch(text):
             raise ValueError
@@ -213,6 +214,17 @@ def _convert(name: str, value: Any) -> Any:
             raise ValueError
         return found
     raise ValueError
+
+
+def _unquoted(text: str) -> str:
+    """Return what a JSON string within a text says; any other text as it is."""
+    if text[:1] != '"':
+        return text
+    try:
+        found, end = read_json(text, 0)
+    except CallError:
+        return text
+    return found.strip() if isinstance(found, str) and not text[end:].strip() else text
 
 
 def _alternatives(root: Mapping[str, Any], schema: Any) -> list[Mapping[str, Any]] | None:

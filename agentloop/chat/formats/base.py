@@ -263,6 +263,10 @@ def tool_word(name: str) -> str:
     return name
 
 
+MOST_ENCODINGS = 2
+"""Levels of JSON text around the arguments that are read."""
+
+
 def json_call(
     value: Any, *, name: str = "name", arguments: tuple[str, ...] = ("arguments",), call_id: str | None = None
 ) -> ToolCall:
@@ -291,6 +295,8 @@ def json_call(
 def as_arguments(given: Any, called: str = "arguments") -> dict[str, Any]:
     """Return the arguments of a call: none if it has none, and those in JSON text as an object.
 
+    Some models write such text as a JSON string once more. Two levels are read.
+
     Args:
         given: what the model wrote; None if it wrote nothing.
         called: the name of the arguments in the call, for the error message.
@@ -300,7 +306,9 @@ def as_arguments(given: Any, called: str = "arguments") -> dict[str, Any]:
     """
     if given is None or (isinstance(given, str) and not given.strip()):
         return {}
-    if isinstance(given, str):
+    for _ in range(MOST_ENCODINGS):
+        if not isinstance(given, str):
+            break
         try:
             value, end = read_value(given, 0)
         except CallError as exc:

@@ -63,6 +63,13 @@ def schema(**properties: Any) -> dict[str, Any]:
         ({"fixed": 7}, {"fixed": 7}, 0),
         ({"tree": {"children": [{"children": []}]}}, {"tree": {"children": [{"children": []}]}}, 0),
         ({"any": "3"}, {"any": "3"}, 0),
+        ({"n": '"3"'}, {"n": 3}, 1),
+        ({"on": ' "true" '}, {"on": True}, 1),
+        ({"many": '"[1, 2]"'}, {"many": [1, 2]}, 1),
+        ({"many": ["1", '"2"']}, {"many": [1, 2]}, 2),
+        ({"at": '"{\\"x\\": 4}"'}, {"at": {"x": 4}}, 1),
+        ({"at": '{"x": "\\"4\\""}'}, {"at": {"x": 4}}, 2),
+        ({"text": '"quoted"'}, {"text": '"quoted"'}, 0),
     ],
 )
 def test_text_becomes_what_the_schema_takes(given: dict[str, Any], meant: dict[str, Any], converted: int) -> None:
@@ -74,6 +81,10 @@ def test_text_becomes_what_the_schema_takes(given: dict[str, Any], meant: dict[s
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        ({"n": '"three"'}, "the argument 'n' of f has to be of type integer"),
+        ({"n": '"3'}, "has to be of type integer"),
+        ({"n": '"3" 4'}, "has to be of type integer"),
+        ({"n": '"\\"3\\""'}, "has to be of type integer"),
         ({"n": "three"}, "the argument 'n' of f has to be of type integer"),
         ({"n": "3.5"}, "has to be of type integer"),
         ({"n": "9" * 30}, "has to be of type integer"),

@@ -115,6 +115,11 @@ TABLES: dict[str, list[Case]] = {
         Case("null arguments", '<tool_call>{"name": "g", "arguments": null}</tool_call>', (G,)),
         Case("arguments as JSON text", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', (F,)),
         Case(
+            "arguments as JSON text in JSON text",
+            r"""<tool_call>{"name": "f", "arguments": "\"{\\\"a\\\": 1}\""}</tool_call>""",
+            (F,),
+        ),
+        Case(
             "a line break in a string",
             '<tool_call>{"name": "f", "arguments": {"s": "x\ny"}}</tool_call>',
             (("f", {"s": "x\ny"}),),
@@ -253,6 +258,7 @@ TABLES: dict[str, list[Case]] = {
         Case("xLAM 1 in a fence", f'```json\n{{"tool_calls": [{ONE}]}}\n```', (F,)),
         Case("no arguments", '[{"name": "g"}]', (G,)),
         Case("arguments as JSON text", '[{"name": "f", "arguments": "{\\"a\\": 1}"}]', (F,)),
+        Case("and that in JSON text", r"""[{"name": "f", "arguments": "\"{\\\"a\\\": 1}\""}]""", (F,)),
         Case("a line break in a string", '[{"name": "f", "arguments": {"s": "x\ny"}}]', (("f", {"s": "x\ny"}),)),
         Case("Python literals as arguments", "[{\"name\": 'f', \"arguments\": {'b': True}}]", (("f", {"b": True}),)),
         Case("the fence is not closed", f"```json\n[{ONE}]", (F,)),
