@@ -14,6 +14,7 @@ from agentloop.images import ImageFile, read_image
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.base import Tool
 from agentloop.types import Task, ToolResult
+from tools.code.leases import LEASE_S, RENEW_S, Leases
 from tools.code.shown import shown
 from tools.code.source import FIGURE_FILES, LONGEST_CODE, program_in, with_figures, with_last_expression
 from tools.http import Options, RateLimit, ServiceClient
@@ -127,6 +128,10 @@ class CodeInterpreter(Tool):
         self._run = client(RUN_PATH, self._timeout_s + waiting)
         self._open = client("/sessions", waiting)
         self._close = client("/close_session", waiting)
+        renew = ServiceClient(
+            self.name, base + "/renew_sessions", limit, timeout_s=RENEW_S, **{**further, "retries": 0}
+        )
+        self._leases = Leases(renew)
         self._pacer = Pacer()
 
         properties = schema["function"].get("parameters", {}).get("properties", {})
@@ -176,6 +181,7 @@ class CodeInterpreter(Tool):
         """End the episode's session; one that cannot be reached ends by its lease."""
         session, state.session = state.session, None
         if session is not None:
+            self._leases.drop(session)
             try:
                 async with asyncio.timeout(CLOSE_S):
                     await self._close.post({"session_id": session}, state)
@@ -232,17 +238,20 @@ class CodeInterpreter(Tool):
         """
         for _ in range(self._retries + 1):
             if state.session is None:
-                wanted = {"language": "python", "memory_limit_MB": self._memory_mb}
-                state.session = _checked(self._open, await self._open.post(wanted, state)).get("session_id")
-                state.cells = 0
+                wanted = {"language": "python", "memory_limit_MB": self._memory_mb, "lease_s": LEASE_S}
+                opened = _checked(self._open, await self._open.post(wanted, state))
+                state.session, state.cells = str(opened.get("session_id")), 0
+                self._leases.add(state.session, float(opened.get("idle_s") or LEASE_S))
             # A cell that is sent twice, because its answer was lost, runs once.
             once = {"session_id": state.session, "request_id": secrets.token_urlsafe(12)}
             answer = _checked(self._run, await self._run.post(body | once, state))
             if answer.get("status") != "SandboxError":
                 state.cells += 1
                 if answer.get("session_ended"):
+                    self._leases.drop(state.session)
                     state.session, state.lost = None, True
                 return answer
+            self._leases.drop(state.session)
             state.session = None
             if state.cells:
                 state.lost = True
@@ -250,8 +259,8 @@ class CodeInterpreter(Tool):
                     raise ToolError(
                         f"{self.name} at {self._run.shown_url} has lost the variables of an episode: "
                         f"{str(answer.get('message'))[:300]}",
-                        "see the log of that service, and its --session-idle-s; with `on_failure: tell` the model "
-                        "is told and goes on without them",
+                        "see the log of that service, and its --session-idle-s; with `on_failure: tell` the "
+                        "episode goes on without them, and the model reads so",
                         final=True,
                     )
         raise ToolError(

@@ -22,6 +22,7 @@ from agentloop.web.refusals import answer as refused
 from tools.sandbox.isolation.bubblewrap import Bubblewrap
 from tools.sandbox.messages import (
     CloseRequest,
+    RenewRequest,
     RunCodeAnswer,
     RunCodeRequest,
     RunStatus,
@@ -111,6 +112,12 @@ def _add_sessions(app: FastAPI) -> None:
         except ToolError as exc:
             return _busy(exc.message, "see the server's log")
         return _json(opened)
+
+    @app.post("/renew_sessions", openapi_extra=_body(RenewRequest))
+    async def renew_sessions(request: Request) -> Response:
+        """Begin the leases of sessions anew: their clients live, though they call nothing."""
+        wanted = await _read(request, RenewRequest)
+        return JSONResponse({"renewed": request.app.state.sessions.renew(wanted.session_ids)})
 
     @app.post("/close_session", openapi_extra=_body(CloseRequest))
     async def close_session(request: Request) -> Response:

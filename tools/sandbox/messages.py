@@ -87,6 +87,18 @@ class SessionRequest(BaseModel):
 
     language: str = "python"
     memory_limit_MB: int = Field(-1, description="-1: the server's default")
+    lease_s: float | None = Field(
+        None, gt=0, description="seconds without a call or a renewal after which the session ends; at most, and by "
+        "default, --session-idle-s",
+    )  # fmt: skip
+
+
+class RenewRequest(BaseModel):
+    """Sessions whose clients still live."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    session_ids: list[str] = Field(max_length=4096)
 
 
 class CloseRequest(BaseModel):
@@ -101,7 +113,7 @@ class SessionAnswer(BaseModel):
     """An open session."""
 
     session_id: str
-    idle_s: float = Field(description="seconds without a call after which the session ends")
+    idle_s: float = Field(description="seconds without a call or a renewal after which the session ends")
 
 
 class CommandResult(BaseModel):

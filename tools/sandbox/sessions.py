@@ -1,8 +1,8 @@
 """`Sessions`: kernels that keep variables between calls, each with a lease.
 
 A session is a sandbox whose process runs cells in one namespace. It ends when its client closes it,
-when it was idle for `session_idle_s` (a client that died), or when its kernel does. Between cells
-all its processes are stopped: an idle session uses memory only.
+when it was neither used nor renewed for the time of its lease (a client that died), or when its
+kernel does. Between cells all its processes are stopped: an idle session uses memory only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,7 @@ class TooManySessions(Exception):
 class _Session:
     worker: Worker
     memory: int
+    lease_s: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = field(default_factory=time.monotonic)
     last: tuple[str, RunCodeAnswer] | None = None
@@ -81,8 +83,16 @@ class Sessions:
         finally:
             self._opening -= 1
         name = secrets.token_urlsafe(16)
-        self._sessions[name] = _Session(worker, memory)
-        return SessionAnswer(session_id=name, idle_s=self._idle_s)
+        lease_s = min(self._idle_s, request.lease_s or self._idle_s)
+        self._sessions[name] = _Session(worker, memory, lease_s)
+        return SessionAnswer(session_id=name, idle_s=lease_s)
+
+    def renew(self, names: Sequence[str]) -> list[str]:
+        """Begin the leases of sessions anew; return those that exist."""
+        found = [name for name in names if name in self._sessions]
+        for name in found:
+            self._sessions[name].used = time.monotonic()
+        return found
 
     async def run(self, name: str, request: RunCodeRequest) -> RunCodeAnswer:
         """Run a cell, after those that came before.
@@ -181,5 +191,5 @@ class Sessions:
             await asyncio.sleep(min(MOST_CHECK_S, self._idle_s / 4))
             now = time.monotonic()
             for name, session in list(self._sessions.items()):
-                if not session.lock.locked() and now - session.used > self._idle_s:
+                if not session.lock.locked() and now - session.used > session.lease_s:
                     await self._end(name)

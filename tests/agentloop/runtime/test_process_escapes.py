@@ -121,7 +121,7 @@ ENDED = {
         "wrote something other than its answer",
     ),
 }
-"""What ends with its call: code, and what the model is told."""
+"""What ends with its call: code, and the message for the model."""
 
 HELD = (*ENDED, "a result without measure", "all workers that hang", "changes of its environment and folder")
 

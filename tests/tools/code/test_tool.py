@@ -19,7 +19,7 @@ from agentloop.tool.loading import load_toolset
 from agentloop.types import Task, ToolCall, ToolResult
 from tests.tools.sandbox.support import Sandbox, Serving
 from tests.virtual_time import run_virtually
-from tools.code import CodeInterpreter
+from tools.code import CodeInterpreter, leases
 from tools.http import ServiceClient
 
 ESTABLISHED = """
@@ -138,7 +138,7 @@ def test_variables_survive_in_an_episode_and_not_beyond(sandbox: Sandbox) -> Non
 
 
 def test_a_session_that_its_program_ended_is_replaced_and_the_model_told(sandbox: Sandbox) -> None:
-    """One that ended for another reason fails the episode, or is told with `on_failure: tell`."""
+    """One that ended for another reason fails the episode; with `on_failure: tell`, the model reads of it."""
     tool = make(sandbox.url, stateful=True, on_failure="tell")
     strict = make(sandbox.url, stateful=True)
 
@@ -165,6 +165,39 @@ def test_a_session_that_its_program_ended_is_replaced_and_the_model_told(sandbox
     assert "restarted" in ended.text
     assert after.text == "again"
     assert sandbox.health()["sessions"] == 0
+
+
+def test_leases_of_open_sessions_are_renewed_and_of_no_others(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An episode that generates for minutes keeps its variables."""
+    monkeypatch.setattr(leases, "RENEW_S", 0.2)
+    tool = make(sandbox.url, stateful=True)
+    renewed: list[str] = []
+    sessions = sandbox.app.state.sessions
+    original = sessions.renew
+    monkeypatch.setattr(sessions, "renew", lambda names: renewed.extend(names) or original(names))
+
+    async def idle() -> str:
+        state, other = [await tool.open(Task("row", "tool_agent", [])) for _ in range(2)]
+        await tool.execute(state, {"code": "x = 41"})
+        await tool.execute(other, {"code": "import os; os._exit(0)"})
+        name = str(state.session)
+        renewed.clear()  # the other may have been renewed while it lived
+        for _ in range(500):
+            if len(renewed) >= 3:
+                break
+            await asyncio.sleep(0.05)
+        assert (await tool.execute(state, {"code": "x + 1"})).text == "42"
+        await tool.close(state)
+        renewed_until = len(renewed)
+        await asyncio.sleep(0.5)
+        assert len(renewed) == renewed_until
+        return name
+
+    name = asyncio.run(idle())
+    assert len(renewed) >= 3 and set(renewed) == {name}
+    assert sessions._sessions == {}
 
 
 def test_a_cell_that_is_sent_twice_runs_once(sandbox: Sandbox) -> None:

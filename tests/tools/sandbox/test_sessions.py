@@ -130,6 +130,20 @@ def test_a_session_ends_when_it_is_idle(serving: Serving) -> None:
     assert server.app.state.runner.pool.live == 0
 
 
+def test_a_lease_is_as_short_as_its_client_wants_and_lasts_while_it_is_renewed(serving: Serving) -> None:
+    server = serving.start(session_idle_s=60.0, warm=0)
+    kept, left = Session(server, lease_s=1.5), Session(server, lease_s=1.5)
+    assert server.post("/sessions", {"lease_s": 900}).json()["idle_s"] == 60
+    deadline = time.monotonic() + 60
+    while server.health()["sessions"] == 3 and time.monotonic() < deadline:
+        answer = server.post("/renew_sessions", {"session_ids": [kept.name, "missing"]})
+        assert answer.json() == {"renewed": [kept.name]}
+        time.sleep(0.1)
+    assert server.run("print(1)", session_id=left.name)["status"] == "SandboxError"
+    assert kept.printed("print(1)") == "1\n"
+    assert server.post("/sessions", {"lease_s": -1}).status_code == 422
+
+
 def test_sessions_are_counted(sandbox: Sandbox) -> None:
     open_ones = [Session(sandbox) for _ in range(3)]
     answer = sandbox.post("/sessions", {})
