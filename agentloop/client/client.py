@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from agentloop.client.connections import ConnectionPool
 from agentloop.client.retry import LONGEST_PAUSE_S, Outage, Retries, retry_after
 from agentloop.client.sent_images import SentImages
+from agentloop.client.time_limit import not_counted
 from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
 from agentloop.wire import (
@@ -177,7 +178,8 @@ class GenerateClient:
                 wanted = retry_after(answer.headers, LONGEST_PAUSE_S)
                 pause = retries.after_failure(failure) if wanted is None else retries.after_outage(failure, wanted)
 
-            await asyncio.sleep(pause)
+            with not_counted():  # neither the policy nor the task made the server restart
+                await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
     async def context_length(self) -> int | None:

@@ -13,9 +13,11 @@ import httpx
 import pytest
 
 from agentloop.client.client import GenerateClient, version_number
+from agentloop.client.time_limit import TimeLimit
 from agentloop.errors import ConfigError, RequestRejected, ServerError
 from agentloop.types import StopReason
 from agentloop.wire import SESSION_HEADER, SamplingParams
+from tests.virtual_time import run_virtually
 
 Answer = tuple[int, Any]
 
@@ -289,3 +291,22 @@ async def test_a_server_that_expands_images_itself_is_found_out() -> None:
         assert (await client.generate([1, 2], SamplingParams(), **seen)).token_ids == [7, 8]
         with pytest.raises(RequestRejected, match=r"2 prompt tokens instead of 5(?s:.*)--replica-url"):
             await client.generate([1, 9, 9, 9, 2], SamplingParams(), **seen)
+
+
+def test_an_episodes_time_limit_does_not_count_an_outage() -> None:
+    """An episode that ended by its time limit would be scored."""
+
+    async def main() -> float:
+        clock = asyncio.get_running_loop().time
+
+        def reply(_: httpx.Request) -> httpx.Response:
+            if clock() < 60:
+                raise httpx.ConnectError("refused")
+            return httpx.Response(200, json=good()[1])
+
+        transport = httpx.MockTransport(reply)
+        async with GenerateClient("http://server", transport=transport, outage_s=1e9) as client, TimeLimit(5.0):
+            await client.generate([1], SamplingParams(max_new_tokens=4), session_id="s", rid="r")
+        return clock()
+
+    assert 60 <= run_virtually(main()) < 63
