@@ -59,22 +59,25 @@ class Linear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, invariant: bool) -> None:
-        self._weight = weight.contiguous()
+        self._weight: torch.Tensor | None = weight.contiguous()
         self._bias = bias
         self._packed: torch.Tensor | None = None
         self._packed_from = PACKED_FROM_ROWS if weight.numel() < PACKED_WEIGHT else 1
         self._fewest = FEWEST_ROWS if invariant else 1
         if weight.dtype == torch.float32 and weight.device.type == "cpu" and _one_dnn():
-            self._packed = _packed(self._weight)
+            self._packed = _packed(weight.contiguous())
             if invariant and not _layouts_agree(weight.shape[0], weight.shape[1]):
                 self._packed_from = FEWEST_ROWS
+            if self._packed_from <= self._fewest:
+                self._weight = None  # never used: a fused weight is then freed
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[0]
         if rows < self._fewest:
             # Pad with copies to a number of rows that the invariant kernels take.
             return self(torch.cat([x, x[:1].expand(self._fewest - rows, -1)]))[:rows]
-        if self._packed is not None and rows >= self._packed_from:
+        if self._weight is None or (self._packed is not None and rows >= self._packed_from):
+            assert self._packed is not None
             return _packed_matmul(x, self._packed, self._bias)
         return F.linear(x, self._weight, self._bias)
 
@@ -143,6 +146,7 @@ class FastDecoder:
     def __init__(self, model: Any, context_length: int, *, invariant: bool = False) -> None:
         self._model = model
         self._invariant = invariant
+        self._layers: list[Layer] = []
         config = model.config
         first = model.model.layers[0].self_attn
         self._head_dim: int = first.head_dim
@@ -196,7 +200,11 @@ class FastDecoder:
         """Rebuild the fused and packed copies of the weights."""
         body = self._model.model
         self._embedding = body.embed_tokens.weight
-        self._layers = [Layer(block, self._head_dim, invariant=self._invariant) for block in body.layers]
+        layers = list(body.layers)
+        # One by one: the old copies of all of them would take as much memory again.
+        self._layers = self._layers[: len(layers)]
+        for index, block in enumerate(layers):
+            self._layers[index : index + 1] = [Layer(block, self._head_dim, invariant=self._invariant)]
         self._norm = body.norm.weight
         self._head = Linear(self._model.lm_head.weight, None, invariant=self._invariant)
 
