@@ -43,16 +43,20 @@ quickstart-real: $(STAMP) ## teach a real language model of 135 M parameters the
 	$(BIN)/agentloop report outputs/smollm2$(REAL_SUFFIX) --picture outputs/smollm2$(REAL_SUFFIX)/curve.svg
 	$(BIN)/python -m recipes.bounds outputs/smollm2$(REAL_SUFFIX) $(REAL_BOUNDS)
 
+# Serves an index on a free port, or on PORT, until the recipe's line ends; the tool's YAML reads SEARCH_PORT.
+SERVE_INDEX = $(BIN)/agentloop search serve $(1) --port $(or $(PORT),0) >$(1).served & server=$$!; trap "kill $$server" EXIT; \
+	until grep -qs http $(1).served; do kill -0 $$server || exit 1; sleep 0.2; done; \
+	export SEARCH_PORT=$$(sed -n 's,.*http://[^:]*:\([0-9]*\)/.*,\1,p' $(1).served);
+
 FROM_ADAPTERS = trainer.lora.adapters=outputs/$(1)-sft$(REAL_SUFFIX)
 SKILL_BOUNDS ?= --evaluated-from 0.2 --evaluated-to 0.8
 
-learn-search-real: export SEARCH_PORT = $(or $(PORT),8390)
-learn-search-real: $(STAMP) ## SmolLM2-135M learns to search instead of guessing, on two cores: SEED=0 [PORT=8390]
+learn-search-real: $(STAMP) ## SmolLM2-135M learns to search instead of guessing, on two cores: SEED=0
 	$(BIN)/python recipes/smollm2/model.py --out $(REAL_MODEL)
 	$(BIN)/agentloop prepare recipes/search/smollm2 --out outputs/search-smollm2-data
 	$(BIN)/agentloop search index outputs/search-smollm2-data/corpus.jsonl --out outputs/search-smollm2-data/index
 	$(BIN)/agentloop sft --config recipes/search/smollm2/sft.yaml $(call REAL_RUN,search-smollm2-sft) $(SFT_ARGS)
-	$(BIN)/agentloop search serve outputs/search-smollm2-data/index --port $$SEARCH_PORT & server=$$!; trap "kill $$server" EXIT; \
+	$(call SERVE_INDEX,outputs/search-smollm2-data/index) \
 	$(BIN)/agentloop train --config recipes/search/smollm2/recipe.yaml $(call REAL_RUN,search-smollm2) $(call FROM_ADAPTERS,search-smollm2) $(ARGS)
 	$(BIN)/agentloop report outputs/search-smollm2$(REAL_SUFFIX) --picture outputs/search-smollm2$(REAL_SUFFIX)/curve.svg
 	$(BIN)/python -m recipes.bounds outputs/search-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
@@ -136,13 +140,12 @@ smoke-geo3k-tools: $(STAMP) $(GEO3K_MODEL)/config.json ## the same with the tool
 
 SEARCH := outputs/smoke-search
 
-smoke-search: export SEARCH_PORT = $(or $(PORT),8390)
-smoke-search: $(STAMP) ## questions with a search server on a CPU, two steps: make smoke-search [SOURCE=<folder with corpus.jsonl and questions>] [PORT=8390]
+smoke-search: $(STAMP) ## questions with a search server on a CPU, two steps: make smoke-search [SOURCE=<folder with corpus.jsonl and questions>]
 	rm -rf $(SEARCH)
 	$(BIN)/agentloop prepare search --config recipes/search/smoke_prompt.yaml --source $(or $(SOURCE),generated) --out $(SEARCH)/data
 	$(BIN)/agentloop search index $(or $(SOURCE),$(SEARCH)/data)/corpus.jsonl --out $(SEARCH)/index
 	$(BIN)/agentloop sft --config recipes/search/smoke_sft.yaml run.dir=$(SEARCH)/sft $(SFT_ARGS)
-	$(BIN)/agentloop search serve $(SEARCH)/index --port $$SEARCH_PORT & server=$$!; trap "kill $$server" EXIT; \
+	$(call SERVE_INDEX,$(SEARCH)/index) \
 	$(BIN)/agentloop train --config recipes/search/smoke.yaml run.dir=$(SEARCH)/run model.path=$(SEARCH)/sft/model \
 	  data.train=$(SEARCH)/data/train.parquet data.val=$(SEARCH)/data/test.parquet $(ARGS)
 

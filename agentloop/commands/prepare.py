@@ -45,8 +45,10 @@ def prepare(
     given, _ = recipe_and_overrides(
         [recipe] if recipe is not None else [], Path(config) if config is not None else None
     )
+    before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     for name, count in prepare_rows(str(given), source, out, settings).items():
-        typer.echo(f"{count:8} rows -> {out / name}")
+        replaced = " (replaced)" if name in before else ""
+        typer.echo(f"{count:8} rows -> {out / name}{replaced}")
 
 
 def takes_config(recipe: str) -> bool:

@@ -24,12 +24,15 @@ class Tool(ABC):
             fault.
         origin: the entry of the tool YAML that it comes from; None: it was made in Python.
         secrets: values from its entry of the YAML that no result and no error may show.
+        service: URL of the server behind it, without credentials; None: it needs none. `agentloop
+            check` tries to connect to it.
     """
 
     default_schema: ClassVar[dict[str, Any] | None] = None
     own_time_limit: ClassVar[bool] = False
     origin: str | None = None
     secrets: tuple[str, ...] = ()
+    service: str | None = None
 
     def __init__(self, config: dict[str, Any], schema: dict[str, Any]) -> None:
         self.config = config

@@ -126,6 +126,7 @@ class CodeInterpreter(Tool):
             return ServiceClient(self.name, base + path, limit, timeout_s=timeout_s, **further)
 
         self._run = client(RUN_PATH, self._timeout_s + waiting)
+        self.service = self._run.shown_url
         self._open = client("/sessions", waiting)
         self._close = client("/close_session", waiting)
         renew = ServiceClient(

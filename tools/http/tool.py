@@ -77,6 +77,7 @@ class HttpTool(Tool):
             token=_token(self.name, options.text("token_env")),
             max_connections=workers,
         )
+        self.service = self._client.shown_url
         options.done()
 
     async def open(self, task: Task, **create_kwargs: Any) -> object:

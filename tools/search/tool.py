@@ -89,6 +89,7 @@ class SearchTool(Tool):
             token=options.secret("token_env"),
             max_connections=workers,
         )
+        self.service = self._client.shown_url
         self._pacer = Pacer()
         options.done(ignored=ELSEWHERE)
 

@@ -14,6 +14,7 @@ from agentloop.errors import DataError, ModelError
 from agentloop.interaction.loading import Interactions
 from agentloop.model_folder import ModelFolder, check_target, check_tensors, find_model
 from agentloop.model_folder.hub import may_be_hub_id
+from agentloop.tool.services import unreachable
 from agentloop.tool.session import Toolset
 from agentloop.types import Task
 from trainer.console.console import Console
@@ -52,7 +53,7 @@ def check_command(config: Path, overrides: list[str], *, conversations: int, off
         for split, tasks in (("train", inputs.train), ("val", inputs.val)):
             if tasks:
                 console.notice(f"{split:12} {_rows(inputs, tasks)}")
-        _show_code(recipe, console, inputs.agents, inputs.toolset, inputs.interactions)
+        _show_code(recipe, console, inputs.agents, inputs.toolset, inputs.interactions, offline=offline)
         console.notice(f"{'steps':12} {inputs.total_steps}")
         sources = step_reward_sources(inputs.agents.values(), inputs.toolset.tools, inputs.interactions.named)
         if sources and ignores_step_rewards(recipe):
@@ -93,7 +94,7 @@ def _check_without_model(recipe: Recipe, console: Console) -> None:
         for warning in checks.warnings():
             console.warn(warning)
         console.notice(f"{split:12} {len(tasks)} rows")
-    _show_code(recipe, console, sorted(agents), code.toolset, code.interactions)
+    _show_code(recipe, console, sorted(agents), code.toolset, code.interactions, offline=True)
     console.warn(
         f"model.path {recipe.model.path} is not on this machine: tokenizer, chat template, images and the length of "
         "the prompts were not checked"
@@ -102,13 +103,21 @@ def _check_without_model(recipe: Recipe, console: Console) -> None:
 
 
 def _show_code(
-    recipe: Recipe, console: Console, agents: Iterable[str], toolset: Toolset, interactions: Interactions
+    recipe: Recipe,
+    console: Console,
+    agents: Iterable[str],
+    toolset: Toolset,
+    interactions: Interactions,
+    *,
+    offline: bool,
 ) -> None:
     console.notice(f"{'agents':12} {', '.join(agents)}")
     console.notice(f"{'tools':12} {', '.join(toolset.tools) or 'none'}")
     reward = recipe.reward.function if recipe.reward is not None else "the sum of the step rewards"
     console.notice(f"{'reward':12} {reward}")
     console.notice(f"{'interactions':12} {', '.join(sorted(interactions.named)) or 'none'}")
+    for warning in [] if offline else unreachable(toolset.tools.values()):
+        console.warn(warning)
 
 
 def _check_sft(recipe: SftRecipe, *, offline: bool) -> int:
