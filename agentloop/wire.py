@@ -11,6 +11,7 @@ import errno
 import hashlib
 import ipaddress
 import socket
+import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -46,6 +47,37 @@ UNKNOWN_IMAGE = "unknown_image"
 
 MAX_NAME_LENGTH = 256
 """Longest id of a request, a session or a group."""
+
+
+PACKINGS = ("gzip", "x-gzip", "deflate")
+"""Content encodings that `unpacked` reads."""
+
+
+def unpacked(data: bytes, encoding: str, most: int | None = None) -> bytes:
+    """Return a packed body as it was.
+
+    Args:
+        encoding: one of `PACKINGS`.
+        most: bytes; None: no limit.
+
+    Raises:
+        OverflowError: it has more than `most`.
+        ValueError: it is cut off, goes on after its end, or is packed in another way.
+    """
+    if encoding not in PACKINGS:
+        raise ValueError(f"the encoding {encoding[:40]!r} is not supported")
+    unpacker = zlib.decompressobj(wbits=47)  # 32 + 15: the header says whether it is gzip or zlib
+    try:
+        found = unpacker.decompress(data, 0 if most is None else most + 1)
+    except zlib.error as exc:
+        raise ValueError(f"it is not {encoding}: {exc}") from exc
+    if most is not None and len(found) > most:
+        raise OverflowError
+    if not unpacker.eof:
+        raise ValueError(f"the {encoding} data is cut off")
+    if unpacker.unused_data:
+        raise ValueError(f"the {encoding} data goes on after its end")
+    return found
 
 
 def bearer(token: str, name: str = "the token") -> str:

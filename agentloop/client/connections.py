@@ -19,17 +19,25 @@ import httptools
 import httpx
 
 from agentloop.client.open_files import most_connections
+from agentloop.wire import unpacked
 
 LARGEST_HEAD = 64 * 1024
 """Most bytes of an answer's status line and headers."""
 
 Headers = list[tuple[bytes, bytes]]
 
+MOST_BYTES = "most_bytes"
+"""Request extension: bytes of an answer, as sent and as unpacked; null: no limit."""
+
 OnData = Callable[[bytes], None]
 """Receives the body of an answer as it arrives."""
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[^\x00\r\n]*")
+
+
+class AnswerTooLarge(httpx.TransportError):
+    """The answer has more bytes than the request allows; it was not read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
     Timeouts are httpx's own: `connect` limits the opening of a connection, `read` the whole answer.
     The request extension `on_data`, a function of bytes, receives the body of a 200 as it arrives;
-    the response's body is then empty.
+    the response's body is then empty. `most_bytes` bounds the answer.
 
     Args:
         max_connections: largest number of requests in flight; further ones wait for a connection.
@@ -89,9 +97,12 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         """Send a request and read the whole answer.
 
         Raises:
-            httpx.TransportError: the connection cannot be opened, breaks or takes too long.
+            AnswerTooLarge: it has more than `most_bytes`.
+            httpx.TransportError: the connection cannot be opened, breaks or takes too long, or the
+                answer is packed in a way that it cannot be read.
         """
         timeout: dict[str, float | None] = request.extensions.get("timeout", {})
+        most: int | None = request.extensions.get(MOST_BYTES)
         head = request_head(request.method.encode(), request.url.raw_path, request.headers.raw)
         status, headers, body = await self.send(
             Origin.of(request.url),
@@ -100,7 +111,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             connect_s=timeout.get("connect"),
             read_s=timeout.get("read"),
             on_data=request.extensions.get("on_data"),
+            most_bytes=most,
         )
+        body, headers = _plain(body, headers, most)
         return httpx.Response(status, headers=headers, content=body, request=request)
 
     async def send(
@@ -112,6 +125,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         connect_s: float | None = None,
         read_s: float | None = None,
         on_data: OnData | None = None,
+        most_bytes: int | None = None,
     ) -> tuple[int, Headers, bytes]:
         """Send a head from `request_head` and a body; return status, headers and body of the
         answer.
@@ -123,9 +137,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             connection = self._take(origin) or await self._open(origin, connect_s)
             try:
                 if read_s is None:
-                    return await connection.exchange(head, body, on_data)
+                    return await connection.exchange(head, body, on_data, most_bytes)
                 async with asyncio.timeout(read_s):
-                    return await connection.exchange(head, body, on_data)
+                    return await connection.exchange(head, body, on_data, most_bytes)
             except TimeoutError as exc:
                 raise httpx.ReadTimeout(f"no answer within {read_s:g} s") from exc
             finally:
@@ -182,6 +196,8 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[int, Headers, bytes]] | None = None
         self._clean = True  # only whole answers have arrived so far
         self._parser = httptools.HttpResponseParser(self)
+        self._most_bytes: int | None = None
+        self._received = 0
         self._start(None)
 
     def _start(self, on_data: OnData | None) -> None:
@@ -198,10 +214,13 @@ class _Connection(asyncio.Protocol):
         """Whether the connection can carry another request."""
         return self._clean and self._answer is None and self._transport is not None and not self._transport.is_closing()
 
-    async def exchange(self, head: bytes, body: bytes, on_data: OnData | None) -> tuple[int, Headers, bytes]:
+    async def exchange(
+        self, head: bytes, body: bytes, on_data: OnData | None, most_bytes: int | None
+    ) -> tuple[int, Headers, bytes]:
         """Send a request; return status, headers and body of the answer."""
         assert self._transport is not None
         self._start(on_data)
+        self._most_bytes, self._received = most_bytes, 0
         self._clean = False
         answer = self._answer = asyncio.get_running_loop().create_future()
 
@@ -232,6 +251,12 @@ class _Connection(asyncio.Protocol):
             self.abort()  # data between two requests belongs to neither
             return
 
+        # What frames the body counts as well: its chunks, and what may follow them.
+        self._received += len(data)
+        if self._most_bytes is not None and self._received > self._most_bytes + LARGEST_HEAD:
+            self._fail(AnswerTooLarge(f"the answer has more than {self._most_bytes} bytes"))
+            self.abort()
+            return
         if not self._in_body:
             self._head_bytes += len(data)
 
@@ -288,3 +313,20 @@ class _Connection(asyncio.Protocol):
         self._clean = False
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
+
+
+def _plain(body: bytes, headers: Headers, most: int | None) -> tuple[bytes, Headers]:
+    """Return a body unpacked, and the headers that are then true.
+
+    Not by httpx, which unpacks whatever comes, without a bound.
+    """
+    packed = [value for name, value in headers if name.lower() == b"content-encoding"]
+    encoding = b",".join(packed).decode("latin-1").strip().lower()
+    if body and encoding not in ("", "identity"):
+        try:
+            body = unpacked(body, encoding, most)
+        except OverflowError:
+            raise AnswerTooLarge(f"the answer has more than {most} bytes") from None
+        except ValueError as exc:
+            raise httpx.RemoteProtocolError(f"the answer cannot be unpacked: {exc}") from exc
+    return body, [pair for pair in headers if pair[0].lower() != b"content-encoding"]

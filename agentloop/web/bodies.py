@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from agentloop.files import read_json
 from agentloop.web.refusals import Refusal
+from agentloop.wire import PACKINGS, unpacked
 
 MAX_BODY_BYTES = 64 * 2**20
 """Most bytes of a body, as sent and as unpacked. weave's client splits what is over 31 MiB."""
@@ -83,20 +83,14 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
-    if encoding not in ("gzip", "x-gzip", "deflate"):
+    if encoding not in PACKINGS:
         raise Refusal(415, f"Content-Encoding {encoding!r} is not supported", "send gzip, deflate or identity")
-    unpacker = zlib.decompressobj(wbits=47)  # 32 + 15: the header says whether it is gzip or zlib
     try:
-        unpacked = unpacker.decompress(body, limit + 1)
-    except zlib.error as exc:
-        raise Refusal(400, f"the body is not {encoding}: {exc}") from exc
-    if len(unpacked) > limit:
-        raise _too_large(limit)
-    if not unpacker.eof:
-        raise Refusal(400, f"the {encoding} body is cut off")
-    if unpacker.unused_data:
-        raise Refusal(400, f"the {encoding} body goes on after its end", "pack the whole body as one member")
-    return unpacked
+        return unpacked(body, encoding, limit)
+    except OverflowError:
+        raise _too_large(limit) from None
+    except ValueError as exc:
+        raise Refusal(400, f"the body cannot be unpacked: {exc}", "pack the whole body as one member") from exc
 
 
 def _too_large(limit: int) -> Refusal:

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import orjson
 
-from agentloop.client.connections import ConnectionPool
+from agentloop.client.connections import MOST_BYTES as MOST_BYTES_KEY
+from agentloop.client.connections import AnswerTooLarge, ConnectionPool
 from agentloop.client.retry import LONGEST_POLL_S, Outage, Retries, retry_after
 from agentloop.client.time_limit import not_counted
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError, ToolUnavailable
@@ -31,11 +32,10 @@ token or the service."""
 AWAY = frozenset({502, 503})
 """Statuses with which a proxy answers for a service that is away."""
 
+UNPACKED = {"accept-encoding": "gzip, deflate"}
 LONGEST_MESSAGE = 300
 MOST_BYTES = 2**25
 """Bytes of an answer."""
-
-DECODED = ("content-encoding", "content-length", "transfer-encoding")
 
 
 class ServiceClient:
@@ -88,11 +88,15 @@ class ServiceClient:
         self.name = name
         self._limit = limit
         self._retries, self._outage_s = retries, outage_s
-        self._headers = {"content-type": "application/json", "accept": "application/json", **(headers or {})}
+        given = {name.lower(): value for name, value in (headers or {}).items()}
+        self._headers = {"content-type": "application/json", "accept": "application/json", **UNPACKED, **given}
         self._secrets = [*(headers or {}).values(), *([token] if token else [])]
         if token:
             self._headers["authorization"] = bearer(token)
-        self._timeouts = {"timeout": httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)).as_dict()}
+        self._extensions = {
+            "timeout": httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)).as_dict(),
+            MOST_BYTES_KEY: MOST_BYTES,
+        }
         self._max_connections = max_connections
         self._given_transport = transport
         self._transport: httpx.AsyncBaseTransport | None = None
@@ -148,6 +152,9 @@ class ServiceClient:
                     failure = self._hidden(f"{type(exc).__name__}: {exc}")
                     pause = retries.after_outage(failure)
                     self._note_away(failure)
+                except AnswerTooLarge as exc:
+                    text = f"the answer has more than {MOST_BYTES >> 20} MB"
+                    raise self._fault(text, "have the service answer less") from exc
                 except httpx.LocalProtocolError as exc:
                     raise self._fault(str(exc), "correct the tool's headers or URL") from exc
                 except httpx.TransportError as exc:
@@ -223,19 +230,10 @@ class ServiceClient:
 
     async def _send(self, method: str, url: httpx.URL, data: bytes | None) -> httpx.Response:
         headers = {**self._headers, **trace_headers()}
-        request = httpx.Request(method, url, headers=headers, content=data, extensions=self._timeouts)
+        request = httpx.Request(method, url, headers=headers, content=data, extensions=self._extensions)
         answer = await self._connections().handle_async_request(request)
-        try:
-            parts, size = [], 0
-            async for part in answer.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > MOST_BYTES:
-                    raise self._fault(f"the answer has more than {MOST_BYTES >> 20} MB", "have the service answer less")
-        finally:
-            await answer.aclose()
-        kept = {name: value for name, value in answer.headers.items() if name.lower() not in DECODED}
-        return httpx.Response(answer.status_code, headers=kept, content=b"".join(parts))
+        await answer.aread()
+        return answer
 
     def _connections(self) -> httpx.AsyncBaseTransport:
         """Return the pool of the running event loop: connections belong to one."""
@@ -288,10 +286,11 @@ class _ToolRetries(Retries):
 
 def _message(answer: httpx.Response) -> str:
     """Return the service's error text, briefly."""
+    # Not by the answer's own charset: Python has codecs that are not of text, or take long.
     try:
-        found = answer.json()
+        found = orjson.loads(answer.content)
     except ValueError:
-        return answer.text[:LONGEST_MESSAGE]
+        return answer.content[: 4 * LONGEST_MESSAGE].decode("utf-8", "replace")[:LONGEST_MESSAGE]
     for key in ("error", "detail", "message"):
         if isinstance(found, dict) and key in found:
             found = found[key]

@@ -64,7 +64,7 @@ def fill_url(template: str, values: Mapping[str, Any], query: Mapping[str, Any] 
     """Return a URL with the arguments in their places, quoted, and with the filled `query`.
 
     Raises:
-        Unusable: an argument is empty, `.` or `..` as a part of the path.
+        Unusable: an argument is empty, `.` or `..` as a part of the path, or the URL is too long.
     """
 
     def quoted(value: Any) -> str:
@@ -73,15 +73,19 @@ def fill_url(template: str, values: Mapping[str, Any], query: Mapping[str, Any] 
             raise Unusable(f"{text!r} cannot be looked up")
         return quote(text.encode("utf-8", "replace"), safe="")
 
-    url = httpx.URL(_filled(template, values, quoted))
     pairs = [
         (key, as_text(each))
         for key, value in fill(query or {}, values).items()
         for each in (value if isinstance(value, list) else [value])
     ]
     given = "&".join(f"{_word(key)}={_word(value)}" for key, value in pairs)
-    before = url.query.decode()
-    return url.copy_with(query="&".join(part for part in (before, given) if part).encode() or None)
+    filled = _filled(template, values, quoted)
+    try:
+        url = httpx.URL(filled)
+        before = url.query.decode()
+        return url.copy_with(query="&".join(part for part in (before, given) if part).encode() or None)
+    except httpx.InvalidURL as exc:  # all else that it refuses is quoted
+        raise Unusable(f"the arguments are too long for a URL: {len(filled) + len(given):,} characters") from exc
 
 
 def follow(path: str, answer: Any) -> Any:
@@ -109,6 +113,15 @@ def follow(path: str, answer: Any) -> Any:
 def as_text(value: Any) -> str:
     """Return an argument as text: text as it is, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def encodable(value: Any) -> Any:
+    """Replace halves of surrogate pairs, which a model may write and no message can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    return [encodable(item) for item in value] if isinstance(value, list) else value
 
 
 _MISSING = object()

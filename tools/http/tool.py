@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
@@ -15,7 +14,7 @@ from agentloop.types import Task, ToolResult, result_text
 from tools.http.options import Options
 from tools.http.rate_limit import RateLimit
 from tools.http.service import WRONG_REQUEST, ServiceClient
-from tools.http.template import NotGiven, Unusable, fill, fill_url, follow, places
+from tools.http.template import NotGiven, Unusable, encodable, fill, fill_url, follow, places
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -97,8 +96,13 @@ class HttpTool(Tool):
             return ToolResult(f"Error: {exc}", error=str(exc))
         data = None
         if self._json is not None:
-            with contextlib.suppress(NotGiven):
-                data = orjson.dumps(_clean(fill(self._json, values)))
+            try:
+                data = orjson.dumps(encodable(fill(self._json, values)))
+            except NotGiven:
+                pass
+            except (TypeError, RecursionError) as exc:  # an integer of more than 64 bits, more levels than it writes
+                text = f"the arguments cannot be sent as JSON: {exc}"
+                return ToolResult(f"Error: {text}", error=text)
         try:
             answer = await self._client.request(
                 self._method, url, data, state, read=orjson.loads if self._result else _read, wrong=self._tell
@@ -164,15 +168,6 @@ def _read(content: bytes) -> Any:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
         return content.decode("utf-8", "replace")
-
-
-def _clean(value: Any) -> Any:
-    """Replace halves of surrogate pairs, which a model may write and JSON cannot hold."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
 def _token(name: str, variable: str | None) -> str | None:

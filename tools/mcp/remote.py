@@ -38,10 +38,19 @@ async def remote(settings: ServerSettings) -> AsyncGenerator[tuple[Any, Any]]:
 
 
 class _Bounded(httpx2.AsyncHTTPTransport):
-    """Breaks off a JSON answer that is too large; streams of events have a bound for each event."""
+    """Breaks off a JSON answer that is too large; streams of events have a bound for each event.
+
+    The bound is of bytes as they are sent, so that answers have to be sent as they are: a packed
+    one of some kilobytes may be gigabytes.
+    """
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers["accept-encoding"] = "identity"
         response = await super().handle_async_request(request)
+        packed = response.headers.get("content-encoding", "identity").strip().lower()
+        if packed not in ("", "identity"):
+            await response.aclose()
+            raise httpx2.ReadError(f"an answer packed as {packed[:40]!r}, which was not asked for")
         if "text/event-stream" not in response.headers.get("content-type", ""):
             response.stream = _BoundedStream(response.stream)
         return response

@@ -133,11 +133,12 @@ class McpTool(Tool):
         """
         from mcp import MCPError
 
+        from tools.http.template import encodable
         from tools.mcp.content import read_answer
         from tools.mcp.server import CallStopped
 
         try:
-            answer = await state.call(self.remote_name, {**arguments, **execute_kwargs})
+            answer = await state.call(self.remote_name, encodable({**arguments, **execute_kwargs}))
         except CallStopped as exc:
             text = f"{self.name}: {exc}"
             return ToolResult(f"Error: {text}", error=text)

@@ -163,7 +163,6 @@ class Runner:
             "op": "run",
             "sandboxed": self.sandboxed,
             "folder": worker.folder,
-            "scratch": worker.folder,
             "path": f"{worker.folder}/{language.file}",
             "files": [(language.file, _encoded(request.code)), *request.contents()],
             "stdin": _encoded(request.stdin or ""),

@@ -25,6 +25,9 @@ FOLDERS = (HOME, "/tmp", "/dev/shm")  # noqa: S108  # the sandbox's own
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+PAGE_TABLES = ("VmPTE:",)
+"""The kernel's memory for a process: empty pages over a large space hold nothing else."""
+
 
 class UsageWatch:
     """Watches the sandboxes that run a program. One thread serves a whole server.
@@ -78,14 +81,7 @@ def _private(process: Path) -> int:
     """Return the bytes that a process holds, without those of files."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         _, resident, of_files, *_ = (process / "statm").read_text().split()
-        return (int(resident) - int(of_files)) * PAGE + _shared(process)
-    return 0
-
-
-def _shared(process: Path) -> int:
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = (process / "status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("RssShmem:")).split()[1]) * 1024
+        return (int(resident) - int(of_files)) * PAGE + _kept(process, "RssShmem:", *PAGE_TABLES)
     return 0
 
 
@@ -93,7 +89,16 @@ def _proportional(process: Path) -> int:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = (process / "smaps_rollup").read_text().splitlines()
         sums = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines[1:]) if size}
-        return (sums["Pss_Anon"] + sums["Pss_Shmem"]) * 1024 if "Pss_Anon" in sums else sums.get("Pss", 0) * 1024
+        size = sums["Pss_Anon"] + sums["Pss_Shmem"] if "Pss_Anon" in sums else sums.get("Pss", 0)
+        return size * 1024 + _kept(process, *PAGE_TABLES)
+    return 0
+
+
+def _kept(process: Path, *names: str) -> int:
+    """Return the sum of lines of a process's `status`, in bytes."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = (process / "status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(names)) * 1024
     return 0
 
 

@@ -171,10 +171,10 @@ def open_corpus(path: Path) -> Corpus:
     kept = path.with_name(f"{path.name}.offsets.npy")
     try:
         stat = path.stat()
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, EOFError):
             if kept.stat().st_mtime_ns >= stat.st_mtime_ns:
                 offsets = np.load(kept, mmap_mode="r", allow_pickle=False)
-                if offsets.dtype == np.int64 and offsets.ndim == 1 and int(offsets[-1]) == stat.st_size:
+                if offsets.dtype == np.int64 and offsets.ndim == 1 and offsets[-1:] == stat.st_size:
                     return Corpus(path, offsets)
         offsets = _find_lines(path, stat.st_size)
     except OSError as exc:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
 
-from agentloop.client.connections import ConnectionPool
+from agentloop.client.connections import AnswerTooLarge, ConnectionPool
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -48,9 +51,9 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
-async def post(pool: ConnectionPool, url: str, body: bytes = b"x", read: float = 5.0) -> bytes:
-    timeout = {"timeout": {"connect": 5.0, "read": read}}
-    answer = await pool.handle_async_request(httpx.Request("POST", url, content=body, extensions=timeout))
+async def post(pool: ConnectionPool, url: str, body: bytes = b"x", read: float = 5.0, **more: Any) -> bytes:
+    extensions = {"timeout": {"connect": 5.0, "read": read}, **more}
+    answer = await pool.handle_async_request(httpx.Request("POST", url, content=body, extensions=extensions))
     return answer.content
 
 
@@ -186,6 +189,60 @@ async def test_a_broken_answer_is_a_transport_error(answer: bytes) -> None:
     async with serving(serve) as server:
         with pytest.raises(httpx.TransportError):
             await post(ConnectionPool(1), server.url)
+
+
+@pytest.mark.parametrize(
+    ("head", "part", "error"),
+    [
+        (b"transfer-encoding: chunked\r\n\r\n", b"10000\r\n" + bytes(2**16) + b"\r\n", AnswerTooLarge),
+        (b"x: y\r\n\r\n", bytes(2**16), AnswerTooLarge),
+        (b"transfer-encoding: chunked\r\n\r\n0\r\n", b"X-End: " + b"x" * 2**16 + b"\r\n", httpx.TransportError),
+    ],
+    ids=["chunks", "until it closes", "trailers"],
+)
+async def test_an_answer_without_end_is_broken_off(head: bytes, part: bytes, error: type[Exception]) -> None:
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head)
+        while sent < 64 * 2**20:
+            writer.write(part)
+            sent += len(part)
+            await writer.drain()
+
+    async with serving(serve) as server:
+        with pytest.raises(error):
+            await post(ConnectionPool(1), server.url, most_bytes=2**20)
+        await asyncio.wait_for(server.gone.wait(), 5)
+    assert sent < 32 * 2**20  # what the buffers of the kernel hold may be sent beyond the limit
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "expected"),
+    [
+        (b"gzip", gzip.compress(b"abc"), b"abc"),
+        (b"deflate", zlib.compress(b"abc"), b"abc"),
+        (b"identity", b"abc", b"abc"),
+        (b"gzip", gzip.compress(bytes(32 * 2**20)), AnswerTooLarge),
+        (b"gzip", b"abc", httpx.RemoteProtocolError),
+        (b"gzip", gzip.compress(b"abc")[:-4], httpx.RemoteProtocolError),
+        (b"gzip, gzip", gzip.compress(gzip.compress(b"abc")), httpx.RemoteProtocolError),
+        (b"br", b"abc", httpx.RemoteProtocolError),
+    ],
+)
+async def test_a_packed_answer_is_unpacked_within_the_bound(encoding: bytes, body: bytes, expected: Any) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(whole(body).replace(b"\r\n\r\n", b"\r\ncontent-encoding: " + encoding + b"\r\n\r\n", 1))
+
+    async with serving(serve) as server:
+        if isinstance(expected, bytes):
+            assert await post(ConnectionPool(1), server.url, most_bytes=2**20) == expected
+        else:
+            with pytest.raises(expected):
+                await post(ConnectionPool(1), server.url, most_bytes=2**20)
 
 
 async def test_nobody_at_the_address_is_a_connect_error() -> None:

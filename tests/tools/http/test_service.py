@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agentloop.client.connections import AnswerTooLarge
 from agentloop.client.time_limit import TimeLimit
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError, ToolUnavailable
 from tests.virtual_time import run_virtually
@@ -228,3 +229,23 @@ def test_an_episodes_time_limit_counts_only_the_attempt_that_was_answered(failur
             return left - asyncio.get_running_loop().time()
 
     assert run_virtually(main()) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("charset", ["hex", "zlib", "idna", "rot13", "no-such-charset"])
+def test_a_refusal_is_read_whatever_charset_it_names(charset: str) -> None:
+    """Some of Python's codecs are not of text."""
+    kind = {"content-type": f"text/plain; charset={charset}"}
+    result, _, _ = ask([httpx.Response(400, content=b"no {", headers=kind)])
+    assert (
+        isinstance(result, RequestRejected) and result.message == "search: the service refused the request, 400: no {"
+    )
+    result, _, _ = ask([httpx.Response(400, content=b"[" * 200_000)])
+    assert isinstance(result, RequestRejected)
+
+
+def test_an_answer_that_is_too_large_is_not_asked_for_again() -> None:
+    result, times, requests = ask([AnswerTooLarge("more"), ok()], headers={"Accept-Encoding": "identity"})
+    assert isinstance(result, ToolError) and result.message == f"search at {URL}: the answer has more than 32 MB"
+    assert len(times) == 1
+    assert requests[0].extensions["most_bytes"] == 2**25
+    assert requests[0].headers.get_list("accept-encoding") == ["identity"]

@@ -44,6 +44,26 @@ async def ask(tool: HttpTool, answer: Any, row: dict[str, Any] | None = None, /,
     return result, sent[-1] if sent else None
 
 
+@pytest.mark.parametrize(
+    ("config", "argument", "said"),
+    [
+        ({"url": "http://h/{text}"}, "q" * 70_000, "the arguments are too long for a URL: 70,0"),
+        (
+            {"url": "http://h/x", "query": {"text": "{text}"}},
+            "é" * 20_000,
+            "the arguments are too long for a URL: 120,0",
+        ),
+        ({"url": "http://h/x", "json": {"text": "{text}"}}, 2**70, "the arguments cannot be sent as JSON: Integer"),
+    ],
+)
+async def test_an_argument_that_no_request_can_hold_is_told_to_the_model(
+    tmp_path: Path, config: dict[str, Any], argument: Any, said: str
+) -> None:
+    result, request = await ask(load(tmp_path, {"text": {}}, **config), {}, text=argument)
+    assert request is None
+    assert result.error is not None and result.error.startswith(said), result.error
+
+
 async def test_a_request_is_made_of_its_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEATHER_KEY", "s3cret-value")
     tool = load(

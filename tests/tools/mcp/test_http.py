@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import re
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +63,36 @@ def test_the_file_of_other_frameworks_loads_unchanged(behind: Behind, tmp_path: 
     toolset = load_toolset(tmp_path / "tools.yaml")
     assert list(toolset.tools) == ["add", "remember"]
     assert "my-own-token" in toolset.tools["add"].secrets
+
+
+async def test_text_that_no_message_can_hold_leaves_the_session_alone(behind: Behind, load: Load) -> None:
+    transport = "sse" if behind.url.endswith("sse") else "http"
+    session = session_of(load(url=behind.url, transport=transport, tools=["remember", "add"], timeout=5))
+    assert (await call(session, "remember", text="half \ud83d")).error is None
+    assert (await call(session, "add", a=1)).text == "3"
+    await session.close()
+
+
+def test_a_packed_answer_is_refused(load: Load) -> None:
+    """Some kilobytes of it are gigabytes, which the library would unpack at once."""
+    bomb = gzip.compress(b" " * (64 * 2**20))
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: GZIP\r\nContent-Length: %d\r\n\r\n"
+    encodings: list[bytes] = []
+
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    encodings.extend(re.findall(rb"(?i)accept-encoding: *(.*?)\r\n", connection.recv(65536)))
+                    connection.sendall(head % len(bomb) + bomb)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/mcp"
+        with pytest.raises(ToolConfigError, match="an answer packed as 'gzip', which was not asked for"):
+            load(url=url, outage_s=0.1, start_timeout=5)
+    assert encodings and set(encodings) == {b"identity"}
 
 
 def test_a_url_without_a_server_is_named(load: Load) -> None:

@@ -57,6 +57,23 @@ def test_an_error_ends_the_cell_only(session: Session) -> None:
     assert session.printed("print(x)") == "2\n"
 
 
+def test_a_program_cannot_have_later_cells_counted_as_done(sandbox: Sandbox) -> None:
+    """Its process can write to the pipe that tells of a cell's end: the next cells run within their limits."""
+    session = Session(sandbox)
+    forge = (
+        "import os\nfor fd in range(3, 64):\n    try: os.write(fd, bytes(200))\n    except OSError: pass\nprint('end')"
+    )
+    found = session.cell(forge)
+    assert found["session_ended"] is False
+    seen = [session.cell(f"print({number})") for number in range(3)]
+    assert any(cell["run_result"]["stdout"].endswith("1\n") for cell in seen), seen
+
+    found = session.cell("print('begun')\nwhile True: pass", run_timeout=1)
+    assert found["run_result"]["status"] == "TimeLimitExceeded", found
+    assert "begun" in found["run_result"]["stdout"]
+    session.close()
+
+
 def test_output_belongs_to_its_cell(session: Session) -> None:
     for number in range(5):
         assert session.printed(f"print({number}, end='')") == str(number)

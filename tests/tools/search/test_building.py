@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from agentloop.errors import ConfigError, DataError, DiskError
@@ -134,6 +135,44 @@ def test_an_index_is_replaced_only_on_request_and_nothing_else_ever(tmp_path: Pa
     (tmp_path / "mine/thesis").write_text("years of work")
     with pytest.raises(ConfigError, match="is not an index"):
         build_index(corpus, tmp_path / "mine", Bm25Builder(), force=True, progress=silent)
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    """The last step renames a folder, which cannot take a link's name."""
+    corpus = write_corpus(tmp_path / "c")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for force in (False, True):
+        build_index(corpus, tmp_path / "link", Bm25Builder(), force=force, progress=silent)
+        assert (tmp_path / "link").is_symlink()
+        assert open_folder(tmp_path / "disk").index.passages == len(PASSAGES)
+
+
+def test_a_place_where_nothing_can_be_made_is_named(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c")
+    (tmp_path / ".i.partial").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "i", corpus / "below"):
+        with pytest.raises(ConfigError, match=r"the folder .*\.partial cannot be made: .*\n.*choose another --out"):
+            build_index(corpus, out, Bm25Builder(), progress=silent)
+
+
+MANIFESTS: dict[str, dict[str, Any]] = {
+    "kind": {"kind": "x"},
+    "corpus": {"corpus": "a text"},
+    "corpus.path": {"corpus": {"path": 5, "bytes": 1, "digest": ""}},
+    "files": {"files": [1]},
+    "files.a.bytes": {"files": {"a": {"xxh3": ""}}},
+    "index": {"kind": "dense"},
+    "does not list offsets.npy": {"files": {}},
+}
+
+
+@pytest.mark.parametrize("says", MANIFESTS)
+def test_a_manifest_that_was_altered_is_named(tmp_path: Path, says: str) -> None:
+    build_index(write_corpus(tmp_path / "c"), tmp_path / "i", Bm25Builder(), progress=silent)
+    file = tmp_path / "i" / MANIFEST
+    file.write_bytes(orjson.dumps(orjson.loads(file.read_bytes()) | MANIFESTS[says]))
+    with pytest.raises(DataError, match=f"{MANIFEST} is damaged: .*{says}"):
+        open_folder(tmp_path / "i")
 
 
 def test_a_full_disk_is_named_and_the_parts_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,3 +103,14 @@ def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
     data[50] ^= 1
     second.write_bytes(bytes(data))
     assert fingerprint(first) != fingerprint(second)
+
+
+@pytest.mark.parametrize("kept", [b"", b"junk", b"\x93NUMPY", None])
+def test_kept_places_that_cannot_be_read_are_found_anew(tmp_path: Path, kept: bytes | None) -> None:
+    file, beside = write_corpus(tmp_path / "c.jsonl"), tmp_path / "c.jsonl.offsets.npy"
+    if kept is None:
+        np.save(beside, np.zeros(0, np.int64))
+    else:
+        beside.write_bytes(kept)
+    with open_corpus(file) as corpus:
+        assert len(corpus) == len(PASSAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tools.search.index import building, dense, folder
 from tools.search.index.building import build_index
 from tools.search.index.dense import DenseBuilder, Kind, VectorsIndex
 from tools.search.index.folder import DenseOptions, open_folder, open_published
+from tools.search.server.service import Retrieval
 
 
 @pytest.fixture
@@ -59,6 +61,44 @@ def test_a_corpus_smaller_than_what_is_asked_for(tmp_path: Path, encoder: WordEn
     hits = open_folder(tmp_path / "i").index.search(["lobbyist genentech"], 100)[0]
     assert hits.numbers[0] == 4 and 1 <= len(hits.numbers) <= len(PASSAGES)
     assert -1 not in hits.numbers
+
+
+def test_vectors_that_are_not_finite_have_no_place(tmp_path: Path, encoder: WordEncoder) -> None:
+    def vectors(texts: Sequence[str], *, query: bool) -> Any:
+        found = WordEncoder.encode(encoder, texts, query=query)
+        found[["genentech" in text.lower() for text in texts]] = np.nan
+        return found
+
+    whole = VectorsIndex(vectors([text for _, text in PASSAGES], query=False), encoder)
+    found = whole.search(["portuguese lobbyist"], len(PASSAGES))[0]
+    assert 4 not in found.numbers and found.numbers[0] == 2
+    assert min(found.numbers) >= 0 and np.isfinite(found.scores).all()
+
+    encoder.encode = vectors  # type: ignore[method-assign]
+    assert whole.search(["genentech"], 3)[0].numbers == []
+    with pytest.raises(DataError, match='not finite of the passage \'"Evan Morris"'):
+        build_index(write_corpus(tmp_path / "c"), tmp_path / "i", DenseBuilder(encoder, "e"), progress=silent)
+
+
+def test_parts_of_a_flat_index_do_not_shift_what_was_not_found(
+    encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "ROWS_AT_ONCE", 3)
+    vectors = encoder.encode([text for _, text in PASSAGES], query=False)
+    vectors[3:] = np.nan
+    found = VectorsIndex(vectors, encoder).search(["portuguese cathedral languages"], 6)[0]
+    assert sorted(found.numbers) == [0, 1, 2]
+
+
+async def test_numbers_of_the_indexs_own_are_refused(tmp_path: Path, encoder: WordEncoder) -> None:
+    corpus = write_corpus(tmp_path / "wiki.jsonl")
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(encoder.size))
+    index.add_with_ids(encoder.encode([text for _, text in PASSAGES], query=False), np.arange(1, 7) * 1000)
+    faiss.write_index(index, str(tmp_path / "own.index"))
+    retrieval = Retrieval(open_published(tmp_path / "own.index", corpus, DenseOptions(encoder="e")))
+    with pytest.raises(DataError, match=r"the index names passage \d000, and the corpus has 6 from 0 on"):
+        await retrieval.retrieve(["portuguese"], 3, True)
+    await retrieval.close()
 
 
 def test_the_published_files_are_served_as_they_are(tmp_path: Path, encoder: WordEncoder) -> None:

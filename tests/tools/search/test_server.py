@@ -190,6 +190,18 @@ async def test_caches_and_metrics(tmp_path: Path) -> None:
     await retrieval.close()
 
 
+async def test_long_queries_take_the_place_of_several(tmp_path: Path) -> None:
+    """100,000 queries of 10,000 characters would be gigabytes."""
+    retrieval = Retrieval(Opened(Counting(), open_corpus(write_corpus(tmp_path / "c")), "bm25"), cache_queries=40)
+    for number in range(50):
+        await retrieval.retrieve([f"{number} " + "é" * 2_000], 1, False)
+    assert 1 <= len(retrieval._queries) <= 3
+    for number in range(50):
+        await retrieval.retrieve([f"short {number}"], 1, False)
+    assert len(retrieval._queries) == 40
+    await retrieval.close()
+
+
 async def test_a_failed_query_is_not_remembered(tmp_path: Path) -> None:
     index = Counting()
     retrieval = Retrieval(Opened(index, open_corpus(write_corpus(tmp_path / "c")), "bm25"))

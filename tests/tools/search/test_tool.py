@@ -101,7 +101,7 @@ def test_a_registered_name_and_no_schema(tmp_path: Path, served: list[Handler]) 
     )
     tool = load_toolset(tmp_path / "t.yaml").tools["search"]
     assert isinstance(tool, SearchTool)
-    assert tool._client._timeouts["timeout"]["read"] == 20
+    assert tool._client._extensions["timeout"]["read"] == 20
 
 
 @pytest.mark.parametrize(

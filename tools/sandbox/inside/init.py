@@ -6,11 +6,9 @@ of its PID namespace, it cannot be killed from inside, and everything ends with 
     server -> here    length (4 bytes) + a marshalled dict
     here -> server    length (4 bytes) + JSON: {"event": ...}
 
-    ready               imports are done; a job may come
-    started             the job has come
+    ready, started      imports are done, a job may come; it has come
     compiled            the compiler has ended: return_code
-    done                the program has ended: return_code, cpu_s, files
-    ended               the kernel of a session has ended: return_code
+    done, ended         the program, the kernel of a session has ended: return_code, files
 
 The job `session` starts a kernel: a process that runs cells in one namespace. Between two cells all
 processes of the sandbox are stopped.
@@ -22,7 +20,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the module `signal` imports enum
 import binascii
-import errno
 import fcntl
 import marshal
 import os
@@ -54,11 +51,13 @@ FIXED_LIMITS = {
     resource.RLIMIT_STACK: 8 * 2**20,
 }
 
+STDIN = ".stdin"
 NICE = 10
 """Programs give way to the server, which has to stop them in time."""
 
 
 def main() -> None:
+    _set_dumpable(0)  # a program of the same user could write into this process by /proc/1/mem
     _signal.signal(INTERRUPT, _signal.SIG_IGN)  # the only one that Python handles by itself
     control = _moved_control()
     sys.path.extend(filter(None, sys.argv[1].split(":")))
@@ -104,9 +103,9 @@ def _moved_control() -> int:
 
 
 def _run(control: int, job: dict[str, Any]) -> None:
-    fault = _write_files(job)
-    if fault:
-        _send(control, f'"event": "done", "return_code": null, "fault": {_quoted(fault)}')
+    if job["stdin"]:
+        job["files"].append((STDIN, job["stdin"]))
+    if not _write_files(control, job):
         return
 
     if job["compile"]:
@@ -125,20 +124,15 @@ def _run(control: int, job: dict[str, Any]) -> None:
 
 def _start(control: int, job: dict[str, Any], command: list[str], limits: dict[str, int | None]) -> int:
     """Start the program or its compiler; return the process's number."""
-    stdin = job["stdin"]
-    source = "/dev/null"
-    if stdin:
-        source = os.path.join(job["scratch"], f".stdin-{os.getpid()}")
-        _write(source, stdin)
     child = os.fork()
     if child:
         return child
 
     try:
         os.close(control)
-        _become_program(limits, source, job["sandboxed"])
-        if stdin:
-            os.unlink(source)
+        _become_program(limits, STDIN if job["stdin"] else "/dev/null", job["sandboxed"])
+        if job["stdin"]:
+            os.unlink(STDIN)
         if command:
             try:
                 os.execvpe(command[0], command, os.environ)  # noqa: S606
@@ -155,11 +149,11 @@ def _start(control: int, job: dict[str, Any], command: list[str], limits: dict[s
 def _become_program(limits: dict[str, int | None], stdin: str, sandboxed: bool) -> None:
     _signal.signal(INTERRUPT, _signal.default_int_handler)
     _signal.signal(HEARD, _signal.SIG_DFL)
+    _set_dumpable(1)
     os.setsid()
     source = os.open(stdin, os.O_RDONLY)
     os.dup2(source, 0)
-    if source:
-        os.close(source)
+    os.close(source)
     if sandboxed:
         try:
             os.nice(NICE)
@@ -173,10 +167,19 @@ def _become_program(limits: dict[str, int | None], stdin: str, sandboxed: bool) 
             _limit(LIMITS[name], given)
 
 
+def _set_dumpable(value: int) -> None:
+    """Say whether processes of the same user may look into this one; a fork inherits it."""
+    try:
+        import _ctypes  # `ctypes` takes ten times as long
+    except ImportError:
+        return
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+    _ctypes.call_function(prctl, (4, value, 0, 0, 0))  # PR_SET_DUMPABLE
+
+
 def _limit(which: int, value: int) -> None:
     hard = resource.getrlimit(which)[1]
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(which, (value, value))
 
 
@@ -223,10 +226,9 @@ def _show(exc: BaseException) -> None:
 
 def _wait(child: int, sandboxed: bool) -> int:
     """Wait for the program, then end whatever it has left; return its code, negative: a signal."""
-    while True:
+    pid, status = 0, 0
+    while pid != child:
         pid, status = os.wait()
-        if pid == child:
-            break
     _kill_all(child, sandboxed)
     return os.waitstatus_to_exitcode(status)
 
@@ -258,15 +260,15 @@ def _session(control: int, job: dict[str, Any]) -> None:
         raise SystemExit(0)
     os.close(cells_out)
     os.close(done_in)
-
     cell: dict[str, Any] = {"fetch": ()}
+    running = False
     while True:
         ready = select.select([control, done_out], [], [], 1.0)[0]
         if not ready:
             _reap(kernel)
             continue
         if done_out in ready:
-            said = os.read(done_out, 1)
+            said = os.read(done_out, 1 << 16)
             if not said:  # the kernel has closed it: it has ended
                 code = _wait(kernel, job["sandboxed"])
                 _report(control, "ended", code, cell["fetch"])
@@ -274,22 +276,25 @@ def _session(control: int, job: dict[str, Any]) -> None:
             # Stopped until the next cell: threads and children of this one do not go on.
             if job["sandboxed"]:
                 _signal_all(STOP)
-            _report(control, "done", said[0], cell["fetch"])
+            # A program can write here too: one report a cell, or the server would take the next
+            # cell for done while it runs.
+            if running:
+                running = False
+                _report(control, "done", said[0], cell["fetch"])
         if control in ready:
             received = _receive(control)
             if received is None:
                 return
             if received["op"] == "interrupt":
-                os.kill(kernel, INTERRUPT)
+                if running:
+                    os.kill(kernel, INTERRUPT)
                 continue
             cell = received
-            fault = _write_files(cell)
-            if fault:
-                _send(control, f'"event": "done", "return_code": null, "fault": {_quoted(fault)}')
+            if not _write_files(control, cell):
                 continue
             if job["sandboxed"]:
                 _signal_all(CONTINUE)
-            code = cell["code"]
+            running, code = True, cell["code"]
             try:
                 _write_all(cells_in, len(code).to_bytes(4, "big") + code)
             except BrokenPipeError:
@@ -349,8 +354,8 @@ def _signal_all(number: int) -> None:
         pass
 
 
-def _write_files(job: dict[str, Any]) -> str:
-    """Write the files of a job; return what is wrong, or an empty text."""
+def _write_files(control: int, job: dict[str, Any]) -> bool:
+    """Write the files of a job; False: one could not be written, which is reported."""
     for name, content in job["files"]:
         try:
             folder = os.path.dirname(name)
@@ -358,8 +363,10 @@ def _write_files(job: dict[str, Any]) -> str:
                 os.makedirs(folder, exist_ok=True)
             _write(name, content)
         except OSError as exc:
-            return f"the file {name} could not be written: {exc.strerror}"
-    return ""
+            fault = _quoted(f"the file {name} could not be written: {exc.strerror}")
+            _send(control, f'"event": "done", "return_code": null, "fault": {fault}')
+            return False
+    return True
 
 
 def _write(path: str, content: bytes) -> None:
@@ -372,16 +379,13 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _report(control: int, event: str, code: int, fetch: list[str]) -> None:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     parts, left = [], 16 * 2**20
     for number, name in enumerate(fetch):
         content = _read_file(name, left)
         if content is not None:
             left -= len(content)
             parts.append(f'[{number}, "{binascii.b2a_base64(content, newline=False).decode()}"]')
-    files = ", ".join(parts)
-    cpu_s = used.ru_utime + used.ru_stime
-    _send(control, f'"event": "{event}", "return_code": {code}, "cpu_s": {cpu_s:.6f}, "files": [{files}]')
+    _send(control, f'"event": "{event}", "return_code": {code}, "files": [{", ".join(parts)}]')
 
 
 def _read_file(name: str, most: int) -> bytes | None:
@@ -396,12 +400,9 @@ def _read_file(name: str, most: int) -> bytes | None:
         if found.st_mode & 0o170000 != 0o100000 or found.st_nlink != 1 or found.st_size > most:
             return None
         content = b""
-        while len(content) <= most:
-            part = os.read(fd, 1 << 20)
-            if not part:
-                return content
+        while len(content) <= most and (part := os.read(fd, 1 << 20)):
             content += part
-        return None
+        return content if len(content) <= most else None
     except OSError:
         return None
     finally:
@@ -429,9 +430,8 @@ def _send(control: int, fields: str) -> None:
     body = ("{" + fields + "}").encode()
     try:
         _write_all(control, len(body).to_bytes(4, "big") + body)
-    except OSError as exc:
-        if exc.errno not in (errno.EPIPE, errno.ECONNRESET):
-            raise
+    except (BrokenPipeError, ConnectionResetError):
+        pass
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -153,14 +153,17 @@ def build_index(
         DataError: a line of the corpus is not a passage, it has none, or it changed meanwhile.
         DiskError: the disk is full; the finished parts stay for the next attempt.
     """
-    out = out.absolute()
+    out = out.resolve()  # what a link names: the last step renames a folder, and cannot replace a link
     if not corpus.is_file():
         raise DataError(f"{corpus} is not a file", "give a JSON-lines file of passages")
     _check_target(out, force)
 
     partial = partial_of(out)
-    with disk_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(partial):
+            partial.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"the folder {partial} cannot be made: {exc.strerror}", "choose another --out") from exc
     with _only_one(partial, out):
         _check_target(out, force)  # another process may have finished it meanwhile
         known = fingerprint(corpus)

@@ -62,7 +62,14 @@ class DenseBuilder:
         }
 
     def part(self, texts: list[str]) -> Arrays:
-        return {"vectors": self._encoder.encode(texts, query=False)}
+        vectors = self._encoder.encode(texts, query=False)
+        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(wrong):
+            raise DataError(
+                f"the encoder makes a vector that is not finite of the passage {texts[wrong[0]][:80]!r}",
+                "use another --encoder, or --device cpu, which does not compute in half precision",
+            )
+        return {"vectors": vectors}
 
     def resume(self, arrays: Arrays) -> None:
         """Nothing is kept between parts."""
@@ -133,7 +140,7 @@ class VectorsIndex:
             scores, numbers = self._faiss.knn(
                 vectors_QC, block, min(k, len(block)), metric=self._faiss.METRIC_INNER_PRODUCT
             )
-            best.add_result(scores, numbers + begin)
+            best.add_result(scores, np.where(numbers < 0, -1, numbers + begin))
         best.finalize()
         return _hits(best.D, best.I)
 
@@ -234,9 +241,12 @@ def _on_gpus(index: Any) -> Any:
 
 
 def _hits(scores_QK: Vectors, numbers_QK: npt.NDArray[np.int64]) -> list[Hits]:
-    """Return hits by query; faiss fills up with -1 where it finds too few."""
+    """Return hits by query; faiss fills up with -1 where it finds too few.
+
+    Vectors that are not finite have no place in an order: their passages are left out.
+    """
     hits = []
     for scores, numbers in zip(scores_QK, numbers_QK, strict=True):
-        found = numbers >= 0
+        found = (numbers >= 0) & np.isfinite(scores)
         hits.append(Hits(numbers[found].tolist(), scores[found].astype(float).tolist()))
     return hits

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from agentloop.errors import ConfigError, DataError
 from agentloop.files import read_json_leniently
@@ -16,6 +17,34 @@ from tools.search.index.building import FORMAT, MANIFEST, OFFSETS, checksum
 
 CHECKED_BYTES = 2**30
 """Larger files are checked by their size alone, unless `verify`: 60 GB take minutes to read."""
+
+
+class _File(BaseModel):
+    bytes: int
+    xxh3: str
+
+
+class _CorpusFile(BaseModel):
+    path: str
+    bytes: int
+    digest: str
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest."""
+
+    kind: Literal["bm25", "dense"]
+    options: dict[str, Any]
+    corpus: _CorpusFile
+    files: dict[str, _File]
+
+
+class _DenseBuilt(BaseModel):
+    index: Literal["flat", "ivf", "hnsw"]
+    encoder: str
+    size: int
+    pooling: str | None
+    prefixes: list[str]
 
 
 @dataclass
@@ -125,6 +154,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json_leniently(file.read_bytes())
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ConfigError(f"{file} cannot be read, or is of another version", "build the index again")
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+        if manifest["kind"] == "dense":
+            _DenseBuilt.model_validate(manifest["options"], strict=True)
+    except ValidationError as exc:
+        place = ".".join(map(str, exc.errors()[0]["loc"]))
+        raise DataError(f"{file} is damaged: {place} is missing or wrong", "build the index again") from exc
+    if OFFSETS not in manifest["files"]:
+        raise DataError(f"{file} is damaged: it does not list {OFFSETS}", "build the index again")
     return manifest
 
 

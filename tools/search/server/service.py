@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from agentloop.errors import DataError
 from tools.search.corpus import Corpus
 from tools.search.index.base import Hits, Index
 from tools.search.index.folder import Opened
@@ -16,6 +17,10 @@ from tools.search.server.metrics import Metrics
 
 OVERHEAD_BYTES = 200
 """What a kept passage costs beside its text."""
+
+SHORT_QUERY, SHORT_BYTES = 512, 64
+"""Bytes of a query, with those of its hits, that counts as one in the cache; and bytes of a hit. A
+longer one counts as several, so that the cache is bounded in bytes too."""
 
 
 class _WithPages:
@@ -34,6 +39,11 @@ class _WithPages:
     def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         found = self._index.search(queries, k)
         for number in {number for hits in found for number in hits.numbers}:
+            if not number < len(self._corpus):  # numbers of its own, which faiss keeps on request
+                raise DataError(
+                    f"the index names passage {number}, and the corpus has {len(self._corpus)} from 0 on",
+                    "build the index without numbers of its own, in the order of the corpus",
+                )
             self._corpus.raw(number)
         return found
 
@@ -43,7 +53,8 @@ class Retrieval:
 
     Args:
         threads: batches at once; the encoder of a dense index uses several cores itself.
-        cache_queries: queries whose passages are remembered.
+        cache_queries: queries whose passages are remembered; those of more than `SHORT_QUERY` bytes
+            count as several.
         cache_bytes: passages that are kept as JSON.
     """
 
@@ -114,7 +125,9 @@ class Retrieval:
         if self._in_flight.get(key) is done:
             del self._in_flight[key]
         if not done.cancelled() and done.exception() is None:
-            self._queries.put(key, done.result())
+            hits = done.result()
+            size = len(key[0]) * (1 if key[0].isascii() else 4) + SHORT_BYTES * len(hits.numbers)
+            self._queries.put(key, hits, max(1, -(-size // SHORT_QUERY)))
 
     def _document(self, number: int) -> bytes:
         kept = self._documents.get(number)
