@@ -173,7 +173,7 @@ def _set_dumpable(value: int) -> None:
         import _ctypes  # `ctypes` takes ten times as long
     except ImportError:
         return
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
     _ctypes.call_function(prctl, (4, value, 0, 0, 0))  # PR_SET_DUMPABLE
 
 
