@@ -87,6 +87,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{decimals}f}"
 
 
+def counted(count: int, thing: str) -> str:
+    """Return a number of things: `1 row`, `2,000 rows`; the plural of `thing` ends in s."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def seconds(value: float | None) -> str:
     """Return a duration: `0.84s`, `12.3s`, `4m 02s`, `1h 03m`; `–` for None."""
     if value is None or not math.isfinite(value):

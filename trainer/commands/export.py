@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentloop.commands.runs import found_runs
 from agentloop.config import CheckpointConfig
 from agentloop.errors import ConfigError, RunDirError
 from agentloop.model_folder import ModelFolder, check_target, code_warning
@@ -94,7 +95,8 @@ def find_checkpoint(source: Path, step: str | None) -> Source:
     """
     if not source.is_dir():
         raise RunDirError(
-            f"{source} does not exist", "give a run directory, such as outputs/<name>, or a checkpoint in one"
+            f"{source} does not exist",
+            found_runs("give a run directory, or a checkpoint in one (of a recipe: run.name)", beside=source),
         )
     if source.name == "trainer" and (source / ".metadata").is_file():
         source = source.parent

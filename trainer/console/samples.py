@@ -12,6 +12,9 @@ from rich.text import Text
 from agentloop.text import clean, finite, number
 from agentloop.types import Message
 
+LONGEST_CALL = 300
+"""Characters printed of a call that could not be read."""
+
 SAMPLE_LINES = 14
 """Lines printed of one message; the rest is counted."""
 
@@ -21,6 +24,7 @@ LABELS = {
     "question": ("question", "none"),
     "assistant": ("model", "cyan"),
     "calls": ("calls", "bold cyan"),
+    "malformed": ("malformed", "red"),
     "tool": ("tool", "yellow"),
     "user": ("user", "yellow"),
     "expected": ("expected", "dim"),
@@ -33,7 +37,8 @@ def sample_lines(sample: Mapping[str, Any], rich: RichConsole, width: int) -> It
 
     Args:
         sample: `step`, `messages` (`Trajectory.messages`) and `reward`; optionally `task_id`,
-            `stop_reason`, `error` and `expected`, the correct answer.
+            `stop_reason`, `error`, `expected`, the correct answer, and `malformed_calls`: index of
+            a message -> the texts of its calls that could not be read.
         width: columns of the output.
     """
     reward = finite(sample.get("reward"))
@@ -45,7 +50,7 @@ def sample_lines(sample: Mapping[str, Any], rich: RichConsole, width: int) -> It
         title.append(f"   {clean(sample[key], 200)}" if sample.get(key) else "", style="dim")
     yield title
 
-    parts = list(_parts(sample.get("messages") or []))
+    parts = list(_parts(sample.get("messages") or [], sample.get("malformed_calls") or {}))
     if sample.get("expected") is not None:
         parts.append(("expected", sample["expected"]))
 
@@ -61,18 +66,21 @@ def sample_lines(sample: Mapping[str, Any], rich: RichConsole, width: int) -> It
             yield Text(" " * (LABEL_WIDTH + 2) + f"… {len(lines) - SAMPLE_LINES} more lines", style="dim")
 
 
-def _parts(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+def _parts(messages: Sequence[Message], malformed: Mapping[int, Sequence[str]]) -> Iterator[tuple[str, str]]:
     """Yield (kind, text) from the question on: the last message before the model's first turn."""
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     start = max(0, first - 1)
     for index, message in enumerate(messages[start:], start=start):
         text = _content(message)
         calls = message.get("tool_calls") or []
-        if text or not calls:
+        unread = malformed.get(index) or ()
+        if text or not (calls or unread):
             yield "question" if index < first else message["role"], text
         for call in calls:
             function = call["function"]
             yield "calls", f"{function['name']}({json.dumps(function['arguments'], ensure_ascii=False, default=str)})"
+        for call_text in unread:
+            yield "malformed", clean(call_text, LONGEST_CALL)
 
 
 def _content(message: Message) -> str:

@@ -17,6 +17,9 @@ Line = tuple[str, str]
 
 INDENT = "    "
 
+LONGEST_CALL = 300
+"""Characters shown of the text of a malformed call; `--json` has all of it."""
+
 SHORT_S = 0.1
 """Durations below this are shown in milliseconds."""
 
@@ -100,6 +103,8 @@ def message_lines(message: Mapping[str, Any], trained: str | None = None) -> Ite
             yield f"{INDENT}  {line}", "cyan"
     for call in message.get("malformed_calls") or ():
         yield f"{INDENT}malformed call: {call['reason']}", "red"
+        for line in clean(call.get("text") or "", LONGEST_CALL).splitlines():
+            yield f"{INDENT}  {line}", "red"
     for reward in message.get("rewards") or ():
         yield f"{INDENT}+ reward {reward['name']} {number(reward['value'])}", "green"
 

@@ -101,9 +101,9 @@ def export(
 
 def _say(done: ExportRun, out: Path) -> None:
     """Print what was written to standard error: standard output may be the export itself."""
-    from agentloop.text import clean
+    from agentloop.text import clean, counted
 
     where = "standard output" if out == STDOUT else clean(out, 300)
-    typer.echo(f"{where}: {done.rows:,} rows of {done.episodes:,} episodes", err=True)
+    typer.echo(f"{where}: {counted(done.rows, 'row')} of {counted(done.episodes, 'episode')}", err=True)
     for reason, count in done.skipped.most_common():
         typer.echo(f"left out, {clean(reason)}: {count:,}", err=True)

@@ -9,6 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentloop.commands.runs import found_runs
+from agentloop.commands.trace.settings import read_config
 from agentloop.errors import TraceError
 from agentloop.text import clean
 
@@ -32,11 +34,14 @@ def open_store(run: Path) -> TraceStore:
     from agentloop.trace.store import TraceStore
 
     if not run.is_dir():
-        raise TraceError(
-            f"{clean(run, 300)} is not a directory", "give the directory of a run, e.g. outputs/quickstart"
-        )
+        raise TraceError(f"{clean(run, 300)} is not a directory", found_runs("give the directory of a run", beside=run))
     store = TraceStore(run)
     if not store.files():
+        if "stages" in read_config(run):
+            raise TraceError(
+                f"{clean(run, 300)} is a run of `agentloop sft`, on given conversations: it has no episodes",
+                "its rows are those of `stages`; `agentloop eval` and `agentloop train` write episodes",
+            )
         raise TraceError(
             f"{clean(run, 300)} holds no traces",
             "give the directory of a run whose first step is done; trace.train_every chooses the steps that are traced",
@@ -65,7 +70,7 @@ class Reading:
             kind = "" if split == "all" else f"{split} "
             raise TraceError(
                 f"{clean(run, 300)} has no {kind}trace{'' if steps is None else f' of step {steps}'}",
-                f"steps that have one: {_few([file.step for file in files])}",
+                f"steps that have one: {_few(sorted({file.step for file in files}))}",
             )
 
     def tables(self, columns: Sequence[str]) -> Iterator[tuple[TraceFile, pa.Table]]:

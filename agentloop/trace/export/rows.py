@@ -102,7 +102,7 @@ def sft_row(episode: Sequence[TraceRecord], tools: Sequence[dict[str, Any]] | No
                 shown["train"] = False
         messages.append(shown)
     if not any(message["role"] == "assistant" and message.get("train") is not False for message in messages):
-        raise Skipped("none of its turns is whole")
+        raise Skipped("no turn is whole: each was cut at a limit, has a malformed call or is empty")
 
     row: dict[str, Any] = {"messages": messages}
     if tools:

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from agentloop.errors import TraceError
+from agentloop.errors import AgentloopError, TraceError
 from agentloop.files import json_line, open_atomic
+from agentloop.text import clean, counted
 from agentloop.trace.export.atif import AtifRun, atif_document
 from agentloop.trace.export.rows import Skipped, message_row, record_rows, sft_row
 from agentloop.trace.record import TraceRecord
@@ -20,6 +21,10 @@ from agentloop.trace.record import TraceRecord
 FORMATS = ("jsonl", "parquet", "atif", "messages", "sft")
 
 Episode = Sequence[TraceRecord]
+
+
+class NothingWritten(AgentloopError):
+    """Every selected episode was left out of an export; the message has the reasons."""
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ def export(
         DiskError: the disk is full or broken.
         TraceError: a single ATIF document (`.json`) is asked for, and there are several episodes or
             none.
+        NothingWritten: every episode was left out.
     """
     done = ExportRun()
 
@@ -73,7 +79,17 @@ def export(
             for row in _rows(counted(), form, run, done):
                 file.write(json_line(row))
                 done.rows += 1
+        if done.skipped and not done.rows:  # inside: the file does not appear
+            raise _nothing(done.skipped)
     return done
+
+
+def _nothing(skipped: Counter[str]) -> NothingWritten:
+    left_out = "; ".join(f"{counted(count, 'episode')} left out: {reason}" for reason, count in skipped.most_common())
+    return NothingWritten(
+        f"nothing is written: {clean(left_out)}",
+        "select others with the filters of `agentloop trace list`; `agentloop trace show` shows how an episode ended",
+    )
 
 
 def _rows(episodes: Iterable[Episode], form: str, run: AtifRun, done: ExportRun) -> Iterator[dict[str, Any]]:

@@ -156,6 +156,13 @@ def test_markup_escapes_and_surrogates_of_a_model_are_shown_not_obeyed() -> None
         assert "[bold red]x[/]" in said(act) and "\x1b" not in said(act)
 
 
+def test_a_call_that_could_not_be_read_is_shown_in_place_of_an_empty_turn() -> None:
+    shown = sample(("user", "q"), ("assistant", ""), malformed_calls={1: ['{"name":\x1bcalc' + "y" * 400]})
+    lines = [line.strip() for line in said(lambda c: c.samples([shown])).splitlines() if line.strip()]
+    assert lines[2].startswith('malformed {"name":␛calcyyy') and lines[-1].endswith("y…")
+    assert not any(line.startswith("model") for line in lines)
+
+
 def test_long_samples_are_cut_and_wrapped() -> None:
     text = said(lambda c: c.samples([sample(("user", "q"), ("assistant", "漢字🧮 " * 2000))]))
     assert "more lines" in text

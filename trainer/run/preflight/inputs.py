@@ -27,6 +27,7 @@ from agentloop.model_folder.hub import may_be_hub_id
 from agentloop.reward.loading import RewardFunction, close_reward
 from agentloop.tool.session import Toolset
 from agentloop.trace import trace_headers
+from agentloop.trace.export.turns import turns_of_messages
 from agentloop.types import Task, Trajectory
 from trainer.console.console import Console
 from trainer.rollouts.image_canary import check_images_are_seen
@@ -127,12 +128,14 @@ class RunInputs:
     def sample(self, trajectory: Trajectory, step: int) -> dict[str, Any]:
         """Return a trajectory as the console shows it: conversation, reward, expected answer."""
         place = self.places.get(trajectory.task_id)
+        turns = turns_of_messages(trajectory.messages, trajectory.turns)
         return {
             "step": step,
             "task_id": trajectory.task_id,
             "reward": trajectory.reward,
             "stop_reason": trajectory.stop_reason.value,
             "messages": trajectory.messages,
+            "malformed_calls": {at: [call.text for call in turn.malformed_calls] for at, turn in turns.items()},
             "expected": None if place is None else self.train[place].ground_truth,
         }
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from nat.atif.trajectory import Trajectory as AtifTrajectory
 
-from agentloop.errors import TraceError
+from agentloop.errors import TraceError, UserError
+from agentloop.trace.export.writing import NothingWritten
 from agentloop.trace.store import TraceStore
 from agentloop.types import Trajectory
 from tests.agentloop.commands.trace.support import command, cut, record, with_example, write_run
@@ -107,7 +108,18 @@ def test_sft_trains_only_whole_turns_that_the_model_sampled(tmp_path: Path) -> N
     flags = [message.get("train") for message in row["messages"] if message["role"] == "assistant"]
     assert flags == [False, None, None]
     shown = command("export", run, "--format", "sft", "--out", "-")
-    assert "left out, none of its turns is whole: 1" in shown.stderr
+    assert "left out, no turn is whole: each was cut at a limit, has a malformed call or is empty: 1" in shown.stderr
+    assert "standard output: 1 row of 2 episodes" in shown.stderr
+
+
+def test_an_export_that_leaves_every_episode_out_writes_no_file(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "rows.jsonl"
+    TraceStore(run).write(1, "train", [cut(record(1, group, 0)) for group in range(3)])
+    for where in (out, "-"):
+        failure = command("export", run, "--format", "sft", "--out", where).exception
+        assert isinstance(failure, NothingWritten) and not isinstance(failure, UserError), "the exit code is 1"
+        assert "3 episodes left out: no turn is whole" in failure.message
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_best_of_group_and_limit(run_dir: Path) -> None:

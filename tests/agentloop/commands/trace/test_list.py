@@ -49,6 +49,18 @@ def test_search_reads_messages_answers_and_errors(run_dir: Path) -> None:
     assert keys(run_dir, "--search", ".*") == []
 
 
+def test_steps_of_a_run_are_named_once(run_dir: Path) -> None:
+    failure = command("list", run_dir, "--step", "7").exception
+    assert isinstance(failure, TraceError) and failure.hint == "steps that have one: 1, 2, 3"
+
+
+def test_a_run_of_sft_has_no_episodes(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "resolved.json").write_bytes(orjson.dumps({"stages": [{"name": "a", "data": "rows.jsonl"}]}))
+    with pytest.raises(TraceError, match=r"is a run of `agentloop sft`.*it has no episodes"):
+        raise command("list", tmp_path).exception or AssertionError
+
+
 def test_order_and_limit(run_dir: Path) -> None:
     assert {key.split("/")[3] for key in keys(run_dir, "--sort", "-reward", "--limit", "5")} == {"1"}
     assert keys(run_dir, "--sort", "step", "--limit", "1") == ["train/1/g1-0/0/0"]

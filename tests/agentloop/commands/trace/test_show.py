@@ -64,11 +64,42 @@ def test_spans_whose_parents_are_lost_or_form_a_ring_are_shown_once() -> None:
 
 
 def test_every_token_with_its_numbers(run_dir: Path) -> None:
-    text = shown("show", run_dir, "train/3/g3-1/1/0", "--tokens")
+    text = shown("show", run_dir, "train/3/g3-1/1/0", "--all-tokens")
+    assert "left out" not in text
     table = text[text.index("at   id") :].splitlines()
     assert table[1].split() == ["0", "100"]
     assert table[8].split() == ["7", "107", "yes", "2", "-0.250", "-0.260", "0.500"]
     assert "no tokenizer could be loaded" in table[-1]
+
+
+def test_tokens_begin_at_the_first_sampled_one(run_dir: Path) -> None:
+    text = shown("show", run_dir, "train/3/g3-1/1/0", "--tokens")
+    assert "left out: 6 tokens before the first sampled one; --all-tokens shows them" in text
+    table = text[text.index("at   id") :].splitlines()
+    assert table[1].split()[:3] == ["6", "106", "yes"] and table[12].split()[0] == "17"
+
+
+def test_the_text_of_a_malformed_call_is_shown_cut_and_neutral(tmp_path: Path) -> None:
+    made = cut(record(1, 0, 0))
+    made.trajectory.turns[0].malformed_calls[0].text = 'calculator(\x1b[31m{"a": 1\nrest ' + "x" * 400
+    TraceStore(tmp_path / "run").write(1, "train", [made])
+    lines = shown("show", tmp_path / "run", "train/1/g1-0/0").splitlines()
+    at = lines.index("    malformed call: not JSON")
+    assert lines[at + 1] == '      calculator(␛[31m{"a": 1'
+    assert lines[at + 2].startswith("      rest xxx") and lines[at + 2].endswith("x…") and len(lines[at + 2]) < 300
+
+
+def test_a_run_that_is_not_there_is_answered_with_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hint = str(command("show", "small", "train/1/g1-0/0").exception.hint)  # type: ignore[union-attr]
+    assert "e.g. outputs/quickstart" in hint
+    write_run(tmp_path / "outputs" / "small", steps=1)
+    (tmp_path / "outputs" / "data").mkdir()
+    failure = command("show", "small", "train/1/g1-0/0").exception
+    assert isinstance(failure, TraceError)
+    assert str(failure.hint).endswith("; found: outputs/small")
 
 
 def test_ids_have_text_where_the_tokenizer_is_there(run_dir: Path, quickstart_model: Path, tmp_path: Path) -> None:
