@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def list_command(tools: ToolsFile = None, config: Config = None) -> None:
             function = tool.schema["function"]
             names = ", ".join(function.get("parameters", {}).get("properties", {}))
             summary = (str(function.get("description") or "").strip().splitlines() or [""])[0]
-            typer.echo(f"{tool.name}({names})  {summary}\n    {tool.origin}")
+            typer.echo(_shown(f"{tool.name}({names})  {summary}\n    {tool.origin}"))
 
 
 @tools.command("show")
@@ -57,7 +58,7 @@ def show_command(name: Name, tools: ToolsFile = None, config: Config = None) -> 
       agentloop tools show search --config recipes/search/recipe.yaml
     """
     with _toolset(tools, config) as (toolset, _):
-        typer.echo(json.dumps(_named(toolset, name).schema, indent=2, ensure_ascii=False))
+        typer.echo(_shown(json.dumps(_named(toolset, name).schema, indent=2, ensure_ascii=False)))
 
 
 @tools.command("call")
@@ -118,7 +119,7 @@ async def _call(
                 text = result.text
                 if renderer is not None:
                     text = await cut_output(text, limits.max_tool_response_tokens, renderer)
-                typer.echo(text)
+                typer.echo(_shown(text))
                 _report(result, seconds)
                 results.append(result)
             for part, value in (await session.rewards()).items():
@@ -126,6 +127,15 @@ async def _call(
         finally:
             await session.close()
     return results
+
+
+def _shown(text: str) -> str:
+    """Return a tool's text for stdout: as it is, but a terminal must not do what it says."""
+    if sys.stdout.isatty():
+        from agentloop.text import clean
+
+        return clean(text)
+    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be written
 
 
 def _report(result: ToolResult, seconds: float) -> None:

@@ -14,7 +14,13 @@ FIGURES = 4
 
 FIGURE_FILES = [f"agentloop-figure-{number}.png" for number in range(FIGURES)]
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+LONGEST_PARSED, MOST_DOTS = 20_000, 2_000
+"""Characters of a program that is parsed here, and dots in it. Parsing holds up everything else in
+this process, and the time for a long dotted name grows with the square of its length."""
+
+# One repeat a line: with two that take the same characters, a line without an end takes the square
+# of its length.
+_FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 
 _SHOW = "(lambda value: value is None or print(value))("
 
@@ -38,7 +44,7 @@ def program_in(text: str) -> str:
     """
     if "```" not in text or _parsed(text) is not None:
         return text
-    blocks = [match[2] for match in _FENCE.finditer(text)]
+    blocks = [match[1] for match in _FENCE.finditer(text)]
     return "\n".join(blocks) if blocks else text
 
 
@@ -46,7 +52,8 @@ def with_last_expression(code: str) -> str:
     """Return a Python program that also prints the value of its last line, as a notebook does.
 
     The line stays where it is. A value of None is not printed, nor is one that a `;` follows. Code
-    that does not parse is returned as it is: the interpreter explains it best.
+    that does not parse is returned as it is: the interpreter explains it best. So is what is very
+    long.
 
     >>> with_last_expression("x = 2\\nx + 1")
     'x = 2\\n(lambda value: value is None or print(value))(x + 1)'
@@ -81,7 +88,7 @@ def with_figures(code: str) -> str:
 
 
 def _parsed(code: str) -> ast.Module | None:
-    if len(code) > LONGEST_CODE:
+    if len(code) > LONGEST_PARSED or code.count(".") > MOST_DOTS:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes in the model's strings

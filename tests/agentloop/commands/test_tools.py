@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,27 @@ def test_a_call_is_that_of_an_episode(yaml: Path, tmp_path: Path) -> None:
     assert wrong.exit_code == 1 and wrong.stdout == "Error: count has no argument 'bi'; its arguments are: by, shown\n"
     run("call", "count", '{"shown": true}', "-t", yaml, "--images", tmp_path / "images")
     assert len(list((tmp_path / "images").iterdir())) == 1
+
+
+def test_a_terminal_does_not_do_what_a_tool_says(tmp_path: Path) -> None:
+    says = "\\x1b]0;owned\\x07 \\u202ered"
+    (tmp_path / "mine.py").write_text(
+        f'def say(half: bool = False) -> str:\n    """{says}"""\n    return "{says}" + half * "\\ud800"\n'
+    )
+    path = tmp_path / "tools.yaml"
+    path.write_text("tools: [{class_name: './mine.py:say'}]")
+    assert run("call", "say", '{"half": true}', "-t", path).stdout == "\x1b]0;owned\x07 \u202ered?\n"
+
+    ours, terminal = os.openpty()
+    try:
+        for words in (["list"], ["show", "say"], ["call", "say"]):
+            command = [sys.executable, "-m", "agentloop", "tools", *words, "-t", str(path)]
+            subprocess.run(command, stdout=terminal, stderr=subprocess.PIPE, check=True)
+            shown = os.read(ours, 65536).decode()
+            assert "owned" in shown and "\x1b" not in shown and "\u202e" not in shown
+    finally:
+        os.close(ours)
+        os.close(terminal)
 
 
 def test_a_recipe_gives_limits_and_lengths(repo: Path) -> None:

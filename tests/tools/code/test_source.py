@@ -30,6 +30,24 @@ def test_fences_are_removed(text: str, program: str) -> None:
     assert program_in(text) == program
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```" + "a" * 99_000,
+        "```" + " " * 99_000,
+        "```python" + " print(1)" * 11_000,
+        "import a" + ".a" * 49_000,
+        "import a\\\n" + ".a\\\n" * 4_000 + ".a",
+        "x = 1\n" + "x\n" * 10_000,
+    ],
+    ids=["word", "spaces", "one line", "long name", "lines of a long name", "long program"],
+)
+def test_what_takes_long_to_read_is_left_to_the_interpreter(text: str) -> None:
+    """These are read on the event loop; each took many seconds, or grows with the square of its length."""
+    assert program_in(text) == text
+    assert with_last_expression(text) == text
+
+
 def printed(code: str) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
