@@ -131,7 +131,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 SECRET_KEY = re.compile(
-    r"(?:^|[_.-])(?:token|password|secret|api_?key|credentials?|authorization)$|(?:^|[_.-])headers(?:\.|$)",
+    r"(?:^|[_.-])(?:token|password|secret|api[_-]?key|credentials?|authorization)$|(?:^|[_.-])headers(?:\.|$)",
     re.IGNORECASE,
 )
 """Keys whose values are secrets, by their last word; and everything below `headers`."""

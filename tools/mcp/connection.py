@@ -97,7 +97,7 @@ class Connection:
                 raise SessionLost(self._told("the session has ended"))
             result = call.result()
         except MCPError as exc:
-            if exc.code == CONNECTION_CLOSED:
+            if _closed(exc):
                 raise SessionLost(self._told("the connection was closed")) from None
             raise
         except LOST as exc:
@@ -127,7 +127,7 @@ class Connection:
             except LOST as exc:
                 raise SessionLost(self._told(f"the connection broke: {type(exc).__name__}")) from None
             except MCPError as exc:
-                if exc.code == CONNECTION_CLOSED:
+                if _closed(exc):
                     raise SessionLost(self._told("the connection was closed")) from None
                 raise
             found += page.tools
@@ -196,6 +196,11 @@ class Connection:
 def failed(settings: ServerSettings, what: str, hint: str, kind: type[ToolError] = ToolError) -> ToolError:
     """Return the error of a server that cannot be used; final."""
     return kind(f"the MCP server {settings.name}: {what}", hint, final=True)
+
+
+def _closed(exc: MCPError) -> bool:
+    """Whether the library found the connection closed; servers use its code for other errors."""
+    return exc.code == CONNECTION_CLOSED and exc.message == "Connection closed"
 
 
 def _first(exc: BaseException) -> BaseException:

@@ -70,7 +70,8 @@ def test_a_call_is_that_of_an_episode(yaml: Path, tmp_path: Path) -> None:
 def test_a_terminal_does_not_do_what_a_tool_says(tmp_path: Path) -> None:
     says = "\\x1b]0;owned\\x07 \\u202ered"
     (tmp_path / "mine.py").write_text(
-        f'def say(half: bool = False) -> str:\n    """{says}"""\n    return "{says}" + half * "\\ud800"\n'
+        f'def say(half: bool = False) -> str:\n    """{says}\n\n    Args:\n        half: Add half a pair.\n    """\n'
+        f'    return "{says}" + half * "\\ud800"\n'
     )
     path = tmp_path / "tools.yaml"
     path.write_text("tools: [{class_name: './mine.py:say'}]")

@@ -9,6 +9,7 @@ import pytest
 
 from agentloop.errors import ToolConfigError, ToolError
 from agentloop.tool.loading import load_toolset
+from agentloop.tool.secrets import resolved
 from agentloop.types import Task, ToolCall
 
 TOOL = """
@@ -37,6 +38,12 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "mine.py").write_text(TOOL)
     (tmp_path / "tools.yaml").write_text(YAML)
     return tmp_path
+
+
+@pytest.mark.parametrize("key", ["Authorization", "X-Api-Key", "api_key", "service.apikey", "X-Token"])
+def test_a_value_that_stands_in_the_file_is_a_secret_by_its_key(key: str) -> None:
+    config = {"headers": {key: "s3cret-value", "Accept": "application/json"}}
+    assert resolved(config, "tool 1") == (config, ("s3cret-value",))
 
 
 async def test_no_answer_and_no_error_shows_a_secret(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,9 @@ def main() -> None:
             if HOW == "floods when called":
                 while True:
                     sys.stdout.write("no message\n" * 1000)
+            if HOW == "busy":
+                send({"jsonrpc": "2.0", "id": number, "error": {"code": -32000, "message": "no free worker"}})
+                continue
             if HOW == "stops when called":
                 os.kill(os.getpid(), signal.SIGSTOP)
             if HOW == "large":

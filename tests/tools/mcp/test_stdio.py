@@ -101,6 +101,11 @@ async def test_answers_that_cannot_be_used_do_not_stop_the_run(load: Load) -> No
     for _ in range(2):  # and a new server takes the next call
         assert "the answer was too large" in (await call(session, "act")).text
     await session.close()
+    # Servers use -32000 for errors of their own, the library for a connection that was closed.
+    session = session_of(load(raw="busy"))
+    with pytest.raises(ToolError, match="answered with the error -32000: no free worker"):
+        await call(session, "act")
+    await session.close()
     session = session_of(load(raw="not a result"))
     with pytest.raises(ToolError, match="gave a wrong answer"):
         await call(session, "act")
