@@ -201,7 +201,15 @@ def result_text(result: Any) -> str:
     try:
         return json.dumps(result, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        raise TypeError(f"it returned {type(result).__name__}: return text, a number, or what JSON can hold") from None
+        wanted = "return text, a number, or what JSON can hold"
+        if _is_picture(result):
+            wanted = "for an image, return ToolResult(text, images=[image]); else text, a number, or what JSON can hold"
+        raise TypeError(f"it returned {type(result).__name__}: {wanted}") from None
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value is an image of Pillow, which is not imported for the answer."""
+    return any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in type(value).__mro__)
 
 
 TOOL_KWARGS = ("create_kwargs", "execute_kwargs", "calc_reward_kwargs", "release_kwargs")

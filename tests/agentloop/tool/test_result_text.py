@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from agentloop.errors import ToolError
 from agentloop.tool.function import FunctionTool
@@ -29,6 +30,13 @@ from agentloop.types import result_text
 )
 def test_a_result_has_one_text(result: Any, text: str) -> None:
     assert result_text(result) == text
+
+
+def test_an_image_is_answered_with_what_to_return_instead() -> None:
+    with pytest.raises(
+        TypeError, match=r"it returned Image: for an image, return ToolResult\(text, images=\[image\]\)"
+    ):
+        result_text(Image.new("RGB", (2, 2)))
 
 
 @pytest.mark.parametrize("result", [b"12", bytearray(b"1"), {1, 2}, object(), {"a": {1, 2}}, {"a": object()}])
