@@ -160,6 +160,13 @@ def put_text(data: Any, place: Sequence[str], value: str) -> None:
         data[place[-1]] = value
 
 
+MOST_NAMED = 3
+"""Known keys that a message names, if several are equally near."""
+
+NEAR, FAR = 0.7, 0.6
+"""Similarity of a key that is named, and of further ones that contain the same words."""
+
+
 def nearest(key: str, known: Sequence[str]) -> str:
     """Return the fix for an unknown dotted key: the nearest key, also one of another section."""
     section, _, last = key.rpartition(".")
@@ -171,9 +178,17 @@ def nearest(key: str, known: Sequence[str]) -> str:
     deeper = [k for k in known if section and k.startswith(f"{section}.") and k.endswith(f".{last}")]
     if deeper:
         return f"did you mean {_shown(deeper[0], key)!r}?"
-    near = difflib.get_close_matches(last, siblings, n=1, cutoff=0.7) if section else []
+    near = difflib.get_close_matches(last, siblings, n=MOST_NAMED, cutoff=NEAR) if section else []
     if near:
-        return f"did you mean {_shown(siblings[near[0]], key)!r}?"
+        # `max_turns` is a part of `max_user_turns` as much as of `max_assistant_turns`.
+        words = set(last.split("_"))
+        as_near = [
+            name
+            for name in difflib.get_close_matches(last, siblings, n=MOST_NAMED, cutoff=FAR)
+            if len(words) > 1 and words < set(name.split("_"))
+        ]
+        meant = as_near if near[0] in as_near else near[:1]
+        return f"did you mean {' or '.join(repr(_shown(siblings[name], key)) for name in meant)}?"
 
     matches = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not matches or SYNONYMS.get(last) or last in {k.rpartition(".")[2] for k in known}:

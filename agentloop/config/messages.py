@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from agentloop.config.keys import fields_of, nearest, section_of
-from agentloop.text import HIDDEN, SECRET_KEY, clean, hide_secrets
+from agentloop.text import HIDDEN, SECRET_KEY, clean, did_you_mean, hide_secrets
 
 LONGEST_SHOWN = 120
 """Characters of a wrong value that a message shows."""
@@ -41,7 +42,15 @@ def explain(error: Any, known: Sequence[str], model: type[BaseModel]) -> str:
     message = KINDS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
     if error["type"] == "string_pattern_mismatch":
         message = f"does not fit ({_description(model, place) or error['ctx']['pattern']})"
-    return f"{key}: {message}{_given(place, error['input'])}" if key else message
+    return f"{key}: {message}{_given(place, error['input'])}{_meant(error)}" if key else message
+
+
+def _meant(error: Any) -> str:
+    """Return which of a key's choices is meant by a wrong one; empty if none is near."""
+    if error["type"] != "literal_error" or not isinstance(error["input"], str):
+        return ""
+    found = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]), "")
+    return found and f"; {found}"
 
 
 def _given(place: Sequence[str], value: Any) -> str:

@@ -98,7 +98,8 @@ class ModelFolder:
         except OSError as exc:
             raise ModelError(
                 f"{key} {name} is not a folder and could not be downloaded from the hub: {exc}",
-                "give the folder of a Hugging Face model, or the id of a model that can be reached",
+                "give the folder of a Hugging Face model, or the id of a model that can be reached; "
+                "`agentloop check --offline` checks the rest of a recipe without it",
             ) from exc
 
     @property

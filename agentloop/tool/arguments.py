@@ -12,6 +12,7 @@ with the value.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ MOST_ALTERNATIVES = 64
 """Alternatives of one value, and references in a row, that are followed; beyond, anything fits."""
 
 LONGEST_NUMBER = 40
+LONGEST_EXAMPLE = 200
+"""Characters of a value that a message shows in brackets."""
+
 LONGEST_CHOICES = 2_000
 """Characters of the choices that a message lists."""
 
@@ -72,7 +76,11 @@ def read_arguments(schema: dict[str, Any], arguments: dict[str, Any]) -> ReadArg
     properties = parameters.get("properties") or {}
     missing = [key for key in parameters.get("required") or () if key not in arguments]
     if missing:
-        return ReadArguments(arguments, fault=f"{name} needs the argument {missing[0]!r}")
+        fault = f"{name} needs the argument {missing[0]!r}"
+        unknown = [] if _takes_more(parameters) else [key for key in arguments if key not in properties]
+        if unknown:  # likely the same argument under another name
+            fault += f" and has no argument {unknown[0]!r}; its arguments are: {', '.join(properties)}"
+        return ReadArguments(arguments, fault=fault)
 
     values, converted = {}, 0
     for key, value in arguments.items():
@@ -139,7 +147,17 @@ class _Reading:
                 continue
             self.converted += 1
             return found
-        raise _Misfit(f"has to be of type {' or '.join(names)}")
+        raise _Misfit(f"has to be of type {' or '.join(names)}{self._in_list(alternatives, value)}")
+
+    def _in_list(self, alternatives: list[Mapping[str, Any]], value: Any) -> str:
+        """Return how to write a value that is an item of the list that is wanted; else nothing."""
+        for each in alternatives:
+            items = _alternatives(self._root, each.get("items") or {})
+            fits = items is None or any(_is_of(value, _types(item)) for item in items)
+            if "array" in (_types(each) or ()) and fits and str(value)[:1] != "[":
+                shown = json.dumps([value], ensure_ascii=False)
+                return f": write {shown}" if len(shown) <= LONGEST_EXAMPLE else ": write it in [ and ]"
+        return ""
 
     def _inside(self, schema: Mapping[str, Any], value: Any, depth: int) -> Any:
         """Read the items of a list, or the properties of an object."""

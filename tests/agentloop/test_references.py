@@ -288,3 +288,16 @@ def test_a_key_that_stands_one_section_deeper_is_named() -> None:
     known = list(known_keys(Recipe))
     assert nearest("rollout.max_new_tokens", known) == "did you mean 'rollout.sampling.max_new_tokens'?"
     assert nearest("rollout.replica", known) == "did you mean 'rollout.replicas'?"
+
+
+def test_keys_that_are_equally_near_are_all_named() -> None:
+    meant = nearest("agents.guess.max_turns", list(known_keys(Recipe)))
+    assert meant == "did you mean 'agents.guess.max_user_turns' or 'agents.guess.max_assistant_turns'?"
+
+
+def test_the_choice_that_a_misspelt_value_means_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'grpo'"):
+        recipe_in(tmp_path, MINIMAL, "trainer.algorithm.advantage=grp")
+    with pytest.raises(ConfigError) as caught:
+        recipe_in(tmp_path, MINIMAL, "trainer.algorithm.advantage=zzzzzz")
+    assert "did you mean" not in str(caught.value)

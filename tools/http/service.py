@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -127,6 +128,7 @@ class ServiceClient:
         *,
         read: Callable[[bytes], Any] = orjson.loads,
         wrong: Collection[int] = WRONG_REQUEST,
+        hints: Mapping[int, str] = MappingProxyType({}),
     ) -> Any:
         """Send a request; return what `read` makes of the answer.
 
@@ -135,6 +137,7 @@ class ServiceClient:
             caller: the episode, for fairness.
             read: raises ValueError for an answer that is not one: the request is sent again.
             wrong: statuses that blame the request.
+            hints: fixes of other statuses, in place of those that blame the set-up.
 
         Raises:
             RequestRejected, ToolError: as `post`.
@@ -173,7 +176,7 @@ class ServiceClient:
                             wait.count(clock() - begin)
                             return found
                     else:
-                        pause = self._pause(answer, retries, wrong)
+                        pause = self._pause(answer, retries, wrong, hints)
                 await asyncio.sleep(pause)
 
     async def close(self) -> None:
@@ -201,7 +204,9 @@ class ServiceClient:
             lasted, self._away_since = self._outage.clock() - self._away_since, None
             log.warning("%s at %s answers again, after %.0f s", self.name, self.shown_url, lasted)
 
-    def _pause(self, answer: httpx.Response, retries: _ToolRetries, wrong: Collection[int]) -> float:
+    def _pause(
+        self, answer: httpx.Response, retries: _ToolRetries, wrong: Collection[int], hints: Mapping[int, str]
+    ) -> float:
         """Return the seconds to wait before the request is sent again.
 
         Raises:
@@ -225,6 +230,7 @@ class ServiceClient:
             403: "give the token that the service was started with, or call it by the name it was bound to",
             404: "correct the path of the URL",
             405: "correct the path of the URL",
+            **hints,
         }.get(status, "correct the URL: redirects are not followed" if status < 400 else "see the service's log")
         raise self._fault(f"the service answered {failure}", hint)
 

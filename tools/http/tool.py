@@ -59,6 +59,10 @@ class HttpTool(Tool):
         self._method = method.upper()
         self._result, self._missing = options.text("result"), options.text("missing")
         self._tell = frozenset(self._statuses(options))
+        told = ", ".join(map(str, sorted({*self._tell, 404})))
+        # A value of the model in the path may name what the service does not have.
+        chosen = "correct the path of the URL; if a 404 means that the model's value is unknown to the service, "
+        self._hints = {404: f"{chosen}let the model read it: `tell: [{told}]`"} if any(True for _ in places(url)) else {}
         properties = schema["function"].get("parameters", {}).get("properties", {})
         self._defaults = {
             name: each["default"] for name, each in properties.items() if isinstance(each, dict) and "default" in each
@@ -105,7 +109,13 @@ class HttpTool(Tool):
                 return ToolResult(f"Error: {text}", error=text)
         try:
             answer = await self._client.request(
-                self._method, url, data, state, read=orjson.loads if self._result else _read, wrong=self._tell
+                self._method,
+                url,
+                data,
+                state,
+                read=orjson.loads if self._result else _read,
+                wrong=self._tell,
+                hints=self._hints,
             )
         except RequestRejected as exc:
             return ToolResult(f"Error: {exc.message}", error=exc.message)

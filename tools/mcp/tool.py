@@ -35,7 +35,7 @@ class McpTools(ToolSource):
             `sse`.
         servers_file: a file {"mcpServers": {...}}; all of its servers.
         tools: names of the tools to offer; null: all.
-        prefix: begin of their names for the model, against equal names.
+        prefix: beginning of their names for the model, against equal names.
         session: `episode` (each has its own) or `shared` (one for all of a process).
         stateful: the server remembers the episode, which fails if its session is lost. Default:
             true for a program with a session for each episode.
@@ -67,9 +67,10 @@ class McpTools(ToolSource):
                     found.append(tool)
         if missing:
             name = next(iter(missing))
-            otherwise = f"it has: {', '.join(known)}" if known else "it has no tools"
+            offered = f"it has: {', '.join(known)}" if known else "it has no tools"
+            near = did_you_mean(name, known, "")
             raise ToolConfigError(
-                f"{self.where}: the server has no tool {name!r}", did_you_mean(name, known, otherwise)
+                f"{self.where}: the server has no tool {name!r}", f"{near} {offered}" if near else offered
             )
         if not found:
             raise ToolConfigError(f"{self.where}: the server has no tools", "name another server")

@@ -110,6 +110,33 @@ def test_what_has_no_meaning_is_explained_to_the_model(given: dict[str, Any], sa
     assert read.fault is not None and says in read.fault and read.values == given
 
 
+def test_an_argument_under_another_name_is_named_with_the_one_that_is_missing() -> None:
+    needs = {
+        "function": {"name": "f", "parameters": {"properties": {"side": {"type": "integer"}}, "required": ["side"]}}
+    }
+    assert read_arguments(needs, {"size": 64}).fault == (
+        "f needs the argument 'side' and has no argument 'size'; its arguments are: side"
+    )
+    assert read_arguments(needs, {}).fault == "f needs the argument 'side'"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("text", 'has to be of type array: write ["text"]'),
+        (3, "has to be of type array"),
+        ("[1, 2", "has to be of type array"),
+        ("x" * 300, "has to be of type array: write it in [ and ]"),
+    ],
+)
+def test_a_single_item_is_shown_as_the_list_that_is_wanted(value: Any, says: str) -> None:
+    wants = {
+        "function": {"name": "f", "parameters": {"properties": {"q": {"type": "array", "items": {"type": "string"}}}}}
+    }
+    fault = read_arguments(wants, {"q": value}).fault
+    assert fault is not None and fault.endswith(says)
+
+
 def test_schemas_that_refer_to_themselves_or_fan_out_take_any_value() -> None:
     loop = schema(loop={"$ref": "#/$defs/loop"}, none={"$ref": "#/$defs/missing/0"}, far={"$ref": "http://x/y"})
     assert read_arguments(loop, {"loop": 1, "none": 2, "far": 3}).fault is None

@@ -116,6 +116,14 @@ async def test_a_status_is_told_or_fails(tmp_path: Path) -> None:
             await ask(tool, httpx.Response(status), city="x")
 
 
+async def test_a_404_names_tell_where_the_model_gives_a_part_of_the_url(tmp_path: Path) -> None:
+    for url, named in (("http://h/{city}", True), ("http://h/w", False)):
+        with pytest.raises(ToolError) as caught:
+            await ask(load(tmp_path, {"city": {}}, url=url), httpx.Response(404), city="x")
+        assert "correct the path of the URL" in (caught.value.hint or "")
+        assert ("`tell: [400, 404, 413, 422]`" in (caught.value.hint or "")) is named
+
+
 async def test_an_answer_without_the_result_fails_or_shows_what_is_missing(tmp_path: Path) -> None:
     config = {"url": "http://h/{city}", "result": "data.0.text"}
     with pytest.raises(ToolError, match=r"the answer has no '0' of `result: data.0.text`"):

@@ -92,7 +92,7 @@ def test_the_output_of_a_program_that_does_not_start_is_shown_without_secrets(
 
 
 def test_a_tool_that_the_server_does_not_have_is_named(load: Load) -> None:
-    with pytest.raises(ToolConfigError, match=r"has no tool 'acts'\n  fix: did you mean 'act'"):
+    with pytest.raises(ToolConfigError, match=r"has no tool 'acts'\n  fix: did you mean 'act'\? it has: .*act"):
         load(raw="greets", tools=["acts"])
 
 
