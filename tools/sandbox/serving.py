@@ -37,7 +37,7 @@ def serve(settings: SandboxSettings) -> int:
         ConfigError: no program can be run in isolation here, the port is taken, or the token
             cannot be used. The message says what to change.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     raise_limit()
     token = read_token(settings.token_file) if settings.token_file is not None else None
     made = None

@@ -89,6 +89,12 @@ def test_damaged_and_empty_files_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_generated_rows_do_not_name_the_data_set_of_the_hub(tmp_path: Path) -> None:
+    prepare("generated", tmp_path)
+    for file in tmp_path.iterdir():
+        assert set(pq.read_table(file)["data_source"].to_pylist()) == {"gsm8k/twin"}
+
+
 def test_an_interrupted_prepare_leaves_the_earlier_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare("generated", tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

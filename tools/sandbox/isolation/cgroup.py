@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+from functools import cache
 from pathlib import Path
 
 from agentloop.errors import ConfigError
@@ -112,5 +113,12 @@ def find_cgroups(settings: SandboxSettings) -> Cgroups | None:
         own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
         return Cgroups(Path("/sys/fs/cgroup") / own.lstrip("/"), settings)
     except (OSError, StopIteration) as exc:
-        log.info("limits without cgroups: %s", exc)
+        _say_unavailable(str(exc))
         return None
+
+
+@cache
+def _say_unavailable(reason: str) -> None:
+    """Log it once a process: the check of the start looks for groups, too."""
+    log.info("cgroups are not available: limits are enforced by polling")
+    log.debug("cgroups: %s", reason)
