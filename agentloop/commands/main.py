@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
+from typing import Annotated
 
 import typer
 
+from agentloop import __version__
 from agentloop.client.open_files import raise_limit
 from agentloop.commands.provenance import check_packages
 from agentloop.errors import AgentloopError, ConfigError, RegistryError, UserError
@@ -37,6 +39,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda e: e.name):
         try:
             register = entry.load()
@@ -47,6 +50,20 @@ def build_app() -> typer.Typer:
             ) from exc
         register(app)
     return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agentloop {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def check_words(words: Sequence[str]) -> None:

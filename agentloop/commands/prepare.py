@@ -48,7 +48,7 @@ def prepare(
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     for name, count in prepare_rows(str(given), source, out, settings).items():
         replaced = " (replaced)" if name in before else ""
-        typer.echo(f"{count:8} rows -> {out / name}{replaced}")
+        typer.echo(f"{count:8} {'row' if count == 1 else 'rows'} -> {out / name}{replaced}")
 
 
 def takes_config(recipe: str) -> bool:

@@ -139,9 +139,11 @@ def _shown(text: str) -> str:
 
 
 def _report(result: ToolResult, seconds: float) -> None:
+    from agentloop.text import counted
+
     found = [f"{seconds:.3f} s", "error" if result.error is not None else "ok"]
     if result.images:
-        found.append(f"{len(result.images)} images")
+        found.append(counted(len(result.images), "image"))
     if result.reward is not None:
         found.append(f"reward {result.reward:g}")
     found += [f"{name} {value:g}" for name, value in result.metrics.items()]

@@ -14,6 +14,7 @@ from agentloop.errors import DataError, ModelError
 from agentloop.interaction.loading import Interactions
 from agentloop.model_folder import ModelFolder, check_target, check_tensors, find_model
 from agentloop.model_folder.hub import may_be_hub_id
+from agentloop.text import counted
 from agentloop.tool.services import unreachable
 from agentloop.tool.session import Toolset
 from agentloop.types import Task
@@ -58,7 +59,9 @@ def check_command(config: Path, overrides: list[str], *, conversations: int, off
         sources = step_reward_sources(inputs.agents.values(), inputs.toolset.tools, inputs.interactions.named)
         if sources and ignores_step_rewards(recipe):
             console.warn(step_reward_text(recipe, sources))
-        console.notice("no problem found, the weights aside" if offline else "no problem found: a run would start")
+        console.notice(
+            "no problem found; the weights were not checked" if offline else "no problem found: a run would start"
+        )
     return 0
 
 
@@ -93,13 +96,13 @@ def _check_without_model(recipe: Recipe, console: Console) -> None:
             checks.require_truth(recipe)
         for warning in checks.warnings():
             console.warn(warning)
-        console.notice(f"{split:12} {len(tasks)} rows")
+        console.notice(f"{split:12} {counted(len(tasks), 'row')}")
     _show_code(recipe, console, sorted(agents), code.toolset, code.interactions, offline=True)
     console.warn(
         f"model.path {recipe.model.path} is not on this machine: tokenizer, chat template, images and the length of "
         "the prompts were not checked"
     )
-    console.notice("no problem found, the model aside")
+    console.notice("no problem found; the model was not checked")
 
 
 def _show_code(
@@ -128,7 +131,7 @@ def _check_sft(recipe: SftRecipe, *, offline: bool) -> int:
             check_target(recipe.out, replace=True, source=recipe.model.path, key="out")
         if offline and _only_on_hub(recipe.model.path):
             console.warn(f"model.path {recipe.model.path} is not on this machine: only the recipe's keys were checked")
-            console.notice("no problem found, the model and the rows aside")
+            console.notice("no problem found; the model and the rows were not checked")
             return 0
         trust, weights = recipe.model.trust_remote_code, recipe.model.init == "weights" and not offline
         with console.phase("check model files"):
@@ -153,7 +156,9 @@ def _check_sft(recipe: SftRecipe, *, offline: bool) -> int:
         if weights:  # last, because it takes longest
             with console.phase("compare the model's tensors with its architecture"):
                 check_tensors(folder, trust_remote_code=trust)
-        console.notice("no problem found, the weights aside" if offline else "no problem found: a run would start")
+        console.notice(
+            "no problem found; the weights were not checked" if offline else "no problem found: a run would start"
+        )
     return 0
 
 
@@ -162,6 +167,6 @@ def _rows(inputs: RunInputs, tasks: Sequence[Task]) -> str:
     schemas = inputs.toolset.schemas or None
     lengths = [len(inputs.renderer.start(task.prompt, schemas)) for task in measured]
     return (
-        f"{len(tasks)} rows; tokens of the first prompt with tool schemas: mean {statistics.fmean(lengths):.0f}, "
-        f"longest {max(lengths)} of {inputs.recipe.data.max_prompt_tokens}"
+        f"{counted(len(tasks), 'row')}; tokens of the first prompt with tool schemas: "
+        f"mean {statistics.fmean(lengths):.0f}, longest {max(lengths)} of {inputs.recipe.data.max_prompt_tokens}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import shlex
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -28,7 +29,7 @@ from agentloop.model_folder import ModelFolder, check_tensors
 from agentloop.runtime.child import child_environment, log_tail, spawn
 from agentloop.runtime.early import early_programs
 from agentloop.runtime.event_loop import run_loops
-from agentloop.text import finite, number
+from agentloop.text import counted, finite, number
 from agentloop.trace.exporting import ExportRun, load_destinations
 from agentloop.trace.hub import TraceHub
 from agentloop.trace.store import TraceStore
@@ -116,7 +117,22 @@ def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) ->
     trace = TraceStore(run_dir.root).path(subject.step, "eval")
     if trace.is_file():
         console.notice(f"trace   {trace}")
+        console.notice(kept_text(run_dir.root, subject.step, metrics.get("eval/episodes")))
     return 0
+
+
+def kept_text(run: Path, step: int, episodes: Any) -> str:
+    """Return the command that lists the traced episodes, and how many of all they are.
+
+    Args:
+        episodes: how many were evaluated; None: unknown.
+    """
+    kept = sum(record.is_main for record in TraceStore(run).iterate(step, "eval"))
+    total = finite(episodes)
+    some = ""
+    if total is not None and kept < total:
+        some = f"   {counted(int(total), 'episode')}, {kept:,} kept: eval.log_generations"
+    return f"episodes agentloop trace list {shlex.quote(str(run))}{some}"
 
 
 def _write(recipe: Recipe, run_dir: RunDir, subject: Subject, metrics: dict[str, Any]) -> None:

@@ -167,7 +167,11 @@ def _took(duration_s: float) -> str:
 def _label(span: Mapping[str, Any]) -> str:
     took = _took((span["end_ns"] - span["start_ns"]) / 1e9) if span["end_ns"] else "not ended"
     hidden = ("request_id", "call_id")
-    words = [f"{key}={clean(value, 60)}" for key, value in span["attributes"].items() if key not in hidden]
+    words = [
+        f"{key}={number(value) if isinstance(value, float) else clean(value, 60)}"
+        for key, value in span["attributes"].items()
+        if key not in hidden
+    ]
     bad = (
         ""
         if span["status"] == "ok"

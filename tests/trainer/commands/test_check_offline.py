@@ -44,8 +44,8 @@ def recipes(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_whose_model_only_the_hub_has(recipes: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_command(recipes / file, [], conversations=2, offline=True) == 0
     said = capsys.readouterr().out
-    assert "is not on this machine: " in said and "no problem found, the model" in said
-    with pytest.raises(ModelError, match="could not be downloaded"):
+    assert "is not on this machine: " in said and "no problem found; the model" in said
+    with pytest.raises(ModelError, match=r"could not be downloaded[\s\S]*fix: .*`agentloop check --offline`"):
         check_command(recipes / file, [], conversations=2)
 
 
@@ -79,7 +79,7 @@ def test_a_model_that_is_here_is_checked_but_for_its_weights(
     recipe, path = repo / "recipes" / "quickstart" / "recipe.yaml", f"model.path={model}"
     assert check_command(recipe, [path], conversations=2, offline=True) == 0
     said = capsys.readouterr().out
-    assert "prove chat template" in said and "no problem found, the weights aside" in said
+    assert "prove chat template" in said and "no problem found; the weights were not checked" in said
     with pytest.raises(ModelError, match="safetensors"):
         check_command(recipe, [path], conversations=2)
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from agentloop.config import Recipe
 from agentloop.errors import ConfigError, ModelError, RunDirError, ServerStartError
+from tests.agentloop.commands.trace.support import write_run
 from trainer.checkpoint_files import seal
-from trainer.commands.eval import Subject, eval_command, find_subject, table
+from trainer.commands.eval import Subject, eval_command, find_subject, kept_text, table
 
 
 @pytest.fixture
@@ -55,6 +56,13 @@ def test_what_is_no_checkpoint_is_refused_with_those_that_are(recipe: Recipe, ch
     recipe.rollout.url = "http://127.0.0.1:1"
     with pytest.raises(ConfigError, match="cannot be combined with"):
         find_subject(recipe, "4")
+
+
+def test_the_command_that_lists_the_episodes_is_printed_with_how_many_were_kept(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my run", steps=1)
+    listed = f"episodes agentloop trace list '{run}'"
+    assert kept_text(run, 1, 16.0) == f"{listed}   16 episodes, 1 kept: eval.log_generations"
+    assert kept_text(run, 1, 1.0) == kept_text(run, 1, None) == listed
 
 
 def test_the_table_has_a_line_for_each_source(capsys: Any) -> None:

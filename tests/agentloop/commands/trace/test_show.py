@@ -63,6 +63,12 @@ def test_spans_whose_parents_are_lost_or_form_a_ring_are_shown_once() -> None:
     assert tree[1][0].endswith("error: bad") and tree[1][1] == "red"
 
 
+def test_numbers_of_spans_are_rounded() -> None:
+    span = {"name": "reward", "span_id": "a", "parent_id": None, "start_ns": 0, "end_ns": 10**9, "status": "ok"}
+    ((label, _, _),) = span_tree([span | {"error": None, "attributes": {"score": -0.1 - 0.05, "n": 3}}])
+    assert label == "reward  1.0s  score=-0.150  n=3"
+
+
 def test_every_token_with_its_numbers(run_dir: Path) -> None:
     text = shown("show", run_dir, "train/3/g3-1/1/0", "--all-tokens")
     assert "left out" not in text
