@@ -62,7 +62,7 @@ class HttpTool(Tool):
         told = ", ".join(map(str, sorted({*self._tell, 404})))
         # A value of the model in the path may name what the service does not have.
         chosen = "correct the path of the URL; if a 404 means that the model's value is unknown to the service, "
-        self._hints = {404: f"{chosen}let the model read it: `tell: [{told}]`"} if any(True for _ in places(url)) else {}
+        self._hints = {404: f"{chosen}let the model read it: `tell: [{told}]`"} if any(places(url)) else {}
         properties = schema["function"].get("parameters", {}).get("properties", {})
         self._defaults = {
             name: each["default"] for name, each in properties.items() if isinstance(each, dict) and "default" in each
