@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,29 @@ def test_a_build_that_was_killed_while_it_wrote_the_index_repeats_that(tmp_path:
     build_index(corpus, tmp_path / "i", again, progress=silent)
     assert again.made == 0
     assert open_folder(tmp_path / "i").index.search(["genentech"], 1)[0].numbers == [4]
+
+
+@pytest.mark.parametrize("step", ["rename_folder", "rmtree"])
+def test_a_build_that_was_killed_in_its_last_steps_has_lost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    corpus = write_corpus(tmp_path / "c")
+
+    remove = shutil.rmtree
+
+    def die(folder: Path, *arguments: Any, **options: Any) -> None:
+        if step == "rename_folder" or (tmp_path / "i").exists():
+            raise Killed
+        remove(folder, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building if step == "rename_folder" else shutil, step, die)
+        build_index(corpus, tmp_path / "i", Bm25Builder(), progress=silent)
+    again = Dying(99)
+    build_index(corpus, tmp_path / "i", again, force=True, progress=silent)
+    assert again.made == 0, "all parts were there"
+    assert open_folder(tmp_path / "i").index.passages == len(PASSAGES)
+    assert not (tmp_path / ".i.partial").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "journal"])

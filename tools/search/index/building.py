@@ -2,6 +2,7 @@
 
     .OUT.partial/parts/00000.*.npy   what the builder made of a part
     .OUT.partial/parts.jsonl         one line for each finished part, with its checksums
+    .OUT.partial/index/              the index, while it is put together
     OUT/                             appears with one rename, when everything is in it
 
 A build that was killed goes on after its last whole part, if corpus and options are the same. In
@@ -42,6 +43,8 @@ PART_CHARACTERS = 64_000_000
 """A part ends at either. A kill loses the work of one part at most."""
 
 MANIFEST, OFFSETS = "manifest.json", "offsets.npy"
+INDEX = "index"
+"""Folder beside the parts in which the index is put together."""
 FORMAT = 1
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -179,7 +182,9 @@ def build_index(
             raise DataError(f"{corpus} changed while its index was built", "build it again")
 
         made = _finish(parts, builder, identity, progress)
-        rename_folder(partial, out)
+        # The parts last: killed before the index has its name, the build still has them.
+        rename_folder(partial / INDEX, out)
+        shutil.rmtree(partial)
     return made
 
 
@@ -225,7 +230,7 @@ def _begin(partial: Path, identity: Mapping[str, Any], builder: Builder, progres
         shutil.rmtree(partial)
         write_atomic(build, orjson.dumps(identity))
 
-    shutil.rmtree(partial / "index", ignore_errors=True)  # the last step is repeated as a whole
+    shutil.rmtree(partial / INDEX, ignore_errors=True)  # the last step is repeated as a whole
     count = parts.recover()
     for number, (_, arrays) in enumerate(parts.arrays(), 1):
         builder.resume(arrays)
@@ -258,9 +263,8 @@ def _read_parts(corpus: Path, parts: Parts, builder: Builder, progress: Progress
 
 
 def _finish(parts: Parts, builder: Builder, identity: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Write the index and its manifest into the partial folder, and remove the parts."""
-    partial = parts.folder
-    folder = partial / "index"
+    """Write the index and its manifest into a folder beside the parts."""
+    folder = parts.folder / INDEX
     with disk_errors(folder):
         folder.mkdir()
         begins = [np.asarray(arrays["offsets"]) for _, arrays in parts.arrays()]
@@ -271,12 +275,4 @@ def _finish(parts: Parts, builder: Builder, identity: dict[str, Any], progress: 
         files = {file.name: {"bytes": file.stat().st_size, "xxh3": checksum(file)} for file in sorted(folder.iterdir())}
         manifest = {**identity, "passages": parts.passages, "index": details, "files": files}
         write_atomic(folder / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
-
-        # From here on only names change.
-        for file in folder.iterdir():
-            file.replace(partial / file.name)
-        shutil.rmtree(partial / "parts")
-        folder.rmdir()
-        for name in ("parts.jsonl", "build.json"):
-            (partial / name).unlink()
     return manifest
