@@ -71,24 +71,28 @@ def targets_of(ground_truth: Any) -> list[str]:
 
 def exact_match(answer: str, targets: Iterable[str]) -> float:
     """Return 1 if the answer equals a target."""
-    return float(any(_same(answer, target) for target in targets))
+    found = normalize(answer)
+    return float(any(_same(answer, found, target) for target in targets))
 
 
 def sub_exact_match(answer: str, targets: Iterable[str]) -> float:
     """Return 1 if a target is a part of the answer."""
     found = normalize(answer)
-    return float(any(((part := normalize(target)) and part in found) or _same(answer, target) for target in targets))
+    return float(
+        any(((part := normalize(target)) and part in found) or _same(answer, found, target) for target in targets)
+    )
 
 
 def f1(answer: str, targets: Iterable[str]) -> float:
     """Return the best harmonic mean of precision and recall over words (SQuAD, section 6.1)."""
     best = 0.0
-    given = Counter(normalize(answer).split())
+    found = normalize(answer)
+    given = Counter(found.split())
     for target in targets:
         wanted = Counter(normalize(target).split())
         common = (given & wanted).total()
         score = 2 * common / (given.total() + wanted.total()) if common else 0.0
-        best = max(best, score, float(_same(answer, target)))
+        best = max(best, score, float(_same(answer, found, target)))
     return best
 
 
@@ -133,7 +137,11 @@ def _scored(task: Task, text: str, method: Method) -> dict[str, float | str]:
     return {"score": compute_score(text, task.ground_truth, method=method), "answer": extract_answer(text) or ""}
 
 
-def _same(answer: str, target: str) -> bool:
-    """Whether two texts are equal. A name of articles alone (The The) is compared as it is."""
-    left, right = normalize(answer), normalize(target)
-    return left == right if right else answer.strip().lower() == target.strip().lower()
+def _same(answer: str, found: str, target: str) -> bool:
+    """Whether two texts are equal. A name of articles alone (The The) is compared as it is.
+
+    Args:
+        found: the normalized answer: once, since answers may be long and targets many.
+    """
+    right = normalize(target)
+    return found == right if right else answer.strip().lower() == target.strip().lower()

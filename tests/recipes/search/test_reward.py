@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from agentloop.types import Task, Trajectory
+from recipes.search import reward
 from recipes.search.reward import (
     Method,
     compute_score,
@@ -146,6 +147,20 @@ def test_long_texts_take_linear_time(method: Method, piece: str) -> None:
         text = (piece * size)[:size]
         for wrapped in (text, f"<answer>{text}</answer>"):
             assert 0 <= compute_score(wrapped, ["x y", "the a " * 100], method=method) <= 1
+
+
+@pytest.mark.parametrize("method", ["em", "subem", "f1"])
+def test_an_answer_is_normalized_once_for_all_targets(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def counting(text: str) -> str:
+        seen.append(text)
+        return normalize(text)
+
+    monkeypatch.setattr(reward, "normalize", counting)
+    answer = "the " * 10_000 + "end"
+    assert compute_score(f"<answer>{answer}</answer>", [f"name {n}" for n in range(100)], method=method) == 0
+    assert seen.count(answer) == 1
 
 
 def test_the_recipes_functions() -> None:
