@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -61,12 +61,15 @@ learn-search-real: $(STAMP) ## SmolLM2-135M learns to search instead of guessing
 	$(BIN)/agentloop report outputs/search-smollm2$(REAL_SUFFIX) --picture outputs/search-smollm2$(REAL_SUFFIX)/curve.svg
 	$(BIN)/python -m recipes.bounds outputs/search-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
 
+# Serves a sandbox on a free port until the recipe's line ends; the tool's YAML reads SANDBOX_URL.
+SERVE_SANDBOX = rm -f $(1); $(BIN)/agentloop sandbox serve --port 0 >$(1) & server=$$!; trap "kill $$server" EXIT; \
+	until grep -qs http $(1); do kill -0 $$server || exit 1; sleep 0.2; done; \
+	export SANDBOX_URL=$$(sed -n 's/^sandbox: *//p' $(1));
+
 learn-code-real: $(STAMP) ## SmolLM2-135M learns to write programs instead of guessing, on two cores: SEED=0
 	$(BIN)/python recipes/smollm2/model.py --out $(REAL_MODEL)
 	$(BIN)/agentloop sft --config recipes/retool/smollm2/sft.yaml $(call REAL_RUN,retool-smollm2-sft) $(SFT_ARGS)
-	$(BIN)/agentloop sandbox serve --port 0 >outputs/retool-smollm2-sandbox.txt & server=$$!; trap "kill $$server" EXIT; \
-	until grep -qs http outputs/retool-smollm2-sandbox.txt; do kill -0 $$server || exit 1; sleep 0.2; done; \
-	SANDBOX_URL=$$(sed -n 's/^sandbox: *//p' outputs/retool-smollm2-sandbox.txt) \
+	$(call SERVE_SANDBOX,outputs/retool-smollm2-sandbox.txt) \
 	$(BIN)/agentloop train --config recipes/retool/smollm2/recipe.yaml $(call REAL_RUN,retool-smollm2) $(call FROM_ADAPTERS,retool-smollm2) $(ARGS)
 	$(BIN)/agentloop report outputs/retool-smollm2$(REAL_SUFFIX) --picture outputs/retool-smollm2$(REAL_SUFFIX)/curve.svg
 	$(BIN)/python -m recipes.bounds outputs/retool-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
@@ -157,9 +160,7 @@ smoke-retool: $(STAMP) ## mathematics with a Python interpreter on a CPU, two st
 	$(BIN)/agentloop prepare retool --source generated --out $(RETOOL)/taught
 	$(BIN)/agentloop prepare retool --source $(or $(SOURCE),generated) --out $(RETOOL)/data
 	$(BIN)/agentloop sft --config recipes/retool/smoke_sft.yaml run.dir=$(RETOOL)/sft stages.0.data=$(RETOOL)/taught/sft.jsonl $(SFT_ARGS)
-	$(BIN)/agentloop sandbox serve --port 0 >$(RETOOL)/sandbox.txt & server=$$!; trap "kill $$server" EXIT; \
-	until grep -qs http $(RETOOL)/sandbox.txt; do kill -0 $$server || exit 1; sleep 0.2; done; \
-	SANDBOX_URL=$$(sed -n 's/^sandbox: *//p' $(RETOOL)/sandbox.txt) \
+	$(call SERVE_SANDBOX,$(RETOOL)/sandbox.txt) \
 	$(BIN)/agentloop train --config recipes/retool/smoke.yaml run.dir=$(RETOOL)/run model.path=$(RETOOL)/sft/model \
 	  data.train=$(RETOOL)/data/train.parquet data.val=$(RETOOL)/data/aime_2024.parquet $(ARGS)
 
@@ -187,6 +188,17 @@ learn-vision: $(STAMP) ## a small vision-language model learns where to look, an
 	$(BIN)/agentloop report $(VISION)/pictures $(VISION)/blank --picture $(VISION)/curve.svg
 	$(BIN)/python -m recipes.bounds $(VISION)/pictures $(VISION_BOUNDS)
 	$(BIN)/python -m recipes.bounds $(VISION)/blank $(CONTROL_BOUNDS)
+
+LEARN_CODE = outputs/learn-code/seed$(SEED)
+CODE_BOUNDS ?= --starts-below 0.3 --ends-above 0.8
+
+learn-code: $(STAMP) ## a small model learns which program solves which problem, through the real sandbox: make learn-code [SEED=1]
+	rm -rf $(LEARN_CODE)
+	mkdir -p $(dir $(LEARN_CODE))
+	$(call SERVE_SANDBOX,$(LEARN_CODE).sandbox.txt) \
+	$(BIN)/agentloop train --config recipes/retool/twin/recipe.yaml seed=$(SEED) run.dir=$(LEARN_CODE) $(ARGS)
+	$(BIN)/agentloop report $(LEARN_CODE) --picture $(LEARN_CODE)/curve.svg
+	$(BIN)/python -m recipes.bounds $(LEARN_CODE) $(CODE_BOUNDS)
 
 bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
 	$(BIN)/python benchmarks/import_time.py

@@ -1,0 +1,1 @@
+"""The twin of retool: a small model that learns which program solves a problem, in minutes."""
