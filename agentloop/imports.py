@@ -40,7 +40,7 @@ def is_file_reference(reference: str) -> bool:
 _LOCK = threading.RLock()
 
 PREFIX = "_agentloop_user_"
-"""Begin of the names of the packages that stand for recipes' folders."""
+"""Beginning of the names of the packages that stand for recipes' folders."""
 
 PACKAGES = ("agentloop", "rollout_server", "trainer", "tools", "recipes")
 MARKER = "AGENTLOOP_PACKAGE"

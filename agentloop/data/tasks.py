@@ -17,6 +17,7 @@ from agentloop.errors import DataError
 from agentloop.files import is_file
 from agentloop.images import IMAGE_KEYS, is_path
 from agentloop.imports import is_file_reference
+from agentloop.text import counted
 from agentloop.types import TOOL_KWARGS, Message, Task
 
 IMAGE_MARK = "<image>"
@@ -375,7 +376,8 @@ def with_images(messages: list[Message], images: list[Any], where: str, folder: 
 
     if places != len(images):
         raise DataError(
-            f"{where} has {len(images)} images and {places} places for them in its prompt (column 'images')",
+            f"{where} has {counted(len(images), 'image')} and {counted(places, 'place')} for them in its prompt "
+            "(column 'images')",
             f"write {IMAGE_MARK} in the text where each image belongs",
         )
     return shown or messages

@@ -26,7 +26,7 @@ MAX_SOURCE_PIXELS = 2**26
 """Largest image that is decoded: 67 megapixels, 200 MB. A file of a few kB can expand to more."""
 
 SCHEME = re.compile(r"(data):|([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-"""Begin of an address; other text is a path."""
+"""Beginning of an address; other text is a path."""
 
 LONGEST_NAME = 200
 """Characters of a path that a message shows: what is not a path may be a whole image in base64."""

@@ -26,7 +26,7 @@ AFTER_SCORING = ("reward_s",)
 """Metrics that an episode gets after its reward."""
 
 FAILED_REWARD = "the reward "
-"""Begin of the error of an episode that failed because its reward did."""
+"""Beginning of the error of an episode that failed because its reward did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from agentloop.data import open_rows
 from agentloop.errors import DataError
 from agentloop.files import open_atomic
 from agentloop.model_folder import download
+from agentloop.text import counted
 
 DATA_SOURCE = "hiyouga/geometry3k"
 INSTRUCTION = (
@@ -197,7 +198,8 @@ def _from_rows(rows: Iterable[dict[str, Any]], file: Path) -> Iterator[Problem]:
         places = str(text).count("<image>")
         if places != len(shown):
             raise DataError(
-                f"{file}, row {number} has {len(shown)} images and {places} places for them in its 'problem'",
+                f"{file}, row {number} has {counted(len(shown), 'image')} and {counted(places, 'place')} for them "
+                "in its 'problem'",
                 "write <image> in the text where each image belongs",
             )
         yield Problem(str(text), shown, str(answer))

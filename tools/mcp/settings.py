@@ -33,7 +33,7 @@ class ServerSettings:
         command, args, env, cwd: the program of a stdio server.
         url, transport, headers: address of a server behind HTTP; `http` (streamable) or `sse`.
         tools: names of the tools that are offered; None: all.
-        prefix: begin of the names that the model sees.
+        prefix: beginning of the names that the model sees.
         shared: one session for all episodes of this process, instead of one for each.
         stateful: the server remembers an episode; without its session the episode cannot go on.
         images: show the images of results to the model.

@@ -13,7 +13,7 @@ from agentloop.data import ValidatedRows
 from agentloop.errors import DataError
 from agentloop.reward.checks import mentions
 from agentloop.reward.loading import reads_step_rewards
-from agentloop.text import did_you_mean
+from agentloop.text import counted, did_you_mean
 from agentloop.types import Task
 from trainer.rollouts.producer import Group
 from trainer.run.episode_metrics import equal_groups
@@ -108,7 +108,8 @@ class RowCounts:
             )
         if self.with_tool_kwargs and not tools:
             found.append(
-                f"{self.key}: {self.with_tool_kwargs} rows have extra_info.tools_kwargs, but the run has no tools"
+                f"{self.key}: {counted(self.with_tool_kwargs, 'row')} with extra_info.tools_kwargs, "
+                "but the run has no tools"
             )
         return found
 

@@ -11,6 +11,7 @@ import xxhash
 
 from agentloop.config import SftStage
 from agentloop.errors import DataError
+from agentloop.text import counted
 from trainer.sft.rows import read_rows
 from trainer.sft.tokenizing import SftRow, SftTokenizer, shared_prefix
 from trainer.types import TrainSample
@@ -37,9 +38,9 @@ class TokenizedRows:
         """Description for the log."""
         tokens = sum(len(row.token_ids) for row in self.rows)
         trained = sum(int(np.count_nonzero(row.loss_mask)) for row in self.rows)
-        words = f"{len(self.rows):,} rows, {tokens:,} tokens, {trained:,} trained"
+        words = f"{counted(len(self.rows), 'row')}, {tokens:,} tokens, {trained:,} trained"
         if self.dropped:
-            words += f"; {self.dropped:,} rows over max_tokens left out"
+            words += f"; {counted(self.dropped, 'row')} over max_tokens left out"
         if self.truncated:
             words += f"; {self.truncated:,} cut to max_tokens"
         if len(self.prefix):

@@ -33,6 +33,7 @@ def push(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from agentloop.errors import ExportError
+    from agentloop.text import counted
     from agentloop.trace.push import Push, push_destination
 
     destination, of = push_destination(to, run, changes or ())
@@ -55,13 +56,13 @@ def push(
         work.close()
 
     done = work.done
-    typer.echo(f"{destination.exporter.destination}: {done.sent:,} episodes sent, {done.known:,} were there")
+    typer.echo(f"{destination.exporter.destination}: {counted(done.sent, 'episode')} sent, {done.known:,} were there")
     if done.without_spans:
-        typer.echo(f"{done.without_spans:,} episodes of an older version have no spans and cannot be sent")
+        typer.echo(f"not sent, because an older version wrote no spans: {counted(done.without_spans, 'episode')}")
     for text in done.unread:
         typer.echo(f"left out: {text}", err=True)
     if done.refused:
-        typer.echo(f"{len(done.refused):,} episodes were refused, the first: {done.refused[0]}", err=True)
+        typer.echo(f"{counted(len(done.refused), 'episode')} refused, the first: {done.refused[0]}", err=True)
     if interrupted:
         typer.echo("stopped: repeat the command to send the others", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)

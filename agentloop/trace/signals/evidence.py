@@ -13,7 +13,7 @@ from agentloop.trace.signals.facts import EpisodeFacts, StepFacts
 Row = Mapping[str, Any]
 
 WIDTH = 5
-"""Steps at the begin, and at the end, that are compared."""
+"""Steps at the beginning, and at the end, that are compared."""
 
 RISE = 0.25
 """Standard deviations of a step's rewards by which the reward must rise to count as a gain."""

@@ -106,7 +106,7 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user", "content": [{"type": "video", "video": "a"}]}]}, "a part of type 'video'"),
         ({"images": [None]}, "'images', image 1 is None"),
         ({"images": [{"bytes": None, "path": None}]}, "'images', image 1 is {'bytes'"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "0 images and 1 places"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "0 images and 1 place"),
         ({"images": [{"bytes": [137] * 9999}]}, "'images', image 1 is {'bytes': \\[137, 137, .*\\.\\.\\.\\]}"),
         ({"prompt": part(type="image", image={})}, "the image of a content part is {}"),
         ({"prompt": part(type="image", image=["a"])}, "the image of a content part is \\['a'\\]"),
@@ -197,7 +197,7 @@ def test_image_data_in_parquet_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "places"), [("no place", 0), ("<image><image>", 2)])
 def test_a_row_with_more_or_fewer_images_than_places_is_named(tmp_path: Path, content: str, places: int) -> None:
     source = write(tmp_path / "a.jsonl", ROW, image_row(content, "a.png"))
-    with pytest.raises(DataError, match=rf"row 1 \(line 2\) has 1 images and {places} places"):
+    with pytest.raises(DataError, match=rf"row 1 \(line 2\) has 1 image and {places} places"):
         list(load_tasks(source, "data.train", "d"))
 
 

@@ -71,7 +71,7 @@ def test_check_of_an_sft_recipe_reads_every_row(command: Any, tmp_path: Path, qu
     row = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     code, out, err = command("check", str(tmp_path / "sft.yaml"))
-    assert code == 0 and "1 rows" in out and "a run would start" in out, err
+    assert code == 0 and "1 row, " in out and "a run would start" in out, err
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + '\n{"messages": []}\n')
     code, _, err = command("check", str(tmp_path / "sft.yaml"))
     assert code == 2 and "row 1 (line 2)" in err

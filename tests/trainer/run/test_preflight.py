@@ -107,7 +107,7 @@ def test_arguments_of_rows_for_tools_are_checked(repo: Path, tmp_path: Path) -> 
     ):
         prepared(repo, tmp_path, some, tools=tools)
     _, said = prepared(repo, tmp_path, some)
-    assert "1 rows have extra_info.tools_kwargs, but the run has no tools" in said
+    assert "1 row with extra_info.tools_kwargs, but the run has no tools" in said
 
 
 def test_prompts_over_the_models_context_are_left_out(repo: Path, tmp_path: Path) -> None:

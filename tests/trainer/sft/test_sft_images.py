@@ -103,7 +103,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": chat("Which?", "Red."), "images": [png(28, 28)]}, "1 images and 0 places"),
+        ({"messages": chat("Which?", "Red."), "images": [png(28, 28)]}, "1 image and 0 places"),
         ({"messages": chat("<image>Which?", "Red."), "images": [b"x"]}, "here: cannot read an image"),
         (
             {"messages": chat("<image>Which?", "Red."), "images": [png(90, 90)[:120]]},
