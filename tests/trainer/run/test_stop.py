@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,8 +14,18 @@ from trainer.run.stop import StopRequest, on_stop_signals
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """The signals as in a terminal: a suite that was started in the background, or by nohup, ignores some."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ALL}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", ALL)
-async def test_each_signal_stops_a_run_where_no_work_is_lost(number: signal.Signals) -> None:
+async def test_each_signal_stops_a_run_where_no_work_is_lost(number: signal.Signals, heard: None) -> None:
     busy, said = True, []
     stop = StopRequest(lambda: busy, said.append)
     with stop.on_signals():

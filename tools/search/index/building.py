@@ -32,6 +32,7 @@ from agentloop.files import (
     partial_of,
     read_json_leniently,
     read_json_lines,
+    real_path,
     rename_folder,
     write_atomic,
 )
@@ -156,7 +157,7 @@ def build_index(
         DataError: a line of the corpus is not a passage, it has none, or it changed meanwhile.
         DiskError: the disk is full; the finished parts stay for the next attempt.
     """
-    out = out.resolve()  # what a link names: the last step renames a folder, and cannot replace a link
+    out = real_path(out)  # what a link names: the last step renames a folder, and cannot replace a link
     if not corpus.is_file():
         raise DataError(f"{corpus} is not a file", "give a JSON-lines file of passages")
     _check_target(out, force)
