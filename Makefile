@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -199,6 +199,26 @@ learn-code: $(STAMP) ## a small model learns which program solves which problem,
 	$(BIN)/agentloop train --config recipes/retool/twin/recipe.yaml seed=$(SEED) run.dir=$(LEARN_CODE) $(ARGS)
 	$(BIN)/agentloop report $(LEARN_CODE) --picture $(LEARN_CODE)/curve.svg
 	$(BIN)/python -m recipes.bounds $(LEARN_CODE) $(CODE_BOUNDS)
+
+LEARN_SEARCH = outputs/learn-search/seed$(SEED)
+SEARCH_BOUNDS ?= --starts-below 0.3 --ends-above 0.8
+SEARCH_CONTROL_BOUNDS ?= --ends-below 0.3
+
+# $(call learn_from,CORPUS,RUN): index a corpus, serve it on a free port, and train a run that searches it.
+define learn_from
+$(BIN)/agentloop search index $(LEARN_SEARCH)/data/$(1).jsonl --out $(LEARN_SEARCH)/data/$(1)
+$(call SERVE_INDEX,$(LEARN_SEARCH)/data/$(1)) \
+$(BIN)/agentloop train --config recipes/search/twin/recipe.yaml seed=$(SEED) run.dir=$(LEARN_SEARCH)/$(2) $(ARGS)
+endef
+
+learn-search: $(STAMP) ## a small model learns to search a generated knowledge base, and does not where passages are random: make learn-search [SEED=1]
+	rm -rf $(LEARN_SEARCH)
+	$(BIN)/agentloop prepare recipes/search/twin --out $(LEARN_SEARCH)/data
+	$(call learn_from,corpus,search)
+	$(call learn_from,shuffled,control)
+	$(BIN)/agentloop report $(LEARN_SEARCH)/search $(LEARN_SEARCH)/control --picture $(LEARN_SEARCH)/curve.svg
+	$(BIN)/python -m recipes.bounds $(LEARN_SEARCH)/search $(SEARCH_BOUNDS)
+	$(BIN)/python -m recipes.bounds $(LEARN_SEARCH)/control $(SEARCH_CONTROL_BOUNDS)
 
 bench: $(STAMP) ## benchmarks on this machine; peers get environments of their own
 	$(BIN)/python benchmarks/import_time.py

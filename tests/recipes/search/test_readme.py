@@ -30,46 +30,79 @@ SHORT = {
     ],
 }  # fmt: skip
 
+FEW_ROWS = """
+from recipes.search.twin.data import conversations, copying
+import random
+
+def rows():
+    return [copying(random.Random(0)), *conversations(20)]
+"""
+TWIN_SFT = ["stages.1.steps=2", "stages.0.data=few.py:rows", "stages.1.data=few.py:rows"]
+
 
 def blocks(repo: Path) -> list[list[list[str]]]:
     """The words of the commands of each block of the README."""
     text = (repo / "recipes/search/README.md").read_text()
     found = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = [block.replace("\\\n", " ") for block in found]
     return [[line.split("  #")[0].split() for line in block.splitlines() if line.strip()] for block in found]
 
 
-@pytest.fixture(scope="module")
-def port() -> str:
-    """A free port, in place of the one in the README: two tests may run on one machine."""
+def run_block(folder: Path, block: list[list[str]], stack: ExitStack, ports: dict[str, str]) -> None:
+    """Run the commands of a block in a folder, shortened; servers are up until the stack ends.
+
+    Args:
+        ports: port in the README -> port to use; the first one is the tool's own.
+    """
+    for written in block:
+        words = [ports.get(word, word) for word in written]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "SEARCH_PORT": next(iter(ports.values()))}
+        if words[0].startswith("SEARCH_PORT="):
+            environment["SEARCH_PORT"] = ports[words[0].partition("=")[2]]
+            words = words[1:]
+        if words[:3] == ["python", "-m", "recipes.bounds"]:
+            command = [sys.executable, *words[1:4]]  # one step keeps no bounds
+        elif words[0] == "python":
+            command = [sys.executable, *words[1:]]
+        else:
+            more = TWIN_SFT if words[-1].endswith("twin/sft.yaml") else []
+            command = [sys.executable, "-m", *words, *SHORT.get(words[1], []), *more]
+        if words[-1] == "&":
+            command.remove("&")
+            server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
+            stack.callback(server.wait)
+            stack.callback(server.kill)
+            assert server.stdout is not None
+            port = words[words.index("--port") + 1]
+            assert f"00 passages (bm25) at http://127.0.0.1:{port}/retrieve" in server.stdout.readline()
+            continue
+        if words[0] == "agentloop" and words[1] not in SHORT:  # a new process for each would cost most of the time
+            with chdir(folder):
+                done_here = CliRunner().invoke(build_app(), words[1:], catch_exceptions=False)
+            assert done_here.exit_code == 0, f"{words}\n{done_here.output}"
+            continue
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def free_port() -> str:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return str(sock.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
+def port() -> str:
+    """A free port, in place of the one in the README: two tests may run on one machine."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
 def newcomer(repo: Path, port: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the commands of the first block were run; the server is still up."""
     folder = tmp_path_factory.mktemp("newcomer")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "SEARCH_PORT": port}
     with ExitStack() as stack:
-        for written in blocks(repo)[0]:
-            words = [port if word == "8390" else word for word in written]
-            command = [sys.executable, "-m", *words, *SHORT.get(words[1], [])]
-            if words[-1] == "&":
-                command.remove("&")
-                server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
-                stack.callback(server.wait)
-                stack.callback(server.kill)
-                assert server.stdout is not None
-                assert f"100 passages (bm25) at http://127.0.0.1:{port}/retrieve" in server.stdout.readline()
-                continue
-            if words[1] not in SHORT:  # a new process for each would cost most of the time
-                with chdir(folder):
-                    done_here = CliRunner().invoke(build_app(), words[1:], catch_exceptions=False)
-                assert done_here.exit_code == 0, f"{words}\n{done_here.output}"
-                continue
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-            assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        run_block(folder, blocks(repo)[0], stack, {"8390": port})
         yield folder
 
 
@@ -82,6 +115,22 @@ def test_the_readmes_commands_train_against_the_real_server(newcomer: Path, port
         f"http://127.0.0.1:{port}/retrieve", json={"queries": ["Where was Ada Abel born?"], "topk": 1}
     ).json()["result"][0]
     assert found[0]["contents"].startswith('"Ada Abel"\n')
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_twin_train_it_and_its_control(repo: Path, newcomer: Path) -> None:
+    twin = [block for block in blocks(repo) if any("my-search/twin" in word for words in block for word in words)]
+    (newcomer / "few.py").write_text(FEW_ROWS)
+    ports = {"8391": free_port(), "8392": free_port()}
+    with ExitStack() as stack:
+        for block in twin:
+            run_block(newcomer, block, stack, ports)
+    for name in ("search-twin", "search-twin-shuffled"):
+        (step,) = map(json.loads, (newcomer / f"outputs/{name}/metrics.jsonl").read_text().splitlines())
+        assert step["step"] == 1 and step["episode/failed"] == 0 and step["mismatch/logprob_abs_mean"] < 1e-4
+        assert step["episode/tool_errors_mean"] == 0
+    assert (newcomer / "curve.svg").read_text().startswith("<svg ")
+    assert (newcomer / "outputs/search-twin-sft/model/model.safetensors").is_file()
 
 
 def test_the_readme_names_every_file_and_only_files_that_exist(repo: Path) -> None:
