@@ -70,10 +70,17 @@ class Case:
         self.toolset.close()
         for _ in range(1000):
             found = [p for p in psutil.Process().children(recursive=True) if p.pid not in self._before]
-            if not [p for p in found if p.status() != psutil.STATUS_ZOMBIE]:
+            if not [p for p in found if alive(p)]:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"left: {found}")
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return False
 
 
 @pytest_asyncio.fixture
