@@ -190,7 +190,7 @@ learn-vision: $(STAMP) ## a small vision-language model learns where to look, an
 	$(BIN)/python -m recipes.bounds $(VISION)/blank $(CONTROL_BOUNDS)
 
 LEARN_CODE = outputs/learn-code/seed$(SEED)
-CODE_BOUNDS ?= --starts-below 0.3 --evaluated-from 0.3 --evaluated-to 0.8
+CODE_BOUNDS ?= --starts-below 0.3 --ends-above 0.8
 
 learn-code: $(STAMP) ## a small model learns which program solves which problem, through the real sandbox: make learn-code [SEED=1]
 	rm -rf $(LEARN_CODE)

@@ -78,7 +78,7 @@ class Wait:
         self.counted = 0.0
 
     def count(self, seconds: float) -> None:
-        """Count so many seconds of the wait after all: in them, the work itself was done."""
+        """Count `seconds` of the wait after all: the work itself was done in them."""
         self.counted += seconds
 
 

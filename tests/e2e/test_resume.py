@@ -46,7 +46,7 @@ def test_killed_at_random_points_and_resumed_it_is_the_same_run_to_the_bit(
     print(f"RESUME_SEED={seed}")
     rng = random.Random(seed)
 
-    for number, step in enumerate(sorted(rng.sample(range(STEPS), 2))):
+    for number, step in enumerate(sorted(rng.sample(range(STEPS), 3))):
         run = background(*OPTIONS, *(["--resume"] if number else []))
         run.wait_for_steps(step)
         time.sleep(rng.random() * 0.6)

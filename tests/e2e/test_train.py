@@ -67,6 +67,19 @@ def test_every_step_is_on_policy_and_exact(finished: Run) -> None:
             assert {v for v in line["versions"] if v is not None} == {step - 1}
 
 
+@pytest.mark.slow
+def test_the_quickstart_learns_to_call_the_tool(quickstart: Any) -> None:
+    run = quickstart("run.steps=16", "eval.max_rows=128", "eval.every=16", small=False, timeout=400)
+    assert run.code == 0, run.err
+    rewards = [row["reward/mean"] for row in run.train_metrics]
+    calls = [row["episode/tool_calls_mean"] for row in run.train_metrics]
+    evals = [row["eval/reward_mean"] for row in run.metrics if row.get("eval/reward_mean") is not None]
+    assert sum(rewards[:3]) / 3 <= 0.40
+    assert sum(rewards[-3:]) / 3 >= 0.70
+    assert calls[-1] > 0.85 > 0.5 > calls[0]
+    assert evals[0] < 0.1 and evals[-1] > 0.7
+
+
 def test_a_directory_that_holds_a_run_is_refused(finished: Run, refused: Any, tmp_path: Path) -> None:
     shutil.copytree(finished.dir, tmp_path / "outputs" / "run")
     again = refused("run.steps=1")
@@ -116,6 +129,14 @@ def test_kill_of_the_run_leaves_no_process_behind(background: Any) -> None:
     raise AssertionError(f"left behind: {alive}")
 
 
+def test_two_ranks_train_with_the_same_code(finished: Run, quickstart: Any) -> None:
+    two = quickstart(STEPS, "eval.before_train=false", "eval.every=null", "trainer.ranks=2")
+    assert two.code == 0, two.err
+    for a, b in zip(finished.train_metrics, two.train_metrics, strict=True):
+        assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=1e-3)
+        assert b["mismatch/logprob_abs_mean"] <= 1e-5
+
+
 def test_staleness_stays_within_its_bound(quickstart: Any) -> None:
     run = quickstart("run.steps=4", "rollout.max_staleness=2", "eval.before_train=false", "eval.every=null")
     assert run.code == 0, run.err
@@ -158,34 +179,18 @@ def test_dry_run_prints_the_resolved_configuration(quickstart: Any) -> None:
     assert not run.dir.exists()
 
 
-def test_two_ranks_that_send_their_weights_over_sockets_train_the_same(
-    finished: Run, quickstart: Any, tmp_path: Path
+@pytest.mark.parametrize("transport", ["shm", "distributed"])
+def test_every_transport_gives_the_same_run_and_leaves_nothing_in_memory(
+    finished: Run, quickstart: Any, transport: str, tmp_path: Path
 ) -> None:
-    two = quickstart(*without_disk(tmp_path, "distributed"), "trainer.ranks=2")
-    assert two.code == 0, two.err
-    for a, b in zip(finished.train_metrics, two.train_metrics, strict=True):
-        assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=1e-3)
-        assert b["mismatch/logprob_abs_mean"] <= 1e-5
-    assert_no_weights_left(two, tmp_path)
-
-
-def test_weights_in_shared_memory_give_the_same_run(finished: Run, quickstart: Any, tmp_path: Path) -> None:
-    other = quickstart(*without_disk(tmp_path, "shm"))
+    memory = tmp_path / "memory"
+    other = quickstart(
+        STEPS, "eval.before_train=false", "eval.every=null",
+        f"rollout.publish.transport={transport}", f"rollout.publish.folder={memory}",
+    )  # fmt: skip
     assert other.code == 0, other.err
     for key in ("reward/mean", "rollout/tokens"):
         assert [r[key] for r in other.train_metrics] == [r[key] for r in finished.train_metrics], key
-    assert_no_weights_left(other, tmp_path)
-
-
-def without_disk(folder: Path, transport: str) -> list[str]:
-    """Overrides for a run whose weights go over another transport."""
-    return [
-        STEPS, "eval.before_train=false", "eval.every=null", f"rollout.publish.transport={transport}",
-        f"rollout.publish.folder={folder}/memory",
-    ]  # fmt: skip
-
-
-def assert_no_weights_left(run: Run, folder: Path) -> None:
-    assert not list((folder / "memory").iterdir())
-    assert sorted(path.name for path in (run.dir / "weights").iterdir()) == ["v_3"]
-    assert (run.dir / "weights" / "v_3" / "config.json").exists()
+    assert not list(memory.iterdir())
+    assert sorted(path.name for path in (other.dir / "weights").iterdir()) == ["v_3"]
+    assert (other.dir / "weights" / "v_3" / "config.json").exists()

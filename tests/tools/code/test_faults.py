@@ -65,7 +65,7 @@ class Server:
             self.process = None
 
     async def wait_for(self, what: Callable[[dict[str, Any]], bool], cells: int = 0) -> None:
-        """Wait until so many cells of sessions have succeeded, and `/health` is as wanted."""
+        """Wait until `cells` cells of sessions have succeeded, and `/health` is as wanted."""
         done = f'sandbox_programs_total{{language="session",outcome="Success"}} {cells}.0'
         deadline = time.monotonic() + 60
         health: dict[str, Any] = {}

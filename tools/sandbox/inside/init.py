@@ -261,7 +261,7 @@ def _session(control: int, job: dict[str, Any]) -> None:
     os.close(cells_out)
     os.close(done_in)
     cell: dict[str, Any] = {"fetch": ()}
-    running = False
+    running, number = False, 0
     while True:
         ready = select.select([control, done_out], [], [], 1.0)[0]
         if not ready:
@@ -269,18 +269,18 @@ def _session(control: int, job: dict[str, Any]) -> None:
             continue
         if done_out in ready:
             said = os.read(done_out, 1 << 16)
-            if not said:  # the kernel has closed it: it has ended
-                code = _wait(kernel, job["sandboxed"])
-                _report(control, "ended", code, cell["fetch"])
+            # One report a cell, with its number. After any other, a program has written here, and
+            # later cells would be taken for done while they run; after none, the kernel has ended.
+            if not running or said[:-1] != number.to_bytes(4, "big"):
+                if said:
+                    os.kill(kernel, KILL)
+                _report(control, "ended", _wait(kernel, job["sandboxed"]), cell["fetch"])
                 return
             # Stopped until the next cell: threads and children of this one do not go on.
             if job["sandboxed"]:
                 _signal_all(STOP)
-            # A program can write here too: one report a cell, or the server would take the next
-            # cell for done while it runs.
-            if running:
-                running = False
-                _report(control, "done", said[0], cell["fetch"])
+            running = False
+            _report(control, "done", said[-1], cell["fetch"])
         if control in ready:
             received = _receive(control)
             if received is None:
@@ -294,7 +294,7 @@ def _session(control: int, job: dict[str, Any]) -> None:
                 continue
             if job["sandboxed"]:
                 _signal_all(CONTINUE)
-            running, code = True, cell["code"]
+            running, number, code = True, number + 1, cell["code"]
             try:
                 _write_all(cells_in, len(code).to_bytes(4, "big") + code)
             except BrokenPipeError:
@@ -302,7 +302,7 @@ def _session(control: int, job: dict[str, Any]) -> None:
 
 
 def _kernel(cells: int, done: int) -> None:
-    """Run cells in one namespace until the pipe ends. A byte says whether one raised."""
+    """Run cells in one namespace until the pipe ends; report number and failure of each."""
     namespace = _main_module(os.path.join(os.getcwd(), "main.py"))
     import linecache
     import traceback
@@ -332,7 +332,7 @@ def _kernel(cells: int, done: int) -> None:
                     stream.flush()
                 except (OSError, ValueError, AttributeError):
                     pass
-            os.write(done, bytes([failed]))
+            os.write(done, number.to_bytes(4, "big") + bytes([failed]))
         except KeyboardInterrupt:  # an interrupt that came as the cell ended
             pass
 
