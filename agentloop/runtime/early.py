@@ -184,8 +184,8 @@ class Importer:
                 await loop.sock_sendall(self._control, _message({"program": order}))
                 if theirs is not None:
                     socket.send_fds(self._control, [b"\0"], [theirs.fileno()])
-                if not order["fork"]:
-                    return self.process.pid if self.process.poll() is None else 0
+                if not order["fork"] and self.process.poll() is None:
+                    return self.process.pid  # it takes the program when it has imported
                 answer = b""
                 while len(answer) < SIZE_BYTES and (more := await loop.sock_recv(self._control, SIZE_BYTES)):
                     answer += more

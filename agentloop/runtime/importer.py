@@ -66,7 +66,11 @@ def _next_program(control: socket.socket, parent: int) -> dict[str, Any] | None:
             continue
         if order["passes_socket"]:
             order["fd"] = socket.recv_fds(control, 1, 1)[1][0]
-        if not order["fork"] or _fork(control, parent):
+        if not order["fork"]:
+            with contextlib.suppress(OSError):  # the parent has not waited for it
+                control.sendall(os.getpid().to_bytes(SIZE_BYTES))
+            return order
+        if _fork(control, parent):
             return order
         if order["passes_socket"]:
             os.close(order["fd"])

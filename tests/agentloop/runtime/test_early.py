@@ -129,6 +129,25 @@ async def test_programs_of_one_environment_share_their_imports(
     assert all("heavy early" in line[0] for line in lines)
 
 
+async def test_a_program_that_ends_at_once_has_run(
+    program: Callable[..., EarlyProgram], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, loop = program(), asyncio.get_running_loop()
+    send = loop.sock_sendall
+
+    async def send_and_wait(control: socket.socket, data: bytes) -> None:
+        await send(control, data)
+        for child in children():
+            while child.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110  # a process sets no event
+                await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(loop, "sock_sendall", send_and_wait)
+    with early_programs([one]):
+        begun = await begin_early(one.module, ["fails"], one.environment, tmp_path / "log")
+    assert begun is not None and await code_of(begun[0]) == 3
+    assert (tmp_path / "log").read_text().count("arguments ['fails']") == 1
+
+
 async def test_a_variable_that_is_read_at_the_start_must_be_the_same(
     program: Callable[..., EarlyProgram], tmp_path: Path
 ) -> None:
