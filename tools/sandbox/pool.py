@@ -84,19 +84,27 @@ class Pool:
         Raises:
             QueueFull: as many wait as may.
         """
-        if self._places.locked() and self.queued >= self._settings.max_queue:
-            raise QueueFull
-        self.queued += 1
-        try:
-            await self._places.acquire()
-        finally:
-            self.queued -= 1
+        await self.acquire(self._places)
         self.running += 1
         try:
             yield
         finally:
             self.running -= 1
             self._places.release()
+
+    async def acquire(self, lock: asyncio.Lock | asyncio.Semaphore) -> None:
+        """Acquire a lock, and count among those that wait meanwhile.
+
+        Raises:
+            QueueFull: as many wait as may.
+        """
+        if lock.locked() and self.queued >= self._settings.max_queue:
+            raise QueueFull
+        self.queued += 1
+        try:
+            await lock.acquire()
+        finally:
+            self.queued -= 1
 
     async def begin(self, job: Callable[[Worker], dict[str, Any]], memory: int) -> Worker:
         """Give a job to a sandbox, which the caller ends with `end`; another one if it has died.

@@ -102,7 +102,8 @@ class Sessions:
         """
         self._runner.check_limits(-1, run_timeout=request.run_timeout)
         session = self._found(name)
-        async with session.lock:
+        await self._runner.pool.acquire(session.lock)
+        try:
             # The client may have lost the answer, and ask again.
             if request.request_id is not None and session.last is not None and session.last[0] == request.request_id:
                 return session.last[1]
@@ -118,6 +119,8 @@ class Sessions:
                     raise
                 finally:
                     session.used = time.monotonic()
+        finally:
+            session.lock.release()
 
     async def close(self, name: str) -> None:
         """End a session, and what runs in it.

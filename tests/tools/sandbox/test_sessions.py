@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -167,6 +168,22 @@ def test_sessions_are_counted(sandbox: Sandbox) -> None:
     for each in open_ones:
         each.close()
     each.close()
+
+
+def test_cells_that_wait_for_another_one_count_among_the_waiting(serving: Serving) -> None:
+    server = serving.start(max_running=4, max_queue=1, warm=1)
+    session = Session(server)
+    with ThreadPoolExecutor() as threads:
+        cells = [threads.submit(session.printed, "import time; time.sleep(1); print(1)")]
+        server.wait_for("running", 1)
+        cells.append(threads.submit(session.printed, "print(2)"))
+        server.wait_for("queued", 1)
+        answer = server.post("/run_code", {"code": "print(3)", "session_id": session.name})
+        assert answer.status_code == 503
+        assert "--max-queue" in answer.json()["fix"]
+        assert server.printed("print(4)") == "4\n"  # another program need not wait
+        assert [cell.result() for cell in cells] == ["1\n", "2\n"]
+    assert server.health()["queued"] == 0
 
 
 def test_sessions_of_other_languages_are_refused(sandbox: Sandbox) -> None:
