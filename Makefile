@@ -7,6 +7,9 @@ PYTEST_WORKERS ?= 2
 # One intra-op thread per process: several processes share the cores (see docs/performance.md).
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
+# Python keeps what it compiled, also where the environment says no, as images of containers do: each of the many
+# processes that a target starts would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
