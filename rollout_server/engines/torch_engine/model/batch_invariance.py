@@ -11,6 +11,7 @@ import itertools
 import torch
 
 from rollout_server.engines.torch_engine.cache.kv import KVCache
+from rollout_server.engines.torch_engine.cache.rows import Row
 from rollout_server.engines.torch_engine.model.attention import Chunk, DecodePass, PrefillPass
 from rollout_server.engines.torch_engine.model.models import LoadedModel, Runner
 
@@ -47,8 +48,12 @@ def is_batch_invariant(runner: Runner, loaded: LoadedModel) -> bool:
 
 
 class _Trial:
-    """One sequence in a new cache, beside `others` shorter ones; its prompt is prefilled in pieces
-    that end at `cuts`."""
+    """One sequence in a new cache; its prompt is prefilled in pieces that end at `cuts`.
+
+    Args:
+        others: sequences beside it. They are beginnings of it, and get their keys and values from
+            it: what is tested is what they do to its logits, not they themselves.
+    """
 
     def __init__(self, runner: Runner, loaded: LoadedModel, ids: list[int], cuts: list[int], others: int = 0) -> None:
         self._runner = runner
@@ -58,13 +63,15 @@ class _Trial:
         self._ids = [ids[:length] for length in lengths]
         self._rows = []
         for number, own in enumerate(self._ids):
-            ends = cuts if number == 0 else [len(own) - 1]
-            row = self._cache.place(own, ends[-1] + 1, None, 0)
+            row = self._cache.place(own, cuts[-1] + 1 if number == 0 else len(own), None, 0)
             assert row is not None
-            for start, end in itertools.pairwise([0, *ends]):
-                runner.prefill(PrefillPass([Chunk(row, start, end)]))
-                row.filled = end
             self._rows.append(row)
+            if number == 0:
+                for start, end in itertools.pairwise([0, *cuts]):
+                    runner.prefill(PrefillPass([Chunk(row, start, end)]))
+                    row.filled = end
+            else:
+                _copy_beginning(self._rows[0], row, len(own) - 1)
 
     def decode(self) -> torch.Tensor:
         """Decode the next token of all sequences; return the first sequence's logits [V]."""
@@ -86,3 +93,11 @@ class _Trial:
         row = self._rows[0]
         k = row.pool.k_NRHKC[:, row.row, :, :, : row.filled].transpose(2, 3)
         return torch.cat([k.flatten(), row.pool.v_NRHCD[:, row.row, :, : row.filled].flatten()])
+
+
+def _copy_beginning(source: Row, row: Row, count: int) -> None:
+    """Fill a row with the keys and values of the first tokens of another."""
+    keys, values = source.pool.k_NRHKC, source.pool.v_NRHCD
+    row.pool.k_NRHKC[:, row.row, :, :, :count] = keys[:, source.row, :, :, :count]
+    row.pool.v_NRHCD[:, row.row, :, :count] = values[:, source.row, :, :count]
+    row.filled = count
