@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.random import default_rng  # `np.random` would be imported when the first episode waits for it
 
 
 class RowOrder:
@@ -23,6 +24,6 @@ class RowOrder:
     def __getitem__(self, index: int) -> int:
         epoch, position = divmod(index, self._rows)
         if self._shuffle and epoch != self._epoch:
-            self._order = np.random.default_rng((self._seed, epoch)).permutation(self._rows)
+            self._order = default_rng((self._seed, epoch)).permutation(self._rows)
             self._epoch = epoch
         return int(self._order[position])

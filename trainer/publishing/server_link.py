@@ -9,11 +9,15 @@ from typing import Any, Literal
 
 import httpx
 
+from agentloop.client.connections import ConnectionPool
 from agentloop.errors import RequestRejected, ServerError
 from agentloop.wire import PauseRequest, bearer
 
 OWN_FIELDS = ("running", "checksum", "bucket_bytes", "copy_path")
 """Fields of an update that a bare SGLang does not know."""
+
+MOST_CONNECTIONS = 16
+"""Requests in flight at once; there is rarely more than one."""
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -43,6 +47,9 @@ class ServerLink:
             timeout=timeout_s,
             headers={"Authorization": bearer(token)} if token else {},
             trust_env=False,  # no proxy for requests to the rollout server
+            # httpx's own transport would load certificates and two more libraries, while the
+            # first step waits.
+            transport=ConnectionPool(MOST_CONNECTIONS),
         )
 
     @property
