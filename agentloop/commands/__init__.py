@@ -8,7 +8,10 @@ Each file is one command or one group. It imports its dependencies when it is ca
 
 from __future__ import annotations
 
-import typer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,8 @@
-"""The `agentloop` program. Packages add commands through entry-point group `agentloop.commands`."""
+"""The `agentloop` program. Packages add commands through entry-point group `agentloop.commands`.
+
+This file imports next to nothing before `main` has started the process that imports torch: the
+first step of a run waits for that one longest.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from agentloop import __version__
 from agentloop.client.open_files import raise_limit
-from agentloop.commands.provenance import check_packages
-from agentloop.errors import AgentloopError, ConfigError, RegistryError, UserError
-from agentloop.files import disk_error
 from agentloop.runtime.early import importing
 from agentloop.runtime.scan import remember_scans
-from agentloop.text import clean
+
+if TYPE_CHECKING:
+    import typer
 
 COMMAND_GROUP = "agentloop.commands"
 
@@ -29,6 +28,18 @@ def build_app() -> typer.Typer:
     Raises:
         RegistryError: an entry point of the group cannot be loaded; it is named.
     """
+    from importlib.metadata import entry_points
+
+    import typer
+
+    from agentloop.errors import RegistryError
+
+    shows_version = typer.Option(False, "--version", help="print the version and exit", callback=_show_version,
+                                 is_eager=True)  # fmt: skip
+
+    def options(version: bool = shows_version) -> None:
+        pass
+
     app = typer.Typer(
         name="agentloop",
         help="Reinforcement learning for language-model agents with tools.\n\n"
@@ -39,7 +50,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_options)
+    app.callback()(options)
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda e: e.name):
         try:
             register = entry.load()
@@ -53,17 +64,13 @@ def build_app() -> typer.Typer:
 
 
 def _show_version(wanted: bool) -> None:
+    import typer
+
+    from agentloop import __version__
+
     if wanted:
         typer.echo(f"agentloop {__version__}")
         raise typer.Exit
-
-
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="print the version and exit", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -72,6 +79,8 @@ def check_words(words: Sequence[str]) -> None:
     Raises:
         ConfigError: one is not UTF-8; its number is named.
     """
+    from agentloop.errors import ConfigError
+
     for number, word in enumerate(words, 1):
         try:
             word.encode()
@@ -85,6 +94,10 @@ def check_words(words: Sequence[str]) -> None:
 def run_program(program: Callable[[], object]) -> None:
     """Call a command-line program. User errors exit with 2, other named errors with 1; no
     traceback."""
+    from agentloop.errors import AgentloopError, UserError
+    from agentloop.files import disk_error
+    from agentloop.text import clean
+
     try:
         check_words(sys.argv[1:])
         program()
@@ -110,14 +123,19 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     raise_limit()
     remember_scans()
+    with importing() if _needs_torch(sys.argv[1:]) else contextlib.nullcontext():
+        run_program(_program)
 
-    def program() -> None:
-        if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong
-            check_packages()
-        with importing() if _needs_torch(sys.argv[1:]) else contextlib.nullcontext():
-            build_app()()
 
-    run_program(program)
+def _program() -> None:
+    from agentloop.commands.provenance import check_packages
+    from agentloop.runtime.event_loop import uncollected
+
+    if sys.argv[1:2] != ["env"]:  # `agentloop env` shows what is wrong
+        check_packages()
+    with uncollected():
+        app = build_app()
+    app()
 
 
 def _needs_torch(words: Sequence[str]) -> bool:

@@ -3,9 +3,10 @@
 Importing torch and transformers takes seconds. `importing` starts a process that does so at the
 first moment of a command (agentloop/runtime/importer.py). `early_programs` decides what it becomes
 once the recipe is known: programs with equal environments are forked from one such process, so
-that their modules are imported once; others have a process each. `begin_early` then sends
-arguments, environment and log to a program. Without one that fits, or when it has ended, programs
-are started as usual (agentloop/runtime/child.py).
+that their modules are imported once; others have a process each. Until `begin_early` sends
+arguments, environment and log of a program, a process also imports what only some of its programs
+need. Without one that fits, or when it has ended, programs are started as usual
+(agentloop/runtime/child.py).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class EarlyProgram:
     """A module to run with `python -m`, and what it imports meanwhile.
 
     Attributes:
-        imports: beside `HEAVY`, if the program needs that.
+        imports: beside `HEAVY`, if the program needs that; as many as there is time for.
         environment: the whole environment.
         heavy: whether it imports `HEAVY`.
         forks: whether it may be forked from a process that has imported that.
@@ -135,10 +136,14 @@ class Importer:
         """Whether a program with this environment may run in the process, which still runs."""
         return self._began == _at_exec(environment) and self._control.fileno() >= 0 and self.process.poll() is None
 
-    def imports(self, names: Sequence[str]) -> None:
-        """Import modules after those that were named before."""
+    def imports(self, names: Sequence[str], *, meanwhile: bool = False) -> None:
+        """Import modules after those that were named before.
+
+        Args:
+            meanwhile: only until a program is to be run or forked off.
+        """
         with contextlib.suppress(OSError):  # it has ended, which `begin` finds
-            self._control.sendall(_message({"import": list(names)}))
+            self._control.sendall(_message({"meanwhile" if meanwhile else "import": list(names)}))
 
     async def begin(self, order: dict[str, Any]) -> tuple[Process, socket.socket | None] | None:
         """Let the process run a program, or fork it off; None if it has ended or does not fork.
@@ -237,8 +242,7 @@ def early_programs(programs: Sequence[EarlyProgram]) -> Iterator[None]:
             importer = _importer(group[0])
             started += [_Early(program, importer, forks=len(group) > 1) for program in group]
             importer.programs = len(group)
-            if len(group) == 1:
-                importer.imports(group[0].imports)
+            importer.imports([name for program in group for name in program.imports], meanwhile=True)
         for importer in _first:  # of no use to these programs
             importer.end()
         _first.clear()

@@ -2,7 +2,8 @@
 
 Usage: `python -P -m agentloop.runtime.importer FD PARENT PADDING`, started by
 `agentloop.runtime.early`. It takes messages from the socket FD, one after the other: modules to
-import, programs to fork off, a program to become. It ends with its parent and when the socket ends.
+import, modules to import while no message waits, programs to fork off, a program to become. It ends
+with its parent and when the socket ends.
 
 A forked program is a child of the parent, not of this process: this one forks twice, and the
 kernel gives orphans to the nearest subreaper above, which the parent is meanwhile. So the parent
@@ -21,6 +22,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -55,15 +57,20 @@ def main() -> None:
 
 def _next_program(control: socket.socket, parent: int) -> dict[str, Any] | None:
     """Serve messages until this process, or one forked from it, has a program to run."""
-    while (message := _read_message(control)) is not None:
+    meanwhile: list[str] = []
+    while True:
+        while meanwhile and not select.select([control], [], [], 0)[0]:
+            _import(meanwhile.pop(0))
+        if (message := _read_message(control)) is None:
+            return None
         for name in message.get("import", ()):
-            # What cannot be imported is reported by the program, in its log.
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+            _import(name)
+        meanwhile += message.get("meanwhile", ())
 
         order: dict[str, Any] | None = message.get("program")
         if order is None:
             continue
+        meanwhile.clear()  # the others follow at once
         if order["passes_socket"]:
             order["fd"] = socket.recv_fds(control, 1, 1)[1][0]
         if not order["fork"]:
@@ -74,7 +81,12 @@ def _next_program(control: socket.socket, parent: int) -> dict[str, Any] | None:
             return order
         if order["passes_socket"]:
             os.close(order["fd"])
-    return None
+
+
+def _import(name: str) -> None:
+    # What cannot be imported is reported by the program, in its log.
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
 
 
 def _fork(control: socket.socket, parent: int) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.abc
 import importlib.machinery
 import os
 import sys
@@ -33,7 +32,7 @@ def remember_scans() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Finds the module that scans as usual, and puts the remembering function into it."""
 
     def find_spec(

@@ -18,7 +18,7 @@ from agentloop.errors import AgentloopError, DiskError
 from agentloop.files import disk_errors
 from agentloop.report import write_report
 from agentloop.runtime.early import EarlyProgram, early_programs
-from agentloop.runtime.event_loop import run_loops
+from agentloop.runtime.event_loop import run_loops, uncollected
 from agentloop.trace.exporting import ExportRun, load_destinations
 from agentloop.trace.hub import TraceHub
 from trainer.console.console import Console
@@ -68,7 +68,8 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
 def _programs(recipe: Recipe) -> list[EarlyProgram]:
     """Return the programs of the run: they import torch while the recipe is checked."""
     ranks = early_ranks(recipe.trainer)
-    return ranks if recipe.rollout.url is not None else [*ranks, early_server(recipe.rollout)]
+    # The server first: it has more to import.
+    return ranks if recipe.rollout.url is not None else [early_server(recipe.rollout), *ranks]
 
 
 def is_finished(run_dir: RunDir, resolved: dict[str, Any], console: Console, longer: str) -> bool:
@@ -92,9 +93,9 @@ def _train(
     recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, resume_line: str, *, resume: bool
 ) -> int:
     """Prepare and run in a claimed run directory; return the exit code."""
-    # Here, while the early programs import as well.
-    from trainer.run.preflight import prepare
-    from trainer.run.run import TrainRun
+    with uncollected():  # here, while the early programs import as well
+        from trainer.run.preflight import prepare
+        from trainer.run.run import TrainRun
 
     begin = time.monotonic()
     inputs = prepare(recipe, console)

@@ -82,6 +82,12 @@ async def code_of(process: early.Process) -> int:
     return code
 
 
+async def appears(file: Path) -> None:
+    async with asyncio.timeout(60):
+        while not file.exists():  # noqa: ASYNC110  # a file sets no event
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("count", [1, pytest.param(3, marks=linux)])
 async def test_a_program_runs_with_arguments_environment_and_log(
     program: Callable[..., EarlyProgram], tmp_path: Path, count: int
@@ -127,6 +133,36 @@ async def test_programs_of_one_environment_share_their_imports(
     assert imported[0] == imported[1] not in own[:2] and imported[2:] == own[2:]
     assert len({line[1].split()[5] for line in lines}) == 4  # random numbers
     assert all("heavy early" in line[0] for line in lines)
+
+
+@linux
+async def test_what_some_programs_need_is_imported_while_none_is_to_run(
+    program: Callable[..., EarlyProgram], tmp_path: Path
+) -> None:
+    began, goes, second = tmp_path / "began", tmp_path / "goes", tmp_path / "second_began"
+    (tmp_path / "first.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(began)!r}).touch()\n"
+        f"while not pathlib.Path({str(goes)!r}).exists():\n    time.sleep(0.001)\n"
+    )
+    (tmp_path / "second.py").write_text(f"open({str(second)!r}, 'w').close()\n")
+
+    one = program("first", "second")
+    with early_programs([one, program()]):
+        await appears(began)
+        goes.touch()
+        await appears(second)
+
+    for file in (began, goes, second):
+        file.unlink()
+    with early_programs([one, program()]):
+        await appears(began)
+        waiting = [asyncio.create_task(begin_early(one.module, [], one.environment, tmp_path / n)) for n in "ab"]
+        await asyncio.sleep(0.05)  # the first is sent
+        goes.touch()
+        begun = await asyncio.gather(*waiting)
+    assert [await code_of(process[0]) for process in begun if process is not None] == [0, 0]
+    assert not second.exists()
 
 
 async def test_a_program_that_ends_at_once_has_run(

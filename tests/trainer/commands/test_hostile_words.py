@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from agentloop.commands import main as program
+from agentloop.commands import provenance
 from agentloop.commands.main import build_app, main
 from rollout_server import __main__ as server_program
 
@@ -67,7 +68,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command = typer.main.get_command(APP)
     monkeypatch.setattr(program, "build_app", lambda: command)  # built once
-    monkeypatch.setattr(program, "check_packages", lambda: None)
+    monkeypatch.setattr(provenance, "check_packages", lambda: None)
     monkeypatch.setattr(program, "importing", contextlib.nullcontext)
     monkeypatch.setattr("agentloop.trace.push.PAUSES_S", ())
     # A viewer starts with nearly any word, and ends only with Ctrl-C.
