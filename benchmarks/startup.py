@@ -49,6 +49,7 @@ def measure(root: Path, folder: Path) -> dict[str, float]:
     python = root / ".venv" / "bin" / "python"
     program = [str(python if python.exists() else sys.executable), "-P", "-m", "agentloop.commands.main"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as images of containers set it; users' machines do not
     begin = time.perf_counter()
     run([*program, "--help"], environment)
     found = {"help_s": time.perf_counter() - begin}
