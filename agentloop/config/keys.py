@@ -29,6 +29,9 @@ SYNONYMS = {
 """Names that other systems, or earlier versions, have for keys of ours; they are too different to
 be found as near."""
 
+GONE = {"trace.queue_mb": "remove it: what is not sent yet waits in the run directory"}
+"""Keys of earlier versions that nothing replaces, with the fix."""
+
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """Return the fields of a section by the names that a recipe uses (`class`, not `class_`)."""
@@ -169,6 +172,8 @@ NEAR, FAR = 0.7, 0.6
 
 def nearest(key: str, known: Sequence[str]) -> str:
     """Return the fix for an unknown dotted key: the nearest key, also one of another section."""
+    if key in GONE:
+        return GONE[key]
     section, _, last = key.rpartition(".")
     here = [k for k in known if _fits(k.rpartition(".")[0], section)]
     siblings = {k.rpartition(".")[2]: k for k in here}

@@ -111,16 +111,13 @@ class TraceConfig(Section):
         256 << 20,
         ge=1,
         description="bytes of a step's trace; further groups are left out, chosen by seed and step, except failed and "
-        "rejected episodes; null: no limit",
+        "rejected episodes, and are not sent anywhere either; null: no limit",
     )
     print_every: int = Field(10, ge=0, description="print decoded sample episodes every N steps; 0: never")
     print_samples: int = Field(2, ge=1, description="number of sample episodes printed")
     otlp: OtlpConfig | None = Field(None, description="send spans to an OpenTelemetry receiver; null: no")
     weave: WeaveConfig | None = Field(None, description="send episodes to weave; null: no")
     exporters: list[ExporterConfig] = Field(default_factory=list, description="further destinations of spans")
-    queue_mb: int = Field(
-        256, ge=1, description="episodes that wait for each destination, in MB; more are left to `agentloop trace push`"
-    )
 
 
 class LoggerConfig(Section):

@@ -4,7 +4,8 @@ spans      the spans of an episode, recorded while it runs
 record     one trajectory in one step, with what the trainer knows about it
 store      the files of a run directory: parquet, images
 exporting  the protocol of a destination of spans, and which groups it gets
-hub        sends a step's episodes in the background
+backlog    what a destination does not have of the store, and how it gets it
+sender     the process that sends a run's episodes; `push` does so afterwards
 exports    what was sent where
 otlp       to OpenTelemetry receivers, under the names of `genai`
 index      sqlite beside the store: filter, sort, full-text search

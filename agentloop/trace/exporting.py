@@ -11,7 +11,7 @@ import importlib.util
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,6 @@ class ExportRun:
         model: `model.path`, the name of the policy.
         rollout_n: episodes of a group in training.
         eval_n: episodes of a row in an evaluation.
-        live: it goes on, and needs the cores: what is sent beside it may wait.
     """
 
     name: str
@@ -43,12 +42,11 @@ class ExportRun:
     model: str = ""
     rollout_n: int = 1
     eval_n: int = 1
-    live: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path) -> ExportRun:
         """Return the run of a recipe that begins in a run directory."""
-        return cls(recipe.run.name, folder, recipe.model.path, recipe.rollout.group_size, recipe.eval.n, live=True)
+        return cls(recipe.run.name, folder, recipe.model.path, recipe.rollout.group_size, recipe.eval.n)
 
 
 TRACE_ID = re.compile(r"[0-9a-f]{32}")
@@ -125,15 +123,14 @@ class SpanExporter(Protocol):
     """A destination of spans: `Exporter(config, run)`, with its section of `trace` and `ExportRun`.
 
     The constructor must not use the network, and raises `ConfigError` if the exporter cannot work.
-    All later calls come from one thread.
+    A run calls it twice: in its main process, to check the recipe, and in its sender process, where
+    one thread calls `export`. `agentloop trace push` calls both in its own process.
 
     Attributes:
         library: optional, of the class; the module that it needs, checked before the run starts.
         extra: optional, of the class; the extra of this package that installs it.
         destination: names the receiver in the record of what was sent where: address or project,
             without secrets. Episodes sent to another one are sent again.
-        finish: optional, a function; called in another thread when the run has ended and waits for
-            what is still to be sent: an exporter that left the cores to the run may take them.
     """
 
     destination: str
@@ -146,7 +143,8 @@ class SpanExporter(Protocol):
 
         Raises:
             ExportError: not all of them arrived. They are sent again later; if `final`, once alone,
-                and not again by this run.
+                and not again by this run. Other exceptions are taken as final.
+            ConfigError: the environment lacks something.
         """
         ...
 
@@ -155,27 +153,17 @@ class SpanExporter(Protocol):
         ...
 
 
-def episodes_of(run: ExportRun, records: Iterable[TraceRecord]) -> list[TracedEpisode]:
-    """Return the episodes of records, in which each episode's are adjacent and in order."""
-    groups = itertools.groupby(records, lambda record: record.key.rsplit("/", 1)[0])
-    return [TracedEpisode(run, tuple(group)) for _, group in groups]
-
-
-def sampled(episodes: Sequence[TracedEpisode], sampling: SpanSampling) -> list[TracedEpisode]:
-    """Return the episodes of the groups that `sampling` chooses, in order.
-
-    The choice depends on split, step and group id alone: `agentloop trace push` makes it again.
-    """
-    steps: dict[tuple[str, int], set[str]] = {}
-    for episode in episodes:
-        record = episode.main
-        steps.setdefault((record.split, record.step), set()).add(record.trajectory.group_id)
-    chosen = {place: chosen_groups(*place, groups, sampling) for place, groups in steps.items()}
-    return [e for e in episodes if e.main.trajectory.group_id in chosen[e.main.split, e.main.step]]
+def episodes_of(run: ExportRun, records: Iterable[TraceRecord]) -> Iterator[TracedEpisode]:
+    """Yield the episodes of records, in which each episode's are adjacent and in order."""
+    for _, group in itertools.groupby(records, lambda record: record.key.rsplit("/", 1)[0]):
+        yield TracedEpisode(run, tuple(group))
 
 
 def chosen_groups(split: str, step: int, groups: Iterable[str], sampling: SpanSampling) -> set[str]:
-    """Return those of a step's groups that `sampling` chooses."""
+    """Return those of a step's groups that `sampling` chooses.
+
+    The choice depends on split, step and group id alone, so that it can be made again.
+    """
     drawn = sorted((_draw(f"{split}/{step}/{group}"), group) for group in set(groups))
     within = [group for number, group in drawn if number < sampling.sample_rate]
     return set(within[: sampling.max_groups_per_step])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,18 +17,10 @@ from agentloop.config.messages import explain
 from agentloop.config.overrides import apply_override
 from agentloop.errors import ConfigError, ExportError, TraceError
 from agentloop.text import HIDDEN, clean
-from agentloop.trace.exporting import (
-    Destination,
-    ExportRun,
-    TracedEpisode,
-    chosen_groups,
-    is_trace_id,
-    load_exporter,
-)
+from agentloop.trace.backlog import Backlog, Missing, damage_of
+from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, load_exporter
 from agentloop.trace.exports import ExportLog
-from agentloop.trace.hub import BATCH, address_of, damage_of, send, send_singly
-from agentloop.trace.record import TraceRecord
-from agentloop.trace.store import TraceFile, TraceStore
+from agentloop.trace.store import TraceFile
 
 BUILT_IN = ("otlp", "weave")
 
@@ -129,30 +120,28 @@ class Push:
         warn: Callable[[str], None],
     ) -> None:
         self.done = Pushed()
-        self._destination = destination
-        self._run = run
-        self._everything = everything
-        self._again = again
+        self._exporter = destination.exporter
         self._warn = warn
-        self._store = TraceStore(run.folder)
-        self._log = ExportLog(self._store.folder)
+        self._log = ExportLog(run.folder / "traces")
         if self._log.damaged is not None:
             warn(damage_of(self._log.damaged))
-        self._address = address_of(destination)
+        self._backlog = Backlog(destination, run, self._log, everything=everything, again=again)
         self._failed: tuple[ExportError, list[str]] | None = None  # a batch of which nothing arrived
-        self._missing: list[tuple[TraceFile, set[str]]] = []
+        self._missing: list[tuple[TraceFile, Missing]] = []
 
     def count(self) -> int:
         """Find what is missing there; return the number of episodes."""
-        for file in self._store.files():
+        for file in self._backlog.store.files():
             try:
-                missing = self._missing_of(file)
+                missing = self._backlog.missing(file)
             except TraceError as exc:
                 self.done.unread.append(exc.message)
                 continue
-            if missing:
+            self.done.known += missing.known
+            self.done.without_spans += missing.without_spans
+            if missing.trace_ids:
                 self._missing.append((file, missing))
-        return sum(len(missing) for _, missing in self._missing)
+        return sum(len(missing.trace_ids) for _, missing in self._missing)
 
     def send(self) -> Iterator[int]:
         """Send what `count` found; yield the number of episodes that each batch settled.
@@ -162,7 +151,7 @@ class Push:
         """
         for file, missing in self._missing:
             try:
-                for batch in _batches(self._episodes(file, missing)):
+                for batch in self._backlog.batches(file, missing):
                     if self._send(batch):
                         yield len(batch)
             except TraceError as exc:
@@ -172,56 +161,24 @@ class Push:
 
     def close(self) -> None:
         """Release the destination and the record of what was sent."""
-        self._destination.exporter.close(5.0)
+        self._exporter.close(5.0)
         self._log.close()
-
-    def _missing_of(self, file: TraceFile) -> set[str]:
-        """Return the trace ids of a file's episodes that are to be sent."""
-        ids: dict[str, str] = {}
-        columns = ["trace_id", "group_id", "part", "parts"]
-        tables = [table for _, table in self._store.scan(columns, files=[file])]
-        if not tables:
-            self._store.file(file.step, file.split).open()  # says why it cannot be read
-        groups: set[str] = set()
-        for row in itertools.chain.from_iterable(table.to_pylist() for table in tables):
-            if row["part"] != row["parts"] - 1:
-                continue
-            groups.add(row["group_id"])
-            if is_trace_id(row["trace_id"]):
-                ids[row["trace_id"]] = row["group_id"]
-            else:
-                self.done.without_spans += 1
-        if not self._everything:
-            chosen = chosen_groups(file.split, file.step, groups, self._destination.sampling)
-            ids = {trace_id: group for trace_id, group in ids.items() if group in chosen}
-        known = set() if self._again else self._log.sent(self._address, list(ids))
-        self.done.known += len(known)
-        return set(ids) - known
-
-    def _episodes(self, file: TraceFile, missing: set[str]) -> Iterator[TracedEpisode]:
-        def name(record: TraceRecord) -> str:
-            return record.key.rsplit("/", 1)[0]
-
-        for _, group in itertools.groupby(self._store.iterate(file.step, file.split), name):
-            records = tuple(group)
-            if records[-1].trajectory.trace_id in missing:
-                yield TracedEpisode(self._run, records)
 
     def _send(self, batch: Sequence[TracedEpisode]) -> bool:
         """Send a batch; return whether it is settled. If nothing of it arrives, the next one shows
         whether its episodes are the cause or the destination."""
         for pause in PAUSES_S if self._failed is None else ():
             try:
-                self._count(*send(self._destination, self._log, self._address, batch, again=self._again))
+                self._count(*self._backlog.send(batch))
                 return True
             except ExportError as exc:
                 self._warn(f"{clean(exc.message, 300)}; again in {pause:g} s")
                 time.sleep(pause)
         try:
             try:
-                done = send(self._destination, self._log, self._address, batch, again=self._again)
+                done = self._backlog.send(batch)
             except ExportError:
-                done = send_singly(self._destination, self._log, self._address, batch, again=self._again)
+                done = self._backlog.send_singly(batch)
         except ExportError as exc:
             if self._failed is not None:
                 raise
@@ -236,11 +193,6 @@ class Push:
         if sent and self._failed is not None:
             self.done.refused += self._failed[1]
             self._failed = None
-
-
-def _batches(episodes: Iterator[TracedEpisode]) -> Iterator[list[TracedEpisode]]:
-    while batch := list(itertools.islice(episodes, BATCH)):
-        yield batch
 
 
 def _known_headers(headers: Mapping[str, Any]) -> dict[str, str]:

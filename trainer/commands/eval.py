@@ -31,11 +31,11 @@ from agentloop.runtime.early import early_programs
 from agentloop.runtime.event_loop import run_loops
 from agentloop.text import counted, finite, number
 from agentloop.trace.exporting import ExportRun, load_destinations
-from agentloop.trace.hub import TraceHub
+from agentloop.trace.sender import SpanSender
 from agentloop.trace.store import TraceStore
 from trainer.checkpoint_files import read_state
 from trainer.commands.export import BEST, LAST, find_checkpoint
-from trainer.commands.train import EXIT_INTERRUPTED, open_hub
+from trainer.commands.train import EXIT_INTERRUPTED, open_sender
 from trainer.console.console import Console
 from trainer.publishing.server_process import ServerProcess, check_port, early_server
 from trainer.rollouts.error_log import ErrorLog
@@ -96,9 +96,9 @@ def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) ->
     with run_dir.claimed(warn=console.warn):
         for folder in (run_dir.logs, run_dir.traces):
             folder.mkdir(parents=True, exist_ok=True)
-        hub = open_hub(recipe, run_dir, console)
+        sender = open_sender(recipe, run_dir, console)
         try:
-            metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject, hub))
+            metrics = run_loops(_evaluate(recipe, inputs, run_dir, console, subject, sender))
         except ServerStartError:
             # The likeliest cause is a tensor that does not fit. Comparing takes seconds: only now.
             if recipe.rollout.url is None:
@@ -109,7 +109,7 @@ def _run(recipe: Recipe, run_dir: RunDir, console: Console, subject: Subject) ->
             console.notice("stopped: no result was written")
             return EXIT_INTERRUPTED
         finally:
-            hub.close()
+            sender.close()
         _write(recipe, run_dir, subject, metrics)
     console.close()
     _print(metrics)
@@ -191,7 +191,7 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
 
 
 async def _evaluate(
-    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject, hub: TraceHub
+    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject, sender: SpanSender
 ) -> dict[str, Any]:
     async with _server(recipe, inputs, run_dir, console, subject) as (url, token):
         most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
@@ -200,7 +200,7 @@ async def _evaluate(
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
         async with inputs.runner(url, token=token, max_in_flight=most, on_fault=errors) as runner:
             traces = RunTraces(
-                run_dir.root, recipe.trace, seed=recipe.seed, total_steps=0, notice=console.notice, hub=hub
+                run_dir.root, recipe.trace, seed=recipe.seed, total_steps=0, notice=console.notice, sender=sender
             )
             evaluation = Evaluation(
                 recipe,

@@ -20,7 +20,7 @@ from agentloop.report import write_report
 from agentloop.runtime.early import EarlyProgram, early_programs
 from agentloop.runtime.event_loop import run_loops, uncollected
 from agentloop.trace.exporting import ExportRun, load_destinations
-from agentloop.trace.hub import TraceHub
+from agentloop.trace.sender import SpanSender
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.publishing.server_process import check_port, early_server
@@ -111,8 +111,8 @@ def _train(
     loggers = _open_loggers(recipe, resolved, run_dir, console, resume=resume)
     for destination in loggers.destinations:
         console.notice(destination)
-    hub = open_hub(recipe, run_dir, console)
-    run = TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers, hub=hub)
+    sender = open_sender(recipe, run_dir, console)
+    run = TrainRun(recipe, inputs, run_dir, console, resume=resume, loggers=loggers, sender=sender)
     failed = True
     try:
         with disk_errors():
@@ -132,7 +132,7 @@ def _train(
         raise
     finally:
         loggers.close(failed=failed)
-        hub.close()
+        sender.close()
     if not result.interrupted and not recipe.eval.only:
         run_dir.mark_finished(result.steps)
     return _finish(result, run_dir, console, resume_line, time.monotonic() - begin)
@@ -163,13 +163,13 @@ def _open_loggers(
         return Loggers(recipe.loggers, **options)
 
 
-def open_hub(recipe: Recipe, run_dir: RunDir, console: Console) -> TraceHub:
-    """Start the destinations of spans that a recipe names."""
+def open_sender(recipe: Recipe, run_dir: RunDir, console: Console) -> SpanSender:
+    """Start what sends spans to the destinations that a recipe names."""
     run = ExportRun.of(recipe, run_dir.root)
     destinations = load_destinations(recipe.trace, run)
     for destination in destinations:
         console.notice(f"spans go to {destination.name}: {destination.exporter.destination}")
-    return TraceHub(destinations, run, queue_mb=recipe.trace.queue_mb, warn=console.warn)
+    return SpanSender(destinations, recipe.trace, run, warn=console.warn)
 
 
 def _finish(result: RunResult, run_dir: RunDir, console: Console, resume_line: str, seconds: float) -> int:

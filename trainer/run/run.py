@@ -15,8 +15,8 @@ from typing import Any
 from agentloop.config import Recipe, RolloutConfig
 from agentloop.errors import WorkerError
 from agentloop.runtime.lag import LoopLagMonitor
-from agentloop.trace.hub import TraceHub
 from agentloop.trace.record import TraceRecord
+from agentloop.trace.sender import SpanSender
 from agentloop.types import Trajectory
 from trainer.console.console import EPISODES, TRAINING, Console
 from trainer.loggers import Loggers
@@ -66,7 +66,7 @@ class TrainRun:
         run_dir: claimed and opened for this run.
         resume: continue from `run_dir.resume_point`, if there is one.
         loggers: further destinations of metrics beside `metrics.jsonl`; None: no others.
-        hub: destinations of spans; None: none.
+        sender: sends the episodes of traced steps; None: nothing does.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainRun:
         *,
         resume: bool,
         loggers: Loggers | None = None,
-        hub: TraceHub | None = None,
+        sender: SpanSender | None = None,
     ) -> None:
         self._recipe = recipe
         self._inputs = inputs
@@ -95,7 +95,7 @@ class TrainRun:
             seed=recipe.seed,
             total_steps=inputs.total_steps,
             notice=console.notice,
-            hub=hub,
+            sender=sender,
         )
         self._warned_of_best = False
         self._signals = RunSignals(run_dir.root, console, self._traces.due)

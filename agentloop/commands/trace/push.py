@@ -29,18 +29,25 @@ def push(
     It can be interrupted and repeated, also while the run goes on. What was sent is noted in
     RUN/traces/exports.sqlite.
     """
+    import logging
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from agentloop.errors import ExportError
     from agentloop.text import counted
-    from agentloop.trace.push import Push, push_destination
+    from agentloop.trace.push import BUILT_IN, Push, push_destination
+    from agentloop.trace.sender.memory import bound_memory
 
     destination, of = push_destination(to, run, changes or ())
+    # Its messages would be printed between those of this command, which names each failure itself.
+    logging.getLogger("weave").addHandler(logging.NullHandler())
     screen = Console(stderr=True, highlight=False, markup=False)
     work = Push(destination, of, everything=everything, again=again, warn=screen.print)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     interrupted = False
+    # What the exporters of other packages need is not known.
+    unbound = bound_memory() if to in BUILT_IN else lambda: None
     try:
         total = work.count()
         with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
@@ -54,6 +61,7 @@ def push(
         raise
     finally:
         work.close()
+        unbound()
 
     done = work.done
     typer.echo(f"{destination.exporter.destination}: {counted(done.sent, 'episode')} sent, {done.known:,} were there")

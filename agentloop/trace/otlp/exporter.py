@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from agentloop.config import OtlpConfig
 from agentloop.errors import ConfigError
 from agentloop.text import clean, hide_secrets
 from agentloop.trace.exporting import ExportRun, TracedEpisode
-from agentloop.trace.sender import SenderProcess
+from agentloop.trace.genai import NamedSpan, named_spans
+from agentloop.trace.otlp.client import Client
 
 PATH = "/v1/traces"
 
-MODULE = "agentloop.trace.otlp.sending"
+REQUEST_CHARACTERS = 2_000_000
+"""Text of the spans in one request; receivers refuse bodies of many MB. An episode is not split."""
 
 
 class OtlpExporter:
@@ -28,17 +30,12 @@ class OtlpExporter:
 
     def __init__(self, config: OtlpConfig, run: ExportRun) -> None:
         address = config.endpoint.rstrip("/")
-        endpoint = address if address.endswith(PATH) else address + PATH
-        self.destination = str(hide_secrets(endpoint))
+        self._endpoint = address if address.endswith(PATH) else address + PATH
+        self.destination = str(hide_secrets(self._endpoint))
         _check_headers(config.headers)
-        settings = {
-            "endpoint": endpoint,
-            "shown": self.destination,
-            "headers": config.headers,
-            "timeout_s": config.timeout_s,
-            "texts": config.texts,
-        }
-        self._process = SenderProcess("otlp", MODULE, settings, run)
+        self._config = config
+        self._run = run
+        self._client: Client | None = None
 
     def export(self, episodes: Sequence[TracedEpisode]) -> None:
         """Send episodes in requests of a bounded size.
@@ -46,13 +43,32 @@ class OtlpExporter:
         Raises:
             ExportError: the receiver did not take all of them.
         """
-        self._process.send(episodes)
-
-    def finish(self) -> None:
-        self._process.finish()
+        if self._client is None:
+            config = self._config
+            self._client = Client(self._endpoint, self.destination, config.headers, config.timeout_s, self._run.name)
+        for spans in self._requests(episodes):
+            self._client.send(spans)
 
     def close(self, timeout_s: float) -> None:
-        self._process.close()
+        if self._client is not None:
+            self._client.close()
+
+    def _requests(self, episodes: Sequence[TracedEpisode]) -> Iterator[list[tuple[str, NamedSpan]]]:
+        """Yield (trace id, span) of as many episodes as fit in one request."""
+        spans: list[tuple[str, NamedSpan]] = []
+        size = 0
+        for episode in episodes:
+            named = named_spans(episode, texts=self._config.texts)
+            characters = sum(
+                len(value) for span in named for value in span.attributes.values() if isinstance(value, str)
+            )
+            if spans and size + characters > REQUEST_CHARACTERS:
+                yield spans
+                spans, size = [], 0
+            spans += [(episode.trace_id, span) for span in named]
+            size += characters
+        if spans:
+            yield spans
 
 
 def _check_headers(headers: dict[str, str]) -> None:

@@ -1,9 +1,10 @@
-"""A process that converts and sends episodes, so that the agent loops of a run do not wait for it.
+"""The process that sends the episodes of a run, so that the run itself does nothing of it.
 
-`SenderProcess` is the run's side, `serving` the other one, `wire` what goes between them. What the
-process does with episodes is a `Sender`: one of OTLP, one of weave.
+`SpanSender` (`process`) is the run's side: it names each trace file that was written. `serving` is
+the other one, which reads those files: `delivery` is its thread for each destination, `indexing`
+the one that keeps the index up to date, `memory` its bound.
 """
 
-from agentloop.trace.sender.process import SenderProcess
+from agentloop.trace.sender.process import SpanSender
 
-__all__ = ["SenderProcess"]
+__all__ = ["SpanSender"]

@@ -1,175 +1,288 @@
-"""The sender process, from the side of the run: `serving.main` runs in it."""
+"""`SpanSender`: the run's side of the process that sends its episodes."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import IO, Any
 
-from agentloop.errors import ConfigError, ExportError
-from agentloop.trace.exporting import ExportRun, TracedEpisode
-from agentloop.trace.sender.images import SentImages
-from agentloop.trace.sender.wire import line, packed, read_line
+from agentloop.config import TraceConfig
+from agentloop.errors import DiskError, TraceError
+from agentloop.trace.backlog import Backlog, damage_of, push_command
+from agentloop.trace.exporting import Destination, ExportRun
+from agentloop.trace.exports import ExportLog
+from agentloop.trace.store import TraceFile
 
-LOG = "logs/{}.log"
+LOG = "logs/spans.log"
 """What the process prints, in the run directory."""
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long the end of a run waits for what is still to be sent."""
+
+CLOSE_S = 2.0
+"""Beyond it, until the process is killed; for its death; and to count what was not sent."""
+
+MOST_STARTS = 5
+"""Of the process in one run; one that keeps dying takes memory from the run each time."""
 
 NICENESS = 19
 """Of the process where the operating system has no class for idle cores."""
-
-CLOSE_S = 2.0
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables of libraries that otherwise reserve memory for each core."""
 
 
-class SenderProcess:
-    """Sends the episodes of one destination in a process of its own.
+class SpanSender:
+    """Sends the episodes of a run to its destinations, in a process of its own.
 
-    The process is started when it is first needed, and again if it died. Beside a run that goes on
-    it computes only while a core is idle. It ends when this process does.
+    The run only names each trace file that it wrote; the process reads it, and adds it to the index
+    of the traces as well. Nothing here waits for it. It computes only while a core is idle, until
+    the run ends, and ends with the run. If it dies, it is started again at the next `report`.
 
     Args:
-        name: the destination, as messages name it.
-        module: has the function `sender(settings, run)`, which returns a `serving.Sender`.
-        settings: for that function: JSON. They go through a pipe, so that a key in them is in no
-            list of processes.
-        run: messages of the libraries go to a file in its directory.
-        images: send the images of messages too; without, senders see that there was one.
+        destinations: of `config`; may be empty, then nothing is done.
+        config: goes to the process through a pipe, so that a key in it is in no list of processes
+            and in no file.
+        run: the run, whose folder keeps the record of what was sent.
+        warn: called from `report` and `close`, in the caller's thread.
+        yields: leave the cores to the run; False: compute like any other process.
+
+    Raises:
+        DiskError: the record of what was sent cannot be opened.
     """
 
     def __init__(
-        self, name: str, module: str, settings: Mapping[str, Any], run: ExportRun, *, images: bool = False
+        self,
+        destinations: Sequence[Destination],
+        config: TraceConfig,
+        run: ExportRun,
+        *,
+        warn: Callable[[str], None],
+        yields: bool = True,
     ) -> None:
-        self._name = name
-        self._module = module
-        self._first = line({"settings": settings, "run": {**asdict(run), "folder": str(run.folder)}})
-        self._log = run.folder / LOG.format(name)
-        self._yields = run.live
-        self._images = SentImages() if images else None
-        self._child: _Child | None = None
+        self._destinations = destinations
+        self._run = run
+        self._warn = warn
+        self._yields = yields
+        sections = config.model_dump(mode="json", include={"otlp", "weave", "exporters"})
+        self._first = _line({"trace": sections, "run": {**asdict(run), "folder": str(run.folder)}})
+        self._unsent: dict[str, dict[tuple[int, str], None]] = {one.name: {} for one in destinations}
+        self._to_say: deque[str] = deque()
+        self._said: set[str] = set()
         self._lock = threading.Lock()
-        self._closed = False
+        self._starts = 0
+        self._child: _Child | None = None
+        if destinations:
+            self._log = ExportLog(run.folder / "traces")
+            if self._log.damaged is not None:
+                self._say(damage_of(self._log.damaged))
+            self._start()
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a destination, and so a process."""
+        return bool(self._destinations)
 
     @property
     def pid(self) -> int | None:
-        """The number of the process; None before the first episodes are sent."""
+        """The number of the process; None while there is none."""
         return None if self._child is None else self._child.process.pid
 
-    def send(self, episodes: Sequence[TracedEpisode]) -> None:
-        """Send episodes, and wait for the answer of the receiver.
-
-        Raises:
-            ConfigError: the process cannot work with the environment that it has.
-            ExportError: not all of them arrived, or the process ended.
-        """
-        child = self._running()
-        records = [packed(episode, self._reference) for episode in episodes]
-        answer = child.ask(line({"images": self._new_images(), "episodes": records}))
-        if answer.get("config"):
-            raise ConfigError(answer["error"], answer["hint"])
-        if "error" in answer:
-            raise ExportError(answer["error"], answer["hint"], final=answer["final"])
-
-    def finish(self) -> None:
-        """Compute like any other process from now on: the run has ended, and waits for this one."""
+    def submit(self, step: int, split: str) -> None:
+        """Send what the trace file of a step holds; never waits. Any thread may call it."""
         with self._lock:
-            self._yields = False
+            for files in self._unsent.values():
+                files[step, split] = None
             if self._child is not None:
-                _take_cores(self._child.process.pid)
+                self._child.write(_line_of(step, split))
 
-    def close(self) -> None:
-        """End the process; a request that runs fails."""
+    def report(self) -> None:
+        """Say what went wrong since the last time."""
         with self._lock:
-            self._closed = True
+            self._listen()
+            if self._child is None and self._destinations:
+                self._start()
+        while self._to_say:
+            self._warn(self._to_say.popleft())
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> dict[str, int]:
+        """Wait for what is still to be sent, at most `timeout_s` long and `CLOSE_S` for its end;
+        return the number of episodes that each destination does not have."""
+        self.report()
+        end = time.monotonic() + timeout_s + CLOSE_S
+        with self._lock:
+            if self._child is not None:
+                self._child.finish(timeout_s)
+            while self._child is not None and (left := end - time.monotonic()) > 0:
+                self._child.wait(left)
+                self._listen(ending=True)
             if self._child is not None:
                 self._child.close()
+            missing = {one.name: self._missing(one) for one in self._destinations}
+            if self._destinations:
+                self._log.close()
+            self._destinations, self._child = (), None
+        self.report()
+        for name, (count, left) in missing.items():
+            if count:
+                self._warn(
+                    f"trace.{name}: {'at least ' if left else ''}{count:,} episodes were not sent; all are in the run "
+                    f"directory: {push_command(name, self._run)}"
+                )
+        return {name: count for name, (count, _) in missing.items()}
 
-    def _running(self) -> _Child:
-        with self._lock:
-            if self._closed:
-                raise ExportError(f"{self._name}: the exporter is closed")
-            if self._child is None or self._child.process.poll() is not None:
-                if self._child is not None:
-                    self._child.close()
-                if self._images is not None:
-                    self._images.forget()
-                self._child = _Child(self._name, self._module, self._first, self._log, yields=self._yields)
-            return self._child
+    def _start(self) -> None:
+        """Start the process, and name to it all that was not sent."""
+        if self._starts == MOST_STARTS:
+            return
+        self._starts += 1
+        try:
+            self._child = _Child(self._run.folder / LOG, yields=self._yields)
+        except OSError as exc:
+            self._say(f"the process that sends spans cannot be started: {exc}; {self._consequence()}")
+            return
+        self._child.write(self._first)
+        for file in dict.fromkeys(file for files in self._unsent.values() for file in files):
+            self._child.write(_line_of(*file))
 
-    def _reference(self, value: Any) -> Any:
-        return None if self._images is None else self._images.reference(value)
+    def _listen(self, *, ending: bool = False) -> None:
+        """Take the messages of the process, and note its end."""
+        if self._child is None:
+            return
+        for message in self._child.messages():
+            if "say" in message:
+                self._say(message["say"])
+            else:
+                self._unsent[message["done"]].pop((message["step"], message["split"]), None)
+        if (status := self._child.status()) is not None:
+            self._child.close()
+            self._child = None
+            if not (ending and status == 0):
+                log = self._run.folder / LOG
+                self._say(f"the process that sends spans ended with status {status} (see {log}); {self._consequence()}")
 
-    def _new_images(self) -> dict[str, str]:
-        if self._images is None:
-            return {}
-        new, self._images.new = self._images.new, {}
-        return new
+    def _consequence(self) -> str:
+        commands = " and ".join(push_command(name, self._run) for name in self._unsent)
+        return f"the run continues, and its episodes are kept in the run directory: {commands}"
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._to_say.append(text)
+
+    def _missing(self, destination: Destination) -> tuple[int, bool]:
+        """Count the episodes that a destination does not have; return whether some were left out of
+        it, as counting took too long."""
+        backlog, count, end = Backlog(destination, self._run, self._log), 0, time.monotonic() + CLOSE_S
+        for step, split in self._unsent[destination.name]:
+            if time.monotonic() > end:
+                return count, True
+            with contextlib.suppress(TraceError, DiskError):
+                file = TraceFile(step, split, backlog.store.path(step, split))
+                count += len(backlog.missing(file).trace_ids)
+        return count, False
 
 
 class _Child:
-    """One process, from its start to its end.
+    """One process, from its start to its end. Nothing waits for it, but `wait` and `close`.
 
     Raises:
-        ExportError: it cannot be started.
+        OSError: it cannot be started.
     """
 
-    def __init__(self, name: str, module: str, first: bytes, log: Path, *, yields: bool) -> None:
-        self._name = name
-        self._log = log
-        self._first = first
-        code = f"from agentloop.trace.sender.serving import main; main({os.getpid()}, {module!r})"
+    def __init__(self, log: Path, *, yields: bool) -> None:
+        code = f"from agentloop.trace.sender.serving import main; main({os.getpid()})"
         variables = dict.fromkeys(THREADS, "1") | dict(os.environ)
         with contextlib.ExitStack() as stack:
-            try:
-                errors: IO[bytes] | int = stack.enter_context(log.open("ab")) if log.parent.is_dir() else DEVNULL
-                # A group of its own: Ctrl-C ends the run, which then sends what it still has. Not a
-                # session: Linux may share the cores among sessions first, whatever the priority of
-                # the processes in them.
-                self.process = Popen(
-                    [sys.executable, "-P", "-c", code],
-                    stdin=PIPE, stdout=PIPE, stderr=errors, process_group=0, env=variables,
-                )  # fmt: skip
-            except OSError as exc:
-                raise ExportError(f"{name}: its process cannot be started: {exc}") from exc
+            errors: IO[bytes] | int = stack.enter_context(log.open("ab")) if log.parent.is_dir() else DEVNULL
+            # A group of its own: Ctrl-C ends the run, which then sends what it still has. Not a
+            # session: Linux may share the cores among sessions first, whatever the priority of the
+            # processes in them.
+            self.process = Popen(
+                [sys.executable, "-P", "-c", code],
+                stdin=PIPE, stdout=PIPE, stderr=errors, bufsize=0, process_group=0, env=variables,
+            )  # fmt: skip
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._stdin, self._stdout = self.process.stdin, self.process.stdout
+        for pipe in (self._stdin, self._stdout):
+            os.set_blocking(pipe.fileno(), False)
+        self._out, self._rest = bytearray(), b""
+        self._ended = False
         if yields:
             _leave_cores(self.process.pid)
 
-    def ask(self, request: bytes) -> dict[str, Any]:
-        """Return the answer to a request.
+    def write(self, line: bytes) -> None:
+        """Send a line, now or when the process reads."""
+        self._out += line
+        self._flush()
 
-        Raises:
-            ExportError: the process ended.
-        """
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None and stdout is not None
-        try:
-            stdin.write(self._first + request)
-            stdin.flush()
-            self._first = b""
-            answer: dict[str, Any] = read_line(stdout.readline())
-        except (OSError, ValueError) as exc:
-            with contextlib.suppress(TimeoutExpired):  # its pipes are closed before its status is there
-                self.process.wait(CLOSE_S)
-            code = self.process.poll()
-            self.process.kill()  # one that only closed its pipes is of no use
-            status = "" if code is None else f" with status {code}"
-            raise ExportError(f"{self._name}: its process ended{status}", f"see {self._log}") from exc
-        return answer
+    def messages(self) -> list[dict[str, Any]]:
+        """Return what the process has said since the last time."""
+        self._flush()
+        data = [self._rest]
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._stdout.fileno(), 2**16):
+                data.append(part)
+            self._ended = True
+        *lines, self._rest = b"".join(data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def finish(self, timeout_s: float) -> None:
+        """Tell the process that the run has ended, and waits for it."""
+        self.write(_line({"finish": timeout_s}))
+        _take_cores(self.process.pid)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there is something to read, room to write, or the status of the process."""
+        if self._ended:
+            with contextlib.suppress(TimeoutExpired):
+                self.process.wait(timeout_s)
+            return
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLIN)
+        if self._out:
+            poll.register(self._stdin, select.POLLOUT)
+        poll.poll(1000 * timeout_s)
+
+    def status(self) -> int | None:
+        """Return the status of the process; None: it runs, or has not quite ended. Where no core is
+        idle, its end takes a while."""
+        if not self._ended:
+            return None
+        self.process.kill()  # one that only closed its pipes is of no use
+        return self.process.poll()
 
     def close(self) -> None:
+        """End the process if it has not ended."""
         self.process.kill()
-        self.process.wait(CLOSE_S)
-        for pipe in (self.process.stdin, self.process.stdout):
+        with contextlib.suppress(TimeoutExpired):
+            self.process.wait(CLOSE_S)
+        for pipe in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+                pipe.close()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(OSError):  # it does not read now, or has ended
+            while self._out:
+                del self._out[: os.write(self._stdin.fileno(), self._out)]
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _line_of(step: int, split: str) -> bytes:
+    return _line({"step": step, "split": split})
 
 
 def _leave_cores(pid: int) -> None:

@@ -1,93 +1,95 @@
 """The sender process, from the inside.
 
-It reads requests and writes answers, one line of JSON each: first `{"settings", "run"}`, then
-`{"images": {name: base64}, "episodes": [[record, ...]]}`. An answer is `{}` once the receiver has
-confirmed the episodes, or `{"error", "hint", "final", "config"}`.
+It reads lines of JSON: first `{"trace", "run"}`, the section of the recipe and the run; then
+`{"step", "split"}` for each trace file; last `{"finish": seconds}`. It writes the messages of
+`Delivery`, a line of JSON each. It ends with the process that started it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib
+import json
 import os
-import resource
-import signal
-import sys
-from collections.abc import Mapping, Sequence
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from agentloop.errors import ConfigError, ExportError
-from agentloop.trace.exporting import ExportRun, TracedEpisode
-from agentloop.trace.sender.wire import line, read_line, unpacked
+if TYPE_CHECKING:
+    from agentloop.trace.sender.delivery import Delivery
+    from agentloop.trace.sender.indexing import Indexing
 
-MEMORY_BYTES = 4 * 2**30
-"""Address space of the process: an answer without end fails, and takes no memory from the run."""
-
-PR_SET_PDEATHSIG = 1
-
-
-class Sender(Protocol):
-    """Sends episodes, and returns once the receiver has confirmed them."""
-
-    def send(self, episodes: Sequence[TracedEpisode], images: Mapping[str, str]) -> None:
-        """Send episodes.
-
-        Args:
-            images: base64 by the name with which messages refer to them; of this request and later
-                ones.
-
-        Raises:
-            ConfigError: the environment lacks something.
-            ExportError: as `SpanExporter.export`.
-        """
-        ...
+LOOK_S = 1.0
+"""How often it looks whether the run still exists: a program that the run started may hold its end
+of the pipe."""
 
 
-def main(parent: int, module: str) -> None:
-    """Serve the process `parent`, which started this one, with the sender of a module."""
-    _tie(parent)
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(OSError, ValueError):  # where the limit cannot be set, the run has one
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES if most < 0 else min(MEMORY_BYTES, most), most))
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # keep what libraries print out of the pipe of answers
-    _serve(module, sys.stdin.buffer, answers)
-    os._exit(0)  # threads of libraries would be waited for
+def main(parent: int) -> None:
+    """Send the episodes of the run whose process is `parent`, which started this one."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # keep what libraries print out of the pipe of messages
+    lock = threading.Lock()
+
+    def tell(message: dict[str, Any]) -> None:
+        with lock:
+            os.write(out, json.dumps(message).encode() + b"\n")
+
+    finished = _serve(_lines(parent), tell)
+    os._exit(0 if finished else 1)  # threads of libraries would be waited for
 
 
-def _serve(module: str, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until the pipe is closed."""
-    if not (text := requests.readline()):
-        return
-    first = read_line(text)
+def _serve(lines: Iterator[bytes], tell: Callable[[dict[str, Any]], None]) -> bool:
+    """Follow the run's lines; return whether it said that it ends."""
+    if (first := next(lines, None)) is None:
+        return False
+    threads: list[Delivery | Indexing] = []
+    for line in lines:
+        message = json.loads(line)
+        if (timeout_s := message.get("finish")) is not None:
+            end = time.monotonic() + timeout_s
+            for thread in threads:
+                thread.finish()
+            for thread in threads:
+                thread.join(end - time.monotonic())
+            return True
+        threads = threads or _start(json.loads(first), tell)
+        for thread in threads:
+            thread.put(message["step"], message["split"])
+    return False
+
+
+def _start(first: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> list[Delivery | Indexing]:
+    # Imported here, so that a run that has written nothing yet has none of it in memory.
+    import pyarrow as pa
+
+    from agentloop.config import TraceConfig
+    from agentloop.trace.exporting import ExportRun, load_destinations
+    from agentloop.trace.exports import ExportLog
+    from agentloop.trace.sender.delivery import Delivery
+    from agentloop.trace.sender.indexing import Indexing
+    from agentloop.trace.sender.memory import bound_memory
+
+    config = TraceConfig.model_validate(first["trace"])
     run = ExportRun(**{**first["run"], "folder": Path(first["run"]["folder"])})
-    sender: Sender = importlib.import_module(module).sender(first["settings"], run)
-    while text := requests.readline():
-        request = read_line(text)
-        answers.write(line(_answer(sender, run, request)))
-        answers.flush()
+    if not config.exporters:  # what those of other packages need is not known
+        bound_memory()
+    pa.set_cpu_count(1)  # each of its threads reserves memory
+    log = ExportLog(run.folder / "traces")
+    deliveries = [Delivery(destination, run, log, tell) for destination in load_destinations(config, run)]
+    return [*deliveries, Indexing(run.folder)]
 
 
-def _answer(sender: Sender, run: ExportRun, request: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        sender.send([unpacked(run, episode) for episode in request["episodes"]], request["images"])
-    except ConfigError as exc:
-        return {"error": exc.message, "hint": exc.hint, "final": False, "config": True}
-    except ExportError as exc:
-        return {"error": exc.message, "hint": exc.hint, "final": exc.final, "config": False}
-    except MemoryError:
-        raise  # the next process has all of it again
-    except Exception as exc:  # noqa: BLE001  # one episode that cannot be converted does not stop the others
-        return {"error": f"{type(exc).__name__}: {exc}", "hint": None, "final": True, "config": False}
-    return {}
-
-
-def _tie(parent: int) -> None:
-    """End this process with `parent`: while it waits for a server, it does not see the end of its
-    input."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+def _lines(parent: int) -> Iterator[bytes]:
+    """Yield the lines of the standard input until it is closed, or `parent` has ended."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    rest = b""
+    while os.getppid() == parent:
+        if not poll.poll(LOOK_S * 1000):
+            continue
+        data = os.read(0, 2**16)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,6 @@ class TraceStore:
         *,
         max_bytes: int | None = None,
         seed: int = 0,
-        then: Callable[[Sequence[TraceRecord]], None] | None = None,
     ) -> Written:
         """Write the trace of a step, whole or not at all; an earlier one is replaced.
 
@@ -68,7 +67,6 @@ class TraceStore:
             max_bytes: of the file; whole groups beyond it are left out (`choice.choose`). Failed
                 and rejected episodes are always kept.
             seed: decides with `step` which groups are kept.
-            then: called with the records that are in the file.
 
         Raises:
             DiskError: the disk is full or broken.
@@ -89,8 +87,6 @@ class TraceStore:
                 break
             limit = int(limit * min(0.95, max_bytes / size))
         remove_abandoned(path)
-        if then is not None:
-            then(kept)
         return Written(
             path,
             trajectories=len(kept),

@@ -11,9 +11,10 @@ from agentloop.config import WeaveConfig
 from agentloop.errors import ConfigError
 from agentloop.text import hide_secrets
 from agentloop.trace.exporting import ExportRun, TracedEpisode
-from agentloop.trace.sender import SenderProcess
-
-MODULE = "agentloop.trace.weave.sending"
+from agentloop.trace.weave.bounds import bound
+from agentloop.trace.weave.calls import EpisodeCall, calls_of
+from agentloop.trace.weave.client import Client
+from agentloop.trace.weave.images import Images
 
 WANDB = "https://api.wandb.ai"
 
@@ -35,25 +36,34 @@ class WeaveExporter:
                 f"trace.weave.project is {config.project!r}, which is not the name of a project",
                 "give `project` or `entity/project`, and trace.weave.entity at most once",
             )
-        selected = entity or config.entity or os.environ.get("WANDB_ENTITY") or None
-        settings = {"entity": selected, "project": project, "model": _model(run.model), "texts": config.token2text}
-        self._process = SenderProcess("weave", MODULE, settings, run, images=True)
+        self._entity = entity or config.entity or os.environ.get("WANDB_ENTITY") or None
+        self._project = project
+        self._texts = config.token2text
+        self._run = run
+        self._images = Images()
+        self._client: Client | None = None
         address = os.environ.get("WF_TRACE_SERVER_URL") or os.environ.get("WANDB_BASE_URL") or WANDB
-        self.destination = f"{hide_secrets(address.rstrip('/'))} {selected or ''}/{project}"
+        self.destination = f"{hide_secrets(address.rstrip('/'))} {self._entity or ''}/{project}"
 
     def export(self, episodes: Sequence[TracedEpisode]) -> None:
-        """Send episodes as trees of calls.
+        """Send episodes as trees of calls. The first call connects, which imports weave for 2 s.
 
         Raises:
+            ConfigError: there is no key.
             ExportError: the server did not take all of them.
         """
-        self._process.send(episodes)
-
-    def finish(self) -> None:
-        self._process.finish()
+        if self._client is None:
+            self._client = Client(self._entity, self._project, _model(self._run.model))
+        self._client.send([calls for episode in episodes if (calls := self._calls(episode))])
 
     def close(self, timeout_s: float) -> None:
-        self._process.close()
+        self._client = None
+
+    def _calls(self, episode: TracedEpisode) -> list[EpisodeCall]:
+        calls = calls_of(episode, texts=self._texts, image=self._images.image)
+        for call in calls:
+            bound(call, f"all of it is in {self._run.folder}, episode {episode.key}")
+        return calls
 
 
 def _model(path: str) -> str:

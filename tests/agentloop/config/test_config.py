@@ -208,6 +208,15 @@ def test_one_section_can_be_printed() -> None:
     assert lines and all("trainer" in line for line in lines)
 
 
+def test_a_key_of_an_earlier_version_that_nothing_replaces_is_named_with_its_fix(tmp_path: Path) -> None:
+    wanted = r"unknown key 'trace.queue_mb'(?s:.*)remove it"
+    with pytest.raises(ConfigError, match=wanted):
+        load_config(Recipe, write(tmp_path, MINIMAL), ["trace.queue_mb=100"])
+    (tmp_path / "file").mkdir()
+    with pytest.raises(ConfigError, match=wanted):
+        load_config(Recipe, write(tmp_path / "file", MINIMAL + "trace: {queue_mb: 100}\n"), [])
+
+
 def test_a_limit_of_an_earlier_version_names_the_new_key(tmp_path: Path) -> None:
     wanted = r"unknown key 'trace.max_trajectories'(?s:.*)did you mean 'trace.max_bytes_per_step'"
     with pytest.raises(ConfigError, match=wanted):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 from agentloop.commands.trace import trace
 from agentloop.config import OtlpConfig
 from agentloop.errors import ConfigError, ExportError, TraceError
+from agentloop.trace import backlog as backlog_module
 from agentloop.trace import push as push_module
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode
 from agentloop.trace.exports import ExportLog
@@ -120,7 +124,7 @@ def test_an_outage_is_waited_out_then_reported_and_the_next_push_completes(
     run_dir: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(push_module, "PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(push_module, "BATCH", 4)
+    monkeypatch.setattr(backlog_module, "BATCH", 4)
     configured(run_dir, endpoint=receiver.url, timeout_s=1)
     destination, run = push_destination("otlp", run_dir)
     said: list[str] = []
@@ -214,16 +218,31 @@ def test_episodes_that_always_fail_are_left_out_and_said(
     assert work.done.refused[0].startswith(poison) and "answered 500" in work.done.refused[0]
 
 
-def test_without_a_key_for_weave_a_push_ends_at_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_for_weave_a_push_ends_at_once(run_dir: Path) -> None:
     pytest.importorskip("weave")
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(run_dir))  # no netrc of the user
-    monkeypatch.setenv("WF_TRACE_SERVER_URL", "http://weave.invalid")
-    destination, run = push_destination("weave", run_dir, ["project=lab/runs"])
-    work = Push(destination, run, warn=lambda text: pytest.fail(text))
-    work.count()
-    with pytest.raises(ConfigError, match="no API key") as caught:
-        list(work.send())
-    work.close()
-    assert all(name in str(caught.value.hint) for name in ("WANDB_BASE_URL", "WF_TRACE_SERVER_URL", "WANDB_API_KEY"))
+    variables = {name: value for name, value in os.environ.items() if name not in ("WANDB_API_KEY", "WANDB_BASE_URL")}
+    variables |= {"HOME": str(run_dir), "WF_TRACE_SERVER_URL": "http://weave.invalid"}  # no netrc of the user
+    command = [sys.executable, "-P", "-m", "agentloop.commands.main", "trace", "push", "--to", "weave", str(run_dir)]
+    done = subprocess.run(
+        [*command, "project=lab/runs"], env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2 and "weave has no API key" in done.stderr and "again in" not in done.stderr
+    assert all(name in done.stderr for name in ("WANDB_BASE_URL", "WF_TRACE_SERVER_URL", "WANDB_API_KEY"))
+
+
+def test_a_failure_of_weave_is_said_in_our_words_alone(tmp_path: Path) -> None:
+    pytest.importorskip("weave")
+    TraceStore(tmp_path).write(1, "train", step_of(1, 1, samples=1))
+    variables = {"HOME": str(tmp_path), "WANDB_API_KEY": "local", "WEAVE_RETRY_MAX_ATTEMPTS": "1"}
+    variables |= dict.fromkeys(("WANDB_BASE_URL", "WF_TRACE_SERVER_URL"), "http://127.0.0.1:9")
+    code = "from agentloop.trace import push; push.PAUSES_S = (); from agentloop.commands.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, "trace", "push", "--to", "weave", str(tmp_path), "project=lab/runs"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "cannot be reached: Connection refused (0 episodes were sent" in line

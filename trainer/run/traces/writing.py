@@ -1,4 +1,4 @@
-"""Write the traces of a run while the next step runs, and hand them to the hub of spans."""
+"""Write the traces of a run while the next step runs, and name them to what sends spans."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from agentloop.config import TraceConfig
 from agentloop.errors import TraceError
-from agentloop.trace.hub import TraceHub
 from agentloop.trace.index import TraceIndex
 from agentloop.trace.record import Split, TraceRecord
+from agentloop.trace.sender import SpanSender
 from agentloop.trace.store import TraceStore, Written
 
 
@@ -24,7 +24,7 @@ class RunTraces:
             for all.
         total_steps: the first and the last step are always written.
         notice: called once with what was left out.
-        hub: gets what is in the files; None: nothing does.
+        sender: sends what is in the files, and adds them to the index; None: nothing is sent.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class RunTraces:
         seed: int,
         total_steps: int,
         notice: Callable[[str], None],
-        hub: TraceHub | None = None,
+        sender: SpanSender | None = None,
     ) -> None:
         self._store = TraceStore(run_dir)
         self._index = TraceIndex(run_dir, temporary=False)
         self._config = config
-        self._hub = hub
+        self._sender = sender
         self._seed = seed
         self._total_steps = total_steps
         self._notice = notice
@@ -73,8 +73,8 @@ class RunTraces:
             finally:
                 if writing.done() and self._writing is writing:  # else a background evaluation began one
                     self._writing = None
-        if self._hub is not None:
-            self._hub.report()
+        if self._sender is not None:
+            self._sender.report()
 
     def _say(self, written: Written) -> None:
         if written.left_out_groups and not self._said:
@@ -97,14 +97,10 @@ class RunTraces:
         return await asyncio.to_thread(self._write_and_index, step, split, records)
 
     def _write_and_index(self, step: int, split: str, records: Sequence[TraceRecord]) -> Written:
-        written = self._store.write(
-            step,
-            split,
-            records,
-            max_bytes=self._config.max_bytes_per_step,
-            seed=self._seed,
-            then=None if self._hub is None else self._hub.submit,
-        )
+        written = self._store.write(step, split, records, max_bytes=self._config.max_bytes_per_step, seed=self._seed)
+        if self._sender is not None and self._sender.active:
+            self._sender.submit(step, split)
+            return written
         # A cache, so that a viewer opens at once: it can make it again. A viewer of another
         # version may have made the file, with other columns (sqlite3.IntegrityError).
         with suppress(TraceError, sqlite3.Error):

@@ -11,14 +11,13 @@ import pytest
 from PIL import Image
 
 from agentloop.config import WeaveConfig
-from agentloop.errors import ConfigError, ExportError
+from agentloop.errors import ConfigError
 from agentloop.trace.exporting import ExportRun, TracedEpisode
 from agentloop.trace.record import TraceRecord
-from agentloop.trace.sender.images import ReceivedImages, SentImages
-from agentloop.trace.sender.wire import line, packed, read_line, unpacked
 from agentloop.trace.weave import WeaveExporter
 from agentloop.trace.weave.bounds import MOST_BYTES, bound, size_of
 from agentloop.trace.weave.calls import EpisodeCall, calls_of
+from agentloop.trace.weave.images import Images
 from agentloop.types import EpisodeStatus
 from agentloop.wire import is_local
 from tests.agentloop.trace.made_episodes import record
@@ -26,11 +25,6 @@ from tests.agentloop.trace.made_episodes import record
 
 def episode_of(made: TraceRecord, tmp_path: Path = Path("run")) -> TracedEpisode:
     return TracedEpisode(ExportRun("demo", tmp_path, "model", rollout_n=2), (made,))
-
-
-def through_the_pipe(made: TraceRecord, sent: SentImages) -> TracedEpisode:
-    episode = episode_of(made)
-    return unpacked(episode.run, read_line(line(packed(episode, sent.reference))))
 
 
 def calls(made: TraceRecord, *, texts: bool = True) -> list[EpisodeCall]:
@@ -130,27 +124,20 @@ def test_an_interaction_has_what_was_said_and_what_came_back() -> None:
     assert call.output == {"reward": 0.25, "message": "look again"}
 
 
-def test_images_are_handed_over_once() -> None:
+def test_images_are_opened_once() -> None:
     made = record()
     picture = Image.new("RGB", (2, 2), (255, 0, 0))
     parts = [{"type": "image", "image": picture}, {"type": "text", "text": "what is this?"}]
     made.trajectory.messages[1]["content"] = parts
-    sent, received = SentImages(), ReceivedImages()
-    there = through_the_pipe(made, sent)
-    assert len(sent.new) == 1
-    received.add(sent.new)
-    found = calls_of(there, texts=True, image=received.image)
+    images = Images()
+    found = calls_of(episode_of(made), texts=True, image=images.image)
     shown = [call.inputs["messages"][1]["content"] for call in (found[0], found[2])]
     assert shown[0][0]["image"] is shown[1][0]["image"]
     assert shown[0][0]["image"].getpixel((1, 1)) == (255, 0, 0)
     assert shown[0][1] == "what is this?"
     parts[0]["image"] = {"sha256": "0" * 64, "path": "missing.png"}
-    there = through_the_pipe(made, sent)
-    content = calls_of(there, texts=True, image=received.image)[0].inputs["messages"][1]["content"]
+    content = calls_of(episode_of(made), texts=True, image=images.image)[0].inputs["messages"][1]["content"]
     assert content == "[image]what is this?", "an image that cannot be read is named"
-    broken = ReceivedImages()
-    broken.add({"1": "bm90IGFuIGltYWdl"})
-    assert broken.image({"_image": "1"}) is broken.image({"_image": "unknown"}) is None
 
 
 @pytest.mark.parametrize("text", ["x" * 9_000_000, "語" * 2_000_000, '"' * 3_000_000])
@@ -195,17 +182,3 @@ def test_the_destination_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
 )  # fmt: skip
 def test_only_this_machine_is_local(url: str, local: bool) -> None:
     assert is_local(url) is local
-
-
-def test_a_server_that_cannot_be_reached_is_an_error_with_the_cause(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name in ("WANDB_BASE_URL", "WF_TRACE_SERVER_URL"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "local")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WEAVE_RETRY_MAX_ATTEMPTS", "1")
-    exporter = WeaveExporter(WeaveConfig(project="lab/runs"), ExportRun("demo", tmp_path))
-    with pytest.raises(ExportError, match="cannot be reached: Connection refused") as caught:
-        exporter.export([episode_of(record())])
-    assert not caught.value.final

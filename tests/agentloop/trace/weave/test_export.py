@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from agentloop.config import WeaveConfig
+from agentloop.config import TraceConfig, WeaveConfig
 from agentloop.errors import ExportError
-from agentloop.trace.exporting import ExportRun, TracedEpisode, episodes_of
-from agentloop.trace.sender.serving import MEMORY_BYTES
-from agentloop.trace.weave import WeaveExporter
+from agentloop.trace.exporting import ExportRun, load_destinations
+from agentloop.trace.exports import ExportLog
+from agentloop.trace.record import TraceRecord
+from agentloop.trace.sender import SpanSender
+from agentloop.trace.store import TraceStore
 from agentloop.trace.weave.client import _cause, check_answer
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.viewer.trace_server import TraceServer
@@ -62,18 +61,60 @@ def read(server: TraceServer, step: int) -> list[dict[str, Any]]:
     return found
 
 
-def test_episodes_are_read_back_as_trees_and_once(server: TraceServer, tmp_path: Path) -> None:
-    run = ExportRun("demo", tmp_path, "policy", rollout_n=2)
-    exporter = WeaveExporter(WeaveConfig(project="lab/runs"), run)
+@pytest.fixture
+def run(tmp_path: Path) -> ExportRun:
+    return ExportRun("demo", tmp_path / "run", "policy", rollout_n=2)
+
+
+@pytest.fixture
+def start(run: ExportRun) -> Iterator[Callable[[], tuple[SpanSender, list[str]]]]:
+    """Start a process that sends to weave: the library stays out of that of the tests."""
+    senders: list[SpanSender] = []
+
+    def start() -> tuple[SpanSender, list[str]]:
+        config, said = TraceConfig(weave=WeaveConfig(project="lab/runs")), list[str]()
+        senders.append(SpanSender(load_destinations(config, run), config, run, warn=said.append, yields=False))
+        return senders[-1], said
+
+    yield start
+    for sender in senders:
+        sender.close(0)
+
+
+def write(run: ExportRun, sender: SpanSender, step: int, records: Sequence[TraceRecord]) -> None:
+    TraceStore(run.folder).write(step, "train", records)
+    sender.submit(step, "train")
+
+
+def sent(run: ExportRun) -> int:
+    log = ExportLog(run.folder / "traces")
+    try:
+        return sum(log.counts().values())
+    finally:
+        log.close()
+
+
+def wait_for(sender: SpanSender, condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what}"
+        time.sleep(0.05)
+        sender.report()
+
+
+def test_episodes_are_read_back_as_trees_and_once(server: TraceServer, run: ExportRun, start: Any) -> None:
     failed = record(7, "g1", text="語 \ud800 <script>")
     tool = next(span for span in failed.trajectory.spans if span.name == "tool")
     tool.status, tool.error, tool.end_ns = "error", "ValueError: division by zero", tool.start_ns + 250_000_000
     picture = {"type": "image", "image": Image.new("RGB", (3, 3), (0, 128, 0))}
     failed.trajectory.messages[1]["content"] = [picture, {"type": "text", "text": "how many?"}]
-    episodes = [*episodes_of(run, step_of(6, 2)), TracedEpisode(run, (failed,))]
-    exporter.export(episodes)
-    exporter.export(episodes)
-    exporter.close(1.0)
+    others = step_of(6, 2)
+    for _ in range(2):
+        sender, said = start()
+        write(run, sender, 6, others)
+        write(run, sender, 7, [failed])
+        assert sender.close(120) == {"weave": 0} and not said
+        (run.folder / "traces" / "exports.sqlite").unlink()  # as if the process had died before its note
 
     assert len(read(server, 6)) == 4 * 7
     found = {call["id"]: call for call in read(server, 7)}
@@ -95,53 +136,37 @@ def test_episodes_are_read_back_as_trees_and_once(server: TraceServer, tmp_path:
     assert roots[0]["status"] == "descendant_error"
 
 
-def test_an_outage_is_an_error_and_the_next_try_completes(server: TraceServer, tmp_path: Path) -> None:
-    run = ExportRun("demo", tmp_path, "policy", rollout_n=2)
-    exporter = WeaveExporter(WeaveConfig(project="lab/runs"), run)
-    first, second = episodes_of(run, step_of(6, 1, samples=2))
-    exporter.export([first])
+def test_an_outage_is_said_and_a_later_try_completes(
+    server: TraceServer, run: ExportRun, start: Any, tmp_path: Path
+) -> None:
+    sender, said = start()
+    write(run, sender, 6, step_of(6, 1, samples=1))
+    wait_for(sender, lambda: sent(run) == 1, "the first episode")
     port = int(server.url.rpartition(":")[2])
     server.stop()
-    with pytest.raises(ExportError, match="cannot be reached: Connection refused"):
-        exporter.export([first, second])
+    write(run, sender, 7, step_of(7, 1, samples=1))
+    wait_for(sender, lambda: said, "the outage")
+    assert "cannot be reached: Connection refused" in said[0]
     again = TraceServer(tmp_path / "runs", port=port)
     try:
-        exporter.export([first, second])
-        assert len(read(again, 6)) == 14
+        wait_for(sender, lambda: sent(run) == 2, "the second episode")
+        assert sender.close(60) == {"weave": 0} and len(said) == 1
+        assert [len(read(again, step)) for step in (6, 7)] == [7, 7]
     finally:
         again.stop()
 
 
-def test_the_process_is_replaced_when_it_dies_and_ends_with_the_exporter(server: TraceServer, tmp_path: Path) -> None:
-    run = ExportRun("demo", tmp_path, "policy", rollout_n=2)
-    exporter = WeaveExporter(WeaveConfig(project="lab/runs"), run)
-    episodes = episodes_of(run, step_of(6, 1, samples=1))
-    exporter.export(episodes)
-    first = exporter._process.pid
-    assert first is not None
-    os.kill(first, signal.SIGKILL)
-    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
-    exporter.export(episodes)
-    second = exporter._process.pid
-    assert second is not None and second != first
+def test_a_server_that_stands_still_does_not_hold_the_end(server: TraceServer, run: ExportRun, start: Any) -> None:
+    sender, said = start()
+    write(run, sender, 6, step_of(6, 1, samples=1))
+    wait_for(sender, lambda: sent(run) == 1, "the first episode")
     server.process.send_signal(signal.SIGSTOP)  # an answer never comes
-    failed: list[Exception] = []
-
-    def export() -> None:
-        try:
-            exporter.export(episodes)
-        except ExportError as exc:
-            failed.append(exc)
-
-    sending = threading.Thread(target=export)
-    sending.start()
+    write(run, sender, 7, step_of(7, 1, samples=1))
     time.sleep(0.3)
-    exporter.close(1.0)
-    sending.join(20)
-    assert not sending.is_alive() and "its process ended" in str(failed[0])
-    assert not Path(f"/proc/{second}").exists()
-    with pytest.raises(ExportError, match="is closed"):
-        exporter.export(episodes)
+    pid, begin = sender.pid, time.monotonic()
+    assert sender.close(0.5) == {"weave": 1}
+    assert time.monotonic() - begin < 20
+    assert not Path(f"/proc/{pid}").exists() and "1 episodes were not sent" in said[-1]
 
 
 def test_the_library_is_not_imported_by_the_run(tmp_path: Path) -> None:
@@ -180,7 +205,7 @@ def test_a_login_page_confirms_nothing_and_shows_no_key(monkeypatch: pytest.Monk
     assert _cause(error).startswith("it redirects to https://login.example/(hidden):")
 
 
-def test_a_redirect_of_the_calls_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redirect_of_the_calls_is_not_followed(run: ExportRun, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -210,48 +235,12 @@ def test_a_redirect_of_the_calls_is_not_followed(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
     monkeypatch.setenv("WF_TRACE_SERVER_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "local")
-    run = ExportRun("demo", tmp_path, "policy", rollout_n=2)
-    exporter = WeaveExporter(WeaveConfig(project="lab/runs"), run)
+    sender, said = start()
     try:
-        with pytest.raises(ExportError, match="it redirects to /login"):
-            exporter.export(episodes_of(run, step_of(6, 1, samples=1)))
+        write(run, sender, 6, step_of(6, 1, samples=1))
+        wait_for(sender, lambda: said, "the failure")
     finally:
-        exporter.close(1.0)
         server.shutdown()
         server.server_close()
+    assert "it redirects to /login" in said[0]
     assert "/login" not in asked
-
-
-def test_the_process_ends_with_a_run_that_is_killed_while_the_server_hangs(tmp_path: Path) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))  # it takes connections and never answers
-    listener.settimeout(120)
-    code = (
-        "import sys; from pathlib import Path; from agentloop.config import WeaveConfig; "
-        "from agentloop.trace.exporting import ExportRun; from agentloop.trace.weave import WeaveExporter; "
-        "exporter = WeaveExporter(WeaveConfig(project='lab/runs'), ExportRun('demo', Path(sys.argv[1]))); "
-        "print(exporter._process._running().process.pid, flush=True); exporter.export([])"
-    )
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    variables = os.environ | {"WANDB_BASE_URL": url, "WF_TRACE_SERVER_URL": url, "WANDB_API_KEY": "local"}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], env=variables, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    child = os.pidfd_open(int(parent.stdout.readline()))
-    connection, _ = listener.accept()  # the process waits for an answer
-    limits = Path(f"/proc/{_pid_of(child)}/limits").read_text()
-    assert str(MEMORY_BYTES) in next(line for line in limits.splitlines() if line.startswith("Max address space"))
-    parent.kill()
-    parent.wait()
-    ended, _, _ = select.select([child], [], [], 30)
-    if not ended:
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-    for closing in (connection, listener, parent.stdout):
-        closing.close()
-    os.close(child)
-    assert ended
-
-
-def _pid_of(descriptor: int) -> int:
-    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("Pid:")).split()[1])

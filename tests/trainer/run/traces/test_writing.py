@@ -11,6 +11,7 @@ import pytest
 from agentloop.config import TraceConfig
 from agentloop.trace.index import TraceIndex
 from agentloop.trace.index.database import NAME
+from agentloop.trace.sender import SpanSender
 from agentloop.trace.store import TraceStore
 from tests.agentloop.trace.store.support import step_records
 from trainer.run.traces import RunTraces
@@ -49,3 +50,35 @@ async def test_an_index_that_a_viewer_of_another_version_made_does_not_end_the_r
     await traces.write(1, "train", step_records(1))
     await traces.settle()
     assert TraceStore(tmp_path).steps("train") == [1]
+
+
+class Sender(SpanSender):
+    """Notes whether the file that it is given is there."""
+
+    def __init__(self, run: Path, *, active: bool) -> None:
+        self._store, self._active = TraceStore(run), active
+        self.got: list[tuple[int, str, int]] = []
+        self.reports = 0
+
+    @property
+    def active(self) -> bool:
+        return self._active
+
+    def submit(self, step: int, split: str) -> None:
+        self.got.append((step, split, len(self._store.records(step, split))))
+
+    def report(self) -> None:
+        self.reports += 1
+
+
+@pytest.mark.parametrize("active", [True, False], ids=["destinations", "none"])
+async def test_a_written_step_is_named_to_the_sender_which_also_indexes_it(tmp_path: Path, active: bool) -> None:
+    sender = Sender(tmp_path, active=active)
+    config = TraceConfig.model_validate({})
+    traces = RunTraces(tmp_path, config, seed=0, total_steps=9, notice=lambda text: None, sender=sender)
+    for step in (1, 2):
+        await traces.write(step, "train", step_records(step))
+    await traces.settle()
+    await traces.close()
+    assert sender.got == ([(1, "train", 8), (2, "train", 8)] if active else []) and sender.reports == 3
+    assert (tmp_path / "traces" / NAME).exists() is not active

@@ -1,4 +1,4 @@
-"""What the sender process of `trace.otlp` does: spans as OTLP over HTTP in protobuf.
+"""`Client`: sends spans as OTLP over HTTP in protobuf, and says whether they arrived.
 
 It makes finished spans and hands them to OpenTelemetry's own exporter. It sets up no tracer: one of
 the user's own, for instance in a tool, is not touched and does not see them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,12 @@ import orjson
 
 from agentloop.errors import ExportError
 from agentloop.text import clean, hide_secrets, hide_values
-from agentloop.trace.exporting import ExportRun, TracedEpisode
-from agentloop.trace.genai import NamedSpan, named_spans
+from agentloop.trace.genai import NamedSpan
 from agentloop.wire import is_local
 
 if TYPE_CHECKING:
     import requests
     from opentelemetry.sdk.trace import ReadableSpan
-
-REQUEST_CHARACTERS = 2_000_000
-"""Text of the spans in one request; receivers refuse bodies of many MB. An episode is not split."""
 
 REFUSED_CONTENT = frozenset({400, 413, 422})
 """Answers that say that the spans are wrong, not that the receiver cannot be used."""
@@ -42,50 +38,16 @@ PLAIN_HEADERS = frozenset(
 """Headers of a request that hold no secret; the values of all others are hidden in messages."""
 
 
-class OtlpSender:
-    """See `agentloop.trace.sender.serving.Sender`. Imports its library when it is first used."""
-
-    def __init__(self, settings: Mapping[str, Any], run: ExportRun) -> None:
-        self._settings = settings
-        self._run = run
-        self._client: _Client | None = None
-
-    def send(self, episodes: Sequence[TracedEpisode], images: Mapping[str, str]) -> None:
-        self._client = self._client or _Client(self._settings, self._run)
-        for spans in self._requests(episodes):
-            self._client.send(spans)
-
-    def _requests(self, episodes: Sequence[TracedEpisode]) -> Iterator[list[tuple[str, NamedSpan]]]:
-        """Yield (trace id, span) of as many episodes as fit in one request."""
-        spans: list[tuple[str, NamedSpan]] = []
-        size = 0
-        for episode in episodes:
-            named = named_spans(episode, texts=self._settings["texts"])
-            characters = sum(
-                len(value) for span in named for value in span.attributes.values() if isinstance(value, str)
-            )
-            if spans and size + characters > REQUEST_CHARACTERS:
-                yield spans
-                spans, size = [], 0
-            spans += [(episode.trace_id, span) for span in named]
-            size += characters
-        if spans:
-            yield spans
-
-
-def sender(settings: Mapping[str, Any], run: ExportRun) -> OtlpSender:
-    """Return the sender, for `serving.main`."""
-    return OtlpSender(settings, run)
-
-
-class _Client:
+class Client:
     """OpenTelemetry's exporter, with the cause when it fails. Imports its library.
 
     Args:
-        settings: `endpoint`, and `shown`: the same as messages name it; `headers`, `timeout_s`.
+        endpoint: with its path.
+        shown: the same as messages name it.
+        run_name: the spans' resource has it.
     """
 
-    def __init__(self, settings: Mapping[str, Any], run: ExportRun) -> None:
+    def __init__(self, endpoint: str, shown: str, headers: Mapping[str, str], timeout_s: float, run_name: str) -> None:
         from opentelemetry.exporter.otlp.proto.http import Compression
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -93,18 +55,18 @@ class _Client:
 
         # Without a handler of its own, its messages would be printed between those of the run.
         logging.getLogger("opentelemetry.exporter").addHandler(logging.NullHandler())
-        self._shown = settings["shown"]
+        self._shown = shown
         self._session = _noting_session()
         self._exporter = OTLPSpanExporter(
-            endpoint=settings["endpoint"],
-            headers=settings["headers"],
-            timeout=settings["timeout_s"],
+            endpoint=endpoint,
+            headers=dict(headers),
+            timeout=timeout_s,
             # On this machine, packing and unpacking take longer than what they save.
-            compression=Compression.NoCompression if is_local(settings["endpoint"]) else Compression.Gzip,
+            compression=Compression.NoCompression if is_local(endpoint) else Compression.Gzip,
             session=self._session,
         )
         # The last one is how Phoenix names its project.
-        names = {"service.name": "agentloop", "service.instance.id": run.name, "openinference.project.name": run.name}
+        names = {"service.name": "agentloop", "service.instance.id": run_name, "openinference.project.name": run_name}
         self._resource = Resource(names)
         self._scope = InstrumentationScope("agentloop", version("agentloop-rl"))
 
@@ -137,6 +99,10 @@ class _Client:
             ) from exc
         if rejected:
             raise ExportError(f"{self._shown} left out {rejected} of {len(spans)} spans: {note.shown(why)}", final=True)
+
+    def close(self) -> None:
+        """Release the connection; a request in another thread is not repeated."""
+        self._exporter.shutdown()
 
     def _readable(self, trace_id: str, named: NamedSpan) -> ReadableSpan:
         from opentelemetry.sdk.trace import ReadableSpan

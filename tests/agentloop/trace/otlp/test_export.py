@@ -1,11 +1,10 @@
-"""What the sender process of `trace.otlp` does, in this process, against a receiver that decodes its protobuf."""
+"""`OtlpExporter` against a receiver that decodes its protobuf."""
 
 from __future__ import annotations
 
 import base64
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +20,8 @@ from agentloop.config import OtlpConfig, Recipe
 from agentloop.errors import ConfigError, ExportError
 from agentloop.trace.exporting import ExportRun, TracedEpisode, episodes_of
 from agentloop.trace.otlp import OtlpExporter
-from agentloop.trace.otlp import sending as sending_module
-from agentloop.trace.otlp.sending import ANSWER_BYTES, _read
-from agentloop.trace.sender import wire
+from agentloop.trace.otlp import exporter as exporter_module
+from agentloop.trace.otlp.client import ANSWER_BYTES, _read
 from tests.agentloop.trace.made_episodes import record
 from tests.agentloop.trace.otlp_receiver import Receiver, plain
 
@@ -35,26 +33,12 @@ def run(tmp_path: Path) -> ExportRun:
     return ExportRun("demo", tmp_path, "models/small", rollout_n=2)
 
 
-class InProcess:
-    """`OtlpExporter` without its process: what goes through the pipe is written and read all the same."""
-
-    def __init__(self, url: str, run: ExportRun, **options: Any) -> None:
-        made = OtlpExporter(OtlpConfig(endpoint=url, timeout_s=2, **options), run)
-        self.destination = made.destination
-        self._run = run
-        self._sender = sending_module.sender(wire.read_line(made._process._first)["settings"], run)
-
-    def export(self, episodes: Sequence[TracedEpisode]) -> None:
-        text = wire.line([wire.packed(episode, lambda _: None) for episode in episodes])
-        self._sender.send([wire.unpacked(self._run, records) for records in wire.read_line(text)], {})
-
-
-def exporter(url: str, run: ExportRun, **options: Any) -> InProcess:
-    return InProcess(url, run, **options)
+def exporter(url: str, run: ExportRun, **options: Any) -> OtlpExporter:
+    return OtlpExporter(OtlpConfig(endpoint=url, timeout_s=2, **options), run)
 
 
 def one(run: ExportRun, **options: Any) -> TracedEpisode:
-    return episodes_of(run, [record(7, "g3", 1, **options)])[0]
+    return next(episodes_of(run, [record(7, "g3", 1, **options)]))
 
 
 def test_spans_arrive_under_the_names_of_the_genai_conventions(receiver: Receiver, run: ExportRun) -> None:
@@ -170,8 +154,8 @@ def test_long_and_strange_texts_are_sent_cut_and_clean(receiver: Receiver, run: 
 def test_large_episodes_go_in_several_requests(
     receiver: Receiver, run: ExportRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending_module, "REQUEST_CHARACTERS", 50_000)
-    episodes = episodes_of(run, [record(1, "g", n, text="x" * 15_000) for n in range(4)])
+    monkeypatch.setattr(exporter_module, "REQUEST_CHARACTERS", 50_000)
+    episodes = list(episodes_of(run, [record(1, "g", n, text="x" * 15_000) for n in range(4)]))
     exporter(receiver.url, run).export(episodes)
     assert len(receiver.requests) == 4 and len(receiver.named("invoke_agent tool_agent")) == 4
 
