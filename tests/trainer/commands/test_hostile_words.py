@@ -73,6 +73,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setattr("agentloop.trace.push.PAUSES_S", ())
     # A viewer starts with nearly any word, and ends only with Ctrl-C.
     monkeypatch.setattr("agentloop.viewer.serving._Server.run", lambda self, sockets: sockets[0].close())
+    monkeypatch.setattr("agentloop.viewer.serving.os.nice", lambda niceness: niceness)  # of the tests that follow
     for command_module in ("train", "sft", "eval"):
         monkeypatch.setattr(f"trainer.commands.{command_module}.early_programs", lambda _: contextlib.nullcontext())
 
