@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-recipes test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -77,8 +77,14 @@ learn-code-real: $(STAMP) ## SmolLM2-135M learns to write programs instead of gu
 	$(BIN)/agentloop report outputs/retool-smollm2$(REAL_SUFFIX) --picture outputs/retool-smollm2$(REAL_SUFFIX)/curve.svg
 	$(BIN)/python -m recipes.bounds outputs/retool-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
 
+# What takes minutes, or an environment of its own, has a target of its own.
+SUITE := "not gpu and not sglang and not real and not chaos and not benchmark and not recipe"
+
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos and not benchmark" $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m $(SUITE) $(ARGS)
+
+test-recipes: $(STAMP) ## run the commands of the recipes' READMEs, shortened, in the folder of a newcomer
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m recipe $(ARGS)
 
 test-real: $(STAMP) ## run the tests with a real pretrained model (SmolLM2-135M, from the package index)
 	$(BIN)/python -m pytest -m "real and not sglang" $(ARGS)
@@ -112,7 +118,7 @@ lint: $(STAMP) ## ruff, mypy, import contract
 	$(BIN)/lint-imports
 
 coverage: $(STAMP) ## tests with line coverage of agentloop/, at least 90 %
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not sglang and not real and not chaos and not benchmark" --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m $(SUITE) --cov=agentloop --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 GSM8K := outputs/smoke-gsm8k
 

@@ -18,6 +18,8 @@ from agentloop.trace.store import TraceStore
 from trainer.console.console import Console
 from trainer.run.preflight import prepare
 
+pytestmark = pytest.mark.recipe
+
 SHORT = ["run.steps=1", "eval.before_train=false", "eval.every=null", "rollout.batch_size=2", "rollout.group_size=2"]
 
 

@@ -85,7 +85,7 @@ def test_the_readme_names_every_file_and_only_files_that_exist(repo: Path) -> No
         assert (folder / picture).is_file(), picture
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 def test_the_readmes_commands_run_in_order(repo: Path, newcomer: Path) -> None:
     ran = []
     for command in readme(repo):

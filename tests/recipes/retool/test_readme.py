@@ -24,6 +24,8 @@ from agentloop.trace.store import TraceStore
 from trainer.console.console import Console
 from trainer.run.preflight import prepare
 
+pytestmark = pytest.mark.recipe
+
 SHORT = {
     "sft": ["stages.0.steps=80"],
     "train": [

@@ -228,7 +228,7 @@ def readme(repo: Path) -> list[list[str]]:
     return [line.split("  #")[0].split() for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 def test_the_readmes_commands_train_the_twin_against_the_real_sandbox(repo: Path, tmp_path: Path) -> None:
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")

@@ -22,6 +22,8 @@ from agentloop.config import Recipe
 from agentloop.config.loading import load_config
 from agentloop.tool.loading import load_toolset
 
+pytestmark = pytest.mark.recipe
+
 SHORT = {
     "sft": ["stages.0.steps=2"],
     "train": [

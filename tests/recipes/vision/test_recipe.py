@@ -60,7 +60,7 @@ def readme(repo: Path) -> list[list[str]]:
     return [command for command in commands if command and command[0] in ("agentloop", "python")]
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 def test_the_readmes_commands_run_in_order(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
