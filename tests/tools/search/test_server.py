@@ -156,6 +156,15 @@ async def test_queries_that_wait_become_one_batch() -> None:
     await batcher.close()
 
 
+async def test_a_query_that_comes_as_the_last_batch_ends_is_answered() -> None:
+    batcher = Batcher(Counting())
+    second: asyncio.Future[asyncio.Future[Hits]] = asyncio.get_running_loop().create_future()
+    batcher.submit("one", 1).add_done_callback(lambda _: second.set_result(batcher.submit("two", 1)))
+    async with asyncio.timeout(10):
+        await (await second)
+    await batcher.close()
+
+
 async def test_a_failing_batch_fails_its_queries_only() -> None:
     batcher = Batcher(Counting(), largest=1)
     good, bad, after = (batcher.submit(query, 1) for query in ("a", "fail", "b"))

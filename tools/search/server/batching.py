@@ -42,7 +42,8 @@ class Batcher:
         self._on_batch = on_batch
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
         self._waiting: deque[tuple[str, int, asyncio.Future[Hits]]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0  # tasks that look at what waits once more; one in `_tasks` may have just ended
 
     @property
     def waiting(self) -> int:
@@ -58,36 +59,43 @@ class Batcher:
             raise Overloaded
         future: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
         self._waiting.append((query, k, future))
-        if len(self._running) < self._threads:
+        if self._running < self._threads:
+            self._running += 1
             task = asyncio.create_task(self._run())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return future
 
     async def close(self) -> None:
-        for task in self._running:
+        for task in self._tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
         """Search until nothing waits."""
+        try:
+            while self._waiting:
+                await self._search_batch()
+        finally:
+            self._running -= 1
+
+    async def _search_batch(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            # An equal share for each thread; callers that left are not served.
-            size = min(self._largest, math.ceil(len(self._waiting) / self._threads))
-            batch = [self._waiting.popleft() for _ in range(size)]
-            batch = [entry for entry in batch if not entry[2].done()]
-            if not batch:
-                continue
-            self._on_batch(len(batch))
-            queries, most = [query for query, _, _ in batch], max(k for _, k, _ in batch)
-            try:
-                found = await loop.run_in_executor(self._pool, self._index.search, queries, most)
-            except Exception as exc:  # noqa: BLE001  # each request reports it
-                for _, _, future in batch:
-                    if not future.done():
-                        future.set_exception(exc)
-                continue
-            for (_, k, future), hits in zip(batch, found, strict=True):
+        # An equal share for each thread; callers that left are not served.
+        size = min(self._largest, math.ceil(len(self._waiting) / self._threads))
+        batch = [self._waiting.popleft() for _ in range(size)]
+        batch = [entry for entry in batch if not entry[2].done()]
+        if not batch:
+            return
+        self._on_batch(len(batch))
+        queries, most = [query for query, _, _ in batch], max(k for _, k, _ in batch)
+        try:
+            found = await loop.run_in_executor(self._pool, self._index.search, queries, most)
+        except Exception as exc:  # noqa: BLE001  # each request reports it
+            for _, _, future in batch:
                 if not future.done():
-                    future.set_result(Hits(hits.numbers[:k], hits.scores[:k]))
+                    future.set_exception(exc)
+            return
+        for (_, k, future), hits in zip(batch, found, strict=True):
+            if not future.done():
+                future.set_result(Hits(hits.numbers[:k], hits.scores[:k]))
