@@ -52,7 +52,7 @@ class Client:
     """A connection to one project. The constructor uses the network.
 
     Raises:
-        ConfigError: there is no key.
+        ConfigError: the key is missing.
         ExportError: the server cannot be reached, or refuses the key or the project.
     """
 

@@ -49,7 +49,7 @@ class WeaveExporter:
         """Send episodes as trees of calls. The first call connects, which imports weave for 2 s.
 
         Raises:
-            ConfigError: there is no key.
+            ConfigError: the key is missing.
             ExportError: the server did not take all of them.
         """
         if self._client is None:

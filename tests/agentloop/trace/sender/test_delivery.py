@@ -172,13 +172,13 @@ def test_a_broken_exporter_does_not_stop_the_steps_after(run: Run) -> None:
 def test_a_missing_key_is_said_once_with_its_fix(run: Run) -> None:
     class Locked(MadeExporter):
         def export(self, episodes: Sequence[TracedEpisode]) -> None:
-            raise ConfigError("there is no key", "set MY_KEY")
+            raise ConfigError("the key is missing", "set MY_KEY")
 
     run.start(Locked())
     run.write(1, step_of(1, 2))
     run.write(2, step_of(2, 2))
     run.end()
-    assert run.done == [] and len(run.said) == 1 and "no key" in run.said[0] and "set MY_KEY" in run.said[0]
+    assert run.done == [] and len(run.said) == 1 and "the key is missing" in run.said[0] and "set MY_KEY" in run.said[0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
