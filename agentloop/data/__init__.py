@@ -14,6 +14,7 @@ from agentloop.data.order import RowOrder
 from agentloop.data.overlong import ValidatedRows, check_tasks
 from agentloop.data.sources import open_rows
 from agentloop.data.tasks import IMAGE_MARK, Tasks, load_tasks, located_part, row_images, with_images
+from agentloop.data.writing import write_rows
 
 __all__ = [
     "IMAGE_MARK",
@@ -27,5 +28,6 @@ __all__ = [
     "open_rows",
     "row_images",
     "with_images",
-    "without_nulls"
+    "without_nulls",
+    "write_rows",
 ]  # fmt: skip

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from agentloop.data import open_rows
+from agentloop.data import open_rows, write_rows
 from agentloop.errors import DataError
-from agentloop.files import open_atomic
 from agentloop.model_folder import download
 from agentloop.text import counted
 
@@ -62,22 +61,15 @@ def prepare(source: str, out: Path) -> dict[str, int]:
     Raises:
         DataError: a file is missing, or a problem has no text, image or answer.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     splits = _problems(source)
-    tables = {
+    files = {
         f"{prefix}{split}.parquet": [
             make_row(problem, split, index, tool=bool(prefix)) for index, problem in enumerate(problems)
         ]
         for prefix in ("", "tools_")
         for split, problems in splits.items()
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, rows in tables.items():
-        with open_atomic(out / name) as file:
-            pq.write_table(pa.Table.from_pylist(rows), file)
-    return {name: len(rows) for name, rows in tables.items()}
+    return write_rows(out, files)
 
 
 def make_row(problem: Problem, split: str, index: int, *, tool: bool) -> dict[str, Any]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from agentloop.data import open_rows
+from agentloop.data import open_rows, write_rows
 from agentloop.errors import DataError
-from agentloop.files import open_atomic, remove_abandoned
 from agentloop.model_folder import download
 from agentloop.numbers import parse_number
 
@@ -54,13 +52,8 @@ def prepare(source: str, out: Path) -> dict[str, int]:
         DataError: a file is missing, damaged or empty, or a row has no question or no `#### `
             answer.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     tables: dict[str, list[dict[str, Any]]] = {}
     for split, columns in _columns(source).items():
-        if not columns:
-            raise DataError(f"--source {source} has no rows for {split}.parquet", "give the whole data set")
         tables[f"{split}.parquet"] = [make_row(row, split, index) for index, row in enumerate(columns)]
         tables[f"user_{split}.parquet"] = [make_user_row(row, split, index) for index, row in enumerate(columns)]
 
@@ -69,12 +62,7 @@ def prepare(source: str, out: Path) -> dict[str, int]:
             for row in rows:
                 row["data_source"] = GENERATED_SOURCE
 
-    # All are written before the first is renamed: a full disk or a kill does not mix two sources.
-    with contextlib.ExitStack() as files:
-        for name, rows in tables.items():
-            remove_abandoned(out / name)
-            pq.write_table(pa.Table.from_pylist(rows), files.enter_context(open_atomic(out / name)))
-    return {name: len(rows) for name, rows in tables.items()}
+    return write_rows(out, tables)
 
 
 def make_row(row: dict[str, Any], split: str, index: int) -> dict[str, Any]:

@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import itertools
 import operator
-import os
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 from omegaconf import OmegaConf
+
+from agentloop.data import write_rows
 
 from .data import make_row
 
@@ -218,11 +218,7 @@ def tool_schemas() -> list[Row]:
 
 def prepare(out: Path, seed: int = 0) -> dict[str, int]:
     """Write the rows of the twin's `sft.yaml` into folder `out`; return their numbers by file."""
-    out.mkdir(parents=True, exist_ok=True)
-    files = {"drill.jsonl": list(drills()), "answers.jsonl": list(warm_start(WARM_START_ROWS, seed))}
-    for name, lines in files.items():
-        write_jsonl(out / name, lines)
-    return {name: len(lines) for name, lines in files.items()}
+    return write_rows(out, {"drill.jsonl": list(drills()), "answers.jsonl": list(warm_start(WARM_START_ROWS, seed))})
 
 
 # -- rows of reinforcement learning ----------------------------------------------------------------
@@ -244,11 +240,3 @@ def train_rows() -> list[Row]:
 def val_rows() -> list[Row]:
     """Return the twin's 256 evaluation rows. No question is among those of any training."""
     return twin_rows("test", 256)
-
-
-def write_jsonl(path: Path, lines: Iterable[Row]) -> None:
-    """Write under a temporary name and rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.writelines(orjson.dumps(line) + b"\n" for line in lines)
-    temporary.replace(path)

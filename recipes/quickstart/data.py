@@ -18,13 +18,13 @@ Three kinds of SFT row:
 """
 
 import argparse
-import json
-import os
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from agentloop.data import write_rows
 
 Row = dict[str, Any]
 Split = Literal["train", "val", "sft"]
@@ -223,20 +223,9 @@ def val_rows() -> list[Row]:
     return list(rows("val", 256))
 
 
-def write_jsonl(path: Path, lines: Iterable[Row]) -> None:
-    """Write under a temporary name and rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    temporary.replace(path)
-
-
 def prepare(out: Path, seed: int = 0) -> dict[str, int]:
     """Write the files of all SFT stages into folder `out`; return the row counts by file name."""
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
-        write_jsonl(out / f"sft_{stage}.jsonl", sft_rows(stage, seed))
-    return {f"sft_{stage}.jsonl": STAGES[stage][0] for stage in STAGES}
+    return write_rows(out, {f"sft_{stage}.jsonl": list(sft_rows(stage, seed)) for stage in STAGES})
 
 
 def main() -> None:
@@ -245,8 +234,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     prepare(args.out, args.seed)
-    write_jsonl(args.out / "train.jsonl", rows("train", 4096, args.seed))
-    write_jsonl(args.out / "val.jsonl", rows("val", 256, args.seed))
+    files = {"train.jsonl": rows("train", 4096, args.seed), "val.jsonl": rows("val", 256, args.seed)}
+    write_rows(args.out, {name: list(made) for name, made in files.items()})
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from agentloop.data import open_rows
+from agentloop.data import open_rows, write_rows
 from agentloop.errors import DataError
-from agentloop.files import json_line, open_atomic, write_atomic
 from agentloop.model_folder import download
 
 from .conversations import read_conversations
@@ -82,29 +81,15 @@ def prepare(source: str, out: Path) -> dict[str, int]:
     Raises:
         DataError: no set was found, or a row does not have the columns of its set.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    conversations: list[Row] = []
-    tables: dict[str, list[Row]] = {}
+    files: dict[str, list[Row]] = {}
     for name, rows in _sets(source).items():
         if name == SFT:
-            conversations = sft_rows(rows)
+            files["sft.jsonl"] = sft_rows(rows)
         elif name == DAPO:
-            tables["train"] = _rows(distinct(read_dapo(rows)), name, "train")
+            files["train.parquet"] = _rows(distinct(read_dapo(rows)), name, "train")
         else:
-            tables[name] = _rows((read_aime(*placed) for placed in rows), name, "test")
-
-    # Written once all is read: a wrong row leaves no half of a preparation.
-    counts = {}
-    if conversations:
-        write_atomic(out / "sft.jsonl", b"".join(map(json_line, conversations)))
-        counts["sft.jsonl"] = len(conversations)
-    for name, made in tables.items():
-        with open_atomic(out / f"{name}.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(made), file)
-        counts[f"{name}.parquet"] = len(made)
-    return counts
+            files[f"{name}.parquet"] = _rows((read_aime(*placed) for placed in rows), name, "test")
+    return write_rows(out, files)
 
 
 def _rows(problems: Iterable[Problem], name: str, split: str) -> list[Row]:

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 import yaml
 
+from agentloop.data import write_rows
 from agentloop.errors import ConfigError, DataError
-from agentloop.files import open_atomic, write_atomic
 from agentloop.model_folder import download
 
 GENERATED = "generated"
@@ -69,23 +69,16 @@ def prepare(source: str, out: Path, config: Path | None = None) -> dict[str, int
         ConfigError: `config` is not such a file.
         DataError: a file is missing, or a row has no question or no answer.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     prompt = read_prompt(config or Path(__file__).with_name("prompt.yaml"))
-    counts = {}
-    for split, questions in _questions(source).items():
-        rows = [make_row(question, prompt, split, index) for index, question in enumerate(questions)]
-        with open_atomic(out / f"{split}.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(rows), file)
-        counts[f"{split}.parquet"] = len(rows)
+    files = {
+        f"{split}.parquet": [make_row(question, prompt, split, index) for index, question in enumerate(questions)]
+        for split, questions in _questions(source).items()
+    }
     if source == GENERATED:
         from .questions import passages
 
-        lines = [orjson.dumps(passage) + b"\n" for passage in passages()]
-        write_atomic(out / "corpus.jsonl", b"".join(lines))
-        counts["corpus.jsonl"] = len(lines)
-    return counts
+        files["corpus.jsonl"] = list(passages())
+    return write_rows(out, files)
 
 
 def read_prompt(file: Path) -> Prompt:

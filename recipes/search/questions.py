@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 from omegaconf import OmegaConf
 
-from agentloop.files import write_atomic
+from agentloop.data import write_rows
 
 Row = dict[str, Any]
 
@@ -72,6 +71,4 @@ def conversations() -> Iterator[Row]:
 
 def prepare(out: Path, seed: int = 0) -> dict[str, int]:
     """Write the conversations into folder `out`; return their number by file."""
-    lines = [orjson.dumps(row) + b"\n" for row in conversations()]
-    write_atomic(out / "sft.jsonl", b"".join(lines))
-    return {"sft.jsonl": len(lines)}
+    return write_rows(out, {"sft.jsonl": list(conversations())})

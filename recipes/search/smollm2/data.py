@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 from omegaconf import OmegaConf
 
-from agentloop.files import write_atomic
+from agentloop.data import write_rows
 from tools.search.text import show_passages
 
 from .facts import QUESTIONS, Subject, subjects
@@ -115,6 +114,4 @@ def search_conversation(rng: random.Random, known: list[Subject]) -> list[Row]:
 
 def prepare(out: Path) -> dict[str, int]:
     """Write the corpus into folder `out`; return its number of passages by file."""
-    lines = [orjson.dumps(passage) + b"\n" for passage in passages()]
-    write_atomic(out / "corpus.jsonl", b"".join(lines))
-    return {"corpus.jsonl": len(lines)}
+    return write_rows(out, {"corpus.jsonl": list(passages())})

@@ -31,10 +31,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 from omegaconf import OmegaConf
 
-from agentloop.files import write_atomic
+from agentloop.data import write_rows
 
 Row = dict[str, Any]
 Split = Literal["train", "test"]
@@ -184,10 +183,7 @@ def passages(*, shuffled: bool = False) -> list[Row]:
 
 def prepare(out: Path) -> dict[str, int]:
     """Write the corpus, and that of the control, into folder `out`; return their sizes by file."""
-    files = {"corpus.jsonl": passages(), "shuffled.jsonl": passages(shuffled=True)}
-    for name, rows in files.items():
-        write_atomic(out / name, b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    return {name: len(rows) for name, rows in files.items()}
+    return write_rows(out, {"corpus.jsonl": passages(), "shuffled.jsonl": passages(shuffled=True)})
 
 
 # -- rows of reinforcement learning ----------------------------------------------------------------
