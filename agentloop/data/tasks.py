@@ -335,10 +335,16 @@ def _image_of(part: dict[str, Any], where: str, folder: Path) -> Any:
     return None
 
 
-def with_images(messages: list[Message], images: list[Any], where: str, folder: Path) -> list[Message]:
+def with_images(
+    messages: list[Message], images: list[Any], where: str, folder: Path, column: str = "prompt"
+) -> list[Message]:
     """Replace each `<image>` in texts, and each empty part `{"type": "image"}`, by the next image.
 
     A part may also hold its image itself, under `image`, `image_url`, `url`, `path` or `base64`.
+
+    Args:
+        where: the row, for errors.
+        column: of the messages, for errors.
 
     Raises:
         DataError: the numbers of places and images differ.
@@ -354,7 +360,7 @@ def with_images(messages: list[Message], images: list[Any], where: str, folder: 
     def parts_of(content: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part.get("type") in IMAGE_KEYS:
-                image = _image_of(part, where, folder)
+                image = _image_of(part, f"{where}: column {column!r}", folder)
                 yield place() if image is None else {"type": "image", "image": image}
             elif isinstance(part.get("text"), str):
                 # Without images in the row, a mark is text like any other.

@@ -99,7 +99,7 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
                 'give it content, or mark it "train": false',
             )
     images = row_images(row, where, Path())  # `read_rows` has located them
-    shown = with_images(shown, images, f"{where}: column 'messages'", Path())
+    shown = with_images(shown, images, where, Path(), "messages")
     for number, message in enumerate(shown, 1):
         if message["role"] == "assistant" and isinstance(message["content"], list):
             raise DataError(f"{where}, message {number} of the assistant has an image", "models write text only")

@@ -108,7 +108,7 @@ def test_a_selection_keeps_the_numbers_of_its_rows(tmp_path: Path) -> None:
         ({"images": [{"bytes": None, "path": None}]}, "'images', image 1 is {'bytes'"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "0 images and 1 place"),
         ({"images": [{"bytes": [137] * 9999}]}, "'images', image 1 is {'bytes': \\[137, 137, .*\\.\\.\\.\\]}"),
-        ({"prompt": part(type="image", image={})}, "the image of a content part is {}"),
+        ({"prompt": part(type="image", image={})}, "column 'prompt': the image of a content part is {}"),
         ({"prompt": part(type="image", image=["a"])}, "the image of a content part is \\['a'\\]"),
         ({"prompt": part(type="image", url="")}, "the url of a content part is ''"),
         (
