@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from agentloop.config import OtlpConfig
-from agentloop.errors import ConfigError
-from agentloop.text import clean, hide_secrets
+from agentloop.text import hide_secrets
 from agentloop.trace.exporting import ExportRun, TracedEpisode
 from agentloop.trace.genai import NamedSpan, named_spans
 from agentloop.trace.otlp.client import Client
+from agentloop.trace.otlp.headers import check_headers, check_variable
 
 PATH = "/v1/traces"
 
@@ -22,7 +22,7 @@ class OtlpExporter:
     """See `SpanExporter`. The trace id is the episode's: sent again, its spans stay the same.
 
     Raises:
-        ConfigError: no header can hold a value of `headers`.
+        ConfigError: a header of `headers`, or of OpenTelemetry's variable, cannot be sent.
     """
 
     library: ClassVar[str] = "opentelemetry.exporter.otlp.proto.http"
@@ -32,7 +32,8 @@ class OtlpExporter:
         address = config.endpoint.rstrip("/")
         self._endpoint = address if address.endswith(PATH) else address + PATH
         self.destination = str(hide_secrets(self._endpoint))
-        _check_headers(config.headers)
+        check_headers(config.headers)
+        check_variable()
         self._config = config
         self._run = run
         self._client: Client | None = None
@@ -69,14 +70,3 @@ class OtlpExporter:
             size += characters
         if spans:
             yield spans
-
-
-def _check_headers(headers: dict[str, str]) -> None:
-    for name, value in headers.items():
-        if not (name.isascii() and name.isprintable() and " " not in name and name):
-            raise ConfigError(f"trace.otlp.headers has {clean(repr(name), 80)}, which is not the name of a header")
-        if not (value.isascii() and value.isprintable()):
-            raise ConfigError(
-                f"trace.otlp.headers.{name} has a character that an HTTP header cannot hold",
-                "use printable ASCII characters, without a line break at the end",
-            )
