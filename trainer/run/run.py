@@ -117,6 +117,7 @@ class TrainRun:
                     # A run stopped before its first checkpoint starts over.
                     step = checkpoint.step if checkpoint is not None else 0
                     self._dir.rewind(step or -1, self._console.warn)
+                    self._traces.resume()
                     self._console.resumed(step, next(iter(self._evals()), None))
                     await self._signals.resume()
                 with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:

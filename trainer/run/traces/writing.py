@@ -46,6 +46,13 @@ class RunTraces:
         self._notice = notice
         self._said = False
         self._writing: asyncio.Task[Written] | None = None
+        self._resuming: asyncio.Task[None] | None = None
+
+    def resume(self) -> None:
+        """Name the steps that are there to what sends them: the run may have been killed before
+        all were sent. Does not wait; called after the rewind."""
+        if self._sender is not None and self._sender.active:
+            self._resuming = asyncio.create_task(asyncio.to_thread(self._name_all), name="traces that are there")
 
     def due(self, step: int) -> bool:
         """Whether the trace of a training step is written."""
@@ -91,7 +98,15 @@ class RunTraces:
             await asyncio.gather(writing, return_exceptions=True)
             if self._writing is writing:
                 self._writing = None
+        if self._resuming is not None:
+            await asyncio.gather(self._resuming, return_exceptions=True)
         self._index.close()
+
+    def _name_all(self) -> None:
+        assert self._sender is not None
+        for file in self._store.files():
+            if not file.old:  # those of earlier versions hold no spans
+                self._sender.submit(file.step, file.split)
 
     async def _write(self, step: int, split: str, records: Sequence[TraceRecord]) -> Written:
         return await asyncio.to_thread(self._write_and_index, step, split, records)

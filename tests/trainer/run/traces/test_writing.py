@@ -82,3 +82,15 @@ async def test_a_written_step_is_named_to_the_sender_which_also_indexes_it(tmp_p
     await traces.close()
     assert sender.got == ([(1, "train", 8), (2, "train", 8)] if active else []) and sender.reports == 3
     assert (tmp_path / "traces" / NAME).exists() is not active
+
+
+@pytest.mark.parametrize("active", [True, False], ids=["destinations", "none"])
+async def test_a_resumed_run_names_the_steps_that_are_there_to_the_sender(tmp_path: Path, active: bool) -> None:
+    await write(tmp_path, 1, 2, 3)
+    TraceStore(tmp_path).rewind(2)
+    sender = Sender(tmp_path, active=active)
+    config = TraceConfig.model_validate({})
+    traces = RunTraces(tmp_path, config, seed=0, total_steps=9, notice=lambda text: None, sender=sender)
+    traces.resume()
+    await traces.close()
+    assert sender.got == ([(1, "train", 8), (2, "train", 8)] if active else [])
