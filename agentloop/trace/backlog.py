@@ -6,18 +6,24 @@ files, so that nothing waits in memory.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from agentloop.errors import ConfigError, ExportError
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, chosen_groups, episodes_of, is_trace_id
-from agentloop.trace.exports import ExportLog
+from agentloop.trace.exports import ExportLog, RecordUnavailable
+from agentloop.trace.file_lock import Held, locked
 from agentloop.trace.store import TraceFile, TraceStore
+from agentloop.trace.store.files import row_errors
 
 BATCH = 32
 """Episodes of one call of `SpanExporter.export`, and of one entry in the record of exports."""
+
+TURN_S = 60.0
+"""How long to wait while another process sends a batch to the same destination."""
 
 Entry = tuple[str, int, str]
 """Of an episode in the record of exports: trace id, step, `TracedEpisode.content`."""
@@ -47,6 +53,7 @@ class Backlog:
         log: of the run; several destinations may share it.
         everything: ignore the sampling of the destination's section.
         again: ignore what is noted as sent: the destination lost what it had confirmed.
+        warn: called with a text when another process holds the destination for too long.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Backlog:
         *,
         everything: bool = False,
         again: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.store = TraceStore(run.folder)
         self._destination = destination
@@ -65,6 +73,9 @@ class Backlog:
         self._address = address_of(destination)
         self._everything = everything
         self._again = again
+        self._warn = warn
+        self._unnoted: dict[str, Entry] = {}  # arrived, but the record could not be written
+        self._beside = ""  # who held the destination for so long that it is not waited for again
 
     # -- what is missing
 
@@ -72,34 +83,33 @@ class Backlog:
         """Find what is missing of a trace file.
 
         Raises:
-            TraceError: the file is cut or gone.
-            DiskError: the record of exports cannot be read.
+            TraceError: the file is cut, damaged or gone.
+            RecordUnavailable: the record of exports cannot be read.
         """
-        tables = [table for _, table in self.store.scan(COLUMNS, files=[file])]
-        if not tables:
-            self.store.file(file.step, file.split).open()  # says why it cannot be read
         groups: set[str] = set()
         ids: dict[str, str] = {}
         without_spans = 0
-        for row in itertools.chain.from_iterable(table.to_pylist() for table in tables):
-            if row["part"] != row["parts"] - 1:
-                continue
-            groups.add(row["group_id"])
-            if is_trace_id(row["trace_id"]):
-                ids[row["trace_id"]] = row["group_id"]
-            else:
-                without_spans += 1
+        table = self.store.columns(file, COLUMNS)
+        with row_errors(file):
+            for row in table.to_pylist():
+                if row["parts"] - row["part"] != 1:  # raises if one is null
+                    continue
+                groups.add(row["group_id"])
+                if is_trace_id(row["trace_id"]):
+                    ids[row["trace_id"]] = row["group_id"]
+                else:
+                    without_spans += 1
         if not self._everything:
             chosen = chosen_groups(file.split, file.step, groups, self._destination.sampling)
             ids = {trace_id: group for trace_id, group in ids.items() if group in chosen}
-        known = set() if self._again else self._log.sent(self._address, list(ids))
+        known = set() if self._again else self._known(list(ids))
         return Missing(frozenset(ids.keys() - known), len(known), without_spans)
 
     def batches(self, file: TraceFile, missing: Missing) -> Iterator[list[TracedEpisode]]:
         """Read what is missing of a file, at most `BATCH` episodes at a time, in their order.
 
         Raises:
-            TraceError: the file is cut or gone.
+            TraceError: the file is cut, damaged or gone.
         """
         wanted = missing.trace_ids
         episodes = episodes_of(self._run, self.store.iterate(file.step, file.split)) if wanted else iter(())
@@ -111,7 +121,7 @@ class Backlog:
 
     def send(self, batch: Sequence[TracedEpisode]) -> tuple[int, list[ExportError]]:
         """Send the episodes of a batch that the destination does not have, and note those that
-        arrived.
+        arrived. Another process that sends to the same destination waits meanwhile.
 
         Returns:
             how many arrived; the errors of episodes that the destination refuses, or that its
@@ -120,14 +130,19 @@ class Backlog:
         Raises:
             ExportError: the destination cannot be reached.
             ConfigError: its exporter cannot work in this environment.
-            DiskError: the record of exports cannot be read or written.
+            RecordUnavailable: the record of exports cannot be read or written; nothing was sent.
         """
-        batch = [episode for episode in batch if episode.spans]
-        entries = {episode.trace_id: _entry(episode) for episode in batch}
+        with self._turn():
+            return self._send(batch)
+
+    def _send(self, batch: Sequence[TracedEpisode]) -> tuple[int, list[ExportError]]:
+        self.note()
+        batch, entries, odd = _entries([episode for episode in batch if episode.spans])
         if not self._again:
             batch = self._unknown(batch, entries)
         if not batch:
-            return 0, []
+            return 0, odd
+        self._log.check_writable()  # else each later push would send the same again
         try:
             self._destination.exporter.export(batch)
         except ConfigError:
@@ -139,12 +154,28 @@ class Backlog:
             if not error.final:
                 raise
             if len(batch) == 1:
-                return 0, [error]
+                return 0, [*odd, error]
             # One of them is wrong: the others are not lost with it.
-            parts = [self.send([episode]) for episode in batch]
-            return sum(count for count, _ in parts), [error for _, errors in parts for error in errors]
-        self._log.mark(self._address, [entries[episode.trace_id] for episode in batch])
-        return len(batch), []
+            parts = [self._send([episode]) for episode in batch]
+            return sum(count for count, _ in parts), [*odd, *(error for _, errors in parts for error in errors)]
+        self._unnoted |= {episode.trace_id: entries[episode.trace_id] for episode in batch}
+        with contextlib.suppress(RecordUnavailable):  # `note` tries again
+            self.note()
+        return len(batch), odd
+
+    @property
+    def unnoted(self) -> list[str]:
+        """Trace ids of episodes that arrived, and that the record does not have: see `note`."""
+        return list(self._unnoted)
+
+    def note(self) -> None:
+        """Note what arrived while the record could not be written.
+
+        Raises:
+            RecordUnavailable: it still cannot.
+        """
+        self._log.mark(self._address, self._unnoted.values())
+        self._unnoted.clear()
 
     def send_singly(
         self, batch: Sequence[TracedEpisode], others: Sequence[TracedEpisode] = ()
@@ -161,6 +192,7 @@ class Backlog:
 
         Raises:
             ExportError: nothing arrives.
+            RecordUnavailable: as `send`.
         """
         sent, errors = 0, []
         failed: list[TracedEpisode] = []
@@ -190,7 +222,7 @@ class Backlog:
 
     def _unknown(self, batch: Sequence[TracedEpisode], entries: Mapping[str, Entry]) -> list[TracedEpisode]:
         """Return the episodes that the destination does not have."""
-        known = self._log.sent(self._address, list(entries))
+        known = self._known(list(entries))
         # A resumed run samples the steps after its checkpoint again: equal episodes, new trace ids.
         new = {trace_id: content for trace_id, (_, _, content) in entries.items() if trace_id not in known}
         contents = self._log.contents(self._address, list(new.values()))
@@ -199,10 +231,34 @@ class Backlog:
         there = known | equal
         return [episode for episode in batch if episode.trace_id not in there]
 
+    def _known(self, trace_ids: Sequence[str]) -> set[str]:
+        return self._log.sent(self._address, trace_ids) | (self._unnoted.keys() & set(trace_ids))
 
-def damage_of(path: Path) -> str:
-    """Return what to say of a record of exports that was moved aside to `path`."""
-    return f"the record of what was sent was damaged and is now {path}: episodes may be sent again, under the same ids"
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the destination: what is checked, sent and noted here is not sent by others.
+
+        A process that stands still while it holds it is not waited for without end: ids are the
+        same, so an episode that is sent twice is one.
+        """
+        digest = hashlib.blake2b(self._address.encode("utf-8", "replace"), digest_size=8).hexdigest()
+        path = self.store.folder / f"exports.{digest}.lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(path, TURN_S, beside=self._beside))
+            except Held as exc:
+                if not exc.holder or exc.holder != self._beside:
+                    self._beside = exc.holder
+                    self._warn(
+                        f"{exc} has been sending to {self._destination.name} for {TURN_S:g} s and holds {path}: it is "
+                        "not waited for any longer; end it if it stands still"
+                    )
+            except OSError as exc:
+                raise RecordUnavailable(
+                    f"{path}: {exc.strerror or exc}", "free space, or correct the permissions of its folder"
+                ) from exc
+            yield
 
 
 def address_of(destination: Destination) -> str:
@@ -215,5 +271,18 @@ def push_command(name: str, run: ExportRun) -> str:
     return f"agentloop trace push --to {name} {run.folder}"
 
 
-def _entry(episode: TracedEpisode) -> Entry:
-    return episode.trace_id, episode.main.step, episode.content
+def _entries(
+    batch: Sequence[TracedEpisode],
+) -> tuple[list[TracedEpisode], dict[str, Entry], list[ExportError]]:
+    """Return the episodes that have an entry, these by trace id, and the errors of the others: a
+    foreign file may hold anything."""
+    good: list[TracedEpisode] = []
+    entries: dict[str, Entry] = {}
+    odd: list[ExportError] = []
+    for episode in batch:
+        try:
+            entries[episode.trace_id] = (episode.trace_id, episode.main.step, episode.content)
+            good.append(episode)
+        except Exception as exc:  # noqa: BLE001
+            odd.append(ExportError(f"{episode.key}: {type(exc).__name__}: {exc}", final=True))
+    return good, entries, odd

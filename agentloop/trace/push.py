@@ -12,14 +12,14 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from agentloop.config import TraceConfig
+from agentloop.config import ExporterConfig, TraceConfig
 from agentloop.config.messages import explain
 from agentloop.config.overrides import apply_override
 from agentloop.errors import ConfigError, ExportError, TraceError
 from agentloop.text import HIDDEN, clean
-from agentloop.trace.backlog import Backlog, Missing, damage_of
+from agentloop.trace.backlog import Backlog, Missing
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, load_exporter
-from agentloop.trace.exports import ExportLog
+from agentloop.trace.exports import ExportLog, RecordUnavailable
 from agentloop.trace.store import TraceFile
 
 BUILT_IN = ("otlp", "weave")
@@ -65,10 +65,9 @@ def push_destination(name: str, run_dir: Path, changes: Sequence[str] = ()) -> t
     recipe = _read_recipe(run_dir)
     trace = _section(recipe, "trace")
     data: dict[str, Any] = {key: trace[key] for key in (*BUILT_IN, "exporters") if trace.get(key)}
-    if name not in BUILT_IN and changes:
-        raise ConfigError(f"the section of {name} cannot be changed here", "only those of otlp and weave can")
-    for change in changes:
-        apply_override(data, f"{name}.{change}", TraceConfig, lambda _, value: value)
+    if (place := _place(name, data)) is not None:
+        for change in changes:
+            apply_override(data, f"{place}.{change}", TraceConfig, lambda _, value: value)
     if name == "otlp" and isinstance(data.get("otlp"), dict):
         data["otlp"]["headers"] = _known_headers(_section(data["otlp"], "headers"))
 
@@ -87,6 +86,12 @@ def push_destination(name: str, run_dir: Path, changes: Sequence[str] = ()) -> t
             f"say where to send it: agentloop trace push --to {name} {clean(run_dir, 300)} {example}"
             if name in BUILT_IN
             else "name otlp or weave, or one of the run's trace.exporters",
+        )
+    if isinstance(section, ExporterConfig) and (hidden := _hidden_at(section.options, "options")) is not None:
+        raise ConfigError(
+            f"the run gave the exporter {clean(name, 100)} a value for {clean(hidden, 100)} that is in none of its "
+            "files",
+            f"give it behind the run directory: {clean(hidden, 100)}=VALUE",
         )
     run = ExportRun(
         str(_section(recipe, "run").get("name") or run_dir.resolve().name),
@@ -122,15 +127,17 @@ class Push:
         self.done = Pushed()
         self._exporter = destination.exporter
         self._warn = warn
-        self._log = ExportLog(run.folder / "traces")
-        if self._log.damaged is not None:
-            warn(damage_of(self._log.damaged))
-        self._backlog = Backlog(destination, run, self._log, everything=everything, again=again)
+        self._log = ExportLog(run.folder / "traces", warn=warn)
+        self._backlog = Backlog(destination, run, self._log, everything=everything, again=again, warn=warn)
         self._failed: tuple[ExportError, list[str]] | None = None  # a batch of which nothing arrived
         self._missing: list[tuple[TraceFile, Missing]] = []
 
     def count(self) -> int:
-        """Find what is missing there; return the number of episodes."""
+        """Find what is missing there; return the number of episodes.
+
+        Raises:
+            RecordUnavailable: what is sent could not be noted: each push would send it again.
+        """
         for file in self._backlog.store.files():
             try:
                 missing = self._backlog.missing(file)
@@ -141,6 +148,8 @@ class Push:
             self.done.without_spans += missing.without_spans
             if missing.trace_ids:
                 self._missing.append((file, missing))
+        if self._missing:
+            self._log.check_writable()
         return sum(len(missing.trace_ids) for _, missing in self._missing)
 
     def send(self) -> Iterator[int]:
@@ -148,6 +157,7 @@ class Push:
 
         Raises:
             ExportError: the destination does not answer. What arrived until then is noted.
+            RecordUnavailable: what is sent can no longer be noted.
         """
         for file, missing in self._missing:
             try:
@@ -162,6 +172,14 @@ class Push:
     def close(self) -> None:
         """Release the destination and the record of what was sent."""
         self._exporter.close(5.0)
+        try:
+            self._backlog.note()
+        except RecordUnavailable as exc:
+            count = len(self._backlog.unnoted)
+            self._warn(
+                f"{count:,} episodes arrived that could not be noted ({clean(exc.message, 300)}): the next push sends "
+                "them again, under the same ids"
+            )
         self._log.close()
 
     def _send(self, batch: Sequence[TracedEpisode]) -> bool:
@@ -171,7 +189,7 @@ class Push:
             try:
                 self._count(*self._backlog.send(batch))
                 return True
-            except ExportError as exc:
+            except (ExportError, RecordUnavailable) as exc:
                 self._warn(f"{clean(exc.message, 300)}; again in {pause:g} s")
                 time.sleep(pause)
         try:
@@ -193,6 +211,25 @@ class Push:
         if sent and self._failed is not None:
             self.done.refused += self._failed[1]
             self._failed = None
+
+
+def _place(name: str, trace: Mapping[str, Any]) -> str | None:
+    """Return the key of a destination's section in `trace`; None: it has none."""
+    if name in BUILT_IN:
+        return name
+    sections = trace.get("exporters")
+    for number, section in enumerate(sections if isinstance(sections, list) else ()):
+        if isinstance(section, dict) and section.get("name") == name:
+            return f"exporters.{number}"
+    return None
+
+
+def _hidden_at(value: Any, key: str) -> str | None:
+    """Return the key of the first value that is hidden in the files of a run; None: none is."""
+    if isinstance(value, str):
+        return key if HIDDEN in value else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for name, item in items if (found := _hidden_at(item, f"{key}.{name}")) is not None), None)
 
 
 def _known_headers(headers: Mapping[str, Any]) -> dict[str, str]:

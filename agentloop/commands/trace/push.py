@@ -34,8 +34,8 @@ def push(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from agentloop.errors import ExportError
-    from agentloop.text import counted
+    from agentloop.errors import DiskError, ExportError
+    from agentloop.text import clean, counted
     from agentloop.trace.push import BUILT_IN, Push, push_destination
     from agentloop.trace.sender.memory import bound_memory
 
@@ -56,7 +56,7 @@ def push(
                 progress.advance(bar, settled)
     except KeyboardInterrupt:
         interrupted = True
-    except ExportError as exc:
+    except (DiskError, ExportError) as exc:
         exc.message += f" ({work.done.sent:,} episodes were sent; repeat the command to send the others)"
         raise
     finally:
@@ -68,9 +68,11 @@ def push(
     if done.without_spans:
         typer.echo(f"not sent, because an older version wrote no spans: {counted(done.without_spans, 'episode')}")
     for text in done.unread:
-        typer.echo(f"left out: {text}", err=True)
+        typer.echo(f"left out: {clean(text, 600)}", err=True)
     if done.refused:
-        typer.echo(f"{counted(len(done.refused), 'episode')} refused, the first: {done.refused[0]}", err=True)
+        typer.echo(
+            f"{counted(len(done.refused), 'episode')} refused, the first: {clean(done.refused[0], 600)}", err=True
+        )
     if interrupted:
         typer.echo("stopped: repeat the command to send the others", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)

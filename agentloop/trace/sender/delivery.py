@@ -1,6 +1,7 @@
 """`Delivery`: a thread of the sender process that brings trace files to one destination.
 
-The files wait in the run directory, so an outage only delays: it is said once, and tried again.
+The files wait in the run directory, so an outage only delays: it is said once, and tried again. So
+does a record of exports that is locked or cannot be written.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from agentloop.errors import AgentloopError, ExportError
+from agentloop.errors import AgentloopError, ExportError, TraceError
 from agentloop.text import clean
 from agentloop.trace.backlog import Backlog, push_command
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode
-from agentloop.trace.exports import ExportLog
+from agentloop.trace.exports import ExportLog, RecordUnavailable
 from agentloop.trace.store import TraceFile
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -35,8 +36,10 @@ class Delivery:
 
     Args:
         log: what the destination has already; shared with other threads.
-        tell: called in the thread with a message for the run: `{"say": text}`, or `{"done": name,
-            "step", "split"}` when the destination has all that it is to have of a file.
+        tell: called in the thread with a message for the run: `{"say": text}`; `{"at": name,
+            "step", "split"}` when it begins a file; `{"done": name, "step", "split"}` when the
+            destination has all that it is to have of it; `{"unnoted": name, "ids"}`, the trace ids
+            that arrived and could not be noted.
     """
 
     def __init__(
@@ -44,13 +47,14 @@ class Delivery:
     ) -> None:
         self._name = destination.name
         self._exporter = destination.exporter
-        self._backlog = Backlog(destination, run, log)
+        self._backlog = Backlog(destination, run, log, warn=lambda text: self._say_once("turn", text))
         self._run = run
         self._tell = tell
         self._files: deque[TraceFile] = deque()
         self._lock = threading.Condition()
         self._finishing, self._given_up = threading.Event(), threading.Event()
         self._complete = True
+        self._unnoted: list[str] = []  # as last told
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"trace {self._name}", daemon=True)
         self._thread.start()
@@ -75,17 +79,45 @@ class Delivery:
             self._exporter.close(1.0)
 
     def _work(self) -> None:
+        at: TraceFile | None = None
+        pause = FIRST_PAUSE_S
         while (file := self._next()) is not None:
+            if file != at:
+                at, pause = file, FIRST_PAUSE_S
+                self._tell({"at": self._name, "step": file.step, "split": file.split})
             try:
                 if not self._deliver(file):
-                    return
+                    break
+            except RecordUnavailable as exc:
+                if not self._given_up.is_set():
+                    self._say_once("record", exc)
+                if self._finishing.is_set():
+                    break
+                self._finishing.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+                continue
             except Exception as exc:  # noqa: BLE001  # a file that cannot be read does not stop the others
                 self._complete = False
-                self._say_once("unread", exc)
+                self._say_once(f"unread {file.path}", exc)
             if self._complete:
                 self._tell({"done": self._name, "step": file.step, "split": file.split})
             with self._lock:
                 self._files.popleft()
+        self._note_last()
+
+    def _note_last(self) -> None:
+        """Note what arrived and could not be noted, or say it."""
+        try:
+            self._backlog.note()
+        except RecordUnavailable as exc:
+            self._tell_unnoted()
+            count = len(self._backlog.unnoted)
+            self._tell(
+                {
+                    "say": f"trace.{self._name}: {count:,} episodes arrived that could not be noted "
+                    f"({clean(exc.message, LONGEST_CAUSE)}): the next push sends them again, under the same ids"
+                }
+            )
 
     def _next(self) -> TraceFile | None:
         """Return the first file, which stays there; None at the end."""
@@ -121,8 +153,11 @@ class Delivery:
             if not self._given_up.is_set():  # else the end of the run stopped it, which names what is missing
                 self._say_once("outage", exc)
             return False
-        except Exception as exc:  # noqa: BLE001  # no key, or a record of exports that cannot be written
+        except RecordUnavailable:
+            raise
+        except Exception as exc:  # noqa: BLE001  # no key
             refused = [exc if isinstance(exc, ExportError) else ExportError(f"{type(exc).__name__}: {exc}")]
+        self._tell_unnoted()
         self._note("refused", refused)
         return True
 
@@ -131,6 +166,8 @@ class Delivery:
         try:
             others = (following or next(self._waiting(), []))[:1]
             _, refused = self._backlog.send_singly(batch, others)
+        except RecordUnavailable:
+            raise
         except Exception:  # noqa: BLE001  # `_send` has said it
             return False
         if self._given_up.is_set():
@@ -143,20 +180,29 @@ class Delivery:
         with self._lock:
             files = list(self._files)[1:]
         for file in files:
-            yield from self._backlog.batches(file, self._backlog.missing(file))
+            with contextlib.suppress(TraceError):  # it is said when it is the first
+                yield from self._backlog.batches(file, self._backlog.missing(file))
+
+    def _tell_unnoted(self) -> None:
+        if (ids := self._backlog.unnoted) != self._unnoted:
+            self._unnoted = ids
+            self._tell({"unnoted": self._name, "ids": ids})
 
     def _note(self, kind: str, refused: Sequence[ExportError]) -> None:
         if refused:
             self._complete = False
             self._say_once(kind, refused[0])
 
-    def _say_once(self, kind: str, exc: Exception) -> None:
+    def _say_once(self, kind: str, what: Exception | str) -> None:
         if kind not in self._said:
             self._said.add(kind)
-            cause = exc.message if isinstance(exc, AgentloopError) else f"{type(exc).__name__}: {exc}"
+            if isinstance(what, AgentloopError):
+                what = what.message
+            elif isinstance(what, Exception):
+                what = f"{type(what).__name__}: {what}"
             self._tell(
                 {
-                    "say": f"trace.{self._name}: {clean(cause, LONGEST_CAUSE)}; the run continues, and its episodes "
+                    "say": f"trace.{self._name}: {clean(what, LONGEST_CAUSE)}; the run continues, and its episodes "
                     f"are kept in the run directory: {push_command(self._name, self._run)}"
                 }
             )

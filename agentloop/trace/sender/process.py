@@ -9,7 +9,7 @@ import select
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import IO, Any
 
 from agentloop.config import TraceConfig
 from agentloop.errors import DiskError, TraceError
-from agentloop.trace.backlog import Backlog, damage_of, push_command
+from agentloop.text import clean
+from agentloop.trace.backlog import Backlog, push_command
 from agentloop.trace.exporting import Destination, ExportRun
-from agentloop.trace.exports import ExportLog
-from agentloop.trace.store import TraceFile
+from agentloop.trace.exports import ExportLog, RecordUnavailable
+from agentloop.trace.store import TraceFile, TraceStore
 
 LOG = "logs/spans.log"
 """What the process prints, in the run directory."""
@@ -30,10 +31,21 @@ CLOSE_TIMEOUT_S = 10.0
 """How long the end of a run waits for what is still to be sent."""
 
 CLOSE_S = 2.0
-"""Beyond it, until the process is killed; for its death; and to count what was not sent."""
+"""Beyond it, until the process is killed; for its death; and to count what was not sent, to all
+destinations together."""
+
+CLOSE_BUSY_S = 0.5
+"""How long that count waits for another process that writes the record of what was sent."""
 
 MOST_STARTS = 5
 """Of the process in one run; one that keeps dying takes memory from the run each time."""
+
+MOST_DEATHS = 3
+"""Of the process while it sends the same file, which is then left out."""
+
+LONGEST_CAUSE = 300
+MOST_CAUSES = 3
+"""Of files that could not be counted: characters of a message, and messages."""
 
 NICENESS = 19
 """Of the process where the operating system has no class for idle cores."""
@@ -42,12 +54,17 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables of libraries that otherwise reserve memory for each core."""
 
 
+File = tuple[int, str]
+"""Step and split of a trace file."""
+
+
 class SpanSender:
     """Sends the episodes of a run to its destinations, in a process of its own.
 
     The run only names each trace file that it wrote; the process reads it, and adds it to the index
     of the traces as well. Nothing here waits for it. It computes only while a core is idle, until
-    the run ends, and ends with the run. If it dies, it is started again at the next `report`.
+    the run ends, and ends with the run. If it dies, it is started again at the next `report`, and
+    begins with other files than the one that it was sending.
 
     Args:
         destinations: of `config`; may be empty, then nothing is done.
@@ -56,9 +73,6 @@ class SpanSender:
         run: the run, whose folder keeps the record of what was sent.
         warn: called from `report` and `close`, in the caller's thread.
         yields: leave the cores to the run; False: compute like any other process.
-
-    Raises:
-        DiskError: the record of what was sent cannot be opened.
     """
 
     def __init__(
@@ -76,16 +90,16 @@ class SpanSender:
         self._yields = yields
         sections = config.model_dump(mode="json", include={"otlp", "weave", "exporters"})
         self._first = _line({"trace": sections, "run": {**asdict(run), "folder": str(run.folder)}})
-        self._unsent: dict[str, dict[tuple[int, str], None]] = {one.name: {} for one in destinations}
+        self._unsent: dict[str, dict[File, None]] = {one.name: {} for one in destinations}
+        self._at: dict[str, File] = {}  # what each destination's thread is sending
+        self._deaths: Counter[File] = Counter()  # of the process while it sent a file
+        self._unnoted: dict[str, set[str]] = {}  # trace ids that arrived, and are not in the record
         self._to_say: deque[str] = deque()
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._starts = 0
         self._child: _Child | None = None
         if destinations:
-            self._log = ExportLog(run.folder / "traces")
-            if self._log.damaged is not None:
-                self._say(damage_of(self._log.damaged))
             self._start()
 
     @property
@@ -128,22 +142,21 @@ class SpanSender:
                 self._listen(ending=True)
             if self._child is not None:
                 self._child.close()
-            missing = {one.name: self._missing(one) for one in self._destinations}
-            if self._destinations:
-                self._log.close()
+            missing = self._count_missing()
             self._destinations, self._child = (), None
         self.report()
-        for name, (count, left) in missing.items():
-            if count:
-                self._warn(
-                    f"trace.{name}: {'at least ' if left else ''}{count:,} episodes were not sent; all are in the run "
-                    f"directory: {push_command(name, self._run)}"
-                )
+        for name, (count, causes) in missing.items():
+            if count or causes:
+                self._warn(self._left(name, count, causes))
         return {name: count for name, (count, _) in missing.items()}
 
     def _start(self) -> None:
         """Start the process, and name to it all that was not sent."""
         if self._starts == MOST_STARTS:
+            self._say(
+                f"the process that sends spans was started {MOST_STARTS} times and is not started again; "
+                f"{self._consequence()}"
+            )
             return
         self._starts += 1
         try:
@@ -152,8 +165,11 @@ class SpanSender:
             self._say(f"the process that sends spans cannot be started: {exc}; {self._consequence()}")
             return
         self._child.write(self._first)
-        for file in dict.fromkeys(file for files in self._unsent.values() for file in files):
-            self._child.write(_line_of(*file))
+        files = dict.fromkeys(file for files in self._unsent.values() for file in files)
+        # One that ended the process is not to keep the others from being sent.
+        for file in sorted(files, key=lambda file: self._deaths[file]):
+            if self._deaths[file] < MOST_DEATHS:
+                self._child.write(_line_of(*file))
 
     def _listen(self, *, ending: bool = False) -> None:
         """Take the messages of the process, and note its end."""
@@ -162,14 +178,31 @@ class SpanSender:
         for message in self._child.messages():
             if "say" in message:
                 self._say(message["say"])
+            elif "unnoted" in message:
+                self._unnoted[message["unnoted"]] = set(message["ids"])
+            elif "at" in message:
+                self._at[message["at"]] = message["step"], message["split"]
             else:
                 self._unsent[message["done"]].pop((message["step"], message["split"]), None)
+                self._at.pop(message["done"], None)
         if (status := self._child.status()) is not None:
             self._child.close()
             self._child = None
             if not (ending and status == 0):
                 log = self._run.folder / LOG
                 self._say(f"the process that sends spans ended with status {status} (see {log}); {self._consequence()}")
+                self._note_death()
+
+    def _note_death(self) -> None:
+        for step, split in set(self._at.values()):
+            self._deaths[step, split] += 1
+            if self._deaths[step, split] == MOST_DEATHS:
+                path = TraceStore(self._run.folder).path(step, split)
+                self._say(
+                    f"the process that sends spans ended {MOST_DEATHS} times while it sent {path}, which is left out; "
+                    f"{self._consequence()}"
+                )
+        self._at.clear()
 
     def _consequence(self) -> str:
         commands = " and ".join(push_command(name, self._run) for name in self._unsent)
@@ -180,17 +213,40 @@ class SpanSender:
             self._said.add(text)
             self._to_say.append(text)
 
-    def _missing(self, destination: Destination) -> tuple[int, bool]:
-        """Count the episodes that a destination does not have; return whether some were left out of
-        it, as counting took too long."""
-        backlog, count, end = Backlog(destination, self._run, self._log), 0, time.monotonic() + CLOSE_S
+    def _count_missing(self) -> dict[str, tuple[int, list[str]]]:
+        """Return by destination the number of episodes that it does not have, and why there may be
+        more: files that could not be counted."""
+        log = ExportLog(self._run.folder / "traces", warn=self._say, busy_timeout_s=CLOSE_BUSY_S)
+        end = time.monotonic() + CLOSE_S
+        found = {one.name: self._missing(one, log, end) for one in self._destinations}
+        log.close()
+        return found
+
+    def _missing(self, destination: Destination, log: ExportLog, end: float) -> tuple[int, list[str]]:
+        backlog, count, causes = Backlog(destination, self._run, log), 0, list[str]()
+        unnoted = self._unnoted.get(destination.name, set())
         for step, split in self._unsent[destination.name]:
             if time.monotonic() > end:
-                return count, True
-            with contextlib.suppress(TraceError, DiskError):
+                causes.append("it took too long to count them")
+                break
+            try:
                 file = TraceFile(step, split, backlog.store.path(step, split))
-                count += len(backlog.missing(file).trace_ids)
-        return count, False
+                count += len(backlog.missing(file).trace_ids - unnoted)
+            except RecordUnavailable as exc:
+                causes.append(exc.message)
+                break
+            except (TraceError, DiskError) as exc:
+                causes.append(exc.message)
+        return count, causes
+
+    def _left(self, name: str, count: int, causes: Sequence[str]) -> str:
+        """Return what to say of episodes that a destination does not have."""
+        least = "at least " if causes else ""
+        text = f"{least}{count:,} episodes were not sent" if count else "it is not known whether all episodes were sent"
+        if causes:
+            text += f" ({'; '.join(clean(cause, LONGEST_CAUSE) for cause in causes[:MOST_CAUSES])}"
+            text += f"; and {len(causes) - MOST_CAUSES:,} more files)" if len(causes) > MOST_CAUSES else ")"
+        return f"trace.{name}: {text}; all are in the run directory: {push_command(name, self._run)}"
 
 
 class _Child:

@@ -75,7 +75,7 @@ def _start(first: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> lis
     if not config.exporters:  # what those of other packages need is not known
         bound_memory()
     pa.set_cpu_count(1)  # each of its threads reserves memory
-    log = ExportLog(run.folder / "traces")
+    log = ExportLog(run.folder / "traces", warn=lambda text: tell({"say": text}))
     deliveries = [Delivery(destination, run, log, tell) for destination in load_destinations(config, run)]
     return [*deliveries, Indexing(run.folder)]
 

@@ -206,16 +206,26 @@ class TraceStore:
         """
         for file in self.files(split) if files is None else files:
             try:
-                if file.old:
-                    records = read_old_records(file, self.images)
-                    with row_errors(file):
-                        table = encode(records, Digests(lambda digest, data: None)).select(list(columns))
-                    yield file, table
-                else:
-                    with file.open() as parquet:
-                        yield file, _read(file, parquet, None, columns)
+                table = self.columns(file, columns)
             except TraceError:
                 continue
+            yield file, table
+
+    def columns(self, file: TraceFile, columns: Sequence[str] = CHEAP) -> pa.Table:
+        """Return some columns of a trace file.
+
+        Args:
+            columns: as of `scan`.
+
+        Raises:
+            TraceError: the file is missing, cut, damaged or of another format, or lacks a column.
+        """
+        if file.old:
+            records = read_old_records(file, self.images)
+            with row_errors(file):
+                return encode(records, Digests(lambda digest, data: None)).select(list(columns))
+        with file.open() as parquet:
+            return _read(file, parquet, None, columns)
 
     def metadata(self, step: int, split: str) -> dict[str, Any]:
         """Return what the writer recorded about a step's trace, such as `left_out_groups`.
@@ -251,7 +261,8 @@ def _read(
             return parquet.read(names)
         return parquet.read_row_groups(row_groups, names)
     except (OSError, pa.ArrowException) as exc:
-        raise TraceError(f"{file.path} is cut or damaged: {exc}", "restore it from a copy, or delete it") from exc
+        why = " ".join(str(exc).split())
+        raise TraceError(f"{file.path} is cut or damaged: {why}", "restore it from a copy, or delete it") from exc
 
 
 def _row_groups_of(file: TraceFile, parquet: pq.ParquetFile, key: RecordKey) -> Iterator[int]:

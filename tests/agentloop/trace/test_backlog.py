@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentloop.config import SpanSampling
-from agentloop.errors import ConfigError, ExportError
+from agentloop.errors import ConfigError, ExportError, TraceError
 from agentloop.trace import backlog as backlog_module
 from agentloop.trace.backlog import Backlog
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, episodes_of
-from agentloop.trace.exports import ExportLog
+from agentloop.trace.exports import ExportLog, RecordUnavailable
+from agentloop.trace.file_lock import locked
 from agentloop.trace.genai import named_spans
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store import TraceStore
 from agentloop.trace.weave.calls import calls_of
 from agentloop.types import MalformedCall
+from tests.agentloop.trace.damaged_files import DAMAGES
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.trace.made_exporter import MadeExporter, keys
 
@@ -144,3 +149,104 @@ def test_what_is_wrong_with_the_destination_ends_a_batch_at_once(
     with pytest.raises(kind, match=words) as caught:
         backlog.send(list(episodes_of(run, step_of(1, 3))))
     assert exporter.calls == 1 and not getattr(caught.value, "final", False)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_that_is_damaged_behind_its_footer_is_named(run: ExportRun, damage: Callable[[Path], None]) -> None:
+    store = TraceStore(run.folder)
+    store.write(1, "train", step_of(1, 2))
+    damage(store.path(1, "train"))
+    backlog = backlog_of(run)
+    (file,) = backlog.store.files()
+    with pytest.raises(TraceError, match=r"step_1/train\.parquet"):
+        backlog.missing(file)
+
+
+def test_nothing_is_sent_that_cannot_be_noted(run: ExportRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = MadeExporter()
+    backlog = backlog_of(run, exporter)
+
+    def full(*_: object) -> None:
+        raise RecordUnavailable("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExportLog, "check_writable", full)
+        with pytest.raises(RecordUnavailable, match="the disk is full"):
+            backlog.send(list(episodes_of(run, step_of(1, 2))))
+    assert not exporter.got and not backlog.unnoted
+    assert backlog.send(list(episodes_of(run, step_of(1, 2)))) == (4, [])
+
+
+def test_what_arrived_as_the_disk_became_full_is_noted_later_and_not_sent_again(
+    run: ExportRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = MadeExporter()
+    backlog = backlog_of(run, exporter)
+    made = step_of(1, 3)
+    TraceStore(run.folder).write(1, "train", made)
+    (file,) = backlog.store.files()
+    episodes = list(episodes_of(run, made))
+    first, rest = batches = [episodes[:4], episodes[4:]]
+    mark = ExportLog.mark
+
+    def full(self: ExportLog, destination: str, episodes: Any) -> None:
+        if list(episodes):
+            raise RecordUnavailable("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExportLog, "mark", full)
+        assert backlog.send(first) == (4, []), "it arrived"
+        assert backlog.unnoted == [episode.trace_id for episode in first]
+        assert backlog.missing(file).trace_ids == {episode.trace_id for episode in rest}
+        for batch in batches:
+            with pytest.raises(RecordUnavailable):
+                backlog.send(batch)
+    assert ExportLog.mark is mark and backlog.send(first) == (0, [])
+    assert not backlog.unnoted and ExportLog(run.folder / "traces").counts() == {"otlp here": 4}
+    assert backlog.send(rest) == (2, []) and exporter.got == keys(1, groups=3)
+
+
+def test_two_that_send_at_once_send_each_episode_once(run: ExportRun) -> None:
+    exporter = MadeExporter()
+    exporter.hold.clear()
+    counts: list[int] = []
+
+    def send() -> None:
+        counts.append(backlog_of(run, exporter).send(list(episodes_of(run, step_of(1, 2))))[0])
+
+    threads = [threading.Thread(target=send) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert exporter.tried.wait(10)
+    exporter.hold.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(counts) == [0, 0, 4] and exporter.got == keys(1, groups=2)
+
+
+def test_who_holds_a_destination_and_stands_still_is_named_once_and_not_waited_for_again(
+    run: ExportRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "TURN_S", 0.1)
+    said: list[str] = []
+    exporter = MadeExporter()
+    destination = Destination("otlp", exporter, SpanSampling())
+    backlog = Backlog(destination, run, ExportLog(run.folder / "traces"), warn=said.append)
+    first, second = (list(episodes_of(run, step_of(step, 1))) for step in (1, 2))
+    backlog.send(first)
+    (path,) = (run.folder / "traces").glob("exports.*.lock")
+    with locked(path, 1):
+        backlog.send(second)
+        monkeypatch.setattr(backlog_module, "TURN_S", 1000)
+        backlog.send(list(episodes_of(run, step_of(3, 1))))
+    (text,) = said
+    assert f"process {os.getpid()} on " in text and str(path) in text and "end it" in text
+    assert exporter.got == keys(1, 2, 3, groups=1)
+
+
+def test_an_episode_without_an_entry_takes_no_other_with_it(run: ExportRun) -> None:
+    batch = list(episodes_of(run, step_of(1, 2)))
+    batch[1].main.trajectory.token_ids = ["odd"]
+    exporter = MadeExporter()
+    sent, (refused,) = backlog_of(run, exporter).send(batch)
+    assert sent == 3 and refused.message.startswith("train/1/1-0/1: ValueError")

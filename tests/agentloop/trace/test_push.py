@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 from agentloop.commands.trace import trace
 from agentloop.config import OtlpConfig
 from agentloop.errors import ConfigError, ExportError, TraceError
+from agentloop.text import hide_secrets
 from agentloop.trace import backlog as backlog_module
 from agentloop.trace import push as push_module
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode
-from agentloop.trace.exports import ExportLog
+from agentloop.trace.exports import ExportLog, RecordUnavailable
 from agentloop.trace.push import Push, push_destination
 from agentloop.trace.store import TraceStore
+from tests.agentloop.trace.damaged_files import DAMAGES
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.trace.otlp_receiver import Receiver
 
@@ -182,6 +185,116 @@ def test_refused_episodes_cut_files_and_old_ones_are_said(run_dir: Path, receive
     answer = push(str(run_dir))
     assert answer.exit_code == 1 and "9 episodes refused" in answer.output and "answered 400" in answer.output
     assert ExportLog(run_dir / "traces").counts() == {f"otlp {receiver.url}/v1/traces": 9}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_that_is_damaged_behind_its_footer_is_left_out_by_name(
+    run_dir: Path, receiver: Receiver, damage: Callable[[Path], None]
+) -> None:
+    configured(run_dir, endpoint=receiver.url)
+    damage(TraceStore(run_dir).path(1, "train"))
+    answer = push(str(run_dir))
+    assert answer.exit_code == 1 and "8 episodes sent, 0 were there" in answer.output
+    assert f"left out: {TraceStore(run_dir).path(1, 'train')}" in answer.output
+
+
+def test_nothing_is_sent_while_the_record_cannot_be_written(
+    run_dir: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured(run_dir, endpoint=receiver.url)
+    log = ExportLog(run_dir / "traces")
+    log.mark("elsewhere", [("a", 1, "b")])
+
+    def full(*_: object) -> None:
+        exc = sqlite3.OperationalError("database or disk is full")
+        exc.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise exc
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentloop.trace.exports._write", full)
+        answer = push(str(run_dir))
+    assert answer.exit_code != 0 and isinstance(answer.exception, RecordUnavailable)
+    assert "disk is full" in str(answer.exception) and "0 episodes were sent" in str(answer.exception)
+    assert not receiver.requests
+    assert "14 episodes sent" in push(str(run_dir)).output
+
+
+def test_what_arrived_and_cannot_be_noted_is_said(
+    run_dir: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "PAUSES_S", (0.0,))
+    configured(run_dir, endpoint=receiver.url)
+    destination, run = push_destination("otlp", run_dir)
+    said: list[str] = []
+    work = Push(destination, run, warn=said.append)
+    assert work.count() == 14
+
+    def full(self: ExportLog, name: str, episodes: Any) -> None:
+        if list(episodes):
+            raise RecordUnavailable("the disk is full")
+
+    monkeypatch.setattr(ExportLog, "mark", full)
+    with pytest.raises(RecordUnavailable):
+        list(work.send())
+    work.close()
+    assert "6 episodes arrived that could not be noted (the disk is full)" in said[-1] and work.done.sent == 6
+
+
+def test_pushes_at_once_send_each_episode_once(run_dir: Path, receiver: Receiver) -> None:
+    configured(run_dir, endpoint=receiver.url)
+    command = [sys.executable, "-P", "-m", "agentloop.commands.main", "trace", "push", "--to", "otlp", str(run_dir)]
+    pushes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [push.communicate(timeout=120)[0] for push in pushes]
+    assert sum(int(output.split(": ")[1].split()[0]) for output in outputs) == 14, outputs
+    assert all(push.returncode == 0 for push in pushes) and len(receiver.spans) == 14 * 9
+
+
+def exporting(run_dir: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
+    """Let a recipe name an exporter of another package; return the options that it is given."""
+    (run_dir / "config").mkdir(exist_ok=True)
+    section = hide_secrets({"trace": {"exporters": [{"name": "other"}, {"name": "made", "options": options}]}})
+    (run_dir / "config" / "resolved.json").write_text(json.dumps(section))
+    given: list[Any] = []
+
+    class Made:
+        destination = "here"
+
+        def __init__(self, config: Any, run: ExportRun) -> None:
+            given.append(config.options)
+
+    monkeypatch.setattr(push_module, "load_exporter", lambda name: Made)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"api_key": "abc", "project": "p"}, "options.api_key"),
+        ({"inner": {"token": "abc"}}, "options.inner.token"),
+        ({"url": "http://user:abc@127.0.0.1"}, "options.url"),
+    ],
+)
+def test_a_hidden_option_of_an_exporter_is_named_and_taken_as_a_change(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], key: str
+) -> None:
+    given = exporting(run_dir, monkeypatch, **options)
+    with pytest.raises(ConfigError, match=f"the exporter made a value for {key} ") as caught:
+        push_destination("made", run_dir)
+    assert f"{key}=VALUE" in str(caught.value) and not given
+    destination, _ = push_destination("made", run_dir, [f"{key}=mine"])
+    assert destination.name == "made"
+    value: Any = given[0]
+    for part in key.split(".")[1:]:
+        value = value[part]
+    assert value == "mine" and ("project" not in options or given[0]["project"] == "p")
+
+
+def test_options_that_are_not_hidden_are_used_as_they_are(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = exporting(run_dir, monkeypatch, project="p", tags=["a", "b"])
+    push_destination("made", run_dir)
+    assert given == [{"project": "p", "tags": ["a", "b"]}]
+    with pytest.raises(ConfigError, match=r"no trace\.missing"):
+        push_destination("missing", run_dir, ["options.a=b"])
 
 
 def test_spans_of_an_evaluation_are_pushed_from_its_own_folder(run_dir: Path, receiver: Receiver) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,12 @@ import pytest
 from agentloop.config import SpanSampling
 from agentloop.errors import ConfigError, ExportError
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode
-from agentloop.trace.exports import ExportLog
+from agentloop.trace.exports import ExportLog, RecordUnavailable
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.sender import delivery as delivery_module
 from agentloop.trace.sender.delivery import Delivery
 from agentloop.trace.store import TraceStore
+from tests.agentloop.trace.damaged_files import DAMAGES
 from tests.agentloop.trace.made_episodes import step_of
 from tests.agentloop.trace.made_exporter import MadeExporter, keys
 
@@ -31,8 +33,8 @@ class Run:
         self.told: list[dict[str, Any]] = []
         self.deliveries: list[Delivery] = []
 
-    def start(self, exporter: MadeExporter) -> Delivery:
-        log = ExportLog(self.store.folder)
+    def start(self, exporter: MadeExporter, busy_timeout_s: float = 10) -> Delivery:
+        log = ExportLog(self.store.folder, busy_timeout_s=busy_timeout_s)
         self.deliveries.append(Delivery(Destination("otlp", exporter, SpanSampling()), self.of, log, self.told.append))
         return self.deliveries[-1]
 
@@ -199,6 +201,103 @@ def test_a_file_that_cannot_be_read_is_said_and_does_not_stop_the_others(run: Ru
     run.end()
     assert run.done == [1, 3] and exporter.got == keys(1, 3, groups=2)
     assert len(run.said) == 1 and ("step_2" in run.said[0] or "step 2" in run.said[0])
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_each_file_that_is_damaged_behind_its_footer_is_said(run: Run, damage: Any) -> None:
+    exporter = MadeExporter()
+    exporter.hold.clear()
+    run.start(exporter)
+    run.write(1, step_of(1, 2))
+    assert exporter.tried.wait(10)
+    for step in (2, 3):
+        run.write(step, step_of(step, 2))
+        damage(run.store.path(step, "train"))
+    run.write(4, step_of(4, 2))
+    exporter.hold.set()
+    run.end()
+    assert run.done == [1, 4] and exporter.got == keys(1, 4, groups=2)
+    assert len(run.said) == 2 and "step_2" in run.said[0] and "step_3" in run.said[1]
+
+
+def test_a_record_that_is_locked_delays_and_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(delivery_module, "LONGEST_PAUSE_S", 0.02)
+    exporter = MadeExporter()
+    run.start(exporter, busy_timeout_s=0.01)
+    run.write(1, step_of(1, 2))
+    deadline = time.monotonic() + 30
+    while run.done != [1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    other = sqlite3.connect(run.store.folder / "exports.sqlite", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for step in (2, 3):
+        run.write(step, step_of(step, 2))
+    while not run.said and time.monotonic() < deadline:
+        time.sleep(0.01)
+    other.execute("COMMIT")
+    other.close()
+    while run.done != [1, 2, 3] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.end()
+    assert run.done == [1, 2, 3] and exporter.got == keys(1, 2, 3, groups=2)
+    assert len(run.said) == 1 and "database is locked" in run.said[0]
+
+
+def test_a_record_that_stays_locked_ends_with_the_run(run: Run) -> None:
+    ExportLog(run.store.folder).check_writable()
+    other = sqlite3.connect(run.store.folder / "exports.sqlite", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    run.start(MadeExporter(), busy_timeout_s=0.01)
+    run.write(1, step_of(1, 2))
+    begin = time.monotonic()
+    run.end(60)
+    assert time.monotonic() - begin < 30 and run.done == [] and "database is locked" in run.said[0]
+    other.close()
+
+
+def test_what_arrived_and_cannot_be_noted_is_said_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: ExportLog, destination: str, episodes: Any) -> None:
+        if list(episodes):
+            raise RecordUnavailable("the disk is full")
+
+    monkeypatch.setattr(ExportLog, "mark", full)
+    exporter = MadeExporter()
+    run.start(exporter)
+    made = step_of(1, 2)
+    run.write(1, made)
+    run.end()
+    assert run.done == [1] and exporter.got == keys(1, groups=2)
+    (said,) = run.said
+    assert "4 episodes arrived that could not be noted (the disk is full)" in said and "same ids" in said
+    (unnoted,) = [message for message in run.told if "unnoted" in message]
+    assert unnoted == {"unnoted": "otlp", "ids": [one.trajectory.trace_id for one in made]}
+
+
+def test_a_damaged_file_behind_an_episode_that_always_fails_does_not_hold_it_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "FIRST_PAUSE_S", 0.01)
+    exporter = MadeExporter()
+    exporter.down = True
+    run.start(exporter)
+    run.write(1, step_of(1, 1, samples=1))
+    assert exporter.tried.wait(10)
+    for step in (2, 3):
+        run.write(step, step_of(step, 1))
+    DAMAGES["column"](run.store.path(2, "train"))
+
+    def export(episodes: Sequence[TracedEpisode]) -> None:
+        if episodes[0].main.step == 1:
+            raise ExportError("here answered 500")
+        exporter.got += [episode.key for episode in episodes]
+
+    exporter.export = export
+    deadline = time.monotonic() + 30
+    while run.done != [3] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.end()
+    assert run.done == [3] and sorted(exporter.got) == keys(3, groups=1)
 
 
 @pytest.mark.parametrize("groups", [8, 24], ids=["one batch", "two batches"])

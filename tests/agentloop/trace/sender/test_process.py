@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,21 +21,23 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 
 from agentloop.config import TraceConfig
 from agentloop.registry import registered
+from agentloop.trace.backlog import Backlog
 from agentloop.trace.exporting import ExportRun, load_destinations
-from agentloop.trace.exports import ExportLog
+from agentloop.trace.exports import ExportLog, RecordUnavailable
 from agentloop.trace.index import TraceIndex
 from agentloop.trace.index.database import NAME as INDEX
 from agentloop.trace.sender import SpanSender
 from agentloop.trace.sender import process as process_module
 from agentloop.trace.sender.memory import MEMORY_BYTES
-from agentloop.trace.store import TraceStore
+from agentloop.trace.store import TraceFile, TraceStore
+from tests.agentloop.trace.damaged_files import DAMAGES
 from tests.agentloop.trace.made_episodes import step_of
 from tests.agentloop.trace.otlp_receiver import Receiver
 
 SECRET = "Bearer very-secret"
 
 MADE = """
-import resource, time
+import os, resource, time
 
 class Made:
     destination = "here"
@@ -45,6 +48,8 @@ class Made:
 
     def export(self, episodes):
         print("noise of a library", flush=True)
+        if any(episode.main.step == self._options.get("dies_at") for episode in episodes):
+            os.kill(os.getpid(), 9)
         (self._folder / "limit").write_text(str(resource.getrlimit(resource.RLIMIT_AS)[0]))
         while (self._folder / "hold").exists():
             time.sleep(0.01)
@@ -197,8 +202,91 @@ def test_a_process_that_keeps_dying_is_given_up(
         wait_for(lambda: (sender.report(), sender.pid != started[-1])[1], "its end")
         started.append(sender.pid)
     assert len(started) == process_module.MOST_STARTS + 1
-    assert len(said) == 1 and "ended with status" in said[0]
-    assert sender.close() == {"otlp": 4} and "4 episodes were not sent" in said[1]
+    assert len(said) == 2 and "ended with status" in said[0]
+    assert "is not started again" in said[1] and f"agentloop trace push --to otlp {run.folder}" in said[1]
+    for _ in range(3):
+        sender.report()
+    assert sender.close() == {"otlp": 4} and "4 episodes were not sent" in said[2] and len(said) == 3
+
+
+@pytest.mark.usefixtures("made")
+def test_a_file_that_ends_the_process_does_not_keep_the_others_from_being_sent(run: ExportRun, start: Any) -> None:
+    sender, said = start(exporters=[{"name": "made", "options": {"dies_at": 1}}])
+    write(run, sender, 1, 2)
+
+    def arrived(step: int) -> bool:
+        sender.report()
+        got = run.folder / "got"
+        return got.exists() and f"train/{step}/" in got.read_text()
+
+    wait_for(lambda: arrived(2), "the step after it")
+    wait_for(lambda: (sender.report(), any("is left out" in text for text in said))[1], "its last death")
+    write(run, sender, 3)
+    wait_for(lambda: arrived(3), "a later step")
+    assert sender.close(60) == {"made": 4}
+    assert "ended with status -9" in said[0] and "4 episodes were not sent" in said[2] and len(said) == 3
+    assert str(TraceStore(run.folder).path(1, "train")) in said[1] and "trace push --to made" in said[1]
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_that_is_damaged_behind_its_footer_does_not_count_as_sent(
+    receiver: Receiver, run: ExportRun, start: Any, damage: Callable[[Path], None]
+) -> None:
+    sender, said = start(otlp={"endpoint": receiver.url})
+    os.kill(sender.pid, signal.SIGSTOP)
+    write(run, sender, 1, 2)
+    damage(TraceStore(run.folder).path(1, "train"))
+    os.kill(sender.pid, signal.SIGCONT)
+    assert sender.close(60) == {"otlp": 0} and len(receiver.spans) == 4 * 9
+    assert len(said) == 2 and all("step_1/train.parquet" in text and "trace push" in text for text in said)
+    assert "it is not known whether all episodes were sent" in said[1]
+
+
+def test_a_locked_record_keeps_no_run_from_starting_or_ending(receiver: Receiver, run: ExportRun, start: Any) -> None:
+    ExportLog(run.folder / "traces").check_writable()
+    other = sqlite3.connect(run.folder / "traces" / "exports.sqlite", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    ExportLog(run.folder / "traces")
+    begin = time.monotonic()
+    sender, said = start(otlp={"endpoint": receiver.url}, weave={"project": "lab/runs"})
+    write(run, sender, 1, 2, 3)
+    # What was written before could be counted, what a destination has of it could not.
+    assert sender.close(0.1) == {"otlp": 0, "weave": 0}
+    assert time.monotonic() - begin < 8
+    for name in ("otlp", "weave"):
+        (text,) = [text for text in said if text.startswith(f"trace.{name}: it is not known whether")]
+        assert "database is locked" in text and f"agentloop trace push --to {name}" in text
+    other.close()
+
+
+def test_an_error_of_the_record_at_the_end_leaves_what_was_counted(
+    run: ExportRun, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    sender, said = start(otlp={"endpoint": "http://127.0.0.1:9"})
+    write(run, sender, 1, 2)
+    missing = Backlog.missing
+
+    def locked(self: Backlog, file: TraceFile) -> Any:
+        if file.step == 2:
+            raise RecordUnavailable("exports.sqlite: database is locked")
+        return missing(self, file)
+
+    monkeypatch.setattr(Backlog, "missing", locked)
+    assert sender.close(0) == {"otlp": 4}
+    assert "trace.otlp: at least 4 episodes were not sent (exports.sqlite: database is locked)" in said[-1]
+
+
+def test_counting_at_the_end_has_one_bound_for_all_destinations(
+    run: ExportRun, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, said = start(otlp={"endpoint": "http://127.0.0.1:9"}, weave={"project": "lab/runs"})
+    os.kill(sender.pid, signal.SIGSTOP)
+    write(run, sender, 1, 2)
+    monkeypatch.setattr(process_module, "CLOSE_S", 0.0)
+    assert sender.close(0) == {"otlp": 0, "weave": 0}
+    for name in ("otlp", "weave"):
+        assert any(text.startswith(f"trace.{name}: it is not known") and "too long" in text for text in said)
 
 
 def test_the_run_waits_neither_for_a_process_that_stands_still_nor_long_at_its_end(
