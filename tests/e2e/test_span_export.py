@@ -54,6 +54,21 @@ def test_an_outage_during_a_run_loses_nothing(
     assert "0 episodes sent" in again.out
 
 
+def test_a_resumed_run_sends_what_an_outage_kept_back(quickstart: Any, receiver: Receiver) -> None:
+    otlp = f"trace.otlp.endpoint={receiver.url}"
+    receiver.status = 404
+    assert quickstart("run.steps=1", otlp).code == 0 and not receiver.spans
+    receiver.status = 200
+    run = quickstart("run.steps=2", otlp, "--resume")
+    assert run.code == 0, run.err
+    records = [record for split in ("train", "eval") for step in (0, 1, 2) for record in stored(run, step, split)]
+    assert {record.step for record in records} >= {1, 2}
+    assert {trace_id for trace_id, _ in receiver.spans} == {
+        record.trajectory.trace_id for record in records if record.is_main
+    }
+    assert "not sent" not in run.out + run.err
+
+
 def stored(run: Any, step: int, split: str) -> list[Any]:
     return run.records(step, split) if (run.dir / "traces" / f"step_{step}" / f"{split}.parquet").exists() else []
 
