@@ -137,11 +137,12 @@ SECRET_KEY = re.compile(
 """Keys whose values are secrets, by their last word; and everything below `headers`."""
 
 _SECRET_IN_VALUE = re.compile(
-    r"[\[{].*(?:token|password|secret|api_?key|credential)|//[^/@\s]*:[^/@\s]*@|--[\w-]*(?:token|password|secret|api-?key)",
+    r"[\[{].*(?:token|password|secret|api_?key|credential)|//(?:[^/\s?#]+|[^/@\s]*:[^/@\s]*)@|--[\w-]*(?:token|password|secret|api-?key)",
     re.IGNORECASE | re.DOTALL,
 )
 _SECRET_OPTION = re.compile(r"^(--[\w-]*(?:token|password|secret|api-?key))(=.*)?$", re.IGNORECASE | re.DOTALL)
-_SECRET_IN_URL = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*(?=@)")
+_SECRET_IN_URL = re.compile(r"(?<=//)(?:[^/\s?#]+|[^/@\s]*:[^/@\s]*)(?=@)")
+"""User and password; a token is given as a user alone. A password may have any sign but a slash."""
 
 HIDDEN = "(hidden)"
 DEEPEST = 100
@@ -165,8 +166,8 @@ def hide_secrets(value: Any, depth: int = 0) -> Any:
     """Return JSON data in which secrets are replaced by `(hidden)`.
 
     Secrets are values of keys such as `token` and `api_key` at any depth, the same options in a
-    list of command-line arguments (`--api-key=..`), and passwords in URLs. What is nested more than
-    `DEEPEST` levels below `depth` 0 is hidden, too.
+    list of command-line arguments (`--api-key=..`), and users and passwords in URLs. What is nested
+    more than `DEEPEST` levels below `depth` 0 is hidden, too.
     """
     if depth > DEEPEST and isinstance(value, dict | list | tuple):
         return HIDDEN

@@ -19,8 +19,10 @@ from urllib.parse import quote
 import orjson
 
 from agentloop.errors import ConfigError, ExportError
-from agentloop.text import clean, hide_values
+from agentloop.text import clean, hide_secrets, hide_values
+from agentloop.trace.deadline import Deadline, DeadlineExceeded
 from agentloop.trace.weave.calls import EpisodeCall
+from agentloop.trace.weave.connections import check_address, shown, watch_connections
 from agentloop.wire import is_local
 
 REQUEST_BYTES = 16 * 2**20
@@ -28,6 +30,9 @@ REQUEST_BYTES = 16 * 2**20
 
 REFUSED_CONTENT = frozenset({400, 413, 422})
 """Answers that say that the calls are wrong, not that the server cannot be used."""
+
+FAILURES = ("error", "errors", "error_code", "detail", "message", "reason")
+"""Fields of an answer that name a failure."""
 
 LONGEST_CAUSE = 200
 
@@ -52,7 +57,7 @@ class Client:
     """A connection to one project. The constructor uses the network.
 
     Raises:
-        ConfigError: the key is missing.
+        ConfigError: the key is missing, or the server's address is none.
         ExportError: the server cannot be reached, or refuses the key or the project.
     """
 
@@ -62,18 +67,26 @@ class Client:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         with self._named():
-            from weave.trace.env import weave_trace_server_url
-
-            self._server_name = clean(weave_trace_server_url(), LONGEST_CAUSE)
-            self._collector = _collector(_credentials())
-            known = is_local(weave_trace_server_url()) and not os.environ.get("WANDB_BASE_URL")
-            if entity is None:
-                entity = LOCAL_KEY if known else _default_entity()
             from weave.trace import weave_client
             from weave.trace.context.weave_client_context import set_weave_client_global
+            from weave.trace.env import wandb_base_url, weave_trace_server_url
 
+            server = weave_trace_server_url()
+            check_address("the address of weave's server", server)
+            self._server_name = clean(shown(server), LONGEST_CAUSE)
+            watch_connections()
             weave_client.is_op = _plain_first(weave_client.is_op)
-            self._client = weave_client.WeaveClient(entity, project, self._collector, ensure_project_exists=not known)
+            known = is_local(server) and not os.environ.get("WANDB_BASE_URL")
+            if not known:
+                check_address("the address of W&B", wandb_base_url())
+            deadline = Deadline()
+            with deadline.within(_request_s()):
+                self._collector = _collector(_credentials(), deadline)
+                if entity is None:
+                    entity = LOCAL_KEY if known else _default_entity()
+                self._client = weave_client.WeaveClient(
+                    entity, project, self._collector, ensure_project_exists=not known
+                )
             # Without an active client, weave makes no calls, whichever is asked.
             set_weave_client_global(self._client)
 
@@ -99,6 +112,8 @@ class Client:
             if missing:
                 cause = self._collector.cause or "weave's client made no call of it"
                 raise ExportError(f"{self._server_name}: {len(missing)} of {len(wanted)} calls were not sent: {cause}")
+            if self._collector.lost:
+                raise next(iter(self._collector.lost.values()))  # the calls would name files that are not there
             for batch in _batches([complete[call] for call in wanted]):
                 self._collector.post(self._client.entity, self._client.project, batch)
 
@@ -178,9 +193,17 @@ def _default_entity() -> str:
     return str(entity)
 
 
-def _collector(credentials: Any) -> Any:
+def _request_s() -> float:
+    """Return the seconds that a request may take with its retries: weave's own limit is that of
+    each read."""
+    from weave.trace.settings import http_timeout
+
+    return 2 * float(http_timeout())
+
+
+def _collector(credentials: Any, deadline: Deadline) -> Any:
     """Return weave's connection to its server, which keeps starts and ends instead of sending
-    them."""
+    them. All other requests have a deadline."""
     from pydantic_core import to_jsonable_python
     from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
     from weave.vendor.weave_server_sdk._base_client import httpx
@@ -197,6 +220,8 @@ def _collector(credentials: Any) -> Any:
             self._starts: dict[str, dict[str, Any]] = {}
             self._ends: dict[str, dict[str, Any]] = {}
             self.cause = None
+            self.slow: DeadlineExceeded | None = None
+            self.lost: dict[tuple[str, int], Exception] = {}
 
         def call_start(self, req: Any) -> Any:
             start = dict(req["start"])
@@ -212,7 +237,14 @@ def _collector(credentials: Any) -> Any:
             return self._noting(super().obj_create, req)
 
         def file_create(self, req: Any) -> Any:
-            return self._noting(super().file_create, req)
+            name, content = req["file"]
+            try:
+                answer = self._noting(super().file_create, req)
+            except Exception as exc:
+                self.lost[name, hash(content)] = exc
+                raise
+            self.lost.pop((name, hash(content)), None)  # weave sends a file again without its digest
+            return answer
 
         def post(self, entity: str, project: str, batch: Sequence[dict[str, Any]]) -> None:
             """Send complete calls. weave's own method checks each value by its type, which takes
@@ -221,15 +253,14 @@ def _collector(credentials: Any) -> Any:
             Raises:
                 ExportError: what answered is not weave's server, for instance a login page.
             """
-            self._update_client_headers()
             path = f"/v2/{quote(entity, safe='')}/{quote(project, safe='')}/calls/complete"
-            answer = self._stainless_client.post(
-                path,
-                body={"batch": to_jsonable_python(batch)},
-                cast_to=Response,
-                options={"follow_redirects": False},
-            )
-            check_answer(clean(self.trace_server_url, LONGEST_CAUSE), answer)
+            body = {"batch": to_jsonable_python(batch)}
+            with deadline.within(_request_s()):
+                self._update_client_headers()
+                answer = self._stainless_client.post(
+                    path, body=body, cast_to=Response, options={"follow_redirects": False}
+                )
+            check_answer(clean(shown(self.trace_server_url), LONGEST_CAUSE), answer)
 
         def complete(self) -> dict[str, dict[str, Any]]:
             """Return the calls of which start and end are known, by id."""
@@ -237,9 +268,13 @@ def _collector(credentials: Any) -> Any:
             return {name: {**start, **ends[name]} for name, start in self._starts.items() if name in ends}
 
         def _noting(self, send: Any, req: Any) -> Any:
+            if self.slow is not None:  # else each of the others would be waited for as long
+                raise self.slow
             try:
-                return send(req)
+                with deadline.within(_request_s()):
+                    return send(req)
             except Exception as exc:
+                self.slow = exc if isinstance(exc, DeadlineExceeded) else None
                 self.cause = self.cause or _cause(exc)  # weave's client only logs it
                 raise
 
@@ -250,7 +285,10 @@ def _collector(credentials: Any) -> Any:
 
 
 def check_answer(server: str, answer: Any) -> None:
-    """Check that an `httpx.Response` confirms calls: JSON, an object.
+    """Check that an `httpx.Response` confirms calls.
+
+    weave's server answers with an empty JSON object. A later version may have fields in it, but
+    none that says what failed.
 
     Raises:
         ExportError: it does not.
@@ -260,7 +298,8 @@ def check_answer(server: str, answer: Any) -> None:
     if answer.is_success and "json" in kind.lower():
         with contextlib.suppress(ValueError):
             data = answer.json()
-    if not isinstance(data, dict):
+    failed = not isinstance(data, dict) or data.get("success") is False or any(map(data.get, FAILURES))
+    if failed:
         text = clean(hide_values(answer.text, _secrets(answer)), LONGEST_CAUSE)
         raise ExportError(
             f"{server} answered {answer.status_code}, but not as weave's server: {text}", "correct WF_TRACE_SERVER_URL"
@@ -322,13 +361,15 @@ def _cause(exc: BaseException) -> str:
     if response is not None and hasattr(response, "status_code"):
         hidden = _secrets(response)
         if 300 <= response.status_code < 400:
-            target = hide_values(response.headers.get("location", "").partition("?")[0], hidden)
-            return f"it redirects to {clean(target, LONGEST_CAUSE)}: correct WF_TRACE_SERVER_URL"
+            target = hide_values(response.headers.get("location", ""), hidden)
+            return f"it redirects to {clean(shown(target), LONGEST_CAUSE)}: correct WF_TRACE_SERVER_URL"
         text = hide_values(getattr(response, "text", ""), hidden)
         return f"it answered {response.status_code}: {clean(text, LONGEST_CAUSE)}"
     inner: BaseException | None = exc
     while inner is not None:
+        if isinstance(inner, DeadlineExceeded):
+            return str(inner)
         if isinstance(inner, OSError) and inner.strerror:
             return f"it cannot be reached: {clean(inner.strerror, LONGEST_CAUSE)}"
         inner = inner.__cause__ or inner.__context__
-    return clean(f"{type(exc).__name__}: {exc}", LONGEST_CAUSE)
+    return clean(hide_secrets(f"{type(exc).__name__}: {exc}"), LONGEST_CAUSE)

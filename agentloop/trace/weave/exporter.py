@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from agentloop.config import WeaveConfig
 from agentloop.errors import ConfigError
-from agentloop.text import hide_secrets
 from agentloop.trace.exporting import ExportRun, TracedEpisode
 from agentloop.trace.weave.bounds import bound
 from agentloop.trace.weave.calls import EpisodeCall, calls_of
 from agentloop.trace.weave.client import Client
+from agentloop.trace.weave.connections import check_variables, shown
 from agentloop.trace.weave.images import Images
 
 WANDB = "https://api.wandb.ai"
@@ -23,7 +23,8 @@ class WeaveExporter:
     """See `SpanExporter`. Ids of calls follow from the episode's: sent again, a call stays one.
 
     Raises:
-        ConfigError: the project is not `project` or `entity/project`.
+        ConfigError: the project is not `project` or `entity/project`, or a variable with an
+            address of weave has none.
     """
 
     library: ClassVar[str] = "weave"
@@ -42,8 +43,9 @@ class WeaveExporter:
         self._run = run
         self._images = Images()
         self._client: Client | None = None
+        check_variables()
         address = os.environ.get("WF_TRACE_SERVER_URL") or os.environ.get("WANDB_BASE_URL") or WANDB
-        self.destination = f"{hide_secrets(address.rstrip('/'))} {self._entity or ''}/{project}"
+        self.destination = f"{shown(address)} {self._entity or ''}/{project}"
 
     def export(self, episodes: Sequence[TracedEpisode]) -> None:
         """Send episodes as trees of calls. The first call connects, which imports weave for 2 s.

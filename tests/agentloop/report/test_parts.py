@@ -17,7 +17,7 @@ from agentloop.report.plots import LinearScale, LogScale, Plot, Series
 from agentloop.report.reading import RunRecord, Traced
 from agentloop.report.samples import failures, pairs, spread, typical
 from agentloop.report.tokens import Shader, load_decoder, shade, stream_pieces
-from agentloop.text import clean, finite, hide_secrets, number, seconds
+from agentloop.text import clean, finite, hide_override, hide_secrets, number, seconds
 
 Make = Callable[..., dict[str, Any]]
 
@@ -242,3 +242,22 @@ def test_secrets_are_hidden_in_a_config_that_is_nested_deeply() -> None:
         config = {"a": config}
     secret = {"headers": config}
     assert "hidden-one" not in repr(hide_secrets(config)) and "hidden-one" not in repr(hide_secrets(secret))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://bob:hidden-one@host:1/x", "http://(hidden)@host:1/x"),
+        ("https://hidden-one@host", "https://(hidden)@host"),
+        ("http://bob:hidden@hidden-one@host", "http://(hidden)@host"),
+        ("http://bob:hidden?one@host", "http://(hidden)@host"),
+        ("two: //hidden-one@a, //b:hidden-one@c", "two: //(hidden)@a, //(hidden)@c"),
+        ("https://host/@scope/package@1", "https://host/@scope/package@1"),
+        ("https://host/?mail=a@b", "https://host/?mail=a@b"),
+        ("https://host#a@b", "https://host#a@b"),
+        ("a // b@c", "a // b@c"),
+    ],
+)
+def test_users_and_passwords_of_urls_are_hidden(text: str, shown: str) -> None:
+    assert hide_secrets({"a": [text]}) == {"a": [shown]}
+    assert ("hidden-one" in hide_override(f"url={text}")) is ("hidden-one" in shown)
