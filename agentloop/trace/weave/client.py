@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -50,6 +51,8 @@ SETTINGS = {
 }
 """Variables that weave reads when it is imported or used, unless the user has set them."""
 
+_NOWHERE = logging.NullHandler()
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -66,6 +69,10 @@ class Client:
         self._server_name = "weave"
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        # It logs answers, which may echo the key. What they say is in the errors.
+        silenced = logging.getLogger("weave")
+        silenced.addHandler(_NOWHERE)
+        silenced.propagate = False
         with self._named():
             from weave.trace import weave_client
             from weave.trace.context.weave_client_context import set_weave_client_global

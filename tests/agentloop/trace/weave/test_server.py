@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import subprocess
@@ -51,12 +52,14 @@ class Server:
 
     Attributes:
         drips: the part of the paths to which the answer has no end.
+        refuses: the part of the paths to which the answer is an error that shows the key.
         asked: paths.
     """
 
     def __init__(self) -> None:
         self.answer = b"{}"
         self.drips: str | None = None
+        self.refuses: str | None = None
         self.end: Callable[[socket.socket], None] = ENDLESS["header"]
         self.asked: list[str] = []
         server = self
@@ -72,7 +75,11 @@ class Server:
                         self.close_connection = True
                         return
                 content = server.answer if self.path.endswith("/calls/complete") else ANSWER
-                self.send_response(200)
+                refused = server.refuses is not None and server.refuses in self.path
+                if refused:
+                    key = self.headers["authorization"]
+                    content = f"too large: {key} {base64.b64decode(key.split()[1]).decode()}".encode()
+                self.send_response(413 if refused else 200)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
@@ -148,6 +155,14 @@ def test_no_message_shows_the_password_of_an_address(server: Server, tmp_path: P
     server.answer = b'{"error": "bob may not, very-secret"}'
     tries = server.send(tmp_path, WF_TRACE_SERVER_URL=address, WANDB_BASE_URL=address)  # checks what is printed
     assert len(tries) == 2 and "//(hidden)@127.0.0.1" in tries[0] and server.asked
+
+
+def test_calls_whose_files_were_not_taken_are_not_confirmed_and_no_log_shows_the_key(
+    server: Server, tmp_path: Path
+) -> None:
+    server.refuses = "/file/create"
+    first, _ = server.send(tmp_path, WANDB_API_KEY="very-secret")  # checks what is printed, log included
+    assert "it answered 413: too large: (hidden)" in first
 
 
 @pytest.mark.parametrize("address", ["http://very-secret@h:1/?key=very-secret", "http://bob:very-secret@h:1"])
