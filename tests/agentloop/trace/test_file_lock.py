@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from agentloop.trace import file_lock as file_lock_module
 from agentloop.trace.file_lock import Held, locked
 
 HOLD = """
@@ -53,6 +57,21 @@ def test_holders_that_change_are_waited_for(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(got) == sorted([0, 1, 2] * 20)
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_the_wait_begins_anew_with_each_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: bool) -> None:
+    seconds, looks, tries = itertools.count(), itertools.count(), itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), time_ns=time.time_ns, sleep=lambda _: None)
+    monkeypatch.setattr(file_lock_module, "time", clock)
+    monkeypatch.setattr(file_lock_module, "_taken", lambda _: next(tries) == 10)
+    monkeypatch.setattr(file_lock_module, "_read", lambda _: f"holder {next(looks) if changes else 0}")
+    if changes:
+        with locked(tmp_path / "lock", 5):
+            pass
+    else:
+        with pytest.raises(Held), locked(tmp_path / "lock", 5):
+            pass
 
 
 def test_who_could_not_describe_itself_is_another_process(tmp_path: Path) -> None:
