@@ -16,10 +16,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from agentloop.errors import DiskError
+from agentloop.files import DISK_FAULTS, disk_error
 from agentloop.runtime.event_loop import uncollected
 from agentloop.runtime.scan import remember_scans
 from trainer.channel import BlockingChannel, Message, arrays_to_samples, error_to_json
@@ -47,12 +50,15 @@ def main() -> None:
     first = channel.receive()
     if first is None:
         return
+    store: Path | None = None
     try:
+        start = start_from_json(first[0])
+        store = start.store
         with uncollected():
-            learner = _start(start_from_json(first[0]))
+            learner = _start(start)
         channel.send({"ok": None})
     except Exception as exc:  # noqa: BLE001 - the main process must learn of every failure
-        channel.send(_reported(exc))
+        channel.send(_reported(exc, store))
         return
 
     while (message := channel.receive()) is not None:
@@ -60,7 +66,7 @@ def main() -> None:
             body, arrays = _answer(learner, message)
             channel.send({"ok": body}, arrays)
         except Exception as exc:  # noqa: BLE001 - as above
-            channel.send(_reported(exc))
+            channel.send(_reported(exc, store))
     _end()
 
 
@@ -98,12 +104,23 @@ def _answer(learner: Learner, message: Message) -> tuple[Any, Sequence[np.ndarra
     return answer_to_message(answer)
 
 
-def _reported(exc: Exception) -> dict[str, Any]:
+def _reported(exc: Exception, store: Path | None) -> dict[str, Any]:
     """Describe an error for the main process; its traceback goes to the log."""
     with contextlib.suppress(OSError):  # the log may lie on a full disk
         traceback.print_exception(exc)
         sys.stderr.flush()
-    return error_to_json(exc)
+    return error_to_json(_store_error(exc, store) or exc)
+
+
+def _store_error(exc: Exception, store: Path | None) -> DiskError | None:
+    """Return the error to report if torch's store could not write its file: a new process group,
+    such as that of the first checkpoint, writes there. torch keeps only the text of the errno."""
+    import torch.distributed as dist
+
+    if not isinstance(exc, dist.DistStoreError):
+        return None
+    found = next((code for code in DISK_FAULTS if os.strerror(code) in str(exc)), None)
+    return None if found is None else disk_error(OSError(found, os.strerror(found)), store)
 
 
 def _end() -> None:
