@@ -1,9 +1,9 @@
 """Run functions in child processes, where a call can always be killed.
 
 A process may crash, run out of memory or set signal handlers (`signal.alarm`) without harm to the
-run, and it takes everything along that it started (`keeper`). One that dies while it is idle, for
-instance because the kernel needed memory, is replaced without a word. Arguments and results are
-sent as JSON, never as pickles, because they contain model output.
+run, and it takes everything along that it started (`keeper`). One that dies while it is idle or
+starts, for instance because the kernel needed memory, is replaced without a word. Arguments and
+results are sent as JSON, never as pickles, because they contain model output.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from agentloop.trace.spans import current_traceparent
 
 STDERR_LINES = 20
 START_TIMEOUT_S = 60.0
+
+MOST_STARTS = 3
+"""Of processes for one call, if each dies before the call has begun."""
 
 
 class ProcessWorkers:
@@ -79,11 +82,7 @@ class ProcessWorkers:
             raise CallFailed(f"{type(exc).__name__}: the arguments of {self._name} are not JSON: {exc}") from exc
 
         async with place_in(self._slots):
-            answer = await self._ask_idle(text)
-            if answer is None:
-                with not_counted():  # a start has a time limit of its own
-                    process = await self._start()
-                answer = await self._ask(process, text)
+            answer = await self._ask_idle(text) or await self._ask_new(text)
 
         if "error" in answer:
             raise CallFailed(str(answer["error"]), frames=answer.get("frames", ()))
@@ -108,6 +107,18 @@ class ProcessWorkers:
                 continue
         return None
 
+    async def _ask_new(self, text: bytes) -> dict[str, Any]:
+        """Ask a process that is started for it, or another one if that dies before the call."""
+        for _ in range(MOST_STARTS - 1):
+            with contextlib.suppress(_NotBegun):
+                return await self._ask_started(text)
+        return await self._ask_started(text)
+
+    async def _ask_started(self, text: bytes) -> dict[str, Any]:
+        with not_counted():  # a start has a time limit of its own
+            process = await self._start()
+        return await self._ask(process, text)
+
     async def _ask(self, process: _Process, text: bytes) -> dict[str, Any]:
         """Ask a process and keep it for the next call, or end it if it does not answer."""
         try:
@@ -125,11 +136,15 @@ class ProcessWorkers:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await process.start()
                 answer = await process.ask(json.dumps(self._hello).encode())
-            if "error" in answer:
-                raise CallFailed(str(answer["error"]), frames=answer.get("frames", ()))
+        except CallFailed as exc:  # it died, so the call that it was started for had no effect
+            self._drop(process)
+            raise _NotBegun(exc.message) from exc
         except BaseException:
             self._drop(process)
             raise
+        if "error" in answer:
+            self._drop(process)
+            raise CallFailed(str(answer["error"]), frames=answer.get("frames", ()))
         return process
 
     def _drop(self, process: _Process) -> None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agentloop.config import RewardConfig
@@ -357,6 +358,55 @@ def test_an_idle_worker_that_dies_loses_no_call(functions: Path, loop: str, noti
         run_loops(main())
     else:
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+@pytest.mark.parametrize("when", ["while it starts", "before its call"])
+async def test_a_new_worker_that_dies_loses_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, deaths: int
+) -> None:
+    """Three workers in a row that die end the call; otherwise the next one does it."""
+    mortal = deaths if when == "while it starts" else 0
+    (tmp_path / "functions.py").write_text(
+        textwrap.dedent(f'''
+            import os, pathlib, signal
+            starts = pathlib.Path(__file__).with_name("starts")
+            with starts.open("a") as file:
+                file.write("x")
+            if len(starts.read_text()) <= {mortal}:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            def work() -> str:
+                """Do it."""
+                return "done"
+        ''')
+    )
+    pool = ProcessWorkers("functions.py:work", tmp_path, TOOLS, form="tool", workers=1, memory_mb=None, name="work")
+    start, killed = pool._start, 0
+
+    async def start_and_kill() -> Any:
+        nonlocal killed
+        process = await start()
+        if killed < deaths - mortal:
+            killed += 1
+            keeper = psutil.Process(process._process.pid)
+            victims = [*keeper.children(recursive=True), keeper]
+            for victim in victims:
+                victim.kill()
+            assert not psutil.wait_procs(victims[:-1], timeout=60)[1]
+        return process
+
+    monkeypatch.setattr(pool, "_start", start_and_kill)
+    try:
+        if deaths < 3:
+            assert (await pool({"arguments": {}}))["text"] == "done"
+        else:
+            with pytest.raises(CallFailed, match="the process of work was killed by SIGKILL"):
+                await pool({"arguments": {}})
+            assert (await pool({"arguments": {}}))["text"] == "done"
+    finally:
+        pool.close()
+        await asyncio.sleep(0.05)  # their pipes close
 
 
 async def test_a_call_that_has_begun_is_not_repeated(in_process: Any, functions: Path) -> None:
