@@ -29,7 +29,8 @@ class Fleet:
         router: gets a member for each source.
         probe_every_s: pause between two probes.
         probe_timeout_s: a replica that samples nothing for this long counts as hung.
-        max_starts: after this many failed starts in a row, a replica is not started again.
+        max_starts: after this many failed starts in a row, a replica is not started again. Starts
+            that a signal ended count only until all have served once.
     """
 
     def __init__(
@@ -115,7 +116,8 @@ class Fleet:
             except Exception as exc:
                 if not isinstance(exc, ServerStartError | EngineError | WeightsError | RequestError):
                     log.exception("supervisor of replica %s failed unexpectedly", source.name)
-                failures += 1
+                # What kills it may be over with the next start, as when the kernel needed memory.
+                failures += not isinstance(exc, ChildKilled)
                 log.error("replica %s did not start: %s", source.name, exc)
                 await self._members.fence(member, str(exc), "failed" if failures >= self._max_starts else "fenced")
 

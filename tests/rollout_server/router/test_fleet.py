@@ -162,6 +162,18 @@ async def test_starts_that_fail_are_repeated_and_then_given_up(fleet_of: Callabl
     assert router.failure is not None and "does not start" in router.failure
 
 
+async def test_a_replica_that_is_killed_while_it_is_started_again_is_not_given_up(
+    fleet_of: Callable[..., tuple[Router, Fleet]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout_server.router.fleet.FIRST_BACKOFF_S", 0.0)
+    source = FakeSource("a")
+    router, fleet = fleet_of(source, max_starts=2)
+    await fleet.start()
+    source.failing, source.fails_with = 6, ChildKilled
+    source.die()
+    await until(lambda: len(source.replicas) == 2 and router.members[0].serves)
+
+
 async def test_a_fleet_that_does_not_start_leaves_nothing(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
     a, b = FakeSource("a"), FakeSource("b")
     b.failing = 1
