@@ -383,10 +383,12 @@ async def test_a_new_worker_that_dies_loses_no_call(
     )
     pool = ProcessWorkers("functions.py:work", tmp_path, TOOLS, form="tool", workers=1, memory_mb=None, name="work")
     start, killed = pool._start, 0
+    started: list[Any] = []
 
     async def start_and_kill() -> Any:
         nonlocal killed
         process = await start()
+        started.append(process._process)
         if killed < deaths - mortal:
             killed += 1
             keeper = psutil.Process(process._process.pid)
@@ -406,6 +408,8 @@ async def test_a_new_worker_that_dies_loses_no_call(
             assert (await pool({"arguments": {}}))["text"] == "done"
     finally:
         pool.close()
+        for process in started:
+            await process.wait()
         await asyncio.sleep(0.05)  # their pipes close
 
 
