@@ -235,7 +235,7 @@ def _code(exc: sqlite3.Error) -> int | None:
 
 
 def _means_damage(exc: sqlite3.Error) -> bool:
-    # Text that is no UTF-8 is an OperationalError of Python, without a code of sqlite.
+    # Text that is not UTF-8 is an OperationalError of Python, without a code of sqlite.
     code = _code(exc)
     return code in DAMAGED or (code is None and isinstance(exc, sqlite3.OperationalError))
 

@@ -157,7 +157,7 @@ class Push:
 
         Raises:
             ExportError: the destination does not answer. What arrived until then is noted.
-            RecordUnavailable: what is sent can no longer be noted.
+            RecordUnavailable: what is sent cannot be noted any more.
         """
         for file, missing in self._missing:
             try:

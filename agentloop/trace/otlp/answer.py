@@ -57,7 +57,7 @@ class Answer:
         empty, as protobuf writes a message without fields.
 
         Raises:
-            ValueError: it is no such message, too long to be one, or has another number in it.
+            ValueError: it is another message, too long to be one, or has another number in it.
         """
         if not self.content:
             return 0, ""
@@ -92,7 +92,7 @@ def _of_json(data: Any) -> tuple[int, str]:
     """Read an answer in JSON. Some receivers write names as protobuf does, with underscores.
 
     Raises:
-        ValueError: it is no receiver's.
+        ValueError: it is not a receiver's answer.
     """
     if not isinstance(data, dict):
         raise ValueError("the answer is not an object")

@@ -36,7 +36,7 @@ def check_variable() -> None:
     """Check the headers that OpenTelemetry's exporter reads from the environment.
 
     Raises:
-        ConfigError: a part is no header, or cannot be sent.
+        ConfigError: a part is not a header, or cannot be sent.
     """
     variable = next((name for name in VARIABLES if os.environ.get(name)), None)
     if variable is None:

@@ -54,7 +54,7 @@ class Delivery:
         self._lock = threading.Condition()
         self._finishing, self._given_up = threading.Event(), threading.Event()
         self._complete = True
-        self._unnoted: list[str] = []  # as last told
+        self._unnoted: list[str] = []  # as last sent
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"trace {self._name}", daemon=True)
         self._thread.start()

@@ -21,7 +21,7 @@ def check_variables() -> None:
     """Check the addresses that weave reads from the environment.
 
     Raises:
-        ConfigError: one is no address.
+        ConfigError: one is not an address.
     """
     for variable in VARIABLES:
         if address := os.environ.get(variable):
@@ -36,7 +36,7 @@ def check_address(name: str, address: str) -> None:
         name: names the address in the error, which does not show it.
 
     Raises:
-        ConfigError: it is no address.
+        ConfigError: it is not an address.
     """
     try:
         parts = urlsplit(address)
@@ -59,8 +59,8 @@ def shown(address: str) -> str:
 def watch_connections() -> None:
     """Let deadlines know of the connections that weave's HTTP libraries open.
 
-    weave makes a client for each request of GraphQL, with a library of its own; there is no place
-    to give it a transport. Connections outside a `Deadline` are as before.
+    weave makes a client for each request of GraphQL, with a library of its own, and takes
+    no transport for it. Connections outside a `Deadline` are as before.
     """
     for library in ("httpcore", "httpcore2"):
         try:
