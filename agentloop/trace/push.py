@@ -20,15 +20,13 @@ from agentloop.text import HIDDEN, clean
 from agentloop.trace.backlog import Backlog, Missing
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, load_exporter
 from agentloop.trace.exports import ExportLog, RecordUnavailable
+from agentloop.trace.otlp.headers import VARIABLES
 from agentloop.trace.store import TraceFile
 
 BUILT_IN = ("otlp", "weave")
 
 PAUSES_S = (1.0, 3.0, 10.0)
 """Pauses before a batch is sent again while the destination does not answer."""
-
-OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
-"""Variables from which OpenTelemetry reads headers: the run's own are in no file."""
 
 
 @dataclass(slots=True)
@@ -239,10 +237,10 @@ def _known_headers(headers: Mapping[str, Any]) -> dict[str, str]:
         ConfigError: one is hidden, and no variable gives headers instead.
     """
     hidden = [name for name, value in headers.items() if value == HIDDEN]
-    if hidden and not any(os.environ.get(variable) for variable in OTLP_HEADERS):
+    if hidden and not any(os.environ.get(variable) for variable in VARIABLES):
         raise ConfigError(
             f"the run sent the header {clean(hidden[0], 80)!r}, whose value is in none of its files",
-            f"set {OTLP_HEADERS[1]}={clean(hidden[0], 80)}=VALUE in the environment",
+            f"set {VARIABLES[1]}={clean(hidden[0], 80)}=VALUE in the environment",
         )
     return {name: str(value) for name, value in headers.items() if value != HIDDEN}
 

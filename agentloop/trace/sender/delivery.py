@@ -133,8 +133,11 @@ class Delivery:
         ahead: deque[Batch] = deque()
         while batch := ahead.popleft() if ahead else next(batches, None):
             pause, failures = FIRST_PAUSE_S, 0
-            while not self._send(batch):
-                if self._finishing.is_set():
+            while True:
+                last = self._finishing.is_set()  # what the end of the run finds under way is tried once more
+                if self._send(batch):
+                    break
+                if last:
                     return False
                 failures += 1
                 if failures % FAILURES == 0:

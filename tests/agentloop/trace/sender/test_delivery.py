@@ -183,13 +183,19 @@ def test_a_missing_key_is_said_once_with_its_fix(run: Run) -> None:
     assert run.done == [] and len(run.said) == 1 and "the key is missing" in run.said[0] and "set MY_KEY" in run.said[0]
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_file_that_cannot_be_read_is_said_and_does_not_stop_the_others(run: Run, damage: str) -> None:
+def held_at_its_first_file(run: Run) -> MadeExporter:
+    """Start an exporter that has begun step 1, and goes on when `hold` is set."""
     exporter = MadeExporter()
     exporter.hold.clear()
     run.start(exporter)
     run.write(1, step_of(1, 2))
     assert exporter.tried.wait(10)
+    return exporter
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_file_that_cannot_be_read_is_said_and_does_not_stop_the_others(run: Run, damage: str) -> None:
+    exporter = held_at_its_first_file(run)
     run.write(2, step_of(2, 2))
     path = run.store.path(2, "train")
     if damage == "cut":
@@ -205,11 +211,7 @@ def test_a_file_that_cannot_be_read_is_said_and_does_not_stop_the_others(run: Ru
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_each_file_that_is_damaged_behind_its_footer_is_said(run: Run, damage: Any) -> None:
-    exporter = MadeExporter()
-    exporter.hold.clear()
-    run.start(exporter)
-    run.write(1, step_of(1, 2))
-    assert exporter.tried.wait(10)
+    exporter = held_at_its_first_file(run)
     for step in (2, 3):
         run.write(step, step_of(step, 2))
         damage(run.store.path(step, "train"))
