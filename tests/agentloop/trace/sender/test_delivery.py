@@ -120,6 +120,26 @@ def test_an_outage_loses_nothing_and_is_said_once(run: Run, monkeypatch: pytest.
     assert "cannot be reached" in said and "agentloop trace push --to otlp" in said and str(run.of.folder) in said
 
 
+def test_an_attempt_that_the_end_finds_under_way_is_tried_once_more(run: Run) -> None:
+    class ComesBack(MadeExporter):
+        attempts = 0
+
+        def export(self, episodes: Sequence[TracedEpisode]) -> None:
+            self.attempts += 1
+            self.down = self.attempts == 1
+            super().export(episodes)
+
+    exporter = ComesBack()
+    exporter.hold.clear()
+    run.start(exporter)
+    run.write(1, step_of(1, 2))
+    assert exporter.tried.wait(10)
+    run.deliveries[-1].finish()
+    exporter.hold.set()
+    run.end()
+    assert run.done == [1] and exporter.got == keys(1, groups=2)
+
+
 def test_the_end_of_a_run_waits_only_so_long(run: Run) -> None:
     exporter = MadeExporter()
     exporter.hold.clear()
