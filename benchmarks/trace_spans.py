@@ -3,8 +3,8 @@
     python benchmarks/trace_spans.py [--quick]
 
 The first figure is the bound that a command checks: at most 30 µs of the loop's CPU a span. The others say what the
-run's sender process takes to read a step from its trace file, and `trace.otlp` from there to the body of a request,
-without the network. The run itself only names the file to that process.
+run's sender process takes to read a step from its trace file, and `trace.otlp` from there until a receiver on this
+machine, in another thread, has confirmed it. The run itself only names the file to that process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import argparse
 import asyncio
 import statistics
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +95,44 @@ def made_records(count: int) -> list[Any]:
     return records
 
 
-class _Empty:
-    """The body of an empty answer."""
+class Receiver:
+    """A receiver of OTLP on this machine that confirms all it is sent.
 
-    def read(self, size: int, decode_content: bool = False) -> bytes:
-        return b""
+    Attributes:
+        size: bytes of the bodies of the requests so far.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                receiver.size += len(self.rfile.read(int(self.headers["content-length"])))
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Receiver:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def sending(records: list[Any], folder: Path) -> tuple[float, float, int, int]:
-    """CPU seconds of reading the records from their trace file and of sending them; spans, bytes of the requests."""
-    import requests
-
+    """CPU seconds of this thread for reading the records from their trace file and for sending them; spans, bytes of
+    the requests."""
     from agentloop.config import OtlpConfig
     from agentloop.trace.backlog import Backlog
     from agentloop.trace.exporting import Destination, ExportRun
@@ -112,35 +141,23 @@ def sending(records: list[Any], folder: Path) -> tuple[float, float, int, int]:
     from agentloop.trace.store import TraceStore
 
     run = ExportRun("bench", folder, "model", 8)
-    config = OtlpConfig(endpoint="http://127.0.0.1:9")
-    exporter = OtlpExporter(config, run)
-    TraceStore(folder).write(1, "train", records)
-    backlog = Backlog(Destination("otlp", exporter, config), run, ExportLog(folder / "traces"))
-    (file,) = backlog.store.files()
-    size = 0
-
-    def answer(self: Any, request: Any, **options: Any) -> requests.Response:
-        nonlocal size
-        size += len(request.body)
-        response = requests.Response()
-        response.status_code, response.raw = 200, _Empty()
-        return response
-
-    # Below the session: the exporter's own reads the answer.
-    original, requests.Session.send = requests.Session.send, answer
-    try:
+    with Receiver() as receiver:
+        config = OtlpConfig(endpoint=receiver.url)
+        exporter = OtlpExporter(config, run)
+        TraceStore(folder).write(1, "train", records)
+        backlog = Backlog(Destination("otlp", exporter, config), run, ExportLog(folder / "traces"))
+        (file,) = backlog.store.files()
         begin = time.thread_time()
         batches = list(backlog.batches(file, backlog.missing(file)))
         read = time.thread_time() - begin
         exporter.export(batches[0][:1])  # imports
-        size = 0
+        receiver.size = 0
         begin = time.thread_time()
         for batch in batches:
             exporter.export(batch)
         sent = time.thread_time() - begin
-    finally:
-        requests.Session.send = original
-    return read, sent, sum(len(episode.spans) for batch in batches for episode in batch), size
+        exporter.close(1.0)
+    return read, sent, sum(len(episode.spans) for batch in batches for episode in batch), receiver.size
 
 
 def main() -> None:

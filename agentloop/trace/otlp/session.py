@@ -58,7 +58,7 @@ class Session(requests.Session):  # type: ignore[misc]  # it has no types
         except requests.Timeout:
             self.answer.cause = str(DeadlineExceeded(self._timeout_s))
             raise
-        except (requests.RequestException, DeadlineExceeded) as exc:
+        except Exception as exc:  # the library keeps it to itself
             self.answer.cause = _cause(exc)
             raise
         response._content, response._content_consumed = content, True

@@ -16,7 +16,7 @@ from opentelemetry import trace as global_trace
 from agentloop.config import OtlpConfig, Recipe
 from agentloop.errors import ConfigError, ExportError
 from agentloop.trace.exporting import ExportRun, TracedEpisode, episodes_of
-from agentloop.trace.otlp import OtlpExporter
+from agentloop.trace.otlp import OtlpExporter, session
 from agentloop.trace.otlp import exporter as exporter_module
 from agentloop.trace.otlp.answer import ANSWER_BYTES
 from tests.agentloop.trace.made_episodes import record
@@ -179,6 +179,15 @@ def test_an_unreachable_receiver_is_named_without_its_password(run: ExportRun) -
     with pytest.raises(ExportError, match="cannot be reached: Connection refused") as caught:
         sender.export([one(run)])
     assert not caught.value.final
+
+
+def test_a_fault_of_the_client_is_named(receiver: Receiver, run: ExportRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(response: Any) -> bytes:
+        raise AttributeError("lines")
+
+    monkeypatch.setattr(session, "read_answer", fails)
+    with pytest.raises(ExportError, match="cannot be reached: AttributeError"):
+        exporter(receiver.url, run).export([one(run)])
 
 
 @pytest.mark.parametrize("part", ["user:very-secret@127.0.0.1:9", "very-secret@x", "127.0.0.1:9/?x=very-secret"])
