@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import threading
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import uvicorn
 
 from agentloop.wire import bind, url_of
@@ -112,3 +115,34 @@ def descendants() -> dict[int, str]:
         if above == os.getpid() and pid != os.getpid():
             found[pid] = parents[pid][1]
     return found
+
+
+def programs() -> list[str]:
+    """Return what runs in sandboxes: the processes below bubblewrap's."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            above = {parent.name() for parent in process.parents()}
+            if "bwrap" in above and process.name() != "bwrap" and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def outcome(sandbox: Sandbox, body: str, **fields: Any) -> Any:
+    """Run an attempt; return what it says of itself: `said(value)` prints JSON."""
+    code = (
+        "import json, os, sys, socket, ctypes, errno\n"
+        "def said(value): print('SAID', json.dumps(value), flush=True)\n"
+        "def tried(function, *arguments):\n"
+        "    try: function(*arguments)\n"
+        "    except OSError as exc: return errno.errorcode.get(exc.errno, str(exc))\n"
+        "    return 'done'\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def called(name, *arguments):\n"
+        "    result = getattr(libc, name)(*arguments)\n"
+        "    return errno.errorcode[ctypes.get_errno()] if result == -1 else 'done'\n" + body
+    )
+    found = sandbox.run(code, **fields)
+    lines = [line for line in found["run_result"]["stdout"].splitlines() if line.startswith("SAID ")]
+    assert lines, found
+    return json.loads(lines[-1][5:])
