@@ -29,12 +29,19 @@ PROVIDER = "agentloop"
 
 @dataclass(slots=True)
 class NamedSpan:
-    """A span and what a receiver shows of it."""
+    """A span and what a receiver shows of it.
+
+    Attributes:
+        own: attributes of this span.
+        common: those of all spans of its episode: one and the same object. Their names are not in
+            `own`.
+    """
 
     span: Span
     name: str
     kind: Literal["internal", "client"] = "internal"
-    attributes: Attributes = field(default_factory=dict)
+    own: Attributes = field(default_factory=dict)
+    common: Attributes = field(default_factory=dict)
 
 
 def named_spans(episode: TracedEpisode, *, texts: bool = True) -> list[NamedSpan]:
@@ -48,9 +55,13 @@ def named_spans(episode: TracedEpisode, *, texts: bool = True) -> list[NamedSpan
     found = []
     for span in episode.spans:
         named = view.named(span)
-        named.attributes = {**_own(span), **common, **named.attributes}
+        own = _own(span)
+        if not common.keys().isdisjoint(own):
+            own = {key: value for key, value in own.items() if key not in common}
+        named.own = own | named.own
+        named.common = common
         if span.status == "error":
-            named.attributes["error.type"] = _error_type(span.error)
+            named.own["error.type"] = _error_type(span.error)
         found.append(named)
     return found
 
@@ -140,7 +151,7 @@ class _View:
             if found:
                 attributes["gen_ai.input.messages"] = _messages(found[0].before)
                 attributes["gen_ai.output.messages"] = _answer(found[-1])
-        return NamedSpan(span, f"invoke_agent {trajectory.agent_name}", attributes=attributes)
+        return NamedSpan(span, f"invoke_agent {trajectory.agent_name}", own=attributes)
 
     def _chat(self, span: Span) -> NamedSpan:
         model = self._episode.run.model
@@ -175,7 +186,7 @@ class _View:
             attributes["gen_ai.tool.call.arguments"] = _text(_json(call.arguments))
         if self._texts and result is not None:
             attributes["gen_ai.tool.call.result"] = _text(_content(result))
-        return NamedSpan(span, f"execute_tool {name}".rstrip(), attributes=attributes)
+        return NamedSpan(span, f"execute_tool {name}".rstrip(), own=attributes)
 
 
 def generations(trajectory: Trajectory) -> Iterator[Generation]:
@@ -250,8 +261,12 @@ def _text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
+"""Made once: it takes as long to make as to use."""
+
+
 def _json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = _ENCODER.encode(value)
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from agentloop.config import OtlpConfig
 from agentloop.text import hide_secrets
 from agentloop.trace.exporting import ExportRun, TracedEpisode
-from agentloop.trace.genai import NamedSpan, named_spans
+from agentloop.trace.genai import Attributes, NamedSpan, named_spans
 from agentloop.trace.otlp.client import Client
 from agentloop.trace.otlp.headers import check_headers, check_variable
 
@@ -60,9 +60,8 @@ class OtlpExporter:
         size = 0
         for episode in episodes:
             named = named_spans(episode, texts=self._config.texts)
-            characters = sum(
-                len(value) for span in named for value in span.attributes.values() if isinstance(value, str)
-            )
+            characters = sum([_characters(span.own) for span in named])
+            characters += len(named) * _characters(named[0].common) if named else 0
             if spans and size + characters > REQUEST_CHARACTERS:
                 yield spans
                 spans, size = [], 0
@@ -70,3 +69,8 @@ class OtlpExporter:
             size += characters
         if spans:
             yield spans
+
+
+def _characters(attributes: Attributes) -> int:
+    """Return the length of the texts of a span."""
+    return sum([len(value) for value in attributes.values() if type(value) is str])
