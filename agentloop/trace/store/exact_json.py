@@ -31,7 +31,7 @@ def dump(value: Any, nones: int = 0) -> str:
         text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=str)
     except TypeError:  # a lone surrogate, an integer of more than 64 bits, a key that is not text
         return _dump_slowly(value)
-    if text.count(b"null") != nones and _has_odd_float(value):  # orjson writes null for NaN
+    if text.count(b"null") != nones and has_odd_float(value):  # orjson writes null for NaN
         return _dump_slowly(value)
     return text.decode()
 
@@ -73,7 +73,7 @@ def _key(key: Any) -> str:
     return str(key.value) if hasattr(key, "value") else str(key)
 
 
-def _has_odd_float(value: Any) -> bool:
+def has_odd_float(value: Any) -> bool:
     """Whether a value holds a NaN or an infinity at any depth. A loop, because every step's turns
     pass through it."""
     stack = [value]

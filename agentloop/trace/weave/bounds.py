@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
+
 from agentloop.trace.weave.calls import EpisodeCall
 
 MOST_BYTES = 3_600_000
 """Of inputs, output and attributes of a call as JSON. weave drops a call over 3,670,016 bytes; the
 rest is for its ids, times and summary."""
+
+LONGEST_FORM = 6
+"""How many times longer JSON is in ASCII, with spaces, than in UTF-8 without: of a delete character
+of one byte, six."""
 
 SHORTEST = 256
 """Characters that a text keeps at the least; below, the whole values are left out."""
@@ -22,7 +28,7 @@ def bound(call: EpisodeCall, where: str, most: int = MOST_BYTES) -> None:
         where: tells the reader where the whole text is.
         most: bytes.
     """
-    if size_of(call.inputs, call.output, call.attributes) <= most:
+    if _surely_fits(call, most) or size_of(call.inputs, call.output, call.attributes) <= most:
         return
     inputs, output = call.inputs, call.output
     longest = most
@@ -36,9 +42,23 @@ def bound(call: EpisodeCall, where: str, most: int = MOST_BYTES) -> None:
     call.inputs, call.output = {"cut": mark}, {"cut": mark}
 
 
+def _surely_fits(call: EpisodeCall, most: int) -> bool:
+    """Whether a call is far below the limit: quick, and true of nearly all calls."""
+    try:
+        text = orjson.dumps((call.inputs, call.output, call.attributes), default=_image)
+    except TypeError:  # an integer of more than 64 bits
+        return False
+    return LONGEST_FORM * len(text) <= most
+
+
 def size_of(*values: Any) -> int:
     """Return the bytes of values as JSON, in its longest form: only ASCII."""
-    return len(json.dumps(values, default=lambda _: "x" * 500))  # an image is sent as the name of a file
+    return len(json.dumps(values, default=_image))
+
+
+def _image(_: Any) -> str:
+    """Stand for an image, which is sent as the name of a file."""
+    return "x" * 500
 
 
 def _cut(value: Any, longest: int, where: str) -> Any:

@@ -37,6 +37,7 @@ class EpisodeCall:
         id: a UUID; of the first call, the trace's own.
         error: class and text of an exception, or None.
         usage: tokens of prompt and answer, of a generation.
+        plain: whether inputs and output are JSON: they hold no image.
     """
 
     op: str
@@ -50,6 +51,7 @@ class EpisodeCall:
     output: Any = None
     error: tuple[str, str] | None = None
     usage: tuple[int, int] | None = None
+    plain: bool = True
 
 
 def calls_of(episode: TracedEpisode, *, texts: bool, image: Callable[[Any], Any]) -> list[EpisodeCall]:
@@ -89,15 +91,18 @@ class _View:
         self._image = image
         self._subjects = SpanSubjects(episode)
         self._exchanges = _exchanges(episode.main.trajectory.messages)
+        self._plain = True  # of the call that is being filled
         self._fill = {
             "episode": self._episode_call, "turn": self._turn, "generate": self._generate, "parse": self._parse,
             "tool": self._tool, "interaction": self._interaction, "reward": self._reward,
         }  # fmt: skip
 
     def fill(self, call: EpisodeCall, span: Span) -> None:
-        """Set inputs, output and name of a call."""
+        """Set inputs, output and name of a call, and whether it is plain."""
+        self._plain = True
         if call.op in self._fill:
             self._fill[call.op](call, span)
+        call.plain = self._plain
 
     def _episode_call(self, call: EpisodeCall, span: Span) -> None:
         trajectory = self._episode.main.trajectory
@@ -214,7 +219,10 @@ class _View:
             return _plain(str(part.get("text", "")))
         value = next((part[key] for key in IMAGE_KEYS if key in part), None)
         shown = None if value is None else self._image(value)
-        return "[image]" if shown is None else {"type": "image", "image": shown}
+        if shown is None:
+            return "[image]"
+        self._plain = False
+        return {"type": "image", "image": shown}
 
 
 def _exchanges(messages: list[Message]) -> Any:

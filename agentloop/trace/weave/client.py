@@ -1,6 +1,6 @@
 """weave's own client, used so that it says whether calls arrived.
 
-It takes about 0.25 ms of CPU a call, and 2 s to import. `weave.init` is not called: it would look
+It takes about 0.1 ms of CPU a call, and 2 s to import. `weave.init` is not called: it would look
 for a newer version of itself, and wrap the libraries of other providers. The client's queue is not
 used either: it drops calls after a few failures, and only logs that. Here the client makes the
 calls, which are collected and sent in one request; a failure is an error.
@@ -9,21 +9,20 @@ calls, which are collected and sent in one request; a failure is an error.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
-
-import orjson
 
 from agentloop.errors import ConfigError, ExportError
 from agentloop.text import clean, hide_secrets, hide_values
 from agentloop.trace.deadline import Deadline, DeadlineExceeded
 from agentloop.trace.weave.calls import EpisodeCall
 from agentloop.trace.weave.connections import check_address, shown, watch_connections
+from agentloop.trace.weave.encoding import encoded
+from agentloop.trace.weave.plain import Plain, client_class, pass_plain
 from agentloop.wire import is_local
 
 REQUEST_BYTES = 16 * 2**20
@@ -40,14 +39,13 @@ LONGEST_CAUSE = 200
 LOCAL_KEY = "local"
 """API key and entity for a server on this machine, which needs neither."""
 
-PLAIN = frozenset({str, int, float, bool, type(None), dict, list})
-"""Types that weave never decorates as ops: the check is skipped for them."""
-
 SETTINGS = {
     # weave reports errors within itself to its makers; a run's data is not for them.
     "WANDB_ERROR_REPORTING": "false",
     # Each call would go through three of its threads, and nothing is sent from them.
     "WEAVE_CLIENT_PARALLELISM": "0",
+    # Else it imports wandb, a third of all that it imports, to look for a run of wandb's.
+    "WANDB_DISABLE_WEAVE": "true",
 }
 """Variables that weave reads when it is imported or used, unless the user has set them."""
 
@@ -82,7 +80,7 @@ class Client:
             check_address("the address of weave's server", server)
             self._server_name = clean(shown(server), LONGEST_CAUSE)
             watch_connections()
-            weave_client.is_op = _plain_first(weave_client.is_op)
+            pass_plain(weave_client)
             known = is_local(server) and not os.environ.get("WANDB_BASE_URL")
             if not known:
                 check_address("the address of W&B", wandb_base_url())
@@ -91,9 +89,8 @@ class Client:
                 self._collector = _collector(_credentials(), deadline)
                 if entity is None:
                     entity = LOCAL_KEY if known else _default_entity()
-                self._client = weave_client.WeaveClient(
-                    entity, project, self._collector, ensure_project_exists=not known
-                )
+                client = client_class(weave_client)
+                self._client = client(entity, project, self._collector, ensure_project_exists=not known)
             # Without an active client, weave makes no calls, whichever is asked.
             set_weave_client_global(self._client)
 
@@ -121,7 +118,7 @@ class Client:
                 raise ExportError(f"{self._server_name}: {len(missing)} of {len(wanted)} calls were not sent: {cause}")
             if self._collector.lost:
                 raise next(iter(self._collector.lost.values()))  # the calls would name files that are not there
-            for batch in _batches([complete[call] for call in wanted]):
+            for batch in _batches(encoded(complete[call]) for call in wanted):
                 self._collector.post(self._client.entity, self._client.project, batch)
 
     def _make(self, calls: Sequence[EpisodeCall]) -> None:
@@ -129,7 +126,7 @@ class Client:
         for call in calls:
             made[call.id] = self._client.create_call(
                 call.op,
-                call.inputs,
+                Plain(call.inputs) if call.plain else call.inputs,
                 parent=None if call.parent is None else made[call.parent],
                 attributes=call.attributes,
                 display_name=call.name,
@@ -144,7 +141,8 @@ class Client:
                 tokens = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
                 running.summary = {"usage": {self._model: {"requests": 1, **tokens}}}
             error = None if call.error is None else _exception(*call.error)
-            self._client.finish_call(running, call.output, exception=error, ended_at=_time(call.end_ns))
+            output = Plain(call.output) if call.plain and type(call.output) is dict else call.output
+            self._client.finish_call(running, output, exception=error, ended_at=_time(call.end_ns))
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -154,19 +152,6 @@ class Client:
             raise
         except Exception as exc:
             raise _named_error(self._server_name, exc) from exc
-
-
-def _plain_first(is_op: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Return weave's `is_op`, asked only of values that may be one.
-
-    weave asks it of every value inside a call. On Python 3.11 it looks up the attributes of a
-    protocol each time, which took half of all its time. A call of an episode holds plain values.
-    """
-
-    def asked(value: Any) -> bool:
-        return type(value) not in PLAIN and is_op(value)
-
-    return asked
 
 
 def _credentials() -> Any:
@@ -211,7 +196,6 @@ def _request_s() -> float:
 def _collector(credentials: Any, deadline: Deadline) -> Any:
     """Return weave's connection to its server, which keeps starts and ends instead of sending
     them. All other requests have a deadline."""
-    from pydantic_core import to_jsonable_python
     from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
     from weave.vendor.weave_server_sdk._base_client import httpx
     from weave.vendor.weave_server_sdk.types import CallStartResponse
@@ -253,19 +237,19 @@ def _collector(credentials: Any, deadline: Deadline) -> Any:
             self.lost.pop((name, hash(content)), None)  # weave sends a file again without its digest
             return answer
 
-        def post(self, entity: str, project: str, batch: Sequence[dict[str, Any]]) -> None:
-            """Send complete calls. weave's own method checks each value by its type, which takes
-            longer than all else.
+        def post(self, entity: str, project: str, batch: Sequence[bytes]) -> None:
+            """Send complete calls, which are JSON. weave's own method checks each value by its
+            type, which takes longer than all else.
 
             Raises:
                 ExportError: what answered is not weave's server, for instance a login page.
             """
             path = f"/v2/{quote(entity, safe='')}/{quote(project, safe='')}/calls/complete"
-            body = {"batch": to_jsonable_python(batch)}
+            body = b'{"batch":[' + b",".join(batch) + b"]}"
             with deadline.within(_request_s()):
                 self._update_client_headers()
                 answer = self._stainless_client.post(
-                    path, body=body, cast_to=Response, options={"follow_redirects": False}
+                    path, content=body, cast_to=Response, options={"follow_redirects": False}
                 )
             check_answer(clean(shown(self.trace_server_url), LONGEST_CAUSE), answer)
 
@@ -323,26 +307,17 @@ def _secrets(response: Any) -> list[str]:
     return found
 
 
-def _batches(calls: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
+def _batches(calls: Iterable[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
     size = 0
     for call in calls:
-        length = _size(call)
-        if batch and size + length > REQUEST_BYTES:
+        if batch and size + len(call) > REQUEST_BYTES:
             yield batch
             batch, size = [], 0
         batch.append(call)
-        size += length
+        size += len(call)
     if batch:
         yield batch
-
-
-def _size(call: dict[str, Any]) -> int:
-    """Return the bytes of a call as JSON."""
-    try:
-        return len(orjson.dumps(call, default=str, option=orjson.OPT_NON_STR_KEYS))
-    except TypeError:  # a lone surrogate, an integer of more than 64 bits
-        return len(json.dumps(call, default=str))
 
 
 def _time(nanoseconds: int) -> datetime:

@@ -48,7 +48,7 @@ class WeaveExporter:
         self.destination = f"{shown(address)} {self._entity or ''}/{project}"
 
     def export(self, episodes: Sequence[TracedEpisode]) -> None:
-        """Send episodes as trees of calls. The first call connects, which imports weave for 2 s.
+        """Send episodes as trees of calls. The first call connects, which imports weave for 1 s.
 
         Raises:
             ConfigError: the key is missing.
