@@ -107,7 +107,9 @@ def _names(kind: type) -> frozenset[str]:
 def _make(kind: type, item: Mapping[str, Any], **given: Any) -> Any:
     """Make a dataclass from its JSON form; keys that this version does not know are left out."""
     known = _names(kind)
-    return kind(**{**{key: value for key, value in item.items() if key in known}, **given})
+    if not known.issuperset(item):
+        item = {key: value for key, value in item.items() if key in known}
+    return kind(**{**item, **given}) if given else kind(**item)
 
 
 def _member(kind: Any, value: Any) -> Any:
@@ -135,21 +137,19 @@ class _Tokens:
             for name in ("token_ids", "logprobs", "logprobs64", "trainer_logprobs", "advantages")
         }
         self._spans = _NumberLists(table.column("sampled_spans"))
+        self._starts, self._ends, self._versions = map(self._spans.field, ("start", "end", "version"))
 
     def row(self, i: int) -> tuple[TokenIds, LossMask, Logprobs, Versions]:
         """Return the columns of a row; of an irregular one, only its ids."""
-        ids = self._lists["token_ids"].row(i)
-        spans = self._spans.slice(i)
         lists = self._lists["logprobs"] if self._lists["logprobs"].has(i) else self._lists["logprobs64"]
-        numbers = lists.slice(i)
-        missing = numbers.is_null().to_numpy(zero_copy_only=False) if numbers.null_count else None
+        spans = self._spans.bounds(i)
         return restore_tokens(
-            ids,
-            spans.field("start").to_numpy(zero_copy_only=False),
-            spans.field("end").to_numpy(zero_copy_only=False),
-            spans.field("version").to_pylist(),
-            numbers.to_numpy(zero_copy_only=False),
-            missing,
+            self._lists["token_ids"].row(i),
+            self._starts[spans],
+            self._ends[spans],
+            self._versions[spans],
+            lists.row(i),
+            lists.nulls(i),
         )
 
     def spread(self, name: str, i: int, mask: np.ndarray, empty: float) -> np.ndarray | None:
@@ -163,25 +163,44 @@ class _Tokens:
 
 
 class _NumberLists:
-    """A column of lists in one piece."""
+    """A column of lists in one piece. Of all rows, it is converted once."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         joined = column.combine_chunks()
         if isinstance(joined, pa.ChunkedArray):  # a table without rows
             joined = joined.chunk(0) if joined.num_chunks else pa.array([], column.type)
-        self._offsets = joined.offsets.to_numpy()
+        self._offsets = joined.offsets.to_pylist()
         self._values = joined.values
-        self._absent = joined.is_null().to_numpy(zero_copy_only=False) if joined.null_count else None
+        self._absent = joined.is_null().to_pylist() if joined.null_count else None
 
     def has(self, i: int) -> bool:
         """Whether a row has a list."""
         return self._absent is None or not self._absent[i]
 
-    def slice(self, i: int) -> Any:
-        """Return the entries of a row as an Arrow array."""
-        start, end = int(self._offsets[i]), int(self._offsets[i + 1])
-        return self._values.slice(start, end - start)
+    def bounds(self, i: int) -> slice:
+        """Return where the entries of a row are among those of all."""
+        return slice(self._offsets[i], self._offsets[i + 1])
 
     def row(self, i: int) -> np.ndarray:
         """Return the numbers of a row."""
-        return np.asarray(self.slice(i).to_numpy(zero_copy_only=False))
+        return self._numbers[self.bounds(i)]
+
+    def nulls(self, i: int) -> np.ndarray | None:
+        """Return which numbers of a row are null; None if none is."""
+        if not self._values.null_count:
+            return None
+        found = self._nulls[self.bounds(i)]
+        return found if found.any() else None
+
+    def field(self, name: str) -> list[Any]:
+        """Return a field of the entries of all rows."""
+        values: list[Any] = self._values.field(name).to_pylist()
+        return values
+
+    @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        return np.asarray(self._values.to_numpy(zero_copy_only=False))
+
+    @functools.cached_property
+    def _nulls(self) -> np.ndarray:
+        return np.asarray(self._values.is_null().to_numpy(zero_copy_only=False))

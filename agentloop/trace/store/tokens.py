@@ -80,7 +80,7 @@ def store_tokens(
 
 
 def restore_tokens(
-    ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, versions: Sequence[int | None], logprobs: np.ndarray,
+    ids: np.ndarray, starts: Sequence[int], ends: Sequence[int], versions: Sequence[int | None], logprobs: np.ndarray,
     missing: np.ndarray | None,
 ) -> tuple[TokenIds, LossMask, Logprobs, Versions]:  # fmt: skip
     """Return the four columns of a stored form; arguments as in `StoredTokens`."""
@@ -88,7 +88,7 @@ def restore_tokens(
     mask = np.zeros(n, dtype=np.uint8)
     column = Versions()
     last = 0
-    for start, end, version in zip(starts.tolist(), ends.tolist(), versions, strict=True):
+    for start, end, version in zip(starts, ends, versions, strict=True):
         if not last <= start <= end <= n:
             raise ValueError(f"sampled tokens {start} to {end} of {n} do not follow those to {last}")
         mask[start:end] = 1
