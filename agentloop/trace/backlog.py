@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,9 @@ from agentloop.trace.file_lock import Held, locked
 from agentloop.trace.store import TraceFile, TraceStore
 from agentloop.trace.store.files import row_errors
 
-BATCH = 32
-"""Episodes of one call of `SpanExporter.export`, and of one entry in the record of exports."""
+BATCH, BATCH_TOKENS = 128, 100_000
+"""Episodes of one call of `SpanExporter.export`, and of one entry in the record of exports; and
+tokens, beyond which they are fewer: they are in memory."""
 
 TURN_S = 60.0
 """How long to wait while another process sends a batch to the same destination."""
@@ -106,15 +106,24 @@ class Backlog:
         return Missing(frozenset(ids.keys() - known), len(known), without_spans)
 
     def batches(self, file: TraceFile, missing: Missing) -> Iterator[list[TracedEpisode]]:
-        """Read what is missing of a file, at most `BATCH` episodes at a time, in their order.
+        """Read what is missing of a file, in batches of at most `BATCH` episodes, in their order.
 
         Raises:
             TraceError: the file is cut, damaged or gone.
         """
         wanted = missing.trace_ids
         episodes = episodes_of(self._run, self.store.iterate(file.step, file.split)) if wanted else iter(())
-        chosen = (episode for episode in episodes if episode.main.trajectory.trace_id in wanted)
-        while batch := list(itertools.islice(chosen, BATCH)):
+        batch: list[TracedEpisode] = []
+        tokens = 0
+        for episode in episodes:
+            if episode.main.trajectory.trace_id not in wanted:
+                continue
+            batch.append(episode)
+            tokens += sum(len(record.trajectory) for record in episode.records)
+            if len(batch) == BATCH or tokens >= BATCH_TOKENS:
+                yield batch
+                batch, tokens = [], 0
+        if batch:
             yield batch
 
     # -- send it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from agentloop.errors import DiskError
-from agentloop.files import append_line, disk_error, disk_errors, open_atomic, partial_of, rename_folder, write_atomic
+from agentloop.files import (
+    append_line,
+    disk_error,
+    disk_errors,
+    open_atomic,
+    partial_of,
+    read_json,
+    rename_folder,
+    write_atomic,
+)
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -96,3 +106,11 @@ def test_writers_of_one_file_do_not_share_a_temporary_name(tmp_path: Path) -> No
             second.write(b"second")
         assert path.read_bytes() == b"second"
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("near", [10**18, 10**19, 2**63, 2**64, 10**20, 10**30])
+def test_integers_of_json_are_exact_however_large(near: int, sign: int) -> None:
+    numbers = [sign * near + number for number in (-1, 0, 1)]
+    found = read_json(json.dumps({"numbers": numbers}).encode())
+    assert found == {"numbers": numbers} and all(type(number) is int for number in found["numbers"])

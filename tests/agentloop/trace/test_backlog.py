@@ -93,6 +93,15 @@ def test_batches_hold_the_groups_that_are_chosen_in_order(run: ExportRun, monkey
     assert after.known == 4 and after.trace_ids == {episode.trace_id for batch in batches[1:] for episode in batch}
 
 
+def test_batches_of_long_episodes_hold_fewer(run: ExportRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog_module, "BATCH_TOKENS", 50)
+    TraceStore(run.folder).write(1, "train", step_of(1, 4))
+    backlog = backlog_of(run)
+    (file,) = backlog.store.files()
+    batches = list(backlog.batches(file, backlog.missing(file)))
+    assert [len(batch) for batch in batches] == [3, 3, 2], "episodes of 20 tokens"
+
+
 def test_what_failed_one_by_one_as_an_outage_ended_is_sent_once_more(run: ExportRun) -> None:
     class Returning(MadeExporter):
         """Is away for the first two episodes that are tried."""
