@@ -306,8 +306,10 @@ def test_a_damaged_file_behind_an_episode_that_always_fails_does_not_hold_it_up(
     run.write(1, step_of(1, 1, samples=1))
     assert exporter.tried.wait(10)
     for step in (2, 3):
-        run.write(step, step_of(step, 1))
+        run.store.write(step, "train", step_of(step, 1))
     DAMAGES["column"](run.store.path(2, "train"))
+    for step in (2, 3):  # not before: what waits may be read at once
+        run.deliveries[-1].put(step, "train")
 
     def export(episodes: Sequence[TracedEpisode]) -> None:
         if episodes[0].main.step == 1:
