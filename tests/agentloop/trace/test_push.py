@@ -29,6 +29,7 @@ from agentloop.trace.store import TraceStore
 from tests.agentloop.trace.damaged_files import DAMAGES
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.trace.otlp_receiver import Receiver
+from tests.forked_programs import ForkedPrograms
 
 
 @pytest.fixture
@@ -331,31 +332,24 @@ def test_episodes_that_always_fail_are_left_out_and_said(
     assert work.done.refused[0].startswith(poison) and "answered 500" in work.done.refused[0]
 
 
-def test_without_a_key_for_weave_a_push_ends_at_once(run_dir: Path) -> None:
-    pytest.importorskip("weave")
+PUSH_TO_WEAVE = "from agentloop.commands.main import main; main()"
+
+
+def test_without_a_key_for_weave_a_push_ends_at_once(run_dir: Path, weave_programs: ForkedPrograms) -> None:
     variables = {name: value for name, value in os.environ.items() if name not in ("WANDB_API_KEY", "WANDB_BASE_URL")}
     variables |= {"HOME": str(run_dir), "WF_TRACE_SERVER_URL": "http://weave.invalid"}  # no netrc of the user
-    command = [sys.executable, "-P", "-m", "agentloop.commands.main", "trace", "push", "--to", "weave", str(run_dir)]
-    done = subprocess.run(
-        [*command, "project=lab/runs"], env=variables, capture_output=True, text=True, timeout=120, check=False
-    )
+    arguments = ["trace", "push", "--to", "weave", str(run_dir), "project=lab/runs"]
+    done = weave_programs.run(PUSH_TO_WEAVE, *arguments, environment=variables, cwd=run_dir)
     assert done.returncode == 2 and "weave has no API key" in done.stderr and "again in" not in done.stderr
     assert all(name in done.stderr for name in ("WANDB_BASE_URL", "WF_TRACE_SERVER_URL", "WANDB_API_KEY"))
 
 
-def test_a_failure_of_weave_is_said_in_our_words_alone(tmp_path: Path) -> None:
-    pytest.importorskip("weave")
+def test_a_failure_of_weave_is_said_in_our_words_alone(tmp_path: Path, weave_programs: ForkedPrograms) -> None:
     TraceStore(tmp_path).write(1, "train", step_of(1, 1, samples=1))
     variables = {"HOME": str(tmp_path), "WANDB_API_KEY": "local", "WEAVE_RETRY_MAX_ATTEMPTS": "1"}
     variables |= dict.fromkeys(("WANDB_BASE_URL", "WF_TRACE_SERVER_URL"), "http://127.0.0.1:9")
-    code = "from agentloop.trace import push; push.PAUSES_S = (); from agentloop.commands.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, "trace", "push", "--to", "weave", str(tmp_path), "project=lab/runs"],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    code = f"from agentloop.trace import push; push.PAUSES_S = (); {PUSH_TO_WEAVE}"
+    arguments = ["trace", "push", "--to", "weave", str(tmp_path), "project=lab/runs"]
+    done = weave_programs.run(code, *arguments, environment=os.environ | variables, cwd=tmp_path)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and "cannot be reached: Connection refused (0 episodes were sent" in line

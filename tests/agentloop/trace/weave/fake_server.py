@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +15,7 @@ from agentloop.trace.store import TraceStore
 from tests.agentloop.trace.made_episodes import record
 from tests.agentloop.trace.raw_server import ENDLESS
 from tests.agentloop.viewer.trace_server import CLOSED
+from tests.forked_programs import ForkedPrograms
 
 SEND = """
 from pathlib import Path
@@ -49,7 +48,8 @@ class Server:
         asked: paths.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, programs: ForkedPrograms) -> None:
+        self._programs = programs
         self.answer = b"{}"
         self.drips: str | None = None
         self.refuses: str | None = None
@@ -103,10 +103,7 @@ class Server:
             "NO_PROXY": "127.0.0.1",
             **variables,
         }
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={name: value for name, value in environment.items() if value is not None},
-            cwd=folder, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        given = {name: value for name, value in environment.items() if value is not None}
+        done = self._programs.run(program, environment=given, cwd=folder)
         assert done.returncode == 0 and "very-secret" not in done.stdout + done.stderr, done.stderr
         return done.stdout.splitlines()

@@ -26,6 +26,7 @@ from agentloop.trace.store import TraceStore
 from agentloop.trace.weave.client import _cause, check_answer
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.viewer.trace_server import TraceServer
+from tests.forked_programs import ForkedPrograms
 
 READ = """
 import json, sys, weave
@@ -53,12 +54,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TraceSer
     started.stop()
 
 
-def read(server: TraceServer, step: int) -> list[dict[str, Any]]:
-    command = [sys.executable, "-c", READ, str(step)]
-    done = subprocess.run(command, env=server.variables(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+@pytest.fixture
+def read(weave_programs: ForkedPrograms, tmp_path: Path) -> Callable[[TraceServer, int], list[dict[str, Any]]]:
+    def read(server: TraceServer, step: int) -> list[dict[str, Any]]:
+        done = weave_programs.run(READ, str(step), environment=server.variables(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return read
 
 
 @pytest.fixture
@@ -102,7 +106,7 @@ def wait_for(sender: SpanSender, condition: Callable[[], Any], what: str) -> Non
         sender.report()
 
 
-def test_episodes_are_read_back_as_trees_and_once(server: TraceServer, run: ExportRun, start: Any) -> None:
+def test_episodes_are_read_back_as_trees_and_once(server: TraceServer, run: ExportRun, start: Any, read: Any) -> None:
     failed = record(7, "g1", text="語 \ud800 <script>")
     tool = next(span for span in failed.trajectory.spans if span.name == "tool")
     tool.status, tool.error, tool.end_ns = "error", "ValueError: division by zero", tool.start_ns + 250_000_000
@@ -137,7 +141,7 @@ def test_episodes_are_read_back_as_trees_and_once(server: TraceServer, run: Expo
 
 
 def test_an_outage_is_said_and_a_later_try_completes(
-    server: TraceServer, run: ExportRun, start: Any, tmp_path: Path
+    server: TraceServer, run: ExportRun, start: Any, read: Any, tmp_path: Path
 ) -> None:
     sender, said = start()
     write(run, sender, 6, step_of(6, 1, samples=1))

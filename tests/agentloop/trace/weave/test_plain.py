@@ -16,6 +16,7 @@ from agentloop.trace.weave.bounds import MOST_BYTES, bound, size_of
 from agentloop.trace.weave.calls import EpisodeCall
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.trace.weave.fake_server import Server
+from tests.forked_programs import ForkedPrograms
 
 BOTH_WAYS = """
 import json
@@ -56,8 +57,8 @@ for encode in (quick, _by_weave):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server()
+def server(weave_programs: ForkedPrograms) -> Iterator[Server]:
+    started = Server(weave_programs)
     yield started
     started.server.shutdown()
     started.server.server_close()

@@ -14,11 +14,12 @@ from agentloop.trace.weave import WeaveExporter
 from agentloop.trace.weave.connections import VARIABLES
 from tests.agentloop.trace.raw_server import ENDLESS
 from tests.agentloop.trace.weave.fake_server import Server
+from tests.forked_programs import ForkedPrograms
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server()
+def server(weave_programs: ForkedPrograms) -> Iterator[Server]:
+    started = Server(weave_programs)
     yield started
     started.server.shutdown()
     started.server.server_close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.agentloop.viewer.trace_server import TraceServer
+from tests.forked_programs import ForkedPrograms
 
 CLIENTS = Path(__file__).parent / "clients"
 
@@ -24,14 +23,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TraceServer]:
 
 
 @pytest.fixture
-def client(server: TraceServer, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def client(server: TraceServer, weave_programs: ForkedPrograms, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run a program of `clients/`; return the JSON of its last line, and all it printed."""
 
     def run(name: str, *arguments: str) -> dict[str, Any]:
-        command = [sys.executable, str(CLIENTS / name), *arguments]
-        done = subprocess.run(
-            command, env=server.variables(), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-        )
+        done = weave_programs.run(CLIENTS / name, *arguments, environment=server.variables(), cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return {**json.loads(done.stdout.splitlines()[-1]), "printed": done.stdout + done.stderr}
 
