@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,14 +47,24 @@ async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def client(folder: Path) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app=create_app([folder]))
+    return client_of(create_app([folder]))
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=app)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> FastAPI:
+    """One for all examples of a test: making it takes many times as long as an answer."""
+    return create_app([tmp_path])
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), body=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6))
-async def test_any_json_is_answered(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
-    async with client(tmp_path) as http:
+async def test_any_json_is_answered(app: FastAPI, path: str, body: dict[str, Any]) -> None:
+    async with client_of(app) as http:
         answer = await http.post(path, content=json.dumps(body).encode())
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400:
