@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ DOCSTRING = (
 )
 
 ISOLATION_KEYS = ("run_in", "workers", "memory_mb")
+
+_torch_left_out = threading.Lock()
 
 
 class FunctionTool(Tool):
@@ -118,8 +123,26 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
                 f"{name}: argument {parameter.name} has no type hint", f"write {parameter.name}: str, or another type"
             )
     try:
-        return dict(get_json_schema(function))
+        with _no_import_of_torch():
+            return dict(get_json_schema(function))
     except Exception as exc:  # exceptions of transformers, and those of evaluating the hints
         reason = str(exc).replace("Cannot generate JSON schema for " + name + " because ", "").strip()
         reason = reason.replace("it has no docstring!", "it has no docstring, which would describe it to the model")
         raise ToolConfigError(f"{name} cannot become a tool: {reason}", DOCSTRING) from exc
+
+
+@contextlib.contextmanager
+def _no_import_of_torch() -> Iterator[None]:
+    """Keep transformers from importing torch, 2 s of CPU, to see whether a type hint is a tensor.
+
+    It is one only where torch is imported already.
+    """
+    from transformers.utils import chat_template_utils
+
+    with _torch_left_out:
+        was = chat_template_utils.is_torch_available
+        chat_template_utils.is_torch_available = lambda: "torch" in sys.modules and was()
+        try:
+            yield
+        finally:
+            chat_template_utils.is_torch_available = was

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from agentloop.errors import ToolConfigError
 from agentloop.tool.arguments import argument_fault
+from agentloop.tool.function import function_schema
 from agentloop.tool.schema import read_schema
 
 
@@ -64,3 +67,27 @@ def test_a_wrong_schema_is_refused_with_its_place(value: Any, says: str) -> None
 def test_a_schema_made_in_python_with_nulls_does_not_fail_a_call() -> None:
     made = schema({"properties": {"x": {"type": None, "enum": None}, "y": True}, "required": None})
     assert argument_fault(made, {"x": 1, "y": 2}) is None
+
+
+def test_the_schema_of_a_function_imports_no_torch_and_knows_its_tensors() -> None:
+    code = (
+        "import sys\nfrom agentloop.tool.function import function_schema\n"
+        "def f(x: str, y: dict[str, list[int]]) -> str:\n"
+        "    'F.\\n\\n    Args:\\n        x: One.\\n        y: Two.\\n    '\n"
+        "print(function_schema(f)['function']['parameters']['required'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['x', 'y'] False"
+
+    import torch
+
+    def f(sound: torch.Tensor) -> str:
+        """F.
+
+        Args:
+            sound: One.
+        """
+        return str(sound)
+
+    f.__annotations__ = {"sound": torch.Tensor, "return": str}  # the name is not one of the module
+    assert function_schema(f)["function"]["parameters"]["properties"]["sound"]["type"] == "audio"
