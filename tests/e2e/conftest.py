@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,20 @@ import psutil
 import pytest
 
 from agentloop.commands import main as program
+from agentloop.runtime.early import AT_EXEC
+from agentloop.runtime.variables import child_environment
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store import TraceStore
+from tests.forked_programs import ForkedPrograms
 from trainer.commands import train
+
+IMPORTED = (
+    "torch", "transformers.modeling_utils", "transformers.generation.utils",
+    "transformers.tokenization_utils_tokenizers", "pandas", "agentloop.config", "trainer.commands.train",
+    "trainer.commands.eval", "trainer.commands.sft", "trainer.learner.learner", "rollout_server.launch",
+    "rollout_server.engines.torch_engine.create",
+)  # fmt: skip
+"""What commands and their server and ranks use."""
 
 FEW_ROWS = f"data.train={Path(__file__).with_name('few_rows.py')}:train_rows"
 
@@ -112,10 +122,31 @@ def waiting_reward(repo: Path, folder: Path, *, calls: int) -> str:
     return f"reward={folder}/waiting.py:score"
 
 
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedPrograms]:
+    """Runs `agentloop` in processes that need not import torch, transformers and the trainer again."""
+    folder = tmp_path_factory.mktemp("commands")
+    made = ForkedPrograms(*IMPORTED, environment=child_environment(1), folder=folder)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def agentloop(tmp_path: Path) -> Callable[..., Run]:
-    """Run `agentloop ...` in an empty folder and wait for its end."""
-    return functools.partial(run_agentloop, tmp_path)
+def agentloop(tmp_path: Path, commands: ForkedPrograms) -> Callable[..., Run]:
+    """Run `agentloop ...` in an empty folder and wait for its end.
+
+    What a program reads as it starts is fixed in those that are forked: given such a variable, it is started.
+    """
+
+    def run(*arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300) -> Run:
+        if not {*AT_EXEC}.isdisjoint(env or {}):
+            return run_agentloop(tmp_path, *arguments, name=name, env=env, timeout=timeout)
+        environment = {**os.environ, **(env or {})}
+        program = Path(__file__).with_name("forked_importer.py")
+        done = commands.run(program, *arguments, environment=environment, cwd=tmp_path, timeout=timeout)
+        return Run(done.returncode, done.stdout, done.stderr, tmp_path / "outputs" / name)
+
+    return run
 
 
 @pytest.fixture
