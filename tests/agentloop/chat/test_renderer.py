@@ -197,7 +197,11 @@ GROWS = "{% set x = namespace(x='ab') %}{% for a in range(60) %}{% set x.x = GRO
         (GROWS.replace("GROW", "[x.x] + [x.x]").replace("'ab'", "[1]").replace("[x.x]", "x.x"), "entries"),
     ],
 )
-def test_a_template_that_computes_without_end_is_named(quickstart_model: Path, works: str, says: str) -> None:
+def test_a_template_that_computes_without_end_is_named(
+    quickstart_model: Path, works: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if works != NESTED:  # one of them waits for the whole limit, which takes seconds
+        monkeypatch.setattr("agentloop.chat.work.MAX_STEPS", 2**16)
     template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}" + works
     with pytest.raises(EndlessTemplate, match=f"the chat template does too much: .*{says}"):
         ChatRenderer(load_tokenizer(str(quickstart_model)), chat_template=template).check()
