@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ from rollout_server.router.router import Router
 from tests.rollout_server.support import save_model
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that left more threads to those after it would make them many times slower where cores are shared."""
+    yield
+    assert torch.get_num_threads() == 1, "set it back to one at the end of the test"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def test_the_trial_at_the_start_finds_a_runner_that_depends_on_its_neighbours(lo
     assert not is_batch_invariant(Noisy(), loaded)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """An engine sets the number for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"threads": 2}])
 async def test_what_cannot_be_kept_is_refused_or_left_out(model_dir: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="--deterministic on"):
