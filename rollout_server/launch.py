@@ -17,6 +17,7 @@ import uvicorn
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ModelError
 from agentloop.model_folder import CONFIG_FILE, ModelFolder
+from agentloop.runtime.early import EarlyProgram, early_programs
 from agentloop.runtime.event_loop import uncollected
 from agentloop.wire import bind, url_of
 from rollout_server.api.app import build_app
@@ -55,6 +56,11 @@ def serve(settings: ServerSettings) -> int:
     check_model(settings)
     sock = bind(settings.host, settings.port)
 
+    with early_programs(_early_replicas(settings)):
+        return _serve(settings, sock)
+
+
+def _serve(settings: ServerSettings, sock: socket.socket) -> int:
     with uncollected():
         router, fleet = build_router(settings)
         app = build_app(router, settings=settings)
@@ -100,6 +106,15 @@ def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
     log.info("starting %d replicas; their logs are in %s", len(sources), log_dir)
     fleet = Fleet(router, sources, probe_every_s=settings.probe_every_s, probe_timeout_s=settings.probe_timeout_s)
     return router, fleet
+
+
+def _early_replicas(settings: ServerSettings) -> Sequence[EarlyProgram]:
+    """Return the replicas that begin to import at once."""
+    if settings.replicas == 1:
+        return ()
+    from rollout_server.replica.starting.torch import early_replicas  # with an HTTP client, as in `_sources`
+
+    return early_replicas(settings)
 
 
 def _sources(settings: ServerSettings, info: EngineInfo, replicas: int, log_dir: Path) -> Sequence[Source]:

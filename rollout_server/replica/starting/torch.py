@@ -9,11 +9,14 @@ from pathlib import Path
 
 from agentloop.config.server import ServerSettings
 from agentloop.runtime.child import Child
+from agentloop.runtime.early import EarlyProgram, begin_early
 from rollout_server.engines.base import EngineInfo
 from rollout_server.replica.base import Replica
 from rollout_server.replica.http import HttpReplica
 from rollout_server.replica.starting.base import ChildSource
 
+MODULE = "rollout_server"
+IMPORTS = ("rollout_server.launch", "rollout_server.engines.torch_engine.create")
 REPLICA_TOKEN = "AGENTLOOP_REPLICA_TOKEN"  # noqa: S105  # the name of a variable, not a token
 
 
@@ -37,12 +40,15 @@ class TorchSource(ChildSource):
         self._ready_file.unlink(missing_ok=True)
         file = replica_settings(settings, self._index, self._ready_file).save(self._settings_file)
 
-        self._child = Child(
-            f"replica {self.name}",
-            [settings.python or sys.executable, "-P", "-m", "rollout_server", "--settings", str(file)],
-            {**os.environ, REPLICA_TOKEN: self._token},
-            self._log_file,
-        )
+        name, arguments, log = f"replica {self.name}", ["--settings", str(file)], self._log_file
+        environment = {**os.environ, REPLICA_TOKEN: self._token}
+        log_start = log.stat().st_size if log.exists() else 0
+        begun = await begin_early(MODULE, arguments, environment, log)
+        if begun is None:
+            python = settings.python or sys.executable
+            self._child = Child(name, [python, "-P", "-m", MODULE, *arguments], environment, log)
+        else:
+            self._child = Child(name, [], environment, log, early=begun[0], log_start=log_start)
         await self._child.until_ready(self._is_ready, settings.start_timeout_s)
 
         return HttpReplica(
@@ -63,6 +69,16 @@ class TorchSource(ChildSource):
     async def stop(self, *, gently: bool) -> None:
         await super().stop(gently=gently)
         self._ready_file.unlink(missing_ok=True)
+
+
+def early_replicas(settings: ServerSettings) -> list[EarlyProgram]:
+    """Return the programs of the replicas that are forked from one process, which imports torch
+    once for all of them."""
+    # torch does not promise that a process may fork once CUDA libraries are loaded.
+    forks = settings.engine == "torch" and settings.device == "cpu" and not settings.python
+    if not forks or settings.replica_urls or settings.replicas == 1:
+        return []
+    return [EarlyProgram(MODULE, IMPORTS, dict(os.environ))] * settings.replicas
 
 
 def replica_settings(settings: ServerSettings, index: int, ready_file: Path) -> ServerSettings:

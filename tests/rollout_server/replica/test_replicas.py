@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import time
@@ -19,6 +20,7 @@ from agentloop.errors import ConfigError, ServerStartError
 from rollout_server.api.asgi import send_json
 from rollout_server.api.auth import Gate
 from rollout_server.launch import _sources
+from rollout_server.replica.starting.torch import REPLICA_TOKEN
 from rollout_server.replica.starting.url import UrlSource
 from tests.rollout_server.fakes import INFO
 from tests.rollout_server.server import Server, serving
@@ -41,6 +43,15 @@ def servers() -> Iterator[list[Server]]:
 
 def gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=15)[1]
+
+
+def replica(server: Server, index: int) -> psutil.Process | None:
+    """The process of a replica, if it runs."""
+    for child in server.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a process in between, while one is forked
+            if f"replica-{index}.settings.json" in " ".join(child.cmdline()):
+                return child
+    return None
 
 
 async def ask(http: httpx.AsyncClient, new: int, **more: Any) -> httpx.Response:
@@ -67,6 +78,8 @@ async def test_a_stop_lets_requests_end_and_leaves_nothing(
         await running(http)
         children = server.children()
         assert len(children) == 2
+        # A forked process shows the environment of the one that imported torch, before it got its own.
+        assert not any(REPLICA_TOKEN in child.environ() for child in children), "each imported torch by itself"
         server.process.terminate()
         assert len((await answer).json()["output_ids"]) == 1500
     await asyncio.to_thread(server.process.wait, 20)
@@ -84,7 +97,8 @@ async def test_a_seeded_answer_is_the_same_when_its_replica_is_killed_and_replic
         await running(http, tokens=1600)
         states = (await http.get("/server_info")).json()["states"]
         busy = next(index for index, state in enumerate(states) if state["in_flight"])
-        victim = next(c for c in server.children() if f"replica-{busy}.settings.json" in " ".join(c.cmdline()))
+        victim = replica(server, busy)
+        assert victim is not None
         victim.send_signal(signal.SIGKILL)
         again = (await answer).json()
         assert again["output_ids"] == whole["output_ids"]
@@ -170,12 +184,10 @@ def test_a_replica_that_is_killed_while_the_server_starts_is_started_again(
     server = Server(tmp_path, "--model", str(model_dir), "--replicas", "2")
     servers.append(server)
     deadline = time.monotonic() + 60
-    first: list[psutil.Process] = []
-    while not first:
+    while (first := replica(server, 1)) is None:
         assert time.monotonic() < deadline
-        first = [child for child in server.children() if "replica-1.settings.json" in " ".join(child.cmdline())]
         time.sleep(0.01)
-    first[0].kill()
+    first.kill()
     info = httpx.get(server.url + "/server_info", trust_env=False).json()
     assert [state["state"] for state in info["states"]] == ["serving", "serving"]
     assert "replica torch-1 is started again" in server.log.read_text()
