@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,10 @@ import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
+from tests import forked
+
+Process = subprocess.Popen[bytes] | forked.Forked
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "recipes/quickstart/model"
@@ -46,7 +49,7 @@ class Target:
 
     kind: str
     url: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
     folders: dict[str, Path]
     version: str = "0"
@@ -184,11 +187,23 @@ class Reference:
             logits = self._model(torch.tensor([history[-1:]]), past_key_values=kept).logits
         return float(torch.log_softmax(logits[0, -1], -1)[token])
 
-    def greedy(self, prompt: list[int], new: int) -> list[int]:
+    @torch.no_grad()
+    def greedy(self, prompt: list[int], new: int, guess: Sequence[int] = ()) -> list[int]:
+        """The likeliest ids, one after the other.
+
+        Args:
+            guess: ids whose start may be right. One forward pass finds how far they are, where each id that is
+                not guessed takes a pass of its own.
+        """
         ids = list(prompt)
-        for _ in range(new):
-            with torch.no_grad():
-                ids.append(int(self._model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if guess:
+            likeliest = self.table([*prompt, *guess], len(prompt)).argmax(-1).tolist()
+            for token, expected in zip(guess, likeliest, strict=True):
+                if len(ids) == len(prompt) + new or token != expected:
+                    break
+                ids.append(token)
+        while len(ids) < len(prompt) + new:
+            ids.append(int(self._model(torch.tensor([ids])).logits[0, -1].argmax()))
         return ids[len(prompt) :]
 
 
@@ -227,35 +242,29 @@ def start_target(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         images = folders["0"] != MODEL
         folder = tmp_path_factory.mktemp(kind)
         port = _free_port()
+        log = folder / "log"
         if kind == "sglang":
             command = [
                 sglang_python(), "-m", "sglang.launch_server", "--model-path", model, "--host", "127.0.0.1",
                 "--port", str(port), "--device", "cpu", "--dtype", dtype,
                 "--attention-backend", "torch_native", "--max-total-tokens", "100000", "--skip-tokenizer-init",
                 "--random-seed", "0", "--enable-fp32-lm-head", "--sleep-on-idle",
-                "--disable-overlap-schedule", *([] if images else ["--model-impl", "transformers"]),
+                "--disable-overlap-schedule", *([] if images else ["--model-impl", "transformers"]), *options,
             ]  # fmt: skip
+            with log.open("wb") as out:
+                process: Process = subprocess.Popen(
+                    command, stdout=out, stderr=out, cwd=folder, start_new_session=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", **environment},
+                )  # fmt: skip
         else:
-            command = [
-                sys.executable, "-P", "-m", "rollout_server", "--model", model, "--port", str(port),
-                "--dtype", dtype, "--log-dir", str(folder),
-            ]  # fmt: skip
+            words = ["--model", model, "--port", str(port), "--dtype", dtype, "--log-dir", str(folder)]
             for root in {path.parent for path in folders.values()}:
-                command += ["--weights-root", str(root)]
+                words += ["--weights-root", str(root)]
             if kind == "torch-fleet":
-                command += ["--replicas", "2"]
+                words += ["--replicas", "2"]
             if kind == "sglang-server":
-                command += ["--engine", "sglang", "--python", sglang_python(), "--in-place-updates"]
-        command += options
-        log = folder / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, stdout=out, stderr=out, cwd=folder, start_new_session=True,
-                env={
-                    **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "" if kind == "sglang" else str(ROOT),
-                    **environment,
-                },
-            )  # fmt: skip
+                words += ["--engine", "sglang", "--python", sglang_python(), "--in-place-updates"]
+            process = forked.start("rollout_server", [*words, *options], log, environment)
         target = Target(kind, f"http://127.0.0.1:{port}", process, log, folders)
         started.append(target)
         return target

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -19,8 +16,8 @@ from agentloop.config.server import ServerSettings
 from agentloop.wire import bind
 from rollout_server.api.asgi import read_body, send_json
 from rollout_server.api.connection import limited
+from tests import forked
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = ("rollout_server",)
 
 
@@ -30,13 +27,9 @@ class Server:
     def __init__(self, folder: Path, *options: str, program: Sequence[str] = PROGRAM) -> None:
         self.log = folder / "server.log"
         self._ready = folder / "ready.json"
-        command = [
-            sys.executable, "-P", "-m", *program, "--ready-file", str(self._ready),
-            "--log-dir", str(folder / "logs"), *options,
-        ]  # fmt: skip
-        with self.log.open("wb") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+        module, *words = program
+        files = ["--ready-file", str(self._ready), "--log-dir", str(folder / "logs")]
+        self.process = forked.start(module, [*words, *files, *options], self.log)
 
     @property
     def url(self) -> str:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from agentloop.wire import bind, url_of
+from tests import forked
 from tests.rollout_server.support import random_ids
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # given to be refused
@@ -25,6 +26,13 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104  # given to be refused
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "rollout_server", *arguments]
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str]:
+    """The exit code of a server that ends by itself, and what it printed."""
+    log = folder / "server.log"
+    process = forked.start("rollout_server", arguments, log)
+    return process.wait(60), log.read_text()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -101,11 +109,11 @@ def test_a_model_that_is_none_is_an_error_without_a_traceback(
     model_dir: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
     filled = [a.format(empty=tmp_path, model=model_dir) for a in arguments]
-    result = subprocess.run(command(*filled), capture_output=True, text=True)
-    assert result.returncode == 2
-    assert says in result.stderr
-    assert "fix:" in result.stderr
-    assert "Traceback" not in result.stderr
+    code, said = run(tmp_path, *filled)
+    assert code == 2
+    assert says in said
+    assert "fix:" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -118,10 +126,10 @@ def test_a_model_that_is_none_is_an_error_without_a_traceback(
         (["--engine", "steam"], "unknown engine 'steam'"),
     ],
 )
-def test_wrong_options_are_refused(model_dir: Path, arguments: list[str], says: str) -> None:
-    result = subprocess.run(command("--model", str(model_dir), *arguments), capture_output=True, text=True)
-    assert result.returncode == 2
-    assert says in result.stderr
+def test_wrong_options_are_refused(model_dir: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
+    code, said = run(tmp_path, "--model", str(model_dir), *arguments)
+    assert code == 2
+    assert says in said
 
 
 def test_the_server_dies_with_its_parent(model_dir: Path, tmp_path: Path) -> None:
@@ -170,7 +178,7 @@ def test_requests_of_streaming_clients_that_left_are_over(server: str) -> None:
 def test_sigterm_during_a_request_leaves_no_traceback(model_dir: Path, tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     options = ["--model", str(model_dir), "--ready-file", str(ready), "--drain", "1"]
-    process = subprocess.Popen(command(*options), stderr=subprocess.PIPE, text=True)
+    process = forked.start("rollout_server", options, tmp_path / "server.log")
     wait_for(lambda: ready.exists() or process.poll() is not None)
     url = httpx.URL(json.loads(ready.read_text())["url"])
     group = {
@@ -184,6 +192,6 @@ def test_sigterm_during_a_request_leaves_no_traceback(model_dir: Path, tmp_path:
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         answer = connection.makefile("rb").read()
-    _, log = process.communicate(timeout=30)
+    process.wait(30)
     assert answer.startswith(b"HTTP/1.1 503 ")
-    assert "Traceback" not in log
+    assert "Traceback" not in (tmp_path / "server.log").read_text()

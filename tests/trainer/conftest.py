@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from agentloop.config import AlgorithmConfig, TrainerConfig
-from agentloop.runtime.early import early_programs
+from tests.forked import forking
 from trainer.rollouts.producer import Group
 from trainer.rollouts.samples import collect, set_advantages
 from trainer.types import TrainSample
@@ -30,9 +30,18 @@ def samples_of(group: Group, advantage: str, image_token: int | None = None) -> 
 
 
 async def start_workers(*, config: TrainerConfig, **options: Any) -> WorkerGroup:
-    """Start ranks as a run does: they are forked from one process, which imports torch once for all."""
-    with early_programs(early_ranks(config)):
+    """Start ranks as a run does: they are forked from a process that has imported torch."""
+    with forking(early_ranks(config)):
         return await WorkerGroup.start(config=config, **options)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_commands() -> Iterator[None]:
+    """Commands that run in this process fork their programs off, as `start_workers`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for command in ("train", "sft", "eval"):
+            patch.setattr(f"trainer.commands.{command}.early_programs", forking)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,7 +18,8 @@ import pytest
 from agentloop.config import PublishConfig, Recipe
 from agentloop.errors import RequestRejected, ServerError
 from agentloop.weights.shared import Progress
-from tests.trainer.conftest import make_samples
+from tests import forked
+from tests.trainer.conftest import make_samples, start_workers
 from trainer.publishing.base import Publisher
 from trainer.publishing.broadcast import BroadcastPublisher
 from trainer.publishing.disk import DiskPublisher
@@ -38,11 +37,11 @@ class Started:
     def __init__(self, model: Path, root: Path, folder: Path, *options: str) -> None:
         ready = folder / "ready.json"
         ready.unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-P", "-m", "rollout_server", "--model", str(model), "--ready-file", str(ready),
-                "--weights-root", str(root), "--parent-pid", str(os.getpid()), "--log-dir", str(folder), *options,
-            ]
+        self.process = forked.start(
+            "rollout_server",
+            ["--model", str(model), "--ready-file", str(ready), "--weights-root", str(root), "--log-dir", str(folder),
+             "--parent-pid", str(os.getpid()), *options],
+            folder / "server.log",
         )  # fmt: skip
         deadline = time.monotonic() + 240
         while not ready.exists():
@@ -69,7 +68,7 @@ def server(tiny_model: Path, root: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 async def workers(tiny_model: Path, trainer_config: Any, tmp_path: Path) -> AsyncIterator[WorkerGroup]:
-    group = await WorkerGroup.start(
+    group = await start_workers(
         model_path=str(tiny_model), config=trainer_config, dtype="float32", total_steps=10, seed=0, log_dir=tmp_path
     )
     yield group
