@@ -259,9 +259,9 @@ def test_a_weight_update_makes_everything_anew_the_tower_included(
 
 def test_requests_with_images_make_way_and_come_back(folder: Path, side: int) -> None:
     loaded = load(folder)
-    core = make_core(loaded, fast=False, kv_tokens=700)
+    core = make_core(loaded, fast=False, kv_tokens=340)
     requests = [
-        ask([*text(10, i), *image_ids(12), *text(5, i)], [picture(4 * side, 3 * side, i)], new=200, rid=str(i))
+        ask([*text(10, i), *image_ids(12), *text(5, i)], [picture(4 * side, 3 * side, i)], new=80, rid=str(i))
         for i in range(6)
     ]
     finished = run(core, loaded, *requests)
