@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+
+from tests.agentloop.viewer.trace_server import CLOSED
+from tests.forked_programs import ForkedPrograms
 
 Install = Callable[[str, str, str], None]
 
@@ -90,3 +94,17 @@ def renderer_of(shared: Path) -> Callable[..., Any]:
     tokenizer.add_tokens(sorted(spellings - set(tokenizer.get_vocab())), special_tokens=True)
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     return lambda name, **options: ChatRenderer(tokenizer, chat_template=templates[name], **options)
+
+
+@pytest.fixture(scope="session")
+def weave_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedPrograms]:
+    """Runs programs that use weave, each in a process of its own, without the seconds of its import."""
+    if find_spec("weave") is None:  # not imported here: it takes seconds, also in this process
+        pytest.skip("weave is not installed")
+    kept = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name in kept}
+    environment |= {"WANDB_ERROR_REPORTING": "false", "HTTPS_PROXY": CLOSED, "ALL_PROXY": CLOSED}
+    folder = tmp_path_factory.mktemp("weave_programs")
+    made = ForkedPrograms("weave", "agentloop.trace.weave.client", environment=environment, folder=folder)
+    yield made
+    made.close()

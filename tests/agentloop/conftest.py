@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,6 @@ from agentloop.testing import FakeGenerator
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
 from agentloop.types import Task
-from tests.agentloop.viewer.trace_server import CLOSED
-from tests.forked_programs import ForkedPrograms
 
 
 @pytest.fixture(scope="session")
@@ -69,17 +65,3 @@ def make_runner(renderer: ChatRenderer, calculator: Toolset) -> Callable[..., Ep
         return EpisodeRunner(**{**parts, **changes})
 
     return make
-
-
-@pytest.fixture(scope="session")
-def weave_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedPrograms]:
-    """Runs programs that use weave, each in a process of its own, without the seconds of its import."""
-    if find_spec("weave") is None:  # not imported here: it takes seconds, also in this process
-        pytest.skip("weave is not installed")
-    kept = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV")
-    environment = {name: value for name, value in os.environ.items() if name in kept}
-    environment |= {"WANDB_ERROR_REPORTING": "false", "HTTPS_PROXY": CLOSED, "ALL_PROXY": CLOSED}
-    folder = tmp_path_factory.mktemp("weave_programs")
-    made = ForkedPrograms("weave", "agentloop.trace.weave.client", environment=environment, folder=folder)
-    yield made
-    made.close()

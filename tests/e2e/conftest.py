@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -131,22 +132,30 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedProgram
     made.close()
 
 
-@pytest.fixture
-def agentloop(tmp_path: Path, commands: ForkedPrograms) -> Callable[..., Run]:
-    """Run `agentloop ...` in an empty folder and wait for its end.
+@pytest.fixture(scope="session")
+def run_forked(commands: ForkedPrograms) -> Callable[..., Run]:
+    """Run `agentloop ...` in a folder and wait for its end: `run_agentloop` without its imports.
 
     What a program reads as it starts is fixed in those that are forked: given such a variable, it is started.
     """
 
-    def run(*arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300) -> Run:
+    def run(
+        cwd: Path, *arguments: str, name: str = "run", env: dict[str, str] | None = None, timeout: float = 300
+    ) -> Run:
         if not {*AT_EXEC}.isdisjoint(env or {}):
-            return run_agentloop(tmp_path, *arguments, name=name, env=env, timeout=timeout)
+            return run_agentloop(cwd, *arguments, name=name, env=env, timeout=timeout)
         environment = {**os.environ, **(env or {})}
         program = Path(__file__).with_name("forked_importer.py")
-        done = commands.run(program, *arguments, environment=environment, cwd=tmp_path, timeout=timeout)
-        return Run(done.returncode, done.stdout, done.stderr, tmp_path / "outputs" / name)
+        done = commands.run(program, *arguments, environment=environment, cwd=cwd, timeout=timeout)
+        return Run(done.returncode, done.stdout, done.stderr, cwd / "outputs" / name)
 
     return run
+
+
+@pytest.fixture
+def agentloop(tmp_path: Path, run_forked: Callable[..., Run]) -> Callable[..., Run]:
+    """Run `agentloop ...` in an empty folder and wait for its end."""
+    return functools.partial(run_forked, tmp_path)
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Run, run_agentloop, train_quickstart, waiting_reward
+from .conftest import Run, train_quickstart, waiting_reward
 
 STEPS = 5
 OPTIONS = (f"run.steps={STEPS}", "checkpoint.every=2", "eval.every=2", "rollout.max_running=12")
@@ -31,9 +32,9 @@ def weights_digest(run_dir: Path, version: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(repo: Path, tmp_path_factory: pytest.TempPathFactory, run_forked: Callable[..., Run]) -> Run:
     """The run that was never stopped."""
-    run = run_agentloop(tmp_path_factory.mktemp("whole"), *train_quickstart(repo, "run", OPTIONS))
+    run = run_forked(tmp_path_factory.mktemp("whole"), *train_quickstart(repo, "run", OPTIONS))
     assert run.code == 0, run.err
     return run
 
