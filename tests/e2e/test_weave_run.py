@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import httpx
 import pytest
 
 from tests.agentloop.viewer.trace_server import TraceServer
+from tests.forked_programs import ForkedPrograms
 
-from .conftest import SMALL, Run, agentloop_command, run_agentloop, waiting_reward
+from .conftest import SMALL, agentloop_command, waiting_reward
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "traces.md"
 
@@ -48,10 +48,8 @@ def of_the_page(heading: str) -> list[str]:
     return [line for block in re.findall(r"^```\n(.*?)^```$", section, re.M | re.S) for line in block.splitlines()]
 
 
-def read(server: TraceServer, steps: int) -> dict[str, list[dict[str, Any]]]:
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(steps)], env=server.variables(), capture_output=True, text=True, timeout=180
-    )
+def read(programs: ForkedPrograms, server: TraceServer, steps: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    done = programs.run(READ, str(steps), environment=server.variables(), cwd=folder, timeout=180)
     assert done.returncode == 0, done.stderr
     found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -67,7 +65,9 @@ def lists_of_numbers(value: Any) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(repo: Path, tmp_path: Path) -> None:
+def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(
+    repo: Path, tmp_path: Path, weave_programs: ForkedPrograms
+) -> None:
     serve, export, train = of_the_page("### Without an account")
     (push,) = of_the_page("## weave")
     assert serve == "agentloop trace serve outputs --port 8777"
@@ -77,16 +77,22 @@ def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(repo: Path
     assert dict(word.split("=", 1) for word in export.split()[1:]).items() <= server.variables().items()
 
     # What is sent waits for idle cores: the second step ends when the server has something of the first.
-    keys = [f"run.steps={STEPS}", "eval.before_train=false", waiting_reward(repo, tmp_path, calls=4 * 4 + 4)]
+    keys = [
+        f"run.steps={STEPS}",
+        "eval.before_train=false",
+        "reward_timeout_s=300",
+        waiting_reward(repo, tmp_path, calls=4 * 4 + 4),
+    ]
     command = agentloop_command(*shlex.split(train)[1:], *SMALL, *keys)
     environment = {**os.environ, **server.variables()}
     run = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        while not httpx.get(f"{server.url}/api/external/calls").json()["total"]:
-            assert run.poll() is None, run.communicate()[0]
-            time.sleep(0.05)
+        with httpx.Client(trust_env=False, timeout=60) as http:  # one: to make it takes more CPU than to ask
+            while not http.get(f"{server.url}/api/external/calls").json()["total"]:
+                assert run.poll() is None, run.communicate()[0]
+                time.sleep(0.1)
     finally:
         server.stop()
         (tmp_path / "go").touch()
@@ -95,10 +101,10 @@ def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(repo: Path
 
     again = TraceServer(tmp_path / "outputs", port=port)
     try:
-        first = pushed(tmp_path, push, environment)
-        assert re.search(r"[1-9]\d* episodes sent", first.out), (first.out, printed)
-        assert " 0 episodes sent" in pushed(tmp_path, push, environment).out
-        steps = read(again, STEPS)
+        first = pushed(weave_programs, tmp_path, push, environment)
+        assert re.search(r"[1-9]\d* episodes sent", first.stdout), (first.stdout, printed)
+        assert " 0 episodes sent" in pushed(weave_programs, tmp_path, push, environment).stdout
+        steps = read(weave_programs, again, STEPS, tmp_path)
     finally:
         again.stop()
 
@@ -118,7 +124,10 @@ def test_the_record_is_complete_after_an_outage_and_has_no_call_twice(repo: Path
         assert lists_of_numbers([[call["inputs"], call["output"], call["attributes"]] for call in calls]) == []
 
 
-def pushed(folder: Path, command: str, environment: dict[str, str]) -> Run:
-    done = run_agentloop(folder, *shlex.split(command)[1:], env=environment)
-    assert done.code == 0, done.err
+def pushed(
+    programs: ForkedPrograms, folder: Path, command: str, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    code = "from agentloop.commands.main import main; main()"
+    done = programs.run(code, *shlex.split(command)[1:], environment=environment, cwd=folder, timeout=300)
+    assert done.returncode == 0, done.stderr
     return done
