@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,6 +95,13 @@ def renderer_of(shared: Path) -> Callable[..., Any]:
     tokenizer.add_tokens(sorted(spellings - set(tokenizer.get_vocab())), special_tokens=True)
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     return lambda name, **options: ChatRenderer(tokenizer, chat_template=templates[name], **options)
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """The code sandbox isolates programs with it."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
 
 
 @pytest.fixture(scope="session")

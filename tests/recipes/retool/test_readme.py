@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,10 +42,8 @@ def blocks(repo: Path) -> list[list[list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def newcomer(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def newcomer(repo: Path, tmp_path_factory: pytest.TempPathFactory, bubblewrap: None) -> Iterator[Path]:
     """A folder in which the commands of the first block were run; the sandbox has a port that is free."""
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
     folder = tmp_path_factory.mktemp("newcomer")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -229,9 +228,8 @@ def readme(repo: Path) -> list[list[str]]:
 
 
 @pytest.mark.recipe
+@pytest.mark.usefixtures("bubblewrap")
 def test_the_readmes_commands_train_the_twin_against_the_real_sandbox(repo: Path, tmp_path: Path) -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
     (tmp_path / "few.py").write_text(FEW_ROWS)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ran = []

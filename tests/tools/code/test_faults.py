@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -30,10 +29,7 @@ from tools.code import CodeInterpreter
 SMALL = ("--warm", "1", "--max-running", "4", "--memory-mb", "192", "--session-idle-s", "2")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def bubblewrap() -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 
 class Server:

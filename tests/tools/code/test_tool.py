@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,7 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
+def sandbox(bubblewrap: None) -> Iterator[Sandbox]:
     serving = Serving()
     yield serving.start(memory_mb=512, max_run_timeout_s=30.0)
     serving.end()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -12,9 +11,8 @@ from tests.tools.sandbox.support import Sandbox, Serving, descendants, programs
 
 
 @pytest.fixture(scope="session", autouse=True)
-def bubblewrap() -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
+def needed(bubblewrap: None) -> None:
+    """All tests of this folder need it."""
 
 
 @pytest.fixture(scope="package")

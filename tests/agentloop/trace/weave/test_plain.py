@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from agentloop.trace.weave.bounds import MOST_BYTES, bound, size_of
 from agentloop.trace.weave.calls import EpisodeCall
 from tests.agentloop.trace.made_episodes import record, step_of
 from tests.agentloop.trace.weave.fake_server import Server
-from tests.forked_programs import ForkedPrograms
 
 BOTH_WAYS = """
 import json
@@ -56,14 +54,6 @@ for encode in (quick, _by_weave):
 """Sends episodes as they are, and as if no call were plain, in a process into which weave is imported."""
 
 
-@pytest.fixture
-def server(weave_programs: ForkedPrograms) -> Iterator[Server]:
-    started = Server(weave_programs)
-    yield started
-    started.server.shutdown()
-    started.server.server_close()
-
-
 def strange() -> list[TraceRecord]:
     odd = record(7, "odd", text="語 \ud800 <script> \x01")
     picture = {"type": "image", "image": Image.new("RGB", (3, 3), (0, 128, 0))}
@@ -76,9 +66,9 @@ def strange() -> list[TraceRecord]:
     return [*step_of(7, 2), odd]
 
 
-def test_plain_calls_arrive_as_weaves_own_ways_send_them(server: Server, tmp_path: Path) -> None:
+def test_plain_calls_arrive_as_weaves_own_ways_send_them(fake_server: Server, tmp_path: Path) -> None:
     TraceStore(tmp_path).write(7, "train", strange())
-    printed = server.run(BOTH_WAYS, tmp_path)
+    printed = fake_server.run(BOTH_WAYS, tmp_path)
     quick, by_weave = json.loads(next(line for line in printed if line.startswith("SENT"))[5:])
     assert quick == by_weave and len(quick) == 5 * 7
     (tool,) = (call for call in quick if call["exception"] and call["inputs"].get("tool"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from agentloop.trace.weave import WeaveExporter
 from agentloop.trace.weave.connections import VARIABLES
 from tests.agentloop.trace.raw_server import ENDLESS
 from tests.agentloop.trace.weave.fake_server import Server
-from tests.forked_programs import ForkedPrograms
-
-
-@pytest.fixture
-def server(weave_programs: ForkedPrograms) -> Iterator[Server]:
-    started = Server(weave_programs)
-    yield started
-    started.server.shutdown()
-    started.server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -34,37 +24,37 @@ def server(weave_programs: ForkedPrograms) -> Iterator[Server]:
         ("/calls/complete", "size of a chunk"),
     ],
 )
-def test_an_answer_that_does_not_end_is_an_outage(server: Server, tmp_path: Path, path: str, part: str) -> None:
-    server.drips, server.end = path, ENDLESS[part]
-    tries = server.send(tmp_path, WEAVE_HTTP_TIMEOUT="0.5")
-    assert len(tries) == 2 and server.asked
+def test_an_answer_that_does_not_end_is_an_outage(fake_server: Server, tmp_path: Path, path: str, part: str) -> None:
+    fake_server.drips, fake_server.end = path, ENDLESS[part]
+    tries = fake_server.send(tmp_path, WEAVE_HTTP_TIMEOUT="0.5")
+    assert len(tries) == 2 and fake_server.asked
     for line in tries:  # also the second try has its own time
         assert line.startswith("ExportError") and line.endswith("no complete answer within 1 s"), line
 
 
-def test_the_answer_of_weaves_server_confirms(server: Server, tmp_path: Path) -> None:
-    server.answer = b'{"ids": ["a"]}'  # as a later version may answer
-    assert server.send(tmp_path) == ["confirmed"] * 2
+def test_the_answer_of_weaves_server_confirms(fake_server: Server, tmp_path: Path) -> None:
+    fake_server.answer = b'{"ids": ["a"]}'  # as a later version may answer
+    assert fake_server.send(tmp_path) == ["confirmed"] * 2
 
 
-def test_json_that_names_an_error_confirms_nothing(server: Server, tmp_path: Path) -> None:
-    server.answer = b'{"error": "project not found"}'
-    for line in server.send(tmp_path):
+def test_json_that_names_an_error_confirms_nothing(fake_server: Server, tmp_path: Path) -> None:
+    fake_server.answer = b'{"error": "project not found"}'
+    for line in fake_server.send(tmp_path):
         assert "not as weave's server" in line and "project not found" in line
 
 
-def test_no_message_shows_the_password_of_an_address(server: Server, tmp_path: Path) -> None:
-    address = server.url.replace("//", "//bob:very-secret@")
-    server.answer = b'{"error": "bob may not, very-secret"}'
-    tries = server.send(tmp_path, WF_TRACE_SERVER_URL=address, WANDB_BASE_URL=address)  # checks what is printed
-    assert len(tries) == 2 and "//(hidden)@127.0.0.1" in tries[0] and server.asked
+def test_no_message_shows_the_password_of_an_address(fake_server: Server, tmp_path: Path) -> None:
+    address = fake_server.url.replace("//", "//bob:very-secret@")
+    fake_server.answer = b'{"error": "bob may not, very-secret"}'
+    tries = fake_server.send(tmp_path, WF_TRACE_SERVER_URL=address, WANDB_BASE_URL=address)  # checks what is printed
+    assert len(tries) == 2 and "//(hidden)@127.0.0.1" in tries[0] and fake_server.asked
 
 
 def test_calls_whose_files_were_not_taken_are_not_confirmed_and_no_log_shows_the_key(
-    server: Server, tmp_path: Path
+    fake_server: Server, tmp_path: Path
 ) -> None:
-    server.refuses = "/file/create"
-    first, _ = server.send(tmp_path, WANDB_API_KEY="very-secret")  # checks what is printed, log included
+    fake_server.refuses = "/file/create"
+    first, _ = fake_server.send(tmp_path, WANDB_API_KEY="very-secret")  # checks what is printed, log included
     assert "it answered 413: too large: (hidden)" in first
 
 
@@ -88,8 +78,8 @@ def test_what_is_no_address_is_refused_and_not_shown(
     assert "very" not in str(caught.value)
 
 
-def test_an_address_of_wandbs_settings_that_is_none_is_refused(server: Server, tmp_path: Path) -> None:
+def test_an_address_of_wandbs_settings_that_is_none_is_refused(fake_server: Server, tmp_path: Path) -> None:
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://bob:very-secret/@127.0.0.1:9\n")
-    tries = server.send(tmp_path, WANDB_BASE_URL=None, WF_TRACE_SERVER_URL=None)
+    tries = fake_server.send(tmp_path, WANDB_BASE_URL=None, WF_TRACE_SERVER_URL=None)
     assert tries == ["ConfigError the address of weave's server is not an address"] * 2
