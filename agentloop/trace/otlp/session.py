@@ -60,6 +60,7 @@ class Session(requests.Session):  # type: ignore[misc]  # it has no types
             raise
         except Exception as exc:  # the library keeps it to itself
             self.answer.cause = _cause(exc)
+            self.close()  # a connection whose answer was broken can be in the pool; the library repeats the request
             raise
         response._content, response._content_consumed = content, True
         self.answer.take(request.headers.items(), response.status_code, response.headers, content)

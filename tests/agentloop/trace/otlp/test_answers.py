@@ -110,6 +110,19 @@ def test_a_part_of_an_answer_confirms_nothing(
     assert not caught.value.final
 
 
+def test_a_connection_whose_answer_was_broken_is_not_used_again(start: Any) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(length(gzip.compress(b"{}", mtime=0)[:10], b"content-encoding: gzip"))
+        connection.recv(1)  # it stays open, and a second request would not be answered
+
+    session = Session(2)
+    server = start(answer)
+    for _ in range(2):
+        with pytest.raises(requests.ConnectionError, match="before the end of its answer"):
+            session.post(server.url, timeout=2.0)
+    assert server.requests == 2
+
+
 @pytest.mark.parametrize(
     "answer",
     [
