@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from agentloop.tool.base import Tool
 from agentloop.types import ToolResult
+from tools.parsing import parse
 
 MAX_CHARACTERS = 500
 MAX_BITS = 4096
@@ -39,7 +40,7 @@ def evaluate(expression: str) -> Number:
         raise ValueError(f"the expression has more than {MAX_CHARACTERS} characters")
 
     try:
-        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        value = _value(parse(expression.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError):
         raise ValueError("not an arithmetic expression") from None
     except ZeroDivisionError:

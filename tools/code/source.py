@@ -6,6 +6,8 @@ import ast
 import re
 import warnings
 
+from tools.parsing import parse
+
 LONGEST_CODE = 100_000
 """Characters of a program."""
 
@@ -93,7 +95,7 @@ def _parsed(code: str) -> ast.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes in the model's strings
         try:
-            return ast.parse(code)
+            return parse(code)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
 

@@ -202,7 +202,9 @@ def _means(batch: Any) -> list[Means]:
 
 
 def _numbers(cell: Any) -> np.ndarray | None:
-    return np.asarray(cell.values.to_numpy(zero_copy_only=False), np.float64) if cell.is_valid else None
+    from agentloop.trace import arrays
+
+    return np.asarray(arrays.to_numpy(cell.values), np.float64) if cell.is_valid else None
 
 
 def _mean(values: np.ndarray | None) -> float | None:

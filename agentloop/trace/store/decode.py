@@ -13,6 +13,7 @@ import pyarrow as pa
 from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.errors import TokenLawError
 from agentloop.faults import Fault
+from agentloop.trace import arrays
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store.encode import INTEGERS, MAPS, NUMBERS, TEXTS
 from agentloop.trace.store.exact_json import load
@@ -168,7 +169,7 @@ class _NumberLists:
     def __init__(self, column: pa.ChunkedArray) -> None:
         joined = column.combine_chunks()
         if isinstance(joined, pa.ChunkedArray):  # a table without rows
-            joined = joined.chunk(0) if joined.num_chunks else pa.array([], column.type)
+            joined = joined.chunk(0) if joined.num_chunks else pa.nulls(0, column.type)
         self._offsets = joined.offsets.to_pylist()
         self._values = joined.values
         self._absent = joined.is_null().to_pylist() if joined.null_count else None
@@ -199,8 +200,8 @@ class _NumberLists:
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
-        return np.asarray(self._values.to_numpy(zero_copy_only=False))
+        return arrays.to_numpy(self._values)
 
     @functools.cached_property
     def _nulls(self) -> np.ndarray:
-        return np.asarray(self._values.is_null().to_numpy(zero_copy_only=False))
+        return arrays.null_flags(self._values)

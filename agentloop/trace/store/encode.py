@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from agentloop.trace import arrays
 from agentloop.trace.record import TraceRecord
 from agentloop.trace.store.exact_json import dump
 from agentloop.trace.store.images import Digests
@@ -141,24 +142,13 @@ class _Rows:
             "logprobs64": self.logprobs64.array(),
             "trainer_logprobs": self.trainer.array(),
             "advantages": self.advantages.array(),
-            "images": pa.array(self.images, SCHEMA.field("images").type),
+            "images": arrays.text_lists(self.images, SCHEMA.field("images").type),
         }
         columns = [
-            lists[field.name] if field.name in lists else pa.array(self.cells[field.name], field.type)
+            lists[field.name] if field.name in lists else arrays.column(self.cells[field.name], field.type)
             for field in SCHEMA
         ]
         return pa.table(columns, schema=SCHEMA)
-
-
-def _arrow(numbers: np.ndarray, null: np.ndarray | None = None) -> pa.Array:
-    """Return numbers as an arrow array; `null` marks entries without a number.
-
-    `pa.array` returns the same. Given an array of numpy it imports pandas, which takes longer than
-    to write a step.
-    """
-    valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little"))
-    values = pa.py_buffer(np.ascontiguousarray(numbers))
-    return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [valid, values])
 
 
 class _Lists:
@@ -184,16 +174,18 @@ class _Lists:
         joined = np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=self._dtype)
         nulls = [null for null in self._nulls if null is not None and null.any()]
         if not nulls:
-            return _arrow(joined)
+            return arrays.numbers(joined)
         pairs = zip(self._nulls, self._lengths, strict=True)
         mask = np.concatenate([np.zeros(length, dtype=bool) if null is None else null for null, length in pairs])
-        return _arrow(joined, mask)
+        return arrays.numbers(joined, mask)
 
     def array(self, values: pa.Array | None = None) -> pa.Array:
         """Return the lists; `values` replaces the numbers."""
         offsets = np.concatenate(([0], np.cumsum(self._lengths))).astype(np.int32)
-        absent = pa.array(self._absent, pa.bool_()) if any(self._absent) else None
-        return pa.ListArray.from_arrays(_arrow(offsets), self.values() if values is None else values, mask=absent)
+        absent = arrays.flags(np.array(self._absent)) if any(self._absent) else None
+        return pa.ListArray.from_arrays(
+            arrays.numbers(offsets), self.values() if values is None else values, mask=absent
+        )
 
 
 def _sampled(column: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
