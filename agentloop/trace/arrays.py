@@ -61,7 +61,10 @@ def null_flags(array: pa.Array) -> np.ndarray:
     """Return which entries are null, shape [entries]."""
     if not array.null_count:
         return np.zeros(len(array), dtype=bool)
-    return ~_unpacked(array.buffers()[0], array)
+    valid = array.buffers()[0]
+    if valid is None:  # of a type without bits for that, in a file that another program wrote
+        return np.asarray(array.is_null().to_numpy(zero_copy_only=False))
+    return ~_unpacked(valid, array)
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:

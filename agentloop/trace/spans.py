@@ -24,7 +24,8 @@ first."""
 
 MOST_ATTRIBUTES = 64
 LONGEST_VALUE = 2_000
-"""Attributes of a span, and characters of an attribute, an error or a name, that are kept."""
+"""Attributes of a span, and characters of an attribute, of its name, of an error or of a span's name
+that are kept."""
 
 TRACEPARENT_VARIABLE = "TRACEPARENT"
 """The environment variable that carries it into a process, by OpenTelemetry's convention."""
@@ -233,7 +234,8 @@ def trace_headers() -> dict[str, str]:
 def add_attributes(span: Span, attributes: dict[str, Any]) -> None:
     """Add attributes to a span; at most `MOST_ATTRIBUTES` are kept."""
     kept = span.attributes
-    for key, value in attributes.items():
+    for name, value in attributes.items():
+        key = _text(name)
         if len(kept) >= MOST_ATTRIBUTES and key not in kept:
             return
         kept[key] = _value(value)

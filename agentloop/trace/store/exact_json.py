@@ -85,9 +85,9 @@ def has_odd_float(value: Any) -> bool:
         if isinstance(value, float):
             if value - value != 0.0:
                 return True
-        elif kind is list or kind is tuple:
+        elif isinstance(value, list | tuple):
             stack += value
-        elif kind is dict:
+        elif isinstance(value, dict):
             stack += value.values()
         elif (fields_of := _fields_of(kind)) is not None:
             stack += fields_of(value)

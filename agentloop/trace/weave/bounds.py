@@ -30,10 +30,11 @@ def bound(call: EpisodeCall, where: str, most: int = MOST_BYTES) -> None:
     """
     if _surely_fits(call, most) or size_of(call.inputs, call.output, call.attributes) <= most:
         return
-    inputs, output = call.inputs, call.output
+    inputs, output, attributes = call.inputs, call.output, call.attributes
     longest = most
     while longest >= SHORTEST:
         call.inputs, call.output = _cut(inputs, longest, where), _cut(output, longest, where)
+        call.attributes = _cut(attributes, longest, where)
         if size_of(call.inputs, call.output, call.attributes) <= most:
             return
         longest //= 2

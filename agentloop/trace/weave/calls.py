@@ -62,7 +62,7 @@ def calls_of(episode: TracedEpisode, *, texts: bool, image: Callable[[Any], Any]
         image: turns an image of a message into what the call holds.
     """
     view = _View(episode, texts, image)
-    common: dict[str, Any] = {**episode.attributes(), "key": episode.key}
+    common: dict[str, Any] = _value({**episode.attributes(), "key": episode.key})
     found: dict[str, EpisodeCall] = {}
     for span in episode.spans:
         if span.name in LEFT_OUT and span.status == "ok":
@@ -74,7 +74,7 @@ def calls_of(episode: TracedEpisode, *, texts: bool, image: Callable[[Any], Any]
             parent=found[span.parent_id].id if span.parent_id in found else _first(found),
             start_ns=span.start_ns,
             end_ns=max(span.start_ns, span.end_ns),
-            attributes={**{name: _value(value) for name, value in span.attributes.items()}, **common},
+            attributes={**_value(span.attributes), **common},
             error=_error(span),
         )
         view.fill(call, span)
@@ -106,12 +106,12 @@ class _View:
 
     def _episode_call(self, call: EpisodeCall, span: Span) -> None:
         trajectory = self._episode.main.trajectory
-        call.name = f"{trajectory.agent_name} {self._episode.key}"[:LONGEST_NAME]
+        call.name = _plain(f"{trajectory.agent_name} {self._episode.key}")[:LONGEST_NAME]
         call.attributes["sampled_tokens"] = sum(r.trajectory.sampled_tokens for r in self._episode.records)
-        call.inputs = {"task_id": trajectory.task_id}
+        call.inputs = {"task_id": _value(trajectory.task_id)}
         call.output = {
-            "reward": trajectory.reward,
-            "reward_parts": dict(trajectory.reward_parts),
+            "reward": _value(trajectory.reward),
+            "reward_parts": _value(trajectory.reward_parts),
             "stop_reason": trajectory.stop_reason.value,
             "status": trajectory.status.value,
             "turns": sum(len(record.trajectory.turns) for record in self._episode.records),
@@ -144,7 +144,7 @@ class _View:
             call.output = {**self._answer(generation), **call.output}
 
     def _parse(self, call: EpisodeCall, span: Span) -> None:
-        call.output = {name: call.attributes[name] for name in span.attributes}
+        call.output = {name: call.attributes[name] for name in _value(span.attributes)}
 
     def _tool(self, call: EpisodeCall, span: Span) -> None:
         name, call_id = str(span.attributes.get("tool", "")), str(span.attributes.get("call_id", ""))
@@ -156,13 +156,13 @@ class _View:
         if self._texts and result is not None:
             call.output = {"result": self._content(result)}
         if "score" in span.attributes:
-            call.output = {**(call.output or {}), "reward": span.attributes["score"]}
+            call.output = {**(call.output or {}), "reward": call.attributes["score"]}
 
     def _interaction(self, call: EpisodeCall, span: Span) -> None:
         name = str(span.attributes.get("interaction", ""))
         call.name = f"interaction {_plain(name)}"[:LONGEST_NAME]
         call.inputs = {"interaction": _plain(name)}
-        call.output = {"reward": span.attributes["score"]} if "score" in span.attributes else {}
+        call.output = {"reward": call.attributes["score"]} if "score" in span.attributes else {}
         said, answered = next(self._exchanges, (None, None))
         if self._texts and said is not None:
             call.inputs["message"] = self._content(said)
@@ -173,9 +173,9 @@ class _View:
         trajectory, name = self._episode.main.trajectory, str(span.attributes.get("reward", ""))
         call.name = f"reward {_plain(name)}"[:LONGEST_NAME] if name not in ("", "reward") else "reward"
         call.inputs = {"reward": _plain(name)}
-        call.output = {"score": span.attributes.get("score")}
+        call.output = {"score": call.attributes.get("score")}
         if name == "reward":
-            call.output["parts"] = dict(trajectory.reward_parts)
+            call.output["parts"] = _value(trajectory.reward_parts)
             if self._texts and trajectory.answer is not None:
                 call.inputs["answer"] = _plain(trajectory.answer)
 
@@ -275,14 +275,16 @@ def _error(span: Span) -> tuple[str, str] | None:
 
 
 def _value(value: Any) -> Any:
-    """Return a JSON value whose texts can be sent."""
+    """Return a JSON value that can be sent: a NaN or an infinity, which JSON has not, is text."""
     if isinstance(value, str):
         return _plain(value)
+    if isinstance(value, float):
+        return value if value - value == 0.0 else str(value)
     if isinstance(value, dict):
         return {_plain(str(key)): _value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_value(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float) else _plain(str(value))
+    return value if value is None or isinstance(value, bool | int) else _plain(str(value))
 
 
 def _plain(text: str) -> str:

@@ -84,6 +84,10 @@ def test_an_array_without_entries_has_none(kind: pa.DataType) -> None:
     assert arrays.to_numpy(pa.nulls(0, kind)).shape == arrays.null_flags(pa.nulls(0, kind)).shape == (0,)
 
 
+def test_a_column_of_nulls_alone_has_nulls() -> None:
+    assert arrays.null_flags(pa.nulls(3)[1:]).tolist() == [True, True]
+
+
 STEP = """
 import runpy, sys
 from pathlib import Path

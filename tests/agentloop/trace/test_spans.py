@@ -152,6 +152,13 @@ def test_attributes_are_what_every_receiver_takes() -> None:
     assert again == trajectory and again.spans[0].attributes == kept
 
 
+def test_names_of_attributes_are_bounded_and_can_be_sent() -> None:
+    recorder = Recorder()
+    with recorder.span("plan", **{"half \ud800": 1}) as span:  # keys that a model wrote, for instance
+        span.set(**{"k" * 4_000_000: 2})
+    assert list(recorder.finish()[1].attributes) == ["half ?", "k" * (LONGEST_VALUE - 1) + "…"]
+
+
 def test_a_value_that_cannot_be_shown_does_not_end_the_episode() -> None:
     class Bad:
         def __str__(self) -> str:

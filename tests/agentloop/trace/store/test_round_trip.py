@@ -6,6 +6,7 @@ import math
 import random
 import struct
 import tempfile
+from collections import OrderedDict
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.faults import Fault
 from agentloop.trace.record import RecordKey, TraceRecord
 from agentloop.trace.store import TraceStore
+from agentloop.trace.store.exact_json import dump, load
 from agentloop.types import EpisodeStatus, MalformedCall, Span, StepReward, StopReason, ToolCall, Trajectory, Turn
 from tests.agentloop.trace.store.support import trajectory as lawful
 
@@ -211,3 +213,11 @@ def test_a_sampled_token_without_a_logprob_is_none_and_not_nan(tmp_path: Path) -
         assert read.trajectory.versions == [0, 0, None, None]
         ((_, table),) = store.scan(("logprobs", "logprobs64", "other"))
         assert table["other"].to_pylist() == [None], "no column is irregular"
+
+
+def test_a_nan_in_a_dictionary_of_another_class_is_not_lost() -> None:
+    class Odd(list[Any]):
+        pass
+
+    value = OrderedDict(a=Odd([float("nan"), 1]), b=None)
+    assert repr(load(dump(value))) == "{'a': [nan, 1], 'b': None}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,32 @@ def test_a_call_of_very_many_small_values_is_replaced_by_a_mark() -> None:
     assert size_of(call.inputs) > MOST_BYTES
     bound(call, "elsewhere")
     assert size_of(call.inputs) < 1000 and "elsewhere" in call.inputs["cut"]
+
+
+def test_numbers_that_json_has_not_and_half_surrogates_anywhere_are_sent_as_text() -> None:
+    made, nan = record(group="g \ud800"), float("nan")
+    made.trajectory.turns[0].tool_calls[0].arguments = {"x": nan, "deep": [{"y": float("-inf")}]}
+    made.trajectory.reward_parts = {"format": nan}
+    for span in made.trajectory.spans:
+        span.attributes["half \ud800"] = nan
+    made.trajectory.spans[-2].status = "error"
+    made.trajectory.agent_name = made.trajectory.task_id = "\ud800"
+    found = calls(made)
+    json.dumps([asdict(call) for call in found], allow_nan=False, ensure_ascii=False).encode()
+    tool = next(call for call in found if call.op == "tool")
+    assert tool.inputs["arguments"] == {"x": "nan", "deep": [{"y": "-inf"}]}
+    assert found[0].output["reward_parts"] == {"format": "nan"} and tool.attributes["half ?"] == "nan"
+    parse = next(call for call in found if call.op == "parse")
+    assert parse.output == {"half ?": "nan"}
+
+
+def test_long_attributes_are_cut_as_well() -> None:
+    made = record()
+    made.trajectory.task_id = "t" * MOST_BYTES
+    for call in calls(made):
+        bound(call, "elsewhere")
+        assert size_of(call.inputs, call.output, call.attributes) <= MOST_BYTES
+        assert "elsewhere" in call.attributes["task_id"] and call.attributes["group_id"] == "g0"
 
 
 @pytest.mark.parametrize("config", [{"project": "a/b/c"}, {"project": "a/"}, {"project": "a/b", "entity": "c"}])
