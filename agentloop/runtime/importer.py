@@ -102,17 +102,16 @@ def _fork(control: socket.socket, parent: int) -> bool:
         middle = os.fork()
         if middle == 0:
             middle = os.getpid()
-            program = os.fork()
-            if program:
-                os.write(starts, program.to_bytes(SIZE_BYTES))
+            if os.fork():
                 os._exit(0)
 
             os.close(ends)
+            os.setsid()  # first: as soon as the process id is known, its group may be killed
+            os.write(starts, os.getpid().to_bytes(SIZE_BYTES))
             os.close(starts)
             while os.getppid() == middle:
                 time.sleep(ADOPTION_CHECK_S)
             _tie(parent)
-            os.setsid()
             _draw_seeds()
             return True
         os.close(starts)

@@ -24,8 +24,7 @@ first."""
 
 MOST_ATTRIBUTES = 64
 LONGEST_VALUE = 2_000
-"""Attributes of a span, and characters of an attribute, of its name, of an error or of a span's name
-that are kept."""
+"""Attributes of a span that are kept; and characters of names, attributes and errors."""
 
 TRACEPARENT_VARIABLE = "TRACEPARENT"
 """The environment variable that carries it into a process, by OpenTelemetry's convention."""

@@ -307,6 +307,28 @@ def test_a_forked_process_has_an_exit_code_and_can_be_killed() -> None:
         ours.close()
 
 
+@linux
+async def test_a_program_can_be_killed_as_soon_as_it_has_begun(
+    program: Callable[..., EarlyProgram], tmp_path: Path
+) -> None:
+    imported = tmp_path / "imported"
+    (tmp_path / "slow.py").write_text(
+        "import os, time\nsetsid = os.setsid\nos.setsid = lambda: (time.sleep(1), setsid())\n"
+        f"open({str(imported)!r}, 'w').close()\n"
+    )
+    one, log = program("slow"), tmp_path / "log"
+    with early_programs([one] * 2):
+        await appears(imported)
+        async with asyncio.timeout(60):
+            begun = await begin_early(one.module, ["--fd", "{fd}"], one.environment, log)
+        assert begun is not None and begun[1] is not None
+        child = Child("program", [], one.environment, log, early=begun[0])
+        async with asyncio.timeout(5):
+            await child.kill()
+        assert child.code == -signal.SIGKILL
+        begun[1].close()
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
