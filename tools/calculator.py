@@ -48,7 +48,7 @@ def evaluate(expression: str) -> Number:
     except OverflowError:
         raise ValueError("the result is too large") from None
 
-    if not math.isfinite(value):  # 1e999 is infinite
+    if isinstance(value, float) and not math.isfinite(value):  # 1e999 is infinite
         raise ValueError("the result is too large")
     return value
 

@@ -23,6 +23,7 @@ def test_it_agrees_with_python(a: int, b: int, op: str, c: int) -> None:
         ("-3 // 2", "-2"),
         ("1 / 3", "0.3333333333"),
         (" 1+1 ", "2"),
+        pytest.param("-2 ** 2000", str(-(2**2000)), id="more than a float holds"),
     ],
 )
 def test_results_are_written_plainly(expression: str, text: str) -> None:
