@@ -114,8 +114,8 @@ class Worker:
             if self._process is None:
                 os.close(info_out)
 
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
             async with asyncio.timeout(START_S):
                 event = await self._next()
             if event.name != "ready":
@@ -134,6 +134,8 @@ class Worker:
             ) from exc
         finally:
             os.close(info_out)
+            if self._writer is None:
+                ours.close()
 
     def send(self, job: dict[str, Any]) -> None:
         """Send a job or a cell."""
@@ -245,7 +247,10 @@ class Worker:
             # Its first process is a zombie only when all others are gone.
             await _ended(self._init_fd)
         else:
-            process.kill()
+            # With bubblewrap's child: until it is the first process of the sandbox, it would wait for
+            # ever for a killed parent.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         # bubblewrap ends by itself when it has buried the first process.
         if process.poll() is not None:
             return

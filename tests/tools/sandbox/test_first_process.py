@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from pathlib import Path
+
+import psutil
 import pytest
 
-from tests.tools.sandbox.support import Sandbox
+from tests.tools.sandbox.support import SMALL, Sandbox
+from tools.sandbox.isolation.bubblewrap import Bubblewrap
+from tools.sandbox.settings import SandboxSettings
+from tools.sandbox.worker import Worker
 
 
 def test_the_first_process_cannot_be_looked_into(sandbox: Sandbox) -> None:
@@ -48,3 +56,21 @@ def test_page_tables_count_as_memory(sandbox: Sandbox) -> None:
     found = sandbox.run(code, "javascript")
     assert found["run_result"]["return_code"] == -9, found
     assert "more memory than its limit" in found["run_result"]["stderr"]
+
+
+async def test_a_start_that_is_given_up_leaves_no_child_of_bubblewrap(tmp_path: Path) -> None:
+    """Before it is the first process of the sandbox, the child waits for its parent, dead or not."""
+    stands_still, number = tmp_path / "bwrap", tmp_path / "number"
+    stands_still.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {number}.new; mv {number}.new {number}; wait\n")
+    stands_still.chmod(0o755)
+    with contextlib.closing(Bubblewrap(SandboxSettings(**SMALL), sandboxed=True)) as launcher:
+        launcher._bwrap = str(stands_still)
+        worker = Worker(launcher, None, 0)
+        starting = asyncio.create_task(worker.start())
+        while not number.exists():  # noqa: ASYNC110  # a file sets no event
+            await asyncio.sleep(0.01)
+        child = psutil.Process(int(number.read_text()))
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await worker.end()
+    assert not psutil.wait_procs([child], timeout=5)[1]
