@@ -35,6 +35,7 @@ from tools.sandbox.sessions import NoSuchSession, Sessions, TooManySessions
 from tools.sandbox.settings import SandboxSettings
 
 Model = TypeVar("Model", bound=BaseModel)
+Found = TypeVar("Found")
 
 MOST_BODY = 32 * 2**20
 """Bytes of a request."""
@@ -103,8 +104,13 @@ def _add_sessions(app: FastAPI) -> None:
     async def open_session(request: Request) -> Response:
         """Open a session: a process that keeps its variables between cells."""
         wanted = await _read(request, SessionRequest)
+        sessions: Sessions = request.app.state.sessions
         try:
-            opened = await request.app.state.sessions.open(wanted)
+            opened = await _unless_gone(
+                request, sessions.open(wanted), undo=lambda opened: sessions.close(opened.session_id)
+            )
+        except asyncio.CancelledError:
+            return _busy("the server is ending", "send it again to the next one")
         except WrongRequest as exc:
             raise Refusal(400, str(exc), exc.fix) from exc
         except TooManySessions:
@@ -152,11 +158,17 @@ def _add_state(app: FastAPI) -> None:
         return Response(generate_latest(request.app.state.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
-async def _unless_gone(request: Request, run: Coroutine[Any, Any, RunCodeAnswer]) -> RunCodeAnswer:
-    """Run a program until its client goes away: one that was killed leaves no program behind.
+async def _unless_gone(
+    request: Request, run: Coroutine[Any, Any, Found], undo: Callable[[Found], Awaitable[None]] | None = None
+) -> Found:
+    """Run a program, or open a session, until its client goes away: one that was killed leaves
+    nothing behind.
 
     Cells of sessions go on, up to their time limit: a client that has lost its connection asks for
     their answer again.
+
+    Args:
+        undo: called with what was found for a client that has gone meanwhile.
 
     Raises:
         asyncio.CancelledError: the client has gone.
@@ -167,7 +179,10 @@ async def _unless_gone(request: Request, run: Coroutine[Any, Any, RunCodeAnswer]
         await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
             running.cancel()
-        return await running
+        found = await running
+        if undo is not None and gone.done():
+            await undo(found)
+        return found
     finally:
         for task in (running, gone):
             task.cancel()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.tools.sandbox.support import Sandbox, Serving
+from tools.sandbox.worker import Worker
 
 
 class Session:
@@ -191,3 +195,25 @@ def test_sessions_of_other_languages_are_refused(sandbox: Sandbox) -> None:
     answer = sandbox.post("/sessions", {"language": "bash"})
     assert answer.status_code == 400
     assert "'bash'" in answer.json()["error"]
+
+
+def test_a_client_that_goes_away_while_a_session_is_opened_leaves_none(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else knows its name: it would take a place until its lease has run out."""
+    begins, begin = threading.Event(), Worker.begin
+
+    async def slow(worker: Worker, job: dict[str, Any], memory: int) -> None:
+        begins.set()
+        await asyncio.sleep(1)
+        await begin(worker, job, memory)
+
+    sandbox = serving.start()
+    monkeypatch.setattr(Worker, "begin", slow)
+    with socket.create_connection(("127.0.0.1", int(sandbox.url.rpartition(":")[2]))) as connection:
+        connection.sendall(b"POST /sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        assert begins.wait(30)
+    monkeypatch.undo()
+    assert sandbox.printed("import time; time.sleep(1.5); print(1)") == "1\n"
+    assert sandbox.health()["sessions"] == 0
+    assert Session(sandbox).cell("1")["status"] == "Success"
