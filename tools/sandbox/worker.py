@@ -247,8 +247,8 @@ class Worker:
             # Its first process is a zombie only when all others are gone.
             await _ended(self._init_fd)
         else:
-            # With bubblewrap's child: until it is the first process of the sandbox, it would wait for
-            # ever for a killed parent.
+            # With bubblewrap's child: before it is the first process of the sandbox, it would wait
+            # for its killed parent for ever.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         # bubblewrap ends by itself when it has buried the first process.
