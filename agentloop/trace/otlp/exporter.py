@@ -15,7 +15,11 @@ from agentloop.trace.otlp.headers import check_headers, check_variable
 PATH = "/v1/traces"
 
 REQUEST_CHARACTERS = 2_000_000
-"""Text of the spans in one request; receivers refuse bodies of many MB. An episode is not split."""
+"""Of the spans in one request; receivers refuse bodies of many MB. An episode is not split."""
+
+SPAN_CHARACTERS, ATTRIBUTE_CHARACTERS = 80, 16
+"""What counts beside texts and names: ids and times of a span, and the number and length of an
+attribute."""
 
 
 class OtlpExporter:
@@ -60,7 +64,7 @@ class OtlpExporter:
         size = 0
         for episode in episodes:
             named = named_spans(episode, texts=self._config.texts)
-            characters = sum([_characters(span.own) for span in named])
+            characters = sum([SPAN_CHARACTERS + len(span.name) + _characters(span.own) for span in named])
             characters += len(named) * _characters(named[0].common) if named else 0
             if spans and size + characters > REQUEST_CHARACTERS:
                 yield spans
@@ -72,5 +76,6 @@ class OtlpExporter:
 
 
 def _characters(attributes: Attributes) -> int:
-    """Return the length of the texts of a span."""
-    return sum([len(value) for value in attributes.values() if type(value) is str])
+    """Return about the length of attributes."""
+    texts = sum([len(value) for value in attributes.values() if type(value) is str])
+    return texts + sum(map(len, attributes)) + ATTRIBUTE_CHARACTERS * len(attributes)

@@ -157,6 +157,19 @@ def test_large_episodes_go_in_several_requests(
     assert len(receiver.requests) == 4 and len(receiver.named("invoke_agent tool_agent")) == 4
 
 
+def test_spans_without_texts_go_in_several_requests_too(
+    receiver: Receiver, run: ExportRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter_module, "REQUEST_CHARACTERS", 50_000)
+    numbers = {f"m{number}": number for number in range(60)}
+    records = [record(1, "g", n) for n in range(16)]
+    for span in (span for made in records for span in made.trajectory.spans):
+        span.attributes.update(numbers)
+    exporter(receiver.url, run, texts=False).export(list(episodes_of(run, records)))
+    assert len(receiver.named("invoke_agent tool_agent")) == 16
+    assert 20_000 < max(length for _, _, length in receiver.requests) < 50_000
+
+
 @pytest.mark.parametrize(
     ("status", "final", "words"), [(400, True, "answered 400: no ␛"), (401, False, "headers"), (404, False, "404")]
 )
