@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -265,3 +266,23 @@ def test_the_temporary_folder_is_removed() -> None:
     assert set(Path("/tmp").glob("agentloop-sandbox-*")) - before
     launcher.close()
     assert set(Path("/tmp").glob("agentloop-sandbox-*")) <= before
+
+
+@pytest.mark.parametrize("what", ["hosts", "init.pyc", "empty", "."])
+def test_a_server_whose_temporary_files_were_removed_goes_on(serving: Serving, what: str) -> None:
+    """Machines clean /tmp of what nobody has used for days."""
+    sandbox = serving.start(warm=0)
+    launcher = sandbox.app.state.runner.pool._launcher
+    removed = launcher._folder / what
+    shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+    assert sandbox.printed("print(6 * 7)") == "42\n"
+    assert launcher._folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_somebody_else_has_put_there_is_not_used(serving: Serving) -> None:
+    sandbox = serving.start(warm=0)
+    folder = sandbox.app.state.runner.pool._launcher._folder
+    shutil.rmtree(folder)
+    folder.mkdir()
+    folder.chmod(0o777)
+    assert sandbox.post("/run_code", {"code": "1", "language": "python"}).status_code == 503

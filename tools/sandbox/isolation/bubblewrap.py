@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -152,6 +153,26 @@ class Bubblewrap:
                 path.chmod(0o644)
             self._options = self._mounts() + self._environment()
 
+    def _restore(self) -> None:
+        """Write files again that a cleaner of old temporary files has removed.
+
+        Raises:
+            OSError: they cannot be written, or somebody else has a folder of this name.
+        """
+        names = ["init.pyc", *(["seccomp.bpf", "nothing", "empty", *OWN_ETC] if self.sandboxed else [])]
+        if all([(self._folder / name).exists() for name in names]):
+            return
+        try:
+            self._folder.mkdir(0o700)
+        except FileExistsError:
+            found = self._folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise
+        try:
+            self._prepare()
+        except subprocess.SubprocessError as exc:
+            raise OSError(f"{self.init} cannot be written: {exc}") from exc
+
     def close(self) -> None:
         for namespace in self._namespaces.values():
             os.close(namespace)
@@ -172,7 +193,11 @@ class Bubblewrap:
         Args:
             slot: number of the sandbox among those that live now.
             info: descriptor of a pipe to which bubblewrap writes the number of its child.
+
+        Raises:
+            OSError: what it needs cannot be opened.
         """
+        self._restore()
         settings = self.settings
         python = [self.interpreter.program, "-I", "-S", "-X", "utf8"]
         with contextlib.ExitStack() as stack:
