@@ -49,24 +49,34 @@ def load(text: str) -> Any:
 
 
 def _dump_slowly(value: Any) -> str:
-    return json.dumps(_plain(value, 0))
+    return json.dumps(_plain(value, set()))
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _plain(value: Any, above: set[int]) -> Any:
+    """Return a value that `json` writes.
+
+    Args:
+        above: ids of what it is in. A value that is in itself, such as a node of a tree with its
+            parent, becomes its text there: its ways through itself are without number.
+    """
     if value is None or isinstance(value, str | bool | int | float):
         # Of a subclass such as an enumeration or numpy's float64, the plain value.
         return next((kind(value) for kind in (str, int, float) if isinstance(value, kind)), value)
-    if depth > DEEPEST:
+    if len(above) > DEEPEST or id(value) in above:
         return str(type(value).__name__)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), depth + 1) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, depth + 1) for item in value]
-    if hasattr(value, "tolist"):  # a numpy array or number
-        return _plain(value.tolist(), depth + 1)
-    return str(value)
+    above.add(id(value))
+    try:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: _plain(getattr(value, f.name), above) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {_key(key): _plain(item, above) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [_plain(item, above) for item in value]
+        if hasattr(value, "tolist"):  # a numpy array or number
+            return _plain(value.tolist(), above)
+        return str(value)
+    finally:
+        above.remove(id(value))
 
 
 def _key(key: Any) -> str:

@@ -221,3 +221,13 @@ def test_a_nan_in_a_dictionary_of_another_class_is_not_lost() -> None:
 
     value = OrderedDict(a=Odd([float("nan"), 1]), b=None)
     assert repr(load(dump(value))) == "{'a': [nan, 1], 'b': None}"
+
+
+def test_a_tree_whose_nodes_name_their_parent_is_written() -> None:
+    """Its ways from parent to child and back would double with each level."""
+    root: dict[str, Any] = {"name": "root"}
+    root["children"] = [{"name": name, "parent": root, "same": [1]} for name in "ab"]
+    written = load(dump({"tree": root}))["tree"]
+    assert written["children"] == [{"name": name, "parent": "dict", "same": [1]} for name in "ab"]
+    shared = {"x": float("nan")}
+    assert repr(load(dump([shared, shared]))) == "[{'x': nan}, {'x': nan}]", "written twice"
