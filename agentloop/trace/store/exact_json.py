@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -28,7 +29,7 @@ def dump(value: Any, nones: int = 0) -> str:
             nulls in the text, no number was lost.
     """
     try:
-        text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=str)
+        text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=_text)
     except TypeError:  # a lone surrogate, an integer of more than 64 bits, a key that is not text
         return _dump_slowly(value)
     if text.count(b"null") != nones and has_odd_float(value):  # orjson writes null for NaN
@@ -74,13 +75,22 @@ def _plain(value: Any, above: set[int]) -> Any:
             return [_plain(item, above) for item in value]
         if hasattr(value, "tolist"):  # a numpy array or number
             return _plain(value.tolist(), above)
-        return str(value)
+        if isinstance(value, Enum):  # as orjson does
+            return _plain(value.value, above)
+        return _text(value)
     finally:
         above.remove(id(value))
 
 
 def _key(key: Any) -> str:
-    return str(key.value) if hasattr(key, "value") else str(key)
+    return _text(key.value if hasattr(key, "value") else key)
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001  # a user's own `__str__`
+        return f"(a {type(value).__name__} that has no text)"
 
 
 def has_odd_float(value: Any) -> bool:
@@ -101,6 +111,8 @@ def has_odd_float(value: Any) -> bool:
             stack += value.values()
         elif (fields_of := _fields_of(kind)) is not None:
             stack += fields_of(value)
+        elif isinstance(value, Enum):
+            stack.append(value.value)
         elif not isinstance(value, str | int) and hasattr(value, "tolist"):
             stack.append(value.tolist())
     return False

@@ -8,6 +8,7 @@ import struct
 import tempfile
 from collections import OrderedDict
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,17 @@ def test_a_tree_whose_nodes_name_their_parent_is_written() -> None:
     assert written["children"] == [{"name": name, "parent": "dict", "same": [1]} for name in "ab"]
     shared = {"x": float("nan")}
     assert repr(load(dump([shared, shared]))) == "[{'x': nan}, {'x': nan}]", "written twice"
+
+
+def test_what_has_no_text_is_named_by_its_class() -> None:
+    class Bad:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    class Level(Enum):
+        NONE = float("nan")
+
+    without = "(a Bad that has no text)"
+    assert load(dump([Bad()])) == [without]
+    assert load(dump([Bad(), "\ud800", {Bad(): 1}])) == [without, "\ud800", {without: 1}]
+    assert repr(load(dump([Level.NONE]))) == "[nan]"
