@@ -229,7 +229,7 @@ def _message(message: Message) -> dict[str, Any]:
         parts.append({"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text})
     elif text:
         parts.append({"type": "text", "content": text})
-    for call in message.get("tool_calls", ()):
+    for call in message.get("tool_calls") or ():
         function = call["function"]
         parts.append(
             {

@@ -37,6 +37,31 @@ def test_other_forms_become_plain(content: Any, plain: Any) -> None:
     assert message["content"] is content, "the agent's own object stays as it is"
 
 
+CALL: Any = {"type": "function", "id": "c0", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("calls", "plain"),
+    [
+        ([{"name": "add", "arguments": {"a": 1}, "id": "c0"}], [CALL]),
+        ((CALL,), [CALL]),
+        ([{**CALL, "function": {"name": "now"}}], [{**CALL, "function": {"name": "now", "arguments": {}}}]),
+        ([{"function": {"name": "f", "arguments": "{}"}}], [{"function": {"name": "f", "arguments": "{}"}}]),
+    ],
+)
+def test_tool_calls_of_other_forms_become_plain(calls: Any, plain: Any) -> None:
+    message: Any = {"role": "assistant", "content": "", "tool_calls": calls}
+    assert plain_messages([message]) == [{**message, "tool_calls": plain}]
+    assert message["tool_calls"] is calls, "the agent's own object stays as it is"
+    for same in ({"role": "assistant", "content": "", "tool_calls": [CALL]}, TEXT):
+        assert plain_messages([same])[0] is same
+
+
+def test_a_dumped_message_without_tool_calls_has_none() -> None:
+    dumped: Any = {"role": "assistant", "content": "x", "tool_calls": None}
+    assert plain_messages([dumped]) == [{"role": "assistant", "content": "x"}]
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -46,6 +71,9 @@ def test_other_forms_become_plain(content: Any, plain: Any) -> None:
         ({"role": "user", "content": 5}, "of role user has content of type int"),
         ({"role": "user", "content": {"type": "text"}}, "content of type dict"),
         ({"role": "user", "content": [IMAGE, None]}, "a part of type NoneType"),
+        ({"role": "assistant", "content": "", "tool_calls": {"a": 1}}, "tool_calls of type dict"),
+        ({"role": "assistant", "content": "", "tool_calls": ["f"]}, "a tool call without a name"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}, "a tool call without a name"),
     ],
 )
 def test_what_is_not_a_message_is_named(message: Any, reason: str) -> None:
