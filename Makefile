@@ -127,7 +127,7 @@ smoke-gsm8k: $(STAMP) ## the gsm8k recipe on a CPU, two steps with the tool and 
 	$(BIN)/agentloop prepare gsm8k --source $(or $(SOURCE),generated) --out $(GSM8K)/data
 	$(BIN)/agentloop train --config recipes/gsm8k/smoke.yaml run.dir=$(GSM8K)/tool \
 	  data.train=$(GSM8K)/data/train.parquet data.val=$(GSM8K)/data/test.parquet $(ARGS)
-	$(BIN)/agentloop train --config recipes/gsm8k/smoke.yaml run.dir=$(GSM8K)/user run.steps=1 \
+	$(BIN)/agentloop train --config recipes/gsm8k/smoke.yaml run.dir=$(GSM8K)/user run.name=gsm8k-smoke-user run.steps=1 \
 	  tools=null reward=null interactions=recipes/gsm8k/interactions.yaml \
 	  data.train=$(GSM8K)/data/user_train.parquet data.val=$(GSM8K)/data/user_test.parquet $(ARGS)
 

@@ -53,7 +53,7 @@ def list_episodes(
     table = table.append_column("_at", pa.array(range(total), pa.int64()))
     table = table.sort_by([(column, order), ("_at", "ascending")])
     rows = [_row(row) for row in table.slice(0, limit or total).to_pylist()]
-    texts = reading.last_texts([row["key"] for row in rows if row["answer"] is None and row["error"] is None])
+    texts = reading.last_texts([row["key"] for row in rows if _is_blank(row["answer"]) and row["error"] is None])
     rows = [row | {"text": texts.get(row["key"])} for row in rows]
     problems = reading.problems()
     if json:
@@ -115,10 +115,15 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_blank(answer: str | None) -> bool:
+    """Whether a reward found no answer; what the model wrote last then says more."""
+    return answer is None or not answer.strip()
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     from agentloop.text import number
 
-    text = row["error"] or row["answer"] or row["text"] or ""
+    text = row["error"] or (row["text"] if _is_blank(row["answer"]) else row["answer"]) or ""
     return [
         row["key"],
         number(row["reward"]),

@@ -87,7 +87,7 @@ def sft_row(episode: Sequence[TraceRecord], tools: Sequence[dict[str, Any]] | No
     if main.status != "ok":
         raise Skipped(f"its status is {main.status}")
     if main.images or any(isinstance(message.get("content"), list) and _images(message) for message in main.messages):
-        raise Skipped("it shows images, which fine-tuning does not support")
+        raise Skipped("it shows images, which rows of this format cannot hold")
 
     turns = turns_of_messages(main.messages, main.turns)
     if not turns:

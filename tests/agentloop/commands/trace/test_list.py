@@ -13,6 +13,7 @@ import pytest
 from agentloop.errors import TraceError
 from agentloop.trace.store import TraceStore
 from tests.agentloop.commands.trace.support import command, write_run
+from tests.agentloop.trace.store.support import step_records
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,11 @@ def test_an_error_ends_with_2_and_a_sentence_and_a_pipe_has_no_colours(run_dir: 
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere is not a directory\n  fix: ")
     right = program("list", str(run_dir))
     assert right.returncode == 0 and "\x1b" not in right.stdout and "answer or last words" in right.stdout
+
+
+def test_a_reward_that_found_no_answer_does_not_hide_what_the_model_wrote(tmp_path: Path) -> None:
+    records = step_records(1, groups=1, samples=2)
+    records[0].trajectory.answer, records[1].trajectory.answer = " ", "42"
+    TraceStore(tmp_path).write(1, "train", records)
+    shown = command("list", str(tmp_path)).stdout
+    assert records[0].trajectory.turns[-1].text in shown and "42" in shown

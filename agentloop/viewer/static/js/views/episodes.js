@@ -28,7 +28,7 @@ export const COLUMNS = [
   { name: "mismatch", label: "Mismatch", title: "mean |engine − trainer| log probability", sort: "mismatch", num: true, width: "5.6rem", cell: (row) => (typeof row.mismatch === "number" ? number(row.mismatch) : h("span", { title: "No logprobs of the trainer before the update are stored for this episode" }, "–")) },
   { name: "latency", label: "Time", title: "seconds the episode took", sort: "latency_s", num: true, width: "4.9rem", cell: (row) => seconds(row.latency_s) },
   { name: "status", label: "Status", sort: "status", first: "up", width: "5.2rem", cell: (row) => (row.status === "ok" ? h("span", { class: "quiet" }, "ok") : h("span", { class: "pill bad" }, say(row.status))) },
-  { name: "preview", label: "Answer", cell: (row) => h("span", { class: "cut preview" }, row.error ? h("span", { class: "alarm" }, say(row.error, 200)) : say(row.answer ?? row.reply ?? row.preview ?? "", 200)) },
+  { name: "preview", label: "Answer", cell: (row) => h("span", { class: "cut preview" }, row.error ? h("span", { class: "alarm" }, say(row.error, 200)) : say(row.answer?.trim() || row.reply || row.preview || "", 200)) },
 ];
 
 export class EpisodesView {

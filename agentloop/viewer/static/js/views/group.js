@@ -79,6 +79,6 @@ export class GroupView {
     const radio = (side) => h("input", { type: "radio", name: side, value: String(i), checked: this[side] === i, "aria-label": `sample ${one.sample_index} on the ${side}`, on: { change: () => this.choose(side, i) } });
     return h("tr", { class: i === this.left || i === this.right ? "chosen" : null }, h("td", null, radio("left")), h("td", null, radio("right")), h("td", null, h("a", { href: episodeLink(this.run, one.key) }, `#${one.sample_index}`), " ", status(one.status)),
       h("td", { class: "n" }, reward(one.reward)), h("td", { class: "n" }, signed(one.advantage, 2)), h("td", null, Object.entries(one.parts ?? {}).map(([name, value]) => part(name, value))),
-      h("td", { class: "n" }, integer(one.turns)), h("td", { class: "n" }, integer(one.tool_calls)), h("td", { class: "n" }, integer(one.length)), h("td", { class: "quiet" }, say(one.stop_reason)), h("td", { class: "reason" }, say(one.answer ?? one.reply ?? "", 160)));
+      h("td", { class: "n" }, integer(one.turns)), h("td", { class: "n" }, integer(one.tool_calls)), h("td", { class: "n" }, integer(one.length)), h("td", { class: "quiet" }, say(one.stop_reason)), h("td", { class: "reason" }, say(one.answer?.trim() || one.reply || "", 160)));
   }
 }
