@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agentloop.chat.proof.proof import Difference, Proof, Verdict
 from agentloop.config import AlgorithmConfig, DataConfig, Recipe, TrainerConfig
@@ -20,6 +22,17 @@ from trainer.run.episode_metrics import equal_groups
 
 SHOWN_BEFORE, SHOWN_AFTER = 8, 28
 """Characters of a rewritten turn that a notice shows, before and after the first difference."""
+
+
+READ_OF_EXTRA_INFO = frozenset({"tools_kwargs", "interaction_kwargs", "need_tools_kwargs"})
+"""Keys of `extra_info` that mean something; all others are a user's own."""
+
+
+@functools.lru_cache(1024)  # rows have the same keys
+def _meant(key: str) -> str | None:
+    """Return which key of `extra_info` another is meant to be, if it differs by a letter or two."""
+    near = difflib.get_close_matches(key, READ_OF_EXTRA_INFO, n=1, cutoff=0.85)
+    return near[0] if near else None
 
 
 def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]:
@@ -76,11 +89,15 @@ class RowCounts:
     without_truth: int = 0
     first_without_truth: str = ""
     with_tool_kwargs: int = 0
+    misspelt: dict[str, int] = field(default_factory=dict)
 
     def count(self, task: Task, where: str) -> None:
         """Count one row; `where` names it."""
         self.rows += 1
         self.with_tool_kwargs += bool(task.extra_info.get("tools_kwargs"))
+        for key in task.extra_info.keys() - READ_OF_EXTRA_INFO:
+            if _meant(key):
+                self.misspelt[key] = self.misspelt.get(key, 0) + 1
         if task.ground_truth is None:
             self.without_truth += 1
             self.first_without_truth = self.first_without_truth or where
@@ -110,6 +127,11 @@ class RowCounts:
             found.append(
                 f"{self.key}: {counted(self.with_tool_kwargs, 'row')} with extra_info.tools_kwargs, "
                 "but the run has no tools"
+            )
+        for key, count in self.misspelt.items():
+            found.append(
+                f"{self.key}: {counted(count, 'row')} with extra_info.{key}, which nothing but your own code reads: "
+                f"did you mean {_meant(key)!r}?"
             )
         return found
 

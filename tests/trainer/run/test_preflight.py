@@ -156,3 +156,27 @@ def test_a_missing_file_that_is_beside_the_recipe_is_named(repo: Path, tmp_path:
 def test_limits_that_no_row_uses_are_a_warning(repo: Path, tmp_path: Path) -> None:
     _, said = prepared(repo, tmp_path, rows("1"), agents={"tool_agent": {"max_response_tokens": 64}})
     assert "warning: agents.tool_agent: rows run single_turn_agent, so these limits are not used" in said
+
+
+def test_rows_that_nothing_rewards_are_said(repo: Path, tmp_path: Path) -> None:
+    interactions = str(repo / "recipes" / "gsm8k" / "interactions.yaml")
+    named = {"interaction_kwargs": {"name": "gsm8k"}}
+    _, said = prepared(repo, tmp_path, rows("1", extra_info=named), interactions=interactions)
+    assert "nothing seems" not in said
+
+    misspelt = rows("1", "2", extra_info={"interaction_kwarg": {"name": "gsm8k"}, "answer": "3"})
+    _, said = prepared(repo, tmp_path, misspelt, interactions=interactions)
+    assert "data.train: nothing seems to give a reward" in said
+    assert "2 rows with extra_info.interaction_kwarg, which nothing but your own code reads" in said
+    assert "did you mean 'interaction_kwargs'?" in said and "extra_info.answer" not in said
+
+    _, said = prepared(repo, tmp_path, misspelt, interactions=interactions, reward=reward_in(tmp_path, "0.0"))
+    assert "nothing seems" not in said
+
+
+def test_tools_with_step_rewards_reward_rows(repo: Path, tmp_path: Path) -> None:
+    some = rows("1", extra_info={"tool_kwargs": {}})
+    _, said = prepared(repo, tmp_path, some, tools=str(repo / "recipes" / "gsm8k" / "tools.yaml"))
+    assert "nothing seems" not in said and "did you mean 'tools_kwargs'?" in said
+    _, said = prepared(repo, tmp_path, some, tools=str(repo / "recipes" / "quickstart" / "tools.yaml"))
+    assert "nothing seems to give a reward" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agentloop.agent.base import AgentLoop
 from agentloop.agent.loading import Agents
 from agentloop.config import Recipe
 from agentloop.interaction.loading import Interactions, load_interactions
@@ -11,7 +12,7 @@ from agentloop.reward.loading import RewardFunction, load_reward, reads_ground_t
 from agentloop.tool.loading import load_toolset
 from agentloop.tool.session import Toolset
 from agentloop.types import Task
-from trainer.run.notices import RowCounts
+from trainer.run.notices import RowCounts, step_reward_sources
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class RowChecks:
 
     def __post_init__(self) -> None:
         self._counts = RowCounts(self.key)
+        self._agents: dict[str, type[AgentLoop]] = {}
+        self._interactions: set[str] = set()
 
     def check(self, task: Task, where: str) -> None:
         """Check one row; `where` names it.
@@ -72,10 +75,11 @@ class RowChecks:
             UserError: it names an agent, a tool or an interaction that the recipe does not have, or
                 their arguments are wrong.
         """
-        self.code.agents.get(task.agent_name, where)
+        self._agents[task.agent_name] = self.code.agents.get(task.agent_name, where)
         name = self.code.interactions.check(task, where)
         if name is not None:
             self.answered.add(name)
+            self._interactions.add(name)
         self.code.toolset.check(task, where)
         self._counts.count(task, where)
 
@@ -90,4 +94,13 @@ class RowChecks:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each probable mistake in the rows that were checked."""
-        return self._counts.warnings(needs_truth=self.code.needs_truth, tools=bool(self.code.toolset.tools))
+        found = self._counts.warnings(needs_truth=self.code.needs_truth, tools=bool(self.code.toolset.tools))
+        if self.code.reward is None and self._agents:
+            interactions = {name: self.code.interactions.named[name] for name in sorted(self._interactions)}
+            if not step_reward_sources(self._agents.values(), self.code.toolset.tools, interactions):
+                found.append(
+                    f"{self.key}: nothing seems to give a reward, so each will be 0: the recipe has no `reward`, and "
+                    "neither the agents and tools nor an interaction that a row names in "
+                    "extra_info.interaction_kwargs has code for a step reward"
+                )
+        return found
