@@ -1,14 +1,16 @@
 """`Corpus`: the passages of a JSON-lines file, read where they lie.
 
 A line is `{"id": ..., "contents": "title\\ntext"}`, or has `title` and `text` instead of `contents`
-(wiki-18.jsonl, the dumps of FlashRAG, a file of one's own). The file is mapped into memory, never
-loaded: 14 GB of passages cost the pages that are read.
+(wiki-18.jsonl, the dumps of FlashRAG, a file of one's own). The file is never loaded: 14 GB of
+passages cost the pages that are read. Nor is it mapped into memory, where a file that becomes
+shorter ends the process with a signal.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ import orjson
 
 from agentloop.errors import DataError
 from agentloop.files import open_atomic
+
+log = logging.getLogger(__name__)
 
 MOST_LINE = 16 * 2**20
 """Bytes of one passage; a longer line is not a passage, and would be held in memory."""
@@ -98,21 +102,28 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
     Reading 14 GB at each start would take longer than everything else.
     """
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with path.open("rb") as file:
-        for place in np.linspace(0, max(0, size - SAMPLE_BYTES), SAMPLES, dtype=np.int64):
-            file.seek(int(place))
-            digest.update(file.read(SAMPLE_BYTES))
+        return _fingerprint(file.fileno())
+
+
+def _fingerprint(fd: int) -> dict[str, Any]:
+    size = os.fstat(fd).st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    for place in np.linspace(0, max(0, size - SAMPLE_BYTES), SAMPLES, dtype=np.int64):
+        digest.update(os.pread(fd, SAMPLE_BYTES, int(place)))
     return {"bytes": size, "digest": digest.hexdigest()}
 
 
 class Corpus:
     """The passages of a file by number.
 
+    A file that another program changes is noticed by its size and the time of its last change. It
+    is still good if its fingerprint is the one that it had when it was opened: it was only touched,
+    or put back.
+
     Args:
         path: the JSON-lines file.
-        bounds: bytes of each passage: `offsets[i]` to `offsets[i + 1]`, [N + 1].
+        offsets: bytes of each passage: `offsets[i]` to `offsets[i + 1]`, [N + 1].
 
     Raises:
         DataError: the file cannot be read.
@@ -123,31 +134,72 @@ class Corpus:
         self._offsets = offsets
         try:
             self._file = path.open("rb")
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as exc:  # a file without a byte cannot be mapped
+            self._fd = self._file.fileno()
+            self._state = _state(self._fd)  # first: a change during the next line is noticed later
+            self._fingerprint = _fingerprint(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        except OSError as exc:
             raise DataError(f"{path} cannot be read: {exc}", "give a JSON-lines file of passages") from exc
-        if len(offsets) < LEAST_LINE or int(offsets[-1]) > len(self._map):
+        self._changed: tuple[int, int] | None = None
+        if len(offsets) < LEAST_LINE:
+            raise DataError(f"{path} has no passage", "give a JSON-lines file of passages")
+        if int(offsets[-1]) > self._fingerprint["bytes"]:
             raise DataError(f"{path} has fewer passages than its index", "build the index of this file again")
-        with suppress(AttributeError, OSError):
-            self._map.madvise(mmap.MADV_RANDOM)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def raw(self, number: int) -> bytes:
-        """Return the JSON of a passage as it stands in the file."""
-        return self._map[int(self._offsets[number]) : int(self._offsets[number + 1])]
+        """Return the JSON of a passage as it stands in the file.
+
+        Raises:
+            DataError: the file has changed since it was opened, or cannot be read.
+        """
+        start, end = int(self._offsets[number]), int(self._offsets[number + 1])
+        try:
+            data = os.pread(self._fd, end - start, start)
+        except OSError as exc:
+            raise DataError(f"{self.path} cannot be read: {exc.strerror or exc}", "see to that disk") from exc
+        self.check()  # after the read: whatever happened before it is seen
+        if len(data) != end - start:
+            raise self._has_changed()
+        return data
+
+    def check(self) -> None:
+        """Check that the file is still the one that was opened.
+
+        Raises:
+            DataError: it has changed, or cannot be read.
+        """
+        try:
+            state = _state(self._fd)
+            if state == self._state:
+                return
+            if state != self._changed and _fingerprint(self._fd) == self._fingerprint:
+                self._state, self._changed = state, None
+                return
+        except OSError as exc:
+            raise DataError(f"{self.path} cannot be read: {exc.strerror or exc}", "see to that disk") from exc
+        if state != self._changed:
+            self._changed = state
+            log.error("%s has changed while it was served: queries fail until it is as it was", self.path)
+        raise self._has_changed()
+
+    def _has_changed(self) -> DataError:
+        return DataError(
+            f"the corpus {self.path} has changed since its index was built",
+            "put the file back as it was; or build the index again, and start the server with it",
+        )
 
     def document(self, number: int) -> dict[str, Any]:
         """Return a passage.
 
         Raises:
-            DataError: its line is not one.
+            DataError: its line is not one, or the file has changed.
         """
         return read_passage(self.raw(number).strip().removeprefix(b"\xef\xbb\xbf"), f"{self.path}, passage {number}")
 
     def close(self) -> None:
-        self._map.close()
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -157,6 +209,11 @@ class Corpus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _state(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_size, found.st_mtime_ns
 
 
 def open_corpus(path: Path) -> Corpus:

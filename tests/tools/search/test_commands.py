@@ -68,6 +68,25 @@ def test_an_index_is_built_and_wrong_options_are_named(tmp_path: Path) -> None:
         run("serve", str(tmp_path / "i"), "--host", "::", "--port", "0", "--token-file", str(tmp_path / "none"))
 
 
+def test_a_corpus_that_changes_while_it_is_served_does_not_end_the_server(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c")
+    run("index", str(corpus), "--out", str(tmp_path / "i"))
+    content, port = corpus.read_bytes(), free_port()
+    with server(tmp_path / "i", port) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+
+        def ask(query: str) -> httpx.Response:
+            return client.post("/retrieve", json={"queries": [query]})
+
+        corpus.write_bytes(b"")
+        for changed in (ask("lobbyist"), client.get("/health")):
+            assert changed.status_code == 500
+            assert changed.json()["error"] == f"the corpus {corpus} has changed since its index was built"
+            assert "build the index again" in changed.json()["fix"]
+        corpus.write_bytes(content)
+        assert ask("lobbyist").status_code == client.get("/health").status_code == 200
+        assert process.poll() is None
+
+
 async def test_a_server_that_is_killed_during_calls_is_waited_for(tmp_path: Path) -> None:
     run("index", str(write_corpus(tmp_path / "c")), "--out", str(tmp_path / "i"))
     port = free_port()

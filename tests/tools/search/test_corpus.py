@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,42 @@ def test_kept_places_that_cannot_be_read_are_found_anew(tmp_path: Path, kept: by
         beside.write_bytes(kept)
     with open_corpus(file) as corpus:
         assert len(corpus) == len(PASSAGES)
+
+
+def test_a_file_that_changes_is_noticed_and_one_that_is_put_back_is_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_corpus(tmp_path / "c.jsonl")
+    content = file.read_bytes()
+    with open_corpus(file) as corpus:
+        first = corpus.raw(0)
+        for changed in (b"", content[: len(content) // 2], content.replace(b"1488", b"1489"), content + content):
+            write_later(file, changed)
+            for read in (lambda: corpus.raw(0), lambda: corpus.document(5), corpus.check):
+                with pytest.raises(DataError, match=r"c\.jsonl has changed since its index was built") as caught:
+                    read()
+                assert "build the index again" in (caught.value.hint or "")
+            write_later(file, content)
+            assert corpus.raw(0) == first
+        assert len(caplog.records) == 4, "said once for each change"
+        file.unlink()
+        write_corpus(file, PASSAGES[1:])
+        assert corpus.raw(0) == first, "another file of the name is not this one"
+
+
+def test_a_file_that_becomes_shorter_between_check_and_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_corpus(tmp_path / "c.jsonl")
+    with open_corpus(file) as corpus:
+        monkeypatch.setattr(Corpus, "check", lambda _: None)
+        file.write_bytes(b"")
+        with pytest.raises(DataError, match="has changed since its index was built"):
+            corpus.raw(0)
+
+
+def write_later(file: Path, content: bytes) -> None:
+    """Write into a file that is there, and at another time: the clock of a disk has steps."""
+    before = file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=(before, before + 10**9))

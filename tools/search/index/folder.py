@@ -105,6 +105,7 @@ def open_folder(
             "give the right file with --corpus, or build the index again",
         )
     offsets = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
+    passages = Corpus(path, offsets)  # from here on it notices changes; an index may take minutes to open
 
     index: Index
     if manifest["kind"] == "bm25":
@@ -117,7 +118,7 @@ def open_folder(
         index = open_dense(folder, manifest, dense or DenseOptions())
     if index.passages != len(offsets) - 1:
         raise DataError(f"{folder} has {index.passages} entries for {len(offsets) - 1} passages", "build it again")
-    return Opened(index, Corpus(path, offsets), manifest["kind"])
+    return Opened(index, passages, manifest["kind"])
 
 
 def open_published(index_file: Path, corpus: Path | None, dense: DenseOptions) -> Opened:

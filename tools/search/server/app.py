@@ -58,6 +58,7 @@ def create_app(retrieval: Retrieval, *, token: str | None = None, topk: int = 3)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
+        retrieval.opened.corpus.check()
         return {"status": "ok", "passages": retrieval.opened.index.passages, "index": retrieval.opened.kind}
 
     @app.get("/metrics")

@@ -91,7 +91,7 @@ class Retrieval:
 
         Raises:
             Overloaded: too many queries wait.
-            DataError: a line of the corpus is not a passage.
+            DataError: a line of the corpus is not a passage, or its file has changed.
         """
         found = await asyncio.gather(*[self._hits(query, k) for query in queries])
         lists = []
