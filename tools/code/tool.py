@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import copy
+import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,11 +20,24 @@ from tools.code.leases import LEASE_S, RENEW_S, Leases
 from tools.code.shown import shown
 from tools.code.source import FIGURE_FILES, LONGEST_CODE, program_in, with_figures, with_last_expression
 from tools.http import Options, RateLimit, ServiceClient
+from tools.sandbox.languages import ALIASES, PYTHON
 
 ELSEWHERE = ("enable_global_rate_limit", "name")
 """Keys that other frameworks know and that have no effect here: a rate belongs to one tool."""
 
 RUN_PATH = "/run_code"
+
+_FIELD = re.compile(r"\b(run_timeout|compile_timeout|memory_limit_MB|files|language)\b")
+"""Fields of a request that a sandbox's error may name."""
+
+CONFIG_KEYS: dict[str | None, tuple[str, ...]] = {
+    "run_timeout": ("default_timeout", "timeout"), "compile_timeout": ("default_timeout", "timeout"),
+    "memory_limit_MB": ("memory_limit_mb",), "language": ("default_language",),
+}  # fmt: skip
+"""Where a field comes from; the last one that is written counts."""
+
+SHOWN_NAMES = {"sh": "bash", "cpp": "C++", "c++": "C++"} | dict.fromkeys(("javascript", "nodejs", "js"), "JavaScript")
+"""Languages whose name for a model is not that of the config."""
 
 PAUSE_S = 0.5
 """Before a program runs again that a Sandbox Fusion server could not run."""
@@ -58,7 +73,8 @@ class CodeInterpreter(Tool):
         timeout: seconds of a program (30); `default_timeout` is the same.
         memory_limit_mb: memory of a program; null: what the sandbox gives.
         stateful: whether variables survive between an episode's calls (false); needs this
-            project's sandbox. If the sandbox loses them, the episode fails.
+            project's sandbox, and Python: a call in another language runs on its own. If the
+            sandbox loses them, the episode fails.
         images: whether open figures of matplotlib come back as images (false): for models that
             see.
         print_last: whether the value of a last expression is printed (true).
@@ -121,6 +137,17 @@ class CodeInterpreter(Tool):
             "max_connections": workers,
         }
         options.done(ignored=ELSEWHERE)
+        if self._stateful and not _is_python(self._language):
+            raise ToolConfigError(
+                f"{self.name}: config.stateful is true and config.default_language is {self._language!r}: sessions "
+                "are Python",
+                "leave out one of the two",
+            )
+        if schema == self.default_schema and not _is_python(self._language):
+            self.schema = copy.deepcopy(schema)
+            shown_name = SHOWN_NAMES.get(self._language, self._language)
+            function = self.schema["function"]
+            function["description"] = function["description"].replace("Python", shown_name)
 
         def client(path: str, timeout_s: float) -> ServiceClient:
             return ServiceClient(self.name, base + path, limit, timeout_s=timeout_s, **further)
@@ -161,16 +188,17 @@ class CodeInterpreter(Tool):
         await self._pacer.turn()  # thousands of episodes may call at the same time
         body = self._request(code, str(language), state)
         try:
-            if self._stateful and language == "python":
+            if self._stateful and _is_python(str(language)):
                 async with state.lock:  # cells of one episode run in the order of its calls
                     answer = await self._cell(body, state)
             else:
                 answer = await self._program(body, state)
         except RequestRejected as exc:
-            if "language" in arguments:
+            field = next(iter(_FIELD.findall(exc.message)), None)
+            if "language" in arguments and field in (None, "language"):
                 return _refused(exc.message)
             # All else in the request comes from the config and the row: no model can correct it.
-            raise ToolError(exc.message, f"correct the config of {self.name}, or the row", final=True) from exc
+            raise ToolError(exc.message, self._fix(field, exc.hint), final=True) from exc
         except ToolError as exc:
             if not self._tells:
                 raise
@@ -189,10 +217,27 @@ class CodeInterpreter(Tool):
             except (AgentloopError, TimeoutError):
                 pass
 
+    def _fix(self, field: str | None, advice: str | None) -> str:
+        """Return how to correct what the sandbox refused.
+
+        Args:
+            field: of the request, if its error names one.
+            advice: the sandbox's own, for who runs it.
+        """
+        keys = CONFIG_KEYS.get(field)
+        if field == "files":
+            text = "correct `files` in the row's create_kwargs"
+        elif keys is None:
+            text = f"correct the config of {self.name}, or the row"
+        else:
+            written = [key for key in keys if self.config.get(key) is not None] or [keys[-1]]
+            text = f"correct the config of {self.name}: `{written[-1]}`"
+        return f"{text}; the sandbox says: {advice}" if advice else text
+
     def _request(self, code: str, language: str, state: _Episode) -> dict[str, Any]:
         fetch = []
         program = program_in(code)
-        if language == "python":
+        if _is_python(language):
             draws = any(name in program for name in ("matplotlib", "seaborn", "pylab"))
             if self._print_last:
                 program = with_last_expression(program)
@@ -282,6 +327,10 @@ class CodeInterpreter(Tool):
         files = answer.get("files") or {}
         images = [image for name in FIGURE_FILES if name in files and (image := await _image(files[name])) is not None]
         return ToolResult(text, error=error, metrics=metrics, images=images)
+
+
+def _is_python(language: str) -> bool:
+    return ALIASES.get(language, language) == PYTHON.name
 
 
 async def _image(content: Any) -> ImageFile | None:

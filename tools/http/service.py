@@ -113,7 +113,8 @@ class ServiceClient:
             caller: the episode, for fairness.
 
         Raises:
-            RequestRejected: the service says that the request is wrong (400, 413, 422).
+            RequestRejected: the service says that the request is wrong (400, 413, 422); the hint is
+                its own `fix`, if it gives one.
             ToolError: final; the message names the tool, the URL and the last error.
         """
         data = body if isinstance(body, bytes) else orjson.dumps(body)
@@ -224,7 +225,8 @@ class ServiceClient:
             self._note_away(failure)
             return pause
         if status in wrong:
-            raise RequestRejected(f"{self.name}: the service refused the request, {failure}")
+            fix = self._hidden(_fix(answer))
+            raise RequestRejected(f"{self.name}: the service refused the request, {failure}", fix)
         hint = {
             401: "give the token that the service was started with",
             403: "give the token that the service was started with, or call it by the name it was bound to",
@@ -288,6 +290,16 @@ class _ToolRetries(Retries):
             "start that service, or correct the URL; the tool's config `outage_s` says how long to wait for it",
             final=True,
         )
+
+
+def _fix(answer: httpx.Response) -> str:
+    """Return the fix in the error of a service of this project; empty: it gives none."""
+    try:
+        found = orjson.loads(answer.content)
+    except ValueError:
+        return ""
+    fix = found.get("fix") if isinstance(found, dict) else None
+    return fix[:LONGEST_MESSAGE] if isinstance(fix, str) else ""
 
 
 def _message(answer: httpx.Response) -> str:

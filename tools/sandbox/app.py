@@ -28,13 +28,17 @@ from tools.sandbox.messages import (
     RunStatus,
     SessionAnswer,
     SessionRequest,
+    misnamed_field,
+)
+from tools.sandbox.messages import (
+    Request as SandboxRequest,
 )
 from tools.sandbox.pool import QueueFull
 from tools.sandbox.runner import Runner, WrongRequest
 from tools.sandbox.sessions import NoSuchSession, Sessions, TooManySessions
 from tools.sandbox.settings import SandboxSettings
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=SandboxRequest)
 Found = TypeVar("Found")
 
 MOST_BODY = 32 * 2**20
@@ -228,14 +232,18 @@ async def _read(request: Request, model: type[Model]) -> Model:
     """Read a request's body.
 
     Raises:
-        Refusal: it is too large, or does not have the fields of `model`.
+        Refusal: it is too large, or does not have the fields of `model`; or one that is like them.
     """
     try:
-        return model.model_validate_json(await read_body(request, MOST_BODY))
+        found = model.model_validate_json(await read_body(request, MOST_BODY))
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Refusal(422, f"{place or 'the body'}: {first['msg']}", "see /openapi.json") from None
+    wrong = misnamed_field(found)
+    if wrong is not None:
+        raise Refusal(422, f"the field {wrong[0][:80]!r} is not known", f"{wrong[1]}; see /openapi.json")
+    return found
 
 
 def _busy(message: str, option: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -11,6 +12,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 MOST_FILES = 256
+
+LIKE = 0.75
+"""Similarity of two names from which on one is taken for the other, misspelled."""
 
 
 class RunStatus(StrEnum):
@@ -41,10 +45,14 @@ def _inside(name: str) -> str:
 FileName = Annotated[str, AfterValidator(_inside)]
 
 
-class CellRequest(BaseModel):
-    """A cell of a session."""
+class Request(BaseModel):
+    """A request. Fields of other clients are kept aside: see `misnamed_field`."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
+
+
+class CellRequest(Request):
+    """A cell of a session."""
 
     code: str
     run_timeout: float = Field(10.0, gt=0, description="seconds; beyond, the cell is interrupted")
@@ -80,10 +88,8 @@ class RunCodeRequest(CellRequest):
     memory_limit_MB: int = Field(-1, description="-1: the server's default")
 
 
-class SessionRequest(BaseModel):
+class SessionRequest(Request):
     """A session to open."""
-
-    model_config = ConfigDict(extra="ignore")
 
     language: str = "python"
     memory_limit_MB: int = Field(-1, description="-1: the server's default")
@@ -93,20 +99,65 @@ class SessionRequest(BaseModel):
     )  # fmt: skip
 
 
-class RenewRequest(BaseModel):
+class RenewRequest(Request):
     """Sessions whose clients still live."""
-
-    model_config = ConfigDict(extra="ignore")
 
     session_ids: list[str] = Field(max_length=4096)
 
 
-class CloseRequest(BaseModel):
+class CloseRequest(Request):
     """A session to end."""
 
-    model_config = ConfigDict(extra="ignore")
-
     session_id: str
+
+
+REQUESTS: dict[str, type[Request]] = {
+    "/run_code": RunCodeRequest, "/sessions": SessionRequest, "/renew_sessions": RenewRequest,
+    "/close_session": CloseRequest,
+}  # fmt: skip
+"""The request of each path."""
+
+PLAIN_WORDS = frozenset({"id", "s", "sec", "secs", "seconds", "ms", "mb", "gb", "bytes"})
+"""Words of a field's name that say nothing about what it is."""
+
+LIMITS = frozenset({"timeout", "memory", "lease"})
+"""Words that only a limit has."""
+
+
+def misnamed_field(request: Request) -> tuple[str, str] | None:
+    """Return a field that was not read and was meant to be, and what it is called; None: there is
+    none.
+
+    Such a field is written much like one of the API, `timeout` or `memory_limit_mb`: its limit
+    would silently not hold. What is like none of them is a field of a later Sandbox Fusion or of a
+    client's own, and is ignored.
+    """
+    own = type(request).model_fields
+    places = {name: path for path, model in REQUESTS.items() for name in model.model_fields if name not in own}
+    for field, value in (request.model_extra or {}).items():
+        near = [name for name in (*own, *places) if value is not None and _alike(field, name)]
+        near.sort(key=lambda name: -_similarity(field, name))
+        if here := [name for name in near if name in own]:
+            return field, f"did you mean {' or '.join(map(repr, here))}?"
+        if near:
+            return field, f"{near[0]!r} is a field of {places[near[0]]}"
+    return None
+
+
+def _alike(given: str, known: str) -> bool:
+    words, of_known = _words(given), _words(known)
+    # `timeout` is part of run_timeout. The reverse does not hold: much has a word such as code.
+    part = bool(words) and words <= of_known
+    return part or bool(words & of_known & LIMITS) or _similarity(given, known) >= LIKE
+
+
+def _words(name: str) -> set[str]:
+    words = set(name[:100].lower().replace("-", "_").split("_")) - PLAIN_WORDS - {""}
+    return words - {"time"} | {"timeout"} if "time" in words else words
+
+
+def _similarity(first: str, second: str) -> float:
+    return difflib.SequenceMatcher(None, first[:100].lower(), second.lower()).ratio()
 
 
 class SessionAnswer(BaseModel):

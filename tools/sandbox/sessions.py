@@ -25,6 +25,7 @@ from tools.sandbox.messages import (
     SessionRequest,
 )
 from tools.sandbox.runner import INTERRUPT_S, Runner, WrongRequest, answer
+from tools.sandbox.settings import MB
 from tools.sandbox.worker import Died, Stopped, Worker
 
 MOST_CHECK_S = 5.0
@@ -71,7 +72,7 @@ class Sessions:
         """
         runner = self._runner
         if runner.language(request.language) is not PYTHON:
-            raise WrongRequest(f"sessions of {request.language[:40]!r} are not supported", "open one of python")
+            raise WrongRequest(f"language {request.language[:40]!r} has no sessions", "open one of python")
         runner.check_limits(request.memory_limit_MB)
         if len(self._sessions) + self._opening >= runner.settings.max_sessions:
             raise TooManySessions
@@ -98,10 +99,24 @@ class Sessions:
         """Run a cell, after those that came before.
 
         Raises:
-            NoSuchSession, WrongRequest, QueueFull
+            WrongRequest: what only a program of its own has: another language than Python, stdin,
+                other memory than that of the session; or more time than is granted.
+            NoSuchSession, QueueFull
         """
-        self._runner.check_limits(-1, run_timeout=request.run_timeout)
+        if self._runner.language(request.language) is not PYTHON:
+            raise WrongRequest(
+                f"language {request.language[:40]!r} is not that of a session, which runs python",
+                "leave session_id out: the program then runs on its own; or start it from Python, with subprocess",
+            )
+        if request.stdin:
+            raise WrongRequest("stdin cannot be given to a cell of a session", "write the text into `files`")
+        self._runner.check_limits(request.memory_limit_MB, run_timeout=request.run_timeout)
         session = self._found(name)
+        if request.memory_limit_MB > 0 and request.memory_limit_MB * MB != session.memory:
+            raise WrongRequest(
+                f"memory_limit_MB {request.memory_limit_MB} is not that of the session ({session.memory // MB})",
+                "give it to POST /sessions",
+            )
         await self._runner.pool.acquire(session.lock)
         try:
             # The client may have lost the answer, and ask again.

@@ -326,6 +326,65 @@ def test_a_language_that_is_missing_is_the_fault_of_who_named_it(fusion: list[Ha
     assert "correct the config" in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "says", "key", "advice"),
+    [
+        ({"timeout": 500}, "run_timeout 500 is more than this server grants (30)", "timeout", "--max-run-timeout-s"),
+        ({"default_timeout": 500}, "run_timeout 500", "default_timeout", "--max-run-timeout-s"),
+        ({"memory_limit_mb": 9999}, "memory_limit_MB 9999 is more", "memory_limit_mb", "--memory-mb"),
+        ({"memory_limit_mb": 9999, "stateful": True}, "memory_limit_MB 9999 is more", "memory_limit_mb", "--memory-mb"),
+        ({"default_language": "cobol"}, "'cobol' is not installed", "default_language", "it runs: python, bash"),
+    ],
+)
+@pytest.mark.parametrize("tells", ["fail", "tell"])
+def test_what_the_sandbox_refuses_is_named_by_the_key_of_the_config(
+    sandbox: Sandbox, config: dict[str, Any], says: str, key: str, advice: str, tells: str
+) -> None:
+    tool = make(sandbox.url, on_failure=tells, **config)
+    with pytest.raises(ToolError) as found:
+        played(tool, "print(1)")
+    assert found.value.final and says in found.value.message
+    assert str(found.value.hint).startswith(f"correct the config of code_interpreter: `{key}`; the sandbox says: ")
+    assert advice in str(found.value.hint)
+
+
+def test_a_limit_of_the_config_is_not_the_models_fault_if_it_names_a_language(sandbox: Sandbox) -> None:
+    tool = make(sandbox.url, timeout=500)
+
+    async def call() -> ToolResult:
+        state = await tool.open(Task("row", "tool_agent", []))
+        return await tool.execute(state, {"code": "echo hi", "language": "bash"})
+
+    with pytest.raises(ToolError) as found:
+        asyncio.run(call())
+    assert ": `timeout`;" in str(found.value.hint)
+
+
+def test_a_row_with_wrong_files_is_named(sandbox: Sandbox) -> None:
+    with pytest.raises(ToolError) as found:
+        played(make(sandbox.url), "print(1)", files={"../up": ""})
+    assert str(found.value.hint).startswith("correct `files` in the row's create_kwargs")
+
+
+@pytest.mark.parametrize("language", ["python3", "py"])
+def test_further_names_of_python_are_python(sandbox: Sandbox, language: str) -> None:
+    first, second = played(make(sandbox.url, stateful=True, default_language=language), "x = 41", "x + 1")
+    assert (first.text, second.text) == ("(no output)", "42")
+
+
+@pytest.mark.parametrize(
+    ("language", "says"),
+    [("python", "a Python program"), ("bash", "a bash program"), ("cpp", "a C++ program"), ("js", "a JavaScript")],
+)
+def test_the_schema_names_the_language(language: str, says: str) -> None:
+    assert says in make(default_language=language).schema["function"]["description"]
+    assert "a Python program" in CodeInterpreter.default_schema["function"]["description"]
+    schema = {"type": "function", "function": {"name": "run", "description": "Run Python.", "parameters": {
+        "type": "object", "properties": {"code": {"type": "string"}}}}}  # fmt: skip
+    own = CodeInterpreter({"sandbox_url": "http://127.0.0.1:9", "default_language": language}, schema)
+    assert own.schema["function"]["description"] == "Run Python."
+
+
 @pytest.mark.parametrize("code", ["", "   \n", "x" * 200_000, 5])
 def test_calls_without_a_program_are_refused(fusion: list[Handler], code: Any) -> None:
     fusion.append(answered({}, 500))
@@ -360,6 +419,10 @@ def test_other_languages_are_sent_as_they_are(fusion: list[Handler]) -> None:
         ({"sandbox_url": "ftp://x"}, "not the address"),
         ({"statefull": True}, "statefull"),
         ({"timeout": 0}, "config.timeout is 0"),
+        (
+            {"stateful": True, "default_language": "bash"},
+            "default_language is 'bash': sessions are Python",
+        ),
         ({"token_env": "AGENTLOOP_NO_SUCH_VARIABLE"}, "AGENTLOOP_NO_SUCH_VARIABLE"),
     ],
 )

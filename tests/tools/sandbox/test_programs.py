@@ -40,6 +40,38 @@ def test_a_request_as_clients_of_sandbox_fusion_send_it(sandbox: Sandbox) -> Non
     assert sandbox.post("/run_code", body).json()["run_result"]["stdout"] == "in\n"
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "fix"),
+    [
+        ("/run_code", "timeout", "did you mean 'run_timeout' or 'compile_timeout'?"),
+        ("/run_code", "time_limit", "did you mean 'run_timeout' or 'compile_timeout'?"),
+        ("/run_code", "total_timeout", "did you mean 'compile_timeout' or 'run_timeout'?"),
+        ("/run_code", "memory_limit_mb", "did you mean 'memory_limit_MB'?"),
+        ("/run_code", "max_memory", "did you mean 'memory_limit_MB'?"),
+        ("/run_code", "languge", "did you mean 'language'?"),
+        ("/run_code", "lease_s", "'lease_s' is a field of /sessions"),
+        ("/sessions", "lease", "did you mean 'lease_s'?"),
+        ("/sessions", "run_timeout", "'run_timeout' is a field of /run_code"),
+        ("/renew_sessions", "session_id", "did you mean 'session_ids'?"),
+        ("/close_session", "sessionid", "did you mean 'session_id'?"),
+    ],
+)
+def test_a_field_that_is_like_one_of_the_api_is_refused(sandbox: Sandbox, path: str, field: str, fix: str) -> None:
+    """It may be a limit, which would silently not hold."""
+    needed = {"/run_code": {"code": "print(1)"}, "/renew_sessions": {"session_ids": []}}
+    body = needed.get(path, {"session_id": "a"} if path == "/close_session" else {})
+    answer = sandbox.post(path, {**body, field: 5})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"] == f"the field {field!r} is not known"
+    assert answer.json()["fix"].startswith(fix)
+
+
+@pytest.mark.parametrize("field", ["id", "user_id", "source_code", "kernel", "provided_data", "extra", "tests", "env"])
+def test_other_fields_are_those_of_other_clients(sandbox: Sandbox, field: str) -> None:
+    assert sandbox.printed("print(1)", **{field: 5}) == "1\n"
+    assert sandbox.printed("print(1)", timeout=None) == "1\n"
+
+
 def test_a_failing_program_shows_its_own_traceback(sandbox: Sandbox) -> None:
     found = sandbox.run("def f():\n    return 1 / 0\n\nprint('before')\nf()")
     assert (found["status"], found["run_result"]["status"], found["run_result"]["return_code"]) == (

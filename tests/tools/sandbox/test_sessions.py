@@ -50,6 +50,23 @@ def test_variables_and_files_survive(session: Session) -> None:
     assert session.printed("print(f(49), open('kept').read())") == "7.0 text\n"
 
 
+@pytest.mark.parametrize(
+    ("fields", "says", "fix"),
+    [
+        ({"language": "bash"}, "language 'bash' is not that of a session, which runs python", "leave session_id out"),
+        ({"language": "cobol"}, "the language 'cobol' is not installed", "it runs: python"),
+        ({"stdin": "text"}, "stdin cannot be given to a cell", "`files`"),
+        ({"memory_limit_MB": 64}, "memory_limit_MB 64 is not that of the session (192)", "POST /sessions"),
+    ],
+)
+def test_what_a_cell_cannot_have_is_refused(session: Session, fields: dict[str, Any], says: str, fix: str) -> None:
+    body = {"code": "echo hi", "session_id": session.name, **fields}
+    answer = session.sandbox.post("/run_code", body)
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["error"] and fix in answer.json()["fix"]
+    assert session.printed("print(1)", language="python3", memory_limit_MB=192, stdin="") == "1\n"
+
+
 def test_an_error_ends_the_cell_only(session: Session) -> None:
     session.cell("x = 1")
     found = session.cell("x = 2\ny = x / 0")
