@@ -19,7 +19,7 @@ from agentloop.types import Task, ToolResult
 from tools.code.leases import LEASE_S, RENEW_S, Leases
 from tools.code.shown import shown
 from tools.code.source import FIGURE_FILES, LONGEST_CODE, program_in, with_figures, with_last_expression
-from tools.http import Options, RateLimit, ServiceClient
+from tools.http import Options, RateLimit, ServiceClient, ToldFailures
 from tools.sandbox.languages import ALIASES, PYTHON
 
 ELSEWHERE = ("enable_global_rate_limit", "name")
@@ -161,6 +161,7 @@ class CodeInterpreter(Tool):
         )
         self._leases = Leases(renew)
         self._pacer = Pacer()
+        self._told = ToldFailures(self.name)
 
         properties = schema["function"].get("parameters", {}).get("properties", {})
         if "code" not in properties:
@@ -187,6 +188,7 @@ class CodeInterpreter(Tool):
 
         await self._pacer.turn()  # thousands of episodes may call at the same time
         body = self._request(code, str(language), state)
+        self._told.called()
         try:
             if self._stateful and _is_python(str(language)):
                 async with state.lock:  # cells of one episode run in the order of its calls
@@ -202,6 +204,7 @@ class CodeInterpreter(Tool):
         except ToolError as exc:
             if not self._tells:
                 raise
+            self._told.failed(exc)
             text = "the sandbox failed; the program is not the cause"
             return ToolResult(f"Error: {text}.", error=f"{text}: {exc.message}", metrics={"failed": 1.0})
         return await self._result(answer, state)
@@ -216,6 +219,9 @@ class CodeInterpreter(Tool):
                     await self._close.post({"session_id": session}, state)
             except (AgentloopError, TimeoutError):
                 pass
+
+    def shut_down(self) -> None:
+        self._told.report()
 
     def _fix(self, field: str | None, advice: str | None) -> str:
         """Return how to correct what the sandbox refused.
@@ -301,14 +307,16 @@ class CodeInterpreter(Tool):
             state.session = None
             if state.cells:
                 state.lost = True
+                lost = ToolError(
+                    f"{self.name} at {self._run.shown_url} has lost the variables of an episode: "
+                    f"{str(answer.get('message'))[:300]}",
+                    "see the log of that service, and its --session-idle-s; with `on_failure: tell` the "
+                    "episode goes on without them, and the model reads so",
+                    final=True,
+                )
                 if not self._tells:
-                    raise ToolError(
-                        f"{self.name} at {self._run.shown_url} has lost the variables of an episode: "
-                        f"{str(answer.get('message'))[:300]}",
-                        "see the log of that service, and its --session-idle-s; with `on_failure: tell` the "
-                        "episode goes on without them, and the model reads so",
-                        final=True,
-                    )
+                    raise lost
+                self._told.failed(lost)
         raise ToolError(
             f"{self.name} at {self._run.shown_url} loses its sessions: {str(answer.get('message'))[:300]}",
             "see the log of that service, and its --session-idle-s and --max-sessions",

@@ -4,6 +4,7 @@ A tool's call comes in with the episode that makes it; the service's JSON answer
 
     rate_limit   `RateLimit`: a true rate and a number of requests in flight, fair between episodes
     service      `ServiceClient`: send a request, again if the service or the network failed
+    told         `ToldFailures`: what a run says of failures that only the model reads
     options      read such a tool's `config`: unknown keys and wrong values are named
     template     a URL, a query or a JSON body with places for arguments; a path into an answer
     tool         `HttpTool`: a service as a tool by YAML alone
@@ -15,6 +16,7 @@ process, so a tool's limit is that of the run.
 from tools.http.options import Options
 from tools.http.rate_limit import RateLimit
 from tools.http.service import ServiceClient
+from tools.http.told import ToldFailures
 from tools.http.tool import HttpTool
 
-__all__ = ["HttpTool", "Options", "RateLimit", "ServiceClient"]
+__all__ = ["HttpTool", "Options", "RateLimit", "ServiceClient", "ToldFailures"]

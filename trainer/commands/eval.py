@@ -53,8 +53,10 @@ MODEL = "model"
 """Label of the recipe's model with its own weights."""
 
 COUNTS = ("episodes", "failed")
-ENDS = ("tool_calls_mean", "response_tokens_mean")
-HEADS = {"reward_mean": "reward", "tool_calls_mean": "tools", "response_tokens_mean": "tokens"}
+ENDS = ("tool_calls_mean", "tool_errors_mean", "response_tokens_mean")
+HEADS = {
+    "reward_mean": "reward", "tool_calls_mean": "tools", "tool_errors_mean": "errors", "response_tokens_mean": "tokens",
+}  # fmt: skip
 """The table's first and last columns, and the headings. `eval.n` decides the columns between."""
 
 
@@ -307,6 +309,8 @@ def table(metrics: dict[str, Any]) -> Table:
     prefixes = [f"{source}/" for source in sources]
     middle = [key for key in own if ("@" in key or key == "reward_mean") and not key.startswith(tuple(prefixes))]
     columns = [*COUNTS, *middle, *ENDS]
+    if not metrics.get("eval/tool_errors_mean"):
+        columns.remove("tool_errors_mean")
     shown = Table(box=box.SIMPLE_HEAD, title=f"evaluation of version {metrics['version']}", title_justify="left")
     shown.add_column("rows", no_wrap=True)
     for column in columns:

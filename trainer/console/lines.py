@@ -95,9 +95,12 @@ def eval_line(metrics: Metrics, first_reward: float | None) -> Text:
         # pass@k and maj@k of all rows. Keys with two slashes are per data source: too many.
         if "@" in key and key.count("/") == 1 and not key.endswith("@1"):
             facts += f"  {key.removeprefix('eval/')} {number(finite(value))}"
-    for key, label in (("tool_calls_mean", "tools"), ("episodes", "episodes"), ("failed", "failed")):
+    for key, label in (
+        ("tool_calls_mean", "tools"), ("tool_errors_mean", "tool errors"), ("episodes", "episodes"),
+        ("failed", "failed"),
+    ):  # fmt: skip
         value = finite(metrics.get(f"eval/{key}"))
-        if value is not None and (value or key != "failed"):
+        if value is not None and (value or key not in ("failed", "tool_errors_mean")):
             facts += f"  {number(value)} {label}"
     if (took := finite(metrics.get("eval/time_s"))) is not None:
         facts += f"  {seconds(took)}"

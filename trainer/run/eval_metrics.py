@@ -35,6 +35,7 @@ class Outcome:
     answer: str
     tool_calls: float
     response_tokens: int
+    tool_errors: float = 0.0
 
     @classmethod
     def of(cls, row: int, episode: Sequence[Trajectory]) -> Outcome:
@@ -48,6 +49,7 @@ class Outcome:
             answer=final_answer(text) if main.answer is None else main.answer,
             tool_calls=main.metrics.get("tool_calls", 0.0),
             response_tokens=main.response_length,
+            tool_errors=main.metrics.get("tool_errors", 0.0),
         )
 
 
@@ -82,6 +84,7 @@ def _numbers(outcomes: Sequence[Outcome], n: int, pass_reward: float, prefix: st
         "episodes": len(outcomes),
         "failed": len(outcomes) - len(rewards),
         "tool_calls_mean": _mean(outcome.tool_calls for outcome in outcomes),
+        "tool_errors_mean": _mean(outcome.tool_errors for outcome in outcomes),
         "response_tokens_mean": _mean(outcome.response_tokens for outcome in outcomes),
     }
 

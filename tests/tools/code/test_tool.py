@@ -299,6 +299,18 @@ def test_a_sandbox_that_stays_broken_is_not_the_models_fault(
     assert result.text == "Error: the sandbox failed; the program is not the cause."
 
 
+def test_failures_that_only_the_model_reads_are_logged_once_and_counted_at_the_end(
+    fusion: list[Handler], caplog: pytest.LogCaptureFixture
+) -> None:
+    fusion += [answered(FUSION_SUCCESS), answered({"error": "no disk"}, 500)]
+    tool = make(retries=0, on_failure="tell")
+    run_virtually(episode(tool, "1", "2", "3"))
+    tool.shut_down()
+    first, last = (record.getMessage() for record in caplog.records if record.name == "tools.http.told")
+    assert first.startswith("a call of code_interpreter failed") and "no disk" in first
+    assert last.startswith("2 of 3 calls of code_interpreter failed")
+
+
 def test_a_sandbox_that_is_away_is_waited_for_and_then_named(fusion: list[Handler]) -> None:
     def away(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")

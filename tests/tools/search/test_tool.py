@@ -181,6 +181,21 @@ def test_a_dead_server_fails_the_episode_and_names_tool_url_and_last_error(serve
     assert told.metrics == {"failed": 1.0} and "connection refused" in str(told.error)
 
 
+def test_failures_that_only_the_model_reads_are_logged_once_and_counted_at_the_end(
+    served: list[Handler], caplog: pytest.LogCaptureFixture
+) -> None:
+    tool = tool_of(retries=0, on_failure="tell")
+    call(tool, {"query_list": ["a"]})
+    served.append(lambda _: httpx.Response(500, json={"error": "no disk"}))
+    for _ in range(5):
+        call(tool, {"query_list": ["a"]})
+    Toolset([tool]).close()
+    first, last = (record.getMessage() for record in caplog.records if record.name == "tools.http.told")
+    assert first.startswith("a call of search failed, and the model reads an error in its place") and "no disk" in first
+    assert last.startswith("5 of 6 calls of search failed, and their episodes were scored all the same")
+    assert "no disk" in last
+
+
 def test_an_answer_that_cannot_be_read_is_not_the_models_fault(served: list[Handler]) -> None:
     served.append(lambda _: httpx.Response(200, json={"results": []}))
     with pytest.raises(ToolError, match="cannot be read"):

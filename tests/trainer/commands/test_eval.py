@@ -76,6 +76,9 @@ def test_the_table_has_a_line_for_each_source(capsys: Any) -> None:
     assert head.split() == ["rows", "episodes", "failed", "reward", "pass@1", "tools", "tokens"]
     assert everything.split() == ["all", "8", "1", "0.500", "0.250", "1.50", "–"]
     assert source.split() == ["a/b", "8", "1", "–", "0.250", "1.50", "–"]
+    Console(width=120).print(table(metrics | {"eval/tool_errors_mean": 0.5}))
+    _, head, _, everything, *_ = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert head.split()[-3:] == ["tools", "errors", "tokens"] and everything.split()[-3:] == ["1.50", "0.500", "–"]
 
 
 def test_a_damaged_checkpoint_is_not_evaluated(recipe: Recipe, checkpoint: Path) -> None:

@@ -180,12 +180,12 @@ def test_an_evaluation_is_set_against_the_first() -> None:
     def act(console: Console) -> None:
         console.eval({"step": 0, "eval/reward_mean": 0.0625, "eval/episodes": 256, "eval/failed": 0})
         console.eval({"step": 20, "eval/reward_mean": 0.5, "eval/episodes": 256, "eval/failed": 3, "eval/time_s": 1.25})
-        console.eval({"step": 40, "eval/reward_mean": None})
+        console.eval({"step": 40, "eval/reward_mean": None, "eval/tool_calls_mean": 2.0, "eval/tool_errors_mean": 1.5})
 
     first, second, third = said(act).splitlines()
     assert first == "eval  step 0  reward 0.062  256 episodes"
     assert second == "eval  step 20  reward 0.500 (first 0.062)  256 episodes  3 failed  1.2s"
-    assert third.startswith("eval  step 40  reward –")
+    assert third.startswith("eval  step 40  reward –") and third.endswith("2 tools  1.50 tool errors")
 
 
 def test_the_summary_names_rewards_time_and_places() -> None:

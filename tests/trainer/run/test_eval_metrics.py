@@ -16,6 +16,15 @@ def outcome(row: int, reward: float | None, answer: str = "", source: str = "") 
     return Outcome(row, source, reward, answer, 0.0, 5)
 
 
+def test_errors_of_tools_are_counted() -> None:
+    with_tools = [
+        Trajectory([1, 2], [0, 1], [0.0, -0.5], [None, 0], 1, metrics={"tool_calls": 4.0, "tool_errors": errors})
+        for errors in (3.0, 0.0)
+    ]
+    metrics = eval_metrics([Outcome.of(0, [each]) for each in with_tools], n=1, pass_reward=1.0)
+    assert (metrics["eval/tool_calls_mean"], metrics["eval/tool_errors_mean"]) == (4.0, 1.5)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_pass(n: int) -> None:
     for c in range(n + 1):
