@@ -26,6 +26,12 @@ DATA_FOLDER = ".agentloop-traces"
 
 STATIC = Path(str(files("agentloop.viewer"))) / "static"
 
+WEAVE_PREFIX = "/traces"
+"""Where weave's client looks for the trace server if only WANDB_BASE_URL is set."""
+
+API_NAMES = ("api", "static", "traces", "v1", "v2")
+"""First parts of paths that name no project."""
+
 PAGES = (
     "/", "/{entity}/{project}", "/{entity}/{project}/r/call/{call}", "/{entity}/{project}/weave",
     "/{entity}/{project}/weave/{rest:path}",
@@ -53,7 +59,8 @@ def create_app(runs: Sequence[Path], *, data: Path | None = None, token: str | N
     for kind in (Refusal, AgentloopError):
         app.add_exception_handler(kind, answer)
     app.include_router(build_router(runs, lambda: received.changes))
-    app.include_router(weave.build_router(received))
+    for prefix in ("", WEAVE_PREFIX):
+        app.include_router(weave.build_router(received), prefix=prefix)
     app.include_router(otlp.build_router(received))
     app.include_router(external.build_router(received))
     app.add_api_route("/health", _health, methods=["GET"])
@@ -76,6 +83,8 @@ def _health() -> dict[str, bool]:
 
 
 def _page(request: Request) -> Response:
-    if request.path_params.get("entity") in ("api", "static", "v1", "v2"):
-        raise Refusal(404, f"{request.url.path} does not exist")
+    # A program that asks for a path of weave's that is not served must not take the page for it.
+    entity = request.path_params.get("entity")
+    if entity in API_NAMES or (entity is not None and "text/html" not in request.headers.get("accept", "")):
+        raise Refusal(404, f"{request.url.path} does not exist", "to see a project, open its address in a browser")
     return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})

@@ -74,6 +74,19 @@ async def test_a_token_opens_as_bearer_as_basic_password_and_as_cookie(tmp_path:
         assert (await http.get("/nothing")).status_code == 404, "the cookie opens it"
 
 
+async def test_paths_that_do_not_exist_are_no_page_to_programs(tmp_path: Path) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    async with client(create_app([tmp_path])) as http:
+        for path in ("/traces/nothing", "/call/nothing", "/calls/query", "/lab/x/weave/nothing"):
+            refused = await http.get(path)
+            assert (refused.status_code, refused.json()["error"]) == (404, f"{path} does not exist")
+        for path in ("/lab/x", "/lab/x/weave", "/lab/x/r/call/1"):
+            page = await http.get(path, headers=browser)
+            assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+        assert (await http.get("/traces/nothing", headers=browser)).status_code == 404
+        assert (await http.get("/")).headers["content-type"].startswith("text/html")
+
+
 async def test_text_from_a_form_is_refused(tmp_path: Path) -> None:
     async with client(create_app([tmp_path])) as http:
         answer = await http.post("/health", content=b"{}", headers={"Content-Type": "text/plain"})

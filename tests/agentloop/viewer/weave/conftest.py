@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TraceServer]:
 
 @pytest.fixture
 def client(server: TraceServer, weave_programs: ForkedPrograms, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Run a program of `clients/`; return the JSON of its last line, and all it printed."""
+    """Run a program of `clients/`, perhaps without some variables; return the JSON of its last line, and all
+    it printed."""
 
-    def run(name: str, *arguments: str) -> dict[str, Any]:
-        done = weave_programs.run(CLIENTS / name, *arguments, environment=server.variables(), cwd=tmp_path)
+    def run(name: str, *arguments: str, without: Sequence[str] = ()) -> dict[str, Any]:
+        variables = {key: value for key, value in server.variables().items() if key not in without}
+        done = weave_programs.run(CLIENTS / name, *arguments, environment=variables, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return {**json.loads(done.stdout.splitlines()[-1]), "printed": done.stdout + done.stderr}
 

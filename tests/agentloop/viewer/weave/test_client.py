@@ -40,6 +40,12 @@ def test_ops_calls_feedback_and_images(client: Client, server: Any) -> None:
     assert f"{server.url}/lab/ops/r/call/{found['call']}" in found["printed"], "weave prints a link to this server"
 
 
+def test_the_base_url_alone_is_enough(client: Client, server: Any) -> None:
+    found = client("base_url.py", without=["WF_TRACE_SERVER_URL"])
+    assert found["server"] == f"{server.url}/traces"
+    assert (found["calls"], found["object"]) == ([5], {"turns": 4})
+
+
 def test_objects_datasets_and_an_evaluation(client: Client) -> None:
     found = client("objects.py")
     assert found["same"], "the same value has the same version"
