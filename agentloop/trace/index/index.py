@@ -253,6 +253,10 @@ class TraceIndex:
         """Return at most `limit` episodes of a task, by step."""
         return self._where("task_id = ? ORDER BY step, split, group_id, sample_index LIMIT ?", (task_id, limit))
 
+    def of_trace(self, trace_id: str) -> list[dict[str, Any]]:
+        """Return the episodes that were traced under an id: one, unless a file was copied."""
+        return self._where("id IN (SELECT id FROM texts WHERE trace_id = ?) ORDER BY id", (trace_id,))
+
     def failures(self) -> list[Failure]:
         """Return failed and rejected episodes by cause, the most frequent first."""
 

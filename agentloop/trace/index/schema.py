@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 """Version of the tables; an index of another version is rebuilt."""
 
 EPISODE_COLUMNS = (
@@ -49,6 +49,7 @@ STATEMENTS = (
     """CREATE TABLE texts (
         id INTEGER PRIMARY KEY, trace_id TEXT, answer TEXT, error TEXT, preview TEXT, reply TEXT, reward_parts TEXT
     )""",
+    "CREATE INDEX texts_by_trace ON texts (trace_id)",
     "CREATE INDEX episodes_by_file ON episodes (file)",
     "CREATE INDEX episodes_by_group ON episodes (step, split, group_id, sample_index)",
     "CREATE INDEX episodes_by_task ON episodes (task_id, step)",

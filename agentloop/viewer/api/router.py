@@ -28,6 +28,7 @@ from agentloop.viewer.api.parameters import Parameters
 from agentloop.viewer.api.run import Run, warm_up
 from agentloop.viewer.api.runs import Runs
 from agentloop.viewer.api.tokens import MOST_TOKENS, tokens_json
+from agentloop.viewer.api.traces import trace_json
 from agentloop.web.refusals import Refusal
 
 MOST_ROWS = 500
@@ -60,6 +61,10 @@ def build_router(runs: Sequence[Path], arrivals: Callable[[], int] = lambda: 0) 
         _parameters(request).finish()
         return _json({"runs": [run.summary() for run in found.all()]})
 
+    def trace(request: Request, trace_id: str) -> Response:
+        _parameters(request).finish()
+        return _json(trace_json(found.all(), trace_id))
+
     def image(request: Request, run: str, digest: str) -> Response:
         _parameters(request).finish()
         images = _run(found, run).images
@@ -71,6 +76,7 @@ def build_router(runs: Sequence[Path], arrivals: Callable[[], int] = lambda: 0) 
         return StreamingResponse(events.subscribe(), media_type="text/event-stream", headers=headers)
 
     router.add_api_route("/runs", list_runs, methods=["GET"])
+    router.add_api_route("/traces/{trace_id}", trace, methods=["GET"])
     router.add_api_route("/events", stream, methods=["GET"])
     router.add_api_route("/runs/{run}/image/{digest}", image, methods=["GET"])
     for path, read in _ROUTES.items():

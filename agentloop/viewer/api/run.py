@@ -230,6 +230,11 @@ class Run:
             return self._decode[1]
 
     @property
+    def has_traces(self) -> bool:
+        """Whether it has begun to write traces."""
+        return self._index.store.folder.is_dir()
+
+    @property
     def images(self) -> ImageFolder:
         """The images of the trace."""
         return self._index.store.images
@@ -259,7 +264,7 @@ class Run:
 
     def _stored(self) -> dict[str, Any]:
         """Return what the index holds, without waiting for it; null: it was not made yet."""
-        if not self._index.store.folder.is_dir():
+        if not self.has_traces:
             return {"has_traces": False, "episodes": 0, "failed": 0, "trace_bytes": 0}
         ready = (self._index.store.folder / "index.sqlite").is_file() or self._refreshed > 0
         index = self.index(patience_s=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def spans(sample: int) -> list[Span]:
     ]  # fmt: skip
 
 
+def trace_id(run: str, step: int, group: str, sample: int) -> str:
+    """The id of an episode's trace: another one for each episode of each run."""
+    return hashlib.sha256(f"{run} {step} {group} {sample}".encode()).hexdigest()[:32]
+
+
 def shown_episode(tokenizer: Any, step: int, group: int, sample: int) -> Trajectory:
     """An episode that was sampled one version before its step; which are odd is said below."""
     extra: dict[str, Any] = {"spans": spans(sample), "step_rewards": [StepReward("used the tool", 0.1, 0, 0)]}
@@ -89,6 +95,8 @@ def shown_record(step: int, trajectory: Trajectory) -> TraceRecord:
 def write_step(run: Path, step: int, tokenizer: Any) -> None:
     """Write the traces and the line of metrics of one step."""
     made = [shown_episode(tokenizer, step, group, sample) for group in range(GROUPS) for sample in range(SAMPLES)]
+    for one in made:
+        one.trace_id = trace_id(run.name, step, one.group_id, one.sample_index)
     TraceStore(run).write(step, "train", [shown_record(step, one) for one in made])
     row = {
         "step": step, "reward/mean": 0.2 + 0.1 * step, "episode/turns_mean": 2.0, "episode/tool_calls_mean": 1.0,

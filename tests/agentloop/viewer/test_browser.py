@@ -312,6 +312,40 @@ def test_a_received_call_opens_at_the_address_that_weave_prints(page: Page, serv
     page.wait("document.querySelector('tr[data-index=\"0\"] a')?.textContent === 'plan'")
 
 
+def test_a_received_call_links_to_the_episode_of_its_own_run(page: Page, served: Served) -> None:
+    begin = str(1_790_000_000 * browsed.SECOND)
+    service = {"attributes": [{"key": "service.name", "value": {"stringValue": "twins"}}]}
+    key = {"key": "gen_ai.conversation.id", "value": {"stringValue": "train/6/g1/1"}}
+    calls = []
+    for number, run in enumerate((RUN, "other")):
+        trace = browsed.trace_id(run, 6, "g1", 1)
+        span = {"traceId": trace, "spanId": f"{number + 1:016x}", "name": "invoke_agent", "startTimeUnixNano": begin}
+        body = {"resourceSpans": [{"resource": service, "scopeSpans": [{"spans": [{**span, "attributes": [key]}]}]}]}
+        httpx.post(f"{served.url}v1/traces", json=body, trust_env=False).raise_for_status()
+        one = {
+            "project_id": "lab/twins", "id": f"call-{run}", "trace_id": trace, "op_name": "episode", "inputs": {},
+            "attributes": {"key": "train/6/g1/1", "experiment_name": "twins"}, "started_at": "2026-01-02T03:04:05Z",
+        }  # fmt: skip
+        httpx.post(f"{served.url}call/start", json={"start": one}, trust_env=False).raise_for_status()
+        calls += [(run, f"call-{run}"), (run, f"{trace}-{number + 1:016x}")]
+    for run, call in calls:
+        page.open(served.view(f"call/{call}"))
+        page.wait("document.querySelector('.page-head a[href*=episode]')")
+        assert page.text(".page-head a[href*=episode]") == f"episode train/6/g1/1/0 of {run}"
+        href = page.run("document.querySelector('.page-head a[href*=episode]').getAttribute('href')")
+        assert href == f"/#/run/{run}/episode?key={quote('train/6/g1/1/0', safe='')}"
+    page.open(served.view("call/call-other", x=1))
+    page.wait("document.querySelector('.page-head a[href*=episode]')")
+    page.run("document.querySelector('.page-head a[href*=episode]').click()")
+    page.wait("document.querySelector('.episode-key')?.textContent === 'train/6/g1/1/0'")
+    one = {**one, "id": "elsewhere", "trace_id": "e" * 32}
+    httpx.post(f"{served.url}call/start", json={"start": one}, trust_env=False).raise_for_status()
+    page.open(served.view("call/elsewhere"))
+    page.wait(f"performance.getEntriesByName('{served.url}api/traces/{one['trace_id']}').length")
+    page.wait("document.querySelector('h1')?.textContent.startsWith('episode')")
+    assert page.run("document.querySelectorAll('.page-head a[href*=episode]').length") == 0
+
+
 def test_browsers_refuse_to_parse_text_as_html(page: Page, served: Served) -> None:
     page.open(served.url)
     page.text("h1")

@@ -68,6 +68,7 @@ async function once(path, params) {
 
 export const api = {
   runs: (options) => get("/api/runs", null, options),
+  trace: (id) => get(`/api/traces/${encodeURIComponent(id)}`),
   run: (run) => get(runPath(run)),
   metrics: (run, keys, points = 600) => get(runPath(run, "/metrics"), { keys: keys?.join(","), points }),
   episodes: (run, params, options) => get(runPath(run, "/episodes"), params, options),

@@ -22,6 +22,7 @@ export class CallView {
     Object.assign(this, { id, params });
     this.head = h("header", { class: "page-head" });
     this.body = h("div", { class: "episode-main" });
+    this.episode = h("p", { class: "sub" });
     this.aside = h("aside", { class: "episode-side", "aria-label": "Calls of this trace" });
     this.element = h("div", { class: "episode-page" }, this.head, h("div", { class: "episode-body call-body" }, this.aside, this.body));
   }
@@ -34,12 +35,19 @@ export class CallView {
     return [{ keys: ["j"], what: "next call of the tree", run: move(1) }, { keys: ["k"], what: "previous call of the tree", run: move(-1) }, { keys: ["u", "Escape"], what: "back to the calls", run: () => go(link(["calls"])) }];
   }
 
-  /** Link to the episode that the call is part of, if this server has its run. */
-  async linkEpisode(attributes) {
-    const { key, experiment_name: name } = attributes ?? {};
-    if (typeof key !== "string" || typeof name !== "string") return;
-    const run = (await api.runs().catch(() => ({ runs: [] }))).runs?.find((one) => one.id === name || one.name === name);
-    if (run) this.head.append(h("p", { class: "sub" }, h("a", { href: episodeLink(run.id, key) }, "episode ", say(key, 200), " of ", say(run.name, 80))));
+  dispose() {
+    clearTimeout(this.timer);
+    this.left = true;
+  }
+
+  /** Link to the episode that the call is part of, if this server has its run. Names of runs repeat, ids of traces do not. */
+  async linkEpisode(trace, tries = 20) {
+    if (!/^[0-9a-f]{32}$/.test(trace ?? "")) return; // an id that weave's client made
+    const { episodes, indexing } = await api.trace(trace).catch(() => ({ episodes: [] }));
+    if (this.left) return;
+    const named = ({ run, name }) => say(name === run ? name : `${name} (${run})`, 120);
+    replace(this.episode, episodes.map((one) => h("a", { href: episodeLink(one.run, one.key) }, "episode ", say(one.key, 200), " of ", named(one))));
+    if (indexing && tries) this.timer = setTimeout(() => this.linkEpisode(trace, tries - 1), 1500);
   }
 
   async load() {
@@ -54,8 +62,8 @@ export class CallView {
     this.order = nested(items);
     replace(this.head, h("h1", null, say(this.title, 200), status(call.status === "error" ? "failed" : call.status)), h("p", { class: "sub" },
       h("a", { href: link(["calls"], { project: [call.entity, call.project].filter(Boolean).join("/") }) }, say([call.entity, call.project].filter(Boolean).join("/") || "calls", 120)),
-      h("span", null, clock(call.started_at)), h("span", null, seconds(call.duration_s)), h("span", null, say(call.source, 20))));
-    void this.linkEpisode(call.attributes);
+      h("span", null, clock(call.started_at)), h("span", null, seconds(call.duration_s)), h("span", null, say(call.source, 20))), this.episode);
+    void this.linkEpisode(call.trace_id);
     replace(this.aside, h("section", null, h("h2", null, "Tree"), waterfall(items, { label: "Calls of this trace" })));
     const section = (title, value) => (value === null || value === undefined || (typeof value === "object" && !Object.keys(value).length) ? null : h("section", { class: "card part-card" }, h("h2", null, title), tree(value)));
     const { weave: client, ...own } = call.attributes ?? {}; // what the client says of itself comes last
