@@ -19,6 +19,9 @@ from tests.agentloop.viewer.api.material import episode, png, record
 STEPS = 6
 GROUPS = 3
 SAMPLES = 4
+BROKEN = 3
+"""The sample whose tool call failed."""
+
 LONG = 64_000
 """Tokens of the long episode."""
 
@@ -40,13 +43,17 @@ def spans(sample: int) -> list[Span]:
         ("turn", 20 + sample, 34, 0, {"request_id": "e/1"}),
         ("generate", 20 + sample, 33, 5, {"request_id": "e/1"}),
         ("reward", 34, 40, 0, {"reward": "reward"}),
+        ("lookup", 14, 15, 4, {"table": "orders", "depth": 2}),
     ]
     begin = 1_790_000_000 * SECOND
-    return [
+    made = [
         Span(name, f"{i:016x}", None if parent is None else f"{parent:016x}", begin + start * SECOND // 20,
              begin + end * SECOND // 20, attributes=attributes)
         for i, (name, start, end, parent, attributes) in enumerate(rows)
     ]  # fmt: skip
+    if sample == BROKEN:
+        made[4].status, made[4].error = "error", "RuntimeError: minus is \x1b[31mbroken"
+    return made
 
 
 def trace_id(run: str, step: int, group: str, sample: int) -> str:

@@ -230,6 +230,22 @@ def test_a_tool_result_stands_at_its_call_and_a_reward_at_its_turn(page: Page, s
     assert "replica 0 is gone" in page.text(".error-line")
 
 
+def test_a_span_shows_its_error_and_its_attributes(page: Page, served: Served) -> None:
+    page.open(served.episode(6, 1, browsed.BROKEN, view="spans"))
+    page.wait("document.querySelector('.wide-waterfall li')")
+    rows = page.run("[...document.querySelectorAll('.wide-waterfall summary')].map(one => one.textContent)")
+    (tool,) = [row for row in rows if row.startswith("tool")]
+    assert tool.startswith("toolcalculator · RuntimeError: minus is ⟨ESC⟩[31mbroken")
+    (lookup,) = [row for row in rows if row.startswith("lookup")]
+    assert lookup.startswith("lookuptable=orders · depth=2")
+    page.run("for (const one of document.querySelectorAll('.wide-waterfall summary')) one.click()")
+    shown = page.run("[...document.querySelectorAll('.span-detail')].map(one => one.innerText).join('\\n')")
+    assert "RuntimeError: minus is ⟨ESC⟩[31mbroken" in shown and "call_id\nc0" in shown and "depth\n2" in shown
+    page.open(served.episode(6, 1, browsed.BROKEN, view="record"))
+    page.wait("document.querySelector('.record')")
+    assert "orders" in page.text(".record")
+
+
 def test_an_image_is_shown(page: Page, served: Served) -> None:
     page.open(served.episode(6, 0, 1))
     page.wait("document.querySelector('.images img')?.naturalWidth === 2")
@@ -287,6 +303,24 @@ def test_runs_are_laid_over_each_other(page: Page, served: Served) -> None:
     page.run("document.querySelector('.runs input[type=checkbox]').click()")
     page.wait("document.querySelectorAll('.plot:first-child path.line').length === 1")
     assert "run=" in page.run("location.hash")
+
+
+def test_runs_of_one_name_show_their_folders_and_a_run_that_was_stopped_says_so(page: Page, served: Served) -> None:
+    twin = served.folder / "twin"
+    shutil.copytree(served.folder / "other", twin, ignore=shutil.ignore_patterns("index.sqlite*"))
+    (twin / "finished.json").write_text("{}")
+    page.open(served.url)
+    page.wait("document.querySelectorAll('.plot:first-child path.line').length === 3")
+    rows = page.run("[...document.querySelectorAll('.run-name')].map(one => one.textContent)")
+    assert sorted(rows) == ["other twin", "othernot finished", "sumsnot finished"]
+    legend = page.run("[...document.querySelector('.legend').querySelectorAll('a')].map(one => one.textContent)")
+    assert sorted(legend) == ["other", "other (twin)", "sums"]
+    page.open(served.view("run/other"))
+    page.wait("document.querySelector('h1')")
+    assert page.text("h1") == "othernot finished"
+    page.open(served.view("run/twin"))
+    page.wait("document.querySelector('h1')?.textContent === 'other'")
+    shutil.rmtree(twin)
 
 
 def test_a_received_call_opens_at_the_address_that_weave_prints(page: Page, served: Served) -> None:

@@ -24,8 +24,11 @@ export function part(name, value) {
   return h("span", { class: `part ${value > 0 ? "good" : value < 0 ? "bad" : ""}` }, say(name, 60), " ", h("b", null, signed(value)));
 }
 
+/** Whether a run goes on, or was stopped before its end; nothing for one that is complete. */
 export function live(run) {
-  return run.live ? h("span", { class: "live" }, h("span", { class: "dot", "aria-hidden": "true" }), "live") : null;
+  if (run.live) return h("span", { class: "live" }, h("span", { class: "dot", "aria-hidden": "true" }), "live");
+  if (run.finished) return null;
+  return h("span", { class: "pill sev-warn not-finished", title: "No process works on this run, and it has not reached its end" }, "not finished");
 }
 
 export function severity(value) {

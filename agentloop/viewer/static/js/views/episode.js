@@ -166,11 +166,11 @@ export class EpisodeView {
   spans() {
     const spans = this.record.spans ?? [];
     if (!spans.length) return empty("No spans are stored with this trajectory: the main one of the episode has them.");
-    return h("div", { class: "card wide-waterfall" }, waterfall(spanItems(spans), { label: "Spans of this episode" }));
+    return h("div", { class: "card wide-waterfall" }, waterfall(spanItems(spans), { label: "Spans of this episode", details: true }));
   }
 
   facts() {
-    const { conversation: _, spans: __, ...rest } = this.record;
+    const { conversation: _, ...rest } = this.record;
     return h("div", { class: "card record" }, tree(rest));
   }
 

@@ -68,6 +68,9 @@ export class RunsView {
 
   async refresh() {
     this.runs = (await api.runs()).runs;
+    const names = new Map();
+    for (const { name } of this.runs) names.set(name, (names.get(name) ?? 0) + 1);
+    this.shared = (run) => names.get(run.name) > 1 && run.name !== run.id; // its id is its folder
     for (const run of this.runs) if (!this.colours.has(run.id)) this.colours.set(run.id, (this.colours.size % COLOURS) + 1);
     if (!this.runs.length) {
       replace(this.element, h("header", { class: "page-head" }, h("h1", null, "Runs")), empty("No run here yet. It appears as soon as `agentloop train` writes its first step into a folder that is served."));
@@ -82,15 +85,20 @@ export class RunsView {
     replace(this.body, this.runs.map((run) => this.row(run, chosen.has(run.id))));
   }
 
+  /** The name of a run; with its folder if others have the same name. */
+  label(run) {
+    return this.shared(run) ? `${run.name} (${run.id})` : run.name;
+  }
+
   row(run, on) {
-    const box = h("input", { type: "checkbox", checked: on, "aria-label": shown(`show the curves of ${run.name}`) });
+    const box = h("input", { type: "checkbox", checked: on, "aria-label": shown(`show the curves of ${this.label(run)}`) });
     box.addEventListener("change", () => {
       this.address({ run: box.checked ? [...this.chosen, run.id] : this.chosen.filter((id) => id !== run.id) });
       this.loadCurves();
     });
     return h("tr", null,
       h("td", null, h("label", { class: "tick" }, box, h("span", { class: `key block c${this.colours.get(run.id)}`, "aria-hidden": "true" }))),
-      h("td", { class: "run-name" }, h("a", { href: link(["run", run.id]) }, say(run.name, 80)), live(run), run.kind && run.kind !== "train" ? h("span", { class: "pill" }, say(run.kind)) : null),
+      h("td", { class: "run-name" }, h("a", { href: link(["run", run.id]) }, say(run.name, 80), this.shared(run) ? h("span", { class: "quiet" }, " ", say(run.id, 80)) : null), live(run), run.kind && run.kind !== "train" ? h("span", { class: "pill" }, say(run.kind)) : null),
       h("td", { class: "n" }, sparkline(run.spark, this.colours.get(run.id)), fixed(run.reward_last)),
       h("td", { class: "n" }, fixed(run.eval_last)),
       h("td", { class: "n" }, run.total_steps ? `${integer(run.steps)} of ${integer(run.total_steps)}` : integer(run.steps)),
@@ -167,7 +175,7 @@ export class RunsView {
   series(id, key) {
     const { steps, series } = this.metrics.get(id);
     const run = this.runs.find((one) => one.id === id);
-    return { label: run.name, steps, values: series[key], colour: this.colours.get(id), marks: key.startsWith("eval/"), href: link(["run", id]) };
+    return { label: this.label(run), steps, values: series[key], colour: this.colours.get(id), marks: key.startsWith("eval/"), href: link(["run", id]) };
   }
 
   async heard(event) {
