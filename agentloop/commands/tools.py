@@ -28,6 +28,10 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="recipe, for
 Name = Annotated[str, typer.Argument(help="name of the tool, as the model calls it")]
 
 
+GIVEN = "what a row holds is given with --image FILE and --row JSON"
+"""How a tool that does not open gets what it may lack."""
+
+
 @tools.callback()
 def _group() -> None:
     """Look at the tools of a YAML or a recipe, and call them."""
@@ -68,10 +72,17 @@ def call_command(
     tools: ToolsFile = None,
     config: Config = None,
     row: Annotated[
-        str, typer.Option("--row", help='JSON, as in a row: {"create_kwargs": {..}, "execute_kwargs": {..}}')
+        str,
+        typer.Option("--row", help='what a row gives to the tool: {"create_kwargs": {..}, "execute_kwargs": {..}}'),
     ] = "{}",
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="FILE", help="image of the row, for tools that work on them; repeatable"),
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="calls in one episode, one after the other")] = 1,
-    images: Annotated[Path | None, typer.Option(help="folder for the images of the results")] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder to which the images of the results are written")
+    ] = None,
 ) -> None:
     """Call a tool as in an episode: opened, checked, limited in time, cut, closed.
 
@@ -83,20 +94,61 @@ def call_command(
     Examples:
 
       agentloop tools call calculator '{"expression": "6 * 7"}' -c recipes/quickstart/recipe.yaml
-    """
-    from agentloop.types import Task
 
-    given, kwargs = _object(arguments, "the arguments"), _object(row, "--row")
+      agentloop tools call image_zoom_in '{"bbox_2d": [0, 0, 9, 9]}' -t tools.yaml --image a.png
+    """
+    from agentloop.tool.row_kwargs import check_tool_kwargs
+
+    given = _object(arguments, "the arguments", "are")
+    kwargs, files = _row_kwargs(row), image or []
     with _toolset(tools, config) as (toolset, recipe):
-        _named(toolset, name)
-        task = Task("0", "tool_agent", [], extra_info={"tools_kwargs": {name: kwargs}})
-        toolset.check(task, "--row")
+        check_tool_kwargs(_named(toolset, name), kwargs, "--row, ", "correct it")
+        task = _task(name, kwargs, files)
         results = asyncio.run(_call(toolset, task, name, given, recipe, repeat))
     for result in results:
         if images is not None:
             _save(result, images)
     if any(result.error is not None for result in results):
         raise typer.Exit(1)
+
+
+def _task(name: str, kwargs: dict[str, dict[str, Any]], files: list[str]) -> Any:
+    """Return the task of a call. Its prompt is its images, which are given as those of a row are.
+
+    Raises:
+        DataError: a file is not an image; it is named.
+    """
+    from agentloop.errors import ImageError
+    from agentloop.images import is_path, read_image
+    from agentloop.text import clean
+    from agentloop.types import Message, Task
+
+    images = [str(Path.cwd() / file) if is_path(file) else file for file in files]
+    for image in images:
+        try:
+            read_image(image)
+        except ImageError as exc:
+            raise ImageError(f"--image {clean(image, 200)}: {exc.message}", "give the file of an image") from exc
+    shown: Message = {"role": "user", "content": [{"type": "image", "image": image} for image in images]}
+    return Task(
+        "0", "tool_agent", [shown] if images else [], images=list(images), extra_info={"tools_kwargs": {name: kwargs}}
+    )
+
+
+def _row_kwargs(row: str) -> dict[str, dict[str, Any]]:
+    """Return the arguments that --row gives to the tool, checked like those of a row.
+
+    Raises:
+        ConfigError, DataError: they have another form.
+    """
+    from agentloop.data.tasks import read_tool_kwargs
+    from agentloop.errors import DataError
+
+    form = 'it takes what a row gives to the tool: \'{"create_kwargs": {..}, "execute_kwargs": {..}}\''
+    found = _object(row, "--row", "is", form)
+    if "images" in found:
+        raise DataError("--row has the key 'images'", "give each image of the row with --image FILE")
+    return read_tool_kwargs(found, "--row")
 
 
 async def _call(
@@ -108,7 +160,7 @@ async def _call(
 
     limits = _limits(recipe)
     renderer = _renderer(recipe)
-    session = toolset.session(task)
+    session = toolset.session(task, GIVEN)
     results = []
     with Recorder():
         try:
@@ -217,11 +269,11 @@ def _renderer(recipe: Recipe | None) -> Any:
     )
 
 
-def _object(text: str, what: str) -> dict[str, Any]:
+def _object(text: str, what: str, verb: str, form: str = "write '{\"name\": value}'") -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"{what} are not JSON: {exc}", "write '{\"name\": value}'") from None
+        raise ConfigError(f"{what} {verb} not JSON: {exc}", form) from None
     if not isinstance(found, dict):
-        raise ConfigError(f"{what} are not a JSON object", "write '{\"name\": value}'")
+        raise ConfigError(f"{what} {verb} not a JSON object", form)
     return found

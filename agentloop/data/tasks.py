@@ -17,7 +17,7 @@ from agentloop.errors import DataError
 from agentloop.files import is_file
 from agentloop.images import IMAGE_KEYS, is_path
 from agentloop.imports import is_file_reference
-from agentloop.text import counted
+from agentloop.text import counted, did_you_mean
 from agentloop.types import TOOL_KWARGS, Message, Task
 
 IMAGE_MARK = "<image>"
@@ -228,15 +228,33 @@ def read_extra_info(value: Any, place: str, *, fills_nulls: bool = False) -> dic
         at = f"{place[:-1]}.tools_kwargs"
         tools: dict[str, dict[str, Any]] = {}
         for tool, by_kind in _object(by_tool, f"{at}'").items():
-            kinds = tools.setdefault(tool, {}) if by_kind is not None else {}
-            for kind, given in _object(by_kind, f"{at}.{tool}'").items():
-                if given is None:
-                    continue
-                if kind not in TOOL_KWARGS:
-                    raise DataError(f"{at}.{tool}' has the key {kind!r}", f"use one of {', '.join(TOOL_KWARGS)}")
-                kinds[kind] = clean(_object(given, f"{at}.{tool}.{kind}'"))
+            if by_kind is not None:
+                tools[tool] = read_tool_kwargs(by_kind, f"{at}.{tool}'", fills_nulls=fills_nulls)
         extra_info = {**extra_info, "tools_kwargs": tools}
     return extra_info
+
+
+def read_tool_kwargs(value: Any, place: str, *, fills_nulls: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the arguments of one tool in their plain form, by the `TOOL_KWARGS` they are for.
+
+    Args:
+        place: where they are, for messages.
+        fills_nulls: as in `read_extra_info`.
+
+    Raises:
+        DataError: an argument is not where it belongs; the place is named.
+    """
+    clean = without_nulls if fills_nulls else _without_null_values
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind, given in _object(value, place).items():
+        if given is None:
+            continue
+        if kind not in TOOL_KWARGS:
+            choices = f"use one of {', '.join(TOOL_KWARGS)}"
+            raise DataError(f"{place} has the key {kind!r}", did_you_mean(str(kind), TOOL_KWARGS, choices))
+        inside = f"{place[:-1]}.{kind}'" if place.endswith("'") else f"{place}, key {kind!r}"
+        kinds[kind] = clean(_object(given, inside))
+    return kinds
 
 
 def _without_null_values(value: dict[str, Any]) -> dict[str, Any]:

@@ -38,13 +38,25 @@ def check_row_kwargs(tools: Mapping[str, Tool], task: Task, where: str) -> None:
                 f"{place} names the tool {name!r}; the tools are: {', '.join(tools)}",
                 f"{meant}correct the row, or add the tool to the YAML that `tools` names",
             )
-        for kind, kwargs in task.tool_kwargs(name).items():
-            method = _METHODS.get(kind)
-            if method is not None and (fault := _fault(tool, method, kwargs)):
-                raise DataError(
-                    f"{place}, {name}.{kind}: {type(tool).__name__}.{method}() {fault}",
-                    f"correct the row, or the arguments of {method}()",
-                )
+        check_tool_kwargs(tool, task.tool_kwargs(name), f"{place}, {name}.", "correct the row")
+
+
+def check_tool_kwargs(tool: Tool, by_kind: Mapping[str, Mapping[str, Any]], place: str, fix: str) -> None:
+    """Check the arguments for one tool, by the `TOOL_KWARGS` that they are for.
+
+    Args:
+        place: what comes before such a kind in messages: `the row, count.`.
+        fix: what to do with wrong arguments, for messages.
+
+    Raises:
+        DataError: a method of the tool does not take an argument.
+    """
+    for kind, kwargs in by_kind.items():
+        method = _METHODS.get(kind)
+        if method is not None and (fault := _fault(tool, method, kwargs)):
+            raise DataError(
+                f"{place}{kind}: {type(tool).__name__}.{method}() {fault}", f"{fix}, or the arguments of {method}()"
+            )
 
 
 def _fault(tool: Tool, method: str, kwargs: Mapping[str, Any]) -> str | None:

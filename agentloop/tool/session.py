@@ -57,9 +57,9 @@ class Toolset:
         """
         check_row_kwargs(self.tools, task, where)
 
-    def session(self, task: Task) -> ToolSession:
-        """Return the tools of one episode."""
-        return ToolSession(self.tools, task)
+    def session(self, task: Task, given: str | None = None) -> ToolSession:
+        """Return the tools of one episode. Arguments as of `ToolSession`."""
+        return ToolSession(self.tools, task, given)
 
     def close(self) -> None:
         """Release the tools' resources of the whole run: threads and processes."""
@@ -70,13 +70,18 @@ class Toolset:
 class ToolSession:
     """One episode's use of the tools: each is opened at its first call and closed by `close`.
 
+    Args:
+        given: for a task that is not a row of a file: how what a row holds is given to it, for
+            messages.
+
     Attributes:
         faults: exceptions of the tools so far that did not fail the episode, at most `MOST_FAULTS`.
     """
 
-    def __init__(self, tools: dict[str, Tool], task: Task) -> None:
+    def __init__(self, tools: dict[str, Tool], task: Task, given: str | None = None) -> None:
         self._tools = tools
         self._task = task
+        self._given = given
         self._states: dict[Hashable, tuple[Tool, Any]] = {}  # with the tool that opened it
         self._locks: dict[Hashable, asyncio.Lock] = {}
         self.faults: list[Fault] = []
@@ -182,14 +187,24 @@ class ToolSession:
                 kwargs = self._task.tool_kwargs(tool.name).get("create_kwargs", {})
                 try:
                     self._states[key] = tool, await tool.open(self._task, **kwargs)
-                except ToolError:
+                except ToolError as exc:
+                    if self._given is not None:
+                        exc.add_note(f"  {self._given}")
                     raise
                 except Exception as exc:
-                    raise ToolError(
-                        f"{tool.name} could not be opened for row {self._task.task_id}: {type(exc).__name__}: {exc}",
-                        f"see extra_info.tools_kwargs.{tool.name}.create_kwargs of that row",
-                    ) from exc
+                    raise self._not_opened(tool, exc, with_kwargs=bool(kwargs)) from exc
             return self._states[key][1]
+
+    def _not_opened(self, tool: Tool, exc: Exception, *, with_kwargs: bool) -> ToolError:
+        """Return the error for an exception of `open`. Its fix is the line of user code that raised
+        it, and what the task gives to the tool if it does."""
+        fault = fault_of("", exc)
+        places = [fault.where] if fault is not None else []
+        if with_kwargs and self._given is None:
+            places.append(f"extra_info.tools_kwargs.{tool.name}.create_kwargs of that row")
+        row = f" for row {self._task.task_id}" if self._given is None else ""
+        hint = "; ".join(filter(None, [f"see {' and '.join(places)}" if places else None, self._given]))
+        return ToolError(f"{tool.name} could not be opened{row}: {describe(exc)}", hint or None)
 
 
 def _origin(tool: Tool) -> str:

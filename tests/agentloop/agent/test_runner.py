@@ -489,7 +489,13 @@ async def test_a_tool_that_does_not_open_fails_the_episode(make_runner: Make, tu
 
     trajectory = await run(make_runner([turn(CALL)], toolset=Toolset([Closed(str)])), task)
     assert trajectory.status is EpisodeStatus.FAILED
-    assert "calculator could not be opened for row 7: KeyError: 'index_path'" in (trajectory.error or "")
+    error = trajectory.error or ""
+    assert "calculator could not be opened for row 7: KeyError: 'index_path'" in error
+    assert f"see {__file__}:" in error and "create_kwargs" not in error  # which this row does not have
+
+    task.extra_info["tools_kwargs"] = {"calculator": {"create_kwargs": {"index": "a"}}}
+    trajectory = await run(make_runner([turn(CALL)], toolset=Toolset([Closed(str)])), task)
+    assert "extra_info.tools_kwargs.calculator.create_kwargs of that row" in (trajectory.error or "")
 
 
 async def test_a_tools_verdict_is_a_part_of_the_reward(make_runner: Make, turn: Ids, task: Task) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from agentloop.commands.main import build_app
@@ -20,11 +21,14 @@ from agentloop.errors import ToolError
 
 class Counter(Tool):
     async def open(self, task, start=0):
-        return {"n": start}
+        return {"n": start, "images": task.images}
     async def execute(self, state, arguments):
         if arguments.get("by") == 0:
             raise ToolError("it is broken", final=True)
         state["n"] += arguments.get("by", 1)
+        if arguments.get("seen"):
+            from agentloop.images import open_image
+            return ToolResult(" ".join(str(open_image(image).size) for image in state["images"]))
         if arguments.get("shown"):
             from PIL import Image
             return ToolResult("shown", images=[Image.new("RGB", (4, 3))])
@@ -32,7 +36,10 @@ class Counter(Tool):
     async def reward(self, state):
         return float(state["n"])
 """
-SCHEMA = "{name: count, description: Count., parameters: {properties: {by: {type: integer}, shown: {type: boolean}}}}"
+SCHEMA = (
+    "{name: count, description: Count., parameters: {properties: {by: {type: integer}, shown: {type: boolean}, "
+    "seen: {type: boolean}}}}"
+)
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def run(*words: str | Path, fails: bool = False) -> Result:
 
 def test_tools_are_listed_and_shown(yaml: Path) -> None:
     listed = run("list", "--tools", yaml).stdout
-    assert "count(by, shown)  Count." in listed and "./mine.py:Counter (tool 1 of " in listed
+    assert "count(by, shown, seen)  Count." in listed and "./mine.py:Counter (tool 1 of " in listed
     assert json.loads(run("show", "count", "-t", yaml).stdout)["function"]["description"] == "Count."
 
 
@@ -62,7 +69,10 @@ def test_a_call_is_that_of_an_episode(yaml: Path, tmp_path: Path) -> None:
     assert result.stdout == "7\n9\n" and result.exit_code == 0
     assert "converted_arguments 1" in result.stderr and "reward of count: 9" in result.stderr
     wrong = run("call", "count", '{"bi": 2}', "-t", yaml)
-    assert wrong.exit_code == 1 and wrong.stdout == "Error: count has no argument 'bi'; its arguments are: by, shown\n"
+    assert (
+        wrong.exit_code == 1
+        and wrong.stdout == "Error: count has no argument 'bi'; its arguments are: by, shown, seen\n"
+    )
     run("call", "count", '{"shown": true}', "-t", yaml, "--images", tmp_path / "images")
     assert len(list((tmp_path / "images").iterdir())) == 1
 
@@ -101,6 +111,14 @@ def test_a_recipe_gives_limits_and_lengths(repo: Path) -> None:
         (["call", "count", "{'by': 1}"], ConfigError, "the arguments are not JSON"),
         (["call", "count", "[1]"], ConfigError, "not a JSON object"),
         (["call", "count", "{}", "--row", '{"create_kwargs": {"begin": 1}}'], DataError, "--row"),
+        (["call", "count", "{}", "--row", "5"], ConfigError, "--row is not a JSON object\n  fix: it takes what a row"),
+        (["call", "count", "{}", "--row", "{"], ConfigError, "--row is not JSON"),
+        (["call", "count", "{}", "--row", '{"create_kwargs": ["x"]}'], DataError, "--row, key 'create_kwargs' is not"),
+        (["call", "count", "{}", "--row", '{"create_kwarg": {}}'], DataError, "did you mean 'create_kwargs'?"),
+        (["call", "count", "{}", "--row", '{"other": {}}'], DataError, "--row has the key 'other'"),
+        (["call", "count", "{}", "--row", '{"images": ["a.png"]}'], DataError, "with --image FILE"),
+        (["call", "count", "{}", "--image", "none.png"], DataError, "none.png: No such file or directory"),
+        (["call", "count", "{}", "--image", __file__], DataError, f"--image {__file__}: cannot read an image"),
         (["call", "count", '{"by": 0}'], ToolError, "it is broken"),
     ],
 )
@@ -109,3 +127,36 @@ def test_what_is_wrong_is_named(yaml: Path, words: list[str], error: type[Except
     assert isinstance(exception, error) and says in str(exception)
     both = run("list", fails=True).exception
     assert isinstance(both, ConfigError) and "either --tools or --config" in str(both)
+
+
+def test_images_are_given_to_a_tool_as_those_of_a_row(
+    yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    Image.new("RGB", (50, 60)).save(tmp_path / "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    given = ["--image", "a.png", "--image", tmp_path / "b.jpg"]
+    assert run("call", "count", '{"seen": true}', "-t", yaml, *given).stdout == "(40, 30) (50, 60)\n"
+
+    box = '{"bbox_2d": [0, 0, 20, 20], "img_idx": 1}'
+    path = tmp_path / "zoom.yaml"
+    path.write_text("tools: [{class_name: tools.image.ImageZoomIn}]")
+    zoomed = run("call", "image_zoom_in", box, "-t", path, *given)
+    assert zoomed.exit_code == 0 and "of image 1, which has 50 x 60 pixels" in zoomed.stdout
+
+
+def test_a_tool_that_does_not_open_is_explained_without_a_row(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from agentloop import Tool, ToolResult\nfrom agentloop.errors import ToolError\n\nclass First(Tool):\n"
+        "    async def open(self, task, refuse=False):\n        if refuse:\n"
+        "            raise ToolError('no index', final=True)\n        return task.images[0]\n"
+        "    async def execute(self, state, arguments):\n        return ToolResult('')\n"
+    )
+    path = tmp_path / "tools.yaml"
+    path.write_text("tools: [{class_name: './mine.py:First', tool_schema: {function: {name: first}}}]")
+    given = "what a row holds is given with --image FILE and --row JSON"
+    assert str(run("call", "first", "-t", path, fails=True).exception) == (
+        f"first could not be opened: IndexError: list index out of range\n  fix: see {tmp_path / 'mine.py'}:8; {given}"
+    )
+    own = run("call", "first", "-t", path, "--row", '{"create_kwargs": {"refuse": true}}', fails=True).exception
+    assert isinstance(own, ToolError) and own.message == "no index" and own.__notes__ == [f"  {given}"]

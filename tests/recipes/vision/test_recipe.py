@@ -7,6 +7,7 @@ import json
 import random
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def readme(repo: Path) -> list[list[str]]:
     """The README's commands, without their comments."""
     blocks = re.findall(r"^```\n(.*?)^```", (repo / "recipes/vision/README.md").read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    commands = [line.split("  #")[0].split() for line in lines]
+    commands = [shlex.split(line.split("  #")[0]) for line in lines]
     return [command for command in commands if command and command[0] in ("agentloop", "python")]
 
 
@@ -68,9 +69,14 @@ def test_the_readmes_commands_run_in_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["bounds"])
     Path("few.py").write_text(FEW_ROWS)
-    copy, train, control, report, bounds, bounds_of_control, model, sft = readme(repo)
+    copy, train, control, report, bounds, bounds_of_control, pictures, call, model, sft = readme(repo)
     assert copy == ["agentloop", "recipes", "copy", "vision", "my-vision"]
     copy_recipe("vision", Path("my-vision"))
+
+    for command in ([sys.executable, *pictures[1:]], [sys.executable, "-m", *call]):
+        assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    (shown,) = Path("my-vision/shown").iterdir()
+    assert Image.open(shown).size == (56, 56)
 
     assert train[1] == "train" and sft[1] == "sft" and model[1] == "my-vision/model.py"
     few = ["stages.0.steps=1", "stages.1.steps=1", "stages.0.data=few.py:see", "stages.1.data=few.py:act"]
