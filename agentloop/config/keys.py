@@ -170,8 +170,14 @@ NEAR, FAR = 0.7, 0.6
 """Similarity of a key that is named, and of further ones that contain the same words."""
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """Return the fix for an unknown dotted key: the nearest key, also one of another section."""
+def keys_hint(model: type[BaseModel]) -> str:
+    """Return the fix of an error in a recipe: the command that prints its keys."""
+    return f"`{getattr(model, 'KEYS_COMMAND', 'agentloop config')}` prints every key with its meaning and default"
+
+
+def nearest(key: str, known: Sequence[str], otherwise: str) -> str:
+    """Return the fix for an unknown dotted key: the nearest key, also one of another section, or
+    `otherwise` if none is near."""
     if key in GONE:
         return GONE[key]
     section, _, last = key.rpartition(".")
@@ -201,7 +207,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
         wanted = SYNONYMS.get(last, last)
         close = [wanted] if wanted in lasts else difflib.get_close_matches(last, lasts, n=1, cutoff=0.6)
         matches = [k for k in known if k.rpartition(".")[2] in close][:1] or matches
-    return f"did you mean {_shown(matches[0], key)!r}?" if matches else "`agentloop config` prints all keys"
+    return f"did you mean {_shown(matches[0], key)!r}?" if matches else otherwise
 
 
 def _fits(pattern: str, section: str) -> bool:

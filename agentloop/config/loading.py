@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 import shutil
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from agentloop.config.keys import known_keys, put_text, written_texts
-from agentloop.config.messages import explain, value_fault
+from agentloop.config.keys import keys_hint, put_text, written_texts
+from agentloop.config.messages import describe_errors, origin_of, value_fault
 from agentloop.config.overrides import apply_override
 from agentloop.config.run import logger_sections
 from agentloop.errors import ConfigError
@@ -59,16 +59,20 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     folder = real_path(path).parent
     _expand(data)
     _anchor(data, folder)
+    given: dict[str, str] = {}
     for override in overrides:
-        apply_override(data, override, model, lambda key, value: _anchored(key, value, Path.cwd()))
+        key, shown = apply_override(data, override, model, lambda key, value: _anchored(key, value, Path.cwd()))
+        given.pop(key, None)
+        given[key] = shown
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(data), resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as exc:
+        source = origin_of(str(getattr(exc, "full_key", None) or ""), str(path), given)
         raise ConfigError(
-            f"{path}: {_interpolation_fault(exc)}", "define the interpolated key, or remove the interpolation"
+            f"{source}: {_interpolation_fault(exc)}", "define the interpolated key, or remove the interpolation"
         ) from exc
     assert isinstance(resolved, dict)
-    return validate(model, typing.cast("dict[str, Any]", resolved), source=str(path), folder=folder)
+    return validate(model, typing.cast("dict[str, Any]", resolved), source=str(path), folder=folder, overrides=given)
 
 
 def read_config(path: Path, model: type[BaseModel] | None = None) -> dict[str, Any]:
@@ -110,15 +114,17 @@ def validate(
     model: type[ConfigT],
     data: dict[str, Any],
     source: str,
-    hint: str = "`agentloop config` prints every key with its meaning and default",
+    hint: str | None = None,
     folder: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> ConfigT:
     """Validate plain data.
 
     Args:
         source: name of the data, for messages.
-        hint: the fix in the error.
+        hint: the fix in the error; None: the command that prints the keys of a recipe.
         folder: base of relative paths in rows; None: the working directory.
+        overrides: those in the data, as `describe_errors` takes them.
 
     Raises:
         ConfigError: lists every wrong key and the fix.
@@ -129,13 +135,8 @@ def validate(
     try:
         return model.model_validate(data, context={"folder": folder})
     except ValidationError as exc:
-        known = list(known_keys(model))
-        lines = list(dict.fromkeys(explain(error, known, model) for error in exc.errors(include_url=False)))
-        count = f"{len(lines)} errors" if len(lines) > 1 else "an error"
-        raise ConfigError(
-            f"{source} has {count}:\n" + "\n".join(f"  - {line}" for line in lines),
-            hint,
-        ) from exc
+        text = describe_errors(exc, model, source, overrides or {})
+        raise ConfigError(text, keys_hint(model) if hint is None else hint) from exc
 
 
 def resolve_override_path(value: str, base: Path, group: str | None = None) -> str:

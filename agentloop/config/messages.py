@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from agentloop.config.keys import fields_of, nearest, section_of
+from agentloop.config.keys import fields_of, known_keys, nearest, section_of
 from agentloop.text import HIDDEN, SECRET_KEY, clean, did_you_mean, hide_secrets
 
 LONGEST_SHOWN = 120
@@ -30,12 +30,54 @@ KINDS = {
 """Words for types of errors whose own text is about Python."""
 
 
+def describe_errors(exc: ValidationError, model: type[BaseModel], source: str, overrides: Mapping[str, str]) -> str:
+    """Return the text of an error of pydantic: what the wrong values are from, and a line for each.
+
+    Args:
+        source: name of the data, such as its file.
+        overrides: as `origin_of` takes them.
+    """
+    known = list(known_keys(model))
+    lines: dict[str, str] = {}
+    for error in exc.errors(include_url=False):
+        place = [str(part) for part in error["loc"]]
+        if error["type"] == "missing" and len(place) > 1:  # an override may have made the section
+            place.pop()
+        lines.setdefault(explain(error, known, model), origin_of(".".join(place), source, overrides))
+
+    count = f"has {len(lines)} errors" if len(lines) > 1 else "has an error"
+    origins = list(dict.fromkeys(lines.values()))
+    if len(origins) == 1:
+        return f"{origins[0]} {count}:\n" + "\n".join(f"  - {line}" for line in lines)
+    given = list(overrides.values())
+    shown = [f"{line}, in {origin}" if origin in given else line for line, origin in lines.items()]
+    head = (
+        f"overrides have {len(lines)} errors" if set(origins) <= set(given) else f"{source} with its overrides {count}"
+    )
+    return f"{head}:\n" + "\n".join(f"  - {line}" for line in shown)
+
+
+def origin_of(place: str, source: str, overrides: Mapping[str, str]) -> str:
+    """Return what a wrong value at a dotted key is from: an override, or `source`; both, if the key
+    is a section of which overrides have changed a part.
+
+    Args:
+        overrides: each override as messages name it, by its key, in the order in which they apply.
+    """
+    for key, shown in reversed(list(overrides.items())):
+        if f"{place}.".startswith(f"{key}."):
+            return shown
+    part = any(not place or key.startswith(f"{place}.") for key in overrides)
+    return f"{source} with its overrides" if part else source
+
+
 def explain(error: Any, known: Sequence[str], model: type[BaseModel]) -> str:
     """Return one line for an error of pydantic. Values of secret keys are not shown."""
     place = [str(part) for part in error["loc"] if part != "[key]"]
     key = clean(".".join(place), LONGEST_SHOWN)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(key, known)}"
+        fix = nearest(key, known, "")
+        return f"unknown key {key!r}{fix and f'; {fix}'}"
     if error["type"] == "missing":
         return f"key {key!r} is missing"
 

@@ -7,7 +7,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from agentloop.config.keys import annotation_at, is_list, is_text, item_of, known_keys, nearest, put_text, written_texts
+from agentloop.config.keys import (
+    annotation_at,
+    is_list,
+    is_text,
+    item_of,
+    keys_hint,
+    known_keys,
+    nearest,
+    put_text,
+    written_texts,
+)
+from agentloop.config.messages import value_fault
 from agentloop.config.run import logger_sections
 from agentloop.errors import ConfigError
 from agentloop.imports import compose, describe_yaml_error
@@ -19,15 +30,18 @@ Anchor = Callable[[str, Any], Any]
 NULLS = ("", "~", "null", "Null", "NULL")
 
 
-def apply_override(data: dict[str, Any], override: str, model: type[BaseModel], anchor: Anchor) -> None:
+def apply_override(data: dict[str, Any], override: str, model: type[BaseModel], anchor: Anchor) -> tuple[str, str]:
     """Set one `key=value` in the data of a recipe, in place.
 
     The value is YAML, but where the model holds text it is taken as it stands: `run.name=123`. A
     mapping is merged into the existing one; an index one above the last extends a list.
 
+    Returns:
+        Its key, and the override as messages name it.
+
     Raises:
-        ConfigError: it is not `key=value`, the key is unknown, or the value is not YAML. The value
-            of a secret is not shown.
+        ConfigError: it is not `key=value`, the key is unknown, or the value is not YAML or one that
+            no key takes. The value of a secret is not shown.
     """
     key, equals, raw = override.partition("=")
     key = key.strip().removeprefix("++").removeprefix("+")
@@ -38,14 +52,20 @@ def apply_override(data: dict[str, Any], override: str, model: type[BaseModel], 
     parts = key.split(".")
     if not all(parts) or annotation_at(model, parts) is None:
         # The value is not shown: a misspelt `rollout.tokn=..` holds a secret too.
-        raise ConfigError(f"unknown key {clean(key, 200)!r} in an override", nearest(key, list(known_keys(model))))
+        raise ConfigError(
+            f"unknown key {clean(key, 200)!r} in an override", nearest(key, list(known_keys(model)), keys_hint(model))
+        )
 
     value = _value(raw, parts, model, f"override {shown!r}")
+    fault = value_fault(value, key)
+    if fault is not None:
+        raise ConfigError(f"override {shown!r}: {fault}", "correct that value")
     if key == "reward" and isinstance(value, str):
         value = {"function": value}
     elif key == "loggers":
         value = logger_sections(value)
     _set(data, parts, anchor(".".join(parts), value), model, shown)
+    return ".".join(parts), f"override {shown!r}"
 
 
 def _value(raw: str, parts: Sequence[str], model: type[BaseModel], where: str) -> Any:

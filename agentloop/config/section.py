@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,6 +19,9 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    KEYS_COMMAND: ClassVar[str] = "agentloop config"
+    """Command that prints the keys of the recipe, for messages."""
 
     def plain(self) -> dict[str, Any]:
         """Return the values as JSON data without secrets: for files, the report and loggers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,6 +64,8 @@ class SftRunConfig(Section):
 
 class SftRecipe(Section):
     """`agentloop sft`: consecutive stages of supervised fine-tuning."""
+
+    KEYS_COMMAND: ClassVar[str] = "agentloop config --sft"
 
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights and the order of the rows")
     run: SftRunConfig = Field(default_factory=SftRunConfig)

@@ -16,6 +16,23 @@ MINIMAL = "run: {name: t, steps: 1}\nmodel: {path: ./model}\ndata: {train: ./row
 SFT = "model: {path: ./model}\nstages: [{name: a, data: ./rows.jsonl, steps: 1}]\n"
 
 
+WRONG = [
+    (["run.steps=two"], "override 'run.steps=two' has an error:\n  - run.steps: "),
+    (["seed=1", "run.name=my vision"], "override 'run.name=my vision' has an error:"),
+    (["trainer.algorithm.advantage=grop"], "did you mean 'grpo'?"),
+    (["trainer.algorithm={advantage: grop}"], "override 'trainer.algorithm={advantage: grop}' has an error:"),
+    (["rollout.token=[1]"], "override 'rollout.token=(hidden)' has an error:"),
+    (["run.steps=two", "run.name=a b"], "overrides have 2 errors:\n  - run.name: "),
+    (["run.steps=two", "run.name=a b"], ", in override 'run.steps=two'"),
+    (["run.steps=null"], "recipe.yaml with its overrides has an error:\n  - run: set run.steps or run.epochs"),
+    (["trace.otlp.timeout_s=3"], "recipe.yaml with its overrides has an error:\n  - key 'trace.otlp.endpoint'"),
+    (["run.steps=${x}"], "override 'run.steps=${x}': run.steps: Interpolation key"),
+    (["run.name=a\0b"], "': run.name has a NUL character"),
+    (["seed=99999999999999999999"], "override 'seed=99999999999999999999': seed is an integer of more than 64 bits"),
+]
+"""Overrides with a wrong value, and what the message has."""
+
+
 @pytest.fixture
 def load(tmp_path: Path) -> Any:
     def load(*overrides: str, text: str = MINIMAL, model: Any = Recipe) -> Any:
@@ -207,3 +224,40 @@ def test_a_recipe_of_the_other_kind_says_so(load: Any) -> None:
         load(text=SFT)
     with pytest.raises(ConfigError, match="recipe of `agentloop train`"):
         load(text=MINIMAL, model=SftRecipe)
+
+
+@pytest.mark.parametrize(("overrides", "says"), WRONG)
+def test_a_wrong_value_of_an_override_is_not_blamed_on_the_file(load: Any, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides)
+    assert says in str(caught.value)
+    assert ("recipe.yaml" in str(caught.value)) == ("recipe.yaml" in says)
+
+
+def test_wrong_values_of_the_file_and_of_an_override_are_told_apart(load: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("run.steps=two", text=MINIMAL + "seed: x\n")
+    head, first, second, _ = str(caught.value).splitlines()
+    assert head.endswith("recipe.yaml with its overrides has 2 errors:")
+    assert first.startswith("  - seed: ") and "override" not in first
+    assert second.startswith("  - run.steps: ") and second.endswith(", in override 'run.steps=two'")
+
+    with pytest.raises(ConfigError, match=r"recipe.yaml has an error:\n  - seed"):
+        load("run.steps=2", text=MINIMAL + "seed: x\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "text", "model", "command"),
+    [
+        ("seed=x", MINIMAL, Recipe, "agentloop config"),
+        ("seed=x", SFT, SftRecipe, "agentloop config --sft"),
+        ("nothing_like_it_at_all=3", SFT, SftRecipe, "agentloop config --sft"),
+        ("stages.1.steps=3", SFT, SftRecipe, "agentloop config --sft"),
+    ],
+)
+def test_the_command_that_prints_the_keys_is_that_of_the_recipes_kind(
+    load: Any, override: str, text: str, model: Any, command: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(override, text=text, model=model)
+    assert str(caught.value).endswith(f"fix: `{command}` prints every key with its meaning and default")
