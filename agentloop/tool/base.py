@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from agentloop.types import Task, ToolResult
+
+TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
+"""Names that every call format can write and read: one word."""
 
 
 class Tool(ABC):

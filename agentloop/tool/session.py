@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import reprlib
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
@@ -13,8 +14,9 @@ from agentloop.errors import RewardError, ToolConfigError, ToolError, ToolUnavai
 from agentloop.faults import Fault
 from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
+from agentloop.text import clean
 from agentloop.tool.arguments import read_arguments
-from agentloop.tool.base import Tool
+from agentloop.tool.base import TOOL_NAME, Tool
 from agentloop.tool.row_kwargs import check_row_kwargs
 from agentloop.tool.secrets import hide
 from agentloop.trace.spans import span
@@ -36,6 +38,12 @@ class Toolset:
     def __init__(self, tools: Iterable[Tool] = ()) -> None:
         self.tools: dict[str, Tool] = {}
         for tool in tools:
+            if not TOOL_NAME.fullmatch(tool.name):
+                word = re.sub(r"[^\w.:/-]+", "_", tool.name.strip())[:64]
+                raise ToolConfigError(
+                    f"{_origin(tool)}: no model can call a tool by the name {clean(repr(tool.name), 200)}",
+                    f"write a word such as {word or 'find'!r}: letters, digits, _, -, ., : and /, at most 128 of them",
+                )
             other = self.tools.get(tool.name)
             if other is not None:
                 raise ToolConfigError(

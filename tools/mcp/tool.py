@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import re
 import threading
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import Any
 
 from agentloop.errors import ToolConfigError, ToolError
 from agentloop.text import did_you_mean
-from agentloop.tool.base import Tool, ToolSource
+from agentloop.tool.base import TOOL_NAME, Tool, ToolSource
 from agentloop.tool.schema import read_schema
 from agentloop.tool.secrets import hide
 from agentloop.types import Task, ToolResult
 from tools.mcp.settings import ServerSettings, read_settings
-
-NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-"""Names that every call format can write."""
 
 WRONG_CALL = (-32602, -32601)
 """Codes of JSON-RPC that blame the call: wrong arguments, an unknown tool."""
@@ -87,7 +83,7 @@ class McpTools(ToolSource):
             raise ToolConfigError(f"{self.where}: {hide(exc.message, settings.secrets)}", hint) from None
         found = []
         for tool in listed:
-            if not NAME.fullmatch(tool.name):
+            if not TOOL_NAME.fullmatch(tool.name):
                 if settings.tools is not None and tool.name not in settings.tools:
                     continue
                 raise ToolConfigError(

@@ -55,6 +55,14 @@ def add(a: int, b: int = 2) -> int:
             f"{{class_name: tools.calculator.Calculator, {SCHEMA}}}]",
             r"two tools are named 'x': tools.calculator.Calculator \(tool 1 .*\) and .* \(tool 2 of ",
         ),
+        (
+            f"tools: [{{class_name: tools.calculator.Calculator, {SCHEMA.replace('name: x', 'name: my add')}}}]",
+            r"Calculator \(tool 1 of .*\): no model can call a tool by the name 'my add'(.|\n)*such as 'my_add'",
+        ),
+        (
+            f"tools: [{{class_name: http, config: {{url: 'http://h'}}, {SCHEMA.replace('name: x', 'name: a$b')}}}]",
+            r"http \(tool 1 of .*\): no model can call a tool by the name 'a.b'",
+        ),
     ],
 )
 def test_a_wrong_tool_yaml_is_named(tmp_path: Path, text: str, says: str) -> None:
