@@ -3,8 +3,8 @@
 A tool YAML is shared and copied; a key of a service is not. `${oc.env:NAME}` in the `config` of an
 entry stands for an environment variable, as in a recipe. What it stands for is a secret if it is
 below `headers` or `env`, or if its key or its variable is named like one. Results and errors of the
-tool show `(hidden)` in its place, whoever wrote it there: a server that repeats its environment
-tells the model, and the trace, nothing.
+tool show `(hidden)` in its place, whoever wrote it there and however it is spelled
+(`spellings.py`): a server that repeats its environment tells the model, and the trace, nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from typing import Any
 
 from agentloop.errors import ToolConfigError
 from agentloop.text import HIDDEN, SECRET_KEY
-
-SHORTEST = 6
-"""Characters of the shortest value that is hidden: shorter ones occur in any text."""
+from agentloop.tool.spellings import SHORTEST, spellings_of
 
 LONG_WORD = 10
 """Characters of a word of a secret that is hidden by itself: the token of `Bearer TOKEN`, and not
@@ -64,10 +62,12 @@ def resolved(config: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple[
 
 
 def hide(text: str, secrets: Sequence[str]) -> str:
-    """Return a text in which the secrets are `(hidden)`; the longest are replaced first."""
-    for secret in secrets:
-        if secret in text:
-            text = text.replace(secret, HIDDEN)
+    """Return a text in which the secrets are `(hidden)`, in each of their spellings.
+
+    The longest are replaced first.
+    """
+    for spelling in spellings_of(tuple(secrets)):
+        text = spelling.replaced(text, HIDDEN)
     return text
 
 

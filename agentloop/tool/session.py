@@ -232,7 +232,7 @@ def _checked(tool: Tool, result: Any) -> ToolResult:
 
 
 def _hidden(tool: Tool, result: ToolResult) -> ToolResult:
-    if not any(secret in text for secret in tool.secrets for text in (result.text, result.error or "")):
+    if not tool.secrets:
         return result
     error = None if result.error is None else hide(result.error, tool.secrets)
     return replace(result, text=hide(result.text, tool.secrets), error=error)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
 from agentloop.errors import ToolConfigError, ToolError
 from agentloop.tool.loading import load_toolset
-from agentloop.tool.secrets import resolved
+from agentloop.tool.secrets import hide, resolved
 from agentloop.types import Task, ToolCall
 
 TOOL = """
@@ -75,3 +82,54 @@ def test_an_error_of_the_config_hides_it(folder: Path, monkeypatch: pytest.Monke
     with pytest.raises(ToolConfigError) as caught:
         load_toolset(folder / "tools.yaml")
     assert "s3cret" not in str(caught.value) and "(hidden)" in str(caught.value)
+
+
+def _json_twice(secret: str) -> str:
+    return json.dumps(json.dumps({"t": secret}))
+
+
+SPELLINGS: list[Callable[[str], str]] = [
+    lambda secret: secret,
+    lambda secret: json.dumps({"t": secret}),
+    lambda secret: json.dumps({"t": secret}, ensure_ascii=False),
+    lambda secret: json.dumps(secret).replace("/", "\\/"),
+    _json_twice,
+    lambda secret: f"http://h/x?api_key={quote(secret)}&b=1",
+    lambda secret: f"http://h/x?api_key={quote(secret, safe='')}&b=1",
+    lambda secret: f"http://h/x?api_key={quote(quote(secret, safe=''))}&b=1",
+    lambda secret: re.sub("%..", lambda found: found[0].lower(), quote_plus(secret)),
+    html.escape,
+    repr,
+    lambda secret: base64.b64encode(secret.encode()).decode(),
+    lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),
+    *(
+        lambda secret, user=user: "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()
+        for user in ("a", "bo", "eve")
+    ),
+    lambda secret: base64.b64encode(f"x{secret} and more".encode()).decode(),
+]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS)
+@pytest.mark.parametrize("secret", ["s3cret-value", 'tok/en+"x"=&<\\é \n🙂z', "p@ss word", "it's '''", "#!$%/?&"])
+def test_a_secret_is_hidden_in_every_spelling(secret: str, spelled: Callable[[str], str]) -> None:
+    written = spelled(secret)
+    shown = hide(f"before {written} after", [secret])
+    assert "(hidden)" in shown and shown.startswith("before ") and shown.endswith(" after")
+    for part in re.findall(r"[\w+/-]{8,}", written):
+        assert part in ("api_key",) or part not in shown, shown
+
+
+def test_the_password_of_a_basic_header_is_hidden_in_plain_text_too() -> None:
+    basic = base64.b64encode(b"admin:correct-horse").decode()
+    text = f"admin:correct-horse, correct-horse, {basic}, admin"
+    assert hide(text, [f"Basic {basic}", basic]) == "(hidden), (hidden), (hidden), admin"
+
+
+def test_hiding_takes_time_by_the_length_of_the_text_only() -> None:
+    secrets = ['a"' * 200, "\\" * 300, "s3cret-value", "%25" * 50]
+    for text in ("\\" * 100_000, "a" * 1_000_000, "%25" * 300_000, 'a\\"' * 200_000, "ab/" * 300_000):
+        hide("warm", secrets)
+        begin = time.process_time()
+        hide(text, secrets)
+        assert time.process_time() - begin < 2
