@@ -1,8 +1,9 @@
-"""Values of the environment in a tool YAML: resolved for the tool, hidden from everybody else.
+"""Secrets of a tool YAML: resolved for the tool, hidden from everybody else.
 
 A tool YAML is shared and copied; a key of a service is not. `${oc.env:NAME}` in the `config` of an
 entry stands for an environment variable, as in a recipe. What it stands for is a secret if it is
-below `headers` or `env`, or if its key or its variable is named like one. Results and errors of the
+below `headers` or `env`, or if its key or its variable is named like one. So is what stands there
+in the file itself, but for ordinary values (`ordinary.py`). Results and errors of the
 tool show `(hidden)` in its place, whoever wrote it there and however it is spelled
 (`spellings.py`): a server that repeats its environment tells the model, and the trace, nothing.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from agentloop.errors import ToolConfigError
 from agentloop.text import HIDDEN, SECRET_KEY
+from agentloop.tool.ordinary import is_ordinary
 from agentloop.tool.spellings import SHORTEST, spellings_of
 
 LONG_WORD = 10
@@ -25,6 +27,9 @@ LONG_WORD = 10
 _VARIABLE = re.compile(r"\$\{\s*oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
 _SECRET_NAME = re.compile(r"token|password|secret|key|credential|auth", re.IGNORECASE)
 _PRIVATE = ("headers", "env")
+_DEFAULT = re.compile(r"\$\{\s*oc\.env:\s*[A-Za-z_][A-Za-z0-9_]*\s*,\s*['\"]?([^}'\"]*)")
+_TOKEN_VARIABLE = re.compile(r"(?:^|_)token_env$")
+"""Keys that name the variable of a token, `token_env`."""
 
 
 def resolved(config: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -74,12 +79,20 @@ def hide(text: str, secrets: Sequence[str]) -> str:
 def _secrets(written: Sequence[tuple[tuple[str, ...], str]]) -> tuple[str, ...]:
     found: set[str] = set()
     for place, text in written:
-        private = any(key in _PRIVATE for key in place)
-        if SECRET_KEY.search(place[-1] if place else "") and "${" not in text:
-            found.update((text, *(word for word in text.split() if len(word) >= LONG_WORD)))
+        key = place[-1] if place else ""
+        private = any(each in _PRIVATE for each in place[:-1])
+        named = SECRET_KEY.search(key) is not None or (private and _SECRET_NAME.search(key) is not None)
+        # What stands in the file: the text, or what is taken where a variable is not set.
+        literals = _DEFAULT.findall(text) if "${" in text else [text]
+        for literal in literals:
+            if named or (private and not is_ordinary(key, literal)):
+                words = [word for word in literal.split() if len(word) >= LONG_WORD]
+                found.update((literal, *(word for word in words if named or not is_ordinary(key, word))))
         for name in _VARIABLE.findall(text):
             if private or _SECRET_NAME.search(name) or SECRET_KEY.search(".".join(place)):
                 found.add(os.environ.get(name, ""))
+        if _TOKEN_VARIABLE.search(key):
+            found.add(os.environ.get(text, ""))
     return tuple(sorted((each for each in found if len(each) >= SHORTEST), key=len, reverse=True))
 
 

@@ -53,6 +53,58 @@ def test_a_value_that_stands_in_the_file_is_a_secret_by_its_key(key: str) -> Non
     assert resolved(config, "tool 1") == (config, ("s3cret-value",))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("headers", "X-Key", "sk-Topsecret-4711"),
+        ("headers", "X-Key", "hunterhunter"),
+        ("headers", "Cookie", "session=0a1b2c3d4e"),
+        ("headers", "X-Team", "plainsecret99"),
+        ("env", "K", "plainsecret99"),
+        ("env", "DATABASE", "postgres://me:hunter2@db/x"),
+        ("env", "HOOK", "https://hooks.example.com/services/T0001/B0002/XyZ12345678"),
+        ("env", "K", "correct horse battery staple-9"),
+        ("env", "PIN", "123456789012"),
+        ("env", "K", "qWeRtYuIoP"),
+        ("env", "K", "/9j4AAQSkZJRgABAQ=="),
+        ("env", "K", "${oc.env:NOT_SET_HERE,plainsecret99}"),
+        ("env", "MY_PASSWORD", "${oc.env:NOT_SET_HERE,warning}"),
+    ],
+)
+def test_a_literal_below_headers_or_env_is_a_secret(part: str, key: str, value: str) -> None:
+    _, secrets = resolved({part: {key: value}}, "tool 1")
+    literal = value.rpartition(",")[2].rstrip("}")
+    assert literal in secrets
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("headers", "Content-Type", "application/vnd.api+json; charset=utf-8"),
+        ("headers", "X-Accept", "application/json, text/*"),
+        ("headers", "User-Agent", "agent-7/1.0"),
+        ("headers", "X-Team", "platform"),
+        ("headers", "X-Version", "2025-03-26"),
+        ("env", "LOG_LEVEL", "WARNING"),
+        ("env", "TZ", "Europe/Berlin"),
+        ("env", "MODE", "development"),
+        ("env", "DEBUG", "true"),
+        ("env", "LC_X", "en_US.UTF-8"),
+        ("env", "DATA", "/data/my_files/v2/db.sqlite"),
+        ("env", "BASE", "https://api.example.com/v1"),
+        ("env", "ADDRESS", "127.0.0.1:8080"),
+        ("env", "LIMIT", "1000000"),
+    ],
+)
+def test_ordinary_values_are_not_hidden(part: str, key: str, value: str) -> None:
+    assert resolved({part: {key: value}}, "tool 1")[1] == ()
+
+
+def test_the_token_that_token_env_names_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE", "s3cret-value")
+    assert resolved({"token_env": "MY_SERVICE"}, "tool 1")[1] == ("s3cret-value",)
+
+
 async def test_no_answer_and_no_error_shows_a_secret(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE", "s3cret-value")
     toolset = load_toolset(folder / "tools.yaml")
