@@ -84,15 +84,13 @@ def read_arguments(schema: dict[str, Any], arguments: dict[str, Any]) -> ReadArg
 
     values, converted = {}, 0
     for key, value in arguments.items():
-        if key not in properties:
-            if not _takes_more(parameters):
-                known = f"its arguments are: {', '.join(properties)}" if properties else "it takes no arguments"
-                return ReadArguments(arguments, fault=f"{name} has no argument {key!r}; {known}")
-            values[key] = value
-            continue
+        given = properties[key] if key in properties else _further(parameters, key)
+        if key not in properties and not _takes_more(parameters):
+            known = f"its arguments are: {', '.join(properties)}" if properties else "it takes no arguments"
+            return ReadArguments(arguments, fault=f"{name} has no argument {key!r}; {known}")
         reading = _Reading(root)
         try:
-            values[key] = reading.read(properties[key], value, 0)
+            values[key] = reading.read(given, value, 0)
         except _Misfit as exc:
             return ReadArguments(arguments, fault=f"the argument {key + exc.place!r} of {name} {exc.reason}")
         converted += reading.converted
@@ -163,13 +161,18 @@ class _Reading:
         """Read the items of a list, or the properties of an object."""
         if isinstance(value, list) and isinstance(schema.get("items"), dict):
             return [self._at(f"[{place}]", schema["items"], item, depth) for place, item in enumerate(value)]
-        properties = schema.get("properties")
-        if isinstance(value, dict) and isinstance(properties, dict):
+        if isinstance(value, dict):
+            properties = schema.get("properties")
+            properties = properties if isinstance(properties, dict) else {}
             missing = [key for key in _names(schema.get("required")) if key not in value]
             if missing:
                 raise _Misfit(f"needs {missing[0]!r}")
+            unknown = [key for key in value if key not in properties and _further(schema, key) is False]
+            if unknown:
+                known = f"; it takes: {', '.join(properties)}" if properties else ""
+                raise _Misfit(f"has no {unknown[0]!r}{known}")
             return {
-                key: self._at(f".{key}", properties[key], item, depth) if key in properties else item
+                key: self._at(f".{key}", properties[key] if key in properties else _further(schema, key), item, depth)
                 for key, item in value.items()
             }
         return value
@@ -290,6 +293,18 @@ def find_reference(root: Mapping[str, Any], reference: str) -> Any:
         else:
             return None
     return node
+
+
+def _further(schema: Mapping[str, Any], key: str) -> Any:
+    """Return the schema of a value that is not among the properties; false: there must be none."""
+    patterns = schema.get("patternProperties")
+    for pattern, each in patterns.items() if isinstance(patterns, Mapping) else ():
+        try:
+            if re.search(pattern, key):
+                return each
+        except (re.error, TypeError):  # other dialects of patterns; it may fit
+            return {}
+    return schema.get("additionalProperties", {})
 
 
 def _takes_more(parameters: Mapping[str, Any]) -> bool:

@@ -24,6 +24,9 @@ PARAMETERS: dict[str, Any] = {
         "tree": {"$ref": "#/$defs/node"},
         "fixed": {"const": 7},
         "any": {},
+        "names": {"type": "object", "additionalProperties": {"type": "number"}},
+        "by": {"type": "array", "items": {"type": "object", "patternProperties": {"^n_": {"type": "integer"}}}},
+        "closed": {"type": "object", "properties": {"x": {"type": "integer"}}, "additionalProperties": False},
     },
     "$defs": {
         "point": POINT,
@@ -69,6 +72,10 @@ def schema(**properties: Any) -> dict[str, Any]:
         ({"many": ["1", '"2"']}, {"many": [1, 2]}, 2),
         ({"at": '"{\\"x\\": 4}"'}, {"at": {"x": 4}}, 1),
         ({"at": '{"x": "\\"4\\""}'}, {"at": {"x": 4}}, 2),
+        ({"names": {"a": "1.5", "b": 2}}, {"names": {"a": 1.5, "b": 2}}, 1),
+        ({"names": '{"a": "1"}'}, {"names": {"a": 1}}, 2),
+        ({"by": [{"n_a": "3", "b": "3"}]}, {"by": [{"n_a": 3, "b": "3"}]}, 1),
+        ({"closed": {"x": "1"}}, {"closed": {"x": 1}}, 1),
         ({"text": '"quoted"'}, {"text": '"quoted"'}, 0),
     ],
 )
@@ -98,6 +105,10 @@ def test_text_becomes_what_the_schema_takes(given: dict[str, Any], meant: dict[s
         ({"many": ["a"]}, "the argument 'many[0]' of f has to be of type integer"),
         ({"at": {"y": 1}}, "the argument 'at' of f needs 'x'"),
         ({"at": {"x": "?"}}, "the argument 'at.x' of f has to be of type integer"),
+        ({"names": {"a": "x"}}, "the argument 'names.a' of f has to be of type number"),
+        ({"names": {"a": [1]}}, "the argument 'names.a' of f has to be of type number"),
+        ({"by": [{"n_a": "x"}]}, "the argument 'by[0].n_a' of f has to be of type integer"),
+        ({"closed": {"y": 1}}, "the argument 'closed' of f has no 'y'; it takes: x"),
         ({"maybe": "x"}, "has to be of type integer or null"),
         ({"level": True}, "has to be one of [1, 2, 3]"),
         ({"level": "4"}, "has to be one of"),
@@ -152,7 +163,9 @@ def test_the_root_of_a_schema_may_be_a_reference() -> None:
 
 
 def test_arguments_that_are_not_listed_are_allowed_where_the_schema_says_so() -> None:
-    for more in (True, {}, {"type": "string"}):
+    for more in (True, {}, {"type": "integer"}):
         found = {"function": {"name": "f", "parameters": {"properties": {}, "additionalProperties": more}}}
         assert read_arguments(found, {"z": 1}).values == {"z": 1}
+    assert read_arguments(found, {"z": "1"}).values == {"z": 1}
+    assert read_arguments(found, {"z": "one"}).fault == "the argument 'z' of f has to be of type integer"
     assert read_arguments({"function": {"name": "f"}}, {"z": 1}).fault == "f has no argument 'z'; it takes no arguments"
