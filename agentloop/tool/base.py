@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,10 @@ from agentloop.types import Task, ToolResult
 
 TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
 """Names that every call format can write and read: one word."""
+
+COPIED_COLUMNS = ("ground_truth", "question", "data_source")
+"""Columns that data sets of other frameworks repeat in the `create_kwargs` of any tool. A tool that
+does not need them takes them without effect."""
 
 
 class Tool(ABC):
@@ -28,6 +32,9 @@ class Tool(ABC):
             fault.
         origin: the entry of the tool YAML that it comes from; None: it was made in Python.
         secrets: values from its entry of the YAML that no result and no error may show.
+        takes_from_row: by method, names of the arguments that a method with `**kwargs` takes from a
+            row (`extra_info.tools_kwargs`), beside those of its signature; a method that is not
+            there takes none. None: whatever the signatures allow.
         service: URL of the server behind it, without credentials; None: it needs none. `agentloop
             check` tries to connect to it.
     """
@@ -36,6 +43,7 @@ class Tool(ABC):
     own_time_limit: ClassVar[bool] = False
     origin: str | None = None
     secrets: tuple[str, ...] = ()
+    takes_from_row: Mapping[str, Collection[str]] | None = None
     service: str | None = None
 
     def __init__(self, config: dict[str, Any], schema: dict[str, Any]) -> None:

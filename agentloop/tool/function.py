@@ -15,7 +15,7 @@ from agentloop.registry import TOOLS
 from agentloop.runtime.isolation import Caller, close, isolate
 from agentloop.runtime.processes import ProcessWorkers
 from agentloop.text import did_you_mean
-from agentloop.tool.base import Tool
+from agentloop.tool.base import COPIED_COLUMNS, Tool
 from agentloop.types import ToolResult, result_text
 
 DOCSTRING = (
@@ -53,6 +53,8 @@ class FunctionTool(Tool):
         folder: Path = Path(),
     ) -> None:
         super().__init__(dict(config or {}), function_schema(function))
+        arguments = self.schema["function"].get("parameters", {}).get("properties", {})
+        self.takes_from_row = {"open": COPIED_COLUMNS, "execute": tuple(arguments)}
         unknown = [key for key in self.config if key not in (*ISOLATION_KEYS, "type")]
         if unknown:
             raise ToolConfigError(

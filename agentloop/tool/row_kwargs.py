@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from agentloop.errors import DataError
+from agentloop.text import did_you_mean
 from agentloop.tool.base import Tool
-from agentloop.tool.function import FunctionTool
 from agentloop.types import TOOL_KWARGS, Task
 
 _METHODS = dict(zip(TOOL_KWARGS, ("open", "execute", "reward", "close"), strict=True))
@@ -55,24 +55,36 @@ def check_tool_kwargs(tool: Tool, by_kind: Mapping[str, Mapping[str, Any]], plac
         method = _METHODS.get(kind)
         if method is not None and (fault := _fault(tool, method, kwargs)):
             raise DataError(
-                f"{place}{kind}: {type(tool).__name__}.{method}() {fault}", f"{fix}, or the arguments of {method}()"
+                f"{place}{kind}: {type(tool).__name__}.{method}() {fault[0]}",
+                fault[1] or f"{fix}, or the arguments of {method}()",
             )
 
 
-def _fault(tool: Tool, method: str, kwargs: Mapping[str, Any]) -> str | None:
-    """Return why a method cannot be called with these keyword arguments; None: it can be."""
-    if isinstance(tool, FunctionTool) and method == "execute":
-        known = tool.schema["function"].get("parameters", {}).get("properties", {})
-        unknown = [name for name in kwargs if name not in known]
-        return f"got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(known)}" if unknown else None
+def _fault(tool: Tool, method: str, kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return why a method cannot be called with these arguments, and a fix; None: it can be."""
     signature = _signature(tool, method)
     if signature is None:
         return None
     try:
         signature.bind(*[None] * _POSITIONAL[method], **kwargs)
     except TypeError as exc:
-        return f"{exc}; it takes {signature}"
-    return None
+        return f"{exc}; it takes {signature}", ""
+    if tool.takes_from_row is None or _overridden(tool, method):
+        return None
+    named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    known = [*(each.name for each in named[_POSITIONAL[method] :]), *tool.takes_from_row.get(method, ())]
+    unknown = [name for name in kwargs if name not in known]
+    if not unknown:
+        return None
+    takes = f"it takes {', '.join(dict.fromkeys(known))}" if known else "it takes none"
+    return f"got an unexpected keyword argument {unknown[0]!r}; {takes}", did_you_mean(unknown[0], known, "")
+
+
+def _overridden(tool: Tool, method: str) -> bool:
+    """Whether a subclass has a method of its own, which `takes_from_row` of its base leaves out."""
+    own = [method in vars(kind) for kind in type(tool).__mro__].index(True)
+    said = ["takes_from_row" in vars(kind) for kind in type(tool).__mro__].index(True)
+    return "takes_from_row" not in vars(tool) and own < said
 
 
 @lru_cache(maxsize=256)

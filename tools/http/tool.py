@@ -9,7 +9,7 @@ import orjson
 
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError
 from agentloop.text import did_you_mean
-from agentloop.tool.base import Tool
+from agentloop.tool.base import COPIED_COLUMNS, Tool
 from agentloop.types import Task, ToolResult, result_text
 from tools.http.options import Options
 from tools.http.rate_limit import RateLimit
@@ -68,6 +68,8 @@ class HttpTool(Tool):
             name: each["default"] for name, each in properties.items() if isinstance(each, dict) and "default" in each
         }
         self._place_arguments(options, list(properties))
+        row = config.get("from_row") or ()
+        self.takes_from_row = {"open": COPIED_COLUMNS, "execute": (*row, *properties)}
         workers = options.whole("num_workers", 32, 1, 65_536)
         self._client = ServiceClient(
             self.name,

@@ -11,7 +11,7 @@ from agentloop.chat.images import images_of
 from agentloop.errors import ToolConfigError
 from agentloop.images import ImageFile, encoded, open_image, read_image
 from agentloop.text import did_you_mean
-from agentloop.tool.base import Tool
+from agentloop.tool.base import COPIED_COLUMNS, Tool
 from agentloop.types import Task, ToolResult
 from tools.image.boxes import COORDINATES
 
@@ -68,6 +68,7 @@ class ImageTool(Tool):
         ToolConfigError: the config has an unknown key or a wrong value.
     """
 
+    takes_from_row: ClassVar[dict[str, tuple[str, ...]]] = {"open": (*COPIED_COLUMNS, "image", "images")}
     KEYS: ClassVar[Mapping[str, int]] = {"max_side": MAX_SIDE}
     """Keys of `config` that are numbers of pixels, with their defaults."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from agentloop.errors import ToolConfigError, ToolError
 from agentloop.text import did_you_mean
-from agentloop.tool.base import TOOL_NAME, Tool, ToolSource
+from agentloop.tool.base import COPIED_COLUMNS, TOOL_NAME, Tool, ToolSource
 from agentloop.tool.schema import read_schema
 from agentloop.tool.secrets import hide
 from agentloop.types import Task, ToolResult
@@ -113,6 +113,9 @@ class McpTool(Tool):
         self._server = server
         self.remote_name = remote_name
         self.secrets = server.settings.secrets
+        parameters = schema["function"].get("parameters") or {}
+        if not parameters.get("additionalProperties") and "$ref" not in parameters:
+            self.takes_from_row = {"open": COPIED_COLUMNS, "execute": tuple(parameters.get("properties") or ())}
 
     @property
     def state_key(self) -> Hashable:

@@ -11,6 +11,11 @@ from agentloop.tool.base import Tool
 from agentloop.tool.function import FunctionTool
 from agentloop.tool.session import Toolset
 from agentloop.types import Task, ToolCall, ToolResult
+from tools.calculator import Calculator
+from tools.code import CodeInterpreter
+from tools.http import HttpTool
+from tools.image import ImageZoomIn
+from tools.search import SearchTool
 
 
 class Weather(Tool):
@@ -32,6 +37,59 @@ def add(a: int, b: int = 2) -> int:
         b: the second
     """
     return a + b
+
+
+def made(kind: type[Tool], config: dict[str, Any], name: str, *arguments: str) -> Tool:
+    parameters = {"type": "object", "properties": {each: {"type": "string"} for each in arguments}}
+    return kind(config, {"type": "function", "function": {"name": name, "parameters": parameters}})
+
+
+BUILT_IN = Toolset(
+    [
+        made(SearchTool, {"retrieval_service_url": "http://h/retrieve"}, "search", "query"),
+        made(CodeInterpreter, {"sandbox_url": "http://h"}, "code", "code"),
+        made(HttpTool, {"url": "http://h", "from_row": ["user"]}, "http", "city"),
+        made(Calculator, {}, "calculator", "expression"),
+        made(ImageZoomIn, {}, "zoom", "box"),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"search": {"execute_kwargs": {"top_k": 2}}}, "'top_k'; it takes topk\n  fix: did you mean 'topk'?"),
+        ({"search": {"create_kwargs": {"topk": 2}}}, "SearchTool.open() got an unexpected keyword argument 'topk'"),
+        ({"code": {"create_kwargs": {"fils": {}}}}, "fix: did you mean 'files'?"),
+        ({"code": {"release_kwargs": {"x": 1}}}, "CodeInterpreter.close() got an unexpected keyword argument 'x'; it"),
+        ({"http": {"execute_kwargs": {"cout": 9}}}, "'cout'; it takes user, city"),
+        ({"calculator": {"execute_kwargs": {"x": 9}}}, "Calculator.execute() got an unexpected keyword argument 'x'"),
+        ({"zoom": {"create_kwargs": {"min_side": 9}}}, "ImageZoomIn.open() got an unexpected keyword argument 'min"),
+    ],
+)
+def test_arguments_that_a_built_in_tool_does_not_take_are_refused(kwargs: Any, says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        BUILT_IN.check(task(kwargs), "row 1")
+    assert says in str(caught.value)
+
+
+def test_arguments_of_built_in_tools_and_columns_that_rows_of_other_frameworks_repeat_are_accepted() -> None:
+    copied = {"create_kwargs": {"ground_truth": "x", "question": "q", "data_source": "d"}}
+    BUILT_IN.check(task(dict.fromkeys(BUILT_IN.tools, copied)), "row 1")
+    BUILT_IN.check(task({"search": {"execute_kwargs": {"topk": 2}}, "code": {"create_kwargs": {"files": {}}}}), "row 1")
+    BUILT_IN.check(task({"http": {"execute_kwargs": {"user": 2, "city": "Rome"}}}), "row 1")
+    BUILT_IN.check(task({"zoom": {"create_kwargs": {"image": "a.png"}}}), "row 1")
+
+
+def test_a_subclass_of_a_built_in_tool_takes_what_its_own_methods_take() -> None:
+    class Mine(Calculator):
+        async def open(self, task: Task, **create_kwargs: Any) -> Any:
+            return create_kwargs
+
+    tools = Toolset([made(Mine, {}, "mine", "expression")])
+    tools.check(task({"mine": {"create_kwargs": {"limit": 3}}}), "row 1")
+    with pytest.raises(DataError, match=r"Mine.execute\(\) got an unexpected"):
+        tools.check(task({"mine": {"execute_kwargs": {"limit": 3}}}), "row 1")
 
 
 TOOLS = Toolset([Weather(), FunctionTool(add)])

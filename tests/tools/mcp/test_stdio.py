@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentloop.errors import ToolConfigError, ToolError
+from agentloop.errors import DataError, ToolConfigError, ToolError
 from agentloop.images import ImageFile
 from agentloop.trace.spans import Recorder
+from agentloop.types import Task
 from tests.tools.mcp.support import RAW, SERVER, Load, call, session_of
 from tools.mcp import connection
 from tools.mcp.places import Places
@@ -215,3 +216,11 @@ def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
         run.kill()
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
+
+
+def test_a_rows_argument_that_the_servers_tool_does_not_take_is_refused(load: Load) -> None:
+    toolset = load(raw="plain")
+    with pytest.raises(DataError, match=r"act.execute_kwargs: McpTool.execute\(\) got an unexpected .*'cout'"):
+        toolset.check(
+            Task("0", "a", [], extra_info={"tools_kwargs": {"act": {"execute_kwargs": {"cout": 9}}}}), "row 1"
+        )
