@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 
@@ -147,14 +148,18 @@ class ExportError(InfrastructureError):
 
     Args:
         final: sending the same spans again cannot help.
+        unreachable: no connection was made, so that the spans are not the cause.
     """
 
-    def __init__(self, message: str, hint: str | None = None, final: bool = False) -> None:
+    def __init__(
+        self, message: str, hint: str | None = None, final: bool = False, *, unreachable: bool = False
+    ) -> None:
         super().__init__(message, hint)
         self.final = final
+        self.unreachable = unreachable
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.hint, self.final)
+        return partial(type(self), unreachable=self.unreachable), (self.message, self.hint, self.final)
 
 
 class DiskError(InfrastructureError):

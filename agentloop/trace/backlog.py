@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +56,9 @@ class Backlog:
         everything: ignore the sampling of the destination's section.
         again: ignore what is noted as sent: the destination lost what it had confirmed.
         warn: called with a text when another process holds the destination for too long.
+
+    Attributes:
+        arrived: episodes that were sent and confirmed.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Backlog:
         self._again = again
         self._warn = warn
         self._unnoted: dict[str, Entry] = {}  # arrived, but the record could not be written
+        self.arrived = 0
         self._beside = ""  # who held the destination for so long that it is not waited for again
 
     # -- what is missing
@@ -167,6 +173,7 @@ class Backlog:
             # One of them is wrong: the others are not lost with it.
             parts = [self._send([episode]) for episode in batch]
             return sum(count for count, _ in parts), [*odd, *(error for _, errors in parts for error in errors)]
+        self.arrived += len(batch)
         self._unnoted |= {episode.trace_id: entries[episode.trace_id] for episode in batch}
         with contextlib.suppress(RecordUnavailable):  # `note` tries again
             self.note()
@@ -187,31 +194,35 @@ class Backlog:
         self._unnoted.clear()
 
     def send_singly(
-        self, batch: Sequence[TracedEpisode], others: Sequence[TracedEpisode] = ()
+        self, batch: Sequence[TracedEpisode], others: Sequence[TracedEpisode] = (), *, limit_s: float = math.inf
     ) -> tuple[int, list[ExportError]]:
         """Send a batch that failed as a whole one by one: one episode may be what the destination
         cannot take, whatever it answers.
 
         Args:
             others: tried if all of the batch fail; they show whether the destination works.
+            limit_s: how long to try while nothing arrives.
 
         Returns:
             how many arrived, `others` included; the errors of the episodes of the batch that are to
             be left out.
 
         Raises:
-            ExportError: nothing arrives.
+            ExportError: nothing arrives, or the destination cannot be connected to any more.
             RecordUnavailable: as `send`.
         """
         sent, errors = 0, []
         failed: list[TracedEpisode] = []
         last: ExportError | None = None
+        end = time.monotonic() + limit_s
         for number, episode in enumerate((*batch, *others)):
             if number >= len(batch) and sent:
                 break
             try:
                 count, refused = self.send([episode])
             except ExportError as exc:
+                if exc.unreachable or (not sent and time.monotonic() > end):
+                    raise
                 last = exc
                 failed += [episode] if number < len(batch) else []
                 continue
@@ -224,6 +235,8 @@ class Backlog:
             try:
                 count, refused = self.send([episode])
             except ExportError as exc:
+                if exc.unreachable:
+                    raise
                 count, refused = 0, [ExportError(f"{episode.key}: {exc.message}", exc.hint)]
             sent += count
             errors += refused

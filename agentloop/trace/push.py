@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,12 @@ BUILT_IN = ("otlp", "weave")
 
 PAUSES_S = (1.0, 3.0, 10.0)
 """Pauses before a batch is sent again while the destination does not answer."""
+
+LONG_PAUSE_S = 60.0
+"""The pauses after them, if a push is to wait for its destination."""
+
+SINGLY_S = 30.0
+"""How long the episodes of a batch that failed are tried one by one while none arrives."""
 
 
 @dataclass(slots=True)
@@ -107,6 +114,7 @@ class Push:
     Args:
         everything: ignore the sampling of the destination's section.
         again: ignore what is noted as sent: the destination lost what it had confirmed.
+        wait: while no connection can be made, try again without end.
         warn: called once for each pause while the destination does not answer.
 
     Attributes:
@@ -120,14 +128,16 @@ class Push:
         *,
         everything: bool = False,
         again: bool = False,
+        wait: bool = False,
         warn: Callable[[str], None],
     ) -> None:
         self.done = Pushed()
         self._exporter = destination.exporter
+        self._wait = wait
         self._warn = warn
         self._log = ExportLog(run.folder / "traces", warn=warn)
         self._backlog = Backlog(destination, run, self._log, everything=everything, again=again, warn=warn)
-        self._failed: tuple[ExportError, list[str]] | None = None  # a batch of which nothing arrived
+        self._failed: tuple[ExportError, Sequence[TracedEpisode]] | None = None  # a batch of which nothing arrived
         self._missing: list[tuple[TraceFile, Missing]] = []
 
     def count(self) -> int:
@@ -183,32 +193,59 @@ class Push:
     def _send(self, batch: Sequence[TracedEpisode]) -> bool:
         """Send a batch; return whether it is settled. If nothing of it arrives, the next one shows
         whether its episodes are the cause or the destination."""
-        for pause in PAUSES_S if self._failed is None else ():
+        try:
+            done = self._tried(batch)
+            if done is not None:
+                self._count(*done)
+        finally:
+            self.done.sent = self._backlog.arrived
+        return done is not None
+
+    def _tried(self, batch: Sequence[TracedEpisode]) -> tuple[int, list[ExportError]] | None:
+        """Return what `Backlog.send` does, after its retries; None: nothing of the batch arrives.
+
+        Raises:
+            ExportError: no connection can be made, or nothing of the last batch arrived either.
+            RecordUnavailable: what is sent cannot be noted.
+        """
+        for number in itertools.count():
             try:
-                self._count(*self._backlog.send(batch))
-                return True
+                return self._backlog.send(batch)
             except (ExportError, RecordUnavailable) as exc:
-                self._warn(f"{clean(exc.message, 300)}; again in {pause:g} s")
+                if (pause := self._pause(number, exc)) is None:
+                    if isinstance(exc, RecordUnavailable) or exc.unreachable:
+                        raise
+                    break
+                ends = "; Ctrl-C ends it" if self._wait else ", for the last time" * (number + 1 == len(PAUSES_S))
+                self._warn(f"{clean(exc.message, 300)}; again in {pause:g} s{ends}")
                 time.sleep(pause)
         try:
-            try:
-                done = self._backlog.send(batch)
-            except ExportError:
-                done = self._backlog.send_singly(batch)
+            return self._backlog.send_singly(batch, limit_s=SINGLY_S)
         except ExportError as exc:
-            if self._failed is not None:
+            if self._failed is not None or exc.unreachable:
                 raise
-            self._failed = exc, [f"{episode.key}: {exc.message}" for episode in batch]
-            return False
-        self._count(*done)
-        return True
+            self._failed = exc, batch
+            return None
+
+    def _pause(self, number: int, exc: ExportError | RecordUnavailable) -> float | None:
+        """Return the pause after the failure of this number of a batch, from 0; None: give up."""
+        waits = self._wait and isinstance(exc, ExportError) and exc.unreachable
+        if self._failed is None and number < len(PAUSES_S):
+            return PAUSES_S[number]
+        return LONG_PAUSE_S if waits else None
 
     def _count(self, sent: int, refused: Sequence[ExportError]) -> None:
-        self.done.sent += sent
         self.done.refused += [error.message for error in refused]
         if sent and self._failed is not None:
-            self.done.refused += self._failed[1]
-            self._failed = None
+            (_, batch), self._failed = self._failed, None
+            try:
+                # From the other end, since not all of them may have been tried.
+                _, refused = self._backlog.send_singly(batch[::-1], limit_s=SINGLY_S)
+                self.done.refused += [error.message for error in refused]
+            except ExportError as exc:
+                if exc.unreachable:
+                    raise
+                self.done.refused += [f"{episode.key}: {exc.message}" for episode in batch]
 
 
 def _place(name: str, trace: Mapping[str, Any]) -> str | None:

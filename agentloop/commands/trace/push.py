@@ -23,11 +23,15 @@ def push(
     again: Annotated[
         bool, typer.Option("--again", help="also what was sent before: for a receiver that lost what it had confirmed")
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="while no connection can be made, try again each minute, until Ctrl-C")
+    ] = False,
 ) -> None:
     """Send the episodes that a destination does not have yet, each once.
 
     It can be interrupted and repeated, also while the run goes on. What was sent is noted in
-    RUN/traces/exports.sqlite.
+    RUN/traces/exports.sqlite. While the destination does not answer, a batch is tried again after
+    1, 3 and 10 s; then the command ends with 1.
     """
     import logging
 
@@ -43,7 +47,7 @@ def push(
     # Its messages would be printed between those of this command, which names each failure itself.
     logging.getLogger("weave").addHandler(logging.NullHandler())
     screen = Console(stderr=True, highlight=False, markup=False)
-    work = Push(destination, of, everything=everything, again=again, warn=screen.print)
+    work = Push(destination, of, everything=everything, again=again, wait=wait, warn=screen.print)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     interrupted = False
     # What the exporters of other packages need is not known.

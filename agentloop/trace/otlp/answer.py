@@ -21,7 +21,12 @@ PLAIN_HEADERS = frozenset(
 
 
 class Answer:
-    """The last answer to a request, or why there was none."""
+    """The last answer to a request, or why there was none.
+
+    Attributes:
+        cause: why there was none.
+        reached: whether a connection to the receiver was made.
+    """
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -29,6 +34,7 @@ class Answer:
         self.kind = ""
         self.target = ""
         self.cause = "no answer"
+        self.reached = True
         self.secrets: list[str] = []
 
     @property

@@ -67,7 +67,11 @@ class Client:
         self._session.answer = answer = Answer()
         self._exporter.export(self._encode(spans))
         if answer.status is None:
-            raise ExportError(f"{self._shown} cannot be reached: {answer.cause}", "start it, or correct trace.otlp")
+            raise ExportError(
+                f"{self._shown} cannot be reached: {answer.cause}",
+                "start it, or correct trace.otlp",
+                unreachable=not answer.reached,
+            )
         # OpenTelemetry's exporter takes every status below 400 as success.
         if 300 <= answer.status < 400:
             raise ExportError(f"{self._shown} redirects to {answer.target}", "correct trace.otlp.endpoint")

@@ -15,7 +15,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from agentloop.text import clean
 from agentloop.trace.deadline import Deadline, DeadlineExceeded, watch
@@ -55,11 +55,11 @@ class Session(requests.Session):  # type: ignore[misc]  # it has no types
             with self._deadline.within(float(options["timeout"]), shown_s=self._timeout_s):
                 response = super().send(request, **{**options, "stream": True})
                 content = read_answer(response)
-        except requests.Timeout:
-            self.answer.cause = str(DeadlineExceeded(self._timeout_s))
+        except requests.Timeout as exc:
+            self.answer.cause, self.answer.reached = str(DeadlineExceeded(self._timeout_s)), _connected(exc)
             raise
         except Exception as exc:  # the library keeps it to itself
-            self.answer.cause = _cause(exc)
+            self.answer.cause, self.answer.reached = _cause(exc), _connected(exc)
             self.close()  # a connection whose answer was broken can be in the pool; the library repeats the request
             raise
         response._content, response._content_consumed = content, True
@@ -125,6 +125,16 @@ def _cause(exc: BaseException) -> str:
             cause = inner.strerror or type(inner).__name__
         inner = inner.__cause__ or inner.__context__
     return clean(cause, LONGEST_SHOWN)
+
+
+def _connected(exc: BaseException) -> bool:
+    """Whether a request that failed had a connection."""
+    inner: BaseException | None = exc
+    while inner is not None:
+        if isinstance(inner, NewConnectionError | ConnectTimeoutError):
+            return False
+        inner = inner.__cause__ or inner.__context__
+    return True
 
 
 class _Lines:

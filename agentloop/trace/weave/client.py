@@ -35,6 +35,9 @@ REFUSED_CONTENT = frozenset({400, 413, 422})
 FAILURES = ("error", "errors", "error_code", "detail", "message", "reason")
 """Fields of an answer that name a failure."""
 
+NOT_CONNECTED = frozenset({"ConnectError", "ConnectTimeout"})
+"""Classes of httpx for requests that had no connection."""
+
 LONGEST_CAUSE = 200
 
 LOCAL_KEY = "local"
@@ -314,7 +317,19 @@ def _batches(calls: Iterable[bytes]) -> Iterator[list[bytes]]:
 def _named_error(server: str, exc: Exception) -> ExportError:
     status = getattr(getattr(exc, "response", None), "status_code", None)
     hint = "set WANDB_API_KEY to a key that may write to this project" if status in (401, 403) else None
-    return ExportError(f"{server}: {_cause(exc)}", hint, final=status in REFUSED_CONTENT)
+    return ExportError(
+        f"{server}: {_cause(exc)}", hint, final=status in REFUSED_CONTENT, unreachable=not _connected(exc)
+    )
+
+
+def _connected(exc: BaseException) -> bool:
+    """Whether a request that failed had a connection."""
+    inner: BaseException | None = exc
+    while inner is not None:
+        if type(inner).__name__ in NOT_CONNECTED:  # of the httpx in weave, and of that beside it
+            return False
+        inner = inner.__cause__ or inner.__context__
+    return True
 
 
 def _cause(exc: BaseException) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,104 @@ def test_an_outage_is_waited_out_then_reported_and_the_next_push_completes(
     receiver.status = 200
     assert "8 episodes sent, 6 were there" in push(str(run_dir)).output
     assert len(receiver.named("invoke_agent tool_agent")) == 14
+
+
+class Made:
+    """A destination that answers as it is told to.
+
+    Args:
+        answers: called with the number of the call, from 1, and the episodes.
+    """
+
+    destination = "here"
+
+    def __init__(self, answers: Callable[[int, Sequence[TracedEpisode]], None]) -> None:
+        self.calls = 0
+        self.got: list[str] = []
+        self._answers = answers
+
+    def export(self, episodes: Sequence[TracedEpisode]) -> None:
+        self.calls += 1
+        self._answers(self.calls, episodes)
+        self.got += [episode.key for episode in episodes]
+
+    def close(self, timeout_s: float) -> None: ...
+
+    def push(self, run_dir: Path, warn: Callable[[str], None], *, wait: bool = False) -> Push:
+        destination = Destination("otlp", self, OtlpConfig(endpoint="http://127.0.0.1:9"))
+        return Push(destination, ExportRun("demo", run_dir), wait=wait, warn=warn)
+
+
+def test_where_nobody_listens_a_push_ends_after_its_retries(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_module, "PAUSES_S", (0.0, 0.0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    begin = time.monotonic()
+    answer = push(str(run_dir), f"endpoint=http://127.0.0.1:{port}", "timeout_s=0.5")
+    assert answer.exit_code == 1 and isinstance(answer.exception, ExportError) and answer.exception.unreachable
+    output = " ".join(answer.output.split())
+    assert output.count("cannot be reached: Connection refused; again in 0 s") == 2
+    assert "again in 0 s, for the last time" in output and "0 episodes were sent" in str(answer.exception)
+    assert time.monotonic() - begin < 6, "not each of 14 episodes for its own time limit"
+
+
+def test_a_push_that_waits_says_so_until_the_destination_is_there(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(push_module, "LONG_PAUSE_S", 0.01)
+    said: list[str] = []
+
+    def late(calls: int, episodes: Sequence[TracedEpisode]) -> None:
+        if calls < 6:
+            raise ExportError("here cannot be reached", unreachable=True)
+
+    made = Made(late)
+    work = made.push(run_dir, said.append, wait=True)
+    work.count()
+    list(work.send())
+    work.close()
+    assert work.done.sent == 14 and len(said) == 5
+    assert said[-1] == "here cannot be reached; again in 0.01 s; Ctrl-C ends it"
+
+
+def test_a_destination_that_takes_connections_but_no_episode_is_given_up_in_bounded_time(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(push_module, "SINGLY_S", 0.15)
+
+    def slow(calls: int, episodes: Sequence[TracedEpisode]) -> None:
+        time.sleep(0.1)
+        raise ExportError("here did not answer")
+
+    made = Made(slow)
+    work = made.push(run_dir, lambda _: None)
+    work.count()
+    with pytest.raises(ExportError, match="did not answer"):
+        list(work.send())
+    work.close()
+    assert made.calls == 3 + 2 + 1 + 2, "two batches: not each of their episodes"
+
+
+def test_an_outage_among_episodes_that_are_tried_one_by_one_counts_what_arrived(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "PAUSES_S", ())
+
+    def ends(calls: int, episodes: Sequence[TracedEpisode]) -> None:
+        if calls == 1:
+            raise ExportError("here answered 500")
+        if calls == 4:
+            raise ExportError("here cannot be reached", unreachable=True)
+
+    made = Made(ends)
+    work = made.push(run_dir, lambda _: None)
+    work.count()
+    with pytest.raises(ExportError, match="cannot be reached"):
+        list(work.send())
+    work.close()
+    assert work.done.sent == len(made.got) == 2 and made.calls == 4 and not work.done.refused
 
 
 def test_ctrl_c_between_arrival_and_note_makes_no_second_span(run_dir: Path, receiver: Receiver) -> None:
