@@ -17,6 +17,7 @@ from agentloop.model_folder.hub import may_be_hub_id
 from agentloop.text import counted
 from agentloop.tool.services import unreachable
 from agentloop.tool.session import Toolset
+from agentloop.trace.exporting import ExportRun, load_destinations
 from agentloop.types import Task
 from trainer.console.console import Console
 from trainer.loggers import check_loggers
@@ -45,6 +46,7 @@ def check_command(config: Path, overrides: list[str], *, conversations: int, off
     recipe = load_config(Recipe, file, overrides)
     with Console() as console:
         check_loggers(recipe.loggers)
+        load_destinations(recipe.trace, ExportRun.of(recipe, recipe.run_dir))
         if offline and _only_on_hub(recipe.model.path):
             _check_without_model(recipe, console)
             return 0

@@ -23,6 +23,7 @@ from agentloop.trace.deadline import Deadline, DeadlineExceeded
 from agentloop.trace.weave.calls import EpisodeCall
 from agentloop.trace.weave.connections import check_address, shown, watch_connections
 from agentloop.trace.weave.encoding import encoded
+from agentloop.trace.weave.keys import missing_key
 from agentloop.trace.weave.making import CallMaker
 from agentloop.wire import is_local
 
@@ -163,11 +164,7 @@ def _credentials() -> Any:
         return found
     if is_local(weave_trace_server_url()):
         return ApiKeyCredentials(LOCAL_KEY)
-    raise ConfigError(
-        "weave has no API key",
-        "set WANDB_API_KEY, or run `wandb login`; for a server of your own set WANDB_BASE_URL, WF_TRACE_SERVER_URL "
-        "and WANDB_API_KEY, as `agentloop trace serve` prints them",
-    )
+    raise missing_key()
 
 
 def _default_entity() -> str:

@@ -15,16 +15,15 @@ from agentloop.trace.weave.calls import EpisodeCall, calls_of
 from agentloop.trace.weave.client import Client
 from agentloop.trace.weave.connections import check_variables, shown
 from agentloop.trace.weave.images import Images
-
-WANDB = "https://api.wandb.ai"
+from agentloop.trace.weave.keys import WANDB, check_key
 
 
 class WeaveExporter:
     """See `SpanExporter`. Ids of calls follow from the episode's: sent again, a call stays one.
 
     Raises:
-        ConfigError: the project is not `project` or `entity/project`, or a variable with an
-            address of weave has none.
+        ConfigError: the project is not `project` or `entity/project`, a variable with an address
+            of weave has none, or the key is missing.
     """
 
     library: ClassVar[str] = "weave"
@@ -44,6 +43,7 @@ class WeaveExporter:
         self._images = Images()
         self._client: Client | None = None
         check_variables()
+        check_key()
         address = os.environ.get("WF_TRACE_SERVER_URL") or os.environ.get("WANDB_BASE_URL") or WANDB
         self.destination = f"{shown(address)} {self._entity or ''}/{project}"
 

@@ -62,7 +62,8 @@ class Made:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> ExportRun:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportRun:
+    monkeypatch.setenv("WANDB_API_KEY", "local")  # else weave is refused
     (tmp_path / "run" / "logs").mkdir(parents=True)
     return ExportRun("demo", tmp_path / "run", "models/small", rollout_n=2)
 
