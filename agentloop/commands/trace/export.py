@@ -20,7 +20,7 @@ def export(
         Literal["jsonl", "parquet", "atif", "messages", "sft"],
         typer.Option(help="jsonl, parquet: everything; atif: ATIF v1.7; messages: chats; sft: for `agentloop sft`"),
     ],
-    out: Annotated[Path, typer.Option(help="file to write; -: standard output")],
+    out: Annotated[Path, typer.Option(help="file to write, with a suffix that fits the format; -: standard output")],
     step: Annotated[str | None, typer.Option(help="a step, or several: 3-9")] = None,
     split: Annotated[Literal["train", "eval", "all"], typer.Option(help="train, eval or all")] = "train",
     status: Annotated[
@@ -48,19 +48,18 @@ def export(
       agentloop trace export outputs/quickstart --format sft --min-reward 1 --out good.jsonl
     """
     from agentloop import __version__
+    from agentloop.commands.trace.output import SUFFIXES, check_out
     from agentloop.commands.trace.printing import progress
     from agentloop.commands.trace.reading import Reading, find_episode, main_key, say_problems
     from agentloop.commands.trace.settings import read_config, setting, tool_schemas
     from agentloop.errors import TraceError
-    from agentloop.files import is_dir, is_file
-    from agentloop.text import clean
     from agentloop.trace.export import Selection
     from agentloop.trace.export import export as write
     from agentloop.trace.export.atif import AtifRun
     from agentloop.trace.export.selection import best_of_groups, key_of
 
-    if out != STDOUT and not force and (is_file(out) or is_dir(out)):
-        raise TraceError(f"{clean(out, 300)} exists", "give another --out, or replace it with --force")
+    if out != STDOUT:
+        check_out(out, SUFFIXES[format], f"--format {format}", force=force)
     if status is None:
         status = "ok" if format in ("messages", "sft") else "all"
 

@@ -38,18 +38,17 @@ def rescore(
     """
     import asyncio
 
+    from agentloop.commands.trace.output import LINES, check_out
     from agentloop.commands.trace.printing import print_json, progress
     from agentloop.commands.trace.reading import Reading, say_problems
     from agentloop.commands.trace.settings import read_config, setting
-    from agentloop.errors import TraceError
-    from agentloop.files import is_dir, is_file, json_line, open_atomic
+    from agentloop.files import json_line, open_atomic
     from agentloop.reward.loading import close_reward, load_reward
-    from agentloop.text import clean
     from agentloop.trace.export import Selection
     from agentloop.trace.export.selection import key_of
 
-    if out is not None and not force and (is_file(out) or is_dir(out)):
-        raise TraceError(f"{clean(out, 300)} exists", "give another --out, or replace it with --force")
+    if out is not None:
+        check_out(out, LINES, "rescore", force=force)
     config = read_config(run)
     chosen = _reward_config(config, reward)
     reading = Reading(run, step, split)

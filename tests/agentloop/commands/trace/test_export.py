@@ -41,6 +41,32 @@ def test_jsonl_has_every_trajectory_with_everything(run_dir: Path) -> None:
     assert row["advantages"][6] == 0.5 and row["row"] == 0 and row["version"] == 2
 
 
+@pytest.mark.parametrize(
+    ("form", "out", "fix"),
+    [
+        ("sft", "x.parquet", "x.jsonl, or choose --format parquet"),
+        ("jsonl", "x.PARQUET", "x.jsonl, or choose --format parquet"),
+        ("messages", "x.json", "x.jsonl, or choose --format atif"),
+        ("sft", "x.jsonl.gz", "x.jsonl"),
+        ("atif", "x.parquet", "x.jsonl, or choose --format parquet"),
+        ("parquet", "x.jsonl", "x.parquet, or choose --format jsonl or atif or messages or sft"),
+        ("parquet", "x.csv", "x.parquet"),
+    ],
+)
+def test_a_suffix_of_another_form_is_refused(run_dir: Path, tmp_path: Path, form: str, out: str, fix: str) -> None:
+    refused = command("export", run_dir, "--format", form, "--out", tmp_path / out, "--force")
+    assert isinstance(refused.exception, TraceError) and f"is named {Path(out).suffix.lower()}" in str(
+        refused.exception
+    )
+    assert str(refused.exception).endswith(fix) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["rows", "rows-0.6", "rows.ndjson", "rows.txt"])
+def test_a_suffix_that_names_no_other_form_is_taken(run_dir: Path, tmp_path: Path, out: str) -> None:
+    assert command("export", run_dir, "--format", "sft", "--out", tmp_path / out).exception is None
+    assert (tmp_path / out).is_file()
+
+
 def test_parquet_has_the_columns_of_the_store(run_dir: Path) -> None:
     path = run_dir.parent / "out.parquet"
     command("export", run_dir, "--format", "parquet", "--min-reward", "1", "--out", path, "--force")

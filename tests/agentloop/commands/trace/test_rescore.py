@@ -72,6 +72,11 @@ def test_the_runs_own_reward_gives_the_stored_rewards_to_the_bit(run_dir: Path) 
     assert "their row's prompt" not in shown.stdout, "each episode found the row of its own prompt"
 
 
+def test_a_suffix_of_another_form_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    refused = command("rescore", run_dir, "--out", tmp_path / "new.parquet")
+    assert isinstance(refused.exception, TraceError) and "rescore writes JSON lines" in str(refused.exception)
+
+
 def test_another_reward_is_shown_beside_the_old_one(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.jsonl"
     shown = command("rescore", run_dir, "--reward", f"{tmp_path / 'other.py'}:score", "--out", out, "--json")
