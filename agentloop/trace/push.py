@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +14,22 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from agentloop.config import ExporterConfig, TraceConfig
+from agentloop.config import ExporterConfig, OtlpConfig, SpanSampling, TraceConfig, WeaveConfig
+from agentloop.config.keys import annotation_at, known_keys, nearest
 from agentloop.config.messages import explain
 from agentloop.config.overrides import apply_override
 from agentloop.errors import ConfigError, ExportError, TraceError
-from agentloop.text import HIDDEN, clean
+from agentloop.text import HIDDEN, clean, hide_override
 from agentloop.trace.backlog import Backlog, Missing
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode, load_exporter
 from agentloop.trace.exports import ExportLog, RecordUnavailable
 from agentloop.trace.otlp.headers import VARIABLES
 from agentloop.trace.store import TraceFile
 
-BUILT_IN = ("otlp", "weave")
+SECTIONS: dict[str, type[SpanSampling]] = {"otlp": OtlpConfig, "weave": WeaveConfig}
+BUILT_IN = tuple(SECTIONS)
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 PAUSES_S = (1.0, 3.0, 10.0)
 """Pauses before a batch is sent again while the destination does not answer."""
@@ -72,6 +77,7 @@ def push_destination(name: str, run_dir: Path, changes: Sequence[str] = ()) -> t
     data: dict[str, Any] = {key: trace[key] for key in (*BUILT_IN, "exporters") if trace.get(key)}
     if (place := _place(name, data)) is not None:
         for change in changes:
+            change = _known_change(change, name, place)
             apply_override(data, f"{place}.{change}", TraceConfig, lambda _, value: value)
     if name == "otlp" and isinstance(data.get("otlp"), dict):
         data["otlp"]["headers"] = _known_headers(_section(data["otlp"], "headers"))
@@ -79,8 +85,7 @@ def push_destination(name: str, run_dir: Path, changes: Sequence[str] = ()) -> t
     try:
         config = TraceConfig.model_validate(data)
     except ValidationError as exc:
-        known = [f"{name}.{key}" for key in ("endpoint", "project")]
-        lines = [explain(error, known, TraceConfig) for error in exc.errors()]
+        lines = [_explained(error, place) for error in exc.errors()]
         raise ConfigError("; ".join(lines), "give it as key=value behind the run directory") from exc
     sections = {"otlp": config.otlp, "weave": config.weave} | {section.name: section for section in config.exporters}
     section = sections.get(name)
@@ -257,6 +262,33 @@ def _place(name: str, trace: Mapping[str, Any]) -> str | None:
         if isinstance(section, dict) and section.get("name") == name:
             return f"exporters.{number}"
     return None
+
+
+def _known_change(change: str, name: str, place: str) -> str:
+    """Return a change of a destination's section, without the place of that in a recipe.
+
+    Raises:
+        ConfigError: it is an address alone, or the section has no such key. The value is not shown.
+    """
+    if ADDRESS.match(change):
+        key = "endpoint=URL" if name == "otlp" else "key=value; the address of weave is in WF_TRACE_SERVER_URL"
+        raise ConfigError(f"{clean(hide_override(change), 200)!r} is not key=value", f"write {key}")
+    for prefix in (f"trace.{place}.", f"{place}."):
+        change = change.removeprefix(prefix)
+    key, equals, _ = change.partition("=")
+    section = SECTIONS.get(name, ExporterConfig)
+    if equals and annotation_at(section, key.split(".")) is None:
+        raise ConfigError(f"trace.{place} has no key {clean(key, 200)!r}", nearest(key, list(known_keys(section))))
+    return change
+
+
+def _explained(error: Any, place: str | None) -> str:
+    """Return a line for an error; keys of a destination's section are named as it is changed."""
+    parts = [] if place is None else place.split(".")
+    if not parts or [str(part) for part in error["loc"][: len(parts)]] != parts:
+        return explain(error, (), TraceConfig)
+    section = SECTIONS.get(parts[0], ExporterConfig)
+    return explain({**error, "loc": error["loc"][len(parts) :]}, list(known_keys(section)), section)
 
 
 def _hidden_at(value: Any, key: str) -> str | None:

@@ -100,13 +100,24 @@ def test_a_run_without_a_destination_is_given_one(run_dir: Path, receiver: Recei
     ("changes", "words"),
     [
         (["endpoint=somewhere"], "http://host:port"),
-        (["endpint=http://127.0.0.1:1"], "endpoint"),
+        (["endpint=http://127.0.0.1:1"], "did you mean 'endpoint'"),
+        (["trace.otlp.endpint=http://127.0.0.1:1"], "did you mean 'endpoint'"),
+        (["otlp.endpint=http://127.0.0.1:1"], "did you mean 'endpoint'"),
+        (["http://127.0.0.1:1"], "write endpoint=URL"),
+        (["timeout_s=3"], "key 'endpoint' is missing"),
         (["sample_rate=2"], "sample_rate"),
     ],
 )
 def test_wrong_changes_are_named(run_dir: Path, changes: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         push_destination("otlp", run_dir, changes)
+
+
+@pytest.mark.parametrize("prefix", ["otlp.", "trace.otlp."])
+def test_changes_may_be_written_as_in_a_recipe(run_dir: Path, receiver: Receiver, prefix: str) -> None:
+    answer = push(str(run_dir), f"{prefix}endpoint={receiver.url}", f"{prefix}headers.x=y", "trace.otlp.texts=false")
+    assert answer.exit_code == 0 and "14 episodes sent" in answer.output
+    assert receiver.requests[0][1]["x"] == "y"
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
