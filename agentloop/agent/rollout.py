@@ -106,7 +106,8 @@ async def rollout(
         scorer = load_reward(RewardConfig(function=reward) if reward is not None else None)
         stack.callback(close_reward, scorer)
 
-        tasks = load_tasks(rows, "rows", DEFAULT_AGENT) if isinstance(rows, str) else rows
+        takes_images = renderer.image_token is not None
+        tasks = load_tasks(rows, "rows", DEFAULT_AGENT, takes_images=takes_images) if isinstance(rows, str) else rows
         tasks = tasks[:max_rows]
         for index, task in enumerate(tasks):
             where = tasks.where(index) if isinstance(tasks, Tasks) else f"rows[{index}]"

@@ -11,18 +11,15 @@ from typing import Any, NamedTuple, cast, overload
 import numpy as np
 
 from agentloop.data.hub import HUB
+from agentloop.data.image_columns import IMAGE_MARK, Place, miscounted
 from agentloop.data.messages import decoded, read_messages, strings_of, without_nulls
 from agentloop.data.sources import Rows, open_rows
 from agentloop.errors import DataError
 from agentloop.files import is_file
 from agentloop.images import IMAGE_KEYS, is_path
 from agentloop.imports import is_file_reference
-from agentloop.text import counted, did_you_mean
+from agentloop.text import did_you_mean
 from agentloop.types import TOOL_KWARGS, Message, Task
-
-IMAGE_MARK = "<image>"
-"""Marks the place of an image of column `images` in a prompt's text."""
-
 
 OTHER_FORMS = ("source", "file_id", "data", "inline_data", "bytes")
 """Keys under which other libraries put an image into a content part."""
@@ -59,6 +56,8 @@ class Tasks(Sequence[Task]):
         default_agent: agent loop of rows without `agent_name`.
         kept: row numbers, from 0, of this split's tasks; None: all.
         cuts: shortened texts by row number.
+        takes_images: whether the tasks are for a model that takes images. For such a model an
+            `<image>` in a row without images is a mistake; for others it is text.
     """
 
     def __init__(
@@ -67,8 +66,11 @@ class Tasks(Sequence[Task]):
         default_agent: str,
         kept: Sequence[int] | None = None,
         cuts: Mapping[int, CutText] | None = None,
+        *,
+        takes_images: bool = False,
     ) -> None:
         self._rows = rows
+        self._takes_images = takes_images
         self._default_agent = default_agent
         self._kept = None if kept is None else np.asarray(kept, dtype=np.int64)
         self._cuts = dict(cuts or {})
@@ -116,27 +118,36 @@ class Tasks(Sequence[Task]):
         numbers = np.arange(len(self._rows)) if self._kept is None else self._kept
         cut = {int(numbers[index]): text for index, text in (cuts or {}).items()}
         kept = numbers[np.asarray(indices, dtype=np.int64)]
-        return Tasks(self._rows, self._default_agent, kept.tolist(), {**self._cuts, **cut})
+        cuts = {**self._cuts, **cut}
+        return Tasks(self._rows, self._default_agent, kept.tolist(), cuts, takes_images=self._takes_images)
 
     def _make(self, number: int, row: Any) -> Task:
         where = self._rows.where(number)
         if not isinstance(row, dict):
             raise DataError(f"{where} is not an object", "write one JSON object per line")
 
-        task = _task(row, where, number, self._default_agent, self._rows)
+        task = _task(row, where, number, self._default_agent, self._rows, takes_images=self._takes_images)
         if number in self._cuts:
             task.prompt = self._cuts[number].applied(task.prompt)
         return task
 
 
 def load_tasks(
-    source: str | Sequence[str], key: str, default_agent: str, options: Mapping[str, Any] | None = None
+    source: str | Sequence[str],
+    key: str,
+    default_agent: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    takes_images: bool = False,
 ) -> Tasks:
-    """Return the tasks of `data.train` or `data.val`. See `open_rows` for sources and errors."""
-    return Tasks(open_rows(source, key, options), default_agent)
+    """Return the tasks of `data.train` or `data.val`. See `open_rows` for sources and errors, and
+    `Tasks` for `takes_images`."""
+    return Tasks(open_rows(source, key, options), default_agent, takes_images=takes_images)
 
 
-def _task(row: dict[str, Any], where: str, position: int, default_agent: str, rows: Rows) -> Task:
+def _task(
+    row: dict[str, Any], where: str, position: int, default_agent: str, rows: Rows, *, takes_images: bool
+) -> Task:
     folder, fills_nulls = rows.folder(position), rows.fills_nulls(position)
     prompt = row.get("prompt")
     if prompt is None:
@@ -157,7 +168,7 @@ def _task(row: dict[str, Any], where: str, position: int, default_agent: str, ro
     return Task(
         task_id=str(position if index is None else _whole(index)),
         agent_name=agent,
-        prompt=with_images(messages, images, where, folder),
+        prompt=with_images(messages, images, where, folder, row=row, takes_images=takes_images),
         data_source=str(row.get("data_source") or ""),
         images=images,
         ability=str(row.get("ability") or ""),
@@ -354,7 +365,14 @@ def _image_of(part: dict[str, Any], where: str, folder: Path) -> Any:
 
 
 def with_images(
-    messages: list[Message], images: list[Any], where: str, folder: Path, column: str = "prompt"
+    messages: list[Message],
+    images: list[Any],
+    where: str,
+    folder: Path,
+    column: str = "prompt",
+    *,
+    row: Mapping[str, Any],
+    takes_images: bool,
 ) -> list[Message]:
     """Replace each `<image>` in texts, and each empty part `{"type": "image"}`, by the next image.
 
@@ -363,45 +381,50 @@ def with_images(
     Args:
         where: the row, for errors.
         column: of the messages, for errors.
+        row: its columns, for errors.
+        takes_images: whether the model takes images. If not, `<image>` in a row without images is
+            text like any other; so it is in the model's own messages of such a row.
 
     Raises:
         DataError: the numbers of places and images differ.
     """
     remaining = iter(images)
-    places = 0
+    places: list[Place] = []
 
-    def place() -> dict[str, Any]:
-        nonlocal places
-        places += 1
+    def place(number: int, role: str, *, is_mark: bool) -> dict[str, Any]:
+        places.append(Place(number, role, is_mark))
         return {"type": "image", "image": next(remaining, None)}
 
-    def parts_of(content: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def parts_of(number: int, message: Message) -> Iterator[dict[str, Any]]:
+        content, role = message["content"], message["role"]
+        marked = images or (takes_images and role != "assistant")
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part.get("type") in IMAGE_KEYS:
                 image = _image_of(part, f"{where}: column {column!r}", folder)
-                yield place() if image is None else {"type": "image", "image": image}
+                if image is None:
+                    yield place(number, role, is_mark=False)
+                else:
+                    yield {"type": "image", "image": image}
             elif isinstance(part.get("text"), str):
-                # Without images in the row, a mark is text like any other.
-                for number, text in enumerate(part["text"].split(IMAGE_MARK) if images else [part["text"]]):
-                    if number:
-                        yield place()
+                for position, text in enumerate(part["text"].split(IMAGE_MARK) if marked else [part["text"]]):
+                    if position:
+                        yield place(number, role, is_mark=True)
                     if text:
                         yield {**part, "text": text}
             else:
                 yield part
 
     shown: list[Message] = []
-    for message in messages if images or any(isinstance(m["content"], list) for m in messages) else ():
-        parts = list(parts_of(message["content"]))
+    for number, message in enumerate(messages, 1):
+        if not images and not takes_images and isinstance(message["content"], str):
+            shown.append(message)
+            continue
+        parts = list(parts_of(number, message))
         if all(part.get("type") == "text" for part in parts):
             shown.append(message)
         else:
             shown.append({**message, "content": parts})
 
-    if places != len(images):
-        raise DataError(
-            f"{where} has {counted(len(images), 'image')} and {counted(places, 'place')} for them in its prompt "
-            "(column 'images')",
-            f"write {IMAGE_MARK} in the text where each image belongs",
-        )
-    return shown or messages
+    if len(places) != len(images):
+        raise miscounted(row, where, column, len(images), places)
+    return shown

@@ -79,8 +79,11 @@ def _located(message: Any, folder: Path) -> Any:
     return {**message, "content": [located_part(part, folder) for part in parts]}
 
 
-def conversation_of(row: dict[str, Any], where: str) -> Conversation:
+def conversation_of(row: dict[str, Any], where: str, *, takes_images: bool = False) -> Conversation:
     """Return the conversation of a row `{messages, tools?}`.
+
+    Args:
+        takes_images: whether the model takes images; see `with_images`.
 
     Raises:
         DataError: the row cannot be used; row and message are named.
@@ -99,7 +102,7 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
                 'give it content, or mark it "train": false',
             )
     images = row_images(row, where, Path())  # `read_rows` has located them
-    shown = with_images(shown, images, where, Path(), "messages")
+    shown = with_images(shown, images, where, Path(), "messages", row=row, takes_images=takes_images)
     for number, message in enumerate(shown, 1):
         if message["role"] == "assistant" and isinstance(message["content"], list):
             raise DataError(f"{where}, message {number} of the assistant has an image", "models write text only")

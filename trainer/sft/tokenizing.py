@@ -151,7 +151,9 @@ class SftTokenizer:
             DataError: the row has neither form, is too long, or cannot be rendered.
         """
         if "messages" in row:
-            segments = self._conversation(conversation_of(row, where), where)
+            renderer = self._renderer
+            takes_images = not isinstance(renderer, ModelError) and renderer.image_token is not None
+            segments = self._conversation(conversation_of(row, where, takes_images=takes_images), where)
         elif "text" in row:
             segments = self._text(*_text_columns(row, where))
         else:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from agentloop.data import RowOrder, load_tasks, row_images
+from agentloop.data import ImageMarks, RowOrder, load_tasks, row_images
 from agentloop.data.tasks import CutText
 from agentloop.errors import DataError
 from agentloop.types import Trajectory
@@ -204,6 +204,77 @@ def test_a_row_with_more_or_fewer_images_than_places_is_named(tmp_path: Path, co
 def test_a_mark_in_a_row_without_images_is_text(tmp_path: Path) -> None:
     tasks = load_tasks(write(tmp_path / "a.jsonl", image_row("an <image> tag")), "data.train", "d")
     assert tasks[0].prompt[0]["content"] == "an <image> tag"
+
+
+@pytest.mark.parametrize("columns", [{}, {"images": None}, {"images": []}, {"images": "[]"}])
+def test_a_mark_without_an_image_is_refused_for_a_model_with_images(tmp_path: Path, columns: dict[str, Any]) -> None:
+    marked = {"prompt": [{"role": "user", "content": "<image>What?"}], **columns}
+    tasks = load_tasks(write(tmp_path / "a.jsonl", ROW, marked), "data.train", "d", takes_images=True)
+    for selected in (tasks, tasks.select([1])):
+        with pytest.raises(DataError, match=r"row 1 \(line 2\) has 0 images and 1 place in column 'prompt'") as caught:
+            list(selected)
+        assert "remove the <image>, or add the missing image to column 'images'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "named"),
+    [
+        ("imgs", ["a.png"], True),
+        ("iamges", [{"bytes": b"x".hex(), "path": None}], True),
+        ("question_figure", {"path": "x"}, True),
+        ("file", "pics/a.JPG", True),
+        ("media", '["a.webp"]', True),
+        ("url", "data:image/png;base64,AA==", True),
+        ("image_count", 3, False),
+        ("ability", "a.png", False),
+        ("topic", "epic", False),
+        ("pages", ["1"], False),
+        ("img", None, False),
+    ],
+)
+def test_the_column_that_seems_to_hold_the_images_is_named(
+    tmp_path: Path, column: str, value: Any, named: bool
+) -> None:
+    row = {"prompt": [{"role": "user", "content": "<image>What?"}], column: value}
+    with pytest.raises(DataError, match="0 images and 1 place") as caught:
+        list(load_tasks(write(tmp_path / "a.jsonl", row), "data.train", "d", takes_images=True))
+    assert (f"column {column!r} seems to hold them" in str(caught.value)) == named
+    assert (caught.value.hint == f"rename column {column!r} to 'images'") == named
+
+
+def test_a_mark_in_the_models_own_message_is_text(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "A tag?"}, {"role": "assistant", "content": "<image>"}]
+    [task] = load_tasks(write(tmp_path / "a.jsonl", {"prompt": prompt}), "data.train", "d", takes_images=True)
+    assert task.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("content", "images", "fix"),
+    [
+        ("x", 1, "write <image> in the text where each image belongs, or remove the image from column 'images'"),
+        ("<image>", 2, "belongs, or remove one of the images from"),
+        ("<image><image>", 1, "remove one of the <image>, or add the missing image to column 'images'"),
+        ("<image>" * 3, 1, "remove 2 of the <image>, or add the missing images to column 'images'"),
+        ([{"type": "image"}], 0, "remove the image part, or add the missing image to column 'images'"),
+    ],
+)
+def test_the_fix_of_a_wrong_count_points_the_right_way(tmp_path: Path, content: Any, images: int, fix: str) -> None:
+    source = write(tmp_path / "a.jsonl", image_row(content, *["a.png"] * images))
+    with pytest.raises(DataError) as caught:
+        list(load_tasks(source, "data.train", "d"))
+    assert fix in str(caught.value.hint)
+
+
+def test_a_mark_without_an_image_beside_rows_with_images_is_refused_for_any_model(tmp_path: Path) -> None:
+    marked, shown, text = image_row("an <image> tag"), image_row("<image>", "a.png"), image_row("text")
+    for rows in ((marked, text, shown), (shown, text, marked)):
+        tasks, marks = load_tasks(write(tmp_path / "a.jsonl", *rows), "data.train", "d"), ImageMarks()
+        with pytest.raises(DataError, match=rf"row {rows.index(marked)} .* has 0 images and 1 place"):
+            for index, task in enumerate(tasks):
+                marks.check(task, tasks.where(index))
+    for index, task in enumerate(load_tasks(write(tmp_path / "a.jsonl", marked, text), "data.train", "d")):
+        marks = ImageMarks()
+        marks.check(task, str(index))
 
 
 def test_a_trace_shows_images_by_their_kind() -> None:

@@ -104,6 +104,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, tokenizer: Any) -> None:
     ("row", "reason"),
     [
         ({"messages": chat("Which?", "Red."), "images": [png(28, 28)]}, "1 image and 0 places"),
+        (
+            {"messages": chat("<image>Which?", "Red."), "imgs": ["a.png"]},
+            r"0 images and 1 place in column 'messages' .*message 2 of role user\); column 'imgs' seems to hold them",
+        ),
+        (
+            {"messages": [*chat("Which?", "Red."), {"role": "user", "content": "And <image>?"}], "images": None},
+            r"0 images and 1 place .*message 4 of role user(.|\n)*remove the <image>, or add the missing image",
+        ),
         ({"messages": chat("<image>Which?", "Red."), "images": [b"x"]}, "here: cannot read an image"),
         (
             {"messages": chat("<image>Which?", "Red."), "images": [png(90, 90)[:120]]},
@@ -116,3 +124,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, tokenizer: Any) -> None:
 def test_a_row_that_cannot_be_used_is_named(tokenizer: Any, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         tokenizer().row(row, "here")
+
+
+def test_a_mark_is_text_for_a_model_without_images(renderer_of: Callable[..., ChatRenderer]) -> None:
+    renderer = renderer_of("qwen3_vl")
+    made = SftTokenizer(renderer.tokenizer, renderer, 1000)
+    found = row_of(made, {"messages": chat("Write <image>.", "<image>"), "images": None})
+    assert "Write <image>." in made._tokenizer.decode(found.token_ids)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from agentloop.agent.base import AgentLoop
 from agentloop.agent.loading import Agents
 from agentloop.config import Recipe
+from agentloop.data import ImageMarks
 from agentloop.interaction.loading import Interactions, load_interactions
 from agentloop.reward.loading import RewardFunction, load_reward, reads_ground_truth
 from agentloop.tool.loading import load_toolset
@@ -67,13 +68,15 @@ class RowChecks:
         self._counts = RowCounts(self.key)
         self._agents: dict[str, type[AgentLoop]] = {}
         self._interactions: set[str] = set()
+        self._marks = ImageMarks()
 
     def check(self, task: Task, where: str) -> None:
         """Check one row; `where` names it.
 
         Raises:
             UserError: it names an agent, a tool or an interaction that the recipe does not have, or
-                their arguments are wrong.
+                their arguments are wrong; or it has `<image>` without an image, and others have
+                images.
         """
         self._agents[task.agent_name] = self.code.agents.get(task.agent_name, where)
         name = self.code.interactions.check(task, where)
@@ -82,6 +85,7 @@ class RowChecks:
             self._interactions.add(name)
         self.code.toolset.check(task, where)
         self._counts.count(task, where)
+        self._marks.check(task, where)
 
     def require_truth(self, recipe: Recipe) -> None:
         """Refuse a split without any ground truth for a reward that reads it.

@@ -291,7 +291,7 @@ def _checked(
     """Load the rows of a split and check each of them."""
     data = recipe.data
     return check_tasks(
-        load_split(recipe, split, source),
+        load_split(recipe, split, source, takes_images=renderer.image_token is not None),
         checks.key,
         renderer=renderer,
         schemas=checks.code.toolset.schemas or None,
@@ -303,15 +303,19 @@ def _checked(
     )
 
 
-def load_split(recipe: Recipe, split: str, source: str | list[str]) -> Tasks:
+def load_split(recipe: Recipe, split: str, source: str | list[str], *, takes_images: bool = False) -> Tasks:
     """Load the rows of a split, as many as the run uses.
+
+    Args:
+        takes_images: whether the model takes images; if not, or unknown, see `Tasks`.
 
     Raises:
         DataError: they cannot be read; says how to prepare them.
     """
     _refuse_missing(recipe, f"data.{split}", source)
     try:
-        tasks = load_tasks(source, f"data.{split}", recipe.data.default_agent, recipe.data.options)
+        agent, options = recipe.data.default_agent, recipe.data.options
+        tasks = load_tasks(source, f"data.{split}", agent, options, takes_images=takes_images)
     except DataError as exc:
         raise DataError(exc.message, _how_to_prepare(recipe, source) or exc.hint) from exc
     return tasks[: recipe.eval.max_rows] if split == "val" and recipe.eval.max_rows is not None else tasks
