@@ -6,9 +6,9 @@ import ast
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
-from agentloop.tool.base import COPIED_COLUMNS, Tool
+from agentloop.tool.base import NOTHING_FROM_ROW, Tool
 from agentloop.types import ToolResult
 from tools.parsing import parse
 
@@ -88,7 +88,7 @@ def _binary(op: ast.operator, left: Number, right: Number) -> Number:
 class Calculator(Tool):
     """Evaluate the argument `expression`."""
 
-    takes_from_row: ClassVar[dict[str, tuple[str, ...]]] = {"open": COPIED_COLUMNS}
+    takes_from_row = NOTHING_FROM_ROW
 
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
         try:

@@ -17,6 +17,9 @@ COPIED_COLUMNS = ("ground_truth", "question", "data_source")
 """Columns that data sets of other frameworks repeat in the `create_kwargs` of any tool. A tool that
 does not need them takes them without effect."""
 
+NOTHING_FROM_ROW: Mapping[str, Collection[str]] = {"open": COPIED_COLUMNS}
+"""`Tool.takes_from_row` of a tool that needs no argument beside those of its signatures."""
+
 
 class Tool(ABC):
     """Base of all tools. One instance serves all episodes; `open` returns an episode's state.

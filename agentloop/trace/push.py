@@ -278,7 +278,10 @@ def _known_change(change: str, name: str, place: str) -> str:
     key, equals, _ = change.partition("=")
     section = SECTIONS.get(name, ExporterConfig)
     if equals and annotation_at(section, key.split(".")) is None:
-        raise ConfigError(f"trace.{place} has no key {clean(key, 200)!r}", nearest(key, list(known_keys(section))))
+        known = list(known_keys(section))
+        raise ConfigError(
+            f"trace.{place} has no key {clean(key, 200)!r}", nearest(key, known, f"its keys are {', '.join(known)}")
+        )
     return change
 
 

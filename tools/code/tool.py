@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from agentloop.errors import AgentloopError, ImageError, RequestRejected, ToolConfigError, ToolError
 from agentloop.images import ImageFile, read_image
 from agentloop.runtime.pacing import Pacer
-from agentloop.tool.base import COPIED_COLUMNS, Tool
+from agentloop.tool.base import NOTHING_FROM_ROW, Tool
 from agentloop.types import Task, ToolResult
 from tools.code.leases import LEASE_S, RENEW_S, Leases
 from tools.code.shown import shown
@@ -93,7 +93,7 @@ class CodeInterpreter(Tool):
 
     own_time_limit = True  # waiting for a turn, or for the sandbox, is not the model's fault
 
-    takes_from_row: ClassVar[dict[str, tuple[str, ...]]] = {"open": COPIED_COLUMNS}
+    takes_from_row = NOTHING_FROM_ROW
     default_schema: ClassVar[dict[str, Any]] = {
         "type": "function",
         "function": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from agentloop.chat.images import images_of
@@ -25,6 +25,9 @@ INDEX_SCHEMA = {
 
 MAX_SIDE = 1024
 """Pixels of the longer side of an image that a tool makes, if `config.max_side` is not set."""
+
+FROM_ROW: Mapping[str, Collection[str]] = {"open": (*COPIED_COLUMNS, "image", "images")}
+"""Rows of other frameworks repeat the images too, which are those of the prompt."""
 
 
 class Gallery:
@@ -68,7 +71,7 @@ class ImageTool(Tool):
         ToolConfigError: the config has an unknown key or a wrong value.
     """
 
-    takes_from_row: ClassVar[dict[str, tuple[str, ...]]] = {"open": (*COPIED_COLUMNS, "image", "images")}
+    takes_from_row = FROM_ROW
     KEYS: ClassVar[Mapping[str, int]] = {"max_side": MAX_SIDE}
     """Keys of `config` that are numbers of pixels, with their defaults."""
 

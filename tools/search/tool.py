@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError
 from agentloop.runtime.pacing import Pacer
-from agentloop.tool.base import COPIED_COLUMNS, Tool
+from agentloop.tool.base import NOTHING_FROM_ROW, Tool
 from agentloop.types import Task, ToolResult
 from tools.http import Options, RateLimit, ServiceClient, ToldFailures
 from tools.search.text import read_result, show_passages
@@ -41,7 +41,7 @@ class SearchTool(Tool):
     """
 
     own_time_limit = True  # waiting for a turn, or for the server, is not the model's fault
-    takes_from_row: ClassVar[dict[str, tuple[str, ...]]] = {"open": COPIED_COLUMNS}
+    takes_from_row = NOTHING_FROM_ROW
 
     default_schema: ClassVar[dict[str, Any]] = {
         "type": "function",
