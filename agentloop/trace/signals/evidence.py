@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from agentloop.text import finite
@@ -26,10 +27,12 @@ class Evidence:
     Attributes:
         rows: lines of `metrics.jsonl`, by step; the evaluation before training may be the first.
         steps: facts of recorded steps, by step: at least the first `WIDTH` and the last `WIDTH`.
+        run_dir: for the commands that a sentence names; None: unknown.
     """
 
     rows: Sequence[Row]
     steps: Sequence[StepFacts] = ()
+    run_dir: Path | None = None
     train: list[Row] = field(init=False)
 
     def __post_init__(self) -> None:

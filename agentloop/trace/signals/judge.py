@@ -89,7 +89,7 @@ def read_evidence(run_dir: Path) -> Evidence:
             facts.append(facts_of(step, store.iterate(step, "train")))
         except Exception:  # noqa: BLE001, S112  # a file of another program may hold anything
             continue
-    return Evidence(read_rows(run_dir / "metrics.jsonl"), facts)
+    return Evidence(read_rows(run_dir / "metrics.jsonl"), facts, run_dir)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -111,11 +111,13 @@ class SignalWatch:
     `add_row` is cheap. `look` reads a step's records: call it from a thread.
 
     Args:
-        run_dir: of a run that continues: what it has recorded so far is read. None: a new run.
+        run_dir: of the run, for sentences that name it; None: unknown.
+        resume: read what the run has recorded so far.
     """
 
-    def __init__(self, run_dir: Path | None = None) -> None:
-        before = read_evidence(run_dir) if run_dir is not None else Evidence([])
+    def __init__(self, run_dir: Path | None = None, *, resume: bool = True) -> None:
+        before = read_evidence(run_dir) if run_dir is not None and resume else Evidence([])
+        self._run_dir = run_dir
         self._rows: dict[int, dict[str, object]] = {int(row["step"]): dict(row) for row in before.rows}
         self._steps: list[StepFacts] = list(before.steps)
         self._said: set[str] = set()
@@ -140,6 +142,6 @@ class SignalWatch:
         with self._lock:
             # The next step may have added its row already: what is said must not depend on timing.
             rows = [dict(self._rows[number]) for number in sorted(self._rows) if number <= step]
-        new = [signal for signal in judge(Evidence(rows, self._steps)) if signal.rule not in self._said]
+        new = [signal for signal in judge(Evidence(rows, self._steps, self._run_dir)) if signal.rule not in self._said]
         self._said.update(signal.rule for signal in new)
         return new

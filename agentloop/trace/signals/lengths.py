@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from agentloop.text import clean, finite
 from agentloop.trace.signals.evidence import WIDTH, Evidence, first_and_last, lowest_and_last, scored, share
@@ -19,6 +21,8 @@ LEAST_CALLS = 1.0
 
 LEAST_TRIES = 20
 """Calls of a tool in the compared steps, without which its failures say nothing."""
+
+ERROR_LOG = Path("logs", "errors.jsonl")
 
 FALLS = 0.8
 """A share that has fallen below this part of its first value is on its way to health."""
@@ -116,7 +120,12 @@ def failed_episodes(evidence: Evidence) -> Signal | None:
     value = failed / count if count > 0 else 0.0
     if value < RULES["failed_episodes"].bound:
         return None
-    return signal("failed_episodes", value, evidence.step, keys, failed=failed, count=count)
+    folder = evidence.run_dir
+    run = shlex.quote(str(folder)) if folder is not None else "RUN"
+    # It holds exceptions of user code: a service that fails raises none.
+    errors = folder / ERROR_LOG if folder is not None else None
+    log = f", and {errors}" if errors is not None and errors.is_file() else ""
+    return signal("failed_episodes", value, evidence.step, keys, failed=failed, count=count, run=run, log=log)
 
 
 def _failures_of_rows(evidence: Evidence) -> Signal | None:

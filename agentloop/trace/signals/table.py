@@ -136,7 +136,7 @@ _TABLE = (
         0.1,
         "Episodes fail",
         "{failed:.0f} of the latest {count:.0f} episodes failed or were rejected ({value:.0%}), and nothing is learned "
-        "from them. Read the errors: `agentloop trace list RUN --status failed`, and logs/errors.jsonl",
+        "from them. Read the errors: `agentloop trace list {run} --status failed`{log}",
     ),
     Rule(
         "mismatch_growth",

@@ -27,7 +27,7 @@ class RunSignals:
         self._run_dir = run_dir
         self._console = console
         self._traced = traced
-        self._watch = SignalWatch()
+        self._watch = SignalWatch(run_dir, resume=False)
         self._looking: asyncio.Task[None] | None = None
         self._broken = False
 

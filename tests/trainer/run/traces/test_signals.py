@@ -38,6 +38,24 @@ async def test_each_signal_is_said_once_with_the_command_that_shows_an_episode(t
     assert f"agentloop trace show {tmp_path} train/" in text
 
 
+@pytest.mark.parametrize("logged", [False, True])
+async def test_episodes_that_fail_are_shown_by_a_command_of_this_run_and_a_file_that_is_there(
+    tmp_path: Path, logged: bool
+) -> None:
+    run_dir, stream = tmp_path / "my run", io.StringIO()
+    (run_dir / "logs").mkdir(parents=True)
+    errors = run_dir / "logs" / "errors.jsonl"
+    if logged:  # by exceptions of user code alone: a service that fails raises none
+        errors.write_text("{}")
+    signals = RunSignals(run_dir, Console(stream), lambda step: True)
+    signals.add_row({"step": 1, "episode/count": 8, "episode/failed": 8})
+    await signals.look(1, [])
+    await signals.settle()
+    text = stream.getvalue().replace("\n", " ")
+    assert f"Read the errors: `agentloop trace list '{run_dir}' --status failed`" in text
+    assert (str(errors) in text) == logged and ("errors.jsonl" in text) == logged
+
+
 async def test_what_a_warning_of_the_step_said_is_not_said_again(tmp_path: Path) -> None:
     stream = io.StringIO()
     signals = RunSignals(tmp_path, Console(stream), lambda step: False)
