@@ -55,6 +55,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     from omegaconf.errors import OmegaConfBaseException
 
     data = read_config(path, model)
+    _refuse_tools(data, path)
     # Resolve the file's paths first: those of overrides are relative to the working directory.
     folder = real_path(path).parent
     _expand(data)
@@ -73,6 +74,21 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
         ) from exc
     assert isinstance(resolved, dict)
     return validate(model, typing.cast("dict[str, Any]", resolved), source=str(path), folder=folder, overrides=given)
+
+
+def _refuse_tools(data: dict[str, Any], path: Path) -> None:
+    """Raise `ConfigError` if the file is a tool YAML, or has its content in place of its path."""
+    tools = data.get("tools")
+    if not isinstance(tools, list) or not tools or not all(isinstance(entry, dict) for entry in tools):
+        return
+    if set(data) == {"tools"}:
+        raise ConfigError(
+            f"{path} is a tool YAML, not a recipe",
+            f"give a recipe, which names it: `tools: ./{path.name}`; `agentloop tools` takes it with --tools {path}",
+        )
+    raise ConfigError(
+        f"{path}: tools is a list of tools", "write them into a file of their own, and name it: `tools: ./tools.yaml`"
+    )
 
 
 def read_config(path: Path, model: type[BaseModel] | None = None) -> dict[str, Any]:
@@ -239,6 +255,8 @@ def _anchored(key: str, value: Any, folder: Path) -> Any:
             return [_anchored(f"{key}.{index}", item, folder) for index, item in enumerate(value)]
         return value
     for path in value if isinstance(value, list) else [value]:
+        if isinstance(path, dict | list):  # no path, which the validation says
+            return value
         if any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_NAME for part in str(path).split("/")):
             raise ConfigError(f"{key}: a name in the path has more than {LONGEST_NAME} bytes", "give a shorter path")
     if isinstance(value, list):

@@ -234,3 +234,23 @@ def test_limits_of_an_agent_in_a_file_hold_for_the_path_that_rows_name(tmp_path:
     twice = f'agents: {{"./agent.py:Mine": {{}}, "{tmp_path.resolve()}/agent.py:Mine": {{}}}}\n'
     with pytest.raises(ConfigError, match="two keys name"):
         load_config(Recipe, write(tmp_path, MINIMAL + twice))
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "fix"),
+    [
+        (
+            "tools:\n  - class_name: a.B\n    config: {x: " + "y" * 300 + "}\n",
+            "is a tool YAML, not a recipe",
+            "--tools",
+        ),
+        ("run: {steps: 1}\ntools: [{class_name: search}]\n", "tools is a list of tools", "tools: ./tools.yaml"),
+        ("run: {steps: 1}\ntools: [{" + "k" * 300 + ": 1}, 5]\n", "tools: ", "agentloop config"),
+    ],
+)
+def test_a_tool_yaml_in_place_of_a_recipe_is_called_one(tmp_path: Path, text: str, says: str, fix: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as found:
+        load_config(Recipe, file)
+    assert says in found.value.message and "255 bytes" not in found.value.message
+    assert fix in str(found.value.hint)
