@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,10 @@ def index(
     _one_of("--kind", kind, KINDS)
     _one_of("--formula", formula, FORMULAS)
     builder: Builder
+    of_dense = {"--encoder": encoder, "--pooling": pooling, "--device": device if device != "cpu" else None}
+    of_bm25 = {"--formula": formula if formula != FORMULAS[0] else None, "--k1": k1, "--b": b}
+    _refuse_idle(of_dense if kind == "bm25" else of_bm25, f"--kind is {kind}")
+    _refuse_idle({"--lists": lists if kind != "ivf" else None}, f"--kind is {kind}")
     if kind == "bm25":
         from tools.search.index.bm25 import Bm25Builder
 
@@ -123,8 +128,13 @@ def serve(
 
     def open_index() -> Opened:
         if target.is_dir():
-            return open_folder(target, corpus=corpus, verify=verify, dense=dense)
+            opened = open_folder(target, corpus=corpus, verify=verify, dense=dense)
+            of_bm25 = {"--threads": threads if opened.kind != "bm25" else None}
+            _refuse_idle(of_bm25, f"{target} is an index of vectors, whose searches use all cores by themselves")
+            return opened
         if target.is_file():
+            _refuse_idle({"--verify": verify or None}, f"{target} has no checksums")
+            _refuse_idle({"--threads": threads}, "its searches use all cores by themselves")
             return open_published(target, corpus, dense)
         raise ConfigError(f"{target} does not exist", "build it with `agentloop search index CORPUS --out DIR`")
 
@@ -153,6 +163,13 @@ class _Progress:
         if now - self._last >= PROGRESS_S:
             self._last = now
             typer.echo(f"{what}: {done:,} of {total:,} ({100 * done / max(1, total):.0f} %), {now - self.began:.0f} s")
+
+
+def _refuse_idle(options: Mapping[str, object], reason: str) -> None:
+    """Raise `ConfigError` for an option that is given and would have no effect."""
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option} has no effect: {reason}", "leave it out")
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

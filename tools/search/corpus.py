@@ -32,6 +32,8 @@ MOST_LINE = 16 * 2**20
 
 LEAST_LINE = 2
 
+FORM = '{"id": .., "contents": "title\\ntext"}'
+
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
@@ -54,9 +56,12 @@ def read_passage(data: bytes | memoryview, where: str) -> dict[str, Any]:
     try:
         found = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
-        raise DataError(f"{where} is not JSON: {exc}", "correct or remove that line") from exc
+        # Its own line number is that within the passage, which is one line.
+        raise DataError(
+            f"{where} is not JSON: {exc.msg}, at column {exc.colno}", "correct or remove that line"
+        ) from exc
     if not isinstance(found, dict):
-        raise DataError(f"{where} is {type(found).__name__}, not a JSON object", 'write {"id": .., "contents": ..}')
+        raise DataError(f"{where} is {type(found).__name__}, not a JSON object", f"write {FORM}")
 
     contents, text = found.get("contents"), found.get("text")
     if isinstance(contents, str):
@@ -65,7 +70,7 @@ def read_passage(data: bytes | memoryview, where: str) -> dict[str, Any]:
         return {**found, "contents": f"{found.get('title') or ''}\n{text}"}
     raise DataError(
         f"{where} has neither a text `contents` nor a text `text`",
-        'write {"id": .., "contents": "title\\ntext"}, or {"id": .., "title": .., "text": ..}',
+        f'write {FORM}, or {{"id": .., "title": .., "text": ..}}',
     )
 
 
@@ -84,17 +89,33 @@ def read_lines(path: Path, number: int = 0, start: int = 0) -> Iterator[Line]:
                 begin, position = position, position + len(raw)
                 if len(raw) > MOST_LINE:
                     raise DataError(
-                        f"{path}, passage {number}: its line has more than {MOST_LINE:,} bytes",
+                        f"{path}, line {_line_number(path, begin)} has more than {MOST_LINE:,} bytes",
                         "split it into passages of some hundred words, one a line",
                     )
                 data = raw.removeprefix(b"\xef\xbb\xbf") if begin == 0 else raw
                 if not data.strip():
                     continue
-                passage = read_passage(data, f"{path}, passage {number} (byte {begin})")
+                try:
+                    passage = read_passage(data.rstrip(), "it")
+                except DataError as exc:
+                    where = f"{path}, line {_line_number(path, begin)}"
+                    # A file whose very first line is wrong is of another form: a JSON array, a CSV.
+                    hint = exc.hint if number else f"write JSON lines: {FORM}, a line for each passage"
+                    raise DataError(where + exc.message.removeprefix("it"), hint) from exc
                 yield Line(number, position - len(data), position, passage["contents"])
                 number += 1
     except OSError as exc:
         raise DataError(f"{path} cannot be read: {exc.strerror or exc}", "give a JSON-lines file of passages") from exc
+
+
+def _line_number(path: Path, begin: int) -> int:
+    """Return the number, from 1 on, of the line that begins at a byte."""
+    number = 1
+    with path.open("rb") as file:
+        while begin > 0 and (data := file.read(min(begin, 2**22))):
+            number += data.count(b"\n")
+            begin -= len(data)
+    return number
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def test_wrong_input_leaves_nothing_under_the_final_name(tmp_path: Path) -> None
     corpus = write_corpus(tmp_path / "c")
     with corpus.open("ab") as file:
         file.write(b"{}\n")
-    with pytest.raises(DataError, match="passage 6 "):
+    with pytest.raises(DataError, match="line 7 "):
         build_index(corpus, tmp_path / "i", Bm25Builder(), progress=silent)
     (tmp_path / "empty").write_bytes(b"\n\n")
     with pytest.raises(DataError, match="has no passage"):

@@ -62,6 +62,20 @@ def test_an_index_is_built_and_wrong_options_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             run("index", str(corpus), "--out", str(tmp_path / "j"), *words)
+    for words in (["--encoder", "e"], ["--lists", "5"], ["--pooling", "cls"], ["--device", "cuda"]):
+        with pytest.raises(ConfigError, match=f"{words[0]} has no effect: --kind is bm25"):
+            run("index", str(corpus), "--out", str(tmp_path / "j"), *words)
+    for words in (["--k1", "0.5"], ["--b", "0.5"], ["--formula", "okapi"], ["--lists", "5"]):
+        with pytest.raises(ConfigError, match=f"{words[0]} has no effect: --kind is flat"):
+            run("index", str(corpus), "--out", str(tmp_path / "j"), "--kind", "flat", "--encoder", "e", *words)
+    for words in (["--encoder", "e"], ["--nprobe", "4"], ["--ef-search", "4"], ["--gpu"], ["--device", "cuda"]):
+        with pytest.raises(ConfigError, match=f"{words[0]} has no effect: .* is an index of bm25"):
+            run("serve", str(tmp_path / "i"), "--port", "0", *words)
+    for name in ("c", "c.csv"):  # by what it holds, by its name
+        (tmp_path / "c.csv").write_text("id,text\n")
+        with pytest.raises(ConfigError, match=f"/{name} is a corpus, not an index") as caught:
+            run("serve", str(tmp_path / name), "--port", "0")
+        assert "agentloop search index" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="does not exist"):
         run("serve", str(tmp_path / "none"), "--port", "0")
     with pytest.raises(ConfigError, match="--token-file"):

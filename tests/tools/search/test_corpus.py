@@ -37,10 +37,10 @@ def test_the_established_forms_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b"{", "passage 1 .* is not JSON"),
-        (b'{"contents": "\xff"}', "passage 1 .* is not JSON"),
-        (b'{"contents": "\\ud800"}', "passage 1 .* is not JSON"),
-        (b"[]", "passage 1 .* is list, not a JSON object"),
+        (b"{", "line 4 is not JSON: .*, at column 2\n"),
+        (b'{"contents": "\xff"}', "line 4 is not JSON"),
+        (b'{"contents": "\\ud800"}', "line 4 is not JSON"),
+        (b"[]", "line 4 is list, not a JSON object"),
         (b"null", "not a JSON object"),
         (b'{"id": "3"}', "has neither a text `contents` nor a text `text`"),
         (b'{"contents": 5}', "has neither"),
@@ -51,10 +51,25 @@ def test_the_established_forms_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_line_that_is_no_passage_is_named(tmp_path: Path, line: bytes, says: str) -> None:
+    """With its number in the file, as editors count: blank lines too, and also from the middle of the file."""
     file = tmp_path / "c.jsonl"
-    file.write_bytes(b'{"contents": "fine"}\n' + line + b"\n")
-    with pytest.raises(DataError, match=says):
+    file.write_bytes(b'\n{"contents": "fine"}\n \n' + line + b"\n")
+    for number, start in ((0, 0), (0, 1), (1, 22)):
+        with pytest.raises(DataError, match=says):
+            list(read_lines(file, number, start))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'[\n  {"id": "0", "contents": "a"}\n]\n', b'[{"contents": "a"}]', b'{\n "contents": "a"\n}\n', b"id,text\n0,a\n"],
+    ids=["pretty array", "array", "pretty object", "csv"],
+)
+def test_a_file_of_another_form_is_told_to_be_json_lines(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"c\.jsonl, line 1 is") as caught:
         list(read_lines(file))
+    assert str(caught.value.hint).startswith('write JSON lines: {"id": .., "contents": ')
 
 
 def test_a_file_without_line_ends_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

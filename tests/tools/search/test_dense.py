@@ -43,7 +43,12 @@ def test_an_index_finds_the_nearest_vectors(
     passages = many()
     corpus = write_corpus(tmp_path / "c", passages)
     build_index(corpus, tmp_path / "i", DenseBuilder(encoder, "e", kind), progress=silent)
-    opened = open_folder(tmp_path / "i", dense=DenseOptions(nprobe=64, ef_search=200))
+    options = {"flat": {}, "ivf": {"nprobe": 64}, "hnsw": {"ef_search": 200}}
+    opened = open_folder(tmp_path / "i", dense=DenseOptions(**options[kind]))
+    for other in ({"nprobe": 64}, {"ef_search": 200}):
+        if other != options[kind]:
+            with pytest.raises(ConfigError, match=r"--(nprobe|ef-search) has no effect: .* is (not an|a flat)"):
+                open_folder(tmp_path / "i", dense=DenseOptions(**other))
     assert opened.index.passages == 300
 
     vectors = encoder.encode([f'"{title}"\n{text}' for title, text in passages], query=False)

@@ -23,7 +23,7 @@ from tools.search.encoder import Encoder, TextEncoder, Vectors
 from tools.search.index.arrays import write_header, write_rows
 from tools.search.index.base import Hits, library
 from tools.search.index.building import Arrays, Parts, Progress
-from tools.search.index.folder import DenseOptions
+from tools.search.index.folder import DenseOptions, refuse_options
 
 Kind = Literal["flat", "ivf", "hnsw"]
 
@@ -180,7 +180,9 @@ def open_dense(folder: Path, manifest: dict[str, Any], options: DenseOptions) ->
             f"{folder} has vectors of {built['size']} numbers, and the encoder makes {encoder.size}",
             f"give --encoder the model that the index was made with: {built['encoder']}",
         )
-    if built["index"] != "flat":
+    if built["index"] == "flat":
+        refuse_options(options, ("nprobe", "ef_search"), f"{folder} is a flat index, which compares all vectors")
+    else:
         return open_faiss_file(folder / FAISS_FILE, options, encoder)
     vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     if not options.gpu:
@@ -196,7 +198,8 @@ def open_faiss_file(file: Path, options: DenseOptions, encoder: TextEncoder | No
 
     Raises:
         DataError: it is not a file that faiss reads.
-        ConfigError: the encoder makes vectors of another size, or `gpu` is not possible.
+        ConfigError: the encoder makes vectors of another size, `gpu` is not possible, or an option
+            has no effect.
     """
     faiss = library("faiss")
     if not file.is_file():
@@ -213,9 +216,13 @@ def open_faiss_file(file: Path, options: DenseOptions, encoder: TextEncoder | No
             f"{file} cannot be read by faiss: {reason}", "give a file that faiss wrote, and is whole"
         ) from exc
 
-    if options.nprobe is not None and hasattr(index, "nprobe"):
+    if not hasattr(index, "nprobe"):
+        refuse_options(options, ("nprobe",), f"{file} is not an ivf index")
+    elif options.nprobe is not None:
         index.nprobe = options.nprobe
-    if options.ef_search is not None and hasattr(index, "hnsw"):
+    if not hasattr(index, "hnsw"):
+        refuse_options(options, ("ef_search",), f"{file} is not an hnsw index")
+    elif options.ef_search is not None:
         index.hnsw.efSearch = options.ef_search
     if options.gpu:
         index = _on_gpus(index)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +79,9 @@ class DenseOptions:
     ef_search: int | None = None
 
 
+OPTIONS = tuple(field.name for field in fields(DenseOptions))
+
+
 def open_folder(
     folder: Path, *, corpus: Path | None = None, verify: bool = False, dense: DenseOptions | None = None
 ) -> Opened:
@@ -87,9 +92,10 @@ def open_folder(
         verify: check every byte, not only those of files up to 1 GiB.
 
     Raises:
-        ConfigError: the folder is not an index, or a library is missing.
+        ConfigError: the folder is not an index, a library is missing, or an option has no effect.
         DataError: the index is damaged, or belongs to another corpus.
     """
+    options = dense or DenseOptions()
     manifest = _manifest(folder)
     for name, known in manifest["files"].items():
         file = folder / Path(name).name
@@ -109,13 +115,14 @@ def open_folder(
 
     index: Index
     if manifest["kind"] == "bm25":
+        refuse_options(options, OPTIONS, f"{folder} is an index of bm25, which has no vectors")
         from tools.search.index.bm25 import Bm25Index
 
         index = Bm25Index(folder)
     else:
         from tools.search.index.dense import open_dense
 
-        index = open_dense(folder, manifest, dense or DenseOptions())
+        index = open_dense(folder, manifest, options)
     if index.passages != len(offsets) - 1:
         raise DataError(f"{folder} has {index.passages} entries for {len(offsets) - 1} passages", "build it again")
     return Opened(index, passages, manifest["kind"])
@@ -126,11 +133,16 @@ def open_published(index_file: Path, corpus: Path | None, dense: DenseOptions) -
     `wiki-18.jsonl`.
 
     Raises:
-        ConfigError: the corpus or the encoder is missing.
+        ConfigError: the corpus or the encoder is missing, or an option has no effect.
         DataError: a file cannot be read, or they do not belong together.
     """
     from tools.search.index.dense import open_faiss_file
 
+    if _is_corpus(index_file):
+        raise ConfigError(
+            f"{index_file} is a corpus, not an index",
+            f"build its index first: agentloop search index {index_file} --out DIR; then serve DIR",
+        )
     if corpus is None:
         raise ConfigError(f"{index_file} is a faiss index without a corpus", "give the passages with --corpus FILE")
     if dense.encoder is None:
@@ -146,6 +158,27 @@ def open_published(index_file: Path, corpus: Path | None, dense: DenseOptions) -
             "give the corpus that the index was made from",
         )
     return Opened(index, passages, "dense")
+
+
+def _is_corpus(file: Path) -> bool:
+    """Return whether a file is one of passages, by its name or its first byte; one of faiss begins
+    with a letter."""
+    if file.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt"):
+        return True
+    with suppress(OSError), file.open("rb") as opened:
+        return opened.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    return False
+
+
+def refuse_options(options: DenseOptions, names: Iterable[str], reason: str) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ConfigError: one of `names` is given.
+    """
+    for name in names:
+        if getattr(options, name) != getattr(DenseOptions(), name):
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect: {reason}", "leave it out")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
