@@ -14,7 +14,7 @@ from agentloop.imports import read_entries
 from agentloop.registry import TOOLS, load_reference
 from agentloop.tool.base import Tool, ToolSource
 from agentloop.tool.function import FunctionTool
-from agentloop.tool.schema import read_schema
+from agentloop.tool.schema import check_words, read_schema
 from agentloop.tool.secrets import hide, resolved
 from agentloop.tool.session import Toolset
 
@@ -92,6 +92,7 @@ def _load_tools(entry: dict[str, Any], config: dict[str, Any], folder: Path, whe
     if schema is None:
         raise ToolConfigError(f"{where}: {class_name} has no tool_schema with a function name", "add tool_schema")
     schema = read_schema(schema, f"{where}: the tool_schema of {class_name}")
+    check_words(schema, f"{where}: the tool_schema of {class_name}")
     return [_created(lambda: kind(config, schema), class_name, where)]
 
 

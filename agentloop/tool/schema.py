@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from agentloop.errors import ToolConfigError
+from agentloop.text import clean
+from agentloop.tool.arguments import JSON_TYPES
 
 NULL_MEANS_NULL = ("default", "const")
 """Keys for which null is a value. Elsewhere it stands for an unset field, as pydantic writes it."""
@@ -15,6 +18,28 @@ MOST_VALUES = 10_000
 
 SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
 """Keys whose values are schemas by name."""
+
+INNER = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
+INNER_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+"""Keys whose value is a schema, or a list of schemas."""
+
+FUNCTION_WORDS = ("name", "description", "parameters", "strict", "return", "response", "title")
+WORDS = (
+    *SCHEMA_MAPS, *INNER, *INNER_LISTS, "type", "enum", "const", "default", "description", "title", "required",
+    "format", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength",
+    "maxLength", "minItems", "maxItems", "uniqueItems", "minContains", "maxContains", "minProperties", "maxProperties",
+    "dependentRequired", "dependentSchemas", "dependencies", "additionalItems", "unevaluatedItems",
+    "unevaluatedProperties", "contentEncoding", "contentMediaType", "contentSchema", "example", "examples",
+    "nullable", "optional", "deprecated", "readOnly", "writeOnly", "discriminator", "propertyOrdering", "id", "choices",
+)  # fmt: skip
+"""Keywords of JSON schema, and a few that services add."""
+
+OTHER_TYPES = {
+    "list": "array", "tuple": "array", "set": "array", "dict": "object", "map": "object", "str": "string",
+    "text": "string", "float": "number", "double": "number", "int": "integer", "long": "integer", "bool": "boolean",
+    "none": "null", "nonetype": "null",
+}  # fmt: skip
+"""Names that languages have for the types of JSON schema."""
 
 
 def read_schema(schema: Any, where: str) -> dict[str, Any]:
@@ -41,6 +66,55 @@ def read_schema(schema: Any, where: str) -> dict[str, Any]:
     if "parameters" in function:
         function["parameters"] = _parameters(function["parameters"], where)
     return found
+
+
+def check_words(schema: dict[str, Any], where: str) -> None:
+    """Refuse a schema with a type that does not exist, or with a misspelt keyword, at any depth.
+
+    A model would read it, and calls would not be checked by it. For schemas that the user writes:
+    those of servers and of data sets are read as they are.
+
+    Args:
+        schema: as `read_schema` returns it.
+        where: its place, for messages.
+
+    Raises:
+        ToolConfigError: names the place, the word and the nearest right one.
+    """
+    function = schema["function"]
+    where = f"{where}, {function['name']}"
+    _check_keys(function, FUNCTION_WORDS, where)
+    left: list[tuple[str, Any]] = [(f"{where}: parameters", function.get("parameters"))]
+    while left:
+        place, node = left.pop()
+        if not isinstance(node, dict):
+            continue
+        _check_keys(node, WORDS, place)
+        kinds = node.get("type", [])
+        for kind in [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else ():
+            if kind not in JSON_TYPES:
+                near = OTHER_TYPES.get(str(kind).lower()) or next(
+                    iter(get_close_matches(str(kind), JSON_TYPES, 1)), None
+                )
+                raise ToolConfigError(
+                    f"{place} has the type {clean(repr(kind), 100)}",
+                    (f"did you mean {near}? " if near else "") + f"the types are: {', '.join(JSON_TYPES)}",
+                )
+        for key in SCHEMA_MAPS:
+            if isinstance(node.get(key), dict):
+                left += [(f"{place}, {name!r}", each) for name, each in node[key].items()]
+        left += [(f"{place}, {key}", node[key]) for key in INNER if key in node]
+        for key in INNER_LISTS:
+            if isinstance(node.get(key), list):
+                left += [(f"{place}, {key}[{number}]", each) for number, each in enumerate(node[key])]
+
+
+def _check_keys(node: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    """Refuse a key that is nearly a keyword; others are annotations, which JSON schema allows."""
+    for key in node:
+        near = get_close_matches(str(key), known, 1, 0.8)
+        if key not in known and near and near[0] not in node:
+            raise ToolConfigError(f"{where} has the unknown key {clean(repr(key), 100)}", f"did you mean {near[0]!r}?")
 
 
 def _check_size(schema: Any, where: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from agentloop.errors import ToolConfigError
 from agentloop.tool.arguments import argument_fault
 from agentloop.tool.function import function_schema
-from agentloop.tool.schema import read_schema
+from agentloop.tool.schema import check_words, read_schema
 
 
 def schema(parameters: Any, **function: Any) -> dict[str, Any]:
@@ -62,6 +62,43 @@ def test_a_wrong_schema_is_refused_with_its_place(value: Any, says: str) -> None
     with pytest.raises(ToolConfigError) as caught:
         read_schema(value, "here")
     assert says in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"properties": {"x": {"type": "list"}}}, "f: parameters, 'x' has the type 'list'\n  fix: did you mean array?"),
+        ({"properties": {"x": {"type": ["strng", "null"]}}}, "has the type 'strng'\n  fix: did you mean string?"),
+        (
+            {"properties": {"x": {"type": "frob"}}},
+            "fix: the types are: string, number, integer, boolean, array, object",
+        ),
+        ({"type": "dict", "properties": {}}, "f: parameters has the type 'dict'\n  fix: did you mean object?"),
+        (
+            {"properties": {"x": {"type": "array", "item": {"type": "strng"}}}},
+            "parameters, 'x' has the unknown key 'item'\n  fix: did you mean 'items'?",
+        ),
+        ({"properties": {"x": {"type": "array", "items": {"type": "strng"}}}}, "parameters, 'x', items has the type"),
+        ({"properties": {"x": {"anyOf": [{"type": "int"}]}}}, "'x', anyOf[0] has the type 'int'"),
+        ({"properties": {"x": {"additionalProperties": {"type": "float"}}}}, "did you mean number?"),
+        ({"properties": {}, "$defs": {"p": {"propertis": {}}}}, "parameters, 'p' has the unknown key 'propertis'"),
+        ({"properties": {}, "requierd": []}, "did you mean 'required'?"),
+    ],
+)
+def test_types_and_keywords_that_do_not_exist_are_refused_with_the_nearest_ones(parameters: Any, says: str) -> None:
+    with pytest.raises(ToolConfigError) as caught:
+        check_words(read_schema(schema(parameters), "here"), "here")
+    assert says in str(caught.value)
+
+
+def test_a_misspelt_key_of_the_function_is_refused() -> None:
+    with pytest.raises(ToolConfigError, match="here, f has the unknown key 'descripton'"):
+        check_words(read_schema(schema(None, descripton="x"), "here"), "here")
+
+
+def test_annotations_and_names_are_no_keywords() -> None:
+    properties = {"item": {"type": "string", "default": {"type": "list"}, "x-order": 1}, "typ": {"examples": [1]}}
+    check_words(read_schema(schema({"type": "object", "properties": properties}), "here"), "here")
 
 
 def test_a_schema_made_in_python_with_nulls_does_not_fail_a_call() -> None:

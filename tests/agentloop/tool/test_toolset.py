@@ -60,6 +60,10 @@ def add(a: int, b: int = 2) -> int:
             r"Calculator \(tool 1 of .*\): no model can call a tool by the name 'my add'(.|\n)*such as 'my_add'",
         ),
         (
+            f"tools: [{{class_name: http, {SCHEMA.replace('properties: {}', 'properties: {a: {type: list}}')}}}]",
+            r"tool 1: the tool_schema of http, x: parameters, 'a' has the type 'list'",
+        ),
+        (
             f"tools: [{{class_name: http, config: {{url: 'http://h'}}, {SCHEMA.replace('name: x', 'name: a$b')}}}]",
             r"http \(tool 1 of .*\): no model can call a tool by the name 'a.b'",
         ),
