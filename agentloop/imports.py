@@ -49,7 +49,11 @@ MARKER = "AGENTLOOP_PACKAGE"
 DISTRIBUTION = "agentloop-rl"
 
 
-def load_from_file(reference: str, key: str) -> Any:
+RECIPE_BASE = "the recipe's folder (in an override: to the working directory)"
+"""What paths of a recipe are relative to, for messages."""
+
+
+def load_from_file(reference: str, key: str, base: str = RECIPE_BASE) -> Any:
     """Return the object that `path.py:name` names.
 
     A file is imported once per process. Both `from .reward import score` and `from reward import
@@ -57,6 +61,7 @@ def load_from_file(reference: str, key: str) -> Any:
 
     Args:
         key: the config key that holds the reference, for messages.
+        base: what a relative path is relative to, for messages.
 
     Raises:
         ConfigError: the file is missing, raises when imported, or does not define the name.
@@ -66,7 +71,7 @@ def load_from_file(reference: str, key: str) -> Any:
     if not is_file(path):
         raise ConfigError(
             f"{key}: {clean(path, 300)} does not exist",
-            "write path.py:name, relative to the recipe's folder (in an override: to the working directory)",
+            f"write path.py:name, relative to {base}",
         )
 
     package = _package_of(path.parent)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentloop.errors import RegistryError
-from agentloop.imports import foreign_package, is_file_reference, load_from_file
+from agentloop.imports import RECIPE_BASE, foreign_package, is_file_reference, load_from_file
 from agentloop.text import clean, did_you_mean
 
 AGENTS, TOOLS, REWARDS = "agentloop.agents", "agentloop.tools", "agentloop.rewards"
@@ -65,7 +65,15 @@ def load(group: str, name: str) -> Any:
         ) from exc
 
 
-def load_reference(reference: str, folder: Path, group: str, *, key: str = "class_name", modules: bool = True) -> Any:
+def load_reference(
+    reference: str,
+    folder: Path,
+    group: str,
+    *,
+    key: str = "class_name",
+    modules: bool = True,
+    base: str = RECIPE_BASE,
+) -> Any:
     """Return the object named by an entry point of `group`, `path.py:name`, or `module.path.Class`.
 
     A registered name wins over everything else that is spelled the same.
@@ -74,6 +82,7 @@ def load_reference(reference: str, folder: Path, group: str, *, key: str = "clas
         folder: base of a relative `path.py`.
         key: the key that holds the reference, for messages.
         modules: accept `module.path.Class`; otherwise a dot is part of an entry point's name.
+        base: what `folder` is, for messages.
 
     Raises:
         ConfigError: the file is missing, raises when imported, or does not define the name.
@@ -82,7 +91,7 @@ def load_reference(reference: str, folder: Path, group: str, *, key: str = "clas
     if reference in registered(group):
         return load(group, reference)
     if is_file_reference(reference):
-        return load_from_file(str(folder / Path(reference).expanduser()), key)
+        return load_from_file(str(folder / Path(reference).expanduser()), key, base)
 
     module_name, _, attribute = reference.rpartition(".")
     if not module_name or not modules:

@@ -90,7 +90,9 @@ def load_interactions(path: Path) -> Interactions:
         if name in named:
             raise ConfigError(f"{where}: two interactions are named {name!r}", "give each a different name")
         try:
-            kind = load_reference(entry["class_name"], path.parent, INTERACTIONS)
+            kind = load_reference(
+                entry["class_name"], path.parent, INTERACTIONS, base="the folder of the interaction YAML"
+            )
         except (ConfigError, RegistryError) as exc:
             raise ConfigError(f"{where}: {exc.message}", exc.hint) from exc
         config = entry.get("config") or {}

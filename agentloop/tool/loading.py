@@ -62,11 +62,16 @@ def _load_tools(entry: dict[str, Any], config: dict[str, Any], folder: Path, whe
         raise ToolConfigError(f"{where} has no class_name", "name a class, for instance tools.calculator.Calculator")
     class_name = entry["class_name"]
     try:
-        kind = load_reference(class_name, folder, TOOLS)
+        kind = load_reference(class_name, folder, TOOLS, base="the folder of the tool YAML")
     except (ConfigError, RegistryError) as exc:
         raise ToolConfigError(f"{where}: {exc.message}", exc.hint) from exc
 
     if inspect.isfunction(kind):
+        if entry.get("tool_schema"):
+            raise ToolConfigError(
+                f"{where}: {class_name} is a function, whose schema is made of its type hints and its docstring",
+                "remove tool_schema; for another schema, subclass agentloop.Tool",
+            )
         try:
             return [FunctionTool(kind, config, class_name, folder)]
         except ToolConfigError as exc:

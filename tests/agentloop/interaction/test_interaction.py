@@ -269,6 +269,7 @@ def test_a_yaml_names_them(tmp_path: Path, task: Task) -> None:
         ("{class_name: user.py:Silent}", "user.py:Silent is abstract"),
         ("{class_name: user.py:Blocking}", r"respond\(\) is not an `async def`"),
         ("{class_name: nowhere.Thing}", "cannot be imported"),
+        ("{class_name: ./none.py:User}", r"does not exist\n.*relative to the folder of the interaction YAML"),
         ("{class_name: nobody}", "is not registered in agentloop.interactions; known: gsm8k"),
         ("{name: x}", "has no class_name"),
         ("{class_name: gsm8k, config: {max_trys: 3}}", "could not be created: ValueError: unknown config: max_trys"),

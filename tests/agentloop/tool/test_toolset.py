@@ -60,6 +60,14 @@ def add(a: int, b: int = 2) -> int:
             r"Calculator \(tool 1 of .*\): no model can call a tool by the name 'my add'(.|\n)*such as 'my_add'",
         ),
         (
+            "tools: [{class_name: ./none.py:add}]",
+            r"class_name: .*none.py does not exist\n  fix: write path.py:name, relative to the folder of the tool YAML",
+        ),
+        (
+            f"tools: [{{class_name: tools.parsing.parse, {SCHEMA}}}]",
+            r"tools.parsing.parse is a function, whose schema is made of its type hints(.|\n)*remove tool_schema",
+        ),
+        (
             f"tools: [{{class_name: http, {SCHEMA.replace('properties: {}', 'properties: {a: {type: list}}')}}}]",
             r"tool 1: the tool_schema of http, x: parameters, 'a' has the type 'list'",
         ),
