@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+from http import HTTPStatus
 from typing import Any
 
 import anyio
@@ -21,11 +22,26 @@ CLOSE_S = 15.0
 PROBE_S = 5.0
 MOST_PAGES, MOST_TOOLS = 100, 1_000
 
+REFUSALS = frozenset({401, 403, 404, 405, 410})
+"""Statuses of a service that runs, and wants another address or a token."""
+
 LOST = (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream, ConnectionError)
 
 
 class SessionLost(Exception):
     """The session has ended, or its server cannot be reached; the text says why."""
+
+
+class SessionRefused(SessionLost):
+    """A server that runs refuses sessions at this address, which waiting does not change.
+
+    Args:
+        status: of HTTP.
+    """
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Connection:
@@ -53,6 +69,7 @@ class Connection:
 
         Raises:
             SessionLost: the server cannot be reached, ended, or took longer than its start may.
+            SessionRefused: a service answered that it has no such address, or wants a token.
             ToolConfigError: its program does not exist.
         """
         connection = cls(settings)
@@ -166,7 +183,7 @@ class Connection:
             self._loop.call_soon_threadsafe(self._over.set)
 
     async def _own(self) -> None:
-        transport = stdio(self.settings, self._output) if self.settings.command else remote(self.settings)
+        transport = stdio(self.settings, self._output) if self.settings.command else remote(self.settings, self._output)
         info = Implementation(name="agentloop", version="1")
         try:
             async with Client(transport, cache=None, client_info=info) as client:
@@ -182,9 +199,14 @@ class Connection:
             self._over.set()
             if not self._ready.done():
                 cause = self._cause
-                lost = cause if isinstance(cause, ToolConfigError) else SessionLost(self._told("it did not start"))
-                self._ready.set_exception(lost)
+                self._ready.set_exception(cause if isinstance(cause, ToolConfigError) else self._not_begun())
                 self._ready.exception()  # retrieved: nobody may be waiting
+
+    def _not_begun(self) -> SessionLost:
+        status = self._output.status
+        if status in REFUSALS:
+            return SessionRefused(f"the service at this address answered {status} {HTTPStatus(status).phrase}", status)
+        return SessionLost(self._told("it did not start"))
 
     def _told(self, what: str) -> str:
         """Return a message without secrets: what happened, the cause, the end of its output."""

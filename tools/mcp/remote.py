@@ -11,6 +11,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 
 from tools.mcp.settings import ServerSettings
+from tools.mcp.stdio import Output
 
 CONNECT_S = 10.0
 MOST_BYTES = 2**25
@@ -18,20 +19,20 @@ MOST_BYTES = 2**25
 
 
 @asynccontextmanager
-async def remote(settings: ServerSettings) -> AsyncGenerator[tuple[Any, Any]]:
-    """Yield the streams of messages, received and sent."""
+async def remote(settings: ServerSettings, output: Output) -> AsyncGenerator[tuple[Any, Any]]:
+    """Yield the streams of messages, received and sent; keep the status of the last answer."""
     assert settings.url is not None
     limits = httpx2.Timeout(settings.timeout_s, connect=CONNECT_S, read=None)
     if settings.transport == "sse":
 
         def client(headers: Any = None, timeout: Any = None, auth: Any = None) -> httpx2.AsyncClient:
-            return httpx2.AsyncClient(headers=settings.headers, timeout=limits, transport=_Bounded())
+            return httpx2.AsyncClient(headers=settings.headers, timeout=limits, transport=_Bounded(output))
 
         async with sse_client(settings.url, httpx_client_factory=client) as streams:
             yield streams
         return
     async with (
-        httpx2.AsyncClient(headers=settings.headers, timeout=limits, transport=_Bounded()) as http,
+        httpx2.AsyncClient(headers=settings.headers, timeout=limits, transport=_Bounded(output)) as http,
         streamable_http_client(settings.url, http_client=http, max_sse_event_size=MOST_BYTES) as streams,
     ):
         yield streams
@@ -44,9 +45,15 @@ class _Bounded(httpx2.AsyncHTTPTransport):
     one of some kilobytes may be gigabytes.
     """
 
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         request.headers["accept-encoding"] = "identity"
+        self._output.status = None
         response = await super().handle_async_request(request)
+        self._output.status = response.status_code
         packed = response.headers.get("content-encoding", "identity").strip().lower()
         if packed not in ("", "identity"):
             await response.aclose()

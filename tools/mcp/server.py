@@ -14,7 +14,7 @@ from agentloop.client.time_limit import not_counted
 from agentloop.errors import ToolError, ToolUnavailable
 from agentloop.trace.spans import current_episode
 from tools.http import RateLimit
-from tools.mcp.connection import Connection, SessionLost, failed
+from tools.mcp.connection import Connection, SessionLost, SessionRefused, failed
 from tools.mcp.places import Places
 from tools.mcp.settings import ServerSettings
 
@@ -98,6 +98,13 @@ class McpServer:
                     connection = await Connection.open(self.settings)
                 self._open.add(connection)
                 return connection
+            except SessionRefused as exc:
+                hint = (
+                    "give its token or key in config.headers"
+                    if exc.status in (401, 403)
+                    else "correct the path of the url: as a rule it is /mcp, or /sse with transport: sse"
+                )
+                raise failed(self.settings, str(exc), hint) from None
             except SessionLost as exc:
                 lasted = loop.time() - begin
                 if self.settings.command and attempt >= ATTEMPTS:

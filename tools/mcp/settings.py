@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from agentloop.errors import ToolConfigError
 from agentloop.imports import MAX_BYTES
+from agentloop.text import clean
 from agentloop.tool.secrets import resolved
 from tools.http import Options
 
@@ -141,7 +143,9 @@ def _server(name: str, server: Mapping[str, Any], folder: Path, where: str) -> d
     kind = options.text("transport") or (server.get("type") if url is not None else None)
     options.done(ignored=SERVERS_KEYS)
 
-    if (command is None) == (url is None):
+    if command is not None and url is not None:
+        raise ToolConfigError(f"{where} has both a command and a url", "a server has one of them: remove the other")
+    if command is None and url is None:
         raise ToolConfigError(f"{where} needs a command or a url", "write one of them")
     if url is not None:
         if not url.startswith(("http://", "https://")):
@@ -170,6 +174,12 @@ def _server(name: str, server: Mapping[str, Any], folder: Path, where: str) -> d
         raise ToolConfigError(f"{where}: a word of its command or env cannot be passed to a program", "correct it")
     if "/" in program:
         program = str(folder / Path(program).expanduser())
+    if isinstance(command, str) and len(command.split()) > 1 and shutil.which(program, path=env.get("PATH")) is None:
+        first = clean(command.split()[0], 100)
+        raise ToolConfigError(
+            f"{where}: its command {clean(command, 200)!r} is the name of no program: it has arguments in it",
+            f"write command: [{clean(', '.join(command.split()), 200)}], or command: {first} and the rest in args",
+        )
     at = folder / Path(cwd).expanduser() if cwd is not None else None
     if at is not None and not at.is_dir():
         raise ToolConfigError(f"{where}: its cwd {at} is not a folder", "give an existing folder")

@@ -47,9 +47,11 @@ INHERITED = (
 
 
 class Output:
-    """What is known about a program: the end of what it printed, and why it ended."""
+    """What is known about a server: the end of what its program printed, and why it ended; of one
+    behind a URL, the HTTP status of its last answer."""
 
     def __init__(self) -> None:
+        self.status: int | None = None
         self.lines: deque[str] = deque(maxlen=TAIL_LINES)
         self.fault: str | None = None
         self.too_large = False

@@ -8,6 +8,8 @@ import json
 import re
 import socket
 import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,32 @@ def test_a_packed_answer_is_refused(load: Load) -> None:
     assert encodings and set(encodings) == {b"identity"}
 
 
+@pytest.mark.parametrize("transport", ["http", "sse"])
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [(401, "config.headers"), (403, "config.headers"), (404, "correct the path"), (405, "correct the path")],
+)
+def test_a_service_that_refuses_is_not_waited_for(load: Load, transport: str, status: int, hint: str) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(ToolConfigError, match=f"the service at this address answered {status} ") as caught:
+            load(url=f"http://127.0.0.1:{server.server_port}/x", transport=transport, outage_s=30)
+        server.shutdown()
+    assert time.monotonic() - begin < 20 and hint in (caught.value.hint or "")
+
+
 def test_a_url_without_a_server_is_named(load: Load) -> None:
     with pytest.raises(ToolConfigError, match=r"tool 1: the MCP server http://127.0.0.1:9/mcp: it has been unavail"):
         load(url="http://user:pass@127.0.0.1:9/mcp?key=abc", outage_s=0.1)
@@ -104,7 +132,12 @@ def test_a_url_without_a_server_is_named(load: Load) -> None:
     ("config", "says"),
     [
         ({}, "names no server"),
-        ({"url": "http://x", "command": "y"}, "needs a command or a url"),
+        ({"url": "http://x", "command": "y"}, "tool 1 has both a command and a url"),
+        (
+            {"command": "no-such-server --local-timezone UTC"},
+            "has arguments in it\n  fix: write command: [no-such-server, --local-timezone, UTC], or command: no-such-s",
+        ),
+        ({"command": "./no-such-server --x"}, "write command: [./no-such-server, --x], or"),
         ({"url": "ftp://x"}, "not an HTTP address"),
         ({"url": "http://x", "transport": "websocket"}, "one of: http, sse"),
         ({"url": "http://x", "env": {"a": "b"}}, "belong to a command"),
