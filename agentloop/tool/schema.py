@@ -68,7 +68,7 @@ def read_schema(schema: Any, where: str) -> dict[str, Any]:
     return found
 
 
-def check_words(schema: dict[str, Any], where: str) -> None:
+def check_words(schema: dict[str, Any], where: str, *, keys: bool = True) -> None:
     """Refuse a schema with a type that does not exist, or with a misspelt keyword, at any depth.
 
     A model would read it, and calls would not be checked by it. For schemas that the user writes:
@@ -77,19 +77,22 @@ def check_words(schema: dict[str, Any], where: str) -> None:
     Args:
         schema: as `read_schema` returns it.
         where: its place, for messages.
+        keys: check the keywords too.
 
     Raises:
         ToolConfigError: names the place, the word and the nearest right one.
     """
     function = schema["function"]
     where = f"{where}, {function['name']}"
-    _check_keys(function, FUNCTION_WORDS, where)
+    if keys:
+        _check_keys(function, FUNCTION_WORDS, where)
     left: list[tuple[str, Any]] = [(f"{where}: parameters", function.get("parameters"))]
     while left:
         place, node = left.pop()
         if not isinstance(node, dict):
             continue
-        _check_keys(node, WORDS, place)
+        if keys:
+            _check_keys(node, WORDS, place)
         kinds = node.get("type", [])
         for kind in [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else ():
             if kind not in JSON_TYPES:
