@@ -133,7 +133,7 @@ class CodeInterpreter(Tool):
         further: dict[str, Any] = {
             "retries": self._retries,
             "outage_s": options.number("outage_s", 300.0, 0, 604_800),
-            "headers": options.texts("headers"),
+            "headers": options.headers(),
             "token": options.secret("token_env"),
             "max_connections": workers,
         }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentloop.errors import ToolConfigError
 from agentloop.text import did_you_mean
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class Options:
@@ -68,6 +71,25 @@ class Options:
                 f"{self._name}: config.{key} is not a mapping of texts", f"write {key}: {{name: text}}"
             )
         return dict(value)
+
+    def headers(self) -> dict[str, str]:
+        """Return the mapping `headers`: names and values that a request can hold."""
+        found = self.texts("headers")
+        for name, value in found.items():
+            if not _HEADER.fullmatch(name):
+                raise ToolConfigError(
+                    f"{self._name}: config.headers has the name {name[:80]!r}, which no request can hold",
+                    "write letters, digits and hyphens",
+                )
+            wrong = next((place for place, sign in enumerate(value) if not " " <= sign <= "~"), None)
+            if wrong is None and value == value.strip():
+                continue
+            what = "begins or ends with a blank" if wrong is None else f"has {value[wrong]!a} as character {wrong + 1}"
+            raise ToolConfigError(
+                f"{self._name}: the value of config.headers.{name} {what}, which no request can hold",
+                "write printable ASCII; an environment variable may end with a line break",
+            )
+        return found
 
     def secret(self, key: str) -> str | None:
         """Return the value of the environment variable that a key names; None: it is not given."""

@@ -92,8 +92,13 @@ class ServiceClient:
         given = {name.lower(): value for name, value in (headers or {}).items()}
         self._headers = {"content-type": "application/json", "accept": "application/json", **UNPACKED, **given}
         self._secrets = [*(headers or {}).values(), *([token] if token else [])]
+        self._key_hint = "give the token that the service was started with: config.token_env names its variable"
         if token:
             self._headers["authorization"] = bearer(token)
+        elif headers:
+            self._key_hint = (
+                f"correct the key in config.headers ({', '.join(headers)}), or give a token with config.token_env"
+            )
         self._extensions = {
             "timeout": httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)).as_dict(),
             MOST_BYTES_KEY: MOST_BYTES,
@@ -227,9 +232,12 @@ class ServiceClient:
         if status in wrong:
             fix = self._hidden(_fix(answer))
             raise RequestRejected(f"{self.name}: the service refused the request, {failure}", fix)
+        allowed = answer.headers.get("allow", "")
+        if status == 405 and allowed.isascii() and allowed.isprintable():
+            failure += f"; it takes {allowed[:60]}" if allowed else ""
         hint = {
-            401: "give the token that the service was started with",
-            403: "give the token that the service was started with, or call it by the name it was bound to",
+            401: self._key_hint,
+            403: f"{self._key_hint}, or call it by the name it was bound to",
             404: "correct the path of the URL",
             405: "correct the path of the URL",
             **hints,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -62,7 +63,9 @@ class HttpTool(Tool):
         told = ", ".join(map(str, sorted({*self._tell, 404})))
         # A value of the model in the path may name what the service does not have.
         chosen = "correct the path of the URL; if a 404 means that the model's value is unknown to the service, "
-        self._hints = {404: f"{chosen}let the model read it: `tell: [{told}]`"} if any(places(url)) else {}
+        self._hints = {405: f"set config.method, which is {self._method} here, or correct the path of the URL"}
+        if any(places(url)):
+            self._hints[404] = f"{chosen}let the model read it: `tell: [{told}]`"
         properties = schema["function"].get("parameters", {}).get("properties", {})
         self._defaults = {
             name: each["default"] for name, each in properties.items() if isinstance(each, dict) and "default" in each
@@ -70,6 +73,7 @@ class HttpTool(Tool):
         self._place_arguments(options, list(properties))
         row = config.get("from_row") or ()
         self.takes_from_row = {"open": COPIED_COLUMNS, "execute": (*row, *properties)}
+        self.schema = _without(schema, row)
         workers = options.whole("num_workers", 32, 1, 65_536)
         self._client = ServiceClient(
             self.name,
@@ -78,7 +82,7 @@ class HttpTool(Tool):
             timeout_s=options.number("timeout", 30.0, 0, 86_400),
             retries=options.whole("retries", 4, 0, 1000),
             outage_s=options.number("outage_s", 120.0, 0, 604_800),
-            headers=options.texts("headers"),
+            headers=options.headers(),
             token=_token(self.name, options.text("token_env")),
             max_connections=workers,
         )
@@ -172,6 +176,19 @@ class HttpTool(Tool):
             self._query = template
         else:
             self._json = template
+
+
+def _without(schema: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a schema without some of its arguments, which the model does not give."""
+    function = schema["function"]
+    parameters = function.get("parameters") or {}
+    if not any(name in parameters.get("properties", {}) for name in names):
+        return schema
+    left = {name: each for name, each in parameters["properties"].items() if name not in names}
+    parameters = {**parameters, "properties": left}
+    if "required" in parameters:
+        parameters["required"] = [name for name in parameters["required"] if name not in names]
+    return {**schema, "function": {**function, "parameters": parameters}}
 
 
 def _read(content: bytes) -> Any:

@@ -137,7 +137,7 @@ def _server(name: str, server: Mapping[str, Any], folder: Path, where: str) -> d
     options = Options(where, server)
     command, arguments = server.get("command"), server.get("args")
     options.has("command"), options.has("args")
-    headers, env = options.texts("headers"), options.texts("env")
+    headers, env = options.headers(), options.texts("env")
     url, cwd = options.text("url"), options.text("cwd")
     token = options.text("auth_token")
     kind = options.text("transport") or (server.get("type") if url is not None else None)

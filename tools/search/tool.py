@@ -86,7 +86,7 @@ class SearchTool(Tool):
             timeout_s=options.number("timeout", default_timeout, 0, 86_400),
             retries=options.whole("retries", 4, 0, 1000),
             outage_s=options.number("outage_s", 300.0, 0, 604_800),
-            headers=options.texts("headers"),
+            headers=options.headers(),
             token=options.secret("token_env"),
             max_connections=workers,
         )

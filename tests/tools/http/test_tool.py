@@ -98,6 +98,30 @@ async def test_a_row_gives_what_the_model_does_not_see(tmp_path: Path) -> None:
     assert str(request.url) == "http://h/Rome?user=7"
 
 
+async def test_an_argument_of_from_row_is_not_in_the_schema_that_the_model_sees(tmp_path: Path) -> None:
+    properties = {"city": {}, "days": {"type": "integer", "default": 2}}
+    tool = load(tmp_path, properties, url="http://h/{city}", query={"n": "{days}"}, from_row=["days"])
+    assert list(tool.schema["function"]["parameters"]["properties"]) == ["city"]
+    assert str((await ask(tool, {}, city="Rome"))[1].url) == "http://h/Rome?n=2"
+    assert str((await ask(tool, {}, {"days": 7}, city="Rome"))[1].url) == "http://h/Rome?n=7"
+    result, request = await ask(tool, {}, city="Rome", days=9)
+    assert result.error == "weather has no argument 'days'; its arguments are: city" and request is None
+
+
+async def test_a_wrong_method_or_key_is_named_with_its_setting(tmp_path: Path) -> None:
+    for status, headers, says in (
+        (405, {}, "set config.method, which is GET here"),
+        (401, {"X-Key": "s3cret-value"}, "correct the key in config.headers (X-Key), or give a token"),
+        (403, {"X-Key": "s3cret-value"}, "correct the key in config.headers (X-Key), or give a token"),
+        (401, {}, "config.token_env"),
+    ):
+        with pytest.raises(ToolError) as caught:
+            tool = load(tmp_path, {"city": {}}, url="http://h/{city}", headers=headers)
+            await ask(tool, httpx.Response(status, headers={"Allow": "POST"}), city="x")
+        assert says in (caught.value.hint or "")
+        assert ("it takes POST" in caught.value.message) == (status == 405)
+
+
 async def test_answers_are_shown_as_they_are(tmp_path: Path) -> None:
     tool = load(tmp_path, {"city": {}}, url="http://h/{city}")
     assert (await ask(tool, httpx.Response(200, text="plain text"), city="x"))[0].text == "plain text"
@@ -145,6 +169,16 @@ async def test_an_answer_without_the_result_fails_or_shows_what_is_missing(tmp_p
         ({"url": "http://h", "query": ["{city}"]}, "config.query is not a mapping"),
         ({"url": "http://h", "tell": ["404"]}, "config.tell is not a list"),
         ({"url": "http://h", "from_row": "x"}, "config.from_row is not a list"),
+        (
+            {"url": "http://h", "headers": {"X-Key": "näh"}},
+            "the value of config.headers.X-Key has '\\xe4' as character 2",
+        ),
+        (
+            {"url": "http://h", "headers": {"X-Key": "a\n"}},
+            "config.headers.X-Key has '\\n' as character 2, which no req",
+        ),
+        ({"url": "http://h", "headers": {"X-Key": "a "}}, "config.headers.X-Key begins or ends with a blank"),
+        ({"url": "http://h", "headers": {"X Key": "a"}}, "config.headers has the name 'X Key'"),
         ({"url": "http://h", "retrys": 3}, "did you mean 'retries'"),
     ],
 )
