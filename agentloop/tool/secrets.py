@@ -25,6 +25,7 @@ LONG_WORD = 10
 `Bearer`."""
 
 _VARIABLE = re.compile(r"\$\{\s*oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
+_SHELL = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"token|password|secret|key|credential|auth", re.IGNORECASE)
 _PRIVATE = ("headers", "env")
 _DEFAULT = re.compile(r"\$\{\s*oc\.env:\s*[A-Za-z_][A-Za-z0-9_]*\s*,\s*['\"]?([^}'\"]*)")
@@ -64,6 +65,26 @@ def resolved(config: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple[
         ) from None
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}, _secrets(written)
+
+
+def from_shell(node: Any) -> Any:
+    """Return settings of another program with its variables in the form that `resolved` reads.
+
+    `${NAME}` and `${env:NAME}` become `${oc.env:NAME}`. `${NAME:-text}` becomes `text` where the
+    variable is not set, or is empty.
+    """
+    if isinstance(node, dict):
+        return {key: from_shell(item) for key, item in node.items()}
+    if isinstance(node, list):
+        return [from_shell(item) for item in node]
+    if not isinstance(node, str):
+        return node
+
+    def written(found: re.Match[str]) -> str:
+        given = found[2] is None or os.environ.get(found[1])
+        return f"${{oc.env:{found[1]}}}" if given else found[2]
+
+    return _SHELL.sub(written, node)
 
 
 def hide(text: str, secrets: Sequence[str]) -> str:

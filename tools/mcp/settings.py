@@ -13,7 +13,7 @@ from typing import Any
 from agentloop.errors import ToolConfigError
 from agentloop.imports import MAX_BYTES
 from agentloop.text import clean
-from agentloop.tool.secrets import resolved
+from agentloop.tool.secrets import from_shell, resolved
 from tools.http import Options
 
 TRANSPORTS = {
@@ -202,7 +202,7 @@ def _servers_of(path: Path, where: str) -> dict[str, tuple[dict[str, Any], tuple
     if not isinstance(servers, dict) or not servers or not all(isinstance(each, dict) for each in servers.values()):
         raise ToolConfigError(f"{where}: {path} has no servers", 'write {"mcpServers": {"name": {"url": "..."}}}')
     return {
-        name: resolved(server, f"{where}: {path}, {name}")
+        name: resolved(from_shell(server), f"{where}: {path}, {name}")
         for name, server in servers.items()
         if not server.get("disabled")
     }
