@@ -32,6 +32,9 @@ WEAVE_PREFIX = "/traces"
 API_NAMES = ("api", "static", "traces", "v1", "v2")
 """First parts of paths that name no project."""
 
+WEAVE_NAMES = frozenset(path.split("/")[1] for path in weave.HANDLERS) | {"file"}
+"""First parts of paths of weave's API. A project may be called so: browsers get its page."""
+
 PAGES = (
     "/", "/{entity}/{project}", "/{entity}/{project}/r/call/{call}", "/{entity}/{project}/weave",
     "/{entity}/{project}/weave/{rest:path}",
@@ -84,7 +87,7 @@ def _health() -> dict[str, bool]:
 
 def _page(request: Request) -> Response:
     # A program that asks for a path of weave's that is not served must not take the page for it.
-    entity = request.path_params.get("entity")
-    if entity in API_NAMES or (entity is not None and "text/html" not in request.headers.get("accept", "")):
-        raise Refusal(404, f"{request.url.path} does not exist", "to see a project, open its address in a browser")
+    entity, browser = request.path_params.get("entity"), "text/html" in request.headers.get("accept", "")
+    if entity in API_NAMES or (entity in WEAVE_NAMES and not browser):
+        raise Refusal(404, f"{request.url.path} does not exist")
     return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})

@@ -6,6 +6,6 @@ follows weave's refs, `queries.py` turns its query language into SQL. `values.py
 fields and the digests that they share.
 """
 
-from agentloop.viewer.weave.routes import build_router
+from agentloop.viewer.weave.routes import HANDLERS, build_router
 
-__all__ = ["build_router"]
+__all__ = ["HANDLERS", "build_router"]

@@ -77,10 +77,10 @@ async def test_a_token_opens_as_bearer_as_basic_password_and_as_cookie(tmp_path:
 async def test_paths_that_do_not_exist_are_no_page_to_programs(tmp_path: Path) -> None:
     browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     async with client(create_app([tmp_path])) as http:
-        for path in ("/traces/nothing", "/call/nothing", "/calls/query", "/lab/x/weave/nothing"):
+        for path in ("/traces/nothing", "/call/nothing", "/calls/query", "/obj/weave", "/v1/nothing"):
             refused = await http.get(path)
             assert (refused.status_code, refused.json()["error"]) == (404, f"{path} does not exist")
-        for path in ("/lab/x", "/lab/x/weave", "/lab/x/r/call/1"):
+        for path in ("/lab/x", "/lab/x/weave", "/lab/x/r/call/1", "/calls/x"):
             page = await http.get(path, headers=browser)
             assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
         assert (await http.get("/traces/nothing", headers=browser)).status_code == 404
