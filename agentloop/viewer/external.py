@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from agentloop.files import json_line, read_json
+from agentloop.viewer import hits
 from agentloop.viewer.received import Received
+from agentloop.viewer.weave import objects
 from agentloop.viewer.weave.feedback import feedback_of
 from agentloop.viewer.weave.files import answer as file_answer
 from agentloop.viewer.weave.reading import STATUS, short_name
@@ -23,24 +26,31 @@ MOST_CALLS = 5000
 PREVIEW = 200
 """Characters of an output in the table."""
 
+INSIDE = "error inside"
+"""Status of a call that did not fail itself, while one below it did."""
+
 CALLS = f"""
 SELECT 'weave' AS source, id, substr(project, 1, instr(project, '/') - 1) AS entity,
     substr(project, instr(project, '/') + 1) AS project, op_name, display_name, started_at, ended_at,
-    CASE {STATUS} WHEN 'success' THEN 'ok' WHEN 'descendant_error' THEN 'ok' WHEN 'running' THEN 'running'
-        ELSE 'error' END AS status, exception, trace_id, parent_id, inputs, output, parent_id IS NULL AS root
+    CASE {STATUS} WHEN 'running' THEN 'running' WHEN 'error' THEN 'error' WHEN 'descendant_error' THEN '{INSIDE}'
+        ELSE CASE WHEN parent_id IS NULL AND EXISTS (SELECT 1 FROM calls AS c WHERE c.project = calls.project
+            AND c.trace_id = calls.trace_id AND c.exception IS NOT NULL) THEN '{INSIDE}' ELSE 'ok' END END AS status,
+    exception, trace_id, parent_id, inputs, output, parent_id IS NULL AS root
 FROM calls WHERE started_at IS NOT NULL"""  # noqa: S608  # our names
 
-SPANS = """
+SPANS = f"""
 SELECT 'otlp' AS source, trace_id || '-' || span_id AS id, 'otlp' AS entity,
     COALESCE(CAST(json_extract(resource, '$."openinference.project.name"') AS TEXT), service) AS project,
     name AS op_name,
     CASE WHEN parent_id IS NULL THEN name || ' ' || json_extract(attributes, '$."gen_ai.conversation.id"') END
-        AS display_name, started_at, ended_at, CASE WHEN ended_at IS NULL THEN 'running' ELSE status END AS status,
+        AS display_name, started_at, ended_at, CASE WHEN ended_at IS NULL THEN 'running'
+        WHEN status != 'error' AND parent_id IS NULL AND EXISTS (SELECT 1 FROM spans AS c
+            WHERE c.trace_id = spans.trace_id AND c.status = 'error') THEN '{INSIDE}' ELSE status END AS status,
     message AS exception, trace_id, CASE WHEN parent_id IS NOT NULL THEN trace_id || '-' || parent_id END AS parent_id,
     attributes AS inputs, attributes AS output,
     parent_id IS NULL OR NOT EXISTS (SELECT 1 FROM spans AS p WHERE p.trace_id = spans.trace_id
         AND p.span_id = spans.parent_id) AS root
-FROM spans WHERE 1"""
+FROM spans WHERE 1"""  # noqa: S608  # our names
 """Both tables in one form. A span whose parent was not sent is the root of what was. A run of
 agentloop names itself as the project, and an episode by its key as the conversation."""
 
@@ -54,6 +64,9 @@ SORTS: Mapping[str, str] = {
     "project": "entity || '/' || project",
     "source": "source",
 }
+
+PARAMETERS = ("place", "entity", "project", "q", "op", "source", "status", "sort", "offset", "limit", "all")
+"""Of a list of calls."""
 
 INPUTS = (
     "gen_ai.input.messages",
@@ -77,6 +90,8 @@ def build_router(received: Received) -> APIRouter:
 
     @router.get("/calls")
     def calls(
+        request: Request,
+        place: Text = None,
         entity: Text = None,
         project: Text = None,
         q: Text = None,
@@ -88,8 +103,11 @@ def build_router(received: Received) -> APIRouter:
         limit: Annotated[int, Query(ge=0, le=MOST_ROWS)] = 100,
         all: bool = False,  # the name in the query
     ) -> Response:
-        """List calls, only the roots of traces unless `all`."""
-        chosen = {"entity": entity, "project": project, "source": source}
+        """List the roots of traces, `q` also those in which a call below the root was found; all
+        calls with `all`. `place` is entity and project as `lab/agents`."""
+        if unknown := [name for name in request.query_params if name not in PARAMETERS]:
+            raise Refusal(400, f"{unknown[0][:80]!r} is not a filter of calls", f"these are: {', '.join(PARAMETERS)}")
+        chosen = {"entity || '/' || project": place, "entity": entity, "project": project, "source": source}
         with received.reading() as connection:
             return _json(_page(connection, _Filter(chosen, q, op, status, all), sort, offset, limit))
 
@@ -98,6 +116,11 @@ def build_router(received: Received) -> APIRouter:
         """Return one call, and all calls of its trace."""
         with received.reading() as connection:
             return _json(_one(connection, id, entity, project))
+
+    @router.get("/object")
+    def stored_object(entity: str, project: str, name: str, digest: str) -> Response:
+        """Return a version of an object that a weave client published."""
+        return _json(objects.read(received, {"project_id": f"{entity}/{project}", "object_id": name, "digest": digest}))
 
     @router.get("/file/{digest}")
     def file(digest: str) -> Response:
@@ -116,9 +139,11 @@ class _Filter:
         for column, value in chosen.items():
             if value:
                 self._add(f"{column} = ?", value)
-        if q:
-            texts = "COALESCE(display_name, '') || op_name || inputs || COALESCE(output, '') || COALESCE(exception, '')"
-            self._add(f"instr(lower({texts}), lower(?)) > 0", q)
+        self.below = "" if whole else q or ""
+        if self.below:
+            self.parts.append(hits.IN_FOUND_TRACES)
+        elif q:
+            self._add(hits.FOUND, q)
         if op:
             self._add("instr(op_name, ?) > 0", op)
         self._status = status
@@ -140,6 +165,8 @@ def _page(connection: sqlite3.Connection, chosen: _Filter, sort: str, offset: in
     name, direction = sort.removeprefix("-"), "DESC" if sort.startswith("-") else "ASC"
     if name not in SORTS:
         raise Refusal(422, f"sort: {name!r} is not a column", f"the columns are {', '.join(SORTS)}")
+    if chosen.below:
+        hits.search(connection, ROWS, chosen.below)
     where, values = chosen.where(with_status=True)
     (total,) = connection.execute(f"SELECT COUNT(*) FROM ({ROWS}) WHERE {where}", values).fetchone()  # noqa: S608
     # Only what is sorted by: whole rows hold whole conversations.
@@ -162,10 +189,20 @@ def _page(connection: sqlite3.Connection, chosen: _Filter, sort: str, offset: in
     ).fetchall()
     return {
         "total": total,
-        "rows": [{**_row(row), **_counts(connection, row)} for row in rows],
+        "rows": [{**_row(row), **_counts(connection, row), **_hit(connection, row, chosen.below)} for row in rows],
         "projects": [dict(project) for project in projects],
         "facets": {"status": status},
     }
+
+
+def _hit(connection: sqlite3.Connection, row: sqlite3.Row, words: str) -> dict[str, Any]:
+    """Return what a search found below a call: `{hit: {id, name, text}}`, or nothing."""
+    found = hits.hit_of(connection, row) if words else None
+    one = None if found is None else _find(connection, found["id"], found["entity"], found["project"])
+    if one is None:
+        return {}
+    name = one["display_name"] or short_name(one["op_name"])
+    return {"hit": {"id": one["id"], "name": name, "text": hits.excerpt(one, words)}}
 
 
 def _one(connection: sqlite3.Connection, call: str, entity: str | None, project: str | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ CREATE INDEX IF NOT EXISTS calls_by_id ON calls (id);
 CREATE INDEX IF NOT EXISTS calls_by_trace ON calls (project, trace_id);
 CREATE INDEX IF NOT EXISTS calls_by_parent ON calls (project, parent_id);
 CREATE INDEX IF NOT EXISTS calls_by_step ON calls ({STEP});
+CREATE INDEX IF NOT EXISTS calls_failed ON calls (project, trace_id) WHERE exception IS NOT NULL;
 CREATE TABLE IF NOT EXISTS objects (
     project TEXT NOT NULL, object_id TEXT NOT NULL, digest TEXT NOT NULL, version_index INTEGER NOT NULL,
     created_at INTEGER NOT NULL, kind TEXT NOT NULL, base_object_class TEXT, leaf_object_class TEXT,
@@ -66,6 +67,7 @@ CREATE TABLE IF NOT EXISTS spans (
     attributes TEXT NOT NULL, resource TEXT NOT NULL, events TEXT NOT NULL,
     UNIQUE (trace_id, span_id));
 CREATE INDEX IF NOT EXISTS spans_by_start ON spans (started_at, span_id);
+CREATE INDEX IF NOT EXISTS spans_failed ON spans (trace_id) WHERE status = 'error';
 """
 
 UPGRADE = f"""

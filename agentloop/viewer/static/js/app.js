@@ -1,5 +1,5 @@
 // The shell: addresses to views, the bar on top, keys of every page, light and dark.
-import { h, replace } from "./core/dom.js";
+import { announce, h, replace } from "./core/dom.js";
 import { bindGlobal, bindView, showHelp } from "./core/keys.js";
 import { start, subscribe, watchState } from "./core/live.js";
 import { current, go, link } from "./core/route.js";
@@ -11,6 +11,7 @@ import { EpisodeView } from "./views/episode.js";
 import { EpisodesView } from "./views/episodes.js";
 import { FailuresView } from "./views/failures.js";
 import { GroupView } from "./views/group.js";
+import { ObjectView } from "./views/object.js";
 import { RunView } from "./views/run.js";
 import { RunsView } from "./views/runs.js";
 import { SignalsView } from "./views/signals.js";
@@ -29,6 +30,7 @@ function chosen({ parts, params }) {
   const [first, second, third] = parts;
   if (first === "calls") return { View: CallsView, given: { params }, name: "calls" };
   if (first === "call") return { View: CallView, given: { id: second, params }, name: `call ${second}` };
+  if (first === "object" && parts.length === 5) return { View: ObjectView, given: { parts: parts.slice(1) }, name: "call object" };
   if (first === "run" && second) {
     const View = third ? OF_RUN[third] : RunView;
     if (View) return { View, given: { run: second, params }, name: `run ${second} ${third ?? ""}`, run: second, tab: third ?? "" };
@@ -44,6 +46,7 @@ async function route() {
   const sameTable = view?.update && next && view instanceof next.View && view.run === next.run;
   if (sameTable) return show(() => view.update(next.given.params), now, next);
   view?.dispose?.();
+  announce(""); // what was true of the page before
   if (!next) {
     view = null;
     bindView([]);

@@ -67,6 +67,47 @@ def test_the_link_of_a_call_opens_it(page: Page, server: TraceServer, tmp_path: 
     page.screenshot(tmp_path / "call.png")
 
 
+def test_a_search_shows_the_root_and_the_hit_and_the_way_back_keeps_it(page: Page, server: TraceServer) -> None:
+    page.events.clear()
+    page.open(f"{server.url}/#/calls?q=ValueError&project=lab%2Fx", width=1440)
+    page.wait("document.querySelector('tbody .preview a')", "the hit was not shown")
+    row = page.text("tr[data-index='0']")
+    assert row.startswith("rooterror inside") and "lookValueError" in row.replace(" ", "")
+    page.run("document.querySelector('tbody .preview a').click()")
+    page.wait("document.querySelector('h1')?.textContent.startsWith('look')")
+    page.press("k")
+    page.wait("document.querySelector('h1')?.textContent.startsWith('plan')")
+    page.press("u")
+    page.wait("document.querySelector('tbody .preview a')")
+    assert page.run("location.hash") == "#/calls?q=ValueError&project=lab%2Fx"
+    assert page.problems() == []
+
+
+def test_an_unknown_project_is_named(page: Page, server: TraceServer) -> None:
+    page.open(f"{server.url}/#/calls?project=x", width=1440)
+    page.wait("document.querySelector('.table-note .empty')")
+    assert page.text(".table-note").startswith("No project x has sent calls here.")
+    assert page.text(".table-note a") == "lab/x"
+    page.run("document.querySelector('.table-note a').click()")
+    page.wait("document.querySelector('tbody tr a')", "the project that was meant was not shown")
+
+
+def test_the_link_of_an_object_shows_it_and_other_pages_of_weave_say_what_they_are(
+    page: Page, server: TraceServer
+) -> None:
+    body = {"obj": {"project_id": "lab/x", "object_id": "settings", "val": {"turns": 4, "text": HOSTILE}}}
+    digest = httpx.post(f"{server.url}/obj/create", json=body).json()["digest"]
+    page.events.clear()
+    page.open(f"{server.url}/lab/x/weave/objects/settings/versions/{digest}", width=1440)
+    page.wait("document.querySelector('.part-card .values')", "the object was not shown")
+    shown = page.text("main")
+    assert shown.startswith("settings") and "turns4" in shown and "⟨U+202E⟩" in shown
+    assert page.run("window.hacked === undefined") and page.problems() == []
+    page.open(f"{server.url}/lab/x/weave/leaderboards/best", width=1440)
+    page.wait("document.querySelector('tbody tr a')")
+    assert "Weave's page of leaderboards is not part of this viewer" in page.text(".episodes-main")
+
+
 def test_the_link_of_a_project_lists_its_calls(page: Page, server: TraceServer) -> None:
     page.events.clear()
     page.open(f"{server.url}/lab/x/weave", width=1440)

@@ -81,5 +81,6 @@ export const api = {
   signals: (run) => get(runPath(run, "/signals")),
   image: (run, digest) => runPath(run, `/image/${encodeURIComponent(digest)}`),
   calls: (params, options) => get("/api/external/calls", params, options),
+  object: (params) => get("/api/external/object", params),
   call: (params) => get("/api/external/call", params),
 };

@@ -5,9 +5,13 @@ import { query } from "./api.js";
 export function current() {
   const call = /^\/([^/]+)\/([^/]+)\/r\/call\/([^/]+)$/.exec(location.pathname);
   if (call && location.hash.length < 2) return { parts: ["call", decode(call[3])], params: new URLSearchParams() };
+  const object = /^\/([^/]+)\/([^/]+)\/weave\/(?:objects|ops)\/([^/]+)\/versions\/([^/]+)\/?$/.exec(location.pathname);
+  if (object && location.hash.length < 2) return { parts: ["object", ...object.slice(1).map(decode)], params: new URLSearchParams() };
   const project = /^\/([^/]+)\/([^/]+?)(\/weave(\/.*)?)?\/?$/.exec(location.pathname);
   if (project && project[1] !== "static" && location.hash.length < 2) {
-    return { parts: ["calls"], params: new URLSearchParams({ project: `${decode(project[1])}/${decode(project[2])}` }) };
+    const page = project[4]?.slice(1).split("/")[0] ?? "";
+    const other = ["", "calls", "traces"].includes(page) ? {} : { other: decode(page) };
+    return { parts: ["calls"], params: new URLSearchParams({ project: `${decode(project[1])}/${decode(project[2])}`, ...other }) };
   }
   const [path, asked] = split(location.hash.slice(1));
   return { parts: path.split("/").filter(Boolean).map(decode), params: new URLSearchParams(asked) };
@@ -52,5 +56,9 @@ export function values(params) {
 }
 
 export const episodeLink = (run, key, params) => link(["run", run, "episode"], { key, ...params });
-export const groupLink = (run, row) => link(["run", run, "group"], { step: row.step, split: row.split, group_id: row.group_id });
-export const taskLink = (run, task) => link(["run", run, "task"], { task_id: task });
+/** `list`: the filters to go back to, which have parameters of these views' own names. */
+export const groupLink = (run, row, list) => link(["run", run, "group"], { step: row.step, split: row.split, group_id: row.group_id, list: query(list) });
+export const taskLink = (run, task, list) => link(["run", run, "task"], { task_id: task, list: query(list) });
+
+/** The filters that `groupLink` and `taskLink` put into an address. */
+export const listOf = (params) => values(new URLSearchParams(params.get("list") ?? ""));

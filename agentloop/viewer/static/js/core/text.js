@@ -56,6 +56,17 @@ export function say(text, most = 400) {
   return h("bdi", null, visible(value.length > most ? `${value.slice(0, most)}…` : value));
 }
 
+/** The exception of a call in words; weave's client sends it as JSON. `whole`: with its traceback. */
+export function exceptionText(text, whole = false) {
+  try {
+    const { type, message, traceback } = JSON.parse(text);
+    if (typeof type === "string") return [`${type}: ${message ?? ""}`, ...(whole && traceback ? [String(traceback)] : [])].join("\n");
+  } catch {
+    // plain text
+  }
+  return text;
+}
+
 const AT_ONCE = 24_000;
 
 /** A long text as a block. Beyond 24,000 characters the rest waits behind a button. */

@@ -2,8 +2,8 @@
 import { api } from "../core/api.js";
 import { h, replace } from "../core/dom.js";
 import { clock, moment, seconds } from "../core/format.js";
-import { episodeLink, go, link } from "../core/route.js";
-import { block, say } from "../core/text.js";
+import { episodeLink, go, link, values } from "../core/route.js";
+import { block, exceptionText, say } from "../core/text.js";
 import { facts, status } from "../parts/badges.js";
 import { tree } from "../parts/values.js";
 import { nested, waterfall } from "../parts/waterfall.js";
@@ -19,7 +19,7 @@ export class CallView {
   title = "Call";
 
   constructor({ id, params }) {
-    Object.assign(this, { id, params });
+    Object.assign(this, { id, list: values(params) });
     this.head = h("header", { class: "page-head" });
     this.body = h("div", { class: "episode-main" });
     this.episode = h("p", { class: "sub" });
@@ -30,9 +30,9 @@ export class CallView {
   bindings() {
     const move = (by) => () => {
       const index = this.order.findIndex((one) => one.id === this.id) + by;
-      if (this.order[index]) location.replace(link(["call", this.order[index].id]));
+      if (this.order[index]) location.replace(link(["call", this.order[index].id], this.list));
     };
-    return [{ keys: ["j"], what: "next call of the tree", run: move(1) }, { keys: ["k"], what: "previous call of the tree", run: move(-1) }, { keys: ["u", "Escape"], what: "back to the calls", run: () => go(link(["calls"])) }];
+    return [{ keys: ["j"], what: "next call of the tree", run: move(1) }, { keys: ["k"], what: "previous call of the tree", run: move(-1) }, { keys: ["u", "Escape"], what: "back to the calls", run: () => go(link(["calls"], this.list)) }];
   }
 
   dispose() {
@@ -42,8 +42,9 @@ export class CallView {
 
   /** Link to the episode that the call is part of, if this server has its run. Names of runs repeat, ids of traces do not. */
   async linkEpisode(trace, tries = 20) {
-    if (!/^[0-9a-f]{32}$/.test(trace ?? "")) return; // an id that weave's client made
-    const { episodes, indexing } = await api.trace(trace).catch(() => ({ episodes: [] }));
+    const id = (trace ?? "").replaceAll("-", ""); // weave writes it as a UUID
+    if (!/^[0-9a-f]{32}$/.test(id)) return;
+    const { episodes, indexing } = await api.trace(id).catch(() => ({ episodes: [] }));
     if (this.left) return;
     const named = ({ run, name }) => say(name === run ? name : `${name} (${run})`, 120);
     replace(this.episode, episodes.map((one) => h("a", { href: episodeLink(one.run, one.key) }, "episode ", say(one.key, 200), " of ", named(one))));
@@ -51,13 +52,14 @@ export class CallView {
   }
 
   async load() {
-    const { call, tree: calls } = await api.call({ id: this.id, ...Object.fromEntries(this.params ?? []) });
+    const { entity, project } = this.list; // the other parameters are the filters of the list that it was opened from
+    const { call, tree: calls } = await api.call({ id: this.id, ...(entity && project ? { entity, project } : {}) });
     this.title = call.display_name || call.op_name;
     const seconds_ = (value) => (moment(value) ?? 0) / 1000;
     const items = (calls?.length ? calls : [call]).map((row) => ({
       id: row.id, parent: row.parent_id, name: row.display_name || row.op_name, start: seconds_(row.started_at), kind: kindOf(row),
       end: row.ended_at ? seconds_(row.ended_at) : typeof row.duration_s === "number" ? seconds_(row.started_at) + row.duration_s : null,
-      failed: row.status === "error", href: link(["call", row.id]), current: row.id === this.id,
+      failed: row.status === "error", note: row.status === "error" ? exceptionText(row.exception) : null, href: link(["call", row.id], this.list), current: row.id === this.id,
     }));
     this.order = nested(items);
     replace(this.head, h("h1", null, say(this.title, 200), status(call.status === "error" ? "failed" : call.status)), h("p", { class: "sub" },
@@ -67,7 +69,7 @@ export class CallView {
     replace(this.aside, h("section", null, h("h2", null, "Tree"), waterfall(items, { label: "Calls of this trace" })));
     const section = (title, value) => (value === null || value === undefined || (typeof value === "object" && !Object.keys(value).length) ? null : h("section", { class: "card part-card" }, h("h2", null, title), tree(value)));
     const { weave: client, ...own } = call.attributes ?? {}; // what the client says of itself comes last
-    replace(this.body, call.exception ? h("section", { class: "error-line" }, h("b", null, "Exception "), block(call.exception, "reason")) : null,
+    replace(this.body, call.exception ? h("section", { class: "error-line" }, h("b", null, "Exception "), block(exceptionText(call.exception, true), "reason")) : null,
       section("Inputs", call.inputs), section("Output", call.output), section("Feedback", call.feedback), section("Attributes", own), section("Summary", call.summary),
       h("section", { class: "card part-card" }, h("h2", null, "Identity"), facts([["operation", call.op_name], ["call", h("code", null, say(call.id))], ["trace", call.trace_id ? h("code", null, say(call.trace_id)) : null]])), section("Client", client));
   }
