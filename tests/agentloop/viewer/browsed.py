@@ -76,6 +76,8 @@ def shown_episode(tokenizer: Any, step: int, group: int, sample: int) -> Traject
     made.step_rewards = [StepReward("used the tool", 0.1, first.start, first.end)]
     rng = np.random.default_rng(step * 100 + group * 10 + sample)
     made.logprobs = [None if one is None else -float(rng.exponential(0.6)) for one in made.logprobs]
+    if sample == BROKEN:
+        made.metrics["tool_errors"] = 1.0
     if (group, sample) == (0, 0):
         made.messages[2]["content"] = HOSTILE
         made.answer = HOSTILE

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -217,6 +218,38 @@ def test_keys_walk_through_the_table_into_an_episode_and_along_the_list(page: Pa
     page.wait("document.querySelector('.verdicts')")
 
 
+def test_the_way_back_from_a_group_and_a_task_keeps_the_filters_of_the_list(page: Page, served: Served) -> None:
+    for key, view in (("e", "group"), ("task", "task")):
+        page.open(served.episode(6, 1, 1, split="train", sort="-reward"))
+        page.wait("document.querySelector('.episode-head a[href*=task]')")
+        if key == "e":
+            page.press(key)
+        else:
+            page.run("document.querySelector('.episode-head a[href*=task]').click()")
+        page.wait(f"location.hash.startsWith('#/run/{RUN}/{view}?') && document.querySelector('.pair article')")
+        page.press("u")
+        page.wait("document.querySelector('tr[data-index=\"0\"] td')")
+        assert page.run("location.hash") == f"#/run/{RUN}/episodes?split=train&sort=-reward"
+
+
+def test_the_count_for_screen_readers_is_that_of_the_page(page: Page, served: Served) -> None:
+    page.open(served.view(f"run/{RUN}/episodes", status="failed"))
+    page.wait(f"document.querySelector('#say').textContent === '{browsed.STEPS} episodes'")
+    page.run("document.querySelector('.run-tabs a[href$=failures]').click()")
+    page.wait("document.querySelector('.failures')")
+    assert page.run("document.querySelector('#say').textContent") == ""
+    page.run("location.hash = '#/run/sums/episodes?q=nothinglikeit'")
+    page.wait("document.querySelector('#say').textContent === '0 episodes'")
+
+
+def test_episodes_with_tool_errors_can_be_chosen(page: Page, served: Served) -> None:
+    page.open(served.view(f"run/{RUN}/failures"))
+    page.wait("document.querySelector('.page-head a')")
+    page.run("document.querySelector('.page-head a').click()")
+    page.wait("document.querySelector('input[aria-label=\"Tool errors, from\"]')?.value === '1'")
+    page.wait(f"document.querySelector('.total').textContent === '{browsed.STEPS * browsed.GROUPS}'")
+
+
 def test_a_tool_result_stands_at_its_call_and_a_reward_at_its_turn(page: Page, served: Served) -> None:
     page.open(served.episode(6, 1, 1))
     assert "calculator" in page.text(".call-name")
@@ -336,7 +369,7 @@ def test_a_received_call_opens_at_the_address_that_weave_prints(page: Page, serv
     body = {"resourceSpans": [{"resource": service, "scopeSpans": [{"spans": spans}]}]}
     httpx.post(f"{served.url}v1/traces", json=body, trust_env=False).raise_for_status()
     page.open(f"{served.url}otlp/agent/r/call/{'a' * 32}-{'b' * 16}")
-    assert page.text("h1") == "plan"
+    assert page.text("h1") == "planerror inside"
     assert "⟨ESC⟩[31m" in page.text(".episode-main")
     assert page.run("typeof window.hacked") == "undefined"
     page.press("j")
@@ -353,11 +386,12 @@ def test_a_received_call_links_to_the_episode_of_its_own_run(page: Page, served:
     calls = []
     for number, run in enumerate((RUN, "other")):
         trace = browsed.trace_id(run, 6, "g1", 1)
+        weave_id = str(uuid.UUID(trace))
         span = {"traceId": trace, "spanId": f"{number + 1:016x}", "name": "invoke_agent", "startTimeUnixNano": begin}
         body = {"resourceSpans": [{"resource": service, "scopeSpans": [{"spans": [{**span, "attributes": [key]}]}]}]}
         httpx.post(f"{served.url}v1/traces", json=body, trust_env=False).raise_for_status()
         one = {
-            "project_id": "lab/twins", "id": f"call-{run}", "trace_id": trace, "op_name": "episode", "inputs": {},
+            "project_id": "lab/twins", "id": f"call-{run}", "trace_id": weave_id, "op_name": "episode", "inputs": {},
             "attributes": {"key": "train/6/g1/1", "experiment_name": "twins"}, "started_at": "2026-01-02T03:04:05Z",
         }  # fmt: skip
         httpx.post(f"{served.url}call/start", json={"start": one}, trust_env=False).raise_for_status()

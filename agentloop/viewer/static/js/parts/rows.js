@@ -89,8 +89,8 @@ export class Rows {
   }
 
   setTotal(total) {
-    if (total !== this.total) announce(`${integer(total)} ${this.noun}`);
-    this.total = total;
+    if (total !== this.said) announce(`${integer(total)} ${this.noun}`);
+    this.said = this.total = total;
     this.active = Math.max(0, Math.min(this.active, total - 1));
     this.table.setAttribute("aria-rowcount", String(total + 1));
   }

@@ -36,7 +36,7 @@ export class EpisodeView {
       { keys: ["j", "ArrowRight"], what: "next episode of the list", run: () => this.step("next") }, { keys: ["k", "ArrowLeft"], what: "previous episode of the list", run: () => this.step("previous") },
       ...TABS.map(([name, label, key]) => ({ keys: [key], what: label.toLowerCase(), run: () => this.show(name) })),
       { keys: ["n"], what: "next turn", run: () => this.jump(1) }, { keys: ["p"], what: "previous turn", run: () => this.jump(-1) },
-      { keys: ["e"], what: "the group, side by side", run: () => go(groupLink(this.run, this.record)) },
+      { keys: ["e"], what: "the group, side by side", run: () => go(groupLink(this.run, this.record, this.list)) },
       { keys: ["u", "Escape"], what: "back to the list", run: () => go(link(["run", this.run, "episodes"], this.list)) },
       { keys: ["1", "2", "3", "4", "5"], what: "shading of the tokens", run: (event) => this.tokens?.element.querySelectorAll(".modes button")[Number(event.key) - 1]?.click() },
     ];
@@ -72,7 +72,7 @@ export class EpisodeView {
         record.stop_reason && record.stop_reason !== "stop" ? h("span", { class: "pill bad" }, say(record.stop_reason)) : null,
         h("nav", { class: "walks", "aria-label": "Episodes of the list" }, this.place, this.buttons.previous, this.buttons.next)),
       h("p", { class: "sub" }, h("a", { href: link(["run", this.run, "episodes"], { split: record.split, step: record.step }) }, `${record.split === "train" ? "" : `${record.split}, `}step ${record.step}`),
-        h("a", { href: groupLink(this.run, record) }, "group side by side"), record.task_id ? h("a", { href: taskLink(this.run, record.task_id) }, "this prompt over the steps") : null,
+        h("a", { href: groupLink(this.run, record, this.list) }, "group side by side"), record.task_id ? h("a", { href: taskLink(this.run, record.task_id, this.list) }, "this prompt over the steps") : null,
         h("span", null, say(record.agent_name, 60)), h("span", null, plural(record.turns ?? 0, "turn")), h("span", null, plural(record.tool_calls ?? 0, "tool call")), h("span", null, `${integer(record.length)} tokens`), this.keyWithCopy()),
       record.error ? h("div", { class: "error-line", role: "note" }, h("b", null, record.broken_rule ? "Rejected: " : "Failed: "), block(record.error, "reason"), (record.faults ?? []).map((fault) => h("div", { class: "fault" }, h("p", null, say(fault.source, 200), " raised ", say(fault.error, 2000), fault.where ? [" at ", h("code", null, say(fault.where, 600))] : null), fault.traceback ? block(fault.traceback, "text traceback") : null))) : null,
       this.forks());
@@ -196,7 +196,7 @@ export class EpisodeView {
     try {
       const { rows, total } = await api.episodes(this.run, { split, step, group_id, sort: "sample_index", limit: 64, offset: 0 });
       if (rows.length < 2) return;
-      replace(this.siblings, h("h2", null, "Group", h("a", { href: groupLink(this.run, this.record) }, "compare")),
+      replace(this.siblings, h("h2", null, "Group", h("a", { href: groupLink(this.run, this.record, this.list) }, "compare")),
         h("ol", { class: "siblings", "aria-label": `${total} samples of the group` }, rows.map((row) => h("li", null, h("a", { href: episodeLink(this.run, row.key, this.list), "aria-current": row.key === this.key ? "true" : null, class: row.status !== "ok" ? "bad" : row.reward > 0 ? "good" : "", title: `sample ${row.sample_index}: ${row.status === "ok" ? fixed(row.reward) : row.status}` },
           h("span", { class: "sr" }, `sample ${row.sample_index}: `), row.status === "ok" ? fixed(row.reward, 2) : "failed")))));
     } catch {

@@ -45,7 +45,7 @@ export class EpisodesView {
     });
     this.facets = new Facets({
       fields: [{ name: "split", label: "Split" }, { name: "status", label: "Status" }, { name: "stop_reason", label: "Stop reason" }, { name: "agent_name", label: "Agent" }, { name: "data_source", label: "Data" }],
-      ranges: [{ label: "Step", low: "step_from", high: "step_to", step: 1, min: 0 }, { label: "Reward", low: "min_reward", high: "max_reward" }, { label: "Turns", low: "min_turns", high: "max_turns", step: 1, min: 0 }, { label: "Tokens", low: "min_length", high: "max_length", step: 1, min: 0 }],
+      ranges: [{ label: "Step", low: "step_from", high: "step_to", step: 1, min: 0 }, { label: "Reward", low: "min_reward", high: "max_reward" }, { label: "Turns", low: "min_turns", high: "max_turns", step: 1, min: 0 }, { label: "Tool errors", low: "min_tool_errors", high: "max_tool_errors", step: 1, min: 0 }, { label: "Tokens", low: "min_length", high: "max_length", step: 1, min: 0 }],
       get: () => this.forFields(), change: (next) => this.change(this.fromFields(next)), label: "Filters", placeholder: "Search the text",
     });
     this.count = h("span", { class: "total" });

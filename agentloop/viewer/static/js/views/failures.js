@@ -15,7 +15,7 @@ export class FailuresView {
     this.run = run;
     this.body = h("div");
     this.element = h("div", { class: "page" }, h("header", { class: "page-head" }, h("h1", null, "Failures"),
-      h("p", { class: "sub" }, "Failed: an exception of the agent, a tool service, the reward or the rollout server ended the episode, which is masked out of the loss; the cause says which. Rejected: the trajectory broke the token law and was not trained.")), this.body);
+      h("p", { class: "sub" }, "Failed: an exception of the agent, a tool service, the reward or the rollout server ended the episode, which is masked out of the loss; the cause says which. Rejected: the trajectory broke the token law and was not trained. A tool call that failed ends no episode: ", h("a", { href: link(["run", run, "episodes"], { min_tool_errors: 1 }) }, "episodes with tool errors"), ".")), this.body);
     this.stop = subscribe(() => this.load(), run);
   }
 

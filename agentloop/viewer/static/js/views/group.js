@@ -2,7 +2,7 @@
 import { api } from "../core/api.js";
 import { h, replace } from "../core/dom.js";
 import { fixed, integer, signed } from "../core/format.js";
-import { episodeLink, link, rewrite, taskLink } from "../core/route.js";
+import { episodeLink, go, link, listOf, rewrite, taskLink } from "../core/route.js";
 import { say } from "../core/text.js";
 import { empty, part, reward, status } from "../parts/badges.js";
 import { conversation, spokenText } from "../parts/conversation.js";
@@ -12,7 +12,7 @@ export class GroupView {
   title = "Group";
 
   constructor({ run, params }) {
-    Object.assign(this, { run, params });
+    Object.assign(this, { run, params, list: listOf(params) });
     this.head = h("header", { class: "page-head" });
     this.body = h("tbody");
     this.pair = h("section", { class: "pair-section", "aria-label": "Two samples compared" });
@@ -26,6 +26,7 @@ export class GroupView {
     return [
       { keys: ["j"], what: "next sample on the right", run: move("right", 1) }, { keys: ["k"], what: "previous sample on the right", run: move("right", -1) },
       { keys: ["J"], what: "next sample on the left", run: move("left", 1) }, { keys: ["K"], what: "previous sample on the left", run: move("left", -1) },
+      { keys: ["u", "Escape"], what: "back to the list", run: () => go(link(["run", this.run, "episodes"], this.list)) },
     ];
   }
 
@@ -38,7 +39,7 @@ export class GroupView {
     const spread = Math.sqrt(rewards.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (rewards.length || 1));
     this.title = `Group of ${group.task_id || group.group_id}`;
     replace(this.head, h("h1", null, "Group ", h("span", { class: "soft" }, say(group.task_id || group.group_id, 80))), h("p", { class: "sub" },
-      h("a", { href: link(["run", this.run, "episodes"], { step: group.step, split: group.split }) }, `step ${group.step}`), group.task_id ? h("a", { href: taskLink(this.run, group.task_id) }, "this prompt over the steps") : null,
+      h("a", { href: link(["run", this.run, "episodes"], { step: group.step, split: group.split }) }, `step ${group.step}`), group.task_id ? h("a", { href: taskLink(this.run, group.task_id, this.list) }, "this prompt over the steps") : null,
       h("span", null, `${integer(this.samples.length)} samples`), h("span", null, `mean reward ${fixed(mean)} ± ${fixed(spread)}`), spread === 0 && rewards.length > 1 ? h("span", { class: "warn" }, "without variance: it trains nothing") : null));
     const prompt = Array.isArray(group.prompt) ? group.prompt : [];
     replace(this.prompt, prompt.length ? h("details", { class: "fold", open: prompt.reduce((sum, one) => sum + (one.text ?? "").length, 0) < 700 }, h("summary", null, "Prompt"), conversation(prompt, { run: this.run })) : null);
@@ -58,7 +59,7 @@ export class GroupView {
   choose(side, index) {
     this[side] = index;
     const { step, split, group_id } = this.group;
-    rewrite(link(["run", this.run, "group"], { step, split, group_id, left: this.samples[this.left].sample_index, right: this.samples[this.right].sample_index }));
+    rewrite(link(["run", this.run, "group"], { step, split, group_id, list: this.params.get("list"), left: this.samples[this.left].sample_index, right: this.samples[this.right].sample_index }));
     this.draw();
   }
 
@@ -71,13 +72,13 @@ export class GroupView {
     const shown = sides(texts[0], texts[1]);
     replace(this.pair, h("div", { class: "section-head" }, h("h2", null, "What the model wrote"), h("p", { class: "quiet" }, h("del", null, "only left"), " ", h("ins", null, "only right"))),
       h("div", { class: "pair" }, [left, right].map((one, i) => h("article", { class: "card", "aria-label": `sample ${one.sample_index}` },
-        h("header", { class: "who" }, h("a", { href: episodeLink(this.run, one.key) }, `sample ${one.sample_index}`), reward(one.reward), status(one.status)), texts[i] ? shown[i] : h("p", { class: "quiet" }, "The model wrote nothing."))),
+        h("header", { class: "who" }, h("a", { href: episodeLink(this.run, one.key, this.list) }, `sample ${one.sample_index}`), reward(one.reward), status(one.status)), texts[i] ? shown[i] : h("p", { class: "quiet" }, "The model wrote nothing."))),
       ));
   }
 
   row(one, i) {
     const radio = (side) => h("input", { type: "radio", name: side, value: String(i), checked: this[side] === i, "aria-label": `sample ${one.sample_index} on the ${side}`, on: { change: () => this.choose(side, i) } });
-    return h("tr", { class: i === this.left || i === this.right ? "chosen" : null }, h("td", null, radio("left")), h("td", null, radio("right")), h("td", null, h("a", { href: episodeLink(this.run, one.key) }, `#${one.sample_index}`), " ", status(one.status)),
+    return h("tr", { class: i === this.left || i === this.right ? "chosen" : null }, h("td", null, radio("left")), h("td", null, radio("right")), h("td", null, h("a", { href: episodeLink(this.run, one.key, this.list) }, `#${one.sample_index}`), " ", status(one.status)),
       h("td", { class: "n" }, reward(one.reward)), h("td", { class: "n" }, signed(one.advantage, 2)), h("td", null, Object.entries(one.parts ?? {}).map(([name, value]) => part(name, value))),
       h("td", { class: "n" }, integer(one.turns)), h("td", { class: "n" }, integer(one.tool_calls)), h("td", { class: "n" }, integer(one.length)), h("td", { class: "quiet" }, say(one.stop_reason)), h("td", { class: "reason" }, say(one.answer?.trim() || one.reply || "", 160)));
   }

@@ -2,7 +2,7 @@
 import { api } from "../core/api.js";
 import { h, replace, soon } from "../core/dom.js";
 import { fixed, integer, plural } from "../core/format.js";
-import { episodeLink, go, groupLink, link, rewrite } from "../core/route.js";
+import { episodeLink, go, groupLink, link, listOf, rewrite } from "../core/route.js";
 import { say } from "../core/text.js";
 import { empty, problem, reward } from "../parts/badges.js";
 import { conversation, spokenText } from "../parts/conversation.js";
@@ -13,7 +13,7 @@ export class TaskView {
   title = "Task";
 
   constructor({ run, params }) {
-    Object.assign(this, { run, params, task: params.get("task_id") });
+    Object.assign(this, { run, params, task: params.get("task_id"), list: listOf(params) });
     this.head = h("header", { class: "page-head" });
     this.prompt = h("section");
     this.chart = h("div", { class: "grid" });
@@ -21,6 +21,10 @@ export class TaskView {
     this.pair = h("section", { class: "pair-section", "aria-label": "First and last step compared" });
     this.table = h("div", { class: "card table" }, h("table", { class: "plain-table task-steps" }, h("caption", { class: "sr" }, "Steps with this prompt"), h("thead", null, h("tr", null, ["Step", "Reward", "Samples"].map((name, i) => h("th", { scope: "col", class: i === 1 ? "n" : null }, name)))), this.body));
     this.element = h("div", { class: "page" }, this.head, this.prompt, this.chart, this.pair, h("section", null, h("h2", null, "Every sample"), this.table));
+  }
+
+  bindings() {
+    return [{ keys: ["u", "Escape"], what: "back to the list", run: () => go(link(["run", this.run, "episodes"], this.list)) }];
   }
 
   async load() {
@@ -40,7 +44,7 @@ export class TaskView {
   draw() {
     const plot = new Plot({ title: "Reward of this prompt", note: "Mean of its samples at each step, best and worst dashed.", wide: true, low: 0, pickHint: "the group of that step", onPick: (step) => {
       const found = this.steps.find((one) => one.step === step);
-      if (found) go(groupLink(this.run, found.samples[0]));
+      if (found) go(groupLink(this.run, found.samples[0], this.list));
     } });
     const series = [];
     const splits = [...new Set(this.steps.map((one) => one.split))];
@@ -54,8 +58,8 @@ export class TaskView {
     }
     plot.set(series);
     replace(this.chart, plot.steps.length > 1 ? plot.element : null);
-    replace(this.body, this.steps.map((one) => h("tr", null, h("td", null, one.samples.length ? h("a", { href: groupLink(this.run, one.samples[0]) }, one.split === "train" ? integer(one.step) : `${one.split} ${integer(one.step)}`) : integer(one.step)), h("td", { class: "n" }, fixed(one.reward_mean)),
-      h("td", null, h("ol", { class: "siblings" }, one.samples.map((sample) => h("li", null, h("a", { href: episodeLink(this.run, sample.key), class: sample.status !== "ok" ? "bad" : sample.reward > 0 ? "good" : "", title: `sample ${sample.sample_index}` }, sample.status === "ok" ? fixed(sample.reward, 2) : "failed"))))))));
+    replace(this.body, this.steps.map((one) => h("tr", null, h("td", null, one.samples.length ? h("a", { href: groupLink(this.run, one.samples[0], this.list) }, one.split === "train" ? integer(one.step) : `${one.split} ${integer(one.step)}`) : integer(one.step)), h("td", { class: "n" }, fixed(one.reward_mean)),
+      h("td", null, h("ol", { class: "siblings" }, one.samples.map((sample) => h("li", null, h("a", { href: episodeLink(this.run, sample.key, this.list), class: sample.status !== "ok" ? "bad" : sample.reward > 0 ? "good" : "", title: `sample ${sample.sample_index}` }, sample.status === "ok" ? fixed(sample.reward, 2) : "failed"))))))));
   }
 
   /** The best sample of the first step beside that of the last one; both can be chosen. */
@@ -73,12 +77,12 @@ export class TaskView {
       const records = await Promise.all(chosen.map((row) => api.episode(this.run, row.key)));
       const shown = sides(...records.map((record) => spokenText(record.conversation)));
       replace(this.pair, h("div", { class: "section-head" }, h("h2", null, "Best sample of two steps"), h("p", { class: "quiet" }, h("del", null, "only left"), " ", h("ins", null, "only right"))),
-        h("div", { class: "pair" }, ["left", "right"].map((side, i) => h("article", { class: "card", "aria-label": `step ${chosen[i].step}` }, h("header", { class: "who" }, pick(side), h("a", { href: episodeLink(this.run, chosen[i].key) }, `sample ${chosen[i].sample_index}`), reward(chosen[i].reward)), shown[i]))));
+        h("div", { class: "pair" }, ["left", "right"].map((side, i) => h("article", { class: "card", "aria-label": `step ${chosen[i].step}` }, h("header", { class: "who" }, pick(side), h("a", { href: episodeLink(this.run, chosen[i].key, this.list) }, `sample ${chosen[i].sample_index}`), reward(chosen[i].reward)), shown[i]))));
     };
     const pick = (side) => h("select", { "aria-label": `step on the ${side}`, on: { change: (event) => {
       sideIndex[side] = Number(event.target.value);
       const named = (name) => `${usable[sideIndex[name]].split}-${usable[sideIndex[name]].step}`;
-      rewrite(link(["run", this.run, "task"], { task_id: this.task, left: named("left"), right: named("right") }));
+      rewrite(link(["run", this.run, "task"], { task_id: this.task, list: this.params.get("list"), left: named("left"), right: named("right") }));
       draw();
     } } }, usable.map((one, i) => h("option", { value: String(i), selected: i === sideIndex[side] }, `${one.split === "train" ? "" : `${one.split} `}step ${one.step}`)));
     await draw();
