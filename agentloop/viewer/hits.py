@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 
-AROUND = 80
-"""Characters on each side of the words that were found."""
+import orjson
+
+BEFORE, AFTER = 24, 120
+"""Characters on each side of the words that were found: a line of a table shows them."""
 
 TEXTS = ("exception", "display_name", "op_name", "inputs", "output")
 """Columns that are searched; the first that holds the words is shown."""
@@ -51,10 +53,19 @@ def hit_of(connection: sqlite3.Connection, row: sqlite3.Row) -> sqlite3.Row | No
 
 def excerpt(row: sqlite3.Row, words: str) -> str:
     """Return where a call holds some words, with the text around them."""
-    for name in TEXTS:
-        value = str(row[name] or "")
-        at = value.lower().find(words.lower())
+    for value in (_in_words(row["exception"]), *(row[name] for name in TEXTS)):
+        text = str(value or "")
+        at = text.lower().find(words.lower())
         if at >= 0:
-            start, end = max(0, at - AROUND), at + len(words) + AROUND
-            return ("…" if start else "") + value[start:end] + ("…" if end < len(value) else "")
+            start, end = max(0, at - BEFORE), at + len(words) + AFTER
+            return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
     return ""
+
+
+def _in_words(exception: str | None) -> str:
+    """Return what weave's client sends as JSON with `type` and `message`."""
+    try:
+        found = orjson.loads(exception or "")
+    except orjson.JSONDecodeError:
+        return ""
+    return f"{found['type']}: {found.get('message', '')}" if isinstance(found, dict) and "type" in found else ""

@@ -63,7 +63,11 @@ async def test_a_long_text_is_shown_around_the_words(http: httpx.AsyncClient) ->
     long = [call("far", "t4"), call("deep", "t4", "far", output="x" * 500 + "needle" + "y" * 500)]
     await http.post("/v2/lab/x/calls/complete", json={"batch": long})
     (row,) = (await rows(http, q="needle")).values()
-    assert row["hit"]["text"] == "…" + "x" * 80 + "needle" + "y" * 80 + "…"
+    raised = call("raised", "t4", "far", exception='{"type": "ValueError", "message": "no thread"}')
+    await http.post("/v2/lab/x/calls/complete", json={"batch": [raised]})
+    (other,) = (await rows(http, q="thread")).values()
+    assert other["hit"]["text"] == "ValueError: no thread"
+    assert row["hit"]["text"] == "…" + "x" * 24 + "needle" + "y" * 120 + "…"
 
 
 async def test_a_root_says_that_a_call_below_it_failed(http: httpx.AsyncClient) -> None:

@@ -103,6 +103,13 @@ def test_the_link_of_an_object_shows_it_and_other_pages_of_weave_say_what_they_a
     shown = page.text("main")
     assert shown.startswith("settings") and "turns4" in shown and "⟨U+202E⟩" in shown
     assert page.run("window.hacked === undefined") and page.problems() == []
+    form = {"data": {"project_id": "lab/x"}, "files": {"file": ("obj.py", b"def plan(): ...")}}
+    code = httpx.post(f"{server.url}/file/create", **form).json()["digest"]  # type: ignore[arg-type]
+    op = {"_type": "CustomWeaveType", "weave_type": {"type": "Op"}, "files": {"obj.py": code}}
+    body = {"obj": {"project_id": "lab/x", "object_id": "plan", "val": op}}
+    digest = httpx.post(f"{server.url}/obj/create", json=body).json()["digest"]
+    page.open(f"{server.url}/lab/x/weave/ops/plan/versions/{digest}", width=1440)
+    page.wait("document.querySelector('.v-block')?.textContent === 'def plan(): ...'", "the code was not shown")
     page.open(f"{server.url}/lab/x/weave/leaderboards/best", width=1440)
     page.wait("document.querySelector('tbody tr a')")
     assert "Weave's page of leaderboards is not part of this viewer" in page.text(".episodes-main")

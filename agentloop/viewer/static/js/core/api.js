@@ -18,7 +18,7 @@ export function query(params) {
   return pairs.toString();
 }
 
-export async function get(path, params, { signal } = {}) {
+export async function get(path, params, { signal, text = false } = {}) {
   const asked = query(params);
   let response;
   try {
@@ -39,7 +39,7 @@ export async function get(path, params, { signal } = {}) {
     if (response.status === 401) detail = "This server asks for its token: open the link that `agentloop trace serve` printed.";
     throw new ApiError(response.status, detail);
   }
-  return response.json();
+  return text ? response.text() : response.json();
 }
 
 const runPath = (run, rest = "") => `/api/runs/${encodeURIComponent(run)}${rest}`;
@@ -82,5 +82,6 @@ export const api = {
   image: (run, digest) => runPath(run, `/image/${encodeURIComponent(digest)}`),
   calls: (params, options) => get("/api/external/calls", params, options),
   object: (params) => get("/api/external/object", params),
+  file: (digest) => get(`/api/external/file/${encodeURIComponent(digest)}`, null, { text: true }),
   call: (params) => get("/api/external/call", params),
 };

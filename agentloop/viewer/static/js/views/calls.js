@@ -42,7 +42,7 @@ export class CallsView {
   /** Weave's client prints addresses of pages that are not here. */
   drawNote() {
     const { other } = this.filters;
-    replace(this.note, other ? h("p", { class: "quiet lead" }, "Weave's page of ", h("b", null, say(other, 60)), " is not part of this viewer. These are the calls of the project.") : null);
+    replace(this.note, other ? h("p", { class: "quiet list-note" }, "Weave's page of ", h("b", null, say(other, 60)), " is not part of this viewer. These are the calls of the project.") : null);
   }
 
   bindings() {
