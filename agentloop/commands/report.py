@@ -16,12 +16,15 @@ def report(
     plot: Annotated[str, typer.Option(help="title of the plot of --picture, as the page shows it")] = "Reward",
 ) -> None:
     """Write a run's report.html again, for a finished or a running run."""
+    from agentloop.commands.runs import found_runs
     from agentloop.errors import RunDirError
     from agentloop.report import write_report
+    from agentloop.text import clean
 
     for run_dir in run_dirs:
         if not (run_dir / "metrics.jsonl").is_file():
-            raise RunDirError(f"{run_dir} has no metrics.jsonl", "give the directory of a run")
+            fix = found_runs("give the directory of a run", beside=run_dir)
+            raise RunDirError(f"{clean(run_dir, 300)} has no metrics.jsonl", fix)
     if picture is not None:
         from agentloop.report.picture import write_picture
 

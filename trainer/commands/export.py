@@ -106,7 +106,7 @@ def find_checkpoint(source: Path, step: str | None) -> Source:
     if not run.config_file.is_file() and not run.checkpoints.is_dir():
         raise RunDirError(
             f"{source} is neither a run directory nor a checkpoint",
-            "give a folder with config/ and checkpoints/ in it, such as outputs/<name>, or one named step_N",
+            found_runs("give a folder with config/ and checkpoints/ in it, or one named step_N", beside=source),
         )
     folders = run.checkpoint_folders()
     if not folders:

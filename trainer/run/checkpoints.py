@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentloop.commands.runs import found_runs
 from agentloop.config import CheckpointConfig, LoraConfig
 from agentloop.errors import DiskError, RunDirError
 from agentloop.files import real_path, write_atomic
@@ -124,8 +125,7 @@ def find_adapters(lora: LoraConfig | None, model_path: str) -> Path | None:
     if not folders:
         raise RunDirError(
             f"trainer.lora.adapters: {given} has no checkpoint",
-            "name a run directory with a finished checkpoint, such as outputs/<name>, or a folder "
-            "checkpoints/step_N in one",
+            found_runs("name a run with a finished checkpoint, or a folder checkpoints/step_N in one", beside=given),
         )
     verify(folders[-1])
     _check_config(run, lora, model_path)

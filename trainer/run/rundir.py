@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from agentloop.commands.runs import found_runs
 from agentloop.config import CheckpointConfig
 from agentloop.errors import RunDirError
 from agentloop.files import append_line, real_path, write_atomic
@@ -123,7 +124,10 @@ class RunDir:
         if not self.config_file.exists() and not self.holds_run:
             raise RunDirError(
                 f"--resume: {self.root} does not hold a run",
-                "check run.name and run.dir, or start a new run without --resume",
+                found_runs(
+                    "start a new run without --resume, or set run.name or run.dir to one that was started",
+                    beside=self.root,
+                ),
             )
 
     def check_free(self) -> None:

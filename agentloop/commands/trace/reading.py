@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentloop.commands.runs import found_runs
+from agentloop.commands.runs import found_runs, is_run
 from agentloop.commands.trace.settings import read_config
 from agentloop.errors import TraceError
 from agentloop.text import clean
@@ -42,10 +42,12 @@ def open_store(run: Path) -> TraceStore:
                 f"{clean(run, 300)} is a run of `agentloop sft`, on given conversations: it has no episodes",
                 "its rows are those of `stages`; `agentloop eval` and `agentloop train` write episodes",
             )
-        raise TraceError(
-            f"{clean(run, 300)} holds no traces",
-            "give the directory of a run whose first step is done; trace.train_every chooses the steps that are traced",
+        fix = (
+            "give the directory of a run whose first step is done (trace.train_every chooses the steps that are traced)"
         )
+        if not is_run(run):
+            fix = found_runs(fix, beside=run)
+        raise TraceError(f"{clean(run, 300)} holds no traces", fix)
     return store
 
 
