@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +13,9 @@ from pydantic_core import PydanticUndefined
 from agentloop.config.keys import fields_of, section_of
 
 
-def describe(model: type[BaseModel], prefix: str = "", _path: str = "") -> Iterator[str]:
-    """Yield a line `key = default   # meaning` for every key that starts with `prefix`."""
+def describe(model: type[BaseModel], prefix: str = "", _path: str = "", _optional: str = "") -> Iterator[str]:
+    """Yield a line `key = default   # meaning` for every key that starts with `prefix`, and a line
+    `# key: meaning` for every section."""
     for name, info in fields_of(model).items():
         key = f"{_path}{name}"
         section, kind = section_of(info.annotation)
@@ -21,17 +23,30 @@ def describe(model: type[BaseModel], prefix: str = "", _path: str = "") -> Itera
             if not prefix and not _path:
                 yield ""
             if (key + ".").startswith(prefix) or prefix.startswith(key):
-                yield f"# {key}: {(section.__doc__ or '').strip().splitlines()[0]}"
+                meaning = (section.__doc__ or "").strip().splitlines()[0]
+                if _may_be_null(info) and info.description:  # which says what that means
+                    meaning += f" {info.description[0].upper()}{info.description[1:]}"
+                yield f"# {key}: {meaning}"
 
             place = "<n>." if typing.get_origin(info.annotation) is list else "<name>."  # stages.0, agents.tool_agent
-            yield from describe(section, prefix, f"{key}." + ("" if kind == "one" else place))
+            optional = key if _may_be_null(info) else _optional
+            yield from describe(section, prefix, f"{key}." + ("" if kind == "one" else place), optional)
         elif key.startswith(prefix):
-            yield f"{key + ' = ' + _default(info):58} # {info.description or name}"
+            yield f"{key + ' = ' + _default(info, _optional):58} # {info.description or name}"
 
 
-def _default(info: Any) -> str:
+def _may_be_null(info: Any) -> bool:
+    return not info.is_required() and types.NoneType in typing.get_args(info.annotation)
+
+
+def _default(info: Any, optional: str) -> str:
+    """Return the default of a key as text.
+
+    Args:
+        optional: the section around the key that a recipe may leave out; empty: none.
+    """
     if info.is_required():
-        return "(required)"
+        return f"(required unless {optional} is null)" if optional else "(required)"
     value = info.get_default(call_default_factory=True)
     if value is PydanticUndefined or value is None:
         return "null"

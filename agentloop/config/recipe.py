@@ -130,7 +130,7 @@ class Recipe(Section):
         None, description="interactions YAML: simulated users named by rows; registered ones need no entry"
     )
     reward: RewardConfig | None = Field(
-        None, description="score of an episode; null: the sum of its step rewards. A string means `reward.function`"
+        None, description="null, the default: the score of an episode is the sum of its step rewards"
     )
     reward_timeout_s: Seconds = Field(60.0, description="time limit of one reward call, in seconds")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)

@@ -115,8 +115,8 @@ class TraceConfig(Section):
     )
     print_every: int = Field(10, ge=0, description="print decoded sample episodes every N steps; 0: never")
     print_samples: int = Field(2, ge=1, description="number of sample episodes printed")
-    otlp: OtlpConfig | None = Field(None, description="send spans to an OpenTelemetry receiver; null: no")
-    weave: WeaveConfig | None = Field(None, description="send episodes to weave; null: no")
+    otlp: OtlpConfig | None = Field(None, description="null, the default: send no spans to one")
+    weave: WeaveConfig | None = Field(None, description="null, the default: send no episodes to it")
     exporters: list[ExporterConfig] = Field(default_factory=list, description="further destinations of spans")
 
 

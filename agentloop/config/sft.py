@@ -111,7 +111,7 @@ class SftRecipe(Section):
     freeze_vision: bool = Field(True, description="vision-language models: do not train the vision tower")
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
     lora: Annotated[LoraConfig | None, Switch] = Field(
-        None, description="train adapters only, and merge them into the finished model; null: train all weights"
+        None, description="null, the default: train all weights. Adapters are merged into the finished model"
     )
     out: Path | None = Field(None, description="folder of the finished model; null: <run dir>/model")
 

@@ -71,7 +71,7 @@ class FsdpConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685), null by default: train only them, freeze the base."""
+    """Low-rank adapters (arXiv 2106.09685): train only them, freeze the base."""
 
     rank: int = Field(16, ge=1, description="rank of each adapter")
     alpha: float = Field(32.0, gt=0, description="scale an adapter's output by alpha / rank")
@@ -96,11 +96,11 @@ class TrainerConfig(Section):
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     critic: Annotated[CriticConfig | None, Switch] = Field(
-        None, description="value model; required by advantage=gae, unused otherwise"
+        None, description="null, the default: no value model; advantage=gae requires one, the others do not use it"
     )
     fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
     lora: Annotated[LoraConfig | None, Switch] = Field(
-        None, description="train only adapters, merged for publishing; null: train all weights"
+        None, description="null, the default: train all weights. Adapters are merged for publishing"
     )
     freeze_vision: bool = Field(True, description="vision-language models: do not train the vision tower")
     attention: Literal["auto", "flash_attn", "torch", "plain"] = Field(

@@ -76,6 +76,11 @@ def test_the_reference_prints_what_is_true() -> None:
     assert "= 0.0 " in lines["eval.sampling.temperature"]
     assert "null: as rollout.sampling" in lines["eval.sampling.max_new_tokens"]
     assert "= 1e-05 " in lines["trainer.critic.optim.lr"]
+    assert "= (required unless reward is null) " in lines["reward.function"]
+    assert "= (required) " in lines["data.train"] and "= (required) " in lines["loggers.<n>.name"]
+    sections = [line for line in describe(Recipe) if line.startswith("# ")]
+    for name in ("reward", "trainer.critic", "trainer.lora", "trace.otlp", "trace.weave"):
+        assert any(line.startswith(f"# {name}: ") and " Null, the default: " in line for line in sections), name
 
 
 def test_the_critics_rate_does_not_depend_on_its_other_keys() -> None:
