@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,7 @@ from typing import Any
 from agentloop.errors import ModelError
 from agentloop.model_folder.files import AGAIN, StoredTensor, read_json, read_weights
 from agentloop.model_folder.hub import download, may_be_hub_id
+from agentloop.text import clean
 
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -45,6 +48,13 @@ VISION_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """`model_type` of the models whose vision tower is loaded, by the server and by the trainer."""
 
 
+ENTRIES = 1_000
+"""Entries of a folder without a model that are looked at for one."""
+
+SHOWN = 3
+"""Models that a message names."""
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A model on disk. Cheap to create: config.json is read on first use, once.
@@ -76,7 +86,7 @@ class ModelFolder:
         if folder.path.is_dir() and not folder.has_config:
             if (folder.path / ADAPTER_FILE).is_file():
                 raise _adapter(f"{key} {name}")
-            raise ModelError(f"{key} {name} has no {CONFIG_FILE}", "give the folder of a Hugging Face model")
+            raise ModelError(f"{key} {name} has no {CONFIG_FILE}", _fix_without_config(Path(name)))
         return folder
 
     @classmethod
@@ -190,6 +200,23 @@ class ModelFolder:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise ModelError(f"{key} in {self.path / CONFIG_FILE} is {size!r}, not a positive integer", AGAIN)
         return size
+
+
+def _fix_without_config(folder: Path) -> str:
+    """Return what to give instead of a folder that is not a model: the models in it, or how to get
+    the model of a run."""
+    fix = "give the folder of a Hugging Face model"
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        entries = itertools.islice(folder.iterdir(), ENTRIES)
+        found = sorted(clean(entry, 300) for entry in entries if (entry / CONFIG_FILE).is_file())
+    if found:
+        return f"{fix}; found: {', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''}"
+    if (folder / "checkpoints").is_dir() and (folder / "config" / "resolved.json").is_file():
+        return (
+            f"this is a run: write its model with agentloop export {clean(folder, 300)} --out <folder>, and give that"
+        )
+    return fix
 
 
 def _adapter(where: str) -> ModelError:

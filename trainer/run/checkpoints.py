@@ -13,6 +13,7 @@ from agentloop.commands.runs import found_runs
 from agentloop.config import CheckpointConfig, LoraConfig
 from agentloop.errors import DiskError, RunDirError
 from agentloop.files import real_path, write_atomic
+from agentloop.model_folder import ModelFolder
 from agentloop.model_folder.hub import may_be_hub_id
 from trainer.checkpoint_files import GROUPS_FILE, TENSORS, verify
 from trainer.rollouts.group_file import encode_groups
@@ -149,7 +150,7 @@ def _check_config(run: RunDir, lora: LoraConfig, model_path: str) -> None:
     if not trained:
         raise RunDirError(
             f"trainer.lora.adapters: the run {run.root} trained no adapters",
-            f"start from its finished model instead: agentloop export {run.root} --out <folder>, model.path=<folder>",
+            f"start from its finished model instead: {_how_to_start(run, config)}, and trainer.lora.adapters=null",
         )
 
     trained = LoraConfig().plain() | trained  # an earlier version may have had fewer keys
@@ -158,8 +159,8 @@ def _check_config(run: RunDir, lora: LoraConfig, model_path: str) -> None:
             raise RunDirError(
                 f"trainer.lora.adapters: trainer.lora.{key} is {wanted}, and the adapters of {run.root} were trained "
                 f"with {trained[key]}",
-                f"set trainer.lora.{key}={trained[key]}; or merge them, and train new ones on the merged model: "
-                f"agentloop export {run.root} --out <folder>, model.path=<folder>",
+                f"set trainer.lora.{key}={trained[key]}; or train new ones on the model with these merged into it: "
+                f"{_how_to_start(run, config)}, and trainer.lora.adapters=null",
             )
 
     base = (config.get("model") or {}).get("path")
@@ -169,6 +170,15 @@ def _check_config(run: RunDir, lora: LoraConfig, model_path: str) -> None:
             f"{model_path}",
             f"set model.path={base}",
         )
+
+
+def _how_to_start(run: RunDir, config: dict[str, Any]) -> str:
+    """Return how a run starts from the model of another: with the folder that fine-tuning wrote at
+    its end, or with an exported one."""
+    finished = Path(config.get("out") or run.root / "model")
+    if "stages" in config and ModelFolder(finished).has_config:
+        return f"model.path={finished}"
+    return f"agentloop export {run.root} --out <folder>, model.path=<folder>"
 
 
 def _is_another_model(base: str, model: Path) -> bool:

@@ -56,6 +56,26 @@ def test_resolve_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
         copy_tokenizer("no-such/model-at-all", tmp_path)
 
 
+def test_the_model_in_a_folder_without_one_is_named(tmp_path: Path) -> None:
+    def fix(path: Path) -> str | None:
+        with pytest.raises(ModelError, match=r"has no config\.json") as caught:
+            ModelFolder.resolve(str(path))
+        return caught.value.hint
+
+    run = tmp_path / "my-sft"
+    (run / "checkpoints").mkdir(parents=True)
+    assert fix(run) == "give the folder of a Hugging Face model"
+    (run / "config").mkdir()
+    (run / "config" / "resolved.json").write_text("{}")
+    assert f"agentloop export {run} --out <folder>" in str(fix(run))
+    folder_of(run / "model", {})
+    assert fix(run) == f"give the folder of a Hugging Face model; found: {run / 'model'}"
+
+    for name in "abcd":
+        folder_of(run / name, {})
+    assert str(fix(run)).endswith(f"found: {run / 'a'}, {run / 'b'}, {run / 'c'}, ...")
+
+
 def test_a_folder_is_resolved_to_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of(tmp_path / "model", {})
     monkeypatch.chdir(tmp_path)

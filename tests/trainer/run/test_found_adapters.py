@@ -105,3 +105,24 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, model: Path) -> None:
     (run / "checkpoints" / "step_1" / "trainer" / ".metadata").write_bytes(b"altered")
     with pytest.raises(RunDirError, match="metadata"):
         find_adapters(lora(run), str(model))
+
+
+@pytest.mark.parametrize("trained", [None, LORA | {"rank": 8}])
+def test_the_finished_model_of_fine_tuning_is_named_where_it_is(
+    tmp_path: Path, model: Path, trained: dict[str, Any] | None
+) -> None:
+    def fix(root: Path) -> str:
+        with pytest.raises(RunDirError) as caught:
+            find_adapters(lora(root), str(model))
+        return str(caught.value.hint)
+
+    run = write_run(tmp_path / "sft", {"stages": [], "lora": trained, "out": None}, 1)
+    assert f"agentloop export {run} --out <folder>, model.path=<folder>, and" in fix(run)  # it is not finished
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    assert f": model.path={run / 'model'}, and trainer.lora.adapters=null" in fix(run) and "export" not in fix(run)
+
+    elsewhere = write_run(tmp_path / "other", {"stages": [], "lora": trained, "out": str(run / "model")}, 1)
+    assert f"model.path={run / 'model'}, and" in fix(elsewhere)
+    rl = write_run(tmp_path / "rl", {"trainer": {"lora": trained}}, 1)
+    assert "agentloop export" in fix(rl)
