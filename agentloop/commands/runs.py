@@ -1,4 +1,4 @@
-"""Which runs are on this machine, for messages about one that is not."""
+"""Which runs are on this machine, for messages about a path that is not one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 from itertools import islice
 from pathlib import Path
 
+from agentloop.errors import TraceError
+from agentloop.files import is_dir, is_file
 from agentloop.text import clean
 
 OUTPUTS = Path("outputs")
@@ -38,9 +40,47 @@ def found_runs(fix: str, *, beside: Path | None = None) -> str:
     return f"{fix}; found: {', '.join(clean(run, 200) for run in runs[:SHOWN])}{more}"
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a directory is that of a run, of whatever kind."""
-    return _begun(folder) is not None
+def check_is_run(path: Path) -> None:
+    """Check that a path can be the directory of a run or an evaluation.
+
+    Raises:
+        TraceError: it does not exist, is a file, a folder of runs, or inside a run; names the runs.
+    """
+    if is_run(path):
+        return
+    shown = clean(path, 300)
+    inside = _runs_of(path, DEEPEST)
+    if inside:
+        more = ", ..." if len(inside) > SHOWN else ""
+        raise TraceError(
+            f"{shown} is a folder of runs",
+            f"give one of them: {', '.join(clean(run, 200) for run in inside[:SHOWN])}{more}",
+        )
+    above, exists = run_above(path), is_dir(path) or is_file(path)
+    if above is not None:
+        raise TraceError(
+            f"{shown} is inside a run" if exists else f"{shown} does not exist", f"give the run: {clean(above, 300)}"
+        )
+    if not is_dir(path):
+        raise TraceError(
+            f"{shown} {'is a file' if exists else 'does not exist'}",
+            found_runs("give the directory of a run", beside=path),
+        )
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder is that of a run or an evaluation, of an earlier version too."""
+    if is_file(path / "config" / "resolved.json") or is_file(path / "eval.json"):
+        return True
+    try:
+        return any(entry.name.startswith("step_") for entry in islice((path / "traces").iterdir(), LOOKED_AT))
+    except OSError:
+        return False
+
+
+def run_above(path: Path) -> Path | None:
+    """Return the run that a path is in; None: it is in none."""
+    return next((parent for parent in (*path.parents, *path.absolute().parents) if is_run(parent)), None)
 
 
 def _runs_of(folder: Path, depth: int) -> list[Path]:

@@ -19,17 +19,13 @@ def import_old(
     Each file is converted whole or not at all, so that a stopped import can be repeated; files that
     are converted already are skipped. Every command reads the old form too, only more slowly.
     """
-    from agentloop.commands.runs import found_runs
-    from agentloop.errors import TraceError
+    from agentloop.commands.runs import check_is_run
     from agentloop.text import clean
     from agentloop.trace.store import TraceStore
     from agentloop.trace.store.old_form import convert, old_files
 
-    if not run.is_dir():
-        raise TraceError(f"{clean(run, 300)} is not a directory", found_runs("give the directory of a run", beside=run))
+    check_is_run(run)
     store = TraceStore(run)
-    if not store.folder.is_dir():
-        raise TraceError(f"{clean(run, 300)} holds no traces", found_runs("give the directory of a run", beside=run))
     files = old_files(store.folder)
     if not files:
         typer.echo(f"{clean(str(store.folder), 300)} has no traces in the old form")

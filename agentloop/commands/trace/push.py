@@ -38,14 +38,13 @@ def push(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from agentloop.commands.runs import found_runs
-    from agentloop.errors import DiskError, ExportError, TraceError
+    from agentloop.commands.runs import check_is_run
+    from agentloop.errors import DiskError, ExportError
     from agentloop.text import clean, counted
     from agentloop.trace.push import BUILT_IN, Push, push_destination
     from agentloop.trace.sender.memory import bound_memory
 
-    if not (run / "traces").is_dir():
-        raise TraceError(f"{clean(run, 300)} holds no traces", found_runs("give the directory of a run", beside=run))
+    check_is_run(run)
     destination, of = push_destination(to, run, changes or ())
     # Its messages would be printed between those of this command, which names each failure itself.
     logging.getLogger("weave").addHandler(logging.NullHandler())

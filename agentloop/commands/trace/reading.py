@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentloop.commands.runs import found_runs, is_run
+from agentloop.commands.runs import check_is_run, found_runs, is_run
 from agentloop.commands.trace.settings import read_config
 from agentloop.errors import TraceError
 from agentloop.text import clean
@@ -29,12 +29,11 @@ def open_store(run: Path) -> TraceStore:
     """Return the store of a run directory.
 
     Raises:
-        TraceError: it is not a directory, or it holds no traces.
+        TraceError: it is not that of a run, or holds no traces.
     """
     from agentloop.trace.store import TraceStore
 
-    if not run.is_dir():
-        raise TraceError(f"{clean(run, 300)} is not a directory", found_runs("give the directory of a run", beside=run))
+    check_is_run(run)
     store = TraceStore(run)
     if not store.files():
         if "stages" in read_config(run):

@@ -49,9 +49,9 @@ def rescore(
 
     if out is not None:
         check_out(out, LINES, "rescore", force=force)
+    reading = Reading(run, step, split)
     config = read_config(run)
     chosen = _reward_config(config, reward)
-    reading = Reading(run, step, split)
     table = reading.select(Selection())
     keys = [key_of(row) for row in table.slice(0, limit or len(table)).to_pylist()]
     function = load_reward(chosen)

@@ -68,7 +68,7 @@ def test_each_command_names_the_run_below_the_folder(words: list[str], make_run:
     make_run("outputs/smoke/run")
     result = CliRunner().invoke(build_app(), [word.format("outputs/smoke") for word in words])
     assert isinstance(result.exception, UserError), (result.output, result.exception)
-    assert str(result.exception).endswith("; found: outputs/smoke/run")
+    assert str(result.exception).endswith(": outputs/smoke/run")
 
 
 def test_resuming_and_adapters_name_it_too(make_run: Callable[[str], Path]) -> None:

@@ -75,5 +75,5 @@ def test_columns_that_no_class_holds_are_kept(run: Path) -> None:
 
 
 def test_a_wrong_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="is not a directory"):
+    with pytest.raises(TraceError, match="none does not exist"):
         raise command("import", tmp_path / "none").exception or AssertionError

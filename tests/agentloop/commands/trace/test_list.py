@@ -107,7 +107,7 @@ def test_a_cut_trace_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message", "fix"),
     [
-        (("nowhere",), "is not a directory", "directory of a run"),
+        (("nowhere",), "nowhere does not exist", "directory of a run"),
         (("{empty}",), "holds no traces", "trace.train_every"),
         (("{run}", "--step", "9"), "no trace of step 9", "1, 2, 3"),
         (("{run}", "--step", "1", "--split", "eval"), "no eval trace of step 1", "that have one: 3"),
@@ -123,6 +123,47 @@ def test_what_cannot_be_listed_is_said(
     assert shown.exception.hint is not None and any(part in shown.exception.hint for part in fix.split("|"))
 
 
+COMMANDS = [
+    ("list",),
+    ("show", "train/1/g1-0/0"),
+    ("diff", "train/1/g1-0/0", "train/1/g1-0/1"),
+    ("export", "--format", "jsonl", "--out", "-"),
+    ("rescore",),
+    ("import",),
+    ("push", "--to", "otlp"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_the_runs_around_a_path_that_is_not_one_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [write_run(tmp_path / "runs" / name, steps=1) for name in ("one", "two")]
+    (tmp_path / "file").touch()
+    (tmp_path / "runs" / ".agentloop-traces").mkdir()
+
+    def refusal(path: str) -> TraceError:
+        name, *options = words
+        at = 0 if name != "push" else 2
+        failure = command(name, *options[:at], path, *options[at:]).exception
+        assert isinstance(failure, TraceError), failure
+        return failure
+
+    for path, message, hint in [
+        ("runs", "runs is a folder of runs", "give one of them: runs/"),
+        ("runs/one/traces", "runs/one/traces is inside a run", "give the run: runs/one"),
+        ("runs/one/traces/step_1/train.parquet", "is inside a run", "give the run: runs/one"),
+        ("runs/one/step_9", "runs/one/step_9 does not exist", "give the run: runs/one"),
+        ("runs/three", "runs/three does not exist", "runs/one"),
+        ("file", "file is a file", "directory of a run"),
+    ]:
+        found = refusal(path)
+        assert message in found.message and found.hint is not None and hint in found.hint, path
+    monkeypatch.chdir(runs[0] / "traces")
+    assert refusal(".").hint == f"give the run: {runs[0]}"
+
+
 def test_an_error_ends_with_2_and_a_sentence_and_a_pipe_has_no_colours(run_dir: Path) -> None:
     environment = os.environ | {"FORCE_COLOR": "", "COLUMNS": "20"}
     code = "from agentloop.commands.main import main; main()"
@@ -133,7 +174,7 @@ def test_an_error_ends_with_2_and_a_sentence_and_a_pipe_has_no_colours(run_dir: 
         )
 
     wrong = program("list", "nowhere")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere is not a directory\n  fix: ")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere does not exist\n  fix: ")
     right = program("list", str(run_dir))
     assert right.returncode == 0 and "\x1b" not in right.stdout and "answer or last words" in right.stdout
 
