@@ -102,7 +102,8 @@ def run_program(program: Callable[[], object]) -> None:
         check_words(sys.argv[1:])
         program()
     except AgentloopError as exc:
-        print(f"error: {exc}", *getattr(exc, "__notes__", ()), sep="\n", file=sys.stderr)
+        # It may quote a model, a tool or a file.
+        print(*map(clean, (f"error: {exc}", *getattr(exc, "__notes__", ()))), sep="\n", file=sys.stderr)
         raise SystemExit(2 if isinstance(exc, UserError) else 1) from None
     except OSError as exc:
         if (full := disk_error(exc)) is not None:

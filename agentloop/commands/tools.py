@@ -155,6 +155,7 @@ async def _call(
     toolset: Toolset, task: Any, name: str, arguments: dict[str, Any], recipe: Recipe | None, repeat: int
 ) -> list[ToolResult]:
     from agentloop.episode.calls import cut_output
+    from agentloop.text import clean
     from agentloop.trace.spans import Recorder
     from agentloop.types import ToolCall
 
@@ -171,7 +172,7 @@ async def _call(
                 text = result.text
                 if renderer is not None:
                     text = await cut_output(text, limits.max_tool_response_tokens, renderer)
-                typer.echo(_shown(text))
+                typer.echo(_shown(text) if result.error is None else clean(text))
                 _report(result, seconds)
                 results.append(result)
             for part, value in (await session.rewards()).items():

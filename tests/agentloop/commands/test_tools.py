@@ -50,6 +50,31 @@ def yaml(tmp_path: Path) -> Path:
     return path
 
 
+HOSTILE = "exe\\u202egnp \\x1b]0;title\\x07"
+RAISES = f'''
+from agentloop import Tool
+from agentloop.errors import ToolError
+
+class Broken(Tool):
+    async def execute(self, state, arguments):
+        raise ToolError("{HOSTILE}", final=True) if arguments else ValueError("{HOSTILE}")
+'''
+
+
+@pytest.mark.parametrize("arguments", ["{}", '{"by": 1}'])
+def test_what_an_exception_holds_is_shown_and_not_done(tmp_path: Path, arguments: str) -> None:
+    (tmp_path / "raises.py").write_text(RAISES)
+    (tmp_path / "tools.yaml").write_text(
+        f"tools: [{{class_name: './raises.py:Broken', tool_schema: {{function: {SCHEMA}}}}}]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "agentloop.commands.main", "tools", "call", "count", arguments, "-t", "tools.yaml"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "exe⟨U+202E⟩gnp" in said and not {"\u202e", "\x1b", "\x07"} & set(said)
+
+
 def run(*words: str | Path, fails: bool = False) -> Result:
     result = CliRunner().invoke(build_app(), ["tools", *map(str, words)])
     assert fails or result.exception is None or isinstance(result.exception, SystemExit), result.exception
