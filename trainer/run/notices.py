@@ -55,6 +55,23 @@ def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]
     return notices
 
 
+def unused_agents(recipe: Recipe, found: Iterable[ValidatedRows]) -> list[str]:
+    """Return a warning for each agent of a recipe that no row runs, with where to change that."""
+    splits = list(found)
+    names = sorted(set().union(*(split.agents for split in splits)))
+    named = any(split.without_agent < len(split.tasks) + split.dropped for split in splits)
+    warnings = []
+    for name in recipe.agents:
+        if name in names:
+            continue
+        fix = f"set data.default_agent: {name}"
+        if named:
+            fix = f"a row's agent_name wins over data.default_agent, so write the rows with agent_name: {name}"
+            fix += ", or without that column" if name == recipe.data.default_agent else ""
+        warnings.append(f"agents.{name}: rows run {', '.join(names)}, so these limits are not used; {fix}")
+    return warnings
+
+
 def unknown_best_metric(recipe: Recipe, metrics: Mapping[str, object]) -> str | None:
     """Return a warning if no checkpoint can be a best one, because `best_metric` names no metric.
 

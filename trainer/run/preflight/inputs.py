@@ -37,6 +37,7 @@ from trainer.run.notices import (
     shared_gpus,
     small_data_text,
     template_notices,
+    unused_agents,
     unused_settings,
 )
 from trainer.run.preflight.code import RowChecks, RunCode
@@ -207,9 +208,8 @@ def prepare(
             console.warn(warning)
 
     names = sorted(set().union(*(found.agents for found in splits.values())))
-    for name in recipe.agents:
-        if name not in names:
-            console.warn(f"agents.{name}: rows run {', '.join(names)}, so these limits are not used")
+    for warning in unused_agents(recipe, splits.values()):
+        console.warn(warning)
     with console.phase("prove chat template"):
         proof = prove(renderer, toolset.schemas or None, count=conversations)
         if names != [SINGLE_TURN]:
