@@ -26,6 +26,7 @@ class Answer:
     Attributes:
         cause: why there was none.
         reached: whether a connection to the receiver was made.
+        late: whether the time of the request was over.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Answer:
         self.target = ""
         self.cause = "no answer"
         self.reached = True
+        self.late = False
         self.secrets: list[str] = []
 
     @property

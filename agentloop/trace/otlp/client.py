@@ -43,6 +43,7 @@ class Client:
         silenced.addHandler(_NOWHERE)
         silenced.propagate = False
         self._shown = shown
+        self._timeout_s = timeout_s
         self._session = Session(timeout_s)
         self._exporter = OTLPSpanExporter(
             endpoint=endpoint,
@@ -66,6 +67,17 @@ class Client:
         """
         self._session.answer = answer = Answer()
         self._exporter.export(self._encode(spans))
+        if answer.status is None and answer.late and answer.reached:
+            raise ExportError(
+                f"{self._shown} was reached, but sent {answer.cause} (trace.otlp.timeout_s)",
+                "raise trace.otlp.timeout_s, or lower the load of the receiver",
+            )
+        if answer.status is None and answer.late:
+            raise ExportError(
+                f"{self._shown} cannot be reached: no connection within {self._timeout_s:g} s (trace.otlp.timeout_s)",
+                "start it, or correct trace.otlp",
+                unreachable=True,
+            )
         if answer.status is None:
             raise ExportError(
                 f"{self._shown} cannot be reached: {answer.cause}",

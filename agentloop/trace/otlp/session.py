@@ -50,16 +50,18 @@ class Session(requests.Session):  # type: ignore[misc]  # it has no types
             raise
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
-        self.answer.status = None
+        self.answer.status, self.answer.late = None, False
         try:
             with self._deadline.within(float(options["timeout"]), shown_s=self._timeout_s):
                 response = super().send(request, **{**options, "stream": True})
                 content = read_answer(response)
         except requests.Timeout as exc:
-            self.answer.cause, self.answer.reached = str(DeadlineExceeded(self._timeout_s)), _connected(exc)
+            self.answer.cause, self.answer.late = str(DeadlineExceeded(self._timeout_s)), True
+            self.answer.reached = _connected(exc)
             raise
         except Exception as exc:  # the library keeps it to itself
             self.answer.cause, self.answer.reached = _cause(exc), _connected(exc)
+            self.answer.late = isinstance(exc, DeadlineExceeded)
             self.close()  # a connection whose answer was broken can be in the pool; the library repeats the request
             raise
         response._content, response._content_consumed = content, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import socket
@@ -161,9 +162,26 @@ def test_an_answer_that_does_not_end_is_an_outage(
 ) -> None:
     sender = exporter(start(ENDLESS[part]).url, run, timeout_s=0.5)
     for _ in range(2):  # the second request has its own time
-        with pytest.raises(ExportError, match=r"cannot be reached: no complete answer within 0\.5 s") as caught:
+        with pytest.raises(ExportError) as caught:
             sender.export([episode])
-        assert not caught.value.final
+        words = "was reached, but sent no complete answer within 0.5 s (trace.otlp.timeout_s)"
+        assert words in caught.value.message and "raise trace.otlp.timeout_s" in str(caught.value.hint)
+        assert not caught.value.final and not caught.value.unreachable
+
+
+def test_a_receiver_that_takes_no_connection_in_time_cannot_be_reached(run: ExportRun, episode: TracedEpisode) -> None:
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # more than wait to be accepted
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with pytest.raises(
+            ExportError, match=r"cannot be reached: no connection within 0\.5 s \(trace\.otlp\.t"
+        ) as caught:
+            exporter(url, run, timeout_s=0.5).export([episode])
+    assert caught.value.unreachable
 
 
 def test_a_connection_that_is_kept_ends_with_its_request(run: ExportRun, episode: TracedEpisode, start: Any) -> None:
