@@ -73,6 +73,7 @@ def export(
             table = best_of_groups(table)
         chosen = [key_of(row) for row in table.slice(0, limit or len(table)).to_pylist()]
     if not chosen and out != STDOUT:
+        say_problems(reading.problems())
         raise TraceError("no episode matches: nothing is written", "loosen the filters; see `agentloop trace list`")
 
     config = read_config(run)

@@ -20,7 +20,7 @@ def import_old(
     are converted already are skipped. Every command reads the old form too, only more slowly.
     """
     from agentloop.commands.runs import check_is_run
-    from agentloop.text import clean
+    from agentloop.text import clean, counted
     from agentloop.trace.store import TraceStore
     from agentloop.trace.store.old_form import convert, old_files
 
@@ -31,16 +31,23 @@ def import_old(
         typer.echo(f"{clean(str(store.folder), 300)} has no traces in the old form")
         return
 
-    before = after = 0
+    before = after = unread = 0
     for file in files:
         done = convert(store, file)
-        before, after = before + file.path.stat().st_size, after + done.size
         name = clean(str(file.path.relative_to(store.folder)), 300)
+        if not done.size:
+            unread += 1
+            typer.echo(f"{name}: none of its {done.lost:,} lines holds a trajectory; it is not converted", err=True)
+            continue
+        before, after = before + file.path.stat().st_size, after + done.size
         verb = "converted already" if done.skipped else f"{done.trajectories:,} trajectories"
         lost = f"; {done.lost:,} lines hold no trajectory and are left out" if done.lost else ""
         typer.echo(f"{name}: {verb}{lost}")
         if delete and not done.lost:
             file.path.unlink()
-    typer.echo(f"{len(files):,} files: {before / 1e6:,.1f} MB of JSON lines are {after / 1e6:,.1f} MB of parquet")
+    converted = counted(len(files) - unread, "file")
+    typer.echo(f"{converted}: {before / 1e6:,.1f} MB of JSON lines are {after / 1e6:,.1f} MB of parquet")
     if not delete:
         typer.echo("the JSON files are kept; --delete removes those that are converted")
+    if unread:
+        raise typer.Exit(1)

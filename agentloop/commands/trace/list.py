@@ -66,7 +66,7 @@ def list_episodes(
     if total > len(rows):
         printer.line((f"{len(rows):,} of {total:,} episodes; --limit 0 shows all", "dim"))
     elif not total:
-        printer.line("no episode matches")
+        printer.line("no episode that can be read matches" if reading.is_unread else "no episode matches")
     say_problems(problems)
 
 

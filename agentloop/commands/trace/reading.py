@@ -80,6 +80,8 @@ class Reading:
             found = False
             for pair in self.store.scan(columns, files=[file]):
                 found = True
+                if file.old:
+                    self._count_lost(file, len(pair[1]))
                 yield pair
             if not found:
                 self._failed(file)
@@ -129,6 +131,19 @@ class Reading:
                     if name in wanted:
                         texts[name] = _last_text(table["turns"][place].as_py())
         return texts
+
+    def _count_lost(self, file: TraceFile, rows: int) -> None:
+        from agentloop.trace.store.old_form import count_lines
+
+        lines = count_lines(file)
+        if lines > rows:
+            lost = "none" if not rows else f"{rows:,}"
+            self._unread[file.path] = f"{lost} of the {lines:,} lines of {file.path} can be read"
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether something of what `tables` has read could not be read."""
+        return bool(self._unread)
 
     def _failed(self, file: TraceFile) -> None:
         try:

@@ -43,7 +43,7 @@ class Converted:
 
     Attributes:
         lost: lines that hold no trajectory, such as a torn one.
-        size: of the parquet file, bytes.
+        size: of the parquet file, bytes; 0: there is none, because no line holds a trajectory.
         skipped: whether it was converted before.
     """
 
@@ -63,19 +63,27 @@ def old_files(traces: Path) -> list[TraceFile]:
     ]
 
 
+def count_lines(file: TraceFile) -> int:
+    """Return the number of lines of an old trace that are not blank."""
+    with file.path.open("rb") as lines:
+        return sum(bool(line.strip()) for line in lines)
+
+
 def convert(store: TraceStore, file: TraceFile) -> Converted:
-    """Write the parquet file of an old one, unless there is an intact one.
+    """Write the parquet file of an old one, unless there is an intact one, or no line can be read.
 
     Raises:
         DiskError: the disk is full or broken.
     """
-    with file.path.open("rb") as lines:
-        count = sum(bool(line.strip()) for line in lines)
+    count = count_lines(file)
     path = store.path(file.step, file.split)
     with suppress(TraceError), TraceFile(file.step, file.split, path).open() as parquet:
         rows = parquet.metadata.num_rows
         return Converted(rows, max(0, count - rows), path.stat().st_size, skipped=True)
-    written = store.write(file.step, file.split, read_old_records(file, store.images))
+    records = read_old_records(file, store.images)
+    if count and not records:
+        return Converted(0, count, 0)
+    written = store.write(file.step, file.split, records)
     return Converted(written.trajectories, count - written.trajectories, written.size)
 
 

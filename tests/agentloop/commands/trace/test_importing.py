@@ -74,6 +74,29 @@ def test_columns_that_no_class_holds_are_kept(run: Path) -> None:
     assert record.trajectory.logprobs == [-1.0, "x"] and record.trajectory.token_ids == line["token_ids"]
 
 
+def test_lines_that_cannot_be_read_are_counted(run: Path) -> None:
+    path = run / "traces" / "step_1" / "train.jsonl"
+    path.write_text('{"a": 1}\n' * 5)
+    said = command("list", run, "--step", "1")
+    assert f"none of the 5 lines of {path} can be read" in said.stderr
+    assert "no episode that can be read matches" in said.stdout
+    said = command("list", run, "--step", "2")
+    eval_path = run / "traces" / "step_2" / "eval.jsonl"
+    assert f"8 of the 9 lines of {eval_path} can be read" in said.stderr and "none of the" not in said.stderr
+    said = command("export", run, "--step", "1", "--format", "sft", "--out", run / "x.jsonl")
+    assert f"none of the 5 lines of {path} can be read" in said.stderr and isinstance(said.exception, TraceError)
+
+
+def test_a_file_of_which_no_line_can_be_read_is_not_converted(run: Path) -> None:
+    path = run / "traces" / "step_1" / "train.jsonl"
+    path.write_text('{"a": 1}\n' * 5)
+    said = command("import", run, "--delete")
+    assert said.exit_code == 1 and "2 files: " in said.stdout
+    assert "step_1/train.jsonl: none of its 5 lines holds a trajectory; it is not converted" in said.stderr
+    assert path.is_file() and not path.with_suffix(".parquet").exists()
+    assert path.parent.with_name("step_2").joinpath("train.parquet").is_file()
+
+
 def test_a_wrong_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="none does not exist"):
         raise command("import", tmp_path / "none").exception or AssertionError
