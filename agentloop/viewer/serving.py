@@ -22,6 +22,9 @@ SHUTDOWN_S = 2
 
 BACKLOG = 2048
 
+ELSEWHERE = {"0.0.0.0": (socket.AF_INET, "192.0.2.1"), "::": (socket.AF_INET6, "2001:db8::1")}  # noqa: S104
+"""Hosts that mean every address of a machine -> an address of documentation of the same family."""
+
 NICENESS = 10
 """Of the process: a run on the same cores goes first, and the viewer still answers."""
 
@@ -49,10 +52,10 @@ def serve(
         token = secrets.token_urlsafe(24)
     sock = bind(host, port)
     sock.listen(BACKLOG)  # before the address is printed: who reads it may connect at once
-    url = url_of(sock, host)
+    url = url_for_others(sock, host)
     say(f"viewer: {url}/" + (f"?token={token}" if token is not None and token_file is None else ""))
     say(f"weave:  export WANDB_BASE_URL={url} WF_TRACE_SERVER_URL={url} WANDB_API_KEY={_key(token, token_file)}")
-    say(f"OTLP:   {url}/v1/traces")
+    say(f"OTLP:   {url}/v1/traces" + (f" with the header {_bearer(token, token_file)}" if token is not None else ""))
     for folder in runs:
         if not folder.exists():
             say(f"{folder} does not exist yet: waiting for it")
@@ -75,6 +78,25 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
+
+
+def url_for_others(sock: socket.socket, host: str) -> str:
+    """Return the URL under which other machines reach the socket, as far as this one knows: with
+    its address on the way out, else its name, where it listens on all of them. Sends nothing."""
+    if host in ELSEWHERE:
+        family, other = ELSEWHERE[host]
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as way:
+                way.connect((other, 9))
+                host = str(way.getsockname()[0])
+        except OSError:
+            host = socket.gethostname()
+    return url_of(sock, host)
+
+
+def _bearer(token: str, token_file: Path | None) -> str:
+    """Return the header that a sender of spans needs; a token of a file is not shown."""
+    return f"authorization: Bearer {token if token_file is None else f'TOKEN, the content of {token_file}'}"
 
 
 def _key(token: str | None, token_file: Path | None) -> str:

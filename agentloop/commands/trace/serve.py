@@ -30,5 +30,26 @@ def serve(
     """
     from agentloop.viewer.serving import serve as run_server
 
-    folders = runs or [Path("outputs")]
+    folders = [_served(folder) for folder in runs or [Path("outputs")]]
     run_server(folders, host=host, port=port, token_file=token_file, data=data, say=typer.echo)
+
+
+def _served(folder: Path) -> Path:
+    """Return the folder to serve: of a part of a run, the run.
+
+    Raises:
+        TraceError: it is a file outside of runs.
+    """
+    from agentloop.commands.runs import check_is_run, is_run, run_above
+    from agentloop.files import is_dir, is_file
+    from agentloop.text import clean
+
+    if is_run(folder) or not (is_dir(folder) or is_file(folder)):
+        return folder  # one that does not exist is waited for
+    above = run_above(folder)
+    if above is not None:
+        typer.echo(f"{clean(folder, 300)} is inside the run {clean(above, 300)}, which is served")
+        return above
+    if is_file(folder):
+        check_is_run(folder)
+    return folder
