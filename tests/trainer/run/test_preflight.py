@@ -155,7 +155,15 @@ def test_a_missing_file_that_is_beside_the_recipe_is_named(repo: Path, tmp_path:
 
 def test_limits_that_no_row_uses_are_a_warning(repo: Path, tmp_path: Path) -> None:
     _, said = prepared(repo, tmp_path, rows("1"), agents={"tool_agent": {"max_response_tokens": 64}})
-    assert "warning: agents.tool_agent: rows run single_turn_agent, so these limits are not used" in said
+    unused = "warning: agents.tool_agent: rows run single_turn_agent, so these limits are not used; "
+    assert f"{unused}set data.default_agent: tool_agent" in said
+    agents = {"tool_agent": {"max_response_tokens": 64}}
+    named = rows("1", agent_name="single_turn_agent")
+    wins = f"{unused}a row's agent_name wins over data.default_agent, so write the rows with agent_name: tool_agent"
+    _, said = prepared(repo, tmp_path, named, agents=agents)
+    assert wins in said and "without that column" not in said
+    _, said = prepared(repo, tmp_path, named, agents=agents, data={"default_agent": "tool_agent"})
+    assert f"{wins}, or without that column" in said
 
 
 def test_rows_that_nothing_rewards_are_said(repo: Path, tmp_path: Path) -> None:
@@ -180,13 +188,3 @@ def test_tools_with_step_rewards_reward_rows(repo: Path, tmp_path: Path) -> None
     assert "nothing seems" not in said and "did you mean 'tools_kwargs'?" in said
     _, said = prepared(repo, tmp_path, some, tools=str(repo / "recipes" / "quickstart" / "tools.yaml"))
     assert "nothing seems to give a reward" in said
-
-    unused = "warning: agents.tool_agent: rows run single_turn_agent, so these limits are not used; "
-    assert f"{unused}set data.default_agent: tool_agent" in said
-    agents = {"tool_agent": {"max_response_tokens": 64}}
-    named = rows("1", agent_name="single_turn_agent")
-    wins = f"{unused}a row's agent_name wins over data.default_agent, so write the rows with agent_name: tool_agent"
-    _, said = prepared(repo, tmp_path, named, agents=agents)
-    assert wins in said and "without that column" not in said
-    _, said = prepared(repo, tmp_path, named, agents=agents, data={"default_agent": "tool_agent"})
-    assert f"{wins}, or without that column" in said
