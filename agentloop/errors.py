@@ -74,7 +74,19 @@ class DataError(UserError):
 
 
 class ImageError(DataError):
-    """An image cannot be read: it is damaged, too large, or not an image."""
+    """An image cannot be read: it is damaged, too large, or not an image.
+
+    Args:
+        number: its place, from 1, among the images of the messages that were rendered or loaded;
+            None: it was not read for messages.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, number: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.hint, self.number)
 
 
 class ModelError(UserError):

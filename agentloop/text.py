@@ -92,6 +92,11 @@ def counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def with_article(noun: str) -> str:
+    """Return a noun behind its article: `a float`, `an int`."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def seconds(value: float | None) -> str:
     """Return a duration: `0.84s`, `12.3s`, `4m 02s`, `1h 03m`; `–` for None."""
     if value is None or not math.isfinite(value):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentloop.errors import ImageError, ModelError
-from agentloop.images import IMAGE_KEYS, ImageFile, image_size
+from agentloop.images import ImageFile, image_key, image_size, images_of
 from agentloop.model_folder import ModelFolder, load_image_processor
 from agentloop.types import Message
 
@@ -35,7 +35,8 @@ class ImageTokens:
 
         Raises:
             ModelError: the number of placeholders differs from the number of images.
-            ImageError: an image cannot be read, or the model's processor refuses its shape.
+            ImageError: an image cannot be read, or the model's processor refuses its shape; with
+                its number.
         """
         images = list(images_of(messages))
         places = ids.count(self.placeholder) if isinstance(ids, list) else sum(i == self.placeholder for i in ids)
@@ -47,10 +48,14 @@ class ImageTokens:
             )
 
         expanded: list[int] = []
-        remaining = iter(images)
+        remaining = iter(enumerate(images, 1))
         for token in ids:
             if token == self.placeholder:
-                expanded += [token] * self._tokens_of(next(remaining))
+                number, image = next(remaining)
+                try:
+                    expanded += [token] * self._tokens_of(image)
+                except ImageError as exc:
+                    raise ImageError(exc.message, exc.hint, number) from exc
             else:
                 expanded.append(token)
         return expanded
@@ -91,30 +96,12 @@ def load_image_tokens(model_path: str, *, trust_remote_code: bool = False) -> Im
     )
 
 
-def images_of(messages: Sequence[Message]) -> Iterator[Any]:
-    """Yield the images in messages, in the order in which a template writes them."""
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, list):
-            for part in content:
-                if (key := _image_key(part)) is not None:
-                    yield part[key]
-
-
-def _image_key(part: Any) -> str | None:
-    """Return the key of a content part under which its image is; agents may also give texts as
-    parts."""
-    if not isinstance(part, dict):
-        return None
-    return next((key for key in IMAGE_KEYS if part.get(key) is not None), None)
-
-
 def with_files(message: Message, files: Iterator[ImageFile]) -> Message:
     """Return a message with its images replaced by the next files."""
     if not any(True for _ in images_of([message])):
         return message
     parts: list[Any] = []
     for part in message["content"]:
-        key = _image_key(part)
+        key = image_key(part)
         parts.append(part if key is None else {**cast("dict[str, Any]", part), key: next(files)})
     return {**message, "content": parts}

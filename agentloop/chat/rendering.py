@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentloop.chat.images import ImageTokens, images_of
+from agentloop.chat.images import ImageTokens
 from agentloop.chat.sampled import SampledText
 from agentloop.chat.template import Template, Tools, texts
 from agentloop.chat.tokenizer import SafeEncoder
 from agentloop.errors import ModelError
+from agentloop.images import images_of
 from agentloop.types import Message
 
 MARK = "\ue0a7"

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from agentloop.data.tasks import CutText, Tasks
 from agentloop.errors import DataError, ImageError, ModelError
+from agentloop.images import row_place
 from agentloop.types import Message, Task
 
 Overlong = Literal["drop", "error", "left", "right", "middle"]
@@ -72,7 +73,8 @@ class ValidatedRows:
         limit: the limit of the prompts.
         unreadable: number of rows with an image that cannot be read. They stay: their episodes fail
             alone.
-        first_unreadable: the first of them, with the reason.
+        first_unreadable: the error of the first of them, which names row and image; None: there is
+            none.
     """
 
     tasks: Tasks
@@ -85,7 +87,7 @@ class ValidatedRows:
     places: dict[str, int] = field(default_factory=dict)
     limit: PromptLimit = field(default_factory=lambda: PromptLimit(0, "", ""))
     unreadable: int = 0
-    first_unreadable: str = ""
+    first_unreadable: ImageError | None = None
 
 
 def check_tasks(
@@ -128,7 +130,7 @@ def check_tasks(
 
         found.without_agent += not names_agent
         try:
-            with _named(f"{where}: column 'prompt'"):
+            with _named(where, task):
                 length = len(renderer.start(task.prompt, schemas))
                 fits = length <= named.tokens
                 if not fits and overlong in ("left", "right", "middle"):
@@ -137,10 +139,11 @@ def check_tasks(
                         cuts[index], fits = cut, True
         except ImageError as exc:
             found.unreadable += 1
-            found.first_unreadable = found.first_unreadable or exc.message
+            first = found.first_unreadable = found.first_unreadable or exc
             if found.unreadable == len(tasks):  # most likely a wrong folder
-                reason = f"{key}: none of the {len(tasks)} rows has images that can be read; {found.first_unreadable}"
-                raise ImageError(reason, exc.hint) from exc
+                reason = first.message.removeprefix(f"{key}: ")
+                fault = f"{key}: none of the {len(tasks)} rows has images that can be read; {reason}"
+                raise ImageError(fault, first.hint) from exc
             length, fits = 0, True
         found.longest = max(found.longest, length)
         if not fits and overlong == "error":
@@ -169,10 +172,14 @@ def check_tasks(
 
 
 @contextlib.contextmanager
-def _named(place: str) -> Iterator[None]:
+def _named(where: str, task: Task) -> Iterator[None]:
     """Name the row in any error of a prompt: templates are code that came with the model."""
+    place = f"{where}: column 'prompt'"
     try:
         yield
+    except ImageError as exc:
+        place = f"{where}: {row_place(exc.number, task.prompt, task.images, 'prompt')}"
+        raise ImageError(f"{place}: {exc.message}", exc.hint, exc.number) from exc
     except (DataError, ModelError) as exc:
         raise type(exc)(f"{place}: {exc.message}", exc.hint) from exc
     except Exception as exc:

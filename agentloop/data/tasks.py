@@ -16,7 +16,7 @@ from agentloop.data.messages import decoded, read_messages, strings_of, without_
 from agentloop.data.sources import Rows, open_rows
 from agentloop.errors import DataError
 from agentloop.files import is_file
-from agentloop.images import IMAGE_KEYS, is_path
+from agentloop.images import IMAGE_KEYS, RowPath, is_path
 from agentloop.imports import is_file_reference
 from agentloop.text import did_you_mean
 from agentloop.types import TOOL_KWARGS, Message, Task
@@ -323,9 +323,11 @@ def _check_image(image: Any, place: str) -> None:
 def _located(image: Any, folder: Path) -> Any:
     """Make the relative path of a row's image absolute: it is relative to the row's file."""
     path = image.get("path") if isinstance(image, dict) and not image.get("bytes") else image
-    if isinstance(path, str) and is_path(path):
-        return str(folder / path)
-    return image
+    if not isinstance(path, str) or not is_path(path):
+        return image
+    if isinstance(path, RowPath) or Path(path).is_absolute():
+        return path
+    return RowPath(path, folder)
 
 
 def located_part(part: Any, folder: Path) -> Any:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from agentloop.chat.images import images_of
 from agentloop.episode.ledger import TokenLedger
 from agentloop.errors import RewardError
-from agentloop.images import ImageFile
+from agentloop.images import ImageFile, images_of
 from agentloop.numbers import finite_number
 from agentloop.types import Message, StepReward, StopReason, Trajectory, Turn
 

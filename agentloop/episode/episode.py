@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from agentloop.chat.images import images_of
 from agentloop.client.client import GenerateResult
 from agentloop.config import AgentConfig
 from agentloop.episode.branch import Branch
@@ -27,6 +26,7 @@ from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.messages import plain_messages
 from agentloop.episode.shared import Shared
 from agentloop.errors import ServerError
+from agentloop.images import images_of
 from agentloop.tool.session import CONVERTED
 from agentloop.trace.spans import OpenSpan
 from agentloop.types import (

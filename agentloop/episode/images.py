@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from agentloop.chat.images import images_of, with_files
+from agentloop.chat.images import with_files
 from agentloop.errors import ImageError
-from agentloop.images import ImageFile, read_image
+from agentloop.images import ImageFile, images_of, read_image
 from agentloop.types import Message
 
 READERS = 2

@@ -9,18 +9,24 @@ Imports Pillow only when an image is opened: runs without images need none of it
 """
 
 from agentloop.images.file import MAX_PIXELS, ImageFile
-from agentloop.images.opening import IMAGE_KEYS, MAX_SOURCE_PIXELS, is_path, open_image
+from agentloop.images.opening import IMAGE_KEYS, MAX_SOURCE_PIXELS, RowPath, check_form, is_path, open_image
 from agentloop.images.plain import encoded, image_data, image_size, read_image
+from agentloop.images.shown import image_key, images_of, row_place
 
 __all__ = [
     "IMAGE_KEYS",
     "MAX_PIXELS",
     "MAX_SOURCE_PIXELS",
     "ImageFile",
+    "RowPath",
+    "check_form",
     "encoded",
     "image_data",
+    "image_key",
     "image_size",
+    "images_of",
     "is_path",
     "open_image",
     "read_image",
+    "row_place",
 ]

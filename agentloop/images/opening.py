@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentloop.errors import ImageError
 from agentloop.images.file import ImageFile
-from agentloop.text import clean
+from agentloop.text import clean, with_article
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +34,24 @@ LONGEST_NAME = 200
 FORMS = "give bytes, {bytes, path}, the path of a file, a data URL or a Pillow image"
 
 
+class RowPath(str):
+    """The path of an image that a row gives relative to the folder of its file.
+
+    The text is the path that is opened, `folder / given`.
+    """
+
+    given: str
+    folder: Path
+
+    def __new__(cls, given: str, folder: Path) -> RowPath:
+        path = super().__new__(cls, folder / given)
+        path.given, path.folder = given, folder
+        return path
+
+    def __reduce__(self) -> tuple[type[RowPath], tuple[str, Path]]:  # for copies and pickles
+        return type(self), (self.given, self.folder)
+
+
 def open_image(value: Any) -> Image:
     """Open an image and read its header; its pixels are decoded when they are used.
 
@@ -47,24 +65,50 @@ def open_image(value: Any) -> Image:
     """
     from PIL import Image
 
-    source = _source(value)
+    source, name = _source(value), image_name(value)
     if isinstance(source, Image.Image):
         image = source
     else:
         if isinstance(source, Path):
-            _check_file(source)
+            _check_file(source, name, _path_hint(value))
         try:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         except Image.DecompressionBombError:
-            raise _too_large("more than 178 million pixels") from None
+            raise _too_large("more than 178 million pixels", name) from None
         except Exception as exc:  # a damaged header raises anything, from SyntaxError to struct.error
-            raise ImageError(f"cannot read an image: {_reason(exc)}", f"give one of {', '.join(FORMATS)}") from exc
+            fault = f"cannot read an image: {behind(name)}{_reason(exc)}"
+            raise ImageError(fault, f"give one of {', '.join(FORMATS)}") from exc
 
     if image.width * image.height > MAX_SOURCE_PIXELS:
-        raise _too_large(f"{image.width} x {image.height} pixels")
+        raise _too_large(f"{image.width} x {image.height} pixels", name)
     if not image.width or not image.height:
-        raise ImageError(f"an image of {image.width} x {image.height} pixels is empty", "remove it")
+        raise ImageError(f"{behind(name)}an image of {image.width} x {image.height} pixels is empty", "remove it")
     return image
+
+
+def check_form(value: Any) -> None:
+    """Check that a value has one of the forms of an image; it is not opened.
+
+    Raises:
+        ImageError: it has none of them.
+    """
+    _source(value)
+
+
+def image_name(value: Any) -> str:
+    """Return the path of an image as messages show it; empty if it has none, as bytes do."""
+    if isinstance(value, dict):
+        value = value.get("path") or value.get("url")
+    if isinstance(value, str) and value.lower().startswith("file://"):
+        value = value[len("file://") :]
+    if isinstance(value, Path) or (isinstance(value, str) and value and is_path(value)):
+        return clean(value, LONGEST_NAME)
+    return ""
+
+
+def behind(name: str) -> str:
+    """Return what stands before the fault of a file in a message: its name, if it has one."""
+    return f"{name}: " if name else ""
 
 
 def source_bytes(value: Any) -> bytes | None:
@@ -94,7 +138,7 @@ def _source(value: Any) -> Any:
     if isinstance(value, Image | bytes | Path):
         return value
     if not isinstance(value, str) or not value:
-        raise ImageError(f"a {type(value).__name__} is not an image", FORMS)
+        raise ImageError(f"{with_article(type(value).__name__)} is not an image", FORMS)
 
     match = SCHEME.match(value)
     scheme = "" if match is None else (match[1] or match[2]).lower()
@@ -125,29 +169,40 @@ def _decoded(url: str) -> bytes:
         ) from exc
 
 
-def _check_file(path: Path) -> None:
+def _path_hint(value: Any) -> str:
+    if not isinstance(value, RowPath) or len(value.given) > LONGEST_NAME:
+        return FORMS
+    other = "" if value.folder != Path() else ", or else to the working directory"
+    return (
+        f"correct {clean(value.given)!r}: paths are relative to the folder of the rows file{other}, here "
+        f"{clean(value.folder.absolute())}"
+    )
+
+
+def _check_file(path: Path, name: str, hint: str) -> None:
     """Refuse what is not a plain file: opening a named pipe would wait without end.
 
     Raises:
         ImageError: it is not, or does not exist.
     """
-    shown = clean(path, LONGEST_NAME)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as exc:  # a null character is a ValueError
         reason = (isinstance(exc, OSError) and exc.strerror) or str(exc)
-        raise ImageError(f"cannot read an image: {shown}: {reason}", FORMS) from exc
+        raise ImageError(f"cannot read an image: {name}: {reason}", hint) from exc
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
-        raise ImageError(f"cannot read an image: {shown} is {what}", "give the path of a file")
+        raise ImageError(f"cannot read an image: {name} is {what}", "give the path of a file")
 
 
-def _too_large(size: str) -> ImageError:
-    return ImageError(f"an image of {size} is too large to decode", f"scale it to at most {MAX_SOURCE_PIXELS} pixels")
+def _too_large(size: str, name: str) -> ImageError:
+    return ImageError(
+        f"{behind(name)}an image of {size} is too large to decode", f"scale it to at most {MAX_SOURCE_PIXELS} pixels"
+    )
 
 
 def _reason(exc: Exception) -> str:
-    if isinstance(exc, OSError) and exc.strerror and exc.filename:
-        return f"{clean(exc.filename, LONGEST_NAME)}: {exc.strerror}"
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
     text = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
     return "it is not an image, or of an unsupported format" if "cannot identify" in text else text

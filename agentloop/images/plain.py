@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentloop.errors import ImageError
 from agentloop.images.file import MAX_PIXELS, ImageFile
-from agentloop.images.opening import open_image, source_bytes
+from agentloop.images.opening import behind, image_name, open_image, source_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,7 +63,8 @@ def read_image(value: Any) -> ImageFile:
         raise
     except Exception as exc:  # decoders raise anything on damaged data
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise ImageError(f"an image cannot be decoded: {reason}", "replace the file: it is cut or damaged") from exc
+        fault = f"an image cannot be decoded: {behind(image_name(value))}{reason}"
+        raise ImageError(fault, "replace the file: it is cut or damaged") from exc
 
 
 def image_size(value: Any) -> tuple[int, int]:

@@ -7,9 +7,8 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from agentloop.chat.images import images_of
 from agentloop.errors import ToolConfigError
-from agentloop.images import ImageFile, encoded, open_image, read_image
+from agentloop.images import ImageFile, encoded, images_of, open_image, read_image
 from agentloop.text import did_you_mean
 from agentloop.tool.base import COPIED_COLUMNS, Tool
 from agentloop.types import Task, ToolResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from agentloop.commands.recipes import find_config
 from agentloop.commands.template_report import summary
 from agentloop.config import Recipe, SftRecipe
 from agentloop.config.loading import load_config, read_config
-from agentloop.errors import DataError, ModelError
+from agentloop.errors import DataError, ImageError, ModelError
 from agentloop.interaction.loading import Interactions
 from agentloop.model_folder import ModelFolder, check_target, check_tensors, find_model
 from agentloop.model_folder.hub import may_be_hub_id
@@ -165,9 +166,13 @@ def _check_sft(recipe: SftRecipe, *, offline: bool) -> int:
 
 
 def _rows(inputs: RunInputs, tasks: Sequence[Task]) -> str:
-    measured = tasks[:MEASURED_ROWS]
-    schemas = inputs.toolset.schemas or None
-    lengths = [len(inputs.renderer.start(task.prompt, schemas)) for task in measured]
+    """Return the number of rows, and the lengths of the prompts that can be measured."""
+    lengths: list[int] = []
+    for task in tasks[:MEASURED_ROWS]:
+        with contextlib.suppress(ImageError):  # reported before: such a row's episodes fail alone
+            lengths.append(len(inputs.renderer.start(task.prompt, inputs.toolset.schemas or None)))
+    if not lengths:
+        return counted(len(tasks), "row")
     return (
         f"{counted(len(tasks), 'row')}; tokens of the first prompt with tool schemas: "
         f"mean {statistics.fmean(lengths):.0f}, longest {max(lengths)} of {inputs.recipe.data.max_prompt_tokens}"

@@ -16,10 +16,9 @@ from itertools import islice
 from typing import Any
 
 from agentloop.chat import ChatRenderer
-from agentloop.chat.images import images_of
 from agentloop.client.client import GenerateResult, Generator
 from agentloop.errors import DataError, ModelError
-from agentloop.images import image_data, read_image
+from agentloop.images import image_data, images_of, read_image
 from agentloop.types import Task
 from agentloop.wire import SamplingParams
 

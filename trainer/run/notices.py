@@ -36,7 +36,7 @@ def _meant(key: str) -> str | None:
 
 
 def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]:
-    """Report rows that are dropped, cut, unreadable, or run by the default agent."""
+    """Report rows that are dropped, cut, or run by the default agent."""
     notices = []
     if found.without_agent:
         notices.append(f"data.{split}: {found.without_agent} rows name no agent; they run {data.default_agent}")
@@ -47,11 +47,6 @@ def row_notices(data: DataConfig, split: str, found: ValidatedRows) -> list[str]
         notices.append(f"data.{split}: {found.dropped} of {rows} rows left out, {longer}")
     if found.cut:
         notices.append(f"data.{split}: {found.cut} of {rows} rows cut, {longer}")
-    if found.unreadable:
-        notices.append(
-            f"data.{split}: {found.unreadable} of {rows} rows have an image that cannot be read; their episodes fail, "
-            f"and are masked. The first: {found.first_unreadable}"
-        )
     return notices
 
 
@@ -70,6 +65,18 @@ def unused_agents(recipe: Recipe, found: Iterable[ValidatedRows]) -> list[str]:
             fix += ", or without that column" if name == recipe.data.default_agent else ""
         warnings.append(f"agents.{name}: rows run {', '.join(names)}, so these limits are not used; {fix}")
     return warnings
+
+
+def unreadable_text(split: str, found: ValidatedRows) -> str | None:
+    """Return a warning about rows with an image that cannot be read; None if there are none."""
+    first = found.first_unreadable
+    if first is None:
+        return None
+    rows, key = len(found.tasks) + found.dropped, f"data.{split}: "
+    return (
+        f"{key}{found.unreadable} of {rows} rows have an image that cannot be read; their episodes fail, and are "
+        f"masked. The first: {first.message.removeprefix(key)}\n  fix: {first.hint}"
+    )
 
 
 def unknown_best_metric(recipe: Recipe, metrics: Mapping[str, object]) -> str | None:

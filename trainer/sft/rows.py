@@ -27,11 +27,16 @@ FLAGS = ("train", "weight")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in the form of chat templates, and for each message whether it has a loss."""
+    """Messages in the form of chat templates, and for each message whether it has a loss.
+
+    Attributes:
+        images: those of the row's column `images`.
+    """
 
     messages: list[Message]
     trained: list[bool]
     tools: list[dict[str, Any]] | None
+    images: list[Any]
 
 
 def read_rows(source: str | Sequence[str], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,7 +111,7 @@ def conversation_of(row: dict[str, Any], where: str, *, takes_images: bool = Fal
     for number, message in enumerate(shown, 1):
         if message["role"] == "assistant" and isinstance(message["content"], list):
             raise DataError(f"{where}, message {number} of the assistant has an image", "models write text only")
-    return Conversation(shown, trained, _tools(row.get("tools"), f"{where}: column 'tools'"))
+    return Conversation(shown, trained, _tools(row.get("tools"), f"{where}: column 'tools'"), images)
 
 
 def _tools(value: Any, place: str) -> list[dict[str, Any]] | None:

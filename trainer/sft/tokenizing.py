@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agentloop.chat import ChatRenderer, load_tokenizer
-from agentloop.chat.images import images_of, load_image_tokens, with_files
+from agentloop.chat.images import load_image_tokens, with_files
 from agentloop.chat.proof.conversations import Abilities, find_abilities
 from agentloop.chat.proof.proof import Verdict, prove
 from agentloop.chat.template import read_template
 from agentloop.config import SftModel
 from agentloop.errors import DataError, ImageError, ModelError
-from agentloop.images import ImageFile, read_image
+from agentloop.images import ImageFile, images_of, read_image, row_place
 from agentloop.model_folder import ModelFolder
 from agentloop.types import Message, StopReason
 from trainer.sft.rows import Conversation, conversation_of
@@ -216,7 +216,7 @@ class SftTokenizer:
 
     def _conversation(self, conversation: Conversation, where: str) -> list[Segment]:
         """Return context and turn alternately, up to the model's last turn."""
-        renderer, messages = self._renderer, _decoded(conversation.messages, where)
+        renderer, messages = self._renderer, _decoded(conversation, where)
         if isinstance(renderer, ModelError):
             raise DataError(f"{where} has messages: {renderer.message}", renderer.hint)
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -237,6 +237,9 @@ class SftTokenizer:
                 begin = index + 1
         except ModelError as exc:
             raise DataError(f"{where}: {exc.message}", exc.hint) from exc
+        except ImageError as exc:  # the model does not take its shape
+            number = None if exc.number is None else sum(len(segment.images) for segment in segments) + exc.number
+            raise _located_error(exc, number, conversation, where) from exc
         return segments
 
     def _known(self, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -290,17 +293,26 @@ class SftTokenizer:
             self._proven.add(has_tools)
 
 
-def _decoded(messages: Sequence[Message], where: str) -> list[Message]:
-    """Return messages with their images decoded to plain files, as an episode does.
+def _decoded(conversation: Conversation, where: str) -> list[Message]:
+    """Return the messages with their images decoded to plain files, as an episode does.
 
     Raises:
-        DataError: an image cannot be read; the row is named.
+        DataError: an image cannot be read; the row and its column are named.
     """
-    try:
-        files = iter([read_image(image) for image in images_of(messages)])
-    except ImageError as exc:
-        raise DataError(f"{where}: {exc.message}", exc.hint) from exc
-    return [with_files(message, files) for message in messages]
+    files: list[ImageFile] = []
+    for number, image in enumerate(images_of(conversation.messages), 1):
+        try:
+            files.append(read_image(image))
+        except ImageError as exc:
+            raise _located_error(exc, number, conversation, where) from exc
+    remaining = iter(files)
+    return [with_files(message, remaining) for message in conversation.messages]
+
+
+def _located_error(exc: ImageError, number: int | None, conversation: Conversation, where: str) -> ImageError:
+    """Return the error of an image with its row and column; `number`: its place in the row."""
+    place = row_place(number, conversation.messages, conversation.images, "messages")
+    return ImageError(f"{where}: {place}: {exc.message}", exc.hint, number)
 
 
 def _text_columns(row: dict[str, Any], where: str) -> tuple[str, int]:

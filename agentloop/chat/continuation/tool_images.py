@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentloop.chat.continuation.probe import CALL_ID, QUESTION, TOOL, calling, result, user
-from agentloop.chat.images import images_of
 from agentloop.chat.template import Template
 from agentloop.errors import ModelError
-from agentloop.images import IMAGE_KEYS
+from agentloop.images import IMAGE_KEYS, images_of
 from agentloop.types import Message
 
 Content = str | list[dict[str, Any]]

@@ -213,6 +213,6 @@ def test_rows_with_a_broken_image_stay_and_are_counted(tmp_path: Path, renderer:
 
     tasks = tasks_of(tmp_path, user("<image>", images=["good.png"]), user("<image>", images=["bad.png"]))
     found = check(tasks, Reads())
-    assert len(found.tasks) == 2 and found.unreadable == 1 and "row 1 (line 2)" in found.first_unreadable
+    assert len(found.tasks) == 2 and found.unreadable == 1 and "row 1 (line 2)" in str(found.first_unreadable)
     with pytest.raises(ImageError, match=r"none of the 1 rows .*bad\.png"):
         check(tasks_of(tmp_path, user("<image>", images=["bad.png"])), Reads())

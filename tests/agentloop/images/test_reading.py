@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import io
+import json
 import os
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 from PIL import Image
 
 from agentloop.errors import DataError, ImageError
-from agentloop.images import MAX_PIXELS, ImageFile, image_data, image_size, open_image, read_image
+from agentloop.images import MAX_PIXELS, ImageFile, RowPath, image_data, image_size, open_image, read_image
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -162,7 +165,7 @@ def test_a_cut_or_damaged_file_is_an_image_error() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         ("none.png", "none.png: No such file"),
         ("", "a str is not an image"),
-        (7, "a int is not an image"),
+        (7, "an int is not an image"),
         (Image.new("RGB", (0, 5)), "an image of 0 x 5 pixels is empty"),
         ({"bytes": None, "path": None}, "a NoneType is not an image"),
     ],
@@ -171,6 +174,37 @@ def test_what_is_no_image_is_named(value: Any, reason: str) -> None:
     for read in (image_size, read_image):
         with pytest.raises(DataError, match=reason):
             read(value)
+
+
+def test_the_file_of_a_fault_is_named(tmp_path: Path) -> None:
+    data = saved(Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)), "PNG")
+    for name, held, fault in (
+        ("cut.png", data[:200], "an image cannot be decoded: {}: image file is truncated"),
+        ("text.png", b"text", "cannot read an image: {}: it is not an image"),
+        ("bomb.png", png_header(60_000, 60_000), "{}: an image of more than 178 million pixels is too large"),
+    ):
+        (tmp_path / name).write_bytes(held)
+        for value in (str(tmp_path / name), tmp_path / name, f"file://{tmp_path / name}", {"path": tmp_path / name}):
+            with pytest.raises(ImageError) as caught:
+                read_image(value)
+            assert caught.value.message.startswith(fault.format(tmp_path / name))
+        with pytest.raises(ImageError, match=fault.format("a.png")):
+            read_image({"bytes": held, "path": "a.png"})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda path: pickle.loads(pickle.dumps(path))])
+def test_a_path_of_a_row_remembers_where_it_came_from(copied: Any, tmp_path: Path) -> None:
+    path = copied(RowPath("a/b.png", tmp_path))
+    assert path == str(tmp_path / "a" / "b.png") and json.loads(json.dumps([path])) == [path]
+    with pytest.raises(ImageError, match=rf"b.png: No such file or directory\n  fix: correct 'a/b.png': .*{tmp_path}"):
+        read_image(path)
+    with pytest.raises(ImageError, match=r"File name too long\n  fix: give bytes"):
+        read_image(RowPath("A" * 10_000, tmp_path))
+
+
+def test_an_image_error_keeps_its_number_in_another_process() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("a", "b", 3)))
+    assert (error.message, error.hint, error.number) == ("a", "b", 3)
 
 
 def test_a_named_pipe_and_a_folder_are_refused_at_once(tmp_path: Path) -> None:

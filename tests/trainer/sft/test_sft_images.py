@@ -112,10 +112,18 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, tokenizer: Any) -> None:
             {"messages": [*chat("Which?", "Red."), {"role": "user", "content": "And <image>?"}], "images": None},
             r"0 images and 1 place .*message 4 of role user(.|\n)*remove the <image>, or add the missing image",
         ),
-        ({"messages": chat("<image>Which?", "Red."), "images": [b"x"]}, "here: cannot read an image"),
+        ({"messages": chat("<image>Which?", "Red."), "images": [b"x"]}, "image 1: cannot read an image"),
         (
-            {"messages": chat("<image>Which?", "Red."), "images": [png(90, 90)[:120]]},
-            "an image cannot be decoded",
+            {"messages": chat("<image><image>Which?", "Red."), "images": [png(28, 28), png(90, 90)[:120]]},
+            "here: column 'images', image 2: an image cannot be decoded: ",
+        ),
+        (
+            {"messages": chat("Which?", "Red.", "<image>And?", "Blue."), "images": ["none/a.png"]},
+            r"column 'images', image 1: .*none/a.png: No such file(.|\n)*fix: correct 'none/a.png': paths are relative",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": "/none"}]}, chat("", "Red.")[2]]},
+            "here: column 'messages', image 1: cannot read an image: /none: No such file or directory",
         ),
         ({"messages": chat("Which?", "<image>"), "images": [png(28, 28)]}, "message 3 of the assistant has an image"),
         ({"messages": chat("Which?", "Red."), "videos": ["a.mp4"]}, "here has videos: only text and images"),
@@ -124,6 +132,24 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, tokenizer: Any) -> None:
 def test_a_row_that_cannot_be_used_is_named(tokenizer: Any, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         tokenizer().row(row, "here")
+
+
+def test_an_image_of_a_shape_that_the_model_refuses_is_named(
+    tokenizer: Any, renderer_of: Callable[..., ChatRenderer]
+) -> None:
+    def count(height: int, width: int) -> int:
+        if height > 100 * width:
+            raise ValueError("a strip")
+        return 1
+
+    renderer = renderer_of("qwen3_vl", images=ImageTokens(tokenizer()._renderer.image_token, count))
+    made = SftTokenizer(renderer.tokenizer, renderer, 1000)
+    row = {
+        "messages": chat("<image>A?", "Red.", "<image><image>B?", "Red."),
+        "images": [*[png(28, 28)] * 2, png(2, 280)],
+    }
+    with pytest.raises(DataError, match="here: column 'images', image 3: the model does not take an image of 2 x 280"):
+        made.row(row, "here")
 
 
 def test_a_mark_is_text_for_a_model_without_images(renderer_of: Callable[..., ChatRenderer]) -> None:

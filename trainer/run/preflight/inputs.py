@@ -37,6 +37,7 @@ from trainer.run.notices import (
     shared_gpus,
     small_data_text,
     template_notices,
+    unreadable_text,
     unused_agents,
     unused_settings,
 )
@@ -204,8 +205,9 @@ def prepare(
             checks.require_truth(recipe)
         for notice in row_notices(recipe.data, split, splits[split]):
             console.notice(notice)
-        for warning in checks.warnings():
-            console.warn(warning)
+        for warning in (unreadable_text(split, splits[split]), *checks.warnings()):
+            if warning is not None:
+                console.warn(warning)
 
     names = sorted(set().union(*(found.agents for found in splits.values())))
     for warning in unused_agents(recipe, splits.values()):
