@@ -9,8 +9,9 @@ from typing import Any
 from agentloop.chat import ChatRenderer
 from agentloop.chat.template import texts
 from agentloop.config import AgentConfig
-from agentloop.errors import ToolUnavailable
-from agentloop.tool.session import ToolSession
+from agentloop.episode.images import ImageLoader
+from agentloop.errors import ImageError, ToolUnavailable
+from agentloop.tool.session import ToolSession, bad_image
 from agentloop.trace.spans import span
 from agentloop.types import Message, ToolCall, ToolResult, Turn
 
@@ -31,27 +32,38 @@ INLINE_CHARACTERS = 16_384
 """Longer pieces are tokenized in a thread: they would hold the event loop for 10 ms and more."""
 
 
-async def run_calls(session: ToolSession, calls: Sequence[ToolCall], config: AgentConfig) -> list[ToolResult]:
-    """Run calls, at most `max_parallel_calls` at once; return the results in order."""
+async def run_calls(
+    session: ToolSession, calls: Sequence[ToolCall], config: AgentConfig, images: ImageLoader
+) -> list[ToolResult]:
+    """Run calls, at most `max_parallel_calls` at once; return the results in order.
+
+    Raises:
+        ToolError: a tool's machinery failed, or it returned an image that cannot be decoded.
+    """
     if len(calls) == 1:  # by far the most frequent case; a task would only cost time
-        return [await _call(session, calls[0], config)]
+        return [await _call(session, calls[0], config, images)]
 
     running = asyncio.Semaphore(config.max_parallel_calls)
 
     async def one(call: ToolCall) -> ToolResult:
         async with running:
-            return await _call(session, call, config)
+            return await _call(session, call, config, images)
 
     return await _all_or_none([one(call) for call in calls])
 
 
-async def _call(session: ToolSession, call: ToolCall, config: AgentConfig) -> ToolResult:
+async def _call(session: ToolSession, call: ToolCall, config: AgentConfig, images: ImageLoader) -> ToolResult:
     with span("tool", tool=call.name, call_id=call.id) as running:
         try:
             result = await session.call(call, config.tool_timeout_s)
         except ToolUnavailable:
             running.set(**{UNAVAILABLE: True})
             raise
+        for number, image in enumerate(result.images or (), 1):  # here, so that the call ends as an error
+            try:
+                await images.file(image)
+            except ImageError as exc:
+                raise bad_image(call.name, number, exc) from exc
         if result.error is not None:
             running.fail(result.error)
         if result.reward is not None:

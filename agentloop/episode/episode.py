@@ -20,7 +20,7 @@ from agentloop.episode.calls import (
     result_message,
     run_calls,
 )
-from agentloop.episode.images import base64_of
+from agentloop.episode.images import base64_of, named_images
 from agentloop.episode.law import check_placeholders
 from agentloop.episode.ledger import TokenLedger
 from agentloop.episode.messages import plain_messages
@@ -174,12 +174,16 @@ class Episode:
         Raises:
             EpisodeEnd: the model called a tool after the message that the episode's calls are used
                 up.
-            ToolError: a tool's machinery failed.
+            ToolError: a tool's machinery failed, or it returned an image that cannot be used.
             RewardError: a tool gave a reward that is not a finite number.
         """
         admitted, refusals = self._within_budget(self._shared.budget.admit_calls, len(calls))
         begin = time.perf_counter()
-        results = await run_calls(self._shared.session, calls[:admitted], self.config) if admitted else []
+        results = (
+            await run_calls(self._shared.session, calls[:admitted], self.config, self._shared.images)
+            if admitted
+            else []
+        )
         results += [ToolResult(f"Error: {refusal}", error=refusal) for refusal in refusals]
 
         metrics = self._branch.metrics
@@ -324,8 +328,9 @@ class Episode:
         branch, renderer = self._branch, self._shared.renderer
         ledger = branch.ledger
         if not ledger:
-            messages = branch.messages[:] = await self._shared.images.load(branch.messages)
-            ids = await off_loop_if_long(messages, renderer.start, messages, branch.tools)
+            with named_images(list(branch.messages), self.task):
+                messages = branch.messages[:] = await self._shared.images.load(branch.messages)
+                ids = await off_loop_if_long(messages, renderer.start, messages, branch.tools)
             self._room(len(ids), 0)
             ledger.add_prompt(ids)
             branch.images = list(images_of(messages))
@@ -334,10 +339,11 @@ class Episode:
         if not branch.pending:
             raise ValueError("the model spoke last: observe() something before generate() again")
         observed = list(branch.pending)
-        pending = await self._shared.images.load(observed)
-        ids = await off_loop_if_long(
-            pending, renderer.extend, ledger.token_ids, branch.turn_stop, pending, branch.tools
-        )
+        with named_images(observed, self.task):
+            pending = await self._shared.images.load(observed)
+            ids = await off_loop_if_long(
+                pending, renderer.extend, ledger.token_ids, branch.turn_stop, pending, branch.tools
+            )
         self._room(len(ledger) + len(ids), ledger.response_length + len(ids))
         ledger.add_observed(ids)
         branch.show(observed, pending)

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from agentloop.errors import AgentloopError, CallFailed
+from agentloop.errors import AgentloopError, CallFailed, ImageError
 from agentloop.faults import Fault, is_framework, make_fault, user_frames
 from agentloop.runtime.processes import ProcessWorkers
 from agentloop.runtime.threads import ThreadWorkers
@@ -56,9 +56,10 @@ def fault_of(source: str, exc: BaseException) -> Fault | None:
     """Return an exception of user code as a `Fault`; None if user code did not raise it.
 
     An error of the framework that wraps an exception (`RewardError(...) from exc`) stands for it.
-    A server that fails while an agent waits for it is not a fault of the agent.
+    A server that fails while an agent waits for it is not a fault of the agent, nor is an image
+    that cannot be decoded.
     """
-    while isinstance(exc, AgentloopError) and exc.__cause__ is not None:
+    while isinstance(exc, AgentloopError) and not isinstance(exc, ImageError) and exc.__cause__ is not None:
         exc = exc.__cause__
     if isinstance(exc, CallFailed):
         return make_fault(source, exc.message, exc.frames) if exc.frames else None

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from agentloop.client.time_limit import TimeLimit
-from agentloop.errors import RewardError, ToolConfigError, ToolError, ToolUnavailable
+from agentloop.errors import ImageError, RewardError, ToolConfigError, ToolError, ToolUnavailable
 from agentloop.faults import Fault
+from agentloop.images import check_form
 from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
 from agentloop.text import clean
@@ -228,7 +229,33 @@ def _checked(tool: Tool, result: Any) -> ToolResult:
         raise ToolError(
             f"{tool.name} returned a ToolResult whose text is {type(result.text).__name__}", "give it a string"
         )
+    if result.images is not None:
+        _check_images(tool, result.images)
     return result if len(result.text) <= LONGEST_TEXT else replace(result, text=bounded_text(result.text))
+
+
+def _check_images(tool: Tool, images: Any) -> None:
+    """Check that the images of a result have the form of images; they are not decoded.
+
+    Raises:
+        ToolError: one of them is something else, or they are not in a list.
+    """
+    if not isinstance(images, list | tuple):
+        raise ToolError(
+            f"{tool.name} returned a ToolResult whose images are of type {type(images).__name__}, not a list",
+            "write images=[image]",
+        )
+    for number, image in enumerate(images, 1):
+        try:
+            check_form(image)
+        except ImageError as exc:
+            raise bad_image(tool.name, number, exc) from exc
+
+
+def bad_image(tool: str, number: int, error: ImageError) -> ToolError:
+    """Return the error of a tool whose result has an image that cannot be used."""
+    fault = f"{tool} returned a ToolResult whose image {number} cannot be used: {error.message}"
+    return ToolError(fault, error.hint, final=True)
 
 
 def _hidden(tool: Tool, result: ToolResult) -> ToolResult:

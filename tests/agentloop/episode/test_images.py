@@ -7,8 +7,10 @@ import base64
 import io
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,8 +18,10 @@ from agentloop.agent.runner import EpisodeRunner
 from agentloop.chat import ChatRenderer
 from agentloop.chat.images import ImageTokens
 from agentloop.config import SamplingConfig
+from agentloop.data import load_tasks
 from agentloop.episode import images as episode_images
-from agentloop.episode.images import ImageLoader
+from agentloop.episode.images import ImageLoader, named_images
+from agentloop.errors import ImageError
 from agentloop.images import ImageFile
 from agentloop.testing import FakeGenerator
 from agentloop.tool.base import Tool
@@ -142,23 +146,77 @@ async def test_a_broken_image_fails_its_episode_and_no_other(make_runner: Any, v
     renderer = vision()
     good, cut = png(200, 200), png(200, 200)[:-30]
     [failed], generator = await run(make_runner, renderer, row(good, cut), "Done.<|im_end|>")
-    assert failed.status is EpisodeStatus.FAILED and "image 2 of these messages" in str(failed.error)
+    assert (
+        failed.status is EpisodeStatus.FAILED
+        and "row 3: column 'prompt', image 2: an image cannot be decoded" in str(failed.error)
+    )
     assert failed.reward is None and not generator.prompts
     [fine], _ = await run(make_runner, renderer, row(good), "Done.<|im_end|>")
     assert fine.status is EpisodeStatus.OK
 
 
+async def test_a_broken_image_of_a_row_is_no_fault_of_the_agent(make_runner: Any, vision: Any, tmp_path: Path) -> None:
+    """The frames of the library that decodes images are not those of user code."""
+    (tmp_path / "cut.png").write_bytes(png(200, 200)[:-30])
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": [{"role": "user", "content": "<image>?"}], "images": ["cut.png"], "agent_name": "tool_agent"}'
+    )
+    [task] = load_tasks(str(tmp_path / "rows.jsonl"), "data.train", "d")
+    faults: list[Any] = []
+    [failed], _ = await run(make_runner, vision(), task, on_fault=lambda *fault: faults.append(fault))
+    assert failed.error is not None and not faults and not failed.faults
+    assert failed.error.startswith("ImageError: row 0: column 'images', image 1: an image cannot be decoded: ")
+    assert f"{tmp_path / 'cut.png'}: image file is truncated" in failed.error
+
+
 class Returns(Tool):
-    """Returns an image that is not one."""
+    """Returns images that may be none."""
+
+    def __init__(self, images: Any) -> None:
+        super().__init__({}, ImageZoomIn.default_schema)
+        self._images = images
 
     async def execute(self, state: Any, arguments: dict[str, Any], **execute_kwargs: Any) -> ToolResult:
-        return ToolResult("see", images=[b"no image"])
+        return ToolResult("see", images=self._images)
 
 
-async def test_a_tool_that_returns_a_broken_image_fails_the_episode(make_runner: Any, vision: Any) -> None:
-    toolset = Toolset([Returns({}, ImageZoomIn.default_schema)])
-    [failed], _ = await run(make_runner, vision(), row(png(56, 56)), CALL, toolset=toolset)
-    assert failed.status is EpisodeStatus.FAILED and "not an image" in str(failed.error)
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        ([png(28, 28), 3], "whose image 2 cannot be used: an int is not an image"),
+        ([png(28, 28), b"no image"], "whose image 2 cannot be used: cannot read an image: it is not an image"),
+        ([png(200, 200)[:-30]], "whose image 1 cannot be used: an image cannot be decoded: image file is truncated"),
+        (["none.png"], "whose image 1 cannot be used: cannot read an image: none.png: No such file"),
+        ([None], "whose image 1 cannot be used: a NoneType is not an image"),
+        (Image.new("RGB", (28, 28)), "whose images are of type Image, not a list"),
+        ("a.png", "whose images are of type str, not a list"),
+        (np.zeros((2, 2)), "whose images are of type ndarray, not a list"),
+    ],
+)
+async def test_a_tool_that_returns_a_broken_image_is_named_and_its_call_is_an_error(
+    make_runner: Any, vision: Any, images: Any, reason: str
+) -> None:
+    [failed], _ = await run(make_runner, vision(), row(png(56, 56)), CALL, toolset=Toolset([Returns(images)]))
+    assert failed.status is EpisodeStatus.FAILED
+    assert f"ToolError: image_zoom_in returned a ToolResult {reason}" in str(failed.error)
+    [call] = [span for span in failed.spans if span.name == "tool"]
+    assert call.error is not None and reason in call.error
+
+
+async def test_an_image_of_an_agent_or_a_tool_that_the_model_refuses_is_named(make_runner: Any, vision: Any) -> None:
+    def count(height: int, width: int) -> int:
+        if height > 100 * width:
+            raise ValueError("a strip")
+        return 1
+
+    renderer = vision()
+    renderer._rendering._images = ImageTokens(renderer.image_token, count)
+    strip = Toolset([Returns([png(28, 28), png(2, 280)])])
+    [failed], _ = await run(make_runner, renderer, row(png(56, 56)), CALL, toolset=strip)
+    assert "ImageError: an image of the tool image_zoom_in: the model does not take an image of" in str(failed.error)
+    message: Any = {"role": "user", "content": [{"type": "image", "image": b"x"}]}
+    with pytest.raises(ImageError, match="image 1 of these messages: cannot read"), named_images([message], row()):
+        await ImageLoader().load([message])
 
 
 async def test_an_image_without_room_is_not_in_the_trajectory(make_runner: Any, vision: Any) -> None:
