@@ -26,6 +26,9 @@ _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTI
 
 _SHOW = "(lambda value: value is None or print(value))("
 
+_MARKS = re.compile(r" {4} *[~^][~^ ]*")
+"""The line of a traceback that marks what failed in the one above."""
+
 # One line, so that line numbers stay: it runs after a program that has drawn, and closes what it
 # saves, so that the next cell of a session shows only its own.
 _SAVE = (
@@ -81,6 +84,46 @@ def with_last_expression(code: str) -> str:
         return code
     inner = b"(" + data[start:end] + b")" if isinstance(value, ast.Tuple | ast.GeneratorExp) else data[start:end]
     return (data[:start] + _SHOW.encode() + inner + b")" + data[end:]).decode()
+
+
+def as_written(stderr: str, program: str, sent: str) -> str:
+    """Return what a program wrote to stderr, with the lines of tracebacks as the model wrote them.
+
+    Args:
+        program: the model's.
+        sent: what ran: `with_last_expression`, and `with_figures`.
+    """
+    if _SHOW not in sent or 'File "' not in stderr:
+        return stderr
+    changed = {
+        ran.strip(): written.strip()
+        for written, ran in zip(_lines(program), _lines(sent), strict=False)
+        if ran != written and ran.strip()
+    }
+    lines, found = stderr.split("\n"), []
+    place = 0
+    while place < len(lines):
+        ran = lines[place].strip()
+        place += 1
+        if ran not in changed:
+            found.append(lines[place - 1])
+            continue
+        written = changed[ran]
+        marks = lines[place][4:] if place < len(lines) and _MARKS.fullmatch(lines[place]) else ""
+        place += bool(marks)
+        begin = ran.find(_SHOW)
+        if begin >= 0 and marks:
+            first, last = len(marks) - len(marks.lstrip()), len(marks.rstrip())
+            if begin <= first and last < begin + len(_SHOW):
+                found[-1:] = []  # the frame that prints the value, which failed below
+                continue
+            added = len(_SHOW) + (not ran[begin + len(_SHOW) :].startswith(written[begin:]))
+            marks = marks[:begin] + marks[begin + added :]
+        found.append(f"    {written}")
+        marks = marks[: len(written)].rstrip()
+        if marks and (len(marks.lstrip()) < len(written) or "~" in marks):  # Python marks no call that is all of a line
+            found.append(f"    {marks}")
+    return "\n".join(found)
 
 
 def with_figures(code: str) -> str:

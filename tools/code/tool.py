@@ -18,7 +18,7 @@ from agentloop.tool.base import NOTHING_FROM_ROW, Tool
 from agentloop.types import Task, ToolResult
 from tools.code.leases import LEASE_S, RENEW_S, Leases
 from tools.code.shown import shown
-from tools.code.source import FIGURE_FILES, LONGEST_CODE, program_in, with_figures, with_last_expression
+from tools.code.source import FIGURE_FILES, LONGEST_CODE, as_written, program_in, with_figures, with_last_expression
 from tools.http import Options, RateLimit, ServiceClient, ToldFailures
 from tools.sandbox.languages import ALIASES, PYTHON
 
@@ -208,6 +208,9 @@ class CodeInterpreter(Tool):
             self._told.failed(exc)
             text = "the sandbox failed; the program is not the cause"
             return ToolResult(f"Error: {text}.", error=f"{text}: {exc.message}", metrics={"failed": 1.0})
+        run = answer.get("run_result")
+        if isinstance(run, dict) and isinstance(run.get("stderr"), str):
+            run["stderr"] = as_written(run["stderr"], program_in(code), body["code"])
         return await self._result(answer, state)
 
     async def close(self, state: _Episode, **release_kwargs: Any) -> None:

@@ -244,7 +244,8 @@ async def check(settings: SandboxSettings, launcher: Bubblewrap) -> None:
     """Run one program, as a test of this machine.
 
     Raises:
-        ConfigError: it did not run; says what to change.
+        ConfigError: it did not run, or a module of `preload` cannot be imported; says what to
+            change.
     """
     from tools.sandbox.isolation.diagnosis import what_to_change
 
@@ -254,11 +255,24 @@ async def check(settings: SandboxSettings, launcher: Bubblewrap) -> None:
         said = found.run_result
         if said is None or said.stdout != "42\n":
             raise ConfigError(f"a test program did not run: {said}", "see docs/sandbox.md")
+        for name in settings.preload:
+            await _check_import(runner, name)
     except ToolError as exc:
         raise ConfigError(f"no program can be run: {exc.message}", what_to_change(exc.message)) from exc
     finally:
         with contextlib.suppress(ToolError):
             await runner.close()
+
+
+async def _check_import(runner: Runner, name: str) -> None:
+    code = f"import importlib\nimportlib.import_module({name!r})"
+    said = (await runner.run(RunCodeRequest(code=code, language=PYTHON.name))).run_result
+    if said is None or said.return_code != 0:
+        lines = ((said.stderr if said is not None else "") or "it did not end in time").strip().splitlines()
+        raise ConfigError(
+            f"--preload: programs cannot import {name!r}: {lines[-1]}",
+            "install it for the interpreter that programs see (--python), or leave it out",
+        )
 
 
 def _encoded(text: str) -> bytes:

@@ -121,6 +121,27 @@ def test_a_program_runs_in_the_sandbox(sandbox: Sandbox) -> None:
     assert [result.metrics["failed"] for result in results] == [0.0, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize(
+    ("code", "shown", "marks"),
+    [
+        ("1/0", "1/0\n", "\n    ~^~"),
+        ("x = 3\ny = 0; x + x/y", "y = 0; x + x/y\n", "\n               ~^~"),
+        ("f = lambda: 1/0\n[1,\n f()]", "     f()]\n", ""),
+        ("1, 2/0", "1, 2/0\n", "\n       ~^~"),
+        ("(lambda: 1/0)()", "(lambda: 1/0)()\n", "\n             ~^~"),
+        ("class A:\n    def __repr__(self):\n        return 1/0\nA()", "in __repr__", ""),
+    ],
+)
+def test_a_traceback_shows_what_the_model_wrote(
+    sandbox: Sandbox, stateful: bool, code: str, shown: str, marks: str
+) -> None:
+    (result,) = played(make(sandbox.url, stateful=stateful), code)
+    assert result.error == "ZeroDivisionError: division by zero"
+    assert "lambda value" not in result.text and "print(value)" not in result.text, result.text
+    assert shown.strip() in result.text and marks in result.text, result.text
+
+
 def test_a_rows_files_are_there(sandbox: Sandbox) -> None:
     files = {"data.csv": base64.b64encode(b"1,2").decode()}
     assert played(make(sandbox.url), "open('data.csv').read()", files=files)[0].text == "1,2"

@@ -133,6 +133,30 @@ def test_a_sandbox_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pyt
     assert "--security-opt" in str(found.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"), [("nosuchmod", "No module named 'nosuchmod'"), ("this_raises", "RuntimeError: planted")]
+)
+def test_a_module_to_preload_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    (tmp_path / "this_raises.py").write_text("raise RuntimeError('planted')")
+    before = Bubblewrap(SandboxSettings(**SMALL), sandboxed=False).packages
+    monkeypatch.setattr(Bubblewrap, "packages", (*before, str(tmp_path)))
+    for wanted, good in ((("json", name), False), (("json",), True)):
+        settings = SandboxSettings(**SMALL, preload=wanted)
+        launcher = Bubblewrap(settings, sandboxed=False)
+        try:
+            if good:
+                asyncio.run(check(settings, launcher))
+            else:
+                with pytest.raises(ConfigError) as found:
+                    asyncio.run(check(settings, launcher))
+                assert found.value.message.startswith(f"--preload: programs cannot import {name!r}: ")
+                assert says in found.value.message and "--python" in str(found.value.hint)
+        finally:
+            launcher.close()
+
+
 @pytest.mark.parametrize("language", ["python", "bash"])
 def test_without_a_sandbox_only_if_told(serving: Serving, language: str) -> None:
     server = serving.start(sandboxed=False, warm=1)
