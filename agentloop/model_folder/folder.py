@@ -106,10 +106,11 @@ class ModelFolder:
         try:
             return cls(download(name, files))
         except OSError as exc:
+            hint = "give the folder of a Hugging Face model, or the id of a model that can be reached"
+            if "." in key:  # a key of a recipe, not an option
+                hint += "; `agentloop check --offline` checks the rest of a recipe without it"
             raise ModelError(
-                f"{key} {name} is not a folder and could not be downloaded from the hub: {exc}",
-                "give the folder of a Hugging Face model, or the id of a model that can be reached; "
-                "`agentloop check --offline` checks the rest of a recipe without it",
+                f"{key} {name} is not a folder and could not be downloaded from the hub: {exc}", hint
             ) from exc
 
     @property

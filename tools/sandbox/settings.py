@@ -50,7 +50,7 @@ class SandboxSettings(Section):
         Path(sys.executable), description="interpreter that programs see, with its site-packages; null: this one"
     )
     preload: tuple[str, ...] = Field(
-        (), description="module that a waiting sandbox has imported already, such as numpy; repeat for more"
+        (), description="module that a waiting sandbox has imported already, such as numpy"
     )
     run_programs_without_a_sandbox: bool = Field(
         False, description="start although programs then have all rights of this user: for machines that hold nothing"

@@ -52,6 +52,10 @@ def test_resolve_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
         ModelFolder.resolve(str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match="not a folder and could not be downloaded from the hub"):
         ModelFolder.resolve("no-such/model-at-all")
+    for key, of_recipe in (("model.path", True), ("--encoder", False), ("--model", False), ("model", False)):
+        with pytest.raises(ModelError) as found:
+            ModelFolder.resolve("no-such/model-at-all", key=key)
+        assert ("recipe" in str(found.value.hint)) == of_recipe
     with pytest.raises(ModelError, match="tokenizer of no-such/model-at-all is not a folder and could not be downl"):
         copy_tokenizer("no-such/model-at-all", tmp_path)
 

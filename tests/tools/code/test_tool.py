@@ -469,3 +469,12 @@ def test_a_schema_needs_the_argument_code() -> None:
     schema = {"type": "function", "function": {"name": "run", "parameters": {"properties": {"program": {}}}}}
     with pytest.raises(ToolConfigError, match="'code'"):
         CodeInterpreter({"sandbox_url": "http://127.0.0.1:9"}, schema)
+
+
+def test_the_docs_list_every_key_of_the_config(repo: Path) -> None:
+    table = (repo / "docs/sandbox.md").read_text().split("| key of `config` |")[1].split("\n\n")[0]
+    with pytest.raises(ToolConfigError) as found:
+        make(no_such_key=1)
+    known = str(found.value.hint).removeprefix("known keys: ").split(", ")
+    assert len(known) > 15
+    assert [key for key in known if key != "type" and f"`{key}`" not in table] == []

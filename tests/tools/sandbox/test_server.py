@@ -32,6 +32,7 @@ def test_every_setting_is_an_option_with_its_description() -> None:
     app = typer.Typer()
     register(app)
     text = " ".join(CliRunner().invoke(app, ["sandbox", "serve", "--help"], env={"COLUMNS": "400"}).stdout.split())
+    assert text.count("repeat for more") == 1, "of --preload"
     for name, field in SandboxSettings.model_fields.items():
         assert "--" + name.replace("_", "-") in text
         assert field.description
