@@ -18,6 +18,7 @@ from agentloop.client.time_limit import not_counted
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError, ToolUnavailable
 from agentloop.runtime.pacing import Pacer
 from agentloop.text import hide_values
+from agentloop.tool.secrets import hide
 from agentloop.trace.spans import trace_headers
 from agentloop.wire import bearer
 from tools.http.rate_limit import RateLimit
@@ -91,7 +92,8 @@ class ServiceClient:
         self._retries, self._outage_s = retries, outage_s
         given = {name.lower(): value for name, value in (headers or {}).items()}
         self._headers = {"content-type": "application/json", "accept": "application/json", **UNPACKED, **given}
-        self._secrets = [*(headers or {}).values(), *([token] if token else [])]
+        given_values = [*(headers or {}).values(), *([token] if token else [])]
+        self._secrets = sorted(given_values, key=len, reverse=True)
         self._key_hint = "give the token that the service was started with: config.token_env names its variable"
         if token:
             self._headers["authorization"] = bearer(token)
@@ -219,7 +221,7 @@ class ServiceClient:
             RequestRejected, ToolError: as `post`.
         """
         status = answer.status_code
-        failure = self._hidden(f"{status}: {_message(answer)}")
+        failure = f"{status}: {_message(answer, self._hidden)}"
         if status in (408, 429) or (status >= 500 and status not in wrong):
             wanted = retry_after(answer.headers, self._outage_s)
             if wanted is not None:
@@ -230,7 +232,7 @@ class ServiceClient:
             self._note_away(failure)
             return pause
         if status in wrong:
-            fix = self._hidden(_fix(answer))
+            fix = _fix(answer, self._hidden)
             raise RequestRejected(f"{self.name}: the service refused the request, {failure}", fix)
         allowed = answer.headers.get("allow", "")
         if status == 405 and allowed.isascii() and allowed.isprintable():
@@ -263,7 +265,7 @@ class ServiceClient:
         return ToolError(f"{self.name} at {self.shown_url}: {self._hidden(text)}", hint, final=True)
 
     def _hidden(self, text: str) -> str:
-        return hide_values(text, self._secrets)
+        return hide(hide_values(text, self._secrets), self._secrets)
 
 
 class _ToolRetries(Retries):
@@ -300,24 +302,25 @@ class _ToolRetries(Retries):
         )
 
 
-def _fix(answer: httpx.Response) -> str:
+def _fix(answer: httpx.Response, hidden: Callable[[str], str]) -> str:
     """Return the fix in the error of a service of this project; empty: it gives none."""
     try:
         found = orjson.loads(answer.content)
     except ValueError:
         return ""
     fix = found.get("fix") if isinstance(found, dict) else None
-    return fix[:LONGEST_MESSAGE] if isinstance(fix, str) else ""
+    return hidden(fix)[:LONGEST_MESSAGE] if isinstance(fix, str) else ""
 
 
-def _message(answer: httpx.Response) -> str:
-    """Return the service's error text, briefly."""
+def _message(answer: httpx.Response, hidden: Callable[[str], str]) -> str:
+    """Return the service's error text, briefly; cut behind the hiding, or a part of a key stays."""
     # Not by the answer's own charset: Python has codecs that are not of text, or take long.
     try:
         found = orjson.loads(answer.content)
     except ValueError:
-        return answer.content[: 4 * LONGEST_MESSAGE].decode("utf-8", "replace")[:LONGEST_MESSAGE]
+        return hidden(answer.content[: 16 * LONGEST_MESSAGE].decode("utf-8", "replace"))[:LONGEST_MESSAGE]
     for key in ("error", "detail", "message"):
         if isinstance(found, dict) and key in found:
             found = found[key]
-    return (found if isinstance(found, str) else orjson.dumps(found).decode())[:LONGEST_MESSAGE]
+    text = found if isinstance(found, str) else orjson.dumps(found).decode()
+    return hidden(text[: 16 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]

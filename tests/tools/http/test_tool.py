@@ -122,6 +122,14 @@ async def test_a_wrong_method_or_key_is_named_with_its_setting(tmp_path: Path) -
         assert ("it takes POST" in caught.value.message) == (status == 405)
 
 
+async def test_an_error_that_is_cut_within_a_key_shows_no_part_of_it(tmp_path: Path) -> None:
+    tool = load(tmp_path, {"city": {}}, url="http://h/{city}", headers={"X-Key": 's3cret/"value"-4711'})
+    for text in ("x" * 290 + ' s3cret/"value"-4711', "x" * 285 + " s3cret%2F%22value%22-4711"):
+        for answer in (httpx.Response(400, text=text), httpx.Response(400, json={"error": text})):
+            result, _ = await ask(tool, answer, city="x")
+            assert "s3c" not in result.text and len(result.text) < 400
+
+
 async def test_answers_are_shown_as_they_are(tmp_path: Path) -> None:
     tool = load(tmp_path, {"city": {}}, url="http://h/{city}")
     assert (await ask(tool, httpx.Response(200, text="plain text"), city="x"))[0].text == "plain text"
