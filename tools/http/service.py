@@ -309,7 +309,7 @@ def _fix(answer: httpx.Response, hidden: Callable[[str], str]) -> str:
     except ValueError:
         return ""
     fix = found.get("fix") if isinstance(found, dict) else None
-    return hidden(fix)[:LONGEST_MESSAGE] if isinstance(fix, str) else ""
+    return hidden(fix[: 16 * LONGEST_MESSAGE])[:LONGEST_MESSAGE] if isinstance(fix, str) else ""
 
 
 def _message(answer: httpx.Response, hidden: Callable[[str], str]) -> str:
