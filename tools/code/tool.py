@@ -19,7 +19,7 @@ from agentloop.types import Task, ToolResult
 from tools.code.leases import LEASE_S, RENEW_S, Leases
 from tools.code.shown import shown
 from tools.code.source import FIGURE_FILES, LONGEST_CODE, as_written, program_in, with_figures, with_last_expression
-from tools.http import Options, RateLimit, ServiceClient, ToldFailures
+from tools.http import Options, RateLimit, ServiceClient, ShownFailures
 from tools.sandbox.languages import ALIASES, PYTHON
 
 ELSEWHERE = ("enable_global_rate_limit", "name")
@@ -162,7 +162,7 @@ class CodeInterpreter(Tool):
         )
         self._leases = Leases(renew)
         self._pacer = Pacer()
-        self._told = ToldFailures(self.name)
+        self._failures = ShownFailures(self.name)
 
         properties = schema["function"].get("parameters", {}).get("properties", {})
         if "code" not in properties:
@@ -189,7 +189,7 @@ class CodeInterpreter(Tool):
 
         await self._pacer.turn()  # thousands of episodes may call at the same time
         body = self._request(code, str(language), state)
-        self._told.called()
+        self._failures.called()
         try:
             if self._stateful and _is_python(str(language)):
                 async with state.lock:  # cells of one episode run in the order of its calls
@@ -205,7 +205,7 @@ class CodeInterpreter(Tool):
         except ToolError as exc:
             if not self._tells:
                 raise
-            self._told.failed(exc)
+            self._failures.failed(exc)
             text = "the sandbox failed; the program is not the cause"
             return ToolResult(f"Error: {text}.", error=f"{text}: {exc.message}", metrics={"failed": 1.0})
         run = answer.get("run_result")
@@ -225,7 +225,7 @@ class CodeInterpreter(Tool):
                 pass
 
     def shut_down(self) -> None:
-        self._told.report()
+        self._failures.report()
 
     def _fix(self, field: str | None, advice: str | None) -> str:
         """Return how to correct what the sandbox refused.
@@ -320,7 +320,7 @@ class CodeInterpreter(Tool):
                 )
                 if not self._tells:
                     raise lost
-                self._told.failed(lost)
+                self._failures.failed(lost)
         raise ToolError(
             f"{self.name} at {self._run.shown_url} loses its sessions: {str(answer.get('message'))[:300]}",
             "see the log of that service, and its --session-idle-s and --max-sessions",

@@ -4,7 +4,7 @@ A tool's call comes in with the episode that makes it; the service's JSON answer
 
     rate_limit   `RateLimit`: a true rate and a number of requests in flight, fair between episodes
     service      `ServiceClient`: send a request, again if the service or the network failed
-    told         `ToldFailures`: what a run says of failures that only the model reads
+    failures     `ShownFailures`: what a run says of failures that only the model reads
     options      read such a tool's `config`: unknown keys and wrong values are named
     template     a URL, a query or a JSON body with places for arguments; a path into an answer
     tool         `HttpTool`: a service as a tool by YAML alone
@@ -13,10 +13,10 @@ One instance belongs to one tool: tools do not share a limit. All episodes of a 
 process, so a tool's limit is that of the run.
 """
 
+from tools.http.failures import ShownFailures
 from tools.http.options import Options
 from tools.http.rate_limit import RateLimit
 from tools.http.service import ServiceClient
-from tools.http.told import ToldFailures
 from tools.http.tool import HttpTool
 
-__all__ = ["HttpTool", "Options", "RateLimit", "ServiceClient", "ToldFailures"]
+__all__ = ["HttpTool", "Options", "RateLimit", "ServiceClient", "ShownFailures"]

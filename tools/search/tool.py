@@ -8,7 +8,7 @@ from agentloop.errors import RequestRejected, ToolConfigError, ToolError
 from agentloop.runtime.pacing import Pacer
 from agentloop.tool.base import NOTHING_FROM_ROW, Tool
 from agentloop.types import Task, ToolResult
-from tools.http import Options, RateLimit, ServiceClient, ToldFailures
+from tools.http import Options, RateLimit, ServiceClient, ShownFailures
 from tools.search.text import read_result, show_passages
 
 ARGUMENTS = ("query_list", "queries", "query")
@@ -91,7 +91,7 @@ class SearchTool(Tool):
             max_connections=workers,
         )
         self.service = self._client.shown_url
-        self._told = ToldFailures(self.name)
+        self._failures = ShownFailures(self.name)
         self._pacer = Pacer()
         options.done(ignored=ELSEWHERE)
 
@@ -124,7 +124,7 @@ class SearchTool(Tool):
 
         body = {"queries": queries, "topk": topk or self._topk, "return_scores": True}
         await self._pacer.turn()  # thousands of episodes may search at the same time
-        self._told.called()
+        self._failures.called()
         try:
             found = read_result(await self._client.post(body, state), len(queries))
         except RequestRejected as exc:
@@ -132,7 +132,7 @@ class SearchTool(Tool):
         except ToolError as exc:
             if not self._tells:
                 raise
-            self._told.failed(exc)
+            self._failures.failed(exc)
             text = "the search failed; the queries are not the cause"
             return ToolResult(f"Error: {text}.", error=f"{text}: {exc.message}", metrics={"failed": 1.0})
 
@@ -142,7 +142,7 @@ class SearchTool(Tool):
         return ToolResult(text, metrics={"queries": float(len(queries)), "documents": float(shown)})
 
     def shut_down(self) -> None:
-        self._told.report()
+        self._failures.report()
 
     def _queries(self, arguments: dict[str, Any]) -> tuple[list[str], str | None]:
         """Return the queries of a call, and what is wrong with it in words for the model."""

@@ -327,7 +327,7 @@ def test_failures_that_only_the_model_reads_are_logged_once_and_counted_at_the_e
     tool = make(retries=0, on_failure="tell")
     run_virtually(episode(tool, "1", "2", "3"))
     tool.shut_down()
-    first, last = (record.getMessage() for record in caplog.records if record.name == "tools.http.told")
+    first, last = (record.getMessage() for record in caplog.records if record.name == "tools.http.failures")
     assert first.startswith("a call of code_interpreter failed") and "no disk" in first
     assert last.startswith("2 of 3 calls of code_interpreter failed")
 

@@ -64,7 +64,7 @@ def test_a_line_that_is_no_passage_is_named(tmp_path: Path, line: bytes, says: s
     [b'[\n  {"id": "0", "contents": "a"}\n]\n', b'[{"contents": "a"}]', b'{\n "contents": "a"\n}\n', b"id,text\n0,a\n"],
     ids=["pretty array", "array", "pretty object", "csv"],
 )
-def test_a_file_of_another_form_is_told_to_be_json_lines(tmp_path: Path, content: bytes) -> None:
+def test_of_a_file_in_another_form_the_error_says_to_write_json_lines(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "c.jsonl"
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"c\.jsonl, line 1 is") as caught:

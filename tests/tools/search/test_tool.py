@@ -190,7 +190,7 @@ def test_failures_that_only_the_model_reads_are_logged_once_and_counted_at_the_e
     for _ in range(5):
         call(tool, {"query_list": ["a"]})
     Toolset([tool]).close()
-    first, last = (record.getMessage() for record in caplog.records if record.name == "tools.http.told")
+    first, last = (record.getMessage() for record in caplog.records if record.name == "tools.http.failures")
     assert first.startswith("a call of search failed, and the model reads an error in its place") and "no disk" in first
     assert last.startswith("5 of 6 calls of search failed, and their episodes were scored all the same")
     assert "no disk" in last

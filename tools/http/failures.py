@@ -1,4 +1,4 @@
-"""`ToldFailures`: say that a service fails in a run that goes on without it."""
+"""`ShownFailures`: say that a service fails in a run that goes on without it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentloop.errors import ToolError
 log = logging.getLogger(__name__)
 
 
-class ToldFailures:
+class ShownFailures:
     """Counts the calls that failed and were shown to the model (`on_failure: tell`).
 
     Such a failure ends no episode: without a line of its own, a run whose service was away from
