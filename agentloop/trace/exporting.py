@@ -21,6 +21,7 @@ import numpy as np
 from agentloop.config import Recipe, SpanSampling, TraceConfig
 from agentloop.errors import ConfigError
 from agentloop.registry import TRACES, load
+from agentloop.text import counted
 from agentloop.trace.record import TraceRecord
 from agentloop.types import Span, Trajectory
 
@@ -180,6 +181,14 @@ class Destination:
     name: str
     exporter: SpanExporter
     sampling: SpanSampling
+
+
+def sampled_text(sampling: SpanSampling) -> str:
+    """Return what of a step is sent, as an appendix to a sentence; empty: all."""
+    parts = [f"{sampling.sample_rate:.3g} of the groups"] if sampling.sample_rate < 1 else []
+    if sampling.max_groups_per_step is not None:
+        parts.append(f"at most {counted(sampling.max_groups_per_step, 'group')} of a step")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def load_destinations(config: TraceConfig, run: ExportRun, only: str | None = None) -> list[Destination]:

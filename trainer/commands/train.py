@@ -19,7 +19,7 @@ from agentloop.files import disk_errors
 from agentloop.report import write_report
 from agentloop.runtime.early import EarlyProgram, early_programs
 from agentloop.runtime.event_loop import run_loops, uncollected
-from agentloop.trace.exporting import ExportRun, load_destinations
+from agentloop.trace.exporting import ExportRun, load_destinations, sampled_text
 from agentloop.trace.sender import SpanSender
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
@@ -168,7 +168,8 @@ def open_sender(recipe: Recipe, run_dir: RunDir, console: Console) -> SpanSender
     run = ExportRun.of(recipe, run_dir.root)
     destinations = load_destinations(recipe.trace, run)
     for destination in destinations:
-        console.notice(f"spans go to {destination.name}: {destination.exporter.destination}")
+        sampled = sampled_text(destination.sampling)
+        console.notice(f"spans go to {destination.name}: {destination.exporter.destination}{sampled}")
     return SpanSender(destinations, recipe.trace, run, warn=console.warn)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agentloop.config import SpanSampling, TraceConfig
+from agentloop.config import OtlpConfig, SpanSampling, TraceConfig, WeaveConfig
 from agentloop.errors import ConfigError, RegistryError
 from agentloop.trace.backlog import address_of
-from agentloop.trace.exporting import ExportRun, chosen_groups, episodes_of, load_destinations
+from agentloop.trace.exporting import ExportRun, chosen_groups, episodes_of, load_destinations, sampled_text
 from tests.agentloop.trace.made_episodes import record
 
 
@@ -54,6 +54,13 @@ def test_the_attributes_are_those_of_the_step(run: ExportRun) -> None:
     }
     assert evaluated.attributes()["validate"] is True and evaluated.attributes()["rollout_n"] == 1
     assert train.key == "train/7/g/1" and len(train.trace_id) == 32
+
+
+def test_what_of_a_step_is_sent_is_said() -> None:
+    assert sampled_text(OtlpConfig(endpoint="http://h:1")) == ""
+    assert sampled_text(WeaveConfig(project="p")) == " (at most 16 groups of a step)"
+    part = OtlpConfig(endpoint="http://h:1", sample_rate=0.25, max_groups_per_step=1)
+    assert sampled_text(part) == " (0.25 of the groups, at most 1 group of a step)"
 
 
 def test_unknown_and_missing_exporters_are_refused(run: ExportRun, monkeypatch: pytest.MonkeyPatch) -> None:
