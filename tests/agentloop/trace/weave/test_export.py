@@ -173,7 +173,8 @@ def test_a_server_that_stands_still_does_not_hold_the_end(server: TraceServer, r
     assert not Path(f"/proc/{pid}").exists() and "1 episodes were not sent" in said[-1]
 
 
-def test_the_library_is_not_imported_by_the_run(tmp_path: Path) -> None:
+def test_the_library_is_not_imported_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "local")  # else it is refused
     code = (
         "import sys; from pathlib import Path; from agentloop.config import WeaveConfig; "
         "from agentloop.trace.exporting import ExportRun, load_exporter; "
