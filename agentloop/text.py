@@ -142,7 +142,7 @@ SECRET_KEY = re.compile(
 """Keys whose values are secrets, by their last word; and everything below `headers`."""
 
 _SECRET_IN_VALUE = re.compile(
-    r"[\[{].*(?:token|password|secret|api_?key|credential)|//(?:[^/\s?#]+|[^/@\s]*:[^/@\s]*)@|--[\w-]*(?:token|password|secret|api-?key)",
+    r"[\[{].*(?:token|password|secret|api_?key|credential)|//(?:[^/\s?#]+|[^/@\s]*:[^/@\s]*)@|//[^\s?]*\?|--[\w-]*(?:token|password|secret|api-?key)",
     re.IGNORECASE | re.DOTALL,
 )
 _SECRET_OPTION = re.compile(r"^(--[\w-]*(?:token|password|secret|api-?key))(=.*)?$", re.IGNORECASE | re.DOTALL)
@@ -160,7 +160,8 @@ SHORTEST_SECRET = 4
 def hide_override(argument: str) -> str:
     """Replace the value of a `key=value` argument that holds a secret; return others unchanged.
 
-    `rollout.token=abc` becomes `rollout.token=(hidden)`, and so does a mapping that has such a key.
+    `rollout.token=abc` becomes `rollout.token=(hidden)`; so do a mapping that has such a key, and an
+    address with a query.
     """
     key, equals, value = argument.partition("=")
     secret = SECRET_KEY.search(key.strip().lstrip("+")) or _SECRET_IN_VALUE.search(value)

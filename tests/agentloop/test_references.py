@@ -286,12 +286,12 @@ def test_a_python_file_in_place_of_a_tools_file_is_named(tmp_path: Path, name: s
 
 def test_a_key_that_stands_one_section_deeper_is_named() -> None:
     known = list(known_keys(Recipe))
-    assert nearest("rollout.max_new_tokens", known) == "did you mean 'rollout.sampling.max_new_tokens'?"
-    assert nearest("rollout.replica", known) == "did you mean 'rollout.replicas'?"
+    assert nearest("rollout.max_new_tokens", known, "") == "did you mean 'rollout.sampling.max_new_tokens'?"
+    assert nearest("rollout.replica", known, "") == "did you mean 'rollout.replicas'?"
 
 
 def test_keys_that_are_equally_near_are_all_named() -> None:
-    meant = nearest("agents.guess.max_turns", list(known_keys(Recipe)))
+    meant = nearest("agents.guess.max_turns", list(known_keys(Recipe)), "")
     assert meant == "did you mean 'agents.guess.max_user_turns' or 'agents.guess.max_assistant_turns'?"
 
 
