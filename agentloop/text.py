@@ -160,7 +160,7 @@ SHORTEST_SECRET = 4
 def hide_override(argument: str) -> str:
     """Replace the value of a `key=value` argument that holds a secret; return others unchanged.
 
-    `rollout.token=abc` becomes `rollout.token=(hidden)`; so do a mapping that has such a key, and an
+    `rollout.token=abc` becomes `rollout.token=(hidden)`; so do a mapping that has such a key and an
     address with a query.
     """
     key, equals, value = argument.partition("=")
