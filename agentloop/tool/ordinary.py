@@ -1,4 +1,4 @@
-"""Values below `headers` and `env` that are no secrets: hiding them would wreck ordinary texts.
+"""Ordinary values below `headers` and `env`, which are shown: hiding them would garble other texts.
 
 All else there is a secret, whatever its key. A media type, a mode such as `warning`, a number, a
 path or the address of a service occurs in many texts and opens nothing.

@@ -208,7 +208,7 @@ class Backlog:
             be left out.
 
         Raises:
-            ExportError: nothing arrives, or the destination cannot be connected to any more.
+            ExportError: nothing arrives, or the destination cannot be reached.
             RecordUnavailable: as `send`.
         """
         sent, errors = 0, []

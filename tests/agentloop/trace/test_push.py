@@ -8,9 +8,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from agentloop.errors import ConfigError, ExportError, TraceError
 from agentloop.text import hide_secrets
 from agentloop.trace import backlog as backlog_module
 from agentloop.trace import push as push_module
+from agentloop.trace.backlog import Backlog
 from agentloop.trace.exporting import Destination, ExportRun, TracedEpisode
 from agentloop.trace.exports import ExportLog, RecordUnavailable
 from agentloop.trace.push import Push, push_destination
@@ -160,7 +161,7 @@ def test_an_outage_is_waited_out_then_reported_and_the_next_push_completes(
 
 
 class Made:
-    """A destination that answers as it is told to.
+    """A destination whose answers a function gives.
 
     Args:
         answers: called with the number of the call, from 1, and the episodes.
@@ -184,18 +185,34 @@ class Made:
         destination = Destination("otlp", self, OtlpConfig(endpoint="http://127.0.0.1:9"))
         return Push(destination, ExportRun("demo", run_dir), wait=wait, warn=warn)
 
+    def failed_push(self, run_dir: Path, message: str) -> Push:
+        """Push until the error with this message."""
+        work = self.push(run_dir, lambda _: None)
+        work.count()
+        with pytest.raises(ExportError, match=message):
+            list(work.send())
+        work.close()
+        return work
+
 
 def test_where_nobody_listens_a_push_ends_after_its_retries(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_module, "PAUSES_S", (0.0, 0.0))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    begin = time.monotonic()
+    tries: list[int] = []
+    send = Backlog.send
+
+    def counted(backlog: Backlog, batch: Sequence[TracedEpisode]) -> tuple[int, list[ExportError]]:
+        tries.append(len(batch))
+        return send(backlog, batch)
+
+    monkeypatch.setattr(Backlog, "send", counted)
     answer = push(str(run_dir), f"endpoint=http://127.0.0.1:{port}", "timeout_s=0.5")
     assert answer.exit_code == 1 and isinstance(answer.exception, ExportError) and answer.exception.unreachable
     output = " ".join(answer.output.split())
     assert output.count("cannot be reached: Connection refused; again in 0 s") == 2
     assert "again in 0 s, for the last time" in output and "0 episodes were sent" in str(answer.exception)
-    assert time.monotonic() - begin < 6, "not each of 14 episodes for its own time limit"
+    assert tries == [6, 6, 6], "the batch and its retries, not each episode for its own time limit"
 
 
 def test_a_push_that_waits_says_so_until_the_destination_is_there(
@@ -222,18 +239,16 @@ def test_a_destination_that_takes_connections_but_no_episode_is_given_up_in_boun
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(push_module, "PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(push_module, "SINGLY_S", 0.15)
+    monkeypatch.setattr(push_module, "SINGLY_S", 15)
+    clock = [0.0]
+    monkeypatch.setattr(backlog_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def slow(calls: int, episodes: Sequence[TracedEpisode]) -> None:
-        time.sleep(0.1)
+        clock[0] += 10
         raise ExportError("here did not answer")
 
     made = Made(slow)
-    work = made.push(run_dir, lambda _: None)
-    work.count()
-    with pytest.raises(ExportError, match="did not answer"):
-        list(work.send())
-    work.close()
+    made.failed_push(run_dir, "did not answer")
     assert made.calls == 3 + 2 + 1 + 2, "two batches: not each of their episodes"
 
 
@@ -249,11 +264,7 @@ def test_an_outage_among_episodes_that_are_tried_one_by_one_counts_what_arrived(
             raise ExportError("here cannot be reached", unreachable=True)
 
     made = Made(ends)
-    work = made.push(run_dir, lambda _: None)
-    work.count()
-    with pytest.raises(ExportError, match="cannot be reached"):
-        list(work.send())
-    work.close()
+    work = made.failed_push(run_dir, "cannot be reached")
     assert work.done.sent == len(made.got) == 2 and made.calls == 4 and not work.done.refused
 
 
