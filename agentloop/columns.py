@@ -31,6 +31,8 @@ from agentloop.errors import LawRule, TokenLawError
 if TYPE_CHECKING:
     import numpy as np
 
+Buffer = bytes | bytearray | memoryview
+
 T = TypeVar("T")
 
 NO_LOGPROB_BITS = 0x7FF8_0000_6E6F_6E65
@@ -97,9 +99,18 @@ class TokenIds(Column[int]):
     @classmethod
     def from_array(cls, ids: np.ndarray) -> TokenIds:
         """Return a copy of an int32 array."""
+        return cls.from_bytes(_bytes(ids, "int32"))
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> TokenIds:
+        """Return the column of `view`."""
         column = cls()
-        column._data.frombytes(_bytes(ids, "int32"))
+        column._data.frombytes(data)
         return column
+
+    def view(self) -> memoryview:
+        """Return the ids as int32, without a copy. The column cannot grow while it is held."""
+        return memoryview(self._data)
 
     def extend(self, ids: Iterable[int]) -> None:
         """Append ids; if one is refused, append none."""
@@ -149,9 +160,18 @@ class LossMask(Column[int]):
     @classmethod
     def from_array(cls, mask: np.ndarray) -> LossMask:
         """Return a copy of a uint8 array."""
+        return cls.from_bytes(_bytes(mask, "uint8"))
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> LossMask:
+        """Return the column of `view`."""
         column = cls()
-        column._data += _bytes(mask, "uint8")
+        column._data += data
         return column
+
+    def view(self) -> memoryview:
+        """Return the mask as uint8, without a copy. The column cannot grow while it is held."""
+        return memoryview(self._data)
 
     def extend(self, mask: int, tokens: int) -> None:
         """Append `mask` for a number of tokens.
@@ -199,9 +219,19 @@ class Logprobs(Column["float | None"]):
     @classmethod
     def from_bits(cls, bits: np.ndarray) -> Logprobs:
         """Return the column of uint64 bit patterns, as `bits` returns them."""
+        return cls.from_bytes(_bytes(bits, "uint64"))
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> Logprobs:
+        """Return the column of `view`."""
         column = cls()
-        column._data.frombytes(_bytes(bits, "uint64"))
+        column._data.frombytes(data)
         return column
+
+    def view(self) -> memoryview:
+        """Return the entries as float64, without a copy; None as its bit pattern. The column cannot
+        grow while it is held."""
+        return memoryview(self._data)
 
     def extend(self, logprobs: Iterable[float | None]) -> None:
         """Append logprobs; if one is refused, append none."""
@@ -287,6 +317,30 @@ class Versions(Column["int | None"]):
         else:
             ends.append(ends[-1] + tokens if ends else tokens)
             values.append(version)
+
+    @classmethod
+    def from_ends(cls, ends: Buffer, values: list[int | None]) -> Versions:
+        """Return the column of `view` and `values`.
+
+        Raises:
+            ValueError: there is not one value for each run.
+        """
+        column = cls()
+        column._ends.frombytes(ends)
+        column._values = values
+        if len(column._ends) != len(values):
+            raise ValueError(f"{len(values)} versions for {len(column._ends)} runs")
+        return column
+
+    def view(self) -> memoryview:
+        """Return where each run ends, as int32, without a copy. The column cannot grow while it is
+        held."""
+        return memoryview(self._ends)
+
+    @property
+    def values(self) -> list[int | None]:
+        """The version of each run."""
+        return list(self._values)
 
     def runs(self) -> Iterator[tuple[int, int, int | None]]:
         """Yield (start, end, version) of each run, in order."""

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import agentloop.errors
+from agentloop.errors import AgentloopError
+from agentloop.files import disk_error
 
 Frame = tuple[str, int, str, str]
 """File, line number, function, and the text of the line."""
@@ -98,3 +103,27 @@ def _format(frames: Sequence[Frame]) -> str:
         if text:
             lines.append(f"    {text}")
     return "\n".join(lines)
+
+
+# -- errors of another process --------------------------------------------------------------------
+
+
+def error_to_json(exc: Exception) -> dict[str, Any]:
+    """Describe an exception as data: errors of `agentloop.errors` by name, others by their text."""
+    if isinstance(exc, OSError):
+        exc = disk_error(exc) or exc
+    if isinstance(exc, AgentloopError):
+        return {"error": type(exc).__name__, "message": exc.message, "hint": exc.hint}
+    return {"error": None, "message": f"{type(exc).__name__}: {exc}", "hint": None}
+
+
+def error_from_json(data: dict[str, Any], otherwise: Callable[[str], AgentloopError]) -> AgentloopError:
+    """Rebuild an exception that `error_to_json` described.
+
+    Args:
+        otherwise: makes the error from a message, if its type is not one of `agentloop.errors`.
+    """
+    kind = getattr(agentloop.errors, data["error"] or "", None)
+    if isinstance(kind, type) and issubclass(kind, AgentloopError):
+        return kind(data["message"], data["hint"])
+    return otherwise(data["message"])

@@ -11,15 +11,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
-import agentloop.errors
-from agentloop.errors import AgentloopError
-from agentloop.files import disk_error
 from trainer.types import Sample, TrainSample, ValueSample
 
 _LENGTH = struct.Struct("<I")
@@ -87,30 +84,6 @@ class BlockingChannel:
                 raise EOFError
             view = view[count:]
         return data
-
-
-# -- errors ----------------------------------------------------------------------------------------
-
-
-def error_to_json(exc: Exception) -> dict[str, Any]:
-    """Describe an exception as data: errors of `agentloop.errors` by name, others by their text."""
-    if isinstance(exc, OSError):
-        exc = disk_error(exc) or exc
-    if isinstance(exc, AgentloopError):
-        return {"error": type(exc).__name__, "message": exc.message, "hint": exc.hint}
-    return {"error": None, "message": f"{type(exc).__name__}: {exc}", "hint": None}
-
-
-def error_from_json(data: dict[str, Any], otherwise: Callable[[str], AgentloopError]) -> AgentloopError:
-    """Rebuild an exception that `error_to_json` described.
-
-    Args:
-        otherwise: makes the error from a message, if its type is not one of `agentloop.errors`.
-    """
-    kind = getattr(agentloop.errors, data["error"] or "", None)
-    if isinstance(kind, type) and issubclass(kind, AgentloopError):
-        return kind(data["message"], data["hint"])
-    return otherwise(data["message"])
 
 
 # -- samples ---------------------------------------------------------------------------------------

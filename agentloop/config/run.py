@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from agentloop.config.section import FolderName, PlainAddress, Seconds, Section
+
+Workers = Annotated[int, Field(ge=0, le=1024)]
+"""A number of processes, or none."""
 
 
 class RunConfig(Section):
@@ -147,7 +150,21 @@ def logger_sections(value: Any) -> Any:
     return [section(entry) for entry in value] if isinstance(value, list) else value
 
 
+class AgentWorkersConfig(Section):
+    """Processes that run episodes (docs/agent_workers.md)."""
+
+    workers: Workers = Field(
+        0,
+        description="processes that run agent loops, tools and rewards; 0: they run in the main process. More than one "
+        "helps when they compute in Python, which uses one core a process",
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="how often in a row a worker may die without having finished an episode in between"
+    )
+
+
 class ClusterConfig(Section):
-    """Machines of the run. Only `local` exists: the key has no effect yet."""
+    """Where the processes of a run are. Only `local` exists."""
 
     kind: Literal["local"] = Field("local", description="local, the only kind: all processes on this machine")
+    agents: AgentWorkersConfig = Field(default_factory=AgentWorkersConfig)

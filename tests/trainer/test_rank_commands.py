@@ -12,7 +12,8 @@ import pytest
 
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import AgentloopError, ModelError, WorkerError
-from trainer.channel import decode_header, encode, error_from_json, error_to_json
+from agentloop.faults import error_from_json, error_to_json
+from trainer.channel import decode_header, encode
 from trainer.rank_commands import (
     Accumulate,
     AccumulateValues,

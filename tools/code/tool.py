@@ -127,7 +127,7 @@ class CodeInterpreter(Tool):
         self._most_tokens = options.whole("max_output_tokens", 1024, 2, 10**6)
         self._tells = options.text("on_failure", "fail", choices=("fail", "tell")) == "tell"
         workers = options.whole("num_workers", 64, 1, 65_536)
-        limit = RateLimit(options.number("rate_limit", 100.0, 0, 1e6), workers)
+        limit = RateLimit(options.number("rate_limit", 100.0, 0, 1e6), workers, name=self.name)
         self._retries = options.whole("retries", 4, 0, 1000)
         waiting = options.number("queue_s", 300.0, 0, 604_800)
         further: dict[str, Any] = {

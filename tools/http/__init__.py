@@ -2,20 +2,20 @@
 
 A tool's call comes in with the episode that makes it; the service's JSON answer goes out.
 
-    rate_limit   `RateLimit`: a true rate and a number of requests in flight, fair between episodes
     service      `ServiceClient`: send a request, again if the service or the network failed
     failures     `ShownFailures`: what a run says of failures that only the model reads
     options      read such a tool's `config`: unknown keys and wrong values are named
     template     a URL, a query or a JSON body with places for arguments; a path into an answer
     tool         `HttpTool`: a service as a tool by YAML alone
 
-One instance belongs to one tool: tools do not share a limit. All episodes of a run are in one
-process, so a tool's limit is that of the run.
+`RateLimit` (agentloop/client/rate_limit.py) is a true rate and a number of requests in flight, fair
+between episodes. One instance belongs to one tool: tools do not share a limit. A tool's limit is
+that of the run, also where its episodes run in several processes.
 """
 
+from agentloop.client.rate_limit import RateLimit
 from tools.http.failures import ShownFailures
 from tools.http.options import Options
-from tools.http.rate_limit import RateLimit
 from tools.http.service import ServiceClient
 from tools.http.tool import HttpTool
 

@@ -13,6 +13,7 @@ import orjson
 
 from agentloop.client.connections import MOST_BYTES as MOST_BYTES_KEY
 from agentloop.client.connections import AnswerTooLarge, ConnectionPool
+from agentloop.client.rate_limit import RateLimit
 from agentloop.client.retry import LONGEST_POLL_S, Outage, Retries, retry_after
 from agentloop.client.time_limit import not_counted
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError, ToolUnavailable
@@ -21,7 +22,6 @@ from agentloop.text import hide_values
 from agentloop.tool.secrets import hide
 from agentloop.trace.spans import trace_headers
 from agentloop.wire import bearer
-from tools.http.rate_limit import RateLimit
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import orjson
 
+from agentloop.client.rate_limit import RateLimit
 from agentloop.errors import RequestRejected, ToolConfigError, ToolError
 from agentloop.text import did_you_mean
 from agentloop.tool.base import COPIED_COLUMNS, Tool
 from agentloop.types import Task, ToolResult, result_text
 from tools.http.options import Options
-from tools.http.rate_limit import RateLimit
 from tools.http.service import WRONG_REQUEST, ServiceClient
 from tools.http.template import NotGiven, Unusable, encodable, fill, fill_url, follow, places
 
@@ -75,10 +75,11 @@ class HttpTool(Tool):
         self.takes_from_row = {"open": COPIED_COLUMNS, "execute": (*row, *properties)}
         self.schema = _without(schema, row)
         workers = options.whole("num_workers", 32, 1, 65_536)
+        rate = options.number("rate_limit", 1.0, 0, 1e6) if options.has("rate_limit") else None
         self._client = ServiceClient(
             self.name,
             url.partition("{")[0] if "{" in url else url,
-            RateLimit(options.number("rate_limit", 1.0, 0, 1e6) if options.has("rate_limit") else None, workers),
+            RateLimit(rate, workers, name=self.name),
             timeout_s=options.number("timeout", 30.0, 0, 86_400),
             retries=options.whole("retries", 4, 0, 1000),
             outage_s=options.number("outage_s", 120.0, 0, 604_800),

@@ -43,7 +43,7 @@ class McpServer:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.limit = RateLimit(settings.rate, settings.workers)
+        self.limit = RateLimit(settings.rate, settings.workers, name=f"mcp {settings.name}")
         self._places = Places(settings.max_sessions)
         self._starts: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         self._shared: tuple[asyncio.AbstractEventLoop, Session] | None = None

@@ -82,7 +82,7 @@ class SearchTool(Tool):
         self._client = ServiceClient(
             self.name,
             url,
-            RateLimit(rate, workers),
+            RateLimit(rate, workers, name=self.name),
             timeout_s=options.number("timeout", default_timeout, 0, 86_400),
             retries=options.whole("retries", 4, 0, 1000),
             outage_s=options.number("outage_s", 300.0, 0, 604_800),

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from agentloop.agent.code import RunCode
 from agentloop.commands.recipes import find_config
 from agentloop.commands.template_report import summary
 from agentloop.config import Recipe, SftRecipe
@@ -23,7 +24,7 @@ from agentloop.types import Task
 from trainer.console.console import Console
 from trainer.loggers import check_loggers
 from trainer.run.notices import ignores_step_rewards, step_reward_sources, step_reward_text
-from trainer.run.preflight import RowChecks, RunCode, RunInputs, load_split, prepare
+from trainer.run.preflight import RowChecks, RunInputs, load_split, prepare
 from trainer.sft.stage import tokenize_rows
 from trainer.sft.tokenizing import SftTokenizer
 
@@ -90,7 +91,7 @@ def _check_without_model(recipe: Recipe, console: Console) -> None:
     for split, source in (("train", recipe.data.train), ("val", recipe.data.val)):
         if source is None:
             continue
-        checks = RowChecks(code, f"data.{split}")
+        checks = RowChecks(code, f"data.{split}", sent=recipe.cluster.agents.workers > 0)
         with console.phase(f"load and check {split} rows"):
             tasks = load_split(recipe, split, source)
             for index, (task, _) in enumerate(tasks.walk()):

@@ -200,7 +200,10 @@ async def _evaluate(
         if warning := shortage(most):
             console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
-        async with inputs.runner(url, token=token, max_in_flight=most, on_fault=errors) as runner:
+        async with (
+            inputs.workers(run_dir.logs, console.warn) as workers,
+            inputs.runner(url, token=token, max_in_flight=most, on_fault=errors, workers=workers) as runner,
+        ):
             traces = RunTraces(
                 run_dir.root, recipe.trace, seed=recipe.seed, total_steps=0, notice=console.notice, sender=sender
             )

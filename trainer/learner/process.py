@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from agentloop.errors import DiskError
+from agentloop.faults import error_to_json
 from agentloop.files import DISK_FAULTS, disk_error
 from agentloop.runtime.event_loop import uncollected
 from agentloop.runtime.scan import remember_scans
-from trainer.channel import BlockingChannel, Message, arrays_to_samples, error_to_json
+from trainer.channel import BlockingChannel, Message, arrays_to_samples
 from trainer.rank_commands import (
     SampleCommand,
     Start,

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentloop.agent.runner import EpisodeRunner
 from agentloop.client.open_files import shortage
 from agentloop.config import Recipe
 from agentloop.errors import DiskError, InfrastructureError, UserError
 from agentloop.weights.layout import tensor_bytes
+from agentloop.worker.pool import WorkerPool
 from trainer.console.console import Console
 from trainer.publishing.base import Publisher
 from trainer.publishing.server_link import ServerLink
@@ -28,6 +28,7 @@ from trainer.publishing.transports import make_publisher, write_version
 from trainer.publishing.weights_folder import WeightsFolder
 from trainer.rank_commands import MoveOut
 from trainer.rollouts.error_log import ErrorLog
+from trainer.rollouts.producer import RunsEpisodes
 from trainer.run.colocation import Colocation
 from trainer.run.evaluation import max_in_flight
 from trainer.run.preflight import RunInputs
@@ -46,13 +47,15 @@ class Processes:
         server: the rollout server; None if the recipe names one that runs elsewhere.
         publisher: sends new versions from the ranks to the server.
         runner: runs episodes on the server.
+        agent_workers: the processes in which it does; None: in this one.
         colocation: hands the GPUs over; None: engine and trainer have their own.
     """
 
     workers: WorkerGroup
     server: ServerProcess | None
     publisher: Publisher
-    runner: EpisodeRunner
+    runner: RunsEpisodes
+    agent_workers: WorkerPool | None = None
     colocation: Colocation | None = None
 
     async def guard(self, work: Awaitable[T]) -> T:
@@ -102,6 +105,7 @@ async def start_processes(
         if server is not None:
             stack.push_async_callback(server.stop)
 
+        agent_workers = await stack.enter_async_context(inputs.workers(run_dir.logs, console.warn))
         url: str | None = None
         colocated = recipe.rollout.colocated
         # Version 0 is the model's own folder, from which the server starts without the ranks; with
@@ -150,8 +154,12 @@ async def start_processes(
         if warning := shortage(max_in_flight(recipe)):
             console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
-        async with inputs.runner(url, token=token, max_in_flight=max_in_flight(recipe), on_fault=errors) as runner:
-            yield Processes(workers, server, publisher, runner, Colocation(workers, link) if colocated else None)
+        most = max_in_flight(recipe)
+        colocation = Colocation(workers, link) if colocated else None
+        async with inputs.runner(
+            url, token=token, max_in_flight=most, on_fault=errors, workers=agent_workers
+        ) as runner:
+            yield Processes(workers, server, publisher, runner, agent_workers, colocation)
 
 
 class _ServedWeights:

@@ -178,6 +178,8 @@ class TrainRun:
                 progress.restart()
                 metrics, samples = await processes.guard(self._step(step, trainer, producer))
                 metrics |= lag.take()
+                if processes.agent_workers is not None:
+                    metrics |= processes.agent_workers.take_metrics()
                 if evaluation.due(step):
                     metrics |= await processes.guard(evaluation.at(step, policy.version))
                 self._record(metrics)

@@ -16,9 +16,10 @@ import numpy as np
 
 from agentloop.config import TrainerConfig
 from agentloop.errors import WorkerError
+from agentloop.faults import error_from_json
 from agentloop.runtime.child import PolledProcess, child_environment, is_stopped, log_tail, spawn
 from agentloop.runtime.early import EarlyProgram, begin_early
-from trainer.channel import HEADER_LENGTH_BYTES, array_bytes, decode_header, encode, error_from_json, header_length
+from trainer.channel import HEADER_LENGTH_BYTES, array_bytes, decode_header, encode, header_length
 
 CLOSE_TIMEOUT_S = 10.0
 """Time for a rank to end by itself, and again after it was killed."""

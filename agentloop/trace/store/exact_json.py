@@ -29,7 +29,7 @@ def dump(value: Any, nones: int = 0) -> str:
             nulls in the text, no number was lost.
     """
     try:
-        text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=_text)
+        text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=text_of)
     except TypeError:  # a lone surrogate, an integer of more than 64 bits, a key that is not text
         return _dump_slowly(value)
     if text.count(b"null") != nones and has_odd_float(value):  # orjson writes null for NaN
@@ -77,16 +77,16 @@ def _plain(value: Any, above: set[int]) -> Any:
             return _plain(value.tolist(), above)
         if isinstance(value, Enum):  # as orjson does
             return _plain(value.value, above)
-        return _text(value)
+        return text_of(value)
     finally:
         above.remove(id(value))
 
 
 def _key(key: Any) -> str:
-    return _text(key.value if hasattr(key, "value") else key)
+    return text_of(key.value if hasattr(key, "value") else key)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     try:
         return str(value)
     except Exception:  # noqa: BLE001  # a user's own `__str__`

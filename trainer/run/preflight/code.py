@@ -1,52 +1,16 @@
-"""The code that a recipe names (agents, tools, reward, interactions), and what rows need of it."""
+"""Checks of rows against the code that they name: agents, tools, reward, interactions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from agentloop.agent.base import AgentLoop
-from agentloop.agent.loading import Agents
+from agentloop.agent.code import RunCode
 from agentloop.config import Recipe
 from agentloop.data import ImageMarks
-from agentloop.interaction.loading import Interactions, load_interactions
-from agentloop.reward.loading import RewardFunction, load_reward, reads_ground_truth
-from agentloop.tool.loading import load_toolset
-from agentloop.tool.session import Toolset
 from agentloop.types import Task
+from agentloop.worker.tasks import encode_task
 from trainer.run.notices import RowCounts, step_reward_sources
-
-
-@dataclass(frozen=True)
-class RunCode:
-    """Agents, tools, reward and interactions of a recipe.
-
-    Attributes:
-        reward: None: the sum of the step rewards.
-        needs_truth: whether the reward reads the ground truth of a row.
-    """
-
-    agents: Agents
-    toolset: Toolset
-    reward: RewardFunction | None
-    interactions: Interactions
-    needs_truth: bool
-
-    @classmethod
-    def load(cls, recipe: Recipe) -> RunCode:
-        """Import what a recipe names.
-
-        Raises:
-            UserError: something cannot be loaded; the message names its key.
-        """
-        agents = Agents(recipe.agents, recipe.folder)
-        agents.get(recipe.data.default_agent, "data.default_agent")
-        return cls(
-            agents=agents,
-            toolset=load_toolset(recipe.tools) if recipe.tools else Toolset(),
-            reward=load_reward(recipe.reward),
-            interactions=load_interactions(recipe.interactions) if recipe.interactions else Interactions(),
-            needs_truth=reads_ground_truth(recipe.reward),
-        )
 
 
 @dataclass
@@ -55,6 +19,7 @@ class RowChecks:
 
     Args:
         key: the config key of the split.
+        sent: whether episodes run in other processes, to which rows are sent.
 
     Attributes:
         answered: the interactions that rows name.
@@ -63,6 +28,7 @@ class RowChecks:
     code: RunCode
     key: str
     answered: set[str] = field(default_factory=set)
+    sent: bool = False
 
     def __post_init__(self) -> None:
         self._counts = RowCounts(self.key)
@@ -76,7 +42,7 @@ class RowChecks:
         Raises:
             UserError: it names an agent, a tool or an interaction that the recipe does not have, or
                 their arguments are wrong; or it has `<image>` without an image, and others have
-                images.
+                images; or it holds what cannot be sent.
         """
         self._agents[task.agent_name] = self.code.agents.get(task.agent_name, where)
         name = self.code.interactions.check(task, where)
@@ -86,6 +52,8 @@ class RowChecks:
         self.code.toolset.check(task, where)
         self._counts.count(task, where)
         self._marks.check(task, where)
+        if self.sent:
+            encode_task(task, where)
 
     def require_truth(self, recipe: Recipe) -> None:
         """Refuse a split without any ground truth for a reward that reads it.

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentloop.agent.base import AgentLoop
-from agentloop.agent.runner import EpisodeRunner, OnFault
+from agentloop.agent.code import RunCode, load_renderer, run_client
+from agentloop.agent.runner import OnFault
 from agentloop.chat import ChatRenderer, check_vocabulary, load_tokenizer
-from agentloop.chat.images import load_image_tokens
 from agentloop.chat.proof.proof import Proof, prove
 from agentloop.chat.proof.schemas import check_schemas
-from agentloop.chat.template import read_template
-from agentloop.client.client import GenerateClient
 from agentloop.config import Recipe
 from agentloop.data import RowOrder, Tasks, ValidatedRows, check_tasks, load_tasks
 from agentloop.errors import DataError, ModelError, ServerError
@@ -24,13 +22,13 @@ from agentloop.files import is_file
 from agentloop.interaction.loading import Interactions
 from agentloop.model_folder import ModelFolder, check_tensors, find_model
 from agentloop.model_folder.hub import may_be_hub_id
-from agentloop.reward.loading import RewardFunction, close_reward
 from agentloop.tool.session import Toolset
-from agentloop.trace import trace_headers
 from agentloop.trace.export.turns import turns_of_messages
 from agentloop.types import Task, Trajectory
+from agentloop.worker.pool import WorkerPool
 from trainer.console.console import Console
 from trainer.rollouts.image_canary import check_images_are_seen
+from trainer.rollouts.producer import RunsEpisodes
 from trainer.run.checkpoints import find_adapters
 from trainer.run.notices import (
     row_notices,
@@ -41,7 +39,7 @@ from trainer.run.notices import (
     unused_agents,
     unused_settings,
 )
-from trainer.run.preflight.code import RowChecks, RunCode
+from trainer.run.preflight.code import RowChecks
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class RunInputs:
 
     Attributes:
         model_path: local folder of the model.
+        agents: those that rows name.
         train: the training rows; empty for an evaluation alone.
         val: the validation rows.
         rows: the order of the training rows.
@@ -63,15 +62,38 @@ class RunInputs:
     renderer: ChatRenderer
     proof: Proof
     agents: dict[str, type[AgentLoop]]
-    toolset: Toolset
-    interactions: Interactions
-    reward: RewardFunction | None
+    code: RunCode
     train: Sequence[Task]
     val: Sequence[Task]
     rows: RowOrder
     total_steps: int
     places: Mapping[str, int]
     adapters: Path | None = None
+
+    @property
+    def toolset(self) -> Toolset:
+        """The tools."""
+        return self.code.toolset
+
+    @property
+    def interactions(self) -> Interactions:
+        """The interactions that rows may name."""
+        return self.code.interactions
+
+    @contextlib.asynccontextmanager
+    async def workers(self, log_dir: Path, warn: Callable[[str], None]) -> AsyncIterator[WorkerPool | None]:
+        """Begin to start the agent workers of the recipe, and end them afterwards; None: episodes
+        run in this process.
+
+        Args:
+            log_dir: gets a log of each.
+            warn: called with each warning.
+        """
+        if not self.recipe.cluster.agents.workers:
+            yield None
+            return
+        async with WorkerPool(self.recipe, self.model_path, log_dir=log_dir, warn=warn) as pool:
+            yield pool
 
     @contextlib.asynccontextmanager
     async def runner(
@@ -81,7 +103,8 @@ class RunInputs:
         token: str | None,
         max_in_flight: int,
         on_fault: OnFault = lambda _fault, _row, _episode: None,
-    ) -> AsyncIterator[EpisodeRunner]:
+        workers: WorkerPool | None = None,
+    ) -> AsyncIterator[RunsEpisodes]:
         """Yield a runner of episodes on the server at `url`; close its client, the tools and the
         reward afterwards.
 
@@ -89,42 +112,37 @@ class RunInputs:
             token: the server's bearer token.
             max_in_flight: requests that may be in flight at once.
             on_fault: called with each exception of user code.
+            workers: the processes that run the episodes; None: this one.
 
         Raises:
             ServerError: the server does not report its context length.
+            UserError: a worker cannot load what the recipe names.
+            WorkerError: a worker did not start.
         """
-        rollout = self.recipe.rollout
-        client = GenerateClient(
-            url,
-            token=token,
-            timeout_s=rollout.request_timeout_s,
-            retries=rollout.retries,
-            outage_s=rollout.start_timeout_s,
-            max_connections=max_in_flight,
-            context_headers=trace_headers,
-        )
+        client = run_client(self.recipe.rollout, url, token=token, max_in_flight=max_in_flight)
         try:
             context_length = await client.context_length()
             if context_length is None:
                 raise ServerError(f"{url}/server_info has no context_length", "serve the model with agentloop serve")
-            if rollout.image_canary:
+            if self.recipe.rollout.image_canary:
                 rows = self.train or self.val
                 await check_images_are_seen(client, self.renderer, rows, self.toolset.schemas or None, context_length)
-            yield EpisodeRunner(
-                renderer=self.renderer,
-                generator=client,
+            if workers is not None:
+                await workers.serve(
+                    url, token=token, context_length=context_length, max_in_flight=max_in_flight, on_fault=on_fault
+                )
+                yield workers
+                return
+            yield self.code.runner(
+                self.recipe,
+                self.renderer,
+                client,
                 agents=self.agents,
-                limits=self.recipe.agents,
-                reward_timeout_s=self.recipe.reward_timeout_s,
-                toolset=self.toolset,
-                interactions=self.interactions,
-                reward=self.reward,
                 context_length=context_length,
                 on_fault=on_fault,
             )
         finally:
-            self.toolset.close()
-            close_reward(self.reward)
+            self.code.close()
             await client.close()
 
     def sample(self, trajectory: Trajectory, step: int) -> dict[str, Any]:
@@ -176,14 +194,7 @@ def prepare(
     with console.phase("load tokenizer and template"):
         tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
         beyond = check_vocabulary(tokenizer, ModelFolder(Path(model_path)).vocab_size)
-        renderer = ChatRenderer(
-            tokenizer,
-            chat_template=read_template(recipe.model.chat_template, "model.chat_template"),
-            tool_format=recipe.model.tool_format,
-            chat_template_kwargs=recipe.model.chat_template_kwargs,
-            tool_role=recipe.model.tool_role,
-            images=load_image_tokens(model_path, trust_remote_code=trust),
-        )
+        renderer = load_renderer(recipe.model, model_path, tokenizer)
 
     if beyond:
         console.warn(beyond)
@@ -199,7 +210,7 @@ def prepare(
         if source is None or (split == "train" and not train):
             continue
 
-        checks = RowChecks(code, f"data.{split}", answered)
+        checks = RowChecks(code, f"data.{split}", answered, sent=recipe.cluster.agents.workers > 0)
         with console.phase(f"load and check {split} rows"):
             splits[split] = _checked(recipe, split, source, renderer, checks, console, context)
             checks.require_truth(recipe)
@@ -237,9 +248,7 @@ def prepare(
         proof=proof,
         adapters=find_adapters(recipe.trainer.lora, model_path),
         agents={name: code.agents.get(name, "a row") for name in names},
-        toolset=toolset,
-        interactions=code.interactions,
-        reward=code.reward,
+        code=code,
         train=rows,
         places=splits["train"].places if train else {},
         val=splits["val"].tasks if "val" in splits else [],

@@ -1,4 +1,8 @@
-"""`RateLimit`: how many requests a second a tool sends, and how many are in flight."""
+"""`RateLimit`: how many requests a second a tool sends, and how many are in flight.
+
+A limit with a name is that of the whole run: in an agent worker, the main process counts for all of
+them (`share`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from typing import Protocol
 
 from agentloop.client.time_limit import not_counted
 
@@ -15,6 +21,25 @@ NOW_S = 1e-9
 
 BURST_S = 0.1
 """A bucket holds the tokens of this many seconds: what a late timer misses is made up for."""
+
+
+class SharedLimits(Protocol):
+    """The limits of a run whose episodes run in several processes."""
+
+    def slot(
+        self, name: str, rate: float | None, concurrent: int, caller: Hashable
+    ) -> AbstractAsyncContextManager[None]:
+        """Wait for a turn of a limit; the block is one request. The wait is not counted by time
+        limits around it."""
+        ...
+
+
+_shared: ContextVar[SharedLimits | None] = ContextVar("agentloop_shared_limits", default=None)
+
+
+def share(limits: SharedLimits) -> None:
+    """Let `limits` count for every limit with a name, in this context and the tasks made in it."""
+    _shared.set(limits)
 
 
 class RateLimit:
@@ -30,9 +55,13 @@ class RateLimit:
         rate: starts a second; below 1, one in `1 / rate` seconds. None: no limit.
         concurrent: requests in flight.
         clock: seconds; None: the event loop's. For tests.
+        name: equal in all processes of a run; empty: a limit of this process.
     """
 
-    def __init__(self, rate: float | None, concurrent: int, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, rate: float | None, concurrent: int, clock: Callable[[], float] | None = None, *, name: str = ""
+    ) -> None:
+        self._name = name
         self._rate = rate
         self._concurrent = concurrent
         self._clock = clock
@@ -57,6 +86,12 @@ class RateLimit:
     @asynccontextmanager
     async def slot(self, caller: Hashable) -> AsyncIterator[None]:
         """Wait for a turn; the block is one request of `caller`, an episode."""
+        shared = _shared.get()
+        if self._name and shared is not None:
+            async with shared.slot(self._name, self._rate, self._concurrent, caller):
+                yield
+            return
+
         await self._acquire(caller)
         try:
             yield

@@ -1,0 +1,341 @@
+"""`WorkerPool`: the agent workers of a run. Tasks in, trajectories out.
+
+    async with WorkerPool(recipe, model_path, log_dir=..., warn=...) as pool:
+        await pool.serve(url, token=..., context_length=..., max_in_flight=...)
+        trajectories = await pool.run(task, group_id="g0", sample_index=0, sampling=..., seed=0)
+
+A worker that dies is started again. Its unfinished episodes run elsewhere meanwhile, from their
+beginning and with the same seeds, so what a step holds does not depend on it. An episode that was
+in two workers when they died runs alone in a further one, which shows whether it is the cause: if
+so it fails, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from agentloop.agent.runner import OnFault
+from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
+from agentloop.config import Recipe, SamplingConfig
+from agentloop.errors import AgentloopError, WorkerError
+from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
+from agentloop.worker.handle import Job, WorkerHandle
+from agentloop.worker.limits import RunLimits
+from agentloop.worker.messages import Serve, Start
+
+MOST_DEATHS = 2
+"""Workers that may die while an episode runs in them beside others; then it runs alone."""
+
+MOST_DEATHS_ALONE = 2
+"""Workers that may die while it runs alone; then it fails."""
+
+AFFINITY = 8
+"""Episodes that the worker which has a row may have more than the idlest one: sending the row again
+costs less than waiting."""
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
+
+
+class WorkerPool:
+    """Runs episodes in `cluster.agents.workers` processes. An async context manager.
+
+    Args:
+        model_path: local folder of the model.
+        log_dir: gets `agent_worker{n}.log`.
+        warn: called with each warning.
+
+    Attributes:
+        restarts: how often a worker was started again.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model_path: str,
+        *,
+        log_dir: Path,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.restarts = 0
+        self._config = recipe.cluster.agents
+        self._start = Start(
+            recipe=recipe.model_dump_json(by_alias=True),
+            folder=str(recipe.folder),
+            model_path=model_path,
+            path=[entry for entry in sys.path if entry],
+        )
+        self._timeout_s = recipe.rollout.start_timeout_s
+        self._log_dir = log_dir
+        self._warn = warn
+        self._on_fault: OnFault = lambda _fault, _row, _episode: None
+        self._limits = RunLimits()
+        self._ids = itertools.count()
+        self._serve: Serve | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Job] = deque()
+        """Episodes that no worker is there for at the moment."""
+        self._suspects: asyncio.Queue[Job] = asyncio.Queue()
+        self._broken: AgentloopError | None = None
+        self._said: set[str] = set()
+        self._workers = [self._worker(number) for number in range(self._config.workers)]
+        self._alone = self._worker(self._config.workers)
+
+    def _worker(self, number: int) -> WorkerHandle:
+        return WorkerHandle(
+            number,
+            self._log_dir / f"agent_worker{number}.log",
+            self._start,
+            timeout_s=self._timeout_s,
+            limits=self._limits,
+            on_finished=self._finished,
+            on_blocked=self._blocked,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Begin to start the processes; `serve` waits for them."""
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        self._starting = asyncio.create_task(self._start_all(), name="start of the agent workers")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the processes. Episodes that still run are cancelled, and their tools are closed."""
+        assert self._starting is not None
+        tasks = [self._starting, *self._background]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.end() for worker in (*self._workers, self._alone)))
+
+    async def _start_all(self) -> None:
+        # Each is waited for, so that none is left half started; then the first error is raised.
+        results = await asyncio.gather(*(worker.start() for worker in self._workers), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def serve(
+        self,
+        url: str,
+        *,
+        token: str | None,
+        context_length: int,
+        max_in_flight: int,
+        on_fault: OnFault = lambda _fault, _row, _episode: None,
+    ) -> None:
+        """Let the workers run episodes on the rollout server at `url`. Call it once.
+
+        Args:
+            token: the server's bearer token.
+            max_in_flight: episodes that may be in flight at once.
+            on_fault: called with each exception of user code, as by `EpisodeRunner`.
+
+        Raises:
+            UserError: a worker cannot load what the recipe names.
+            WorkerError: a worker died while it started; the end of its log is in the message.
+        """
+        assert self._starting is not None
+        await self._starting
+        self._on_fault = on_fault
+        self._serve = Serve(url, token, context_length, max_in_flight)
+        for worker in self._workers:
+            worker.serve(self._serve)
+            self._keep(self._supervise(worker), f"supervisor of agent worker {worker.number}")
+        self._keep(self._run_suspects(), "episodes that run alone")
+
+    # -- episodes ----------------------------------------------------------------------------------
+
+    async def run(
+        self, task: Task, *, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
+    ) -> list[Trajectory]:
+        """Run one episode; return its trajectories, the main one last. A failure is a status.
+
+        Raises:
+            WorkerError: the workers die whenever they are started.
+            DataError: the row holds what cannot be sent.
+        """
+        done: asyncio.Future[list[Trajectory]] = asyncio.get_running_loop().create_future()
+        job = Job(next(self._ids), task, group_id, sample_index, sampling.model_dump_json(), seed, done)
+        self._assign(job)
+        try:
+            return await done
+        finally:
+            if done.cancelled():
+                for worker in (*self._workers, self._alone):
+                    worker.cancel(job)
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return `workers/lag_max_s` since the last call, and `workers/restarts` so far."""
+        lag = max(worker.take_lag() for worker in self._workers)
+        return {"workers/lag_max_s": lag, "workers/restarts": float(self.restarts)}
+
+    def _assign(self, job: Job) -> None:
+        """Give an episode to a worker: to that which has its row, unless others have less to do."""
+        if self._broken is not None:
+            job.done.set_exception(self._broken)
+            return
+        ready = [worker for worker in self._workers if worker.serving]
+        if not ready:
+            self._waiting.append(job)
+            return
+        chosen = min(ready, key=lambda worker: len(worker.jobs))
+        holder = next((worker for worker in ready if worker.holds(job.task)), chosen)
+        if len(holder.jobs) <= len(chosen.jobs) + AFFINITY:
+            chosen = holder
+        chosen.give(job)
+
+    def _finished(self, job: Job, trajectories: list[Trajectory]) -> None:
+        """Pass on an episode, and what its user code raised."""
+        main = trajectories[-1]
+        for fault in main.faults:
+            self._on_fault(fault, main.task_id, f"{main.group_id}/{main.sample_index}")
+        if not job.done.done():
+            job.done.set_result(trajectories)
+
+    def _blocked(self, culprit: str) -> None:
+        if culprit not in self._said:
+            self._said.add(culprit)
+            self._warn(f"agent worker: {culprit}; its episodes wait for it (docs/agents.md, Where blocking code runs)")
+
+    # -- deaths ------------------------------------------------------------------------------------
+
+    async def _supervise(self, worker: WorkerHandle) -> None:
+        """Start a worker again whenever it dies."""
+        in_a_row, finished = 0, 0
+        while True:
+            reason = await worker.ended()
+            in_a_row = 1 if worker.finished > finished else in_a_row + 1
+            finished = worker.finished
+            self._reassign(worker, reason)
+            if in_a_row > self._config.max_restarts:
+                self._break(
+                    WorkerError(
+                        f"agent worker {worker.number} died {in_a_row} times in a row, without having finished an "
+                        f"episode in between. Last it {reason}. The end of {worker.log}:\n{worker.log_tail()}",
+                        "the last lines above name the cause; --resume continues the run",
+                    )
+                )
+                return
+            await asyncio.sleep(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (in_a_row - 1)))
+            self.restarts += 1
+            try:
+                await worker.start()
+            except WorkerError:
+                continue  # it has died again, which `ended` returns at once
+            except AgentloopError as exc:  # a file that the recipe names was changed meanwhile
+                self._break(exc)
+                return
+            assert self._serve is not None
+            worker.serve(self._serve)
+            waiting, self._waiting = self._waiting, deque()
+            for job in waiting:
+                if not job.done.done():
+                    self._assign(job)
+
+    def _reassign(self, worker: WorkerHandle, reason: str) -> None:
+        """Give the unfinished episodes of a worker that has died to others."""
+        jobs = worker.drop_jobs()
+        which = "episode starts" if len(jobs) == 1 else "episodes start"
+        self._warn(
+            f"agent worker {worker.number} {reason}; it is started again"
+            + (f", and its {len(jobs)} unfinished {which} again in others" if jobs else "")
+        )
+        for job in jobs:
+            job.deaths += 1
+            if job.deaths < MOST_DEATHS:
+                self._assign(job)
+            else:
+                self._suspects.put_nowait(job)
+
+    async def _run_suspects(self) -> None:
+        """Run each episode that was in two workers when they died in one of its own."""
+        while True:
+            job = await self._suspects.get()
+            while not job.done.done():
+                await self._run_alone(job)
+            if self._suspects.empty():
+                await self._alone.end()
+
+    async def _run_alone(self, job: Job) -> None:
+        """Run an episode in a worker that has no other; note if that dies too."""
+        worker = self._alone
+        assert self._serve is not None
+        if not worker.serving:
+            try:
+                await worker.start()
+            except AgentloopError as exc:
+                self._break(exc)
+                job.done.set_exception(exc)
+                return
+            worker.serve(self._serve)
+        worker.give(job)
+        ended = asyncio.ensure_future(worker.ended())
+        waiting: list[asyncio.Future[Any]] = [job.done, ended]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        if not ended.done() or job.done.done():
+            return
+        worker.drop_jobs()
+        job.deaths += 1
+        reason = ended.result()
+        if job.deaths >= MOST_DEATHS + MOST_DEATHS_ALONE:
+            place = f"row {job.task.task_id}, group {job.group_id}, sample {job.sample_index}"
+            self._warn(f"an episode ({place}) ends every worker that runs it, the last one alone: it {reason}")
+            job.done.set_result([_failed(job, f"every agent worker that ran it died; the last one, alone, {reason}")])
+
+    def _break(self, error: AgentloopError) -> None:
+        """Let every episode that has not ended raise an error."""
+        self._broken = self._broken or error
+        jobs = [job for worker in self._workers for job in worker.drop_jobs()]
+        while not self._suspects.empty():
+            jobs.append(self._suspects.get_nowait())
+        for job in (*jobs, *self._waiting):
+            if not job.done.done():
+                job.done.set_exception(error)
+        self._waiting.clear()
+
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run work beside the episodes, until the end."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._retrieve)
+
+    def _retrieve(self, task: asyncio.Task[None]) -> None:
+        """Fail the episodes if what looks after them has failed: nothing else would end them."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(WorkerError(f"{task.get_name()} failed: {error!r}", "this is a fault of agentloop: report it"))
+
+
+def _failed(job: Job, error: str) -> Trajectory:
+    """Return the trajectory of an episode of which nothing is left."""
+    task = job.task
+    return Trajectory(
+        token_ids=TokenIds(),
+        loss_mask=LossMask(),
+        logprobs=Logprobs(),
+        versions=Versions(),
+        prompt_length=0,
+        stop_reason=StopReason.ERROR,
+        status=EpisodeStatus.FAILED,
+        error=f"WorkerError: {error}",
+        agent_name=task.agent_name,
+        task_id=task.task_id,
+        group_id=job.group_id,
+        sample_index=job.sample_index,
+        data_source=task.data_source,
+        messages=list(task.prompt),
+        trace_id=os.urandom(16).hex(),
+    )

@@ -1,0 +1,275 @@
+"""The process of an agent worker: it runs whole episodes, and sends each when it has ended.
+
+It ends with the main process: when the connection closes or, where a tool blocks it, by the
+kernel's parent-death signal (`agentloop.runtime.child`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import contextvars
+import functools
+import itertools
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from agentloop.agent.base import AgentLoop
+from agentloop.agent.code import RunCode, load_renderer, run_client
+from agentloop.agent.runner import EpisodeRunner
+from agentloop.chat import ChatRenderer
+from agentloop.client import rate_limit
+from agentloop.client.time_limit import not_counted
+from agentloop.config import Recipe, SamplingConfig
+from agentloop.faults import error_to_json
+from agentloop.runtime.event_loop import run_loops, uncollected
+from agentloop.runtime.lag import LoopLagMonitor
+from agentloop.trace.spans import Recorder
+from agentloop.types import Task, Trajectory
+from agentloop.worker.episodes import EpisodePacker
+from agentloop.worker.frames import FrameProtocol
+from agentloop.worker.messages import (
+    Acquire,
+    Cancel,
+    Finished,
+    Forget,
+    Granted,
+    Message,
+    NewImages,
+    Ready,
+    Refused,
+    Release,
+    Row,
+    Run,
+    Serve,
+    Start,
+    Status,
+    framed,
+    worker_decoder,
+)
+from agentloop.worker.tasks import decode_task
+
+STATUS_S = 1.0
+
+
+def main() -> None:
+    """Serve the main process at an inherited socket."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--fd", type=int, required=True, help="inherited socket to the main process")
+    sock = socket.socket(fileno=arguments.parse_args().fd)
+    logging.basicConfig(format="%(message)s")
+    run_loops(Worker().serve(sock))
+
+
+@dataclass
+class _Row:
+    """A row of which episodes run here."""
+
+    task: Task
+    packer: EpisodePacker
+
+
+@dataclass
+class _Loaded:
+    """What the recipe names, loaded."""
+
+    recipe: Recipe
+    code: RunCode
+    renderer: ChatRenderer
+
+
+class Worker:
+    """Runs the episodes that the main process sends."""
+
+    def __init__(self) -> None:
+        self._decode = worker_decoder().decode
+        self._connection: FrameProtocol | None = None
+        self._closed = asyncio.Event()
+        self._loaded: _Loaded | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._runner: EpisodeRunner | None = None
+        self._rows: dict[int, _Row] = {}
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._limits = _MainLimits(self._send)
+        self._stack = AsyncExitStack()
+        self._context = contextvars.copy_context()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Run episodes until the connection ends."""
+        rate_limit.share(self._limits)
+        self._context = contextvars.copy_context()
+        self._connection = await FrameProtocol.connect(sock, self._on_frame, self._closed.set)
+        with LoopLagMonitor() as lag:
+            status = asyncio.create_task(self._report(lag), name="status")
+            await self._closed.wait()
+            status.cancel()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Cancel what runs; close tools and client."""
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await self._stack.aclose()
+        if self._loaded is not None:
+            self._loaded.code.close()
+
+    def _send(self, message: Message) -> None:
+        assert self._connection is not None
+        self._connection.send(framed(message))
+
+    def _on_frame(self, frame: memoryview) -> None:
+        message = self._decode(frame)
+        if isinstance(message, Run):
+            self._begin(message)
+        elif isinstance(message, Row):
+            self._rows[message.key] = _Row(decode_task(message.task), EpisodePacker(message.key))
+        elif isinstance(message, Forget):
+            del self._rows[message.key]
+        elif isinstance(message, Granted):
+            self._limits.granted(message.id)
+        elif isinstance(message, Cancel):
+            if (task := self._running.get(message.id)) is not None:
+                task.cancel()
+        elif isinstance(message, Serve):
+            self._connect(message)
+        elif isinstance(message, Start):
+            self._loading = asyncio.create_task(self._load(message), name="load")
+
+    # -- start -------------------------------------------------------------------------------------
+
+    async def _load(self, message: Start) -> None:
+        sys.path.extend(entry for entry in message.path if entry not in sys.path)
+        try:
+            with uncollected():
+                recipe = Recipe.model_validate_json(message.recipe, context={"folder": Path(message.folder)})
+                renderer = load_renderer(recipe.model, message.model_path)
+                self._loaded = _Loaded(recipe, RunCode.load(recipe), renderer)
+        except Exception as exc:  # noqa: BLE001 - the main process must learn of every failure
+            self._send(Refused(error_to_json(exc)))
+            return
+        self._send(Ready())
+
+    def _connect(self, message: Serve) -> None:
+        """Send the episodes' requests to a server from now on."""
+        loaded = self._loaded
+        assert loaded is not None
+        client = run_client(
+            loaded.recipe.rollout, message.url, token=message.token, max_in_flight=message.max_in_flight
+        )
+        self._stack.push_async_callback(client.close)
+        self._runner = loaded.code.runner(
+            loaded.recipe,
+            loaded.renderer,
+            client,
+            agents=_AgentsByName(loaded.code),
+            context_length=message.context_length,
+        )
+
+    # -- episodes ----------------------------------------------------------------------------------
+
+    def _begin(self, message: Run) -> None:
+        name = f"{message.group_id} sample {message.sample_index}"
+        task = asyncio.create_task(self._episode(message), name=name, context=self._context.copy())
+        self._running[message.id] = task
+        task.add_done_callback(lambda _: self._running.pop(message.id, None))
+
+    async def _episode(self, message: Run) -> None:
+        row = self._rows[message.key]
+        assert self._runner is not None and self._connection is not None
+        trajectories = await self._runner.run(
+            row.task,
+            group_id=message.group_id,
+            sample_index=message.sample_index,
+            sampling=_sampling(message.sampling),
+            seed=message.seed,
+        )
+        await self._connection.drain()
+        self._answer(message, row.packer, trajectories)
+
+    def _answer(self, message: Run, packer: EpisodePacker, trajectories: list[Trajectory]) -> None:
+        assert self._connection is not None
+        if images := packer.new_images(trajectories):
+            self._send(NewImages(message.key, images))
+        try:
+            finished = Finished(message.id, message.key, [packer.pack(trajectory) for trajectory in trajectories])
+            frame = framed(finished, packer.encoder)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            # A text with a lone surrogate, an integer of more than 64 bits, a value within itself.
+            odd = [packer.odd(trajectory) for trajectory in trajectories]
+            frame = framed(Finished(message.id, message.key, [], odd))
+        self._connection.send(frame)
+
+    async def _report(self, lag: LoopLagMonitor) -> None:
+        while True:
+            await asyncio.sleep(STATUS_S)
+            culprits = [str(culprit) for culprit in lag.new_culprits() if culprit.is_code]
+            self._send(Status(lag.take()["loop/lag_max_s"], culprits))
+
+
+class _AgentsByName(dict[str, type[AgentLoop]]):
+    """The agents that rows name, loaded when the first of them comes."""
+
+    def __init__(self, code: RunCode) -> None:
+        super().__init__()
+        self._code = code
+
+    def __missing__(self, name: str) -> type[AgentLoop]:
+        self[name] = found = self._code.agents.get(name, "a row")
+        return found
+
+
+@functools.lru_cache(64)
+def _sampling(text: str) -> SamplingConfig:
+    """Return the sampling of an episode; nearly all of a run have the same."""
+    return SamplingConfig.model_validate_json(text)
+
+
+class _MainLimits:
+    """The limits that the main process counts for all workers (`rate_limit.SharedLimits`)."""
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+
+    @asynccontextmanager
+    async def slot(self, name: str, rate: float | None, concurrent: int, caller: Hashable) -> AsyncIterator[None]:
+        number = next(self._numbers)
+        turn = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._send(Acquire(number, name, rate, concurrent, _caller_name(caller)))
+        try:
+            with not_counted():
+                await turn
+            yield
+        finally:
+            self._waiting.pop(number, None)
+            self._send(Release(number))
+
+    def granted(self, number: int) -> None:
+        """Let a turn begin, unless it has been cancelled."""
+        turn = self._waiting.pop(number, None)
+        if turn is not None and not turn.done():
+            turn.set_result(None)
+
+
+def _caller_name(caller: Hashable) -> str:
+    """Return a name of an episode that no other worker's has."""
+    return caller.trace_id if isinstance(caller, Recorder) else f"{os.getpid()} {id(caller)}"
+
+
+def exit_now() -> NoReturn:
+    """End this process without tearing down the interpreter."""
+    logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
