@@ -15,7 +15,9 @@ from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.faults import Fault
 from agentloop.images import ImageFile
 from agentloop.trace.store.exact_json import dump, load, text_of
-from agentloop.types import EpisodeStatus, Span, StepReward, StopReason, Trajectory, Turn
+from agentloop.types import EpisodeStatus, Message, Span, StepReward, StopReason, Trajectory, Turn
+
+Ext = msgspec.msgpack.Ext
 
 IMAGE, IMAGE_FILE = 1, 2
 """Marks of an image: the key of its row and its digest; or all of one that no trajectory lists."""
@@ -76,7 +78,7 @@ class EpisodePacker:
     def __init__(self, key: int) -> None:
         self._key = key.to_bytes(KEY_BYTES)
         self._sent: set[str] = set()
-        self.encoder = msgspec.msgpack.Encoder(enc_hook=self._mark)
+        self.encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 
     def new_images(self, trajectories: Sequence[Trajectory]) -> list[PackedImage]:
         """Return the images of an episode that no earlier one had; they have to be sent first."""
@@ -104,8 +106,8 @@ class EpisodePacker:
             spans=trajectory.spans,
             stop_reason=trajectory.stop_reason,
             status=trajectory.status,
-            messages=trajectory.messages,
-            images=trajectory.images,
+            messages=[self._message(message) for message in trajectory.messages],
+            images=[self._shown(image) for image in trajectory.images],
             values=[getattr(trajectory, name) for name in VALUES],
         )
 
@@ -115,16 +117,30 @@ class EpisodePacker:
         digests = [image.digest for image in trajectory.images if isinstance(image, ImageFile)]
         return dump(trajectory.to_json()), digests
 
-    def _mark(self, value: Any) -> Any:
-        """Return what stands for a value that MessagePack does not know."""
-        if isinstance(value, ImageFile):
-            if value.digest in self._sent:
-                return msgspec.msgpack.Ext(IMAGE, self._key + value.digest.encode())
-            image = PackedImage(value.data, value.width, value.height)
-            return msgspec.msgpack.Ext(IMAGE_FILE, self.encoder.encode(image))
-        if hasattr(value, "tolist"):  # a numpy array or number
-            return value.tolist()
-        return text_of(value)
+    def _message(self, message: Message) -> Any:
+        """Return a message with marks in place of its images."""
+        content: Any = message["content"]
+        if type(content) is not list:
+            return message
+        parts = [
+            {key: self._shown(value) for key, value in part.items()} if type(part) is dict else part for part in content
+        ]
+        return {**message, "content": parts}
+
+    def _shown(self, value: Any) -> Any:
+        """Return the mark of an image; any other value is the same."""
+        if not isinstance(value, ImageFile):
+            return value
+        if value.digest in self._sent:
+            return Ext(IMAGE, self._key + value.digest.encode())
+        return Ext(IMAGE_FILE, self.encoder.encode(PackedImage(value.data, value.width, value.height)))
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands for a value that MessagePack does not know, as in a trace."""
+    if hasattr(value, "tolist"):  # a numpy array or number
+        return value.tolist()
+    return text_of(value)
 
 
 class EpisodeUnpacker:
@@ -161,7 +177,11 @@ class EpisodeUnpacker:
         raise ValueError(f"mark {code} is unknown")
 
     def odd(self, key: int, text: str, digests: Sequence[str]) -> Trajectory:
-        """Return the trajectory of `EpisodePacker.odd`."""
+        """Return the trajectory of `EpisodePacker.odd`.
+
+        Raises:
+            TokenLawError: a column holds what no column can.
+        """
         trajectory = Trajectory.from_json(load(text))
         trajectory.images = [self.images[key][digest] for digest in digests]
         return trajectory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import signal
 import socket
 import sys
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import msgspec
 
-from agentloop.errors import WorkerError
+from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
+from agentloop.errors import TokenLawError, WorkerError
 from agentloop.faults import error_from_json
 from agentloop.runtime.child import is_stopped, log_tail, spawn
 from agentloop.runtime.early import ROOT
 from agentloop.runtime.variables import child_environment
-from agentloop.types import Task, Trajectory
+from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
 from agentloop.worker.episodes import EpisodeUnpacker, unpack
 from agentloop.worker.frames import FrameProtocol
 from agentloop.worker.limits import RunLimits
@@ -131,6 +133,12 @@ class WorkerHandle:
         self._rows: dict[int, _HeldRow] = {}  # by id of the task
         self._lag_max_s = 0.0
         self._silent_s = 0.0
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        assert self._process is not None
+        return self._process.pid
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -318,8 +326,11 @@ class WorkerHandle:
         job = self.jobs.pop(message.id, None)
         if job is None:  # cancelled meanwhile
             return
-        trajectories = [unpack(part) for part in message.parts]
-        trajectories += [self._unpacker.odd(message.key, text, digests) for text, digests in message.odd]
+        try:
+            trajectories = [unpack(part) for part in message.parts]
+            trajectories += [self._unpacker.odd(message.key, text, digests) for text, digests in message.odd]
+        except TokenLawError as exc:  # columns that an agent has written itself
+            trajectories = [failed_episode(job, f"TokenLawError: {exc}")]
         self.finished += 1
         self._leave(job)
         self._on_finished(job, trajectories)
@@ -330,3 +341,25 @@ class WorkerHandle:
             self._lost.set_result(None)
         if not self._ready.done():
             self._ready.set_exception(ConnectionError())
+
+
+def failed_episode(job: Job, error: str) -> Trajectory:
+    """Return the trajectory of an episode of which nothing is left."""
+    task = job.task
+    return Trajectory(
+        token_ids=TokenIds(),
+        loss_mask=LossMask(),
+        logprobs=Logprobs(),
+        versions=Versions(),
+        prompt_length=0,
+        stop_reason=StopReason.ERROR,
+        status=EpisodeStatus.FAILED,
+        error=error,
+        agent_name=task.agent_name,
+        task_id=task.task_id,
+        group_id=job.group_id,
+        sample_index=job.sample_index,
+        data_source=task.data_source,
+        messages=list(task.prompt),
+        trace_id=os.urandom(16).hex(),
+    )

@@ -9,11 +9,14 @@ forgotten after the last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from agentloop.worker.episodes import PackedImage, PackedTrajectory
+from agentloop.errors import TokenLawError
+from agentloop.types import Trajectory
+from agentloop.worker.episodes import EpisodePacker, PackedImage, PackedTrajectory
 from agentloop.worker.frames import LENGTH_BYTES
 
 
@@ -167,6 +170,24 @@ def framed(message: Message, encoder: msgspec.msgpack.Encoder = _ENCODER) -> byt
     frame = bytearray(256)
     encoder.encode_into(message, frame, LENGTH_BYTES)
     return frame
+
+
+def episode_frames(number: int, key: int, episode: Sequence[Trajectory], packer: EpisodePacker) -> list[bytearray]:
+    """Return a finished episode as frames; images that are new to the other end come first.
+
+    Args:
+        number: of the `Run` that it answers.
+        key: of its row.
+    """
+    frames = []
+    if images := packer.new_images(episode):
+        frames.append(framed(NewImages(key, images)))
+    try:
+        frames.append(framed(Finished(number, key, [packer.pack(part) for part in episode]), packer.encoder))
+    except (ValueError, TypeError, OverflowError, RecursionError, TokenLawError):
+        # A text with a lone surrogate, an integer of more than 64 bits, a value within itself.
+        frames.append(framed(Finished(number, key, [], [packer.odd(part) for part in episode])))
+    return frames
 
 
 def worker_decoder() -> msgspec.msgpack.Decoder[Any]:

@@ -5,16 +5,15 @@
         trajectories = await pool.run(task, group_id="g0", sample_index=0, sampling=..., seed=0)
 
 A worker that dies is started again. Its unfinished episodes run elsewhere meanwhile, from their
-beginning and with the same seeds, so what a step holds does not depend on it. An episode that was
-in two workers when they died runs alone in a further one, which shows whether it is the cause: if
-so it fails, and the others go on.
+beginning and with the same seeds, so what a step holds does not depend on it. Episodes that were in
+two workers when they died run apart, in a worker of their own; if that dies too, they are divided,
+until the one that ends its worker is alone. It fails, and the others go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -23,19 +22,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentloop.agent.runner import OnFault
-from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.errors import AgentloopError, WorkerError
-from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
-from agentloop.worker.handle import Job, WorkerHandle
+from agentloop.types import Task, Trajectory
+from agentloop.worker.handle import Job, WorkerHandle, failed_episode
 from agentloop.worker.limits import RunLimits
 from agentloop.worker.messages import Serve, Start
 
 MOST_DEATHS = 2
-"""Workers that may die while an episode runs in them beside others; then it runs alone."""
+"""Workers that may die while an episode runs in them; then it runs apart."""
 
 MOST_DEATHS_ALONE = 2
-"""Workers that may die while it runs alone; then it fails."""
+"""Workers that may die while it runs in them without others; then it fails."""
 
 AFFINITY = 8
 """Episodes that the worker which has a row may have more than the idlest one: sending the row again
@@ -83,11 +81,12 @@ class WorkerPool:
         self._background: set[asyncio.Task[None]] = set()
         self._waiting: deque[Job] = deque()
         """Episodes that no worker is there for at the moment."""
-        self._suspects: asyncio.Queue[Job] = asyncio.Queue()
+        self._suspects: deque[list[Job]] = deque()
+        self._suspected = asyncio.Event()
         self._broken: AgentloopError | None = None
         self._said: set[str] = set()
         self._workers = [self._worker(number) for number in range(self._config.workers)]
-        self._alone = self._worker(self._config.workers)
+        self._apart = self._worker(self._config.workers)
 
     def _worker(self, number: int) -> WorkerHandle:
         return WorkerHandle(
@@ -115,7 +114,7 @@ class WorkerPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(worker.end() for worker in (*self._workers, self._alone)))
+        await asyncio.gather(*(worker.end() for worker in (*self._workers, self._apart)))
 
     async def _start_all(self) -> None:
         # Each is waited for, so that none is left half started; then the first error is raised.
@@ -151,7 +150,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.serve(self._serve)
             self._keep(self._supervise(worker), f"supervisor of agent worker {worker.number}")
-        self._keep(self._run_suspects(), "episodes that run alone")
+        self._keep(self._run_suspects(), "episodes that run apart")
 
     # -- episodes ----------------------------------------------------------------------------------
 
@@ -171,8 +170,12 @@ class WorkerPool:
             return await done
         finally:
             if done.cancelled():
-                for worker in (*self._workers, self._alone):
+                for worker in (*self._workers, self._apart):
                     worker.cancel(job)
+
+    def processes(self) -> list[int]:
+        """Return the process ids of the workers that take episodes."""
+        return [worker.pid for worker in self._workers if worker.serving]
 
     def take_metrics(self) -> dict[str, float]:
         """Return `workers/lag_max_s` since the last call, and `workers/restarts` so far."""
@@ -250,60 +253,77 @@ class WorkerPool:
             f"agent worker {worker.number} {reason}; it is started again"
             + (f", and its {len(jobs)} unfinished {which} again in others" if jobs else "")
         )
+        suspects = []
         for job in jobs:
             job.deaths += 1
             if job.deaths < MOST_DEATHS:
                 self._assign(job)
             else:
-                self._suspects.put_nowait(job)
+                suspects.append(job)
+        if suspects:
+            self._suspects.append(suspects)
+            self._suspected.set()
 
     async def _run_suspects(self) -> None:
-        """Run each episode that was in two workers when they died in one of its own."""
+        """Run the episodes that were in two workers when they died in a worker of their own."""
         while True:
-            job = await self._suspects.get()
-            while not job.done.done():
-                await self._run_alone(job)
-            if self._suspects.empty():
-                await self._alone.end()
+            await self._suspected.wait()
+            self._suspected.clear()
+            while self._suspects:
+                batch = [job for job in self._suspects.popleft() if not job.done.done()]
+                if batch:
+                    await self._run_apart(batch)
+            await self._apart.end()
 
-    async def _run_alone(self, job: Job) -> None:
-        """Run an episode in a worker that has no other; note if that dies too."""
-        worker = self._alone
+    async def _run_apart(self, batch: list[Job]) -> None:
+        """Run suspects together. If their worker dies, divide them, until one is alone."""
+        worker = self._apart
         assert self._serve is not None
         if not worker.serving:
             try:
                 await worker.start()
             except AgentloopError as exc:
                 self._break(exc)
-                job.done.set_exception(exc)
                 return
             worker.serve(self._serve)
-        worker.give(job)
+        for job in batch:
+            worker.give(job)
         ended = asyncio.ensure_future(worker.ended())
-        waiting: list[asyncio.Future[Any]] = [job.done, ended]
+        all_done = asyncio.gather(*(job.done for job in batch), return_exceptions=True)
+        waiting: list[asyncio.Future[Any]] = [ended, all_done]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
-        if not ended.done() or job.done.done():
+        if not ended.done():
             return
-        worker.drop_jobs()
-        job.deaths += 1
-        reason = ended.result()
-        if job.deaths >= MOST_DEATHS + MOST_DEATHS_ALONE:
+
+        left = worker.drop_jobs()
+        if len(left) > 1:
+            half = len(left) // 2
+            self._suspects.extendleft([left[half:], left[:half]])
+            return
+        for job in left:
+            job.deaths += 1
+            if job.deaths < MOST_DEATHS + MOST_DEATHS_ALONE:
+                self._suspects.appendleft(left)
+                continue
+            reason = ended.result()
             place = f"row {job.task.task_id}, group {job.group_id}, sample {job.sample_index}"
-            self._warn(f"an episode ({place}) ends every worker that runs it, the last one alone: it {reason}")
-            job.done.set_result([_failed(job, f"every agent worker that ran it died; the last one, alone, {reason}")])
+            self._warn(f"an episode ({place}) ends every agent worker that runs it; the last, without others, {reason}")
+            error = f"every agent worker that ran it died; the last, in which it was alone, {reason}"
+            job.done.set_result([failed_episode(job, f"WorkerError: {error}")])
 
     def _break(self, error: AgentloopError) -> None:
         """Let every episode that has not ended raise an error."""
         self._broken = self._broken or error
         jobs = [job for worker in self._workers for job in worker.drop_jobs()]
-        while not self._suspects.empty():
-            jobs.append(self._suspects.get_nowait())
-        for job in (*jobs, *self._waiting):
+        for batch in (self._apart.drop_jobs(), *self._suspects, self._waiting):
+            jobs += batch
+        for job in jobs:
             if not job.done.done():
                 job.done.set_exception(error)
+        self._suspects.clear()
         self._waiting.clear()
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -317,25 +337,3 @@ class WorkerPool:
         """Fail the episodes if what looks after them has failed: nothing else would end them."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(WorkerError(f"{task.get_name()} failed: {error!r}", "this is a fault of agentloop: report it"))
-
-
-def _failed(job: Job, error: str) -> Trajectory:
-    """Return the trajectory of an episode of which nothing is left."""
-    task = job.task
-    return Trajectory(
-        token_ids=TokenIds(),
-        loss_mask=LossMask(),
-        logprobs=Logprobs(),
-        versions=Versions(),
-        prompt_length=0,
-        stop_reason=StopReason.ERROR,
-        status=EpisodeStatus.FAILED,
-        error=f"WorkerError: {error}",
-        agent_name=task.agent_name,
-        task_id=task.task_id,
-        group_id=job.group_id,
-        sample_index=job.sample_index,
-        data_source=task.data_source,
-        messages=list(task.prompt),
-        trace_id=os.urandom(16).hex(),
-    )

@@ -33,17 +33,15 @@ from agentloop.faults import error_to_json
 from agentloop.runtime.event_loop import run_loops, uncollected
 from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.trace.spans import Recorder
-from agentloop.types import Task, Trajectory
+from agentloop.types import Task
 from agentloop.worker.episodes import EpisodePacker
 from agentloop.worker.frames import FrameProtocol
 from agentloop.worker.messages import (
     Acquire,
     Cancel,
-    Finished,
     Forget,
     Granted,
     Message,
-    NewImages,
     Ready,
     Refused,
     Release,
@@ -52,6 +50,7 @@ from agentloop.worker.messages import (
     Serve,
     Start,
     Status,
+    episode_frames,
     framed,
     worker_decoder,
 )
@@ -193,20 +192,8 @@ class Worker:
             seed=message.seed,
         )
         await self._connection.drain()
-        self._answer(message, row.packer, trajectories)
-
-    def _answer(self, message: Run, packer: EpisodePacker, trajectories: list[Trajectory]) -> None:
-        assert self._connection is not None
-        if images := packer.new_images(trajectories):
-            self._send(NewImages(message.key, images))
-        try:
-            finished = Finished(message.id, message.key, [packer.pack(trajectory) for trajectory in trajectories])
-            frame = framed(finished, packer.encoder)
-        except (ValueError, TypeError, OverflowError, RecursionError):
-            # A text with a lone surrogate, an integer of more than 64 bits, a value within itself.
-            odd = [packer.odd(trajectory) for trajectory in trajectories]
-            frame = framed(Finished(message.id, message.key, [], odd))
-        self._connection.send(frame)
+        for frame in episode_frames(message.id, message.key, trajectories, row.packer):
+            self._connection.send(frame)
 
     async def _report(self, lag: LoopLagMonitor) -> None:
         while True:

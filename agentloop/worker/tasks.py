@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,7 @@ from agentloop.types import Task
 
 Ext = msgspec.msgpack.Ext
 
-IMAGE, TUPLE, TEXT, INTEGER, NAMED, ARRAY, ROW_PATH, IMAGE_FILE, SET = range(1, 10)
+IMAGE, TUPLE, TEXT, INTEGER, NAMED, ARRAY, ROW_PATH, IMAGE_FILE, SET, PAIRS = range(1, 11)
 """Marks of what MessagePack has no form for."""
 
 _NAMED: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
@@ -103,10 +103,10 @@ class _Packer:
     def _part(self, part: Any) -> Any:
         if type(part) is not dict:
             return pack(part)
-        return {
-            pack(key): self._image(item) if key in IMAGE_KEYS and item is not None else pack(item)
+        return _object(
+            (pack(key), self._image(item) if key in IMAGE_KEYS and item is not None else pack(item))
             for key, item in part.items()
-        }
+        )
 
     def _image(self, image: Any) -> Ext:
         number = self._numbers.get(id(image))
@@ -143,8 +143,14 @@ def pack(value: Any) -> Any:
     if kind is list:
         return [pack(item) for item in value]
     if kind is dict:
-        return {pack(key): pack(item) for key, item in value.items()}
+        return _object((pack(key), pack(item)) for key, item in value.items())
     return _marked(value, kind)
+
+
+def _object(packed: Iterable[tuple[Any, Any]]) -> Any:
+    """Return a dict in its order; its pairs if a mark is among the keys, which cannot be one."""
+    items = list(packed)
+    return Ext(PAIRS, _encode(items)) if any(type(key) is Ext for key, _ in items) else dict(items)
 
 
 def _marked(value: Any, kind: type) -> Ext:
@@ -196,6 +202,8 @@ def _unmark(code: int, content: memoryview) -> Any:
         return tuple(value)
     if code == SET:
         return frozenset(value[1]) if value[0] else set(value[1])
+    if code == PAIRS:
+        return dict(value)
     if code == ROW_PATH:
         return RowPath(value[0], Path(value[1]))
     if code == NAMED:
