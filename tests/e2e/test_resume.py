@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from agentloop.trace.store import TraceStore
 
 from .conftest import Run, train_quickstart, waiting_reward
 
@@ -110,3 +114,38 @@ def test_ctrl_c_during_an_evaluation_loses_neither_the_step_nor_the_evaluation(
         assert [(line["token_ids"], line["reward"]) for line in ours] == [
             (line["token_ids"], line["reward"]) for line in theirs
         ]
+
+
+@pytest.mark.slow
+def test_agent_workers_change_nothing_even_when_they_are_killed(whole: Run, background: Any) -> None:
+    run = background(*OPTIONS, "cluster.agents.workers=2")
+    for step in range(1, STEPS):
+        run.wait_for_steps(step)
+        victims = run.children("agentloop.worker")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victims[step % len(victims)].kill()
+    code, out = run.finish()
+    assert code == 0, out
+    assert "was killed (SIGKILL" in out and "it is started again" in out
+
+    metrics = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["workers/restarts"] >= 1
+    rows = [{key: value for key, value in row.items() if not key.startswith("workers/")} for row in metrics]
+    assert without_times(rows) == without_times(whole.metrics)
+    assert weights_digest(run.dir, STEPS) == weights_digest(whole.dir, STEPS)
+    for step in range(1, STEPS + 1):
+        made, expected = (without_chance(folder, step) for folder in (run.dir, whole.dir))
+        assert made == expected
+
+
+def without_chance(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """The episodes of a step as they were sampled and scored, without times and ids of traces."""
+    found = []
+    for record in TraceStore(run_dir).records(step, "train"):
+        data = record.trajectory.to_json()
+        for name in ("metrics", "spans", "trace_id"):
+            del data[name]
+        for turn in data["turns"]:
+            del turn["latency_s"], turn["request_id"], turn["cached_tokens"]
+        found.append({**data, "advantages": None if record.advantages is None else record.advantages.tolist()})
+    return found
