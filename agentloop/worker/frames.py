@@ -24,7 +24,7 @@ OnLost = Callable[[], None]
 
 
 class FrameProtocol(asyncio.BufferedProtocol):
-    """Hands over each frame that arrives.
+    """Hands over each frame that arrives. Made on a running event loop.
 
     Args:
         on_frame: called with a frame, which is valid during the call only. What it raises ends the
@@ -40,6 +40,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._begin = self._end = 0
         self._long: memoryview | None = None  # a frame that the buffer has no room for
         self._long_end = 0
+        self._loop = asyncio.get_running_loop()
+        self._unsent = bytearray()
         self._drained = asyncio.Event()
         self._drained.set()
 
@@ -57,11 +59,20 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def send(self, frame: bytearray) -> None:
         """Send a message that begins with `LENGTH_BYTES` free bytes; lost if the other end has
-        closed."""
+        closed. Small ones of one pass of the event loop are written together."""
         assert self._transport is not None
         frame[:LENGTH_BYTES] = (len(frame) - LENGTH_BYTES).to_bytes(LENGTH_BYTES)
-        if not self._transport.is_closing():
-            self._transport.write(frame)
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent += frame
+        if len(self._unsent) > BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._transport is not None
+        unsent, self._unsent = self._unsent, bytearray()
+        if unsent and not self._transport.is_closing():
+            self._transport.write(unsent)
 
     async def drain(self) -> None:
         """Wait until the other end has read most of what was sent, or the connection has ended."""
@@ -70,6 +81,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection once what was sent is on its way."""
         if self._transport is not None:
+            self._flush()
             self._transport.close()
 
     def abort(self) -> None:

@@ -85,6 +85,7 @@ class WorkerPool:
         self._suspected = asyncio.Event()
         self._broken: AgentloopError | None = None
         self._said: set[str] = set()
+        self._last_sampling: tuple[SamplingConfig, str] | None = None
         self._workers = [self._worker(number) for number in range(self._config.workers)]
         self._apart = self._worker(self._config.workers)
 
@@ -164,7 +165,7 @@ class WorkerPool:
             DataError: the row holds what cannot be sent.
         """
         done: asyncio.Future[list[Trajectory]] = asyncio.get_running_loop().create_future()
-        job = Job(next(self._ids), task, group_id, sample_index, sampling.model_dump_json(), seed, done)
+        job = Job(next(self._ids), task, group_id, sample_index, self._json(sampling), seed, done)
         self._assign(job)
         try:
             return await done
@@ -172,6 +173,12 @@ class WorkerPool:
             if done.cancelled():
                 for worker in (*self._workers, self._apart):
                     worker.cancel(job)
+
+    def _json(self, sampling: SamplingConfig) -> str:
+        """Return the JSON of a sampling; nearly all episodes have the same object."""
+        if self._last_sampling is None or self._last_sampling[0] is not sampling:
+            self._last_sampling = sampling, sampling.model_dump_json()
+        return self._last_sampling[1]
 
     def processes(self) -> list[int]:
         """Return the process ids of the workers that take episodes."""

@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
-PARTS = {"loop_worker.py"}
+PARTS = {"loop_worker.py", "canned_server.py"}
 """Programs that a benchmark starts; they run with it."""
 
 ELSEWHERE = {"loop_overhead.py": "test_loop_overhead.py", "rollout.py": "test_rollout.py"}
@@ -34,6 +34,7 @@ QUICK = [
     "trace_viewer.py",
     "train.py",
     "vision.py",
+    "workers.py",
 ]
 
 

@@ -79,8 +79,8 @@ class CodeInterpreter(Tool):
             see.
         print_last: whether the value of a last expression is printed (true).
         max_output_tokens: about how many tokens of output, and of errors, are shown (1024).
-        num_workers: requests in flight, of all episodes in this process (64).
-        rate_limit: requests a second, of all episodes in this process (100).
+        num_workers: requests in flight, of all episodes of the run (64).
+        rate_limit: requests a second, of all episodes of the run (100).
         queue_s: seconds that a request may wait for its turn in the sandbox (300).
         retries: further attempts after a failure (4).
         outage_s: seconds to wait for a sandbox that cannot be reached (300).

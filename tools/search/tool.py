@@ -27,8 +27,8 @@ class SearchTool(Tool):
     Keys of `config`:
         retrieval_service_url: the server's `/retrieve`, with Search-R1's protocol. Required.
         topk: passages of a query (3).
-        num_workers: requests in flight, of all episodes in this process (120).
-        rate_limit: requests a second, of all episodes in this process (150).
+        num_workers: requests in flight, of all episodes of the run (120).
+        rate_limit: requests a second, of all episodes of the run (150).
         timeout: seconds of one attempt (30); `default_timeout` is the same.
         retries: further attempts after a failure (4); 0: nor is a server waited for.
         outage_s: seconds to wait for a server that cannot be reached (300).

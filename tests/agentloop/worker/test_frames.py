@@ -33,11 +33,11 @@ def framed(message: bytes) -> bytes:
 
 @given(st.lists(st.binary(max_size=40), max_size=12), st.lists(st.integers(0, 500), max_size=10))
 @settings(max_examples=300, deadline=None)
-def test_any_cut_of_the_stream(messages: list[bytes], cuts: list[int]) -> None:
+async def test_any_cut_of_the_stream(messages: list[bytes], cuts: list[int]) -> None:
     assert fed(b"".join(map(framed, messages)), sorted(cuts)) == messages
 
 
-def test_frames_around_the_size_of_the_buffer() -> None:
+async def test_frames_around_the_size_of_the_buffer() -> None:
     sizes = [BUFFER_BYTES - 5, BUFFER_BYTES - 4, BUFFER_BYTES - 3, 3 * BUFFER_BYTES, 1, 0, BUFFER_BYTES]
     messages = [bytes([number]) * size for number, size in enumerate(sizes)]
     stream = b"".join(map(framed, messages))
