@@ -126,7 +126,13 @@ class TrainerConfig(Section):
         1800.0,
         gt=0,
         description="seconds that the ranks may take for one command (to load the model, a micro-batch, a checkpoint); "
-        "the run ends then, and names the rank",
+        "the rank is lost then, and named",
+    )
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="how often a run goes on by itself from its last checkpoint after a rank was lost; only if a step "
+        "was trained since the start",
     )
     seed: int | None = Field(None, description="null: derived from `seed`")
 

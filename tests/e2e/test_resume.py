@@ -149,3 +149,16 @@ def without_chance(run_dir: Path, step: int) -> list[dict[str, Any]]:
             del turn["latency_s"], turn["request_id"], turn["cached_tokens"]
         found.append({**data, "advantages": None if record.advantages is None else record.advantages.tolist()})
     return found
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_a_rank_goes_on_by_itself(whole: Run, background: Any) -> None:
+    run = background(*OPTIONS, "trainer.max_restarts=1")
+    run.wait_for_steps(3)
+    run.children("trainer.learner.process")[0].kill()
+    code, out = run.finish()
+    assert code == 0, out
+    assert "trainer rank 0 died (exit code -9)" in out and "goes on by itself from the checkpoint of step 2" in out
+    metrics = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
+    assert without_times(metrics) == without_times(whole.metrics)
+    assert weights_digest(run.dir, STEPS) == weights_digest(whole.dir, STEPS)

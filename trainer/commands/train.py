@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shlex
 import time
@@ -25,7 +26,7 @@ from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.publishing.server_process import check_port, early_server
 from trainer.run.rundir import RunDir
-from trainer.workers.rank import early_ranks
+from trainer.workers.rank import RankLost, early_ranks
 
 if TYPE_CHECKING:
     from trainer.run.run import RunResult
@@ -59,7 +60,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
         load_destinations(recipe.trace, ExportRun.of(recipe, run_dir.root))  # refused here, before anything starts
         try:
             with early_programs(_programs(recipe)):
-                return _train(recipe, resolved, run_dir, console, resume_line, resume=resume)
+                return _train_on(recipe, resolved, run_dir, console, resume_line, resume=resume)
         except KeyboardInterrupt:  # while the recipe is checked: the run itself handles the signal
             console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
             return EXIT_INTERRUPTED
@@ -89,15 +90,53 @@ def _say_finished(run_dir: RunDir, steps: int, console: Console, longer: str) ->
     console.notice(f"{run_dir.root} is finished: {steps} of {steps} steps. To train on, add {longer}")
 
 
-def _train(
+class _GoesOn(Exception):
+    """The run lost a rank, and can go on from its last checkpoint."""
+
+
+def _train_on(
     recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, resume_line: str, *, resume: bool
 ) -> int:
-    """Prepare and run in a claimed run directory; return the exit code."""
+    """Train; when a rank is lost, go on from the last checkpoint, as `--resume` does."""
+    begin = time.monotonic()
+    for restarts in itertools.count():
+        last = restarts >= recipe.trainer.max_restarts
+        try:
+            return _train(recipe, resolved, run_dir, console, resume_line, resume=resume, begin=begin, last=last)
+        except _GoesOn as exc:
+            newest = next(iter(reversed(run_dir.list_checkpoints())), None)
+            place = f"the checkpoint of step {newest.step}" if newest is not None else "the beginning"
+            console.warn(
+                f"{exc}\nthe run goes on by itself from {place} ({restarts + 1} of {recipe.trainer.max_restarts})"
+            )
+            resume = True
+    raise AssertionError  # the loop does not end
+
+
+def _train(
+    recipe: Recipe,
+    resolved: dict[str, Any],
+    run_dir: RunDir,
+    console: Console,
+    resume_line: str,
+    *,
+    resume: bool,
+    begin: float,
+    last: bool,
+) -> int:
+    """Prepare and run in a claimed run directory; return the exit code.
+
+    Args:
+        begin: when the command began, on the monotonic clock.
+        last: whether a lost rank ends the run.
+
+    Raises:
+        _GoesOn: a rank was lost, and the run has trained a step since it began.
+    """
     with uncollected():  # here, while the early programs import as well
         from trainer.run.preflight import prepare
         from trainer.run.run import TrainRun
 
-    begin = time.monotonic()
     inputs = prepare(recipe, console)
     if resume and not recipe.eval.only and (run_dir.finished_steps() or 0) >= inputs.total_steps:
         _say_finished(run_dir, inputs.total_steps, console, "run.steps=<steps>")
@@ -123,6 +162,8 @@ def _train(
         console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
         return EXIT_INTERRUPTED
     except AgentloopError as exc:
+        if isinstance(exc, RankLost) and not last and run.progressed and not run.stopping:
+            raise _GoesOn(exc.message) from exc
         console.close()
         if run_dir.read_metrics():
             with contextlib.suppress(AgentloopError):  # a full disk must not hide the first error

@@ -128,6 +128,11 @@ class TrainRun:
         """Whether this process trained a step: repeating the command does not only fail again."""
         return self._policy.version > (self._checkpoint.version if self._checkpoint is not None else 0)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the user has asked it to stop."""
+        return self._stop.requested
+
     # -- the loop
     # ------------------------------------------------------------------------------------
 

@@ -30,7 +30,11 @@ RawAnswer = tuple[Any, list[np.ndarray]]
 """JSON body and arrays of an answer."""
 
 
-class RankDied(WorkerError):
+class RankLost(WorkerError):
+    """A rank process ended or does not answer; the group cannot go on without it."""
+
+
+class RankDied(RankLost):
     """A rank process ended. Errors of other ranks at that moment are consequences."""
 
 

@@ -6,8 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from agentloop.errors import WorkerError
-from trainer.workers.rank import Rank, RawAnswer
+from trainer.workers.rank import Rank, RankLost, RawAnswer
 
 WATCH_S = 1.0
 """Interval of looks at ranks that have not answered yet."""
@@ -16,7 +15,7 @@ STOPPED_S = 20.0
 """A rank that is stopped (SIGSTOP) for this long will not answer."""
 
 
-class RankHangs(WorkerError):
+class RankHangs(RankLost):
     """Ranks did not answer within the time limit, or are stopped."""
 
 
