@@ -64,8 +64,8 @@ TOOLS = "tools: [{class_name: ./tool.py:calculator, config: {run_in: process, wo
 class Started:
     """One `agentloop train`, and what it printed."""
 
-    def __init__(self, recipe: Path, cwd: Path, *, resume: bool) -> None:
-        overrides = [*OPTIONS, *(["--resume"] if resume else [])]
+    def __init__(self, recipe: Path, cwd: Path, *, resume: bool, workers: int = 0) -> None:
+        overrides = [*OPTIONS, f"cluster.agents.workers={workers}", *(["--resume"] if resume else [])]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "agentloop.commands.main", "train", "--config", str(recipe), *overrides],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
@@ -126,8 +126,9 @@ class Started:
 class RunChaos:
     """One run directory, and everything that is done to it."""
 
-    def __init__(self, folder: Path, repo: Path, seed: int) -> None:
+    def __init__(self, folder: Path, repo: Path, seed: int, *, disturbed: bool) -> None:
         self.folder = folder
+        self.disturbed = disturbed
         shutil.copytree(repo / "recipes" / "quickstart", folder / "recipe")
         (folder / "recipe" / "tool.py").write_text(TOOL)
         (folder / "recipe" / "tools.yaml").write_text(TOOLS)
@@ -141,7 +142,9 @@ class RunChaos:
     # -- the run ---------------------------------------------------------------------------------------
 
     def start(self) -> Started:
-        started = Started(Path("recipe/recipe.yaml"), self.folder, resume=(self.dir / "metrics.jsonl").exists())
+        resume = (self.dir / "metrics.jsonl").exists()
+        workers = self.random.choice((0, 2)) if self.disturbed else 0
+        started = Started(Path("recipe/recipe.yaml"), self.folder, resume=resume, workers=workers)
         self.starts.append(started)
         return started
 
@@ -182,6 +185,7 @@ class RunChaos:
         if not self._bag:
             self._bag = [
                 self.kill_main, self.kill_rank, self.kill_server, self.kill_replica, self.kill_tool_worker,
+                self.kill_agent_worker,
                 self.damage_checkpoint, self.tear_metrics, self.fill_disk, self.start_twice, self.hang_up,
             ]  # fmt: skip
             if SECONDS >= STOPS_FROM_S:
@@ -210,6 +214,16 @@ class RunChaos:
         assert code in (1, 2), (code, started.out)
         assert re.search("|".join(names), started.out), started.out
 
+    def goes_on_or_ends(self, started: Started, *names: str) -> None:
+        """The run goes on from its last checkpoint; or it ends, if it had not trained a step since it began."""
+        before = started.out.count("goes on by itself")
+        started.wait_for(lambda: not started.alive or started.out.count("goes on by itself") > before)
+        if started.alive:
+            assert re.search("|".join(names), started.out), started.out
+            started.wait_for_the_end_or_a_step()
+        elif started.process.returncode != 130:  # a Ctrl-C came with the signal
+            self.ends_with_an_error(started, *names)
+
     def kill_main(self, started: Started) -> bool:
         started.process.kill()
         started.wait()
@@ -224,8 +238,13 @@ class RunChaos:
             started.wait_for_the_end_or_a_step()
             if started.alive:
                 return self.count("rank killed ahead of its use")
-        self.ends_with_an_error(started, r"trainer rank 0 died \(exit code -9\)")
+        self.goes_on_or_ends(started, r"trainer rank 0 died \(exit code -9\)")
         return self.count("rank killed")
+
+    def kill_agent_worker(self, started: Started) -> bool:
+        if not started.steps or self.signal_one(started, signal.SIGKILL, "agentloop.worker") is None:
+            return False
+        return self.count("agent worker killed")
 
     def kill_server(self, started: Started) -> bool:
         if not started.steps or self.signal_one(started, signal.SIGKILL, "server.settings.json") is None:
@@ -306,7 +325,7 @@ class RunChaos:
         if self.random.random() < 0.5:
             time.sleep(self.random.random())
             started.process.send_signal(signal.SIGINT)  # one Ctrl-C ends it
-        self.ends_with_an_error(started, r"trainer rank 0 \(process \d+\) was stopped for 2\d s during \w+")
+        self.goes_on_or_ends(started, r"trainer rank 0 \(process \d+\) was stopped for 2\d s during \w+")
         return self.count("rank stopped")
 
     def stop_server(self, started: Started) -> bool:
@@ -329,7 +348,8 @@ class RunChaos:
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if not k.endswith(("time_s", "tokens_per_s", "wait_s")) and "lag" not in k}
+    ends, others = ("time_s", "tokens_per_s", "wait_s"), ("loop/", "workers/")
+    return {k: v for k, v in row.items() if not k.endswith(ends) and not k.startswith(others)}
 
 
 def traces(run: Path, step: int) -> list[tuple[Any, ...]]:
@@ -344,7 +364,8 @@ def test_a_run_that_everything_happens_to_is_the_undisturbed_run(tmp_path: Path,
     print(f"CHAOS_SEED={seed}")
     (tmp_path / "chaos").mkdir()
     (tmp_path / "calm").mkdir()
-    chaos, calm = RunChaos(tmp_path / "chaos", repo, seed), RunChaos(tmp_path / "calm", repo, seed)
+    chaos = RunChaos(tmp_path / "chaos", repo, seed, disturbed=True)
+    calm = RunChaos(tmp_path / "calm", repo, seed, disturbed=False)
     try:
         chaos.run()
         last = chaos.steps()

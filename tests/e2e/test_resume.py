@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -158,7 +159,8 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(whole: Run, background: Any) 
     run.children("trainer.learner.process")[0].kill()
     code, out = run.finish()
     assert code == 0, out
-    assert "trainer rank 0 died (exit code -9)" in out and "goes on by itself from the checkpoint of step 2" in out
+    assert "trainer rank 0 died (exit code -9)" in out
+    assert re.search(r"goes on by itself from the checkpoint of step [24] \(1 of 1\)", out), out
     metrics = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert without_times(metrics) == without_times(whole.metrics)
     assert weights_digest(run.dir, STEPS) == weights_digest(whole.dir, STEPS)
