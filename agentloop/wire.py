@@ -372,6 +372,12 @@ class PauseRequest(WireModel):
     mode: Literal["retract", "in_place", "wait", "abort"] = "abort"
 
 
+class ScaleRequest(WireModel):
+    """Start or end replicas, until there are this many."""
+
+    replicas: int = Field(ge=1, le=1024)
+
+
 class AbortRequest(WireModel):
     """Abort one request by id, those of a session, or all."""
 

@@ -8,7 +8,7 @@ import logging
 import secrets
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ def serve(settings: ServerSettings) -> int:
 def _serve(settings: ServerSettings, sock: socket.socket) -> int:
     with uncollected():
         router, fleet = build_router(settings)
-        app = build_app(router, settings=settings)
+        app = build_app(router, fleet, settings=settings)
     config = uvicorn.Config(
         app, http=limited(settings), ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
         backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.drain_s)),
@@ -84,7 +84,7 @@ def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
     """Build a router over one engine in this process, or over a fleet of other processes."""
     in_process = settings.replicas == 1 and settings.engine != "sglang" and not settings.replica_urls
     replicas = len(settings.replica_urls) or settings.replicas
-    limit = None if settings.max_queue is None else settings.max_running * replicas + settings.max_queue
+    limit = settings.most_in_flight(replicas)
 
     if in_process:
         engine = engine_factory(settings.engine)(settings)
@@ -102,9 +102,15 @@ def build_router(settings: ServerSettings) -> tuple[Router, Fleet | None]:
     )
 
     log_dir = settings.log_dir or Path(tempfile.mkdtemp(prefix="agentloop-serve-"))
-    sources = _sources(settings, info, replicas, log_dir)
-    log.info("starting %d replicas; their logs are in %s", len(sources), log_dir)
-    fleet = Fleet(router, sources, probe_every_s=settings.probe_every_s, probe_timeout_s=settings.probe_timeout_s)
+    make = _source_maker(settings, info, log_dir)
+    log.info("starting %d replicas; their logs are in %s", replicas, log_dir)
+    fleet = Fleet(
+        router,
+        [make(number) for number in range(replicas)],
+        probe_every_s=settings.probe_every_s,
+        probe_timeout_s=settings.probe_timeout_s,
+        make_source=None if settings.replica_urls else make,
+    )
     return router, fleet
 
 
@@ -117,19 +123,19 @@ def _early_replicas(settings: ServerSettings) -> Sequence[EarlyProgram]:
     return early_replicas(settings)
 
 
-def _sources(settings: ServerSettings, info: EngineInfo, replicas: int, log_dir: Path) -> Sequence[Source]:
-    """Return where the replicas of a fleet come from."""
+def _source_maker(settings: ServerSettings, info: EngineInfo, log_dir: Path) -> Callable[[int], Source]:
+    """Return a function that makes the source of a fleet's replica, by its number."""
     # Here, because a server with its engine in this process needs no HTTP client.
     from rollout_server.replica.starting.sglang import SglangSource
     from rollout_server.replica.starting.torch import TorchSource
     from rollout_server.replica.starting.url import UrlSource
 
-    if settings.replica_urls:
-        return [UrlSource(settings, url, info, settings.replica_token) for url in settings.replica_urls]
+    if urls := settings.replica_urls:
+        return lambda number: UrlSource(settings, urls[number], info, settings.replica_token)
     if settings.engine == "sglang":
-        return [SglangSource(settings, i, info, log_dir) for i in range(replicas)]
+        return lambda number: SglangSource(settings, number, info, log_dir)
     token = secrets.token_urlsafe(32)
-    return [TorchSource(settings, i, info, token, log_dir) for i in range(replicas)]
+    return lambda number: TorchSource(settings, number, info, token, log_dir)
 
 
 def engine_info(settings: ServerSettings) -> EngineInfo:

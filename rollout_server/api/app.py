@@ -25,6 +25,7 @@ from agentloop.wire import (
     GenerateResponse,
     MemoryRequest,
     PauseRequest,
+    ScaleRequest,
     ServerInfo,
 )
 from rollout_server import AGENTLOOP_PACKAGE
@@ -35,7 +36,8 @@ from rollout_server.api.generate import GenerateEndpoint
 from rollout_server.api.metrics import Metrics
 from rollout_server.api.weights import add_weights
 from rollout_server.engines.base import FolderWeights
-from rollout_server.errors import EngineError, ErrorAnswer, NotServing, RequestError, ServingError, answer_to
+from rollout_server.errors import Conflict, EngineError, ErrorAnswer, NotServing, RequestError, ServingError, answer_to
+from rollout_server.router.fleet import Fleet
 from rollout_server.router.members import Member
 from rollout_server.router.router import Router
 
@@ -46,17 +48,18 @@ ADMIN_PATHS = frozenset(
         "/abort_request", "/pause_generation", "/continue_generation", "/flush_cache", "/update_weights_from_disk",
         "/update_weights_from_tensor", "/init_weights_update_group", "/destroy_weights_update_group",
         "/update_weights_from_distributed", "/release_memory_occupation", "/resume_memory_occupation",
-        "/begin_weight_update", "/end_weight_update", "/update_weight_version",
+        "/begin_weight_update", "/end_weight_update", "/update_weight_version", "/scale_replicas",
     }
 )  # fmt: skip
 """Paths that change the server for all clients: a separate admin token can be required for them."""
 
 
-def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
+def build_app(router: Router, fleet: Fleet | None = None, *, settings: ServerSettings) -> ASGIApp:
     """Build the whole ASGI application.
 
     Args:
         router: the replicas.
+        fleet: starts and ends them; None: the engine is in this process.
         settings: `weights_roots` (folders under which weights may be read), the form of streams,
             and the tokens.
 
@@ -69,6 +72,7 @@ def build_app(router: Router, *, settings: ServerSettings) -> ASGIApp:
     app.router.routes.append(Route("/generate", endpoint, methods=["POST", "PUT"]))  # for other methods, and the 405
     _add_reads(app, router, metrics, settings)
     _add_admin(app, router)
+    _add_scaling(app, router, fleet, settings)
     add_weights(app, router, tuple(root.resolve() for root in settings.weights_roots))
 
     @app.exception_handler(ServingError)
@@ -252,6 +256,20 @@ def _add_admin(app: FastAPI, router: Router) -> None:
     add_admin(app, "/flush_cache", _Nothing, flush, get=True)
     add_admin(app, "/release_memory_occupation", MemoryRequest, release, get=True)
     add_admin(app, "/resume_memory_occupation", MemoryRequest, occupy, get=True)
+
+
+def _add_scaling(app: FastAPI, router: Router, fleet: Fleet | None, settings: ServerSettings) -> None:
+    async def scale(request: ScaleRequest) -> dict[str, Any]:
+        """Have this many replicas from now on; answered before new ones serve (see `/server_info`).
+        Requests of those that leave go to the others. 409 if the engine is in the server's own
+        process, or the replicas are given by their URLs."""
+        if fleet is None:
+            raise Conflict("the engine is in the server's own process: start it with 2 replicas or more", "replicas")
+        await fleet.scale(request.replicas)
+        router.limit(settings.most_in_flight(request.replicas))
+        return {"message": f"{request.replicas} replicas", "replicas": request.replicas}
+
+    add_admin(app, "/scale_replicas", ScaleRequest, scale)
 
 
 class _Nothing(BaseModel):

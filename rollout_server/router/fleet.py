@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from agentloop.errors import ServerStartError
 from agentloop.runtime.child import ChildKilled
-from rollout_server.errors import EngineError, RequestError, WeightsError
+from rollout_server.errors import Conflict, EngineError, RequestError, WeightsError
 from rollout_server.replica.starting.base import Source
 from rollout_server.router.members import Member
 from rollout_server.router.router import Router
@@ -22,11 +24,23 @@ WELL_AFTER_S = 30.0
 """A replica that has served this long is restarted without growing pauses."""
 
 
+@dataclass(eq=False)
+class _Place:
+    """A replica's place, and the task that keeps a replica in it."""
+
+    number: int
+    member: Member
+    source: Source
+    supervisor: asyncio.Task[None] | None = None
+
+
 class Fleet:
     """One supervisor task for each replica of `router`.
 
     Args:
         router: gets a member for each source.
+        make_source: makes the source of replica `number`, for `scale`; None: the replicas are those
+            that there are.
         probe_every_s: pause between two probes.
         probe_timeout_s: a replica that samples nothing for this long counts as hung.
         max_starts: after this many failed starts in a row, a replica is not started again. Starts
@@ -41,14 +55,18 @@ class Fleet:
         probe_every_s: float = 2.0,
         probe_timeout_s: float = 20.0,
         max_starts: int = 5,
+        make_source: Callable[[int], Source] | None = None,
     ) -> None:
         self._router = router
+        self._make_source = make_source
         self._members = router.members
         self._probe_every_s = probe_every_s
         self._probe_timeout_s = probe_timeout_s
         self._max_starts = max_starts
-        self._supervised = [(router.members.add(source.name), source) for source in sources]
-        self._supervisors: list[asyncio.Task[None]] = []
+        self._places = [
+            _Place(number, router.members.add(source.name), source) for number, source in enumerate(sources)
+        ]
+        self._scaling = asyncio.Lock()
 
     async def start(self) -> None:
         """Start all replicas at once, and supervise them from then on.
@@ -56,17 +74,58 @@ class Fleet:
         Raises:
             ServerStartError: a replica did not start; all are stopped again.
         """
-        starting = [asyncio.create_task(self._start(member, source)) for member, source in self._supervised]
+        starting = [asyncio.create_task(self._start(place.member, place.source)) for place in self._places]
         try:
             await asyncio.gather(*starting)
         except BaseException:
             await _cancel(*starting)
-            await asyncio.gather(*(source.stop(gently=False) for _, source in self._supervised))
+            await asyncio.gather(*(place.source.stop(gently=False) for place in self._places))
             raise
 
-        for member, source in self._supervised:
-            supervisor = self._supervise(member, source)
-            self._supervisors.append(asyncio.create_task(supervisor, name=f"supervisor of {source.name}"))
+        for place in self._places:
+            self._keep(place, running=True)
+
+    def _keep(self, place: _Place, *, running: bool) -> None:
+        """Supervise a replica from now on; `running`: it serves already."""
+        work = self._supervise(place.member, place.source, running=running)
+        place.supervisor = asyncio.create_task(work, name=f"supervisor of {place.source.name}")
+
+    async def scale(self, replicas: int) -> None:
+        """Have this many replicas from now on.
+
+        New ones start beside the others, load the current version, and then take requests; one that
+        does not start is tried again, as any replica that died. Those that leave are the newest:
+        their requests go to the others with the tokens that they have.
+
+        Args:
+            replicas: at least 1.
+
+        Raises:
+            Conflict: the replicas are given by their URLs.
+        """
+        if self._make_source is None:
+            raise Conflict("the replicas of this server are given by their URLs", "replicas")
+        async with self._scaling:
+            taken = {place.number for place in self._places}
+            unused = (number for number in itertools.count() if number not in taken)
+            for number in itertools.islice(unused, max(0, replicas - len(self._places))):
+                source = self._make_source(number)
+                place = _Place(number, self._members.add(source.name), source)
+                self._places.append(place)
+                self._keep(place, running=False)
+
+            # Those that do not serve first, then the newest.
+            self._places.sort(key=lambda place: (not place.member.serves, place.number))
+            leaving = self._places[replicas:]
+            del self._places[replicas:]
+            await asyncio.gather(*(self._end(place) for place in leaving))
+
+    async def _end(self, place: _Place) -> None:
+        if place.supervisor is not None:
+            await _cancel(place.supervisor)
+        async with self._router.weights.changing:  # an update waits for all that serve
+            await self._members.remove(place.member)
+        await place.source.stop(gently=True)
 
     async def _start(self, member: Member, source: Source) -> None:
         """Start a replica and admit it; again, with growing pauses, if it is killed or hangs.
@@ -92,14 +151,12 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop all replicas."""
-        for supervisor in self._supervisors:
-            supervisor.cancel()
-        await asyncio.gather(*self._supervisors, return_exceptions=True)
-        await asyncio.gather(*(source.stop(gently=True) for _, source in self._supervised))
+        await _cancel(*(place.supervisor for place in self._places if place.supervisor is not None))
+        await asyncio.gather(*(place.source.stop(gently=True) for place in self._places))
 
-    async def _supervise(self, member: Member, source: Source) -> None:
-        """Watch a serving replica; restart it, with growing pauses, each time it stops serving."""
-        running, failures, backoff = True, 0, FIRST_BACKOFF_S
+    async def _supervise(self, member: Member, source: Source, *, running: bool) -> None:
+        """Watch a replica; start it, with growing pauses, whenever it does not serve."""
+        failures, backoff = 0, FIRST_BACKOFF_S
         loop = asyncio.get_running_loop()
         while True:
             try:

@@ -104,6 +104,16 @@ class Members:
         failures = [member.failure for member in self._members]
         return failures[0] if failures and all(failures) else None
 
+    async def remove(self, member: Member) -> None:
+        """Take a place away; the requests of its replica are sent to others."""
+        log.info("replica %s leaves; its %d requests go to other replicas", member.name, len(member.in_flight))
+        self._members.remove(member)
+        member.state, member.reason = "fenced", "the server has fewer replicas now"
+        if member.replica is not None:
+            await member.replica.close()
+        member.left.set()
+        await self.notify()
+
     async def admit(self, member: Member) -> None:
         """Let a replica that serves the current version take requests."""
         member.state, member.reason = "serving", ""

@@ -94,6 +94,10 @@ class Router:
         """Tags of the device memory that the replicas have released."""
         return frozenset(self._released)
 
+    def limit(self, max_in_flight: int | None) -> None:
+        """Set the limit of unanswered requests; None: no limit."""
+        self._max_in_flight = max_in_flight
+
     @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""

@@ -13,9 +13,11 @@ from agentloop.errors import ServerStartError
 from agentloop.runtime.child import ChildKilled
 from rollout_server.api.metrics import Metrics
 from rollout_server.engines.base import FolderWeights, WeightsConfirmation
+from rollout_server.errors import Conflict
 from rollout_server.router.fleet import Fleet
 from rollout_server.router.router import Router
 from tests.rollout_server.fakes import INFO, FakeReplica, FakeSource
+from tests.rollout_server.support import request
 
 
 @pytest.fixture
@@ -23,10 +25,10 @@ async def fleet_of() -> AsyncIterator[Callable[..., tuple[Router, Fleet]]]:
     """Make a fleet of sources; it is closed at the end of the test."""
     fleets = []
 
-    def make(*sources: FakeSource, **options: float) -> tuple[Router, Fleet]:
+    def make(*sources: FakeSource, **options: Any) -> tuple[Router, Fleet]:
         router = Router(info=INFO, version="0")
-        settings = {"probe_every_s": 0.01, "probe_timeout_s": 0.05, **options}
-        fleets.append(Fleet(router, sources, **settings))  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"probe_every_s": 0.01, "probe_timeout_s": 0.05, **options}
+        fleets.append(Fleet(router, sources, **settings))
         return router, fleets[-1]
 
     yield make
@@ -251,3 +253,57 @@ async def test_a_replica_that_restarts_takes_the_name_that_its_weights_were_give
     source.die()
     await until(lambda: len(source.replicas) == 2 and router.members[0].serves)
     assert source.replicas[1].weight_version == "3"
+
+
+async def test_replicas_that_join_serve_the_current_version_and_those_that_leave_lose_no_request(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    made: dict[int, FakeSource] = {}
+
+    def make(number: int) -> FakeSource:
+        made[number] = FakeSource(f"r{number}")
+        return made[number]
+
+    router, fleet = fleet_of(make(0), make(1), make_source=make)
+    await fleet.start()
+    await router.weights.update(FolderWeights(tmp_path), "7")
+    await router.pause("in_place")
+    await fleet.scale(4)
+    await until(lambda: len(router.members.serving) == 4)
+    assert [member.name for member in router.members] == ["r0", "r1", "r2", "r3"]
+    assert made[3].replicas[0].calls == ["update 7", "pause in_place"]
+    await router.resume()
+
+    for source in made.values():
+        source.replicas[0].go_on.clear()
+    answers = []
+    for _ in range(12):
+        answers.append(asyncio.create_task(router.generate(request(range(5), new=10))))
+        await asyncio.sleep(0)
+    assert all(member.in_flight for member in router.members)
+    await fleet.scale(1)
+    assert [member.name for member in router.members] == ["r0"] and made[3].stops == made[1].stops == 1
+    made[0].replicas[0].go_on.set()
+    assert {len((await answer).output_ids) for answer in answers} == {10}
+    assert router.resent > 0
+
+    # A number that is free again is used again, for a new replica.
+    await fleet.scale(2)
+    await until(lambda: len(router.members.serving) == 2)
+    assert router.members[1].name == "r1" and router.members[1].weight_version == "7"
+
+
+async def test_what_does_not_serve_leaves_first(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
+    first, second = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(first, second, make_source=lambda number: FakeSource(f"new{number}"), probe_every_s=5.0)
+    await fleet.start()
+    await router.members.fence(router.members[0], "gone")
+    await fleet.scale(1)
+    assert [member.name for member in router.members] == ["b"] and router.members[0].serves
+
+
+async def test_replicas_of_given_urls_are_not_scaled(fleet_of: Callable[..., tuple[Router, Fleet]]) -> None:
+    _, fleet = fleet_of(FakeSource("a"))
+    await fleet.start()
+    with pytest.raises(Conflict, match="by their URLs"):
+        await fleet.scale(2)
