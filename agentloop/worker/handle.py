@@ -135,10 +135,9 @@ class WorkerHandle:
         self._silent_s = 0.0
 
     @property
-    def pid(self) -> int:
-        """The id of the process."""
-        assert self._process is not None
-        return self._process.pid
+    def pid(self) -> int | None:
+        """The id of the process; None before its first start."""
+        return None if self._process is None else self._process.pid
 
     # -- start and end -----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ until the one that ends its worker is alone. It fails, and the others go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import sys
 from collections import deque
@@ -38,6 +39,8 @@ MOST_DEATHS_ALONE = 2
 AFFINITY = 8
 """Episodes that the worker which has a row may have more than the idlest one: sending the row again
 costs less than waiting."""
+
+LEAVE_POLL_S = 0.1
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
 
@@ -87,6 +90,7 @@ class WorkerPool:
         self._said: set[str] = set()
         self._last_sampling: tuple[SamplingConfig, str] | None = None
         self._workers = [self._worker(number) for number in range(self._config.workers)]
+        self._leaving: list[WorkerHandle] = []
         self._apart = self._worker(self._config.workers)
 
     def _worker(self, number: int) -> WorkerHandle:
@@ -115,7 +119,7 @@ class WorkerPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(worker.end() for worker in (*self._workers, self._apart)))
+        await asyncio.gather(*(worker.end() for worker in self._all))
 
     async def _start_all(self) -> None:
         # Each is waited for, so that none is left half started; then the first error is raised.
@@ -171,7 +175,7 @@ class WorkerPool:
             return await done
         finally:
             if done.cancelled():
-                for worker in (*self._workers, self._apart):
+                for worker in self._all:
                     worker.cancel(job)
 
     def _json(self, sampling: SamplingConfig) -> str:
@@ -182,7 +186,59 @@ class WorkerPool:
 
     def processes(self) -> list[int]:
         """Return the process ids of the workers that take episodes."""
-        return [worker.pid for worker in self._workers if worker.serving]
+        return [worker.pid for worker in self._workers if worker.serving and worker.pid is not None]
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return number, state, process and running episodes of each worker."""
+        return [
+            {
+                "number": worker.number,
+                "state": "leaving" if worker in self._leaving else "serving" if worker.serving else "starting",
+                "pid": worker.pid,
+                "in_flight": len(worker.jobs),
+            }
+            for worker in sorted((*self._workers, *self._leaving), key=lambda worker: worker.number)
+        ]
+
+    async def scale(self, workers: int) -> None:
+        """Have this many workers from now on; at least 1. Call it after `serve`.
+
+        New ones take episodes once they have started. Of those that leave, the newest go first, and
+        each ends when its episodes have ended.
+        """
+        taken = {worker.number for worker in self._all}
+        unused = (number for number in itertools.count() if number not in taken)
+        for number in itertools.islice(unused, max(0, workers - len(self._workers))):
+            worker = self._worker(number)
+            self._workers.append(worker)
+            self._keep(self._join(worker), f"start of agent worker {number}")
+
+        self._workers.sort(key=lambda worker: (not worker.serving, worker.number))
+        leaving = self._workers[workers:]
+        del self._workers[workers:]
+        self._leaving += leaving
+        for worker in leaving:
+            self._keep(self._leave(worker), f"end of agent worker {worker.number}")
+
+    async def _join(self, worker: WorkerHandle) -> None:
+        """Start a further worker; one that dies at once is left to `_supervise`."""
+        assert self._serve is not None
+        with contextlib.suppress(WorkerError):
+            await worker.start()
+            worker.serve(self._serve)
+        await self._supervise(worker)
+
+    async def _leave(self, worker: WorkerHandle) -> None:
+        """End a worker when its episodes have ended."""
+        worker.serving = False
+        while worker.jobs:  # noqa: ASYNC110  # the last of them may end in many ways
+            await asyncio.sleep(LEAVE_POLL_S)
+        await worker.end()
+        self._leaving.remove(worker)
+
+    @property
+    def _all(self) -> list[WorkerHandle]:
+        return [*self._workers, *self._leaving, self._apart]
 
     def take_metrics(self) -> dict[str, float]:
         """Return `workers/lag_max_s` since the last call, and `workers/restarts` so far."""
@@ -224,6 +280,9 @@ class WorkerPool:
         in_a_row, finished = 0, 0
         while True:
             reason = await worker.ended()
+            if worker not in self._workers:  # it has left
+                self._reassign(worker, reason, again=False)
+                return
             in_a_row = 1 if worker.finished > finished else in_a_row + 1
             finished = worker.finished
             self._reassign(worker, reason)
@@ -252,14 +311,19 @@ class WorkerPool:
                 if not job.done.done():
                     self._assign(job)
 
-    def _reassign(self, worker: WorkerHandle, reason: str) -> None:
-        """Give the unfinished episodes of a worker that has died to others."""
+    def _reassign(self, worker: WorkerHandle, reason: str, *, again: bool = True) -> None:
+        """Give the unfinished episodes of a worker that has died to others.
+
+        Args:
+            again: whether it is started again.
+        """
         jobs = worker.drop_jobs()
         which = "episode starts" if len(jobs) == 1 else "episodes start"
-        self._warn(
-            f"agent worker {worker.number} {reason}; it is started again"
-            + (f", and its {len(jobs)} unfinished {which} again in others" if jobs else "")
-        )
+        parts = [f"agent worker {worker.number} {reason}"]
+        parts += ["it is started again"] if again else []
+        parts += [f"its {len(jobs)} unfinished {which} again in others"] if jobs else []
+        if again or jobs:
+            self._warn("; ".join(parts))
         suspects = []
         for job in jobs:
             job.deaths += 1

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from agentloop.trace.store import TraceStore
+from trainer.run.control import ask
 
 from .conftest import Run, train_quickstart, waiting_reward
 
@@ -164,3 +165,45 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(whole: Run, background: Any) 
     metrics = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert without_times(metrics) == without_times(whole.metrics)
     assert weights_digest(run.dir, STEPS) == weights_digest(whole.dir, STEPS)
+
+
+@pytest.mark.slow
+def test_replicas_and_agent_workers_join_and_leave_a_run(whole: Run, background: Any) -> None:
+    run = background(*OPTIONS, "rollout.replicas=2", "cluster.agents.workers=1")
+    run.wait_for_steps(1)
+    assert ask(run.dir, "scale", rollout=3, agents=2)[0].startswith("rollout: 3 replicas")
+    assert len(ask(run.dir, "status")["processes"]) == 5
+    run.wait_for_steps(2)
+    ask(run.dir, "scale", rollout=1, agents=1)
+    run.wait_for_steps(3)
+    ask(run.dir, "scale", rollout=2)
+    code, out = run.finish()
+    assert code == 0, out
+    assert "agentloop cluster scale: rollout: 1 replica;" in out
+
+    metrics = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [{key: value for key, value in row.items() if not key.startswith("workers/")} for row in metrics]
+    assert without_times(rows) == without_times(whole.metrics)
+    assert weights_digest(run.dir, STEPS) == weights_digest(whole.dir, STEPS)
+
+
+@pytest.mark.slow
+def test_the_commands_that_look_at_a_run_and_change_it(background: Any, agentloop: Any) -> None:
+    run = background("run.steps=1000", "eval.every=null", "rollout.replicas=2")
+    run.wait_for_steps(1)
+    folder = str(run.dir)
+    status = agentloop("cluster", "status", folder)
+    assert status.code == 0 and "of 1000, version" in status.out and "replica torch-1  serving" in status.out, status
+    scaled = agentloop("cluster", "scale", folder, "rollout=1")
+    assert scaled.code == 0 and "rollout: 1 replica;" in scaled.out, scaled.err
+    for word, error in (
+        ("rollout=0", "has no number of 1 to 1024"), ("trainer=2", "names no part of a run"),
+        ("agents=2", "cluster.agents.workers=1"),
+    ):  # fmt: skip
+        refused = agentloop("cluster", "scale", folder, word)
+        assert refused.code == 2 and error in refused.err, refused.err
+    run.interrupt()
+    assert run.finish()[0] == 130
+    over = agentloop("cluster", "status", folder)
+    assert over.code == 2 and f"no run is going on in {folder}" in over.err
+    assert not (run.dir / "control.sock").exists()

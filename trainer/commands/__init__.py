@@ -1,4 +1,4 @@
-"""The trainer's commands: `agentloop train`, `eval`, `check`, `sft` and `export`.
+"""The trainer's commands: `agentloop train`, `eval`, `check`, `sft`, `export` and `cluster`.
 
 This file holds the options and help texts; each other file is one command, imported when it runs.
 The functions are not named like the files: an imported file would replace a function of its name.
@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
     app.command("check")(check_options)
     app.command("sft")(sft_options)
     app.command("export")(export_options)
+    app.add_typer(_cluster_app(), name="cluster")
 
 
 def train_options(words: Words = None, config: Config = None, resume: Resume = False, dry_run: DryRun = False) -> None:
@@ -195,3 +196,49 @@ def export_options(
         source, out, step=step, dtype=dtype, model=model, force=force, trust_remote_code=trust_remote_code
     )
     raise typer.Exit(code)
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run that is going on: outputs/<name>")]
+
+
+def _cluster_app() -> typer.Typer:
+    """The commands of `agentloop cluster`."""
+    app = typer.Typer(help="Look at a run that is going on, and change its number of processes.", no_args_is_help=True)
+    app.command("status")(cluster_status_options)
+    app.command("scale")(cluster_scale_options)
+    return app
+
+
+def cluster_status_options(run: RunFolder) -> None:
+    """Show the progress of a run, and the state of its replicas and agent workers.
+
+    Example: agentloop cluster status outputs/quickstart
+    """
+    from trainer.commands.cluster import status_command
+
+    status_command(run)
+
+
+def cluster_scale_options(
+    run: RunFolder,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PART=NUMBER...",
+            help="rollout=6: replicas of the rollout server; agents=4: agent workers",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Change how many replicas or agent workers a run has, while it goes on.
+
+    A replica that joins loads the current version first. The requests of one that leaves go on in
+    the others, with the tokens that they have. What a step holds does not depend on the numbers.
+    The run must have been started with two replicas or more, or with agent workers. A resumed run
+    has the numbers of its recipe again.
+
+    Example: agentloop cluster scale outputs/quickstart rollout=4 agents=2
+    """  # fmt: skip
+    from trainer.commands.cluster import scale_command
+
+    scale_command(run, words)

@@ -135,6 +135,14 @@ class ServerLink:
         version = str((await self._get("/server_info")).get("weight_version", "0"))
         return int(version) if version.isdigit() else 0
 
+    async def facts(self) -> dict[str, Any]:
+        """Return what the server says of itself and its replicas.
+
+        Raises:
+            ServerError: it does not answer.
+        """
+        return await self._get("/server_info")
+
     async def serving_ranks(self) -> int:
         """Return the number of ranks that the serving replicas have in a weight update group."""
         facts = await self._get("/server_info")

@@ -46,6 +46,7 @@ class ServerProcess:
         token: bearer token of the server: the recipe's, else a random one for this process, so that
             no web page and no other user of this machine can change the server. It is in the
             environment of the server and nowhere else.
+        replicas: of the next start.
         restarts: how often it was restarted after it died.
         died: fails with the reason when the server cannot be restarted; None before `start`.
         url: base URL of the running server.
@@ -78,6 +79,7 @@ class ServerProcess:
         self._weights: tuple[int, Path | None] = (0, None)
 
         self.token: str = rollout.token or secrets.token_urlsafe(32)
+        self.replicas = rollout.replicas
         self.restarts = 0
         self.died: asyncio.Future[None] | None = None
         self.url = ""
@@ -159,6 +161,7 @@ class ServerProcess:
         return ServerSettings(
             **{
                 **rollout.engine_options(),
+                "replicas": self.replicas,
                 "model": self._model_path,
                 "dtype": self._model.dtype,
                 "trust_remote_code": self._model.trust_remote_code,

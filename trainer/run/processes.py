@@ -45,6 +45,7 @@ class Processes:
     Attributes:
         workers: the trainer's ranks.
         server: the rollout server; None if the recipe names one that runs elsewhere.
+        link: admin connection to the server.
         publisher: sends new versions from the ranks to the server.
         runner: runs episodes on the server.
         agent_workers: the processes in which it does; None: in this one.
@@ -53,6 +54,7 @@ class Processes:
 
     workers: WorkerGroup
     server: ServerProcess | None
+    link: ServerLink
     publisher: Publisher
     runner: RunsEpisodes
     agent_workers: WorkerPool | None = None
@@ -159,7 +161,7 @@ async def start_processes(
         async with inputs.runner(
             url, token=token, max_in_flight=most, on_fault=errors, workers=agent_workers
         ) as runner:
-            yield Processes(workers, server, publisher, runner, agent_workers, colocation)
+            yield Processes(workers, server, link, publisher, runner, agent_workers, colocation)
 
 
 class _ServedWeights:

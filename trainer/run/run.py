@@ -24,6 +24,7 @@ from trainer.publishing.weights_folder import prune_versions
 from trainer.rollouts.group_file import read_groups
 from trainer.rollouts.producer import Group, Producer
 from trainer.run.checkpoints import Checkpoints
+from trainer.run.control import RunRequests, listening
 from trainer.run.evaluation import Evaluation
 from trainer.run.notices import algorithm_notices, algorithm_warnings, unknown_best_metric
 from trainer.run.preflight import RunInputs
@@ -120,8 +121,10 @@ class TrainRun:
                     self._traces.resume()
                     self._console.resumed(step, next(iter(self._evals()), None))
                     await self._signals.resume()
-                with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
-                    return await self._train(processes, lag, finished)
+                requests = RunRequests(processes, self._place, self._console.notice)
+                async with listening(self._dir.root, requests.handlers, self._console.warn):
+                    with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
+                        return await self._train(processes, lag, finished)
 
     @property
     def progressed(self) -> bool:
@@ -132,6 +135,11 @@ class TrainRun:
     def stopping(self) -> bool:
         """Whether the user has asked it to stop."""
         return self._stop.requested
+
+    def _place(self) -> dict[str, int]:
+        """Return where the run is."""
+        version = self._policy.version
+        return {"step": version, "steps": self._inputs.total_steps, "version": version}
 
     # -- the loop
     # ------------------------------------------------------------------------------------

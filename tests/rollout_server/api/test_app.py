@@ -248,6 +248,12 @@ async def test_the_token_is_required_everywhere_but_at_health(
         assert answer.status_code == 200
 
 
+async def test_an_engine_in_the_servers_own_process_is_not_scaled(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/scale_replicas", json={"replicas": 2})
+    assert answer.status_code == 409 and "start it with 2 replicas or more" in answer.json()["error"]["message"]
+    assert (await client.post("/scale_replicas", json={"replicas": 0})).status_code == 400
+
+
 async def test_a_batch_is_answered_in_sglangs_order(client: httpx.AsyncClient, model_dir: Path) -> None:
     prompts = [[9, 10], [20, 21, 22], [30]]
     reference = Reference(model_dir)
