@@ -82,6 +82,7 @@ class WorkerPool:
         self._serve: Serve | None = None
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._supervisors: dict[WorkerHandle, asyncio.Task[None]] = {}
         self._waiting: deque[Job] = deque()
         """Episodes that no worker is there for at the moment."""
         self._suspects: deque[list[Job]] = deque()
@@ -154,7 +155,8 @@ class WorkerPool:
         self._serve = Serve(url, token, context_length, max_in_flight)
         for worker in self._workers:
             worker.serve(self._serve)
-            self._keep(self._supervise(worker), f"supervisor of agent worker {worker.number}")
+            name = f"supervisor of agent worker {worker.number}"
+            self._supervisors[worker] = self._keep(self._supervise(worker), name)
         self._keep(self._run_suspects(), "episodes that run apart")
 
     # -- episodes ----------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ class WorkerPool:
         for number in itertools.islice(unused, max(0, workers - len(self._workers))):
             worker = self._worker(number)
             self._workers.append(worker)
-            self._keep(self._join(worker), f"start of agent worker {number}")
+            self._supervisors[worker] = self._keep(self._join(worker), f"supervisor of agent worker {number}")
 
         self._workers.sort(key=lambda worker: (not worker.serving, worker.number))
         leaving = self._workers[workers:]
@@ -233,6 +235,9 @@ class WorkerPool:
         worker.serving = False
         while worker.jobs:  # noqa: ASYNC110  # the last of them may end in many ways
             await asyncio.sleep(LEAVE_POLL_S)
+        supervisor = self._supervisors.pop(worker)  # it may be starting the worker again
+        supervisor.cancel()
+        await asyncio.gather(supervisor, return_exceptions=True)
         await worker.end()
         self._leaving.remove(worker)
 
@@ -397,12 +402,13 @@ class WorkerPool:
         self._suspects.clear()
         self._waiting.clear()
 
-    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run work beside the episodes, until the end."""
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(self._retrieve)
+        return task
 
     def _retrieve(self, task: asyncio.Task[None]) -> None:
         """Fail the episodes if what looks after them has failed: nothing else would end them."""

@@ -225,3 +225,25 @@ async def test_a_worker_that_dies_while_it_starts_shows_its_log(make: Make) -> N
     with pytest.raises(WorkerError, match=r"agent worker 0 ended with exit code 5 while it started.*(?s:.)*the reason"):
         async with make("import os\nprint('the reason', flush=True)\nos._exit(5)\n", workers=1):
             pass
+
+
+async def test_workers_join_and_leave(make: Make) -> None:
+    async with make(workers=1) as running:
+        episodes = [asyncio.ensure_future(running.run(running.task(f"row{n}", waits=True), f"g{n}")) for n in range(2)]
+        await running.until(lambda: len(running.begun()) == 2)
+        await running.pool.scale(3)
+        await running.until(lambda: len(running.pool.processes()) == 3)
+        episodes += [asyncio.ensure_future(running.run(running.task(f"new{n}", waits=True), f"n{n}")) for n in range(4)]
+        await running.until(lambda: len({process for _, process in running.begun()}) == 3)
+
+        # A worker that leaves ends its episodes first; those of one that dies meanwhile go elsewhere.
+        await running.pool.scale(1)
+        assert [state["state"] for state in running.pool.states()] == ["serving", "leaving", "leaving"]
+        pids = [state["pid"] for state in running.pool.states()]
+        os.kill(pids[2], signal.SIGKILL)
+        await running.until(lambda: len(running.pool.states()) == 2)
+        (running.folder / "go").touch()
+        assert all(t.status is ENDED for t in await asyncio.gather(*episodes))
+        await running.until(lambda: len(running.pool.states()) == 1)
+        assert not psutil.pid_exists(pids[1]) and running.pool.processes() == [pids[0]]
+        assert running.pool.restarts == 0
