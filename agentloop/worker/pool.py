@@ -224,10 +224,9 @@ class WorkerPool:
 
     async def _join(self, worker: WorkerHandle) -> None:
         """Start a further worker; one that dies at once is left to `_supervise`."""
-        assert self._serve is not None
         with contextlib.suppress(WorkerError):
             await worker.start()
-            worker.serve(self._serve)
+            self._admit(worker)
         await self._supervise(worker)
 
     async def _leave(self, worker: WorkerHandle) -> None:
@@ -309,12 +308,16 @@ class WorkerPool:
             except AgentloopError as exc:  # a file that the recipe names was changed meanwhile
                 self._break(exc)
                 return
-            assert self._serve is not None
-            worker.serve(self._serve)
-            waiting, self._waiting = self._waiting, deque()
-            for job in waiting:
-                if not job.done.done():
-                    self._assign(job)
+            self._admit(worker)
+
+    def _admit(self, worker: WorkerHandle) -> None:
+        """Let a worker that has started take episodes, and give it those that wait."""
+        assert self._serve is not None
+        worker.serve(self._serve)
+        waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            if not job.done.done():
+                self._assign(job)
 
     def _reassign(self, worker: WorkerHandle, reason: str, *, again: bool = True) -> None:
         """Give the unfinished episodes of a worker that has died to others.
