@@ -6,6 +6,7 @@ import typer
 
 from agentloop.client.open_files import raise_limit
 from agentloop.commands.main import run_program
+from agentloop.launch.joining import hold_lease
 from agentloop.runtime.scan import remember_scans
 from rollout_server.commands import serve_command
 
@@ -16,7 +17,12 @@ def main() -> None:
     remember_scans()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve_command())
-    run_program(app)
+
+    def program() -> None:
+        hold_lease()
+        app()
+
+    run_program(program)
 
 
 if __name__ == "__main__":

@@ -53,13 +53,20 @@ class Start:
 
     Attributes:
         rank, ranks: number of this rank, and of all.
-        store: file at which the ranks meet.
+        store: file at which the ranks of one machine meet.
+        meeting: host and port of rank 0's store, at which those of several machines meet.
     """
 
     settings: LearnerSettings
     rank: int
     ranks: int
-    store: Path
+    store: Path | None
+    meeting: tuple[str, int] | None = None
+
+
+OPEN_MEETING = {"command": "OpenMeeting"}
+"""Sent to rank 0 before `Start` where ranks meet at a store: it opens that, and answers with host
+and port."""
 
 
 class Command(ABC, Generic[R]):

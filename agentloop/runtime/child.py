@@ -136,6 +136,11 @@ class Child:
         """The exit code; None while the child runs."""
         return self._process.poll()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the child is stopped by a signal (SIGSTOP)."""
+        return is_stopped(self.pid)
+
     def log_tail(self) -> str:
         """Return the last lines that this child has printed, indented."""
         return log_tail(self.log_file, start=self._log_start)

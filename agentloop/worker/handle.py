@@ -7,8 +7,6 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import msgspec
 from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.errors import TokenLawError, WorkerError
 from agentloop.faults import error_from_json
-from agentloop.runtime.child import is_stopped, log_tail, spawn
+from agentloop.launch.base import Launched, Launcher, Program
 from agentloop.runtime.early import ROOT
 from agentloop.runtime.variables import child_environment
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
@@ -94,6 +92,7 @@ class WorkerHandle:
         number: of the worker.
         log: takes what it prints; appended to.
         start: what it loads.
+        launcher: starts the process.
         timeout_s: time limit of its start.
         limits: of tools, counted for all workers.
         on_finished: called with each episode that ends.
@@ -111,6 +110,7 @@ class WorkerHandle:
         log: Path,
         start: Start,
         *,
+        launcher: Launcher,
         timeout_s: float,
         limits: RunLimits,
         on_finished: Callable[[Job, list[Trajectory]], None],
@@ -122,13 +122,13 @@ class WorkerHandle:
         self.serving = False
         self.finished = 0
         self._start = start
+        self._launcher = launcher
         self._timeout_s = timeout_s
         self._limits = limits
         self._on_finished = on_finished
         self._on_blocked = on_blocked
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Launched | None = None
         self._connection: FrameProtocol | None = None
-        self._log_start = 0
         self._keys = itertools.count()
         self._rows: dict[int, _HeldRow] = {}  # by id of the task
         self._lag_max_s = 0.0
@@ -165,20 +165,25 @@ class WorkerHandle:
         self._lost: asyncio.Future[None] = loop.create_future()
         self._unpacker = EpisodeUnpacker()
         self._decode = msgspec.msgpack.Decoder(ToMain, ext_hook=self._unpacker.unmark).decode
-        self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        environment = child_environment(1)
-        # The worker must import the package that started it, wherever that was imported from.
-        environment["PYTHONPATH"] = ROOT
-        ours, theirs = socket.socketpair()
-        with theirs, self.log.open("ab") as output:
-            self._process = await spawn(
-                [sys.executable, "-P", "-m", "agentloop.worker", "--fd", str(theirs.fileno())],
-                environment=environment,
-                stdout=output,
-                stderr=output,
-                pass_fds=[theirs.fileno()],
-            )
-        self._connection = await FrameProtocol.connect(ours, self._on_frame, self._on_lost)
+        program = Program(
+            name=f"agent_worker{self.number}",
+            role="agent",
+            number=self.number,
+            module="agentloop.worker",
+            arguments=(),
+            # The worker must import the package that started it, wherever that was imported from.
+            environment=child_environment(1) | {"PYTHONPATH": ROOT},
+            variables=child_environment(1, base={}),
+            log=self.log,
+        )
+        self._process = None
+        try:
+            self._process = await self._launcher.start(program)
+        except WorkerError:
+            self._on_lost()
+            self._ready.exception()  # retrieved: the error says more
+            raise
+        self._connection = await FrameProtocol.connect(self._process.sock, self._on_frame, self._on_lost)
         self._silent_s = 0.0
 
     def serve(self, message: Serve) -> None:
@@ -192,7 +197,7 @@ class WorkerHandle:
         while not self._lost.done():
             await asyncio.wait([self._lost], timeout=WATCH_S)
             # Counted in looks, so that a run which is stopped as a whole counts nothing.
-            stopped_s = stopped_s + WATCH_S if self._process and is_stopped(self._process.pid) else 0.0
+            stopped_s = stopped_s + WATCH_S if self._process and self._process.stopped else 0.0
             self._silent_s += WATCH_S
             if stopped_s >= STOPPED_S or self._silent_s >= SILENT_S:
                 what = "was stopped" if stopped_s else "was blocked by a tool"
@@ -224,14 +229,14 @@ class WorkerHandle:
 
     async def _kill(self) -> None:
         assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         with contextlib.suppress(TimeoutError):  # stuck in the kernel, and left behind
             await asyncio.wait_for(self._process.wait(), END_S)
 
     async def _reason(self) -> str:
         """Return how the process ended, as a clause."""
-        assert self._process is not None
+        if self._process is None:
+            return "could not be started"
         try:
             code = await asyncio.wait_for(self._process.wait(), END_S)
         except TimeoutError:
@@ -249,7 +254,7 @@ class WorkerHandle:
 
     def log_tail(self) -> str:
         """Return the last lines that the process has printed, indented."""
-        return log_tail(self.log, start=self._log_start)
+        return "" if self._process is None else self._process.log_tail()
 
     # -- episodes ----------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ from typing import Any, Self
 from agentloop.agent.runner import OnFault
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.errors import AgentloopError, WorkerError
+from agentloop.launch.base import Launcher
+from agentloop.launch.local import LocalLauncher
 from agentloop.types import Task, Trajectory
 from agentloop.worker.handle import Job, WorkerHandle, failed_episode
 from agentloop.worker.limits import RunLimits
@@ -52,6 +54,7 @@ class WorkerPool:
         model_path: local folder of the model.
         log_dir: gets `agent_worker{n}.log`.
         warn: called with each warning.
+        launcher: starts the processes; None: as children of this one.
 
     Attributes:
         restarts: how often a worker was started again.
@@ -64,8 +67,10 @@ class WorkerPool:
         *,
         log_dir: Path,
         warn: Callable[[str], None],
+        launcher: Launcher | None = None,
     ) -> None:
         self.restarts = 0
+        self._launcher = launcher or LocalLauncher()
         self._config = recipe.cluster.agents
         self._start = Start(
             recipe=recipe.model_dump_json(by_alias=True),
@@ -99,6 +104,7 @@ class WorkerPool:
             number,
             self._log_dir / f"agent_worker{number}.log",
             self._start,
+            launcher=self._launcher,
             timeout_s=self._timeout_s,
             limits=self._limits,
             on_finished=self._finished,

@@ -1,12 +1,12 @@
 """The process of an agent worker: it runs whole episodes, and sends each when it has ended.
 
 It ends with the main process: when the connection closes or, where a tool blocks it, by the
-kernel's parent-death signal (`agentloop.runtime.child`).
+kernel's parent-death signal (`agentloop.runtime.child`) or by the watch on the connection that it
+made (`agentloop.launch.joining`).
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import contextvars
@@ -30,6 +30,7 @@ from agentloop.client import rate_limit
 from agentloop.client.time_limit import not_counted
 from agentloop.config import Recipe, SamplingConfig
 from agentloop.faults import error_to_json
+from agentloop.launch.joining import connection
 from agentloop.runtime.event_loop import run_loops, uncollected
 from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.trace.spans import Recorder
@@ -60,10 +61,8 @@ STATUS_S = 1.0
 
 
 def main() -> None:
-    """Serve the main process at an inherited socket."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--fd", type=int, required=True, help="inherited socket to the main process")
-    sock = socket.socket(fileno=arguments.parse_args().fd)
+    """Serve the main process at the connection that the command line names."""
+    sock = connection(__doc__)
     logging.basicConfig(format="%(message)s")
     run_loops(Worker().serve(sock))
 

@@ -1,13 +1,13 @@
-"""The process of one rank: `python -m trainer.learner.process --fd N`. Started by
-`trainer.workers.rank`.
+"""The process of one rank: `python -m trainer.learner.process --fd N`, or `--connect host:port`.
+Started by `trainer.workers.rank`.
 
 It answers one message at a time. It ends with the main process: at end of file on the socket or,
-while it is busy, by the kernel's parent-death signal (`agentloop.runtime.child`).
+while it is busy, by the kernel's parent-death signal (`agentloop.runtime.child`) or by the watch on
+the connection that it made (`agentloop.launch.joining`).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import psutil
 
 from agentloop.errors import DiskError
 from agentloop.faults import error_to_json
 from agentloop.files import DISK_FAULTS, disk_error
+from agentloop.launch.joining import connection
 from agentloop.runtime.event_loop import uncollected
 from agentloop.runtime.scan import remember_scans
 from trainer.channel import BlockingChannel, Message, arrays_to_samples
 from trainer.rank_commands import (
+    OPEN_MEETING,
     SampleCommand,
     Start,
     answer_to_message,
@@ -39,24 +42,33 @@ from trainer.rank_commands import (
 if TYPE_CHECKING:
     from trainer.learner.learner import Learner
 
+OPEN_S = 300.0
+"""Time for the other ranks to come to rank 0's store."""
+
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--fd", type=int, required=True, help="inherited socket to the main process")
-    channel = BlockingChannel(socket.socket(fileno=arguments.parse_args().fd))
+    sock = connection(__doc__)
+    channel = BlockingChannel(sock)
+    if sock.family != socket.AF_UNIX:
+        _talk_where_connected(sock)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trainer").setLevel(logging.INFO)
 
     remember_scans()
     first = channel.receive()
-    if first is None:
-        return
     store: Path | None = None
+    meeting: Any = None
     try:
+        if first is not None and first[0] == OPEN_MEETING:
+            meeting = _open_meeting(sock)
+            channel.send({"ok": [meeting.host, meeting.port]})
+            first = channel.receive()
+        if first is None:
+            return
         start = start_from_json(first[0])
         store = start.store
         with uncollected():
-            learner = _start(start)
+            learner = _start(start, meeting)
         channel.send({"ok": None})
     except Exception as exc:  # noqa: BLE001 - the main process must learn of every failure
         channel.send(_reported(exc, store))
@@ -71,8 +83,44 @@ def main() -> None:
     _end()
 
 
-def _start(start: Start) -> Learner:
-    """Join the process group and load the model."""
+def _talk_where_connected(sock: socket.socket) -> None:
+    """Let gloo and NCCL use the network by which the main process is reached. By default they look
+    up the host's name, which often leads to loopback."""
+    address = sock.getsockname()[0]
+    if address.startswith("127."):
+        address = "127.0.0.1"  # all of them are the same interface, which names this one
+    interfaces = psutil.net_if_addrs()
+    found = next((name for name, entries in interfaces.items() if address in (e.address for e in entries)), None)
+    if found is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", found)
+
+
+def _open_meeting(sock: socket.socket) -> Any:
+    """Open the store at which all ranks meet, at the address by which this one is connected."""
+    import torch.distributed as dist
+
+    server = socket.socket(sock.family)
+    server.bind((sock.getsockname()[0], 0))
+    server.listen(socket.SOMAXCONN)
+    host, port = server.getsockname()[:2]
+    # By itself it would listen on all addresses.
+    return dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=OPEN_S),
+        master_listen_fd=server.detach(),
+    )
+
+
+def _start(start: Start, meeting: Any) -> Learner:
+    """Join the process group and load the model.
+
+    Args:
+        meeting: the store that this rank has opened; None: another rank's, or a file.
+    """
     import torch
     import torch.distributed as dist
 
@@ -82,11 +130,18 @@ def _start(start: Start) -> Learner:
     torch.set_num_threads(config.threads)
     backend = "gloo"
     if config.device == "cuda":
-        torch.cuda.set_device(start.rank)
+        # A cluster shows each process its own GPU only.
+        torch.cuda.set_device(0 if start.store is None else start.rank)
         backend = "cpu:gloo,cuda:nccl"
+    if start.store is not None:
+        meeting = dist.FileStore(str(start.store), start.ranks)  # type: ignore[attr-defined]  # torch does not list it in __all__
+    elif meeting is None:
+        assert start.meeting is not None
+        host, port = start.meeting
+        meeting = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=OPEN_S))  # type: ignore[attr-defined]  # as above
     dist.init_process_group(
         backend,
-        store=dist.FileStore(str(start.store), start.ranks),  # type: ignore[attr-defined]  # torch does not list it in __all__
+        store=meeting,
         rank=start.rank,
         world_size=start.ranks,
         timeout=timedelta(seconds=config.timeout_s),

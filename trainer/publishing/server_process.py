@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
-from agentloop.runtime.child import Child, ChildKilled, child_environment, is_stopped
-from agentloop.runtime.early import EarlyProgram, begin_early
+from agentloop.launch.base import Launcher, Program
+from agentloop.launch.local import LocalLauncher
+from agentloop.runtime.child import Child, ChildKilled, child_environment
+from agentloop.runtime.early import EarlyProgram
 
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
 ADMIN_TOKEN_VARIABLE = "AGENTLOOP_SERVER_ADMIN_TOKEN"  # noqa: S105  # as above
@@ -62,6 +62,7 @@ class ServerProcess:
         log_file: Path,
         weights_roots: Sequence[Path],
         on_restart: Callable[[str], None],
+        launcher: Launcher | None = None,
     ) -> None:
         self._model_path = model_path
         self._model = model
@@ -70,6 +71,7 @@ class ServerProcess:
         self._log_file = log_file
         self._weights_roots = tuple(weights_roots)
         self._on_restart = on_restart
+        self._launcher = launcher or LocalLauncher()
 
         self._ready_file = log_file.with_name("server.ready.json")
         self._settings_file = log_file.with_name("server.settings.json")
@@ -127,21 +129,20 @@ class ServerProcess:
         file = self.settings.save(self._settings_file)
 
         # Pass secrets in the environment: the settings file stays in the run's folder.
-        environment = child_environment(rollout.threads)
-        for variable, token in ((TOKEN_VARIABLE, self.token), (ADMIN_TOKEN_VARIABLE, rollout.admin_token)):
-            if token:
-                environment[variable] = token
-
-        # Not in the file, with which the server can then be started by hand.
-        parent = ["--parent-pid", str(os.getpid())]
-        arguments = ["--settings", str(file), *parent]
-        command, log = [sys.executable, "-P", "-m", MODULE, *arguments], self._log_file
-        log_start = log.stat().st_size if log.exists() else 0
-        begun = await begin_early(MODULE, arguments, environment, log)
-        if begun is None:
-            self._child = Child("the rollout server", command, environment, log)
-        else:
-            self._child = Child("the rollout server", command, environment, log, early=begun[0], log_start=log_start)
+        named = {TOKEN_VARIABLE: self.token, ADMIN_TOKEN_VARIABLE: rollout.admin_token}
+        tokens = {variable: token for variable, token in named.items() if token}
+        program = Program(
+            name="rollout_server",
+            role="server",
+            number=0,
+            module=MODULE,
+            # What ties it to this process is not in the file, with which it can be started by hand.
+            arguments=["--settings", str(file.absolute())],
+            environment=child_environment(rollout.threads) | tokens,
+            variables=child_environment(rollout.threads, base={}) | tokens,
+            log=self._log_file,
+        )
+        self._child = await self._launcher.start_server("the rollout server", program)
         try:
             await self._child.until_ready(
                 self._is_ready, rollout.start_timeout_s, timeout_key="rollout.start_timeout_s"
@@ -162,6 +163,7 @@ class ServerProcess:
             **{
                 **rollout.engine_options(),
                 "replicas": self.replicas,
+                "host": self._launcher.host or rollout.host,
                 "model": self._model_path,
                 "dtype": self._model.dtype,
                 "trust_remote_code": self._model.trust_remote_code,
@@ -213,7 +215,7 @@ class ServerProcess:
         try:
             while not (await asyncio.wait([ended], timeout=WATCH_S))[0]:
                 # Counted in looks, so that a run which is stopped as a whole counts nothing.
-                stopped_s = stopped_s + WATCH_S if is_stopped(child.pid) else 0.0
+                stopped_s = stopped_s + WATCH_S if child.stopped else 0.0
                 if stopped_s >= STOPPED_S:
                     self._on_restart(f"the rollout server (process {child.pid}) was stopped for {stopped_s:.0f} s")
                     await child.kill()

@@ -18,6 +18,8 @@ import numpy as np
 
 from agentloop.config import OptimConfig, TrainerConfig
 from agentloop.errors import AgentloopError, WorkerError
+from agentloop.launch.base import Launcher
+from agentloop.launch.local import LocalLauncher
 from agentloop.model_folder import ModelFolder
 from trainer.algorithms.aggregation import normalizer
 from trainer.channel import samples_to_arrays
@@ -46,6 +48,7 @@ from trainer.rank_commands import (
 from trainer.types import LearnerSettings, LossSpec, SaveStatus, TrainSample, ValueSample, add_sums
 from trainer.workers.rank import Rank, RankDied, RawAnswer
 from trainer.workers.samples import by_gradient, by_sample, check_samples, set_logprobs
+from trainer.workers.starting import open_meeting, spawn_ranks
 from trainer.workers.watch import RankHangs, wait_for_answers
 
 DEFAULT_HIDDEN_SIZE = 1024
@@ -83,6 +86,7 @@ class WorkerGroup:
         init: Literal["weights", "random"] = "weights",
         trust_remote_code: bool = False,
         adapters: Path | None = None,
+        launcher: Launcher | None = None,
     ) -> WorkerGroup:
         """Start the rank processes and load the model in each.
 
@@ -94,6 +98,7 @@ class WorkerGroup:
             init: `random` draws the weights with `seed`.
             trust_remote_code: `model.trust_remote_code`.
             adapters: checkpoint whose adapters the policy starts with; None: new ones.
+            launcher: starts the processes; None: as children of this one.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -118,12 +123,14 @@ class WorkerGroup:
 
         ranks: list[Rank] = []
 
+        launcher = launcher or LocalLauncher()
         group = cls(ranks, config, _hidden_size(model_path))
         try:
-            for number in range(config.ranks):
-                log = log_dir / f"trainer_rank{number}.log"
-                ranks.append(await Rank.spawn(number, threads=config.threads, log=log))
+            await spawn_ranks(ranks, config, log_dir, launcher)
             starts = [Start(settings, rank.number, config.ranks, store) for rank in ranks]
+            if not launcher.local:
+                meeting = await open_meeting(ranks[0], config.timeout_s)
+                starts = [Start(settings, rank.number, config.ranks, None, meeting) for rank in ranks]
             await group._send([(to_json(start), ()) for start in starts])
         except BaseException:
             await group.close()

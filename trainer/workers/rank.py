@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ import numpy as np
 from agentloop.config import TrainerConfig
 from agentloop.errors import WorkerError
 from agentloop.faults import error_from_json
-from agentloop.runtime.child import PolledProcess, child_environment, is_stopped, log_tail, spawn
-from agentloop.runtime.early import EarlyProgram, begin_early
+from agentloop.launch.base import Launched, Launcher, Program
+from agentloop.runtime.child import child_environment
+from agentloop.runtime.early import ROOT, EarlyProgram
 from trainer.channel import HEADER_LENGTH_BYTES, array_bytes, decode_header, encode, header_length
 
 CLOSE_TIMEOUT_S = 10.0
@@ -42,47 +42,39 @@ class Rank:
     """One process and its socket."""
 
     def __init__(
-        self,
-        number: int,
-        process: asyncio.subprocess.Process | PolledProcess,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        log: Path,
-        log_start: int = 0,
+        self, number: int, process: Launched, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: Path
     ) -> None:
         self.number = number
         self.process = process
         self.log = log
-        self._log_start = log_start
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def spawn(cls, number: int, *, threads: int, log: Path) -> Rank:
+    async def spawn(cls, number: int, *, threads: int, log: Path, launcher: Launcher) -> Rank:
         """Start the process; its first message must be `rank_commands.Start`.
 
         Args:
             threads: intra-op threads of the process.
             log: receives what it prints; appended to.
-        """
-        environment = rank_environment(threads)
-        log_start = log.stat().st_size if log.exists() else 0
-        begun = await begin_early(MODULE, ["--fd", "{fd}"], environment, log)
-        if begun is not None and begun[1] is not None:
-            reader, writer = await asyncio.open_connection(sock=begun[1])
-            return cls(number, PolledProcess(begun[0]), reader, writer, log, log_start)
+            launcher: starts it.
 
-        ours, theirs = socket.socketpair()
-        with theirs, log.open("ab") as output:
-            process = await spawn(
-                [sys.executable, "-P", "-m", MODULE, "--fd", str(theirs.fileno())],
-                environment=environment,
-                stdout=output,
-                stderr=output,
-                pass_fds=[theirs.fileno()],
-            )
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(number, process, reader, writer, log, log_start)
+        Raises:
+            WorkerError: it does not connect; only where it is no child of this process.
+        """
+        program = Program(
+            name=f"trainer_rank{number}",
+            role="rank",
+            number=number,
+            module=MODULE,
+            arguments=(),
+            environment=rank_environment(threads),
+            variables=child_environment(threads, base={}),
+            log=log,
+        )
+        process = await launcher.start(program)
+        reader, writer = await asyncio.open_connection(sock=process.sock)
+        return cls(number, process, reader, writer, log)
 
     async def call(self, body: Any, arrays: Sequence[np.ndarray] = ()) -> RawAnswer:
         """Send one message and return its answer.
@@ -128,11 +120,10 @@ class Rank:
     @property
     def stopped(self) -> bool:
         """Whether the process is stopped by a signal (SIGSTOP)."""
-        return is_stopped(self.process.pid)
+        return self.process.stopped
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
 
     async def _exit_report(self) -> RankDied:
         try:
@@ -141,7 +132,7 @@ class Rank:
             await self._killed()
             code = None
         memory = "exit code -9 usually means out of memory: lower trainer.tokens_per_micro_batch"
-        tail = log_tail(self.log, start=self._log_start)
+        tail = self.process.log_tail()
         return RankDied(
             f"trainer rank {self.number} died (exit code {code}). Last lines of {self.log}:\n{tail}",
             memory if code == -signal.SIGKILL else "the last lines above name the cause",
@@ -164,6 +155,5 @@ def rank_environment(threads: int) -> dict[str, str]:
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # The rank must import the trainer that started it. `-P` keeps the working directory, which may
     # hold another package of that name, out of its path.
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, environment.get("PYTHONPATH")]))
     return environment

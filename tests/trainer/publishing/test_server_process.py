@@ -12,6 +12,7 @@ import pytest
 
 from agentloop.config import ModelConfig, RolloutConfig
 from agentloop.errors import ServerStartError
+from agentloop.launch import local
 from agentloop.runtime.child import ChildKilled
 from trainer.publishing import server_process
 from trainer.publishing.server_process import TOKEN_VARIABLE, ServerProcess
@@ -27,7 +28,7 @@ class FakeChild:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log_file: Path) -> None:
         self.environments.append(dict(environment))
         self._settings = json.loads(Path(command[command.index("--settings") + 1]).read_text())
-        self.pid, self.code = 1, None
+        self.pid, self.code, self.stopped = 1, None, False
         self.end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         children.append(self)
 
@@ -51,7 +52,7 @@ children: list[FakeChild] = []
 
 @pytest.fixture
 def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ServerProcess]:
-    monkeypatch.setattr(server_process, "Child", FakeChild)
+    monkeypatch.setattr(local, "Child", FakeChild)
     monkeypatch.setattr(server_process, "FIRST_BACKOFF_S", 0.0)
     FakeChild.killed, FakeChild.environments = 0, []
     children.clear()

@@ -20,6 +20,7 @@ from agentloop.data import RowOrder, Tasks, ValidatedRows, check_tasks, load_tas
 from agentloop.errors import DataError, ModelError, ServerError
 from agentloop.files import is_file
 from agentloop.interaction.loading import Interactions
+from agentloop.launch.base import Launcher
 from agentloop.model_folder import ModelFolder, check_tensors, find_model
 from agentloop.model_folder.hub import may_be_hub_id
 from agentloop.tool.session import Toolset
@@ -81,18 +82,21 @@ class RunInputs:
         return self.code.interactions
 
     @contextlib.asynccontextmanager
-    async def workers(self, log_dir: Path, warn: Callable[[str], None]) -> AsyncIterator[WorkerPool | None]:
+    async def workers(
+        self, log_dir: Path, warn: Callable[[str], None], launcher: Launcher | None = None
+    ) -> AsyncIterator[WorkerPool | None]:
         """Begin to start the agent workers of the recipe, and end them afterwards; None: episodes
         run in this process.
 
         Args:
             log_dir: gets a log of each.
             warn: called with each warning.
+            launcher: starts them; None: as children of this process.
         """
         if not self.recipe.cluster.agents.workers:
             yield None
             return
-        async with WorkerPool(self.recipe, self.model_path, log_dir=log_dir, warn=warn) as pool:
+        async with WorkerPool(self.recipe, self.model_path, log_dir=log_dir, warn=warn, launcher=launcher) as pool:
             yield pool
 
     @contextlib.asynccontextmanager
