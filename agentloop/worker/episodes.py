@@ -6,7 +6,8 @@ wrote into a message and MessagePack has no form for becomes its text, as in a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -70,28 +71,31 @@ class EpisodePacker:
 
     Args:
         key: of the row.
-
-    Attributes:
-        encoder: of messages that hold what `pack` returns.
     """
 
     def __init__(self, key: int) -> None:
         self._key = key.to_bytes(KEY_BYTES)
         self._sent: set[str] = set()
-        self.encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+        self._encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
-    def new_images(self, trajectories: Sequence[Trajectory]) -> list[PackedImage]:
-        """Return the images of an episode that no earlier one had; they have to be sent first."""
-        found = []
+    def new_images(self, trajectories: Sequence[Trajectory]) -> Iterator[PackedImage]:
+        """Yield the images of an episode that no earlier one had; they have to be sent first."""
         for trajectory in trajectories:
             for image in trajectory.images:
                 if isinstance(image, ImageFile) and image.digest not in self._sent:
-                    self._sent.add(image.digest)
-                    found.append(PackedImage(image.data, image.width, image.height))
-        return found
+                    yield PackedImage(image.data, image.width, image.height)
+                    self._sent.add(image.digest)  # not if it could not be sent
 
-    def pack(self, trajectory: Trajectory) -> PackedTrajectory:
-        """Return a trajectory in a form for `encoder`; columns are not copied."""
+    def packed(self, trajectory: Trajectory) -> bytes:
+        """Return a trajectory as bytes.
+
+        Raises:
+            Exception: MessagePack has no form for what user code put into it.
+        """
+        return self._encode(self._pack(trajectory))
+
+    def _pack(self, trajectory: Trajectory) -> PackedTrajectory:
+        """Return a trajectory in a form that can be encoded; columns are not copied."""
         versions = _column(trajectory.versions, Versions)
         return PackedTrajectory(
             token_ids=_column(trajectory.token_ids, TokenIds).view(),
@@ -133,7 +137,7 @@ class EpisodePacker:
             return value
         if value.digest in self._sent:
             return Ext(IMAGE, self._key + value.digest.encode())
-        return Ext(IMAGE_FILE, self.encoder.encode(PackedImage(value.data, value.width, value.height)))
+        return Ext(IMAGE_FILE, self._encode(PackedImage(value.data, value.width, value.height)))
 
 
 def _plain(value: Any) -> Any:
@@ -152,31 +156,43 @@ class EpisodeUnpacker:
 
     def __init__(self) -> None:
         self.images: dict[int, dict[str, ImageFile]] = {}
+        self._decode = msgspec.msgpack.Decoder(PackedTrajectory, ext_hook=self._unmark).decode
 
     def expect(self, key: int) -> None:
         """Keep the images of a row, until `forget`."""
         self.images[key] = {}
 
-    def add_images(self, key: int, images: Sequence[PackedImage]) -> None:
-        """Keep images of a row, if its episodes are still waited for."""
+    def add_image(self, key: int, packed: PackedImage) -> None:
+        """Keep an image of a row, if its episodes are still waited for."""
         if (known := self.images.get(key)) is not None:
-            for packed in images:
-                image = _image_file(packed)
-                known[image.digest] = image
+            image = _image_file(packed)
+            known[image.digest] = image
 
     def forget(self, key: int) -> None:
         """Drop the images of a row."""
         self.images.pop(key, None)
 
-    def unmark(self, code: int, content: memoryview) -> Any:
-        """Return the value of a mark, for a decoder; None for an image of a forgotten row."""
+    def episode(self, key: int, parts: Sequence[msgspec.Raw], odd: Sequence[tuple[str, list[str]]]) -> list[Trajectory]:
+        """Return the trajectories of an episode; arguments as in `messages.Finished`.
+
+        Raises:
+            ValueError: user code has put into a field what cannot be there.
+            TokenLawError: into a column.
+        """
+        try:
+            packed = [self._decode(part) for part in parts]
+        except msgspec.ValidationError as exc:
+            raise ValueError(_PLACE.sub(lambda found: _FIELDS[int(found[1])], str(exc))) from exc
+        return [unpack(part) for part in packed] + [self._odd(key, *one) for one in odd]
+
+    def _unmark(self, code: int, content: memoryview) -> Any:
         if code == IMAGE:
-            return self.images.get(int.from_bytes(content[:KEY_BYTES]), {}).get(bytes(content[KEY_BYTES:]).decode())
+            return self.images[int.from_bytes(content[:KEY_BYTES])][bytes(content[KEY_BYTES:]).decode()]
         if code == IMAGE_FILE:
             return _image_file(msgspec.msgpack.decode(content, type=PackedImage))
         raise ValueError(f"mark {code} is unknown")
 
-    def odd(self, key: int, text: str, digests: Sequence[str]) -> Trajectory:
+    def _odd(self, key: int, text: str, digests: Sequence[str]) -> Trajectory:
         """Return the trajectory of `EpisodePacker.odd`.
 
         Raises:
@@ -185,6 +201,10 @@ class EpisodeUnpacker:
         trajectory = Trajectory.from_json(load(text))
         trajectory.images = [self.images[key][digest] for digest in digests]
         return trajectory
+
+
+_PLACE = re.compile(r"\$\[(\d+)\]")
+_FIELDS = PackedTrajectory.__struct_fields__
 
 
 def unpack(packed: PackedTrajectory) -> Trajectory:

@@ -19,6 +19,17 @@ BUFFER_BYTES = 2**18
 LONGEST_FRAME = 2**30
 """A longer frame is not read: the other end is not what it should be."""
 
+
+class FrameError(Exception):
+    """A message is too long for a frame."""
+
+
+def check_length(length: int) -> None:
+    """Raise `FrameError` if a message has too many bytes for a frame."""
+    if length > LONGEST_FRAME:
+        raise FrameError(f"{length:,} bytes cannot be sent between processes, {LONGEST_FRAME:,} at most")
+
+
 OnFrame = Callable[[memoryview], None]
 OnLost = Callable[[], None]
 

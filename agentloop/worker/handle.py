@@ -14,23 +14,24 @@ from pathlib import Path
 import msgspec
 
 from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
-from agentloop.errors import TokenLawError, WorkerError
+from agentloop.errors import WorkerError
 from agentloop.faults import error_from_json
 from agentloop.launch.base import Launched, Launcher, Program
 from agentloop.runtime.early import ROOT
 from agentloop.runtime.variables import child_environment
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
-from agentloop.worker.episodes import EpisodeUnpacker, unpack
+from agentloop.worker.episodes import EpisodeUnpacker
 from agentloop.worker.frames import FrameProtocol
 from agentloop.worker.limits import RunLimits
 from agentloop.worker.messages import (
     Acquire,
     Cancel,
+    Failed,
     Finished,
     Forget,
     Granted,
     Message,
-    NewImages,
+    NewImage,
     Ready,
     Refused,
     Release,
@@ -52,8 +53,15 @@ STOPPED_S = 20.0
 SILENT_S = 300.0
 """A worker whose event loop is blocked for this long is replaced: a tool hangs in it."""
 
+SHOW_S = 0.5
+"""Time for a worker that hangs to write where it does."""
+
 END_S = 10.0
 """Time for a worker to close its tools, and again after it was killed."""
+
+
+class WorkerKilled(WorkerError):
+    """A signal ended a worker while it started: a further start may succeed."""
 
 
 @dataclass(eq=False)
@@ -74,6 +82,11 @@ class Job:
     seed: int | None
     done: asyncio.Future[list[Trajectory]]
     deaths: int = 0
+
+    @property
+    def place(self) -> str:
+        """The episode in words, for messages."""
+        return f"row {self.task.task_id}, group {self.group_id}, sample {self.sample_index}"
 
 
 @dataclass
@@ -100,7 +113,6 @@ class WorkerHandle:
 
     Attributes:
         jobs: what runs in it, by id.
-        serving: whether it takes episodes.
         finished: episodes that have ended in it, over all its starts.
     """
 
@@ -119,8 +131,8 @@ class WorkerHandle:
         self.number = number
         self.log = log
         self.jobs: dict[int, Job] = {}
-        self.serving = False
         self.finished = 0
+        self._serves = False
         self._start = start
         self._launcher = launcher
         self._timeout_s = timeout_s
@@ -139,6 +151,11 @@ class WorkerHandle:
         """The id of the process; None before its first start."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def serving(self) -> bool:
+        """Whether it takes episodes."""
+        return self._serves and not self._lost.done()
+
     # -- start and end -----------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -146,9 +163,17 @@ class WorkerHandle:
 
         Raises:
             UserError: it cannot be loaded.
-            WorkerError: the process died, or took too long; the end of its log is in the message.
+            WorkerKilled: a signal ended it.
+            WorkerError: it ended, or took too long; the end of its log is in the message. Or the
+                system has no room for another process.
         """
-        await self._spawn()
+        try:
+            await self._spawn()
+        except OSError as exc:
+            raise WorkerError(
+                f"agent worker {self.number} cannot be started: {exc}",
+                "free memory, disk space or file descriptors (ulimit -n), or lower cluster.agents.workers",
+            ) from exc
         self.send(self._start)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -157,14 +182,15 @@ class WorkerHandle:
             await self._kill()
             raise self._start_error(f"was not ready within {self._timeout_s:.0f} s") from None
         except ConnectionError:
-            raise self._start_error(f"{await self._reason()} while it started") from None
+            reason = await self._reason()
+            killed = self._exited.done() and self._exited.result() < 0
+            raise self._start_error(f"{reason} while it started", WorkerKilled if killed else WorkerError) from None
 
     async def _spawn(self) -> None:
         loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[None] = loop.create_future()
-        self._lost: asyncio.Future[None] = loop.create_future()
+        self._ready = ready = loop.create_future()
+        self._lost = lost = loop.create_future()
         self._unpacker = EpisodeUnpacker()
-        self._decode = msgspec.msgpack.Decoder(ToMain, ext_hook=self._unpacker.unmark).decode
         program = Program(
             name=f"agent_worker{self.number}",
             role="agent",
@@ -180,16 +206,24 @@ class WorkerHandle:
         try:
             self._process = await self._launcher.start(program)
         except WorkerError:
-            self._on_lost()
-            self._ready.exception()  # retrieved: the error says more
+            _end_futures(ready, lost)
+            ready.exception()  # retrieved: the error says more
             raise
-        self._connection = await FrameProtocol.connect(self._process.sock, self._on_frame, self._on_lost)
+        # Either ends first: a process that a tool has forked may keep the connection open.
+        self._exited = asyncio.ensure_future(self._process.wait())
+        self._exited.add_done_callback(lambda _: _end_futures(ready, lost))
+        sock = self._process.sock
+        self._connection = await FrameProtocol.connect(sock, self._on_frame, lambda: _end_futures(ready, lost))
         self._silent_s = 0.0
 
     def serve(self, message: Serve) -> None:
         """Let it take episodes."""
         self.send(message)
-        self.serving = True
+        self._serves = True
+
+    def withdraw(self) -> None:
+        """Give it no further episodes."""
+        self._serves = False
 
     async def ended(self) -> str:
         """Wait until the process ends, or hangs and is killed; return how it ended, as a clause."""
@@ -201,31 +235,41 @@ class WorkerHandle:
             self._silent_s += WATCH_S
             if stopped_s >= STOPPED_S or self._silent_s >= SILENT_S:
                 what = "was stopped" if stopped_s else "was blocked by a tool"
+                await self._show_stacks()
                 await self._kill()
                 return f"{what} for {stopped_s or self._silent_s:.0f} s and was ended"
         return await self._reason()
 
     def drop_jobs(self) -> list[Job]:
-        """Forget a process that has ended; return what ran in it."""
+        """End the connection to a process; return what ran in it."""
         jobs = [job for job in self.jobs.values() if not job.done.done()]
-        self.serving = False
+        if self._connection is not None:
+            self._connection.abort()
+        self._serves = False
         self.jobs.clear()
         self._rows.clear()
         self._limits.drop(self)
         return jobs
 
     async def end(self) -> None:
-        """Close the connection, at which the process ends; kill it if it does not."""
+        """End the connection, at which the process ends; kill it if it does not."""
         self.drop_jobs()
         if self._process is None:
             return
-        if self._connection is not None:
-            self._connection.close()
         try:
             await asyncio.wait_for(self._process.wait(), END_S)
         except TimeoutError:
             await self._kill()
         self._process = None
+
+    async def _show_stacks(self) -> None:
+        """Let the process write into its log where each of its threads is."""
+        assert self._process is not None
+        if not self._launcher.local:
+            return  # it is on another machine
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGUSR1)
+        await asyncio.sleep(SHOW_S)
 
     async def _kill(self) -> None:
         assert self._process is not None
@@ -246,8 +290,8 @@ class WorkerHandle:
             return "was killed (SIGKILL; by the kernel if memory ran out)"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
-    def _start_error(self, reason: str) -> WorkerError:
-        return WorkerError(
+    def _start_error(self, reason: str, kind: type[WorkerError] = WorkerError) -> WorkerError:
+        return kind(
             f"agent worker {self.number} {reason}. The end of {self.log}:\n{self.log_tail()}",
             "the last lines above name the cause",
         )
@@ -306,17 +350,17 @@ class WorkerHandle:
     # -- what arrives ------------------------------------------------------------------------------
 
     def _on_frame(self, frame: memoryview) -> None:
-        message = self._decode(frame)
+        message = _decode(frame)
         self._silent_s = 0.0
-        if isinstance(message, Finished):
+        if isinstance(message, Finished | Failed):
             self._on_episode(message)
         elif isinstance(message, Acquire):
             number = message.id
             self._limits.acquire(self, message, lambda: self.send(Granted(number)))
         elif isinstance(message, Release):
             self._limits.release(self, message.id)
-        elif isinstance(message, NewImages):
-            self._unpacker.add_images(message.key, message.images)
+        elif isinstance(message, NewImage):
+            self._unpacker.add_image(message.key, message.image)
         elif isinstance(message, Status):
             self._lag_max_s = max(self._lag_max_s, message.lag_max_s)
             for culprit in message.culprits:
@@ -326,25 +370,36 @@ class WorkerHandle:
         elif isinstance(message, Refused):
             self._ready.set_exception(error_from_json(message.error, self._start_error))
 
-    def _on_episode(self, message: Finished) -> None:
+    def _on_episode(self, message: Finished | Failed) -> None:
         job = self.jobs.pop(message.id, None)
         if job is None:  # cancelled meanwhile
             return
-        try:
-            trajectories = [unpack(part) for part in message.parts]
-            trajectories += [self._unpacker.odd(message.key, text, digests) for text, digests in message.odd]
-        except TokenLawError as exc:  # columns that an agent has written itself
-            trajectories = [failed_episode(job, f"TokenLawError: {exc}")]
         self.finished += 1
-        self._leave(job)
-        self._on_finished(job, trajectories)
+        try:
+            if isinstance(message, Finished):
+                found = self._unpacker.episode(message.key, message.parts, message.odd)
+            else:
+                error = error_from_json(message.error, lambda text: WorkerError(f"{job.place}: {text}"))
+                if message.fatal:
+                    job.done.set_exception(error)
+                    return
+                found = [failed_episode(job, f"its trajectories cannot be sent to the main process: {error.message}")]
+        except Exception as exc:  # noqa: BLE001  # user code may have put anything into any field
+            found = [failed_episode(job, f"what its agent has left cannot be read: {exc}")]
+        finally:
+            self._leave(job)
+        self._on_finished(job, found)
 
-    def _on_lost(self) -> None:
-        self.serving = False
-        if not self._lost.done():
-            self._lost.set_result(None)
-        if not self._ready.done():
-            self._ready.set_exception(ConnectionError())
+
+_decode = msgspec.msgpack.Decoder(ToMain).decode
+
+
+def _end_futures(ready: asyncio.Future[None], lost: asyncio.Future[None]) -> None:
+    """Note that a process or its connection has ended."""
+    if not lost.done():
+        lost.set_result(None)
+    if not ready.done():
+        ready.set_exception(ConnectionError())
 
 
 def failed_episode(job: Job, error: str) -> Trajectory:

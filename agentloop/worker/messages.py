@@ -1,7 +1,7 @@
 """Messages between the main process and an agent worker.
 
     main -> worker   Start, Serve, Row, Run, Cancel, Forget, Granted
-    worker -> main   Ready, Refused, NewImages, Finished, Status, Acquire, Release
+    worker -> main   Ready, Refused, NewImage, Finished, Failed, Status, Acquire, Release
 
 A row is sent once for all of its episodes that run in the worker at the same time, under a key, and
 forgotten after the last.
@@ -9,15 +9,14 @@ forgotten after the last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from agentloop.errors import TokenLawError
 from agentloop.types import Trajectory
-from agentloop.worker.episodes import EpisodePacker, PackedImage, PackedTrajectory
-from agentloop.worker.frames import LENGTH_BYTES
+from agentloop.worker.episodes import EpisodePacker, PackedImage
+from agentloop.worker.frames import LENGTH_BYTES, FrameError, check_length
 
 
 class Message(msgspec.Struct, array_like=True, tag=True):
@@ -28,16 +27,19 @@ class Start(Message):
     """Load tokenizer, agents, tools and reward; answered with `Ready` or `Refused`.
 
     Attributes:
-        recipe: JSON of the recipe, secrets included.
+        recipe: as `tasks.encode_recipe` packs it, secrets included.
         folder: of the recipe's file.
         model_path: local folder of the model.
-        path: further entries of `sys.path`, for modules that the recipe names.
+        path: `sys.path` of the main process, in its order: a module that the recipe names is the
+            same one in all processes.
+        python_path: the variable PYTHONPATH there, for programs that tools start; None: not set.
     """
 
-    recipe: str
+    recipe: bytes
     folder: str
     model_path: str
     path: list[str]
+    python_path: str | None
 
 
 class Serve(Message):
@@ -104,26 +106,41 @@ class Refused(Message):
     error: dict[str, str | None]
 
 
-class NewImages(Message):
-    """Images that following episodes of a row name by their digest."""
+class NewImage(Message):
+    """An image that following episodes of a row name by its digest."""
 
     key: int
-    images: list[PackedImage]
+    image: PackedImage
 
 
 class Finished(Message):
     """An episode has ended.
 
     Attributes:
-        parts: its trajectories, the main one last.
+        parts: its trajectories, the main one last: a `PackedTrajectory` each, which is decoded
+            apart. User code may have put anything into it.
         odd: in place of `parts`, if a text or a number in them has no form in MessagePack: for each
             trajectory its JSON and the digests of its images.
     """
 
     id: int
     key: int
-    parts: list[PackedTrajectory]
+    parts: list[msgspec.Raw]
     odd: list[tuple[str, list[str]]] = []
+
+
+class Failed(Message):
+    """An episode has ended without trajectories that could be sent.
+
+    Attributes:
+        id: of the `Run` that it answers.
+        error: why, in words.
+        fatal: it could not run at all; as in the main process, this ends the run.
+    """
+
+    id: int
+    error: dict[str, str | None]
+    fatal: bool
 
 
 class Status(Message):
@@ -160,34 +177,43 @@ class Release(Message):
 
 
 ToWorker = Start | Serve | Row | Forget | Run | Cancel | Granted
-ToMain = Ready | Refused | NewImages | Finished | Status | Acquire | Release
+ToMain = Ready | Refused | NewImage | Finished | Failed | Status | Acquire | Release
 
 _ENCODER = msgspec.msgpack.Encoder()
 
 
 def framed(message: Message, encoder: msgspec.msgpack.Encoder = _ENCODER) -> bytearray:
-    """Return a message as a frame for `FrameProtocol.send`."""
+    """Return a message as a frame for `FrameProtocol.send`.
+
+    Raises:
+        FrameError: it is too long.
+    """
     frame = bytearray(256)
     encoder.encode_into(message, frame, LENGTH_BYTES)
+    check_length(len(frame) - LENGTH_BYTES)
     return frame
 
 
-def episode_frames(number: int, key: int, episode: Sequence[Trajectory], packer: EpisodePacker) -> list[bytearray]:
-    """Return a finished episode as frames; images that are new to the other end come first.
+def episode_frames(number: int, key: int, episode: Sequence[Trajectory], packer: EpisodePacker) -> Iterator[bytearray]:
+    """Yield a finished episode as frames; images that are new to the other end come first.
 
     Args:
         number: of the `Run` that it answers.
         key: of its row.
+
+    Raises:
+        FrameError: it is too long for a frame.
     """
-    frames = []
-    if images := packer.new_images(episode):
-        frames.append(framed(NewImages(key, images)))
+    for image in packer.new_images(episode):
+        yield framed(NewImage(key, image))
     try:
-        frames.append(framed(Finished(number, key, [packer.pack(part) for part in episode]), packer.encoder))
-    except (ValueError, TypeError, OverflowError, RecursionError, TokenLawError):
+        finished = framed(Finished(number, key, [msgspec.Raw(packer.packed(part)) for part in episode]))
+    except FrameError:
+        raise
+    except Exception:  # noqa: BLE001  # user code may have put anything into it
         # A text with a lone surrogate, an integer of more than 64 bits, a value within itself.
-        frames.append(framed(Finished(number, key, [], [packer.odd(part) for part in episode])))
-    return frames
+        finished = framed(Finished(number, key, [], [packer.odd(part) for part in episode]))
+    yield finished
 
 
 def worker_decoder() -> msgspec.msgpack.Decoder[Any]:

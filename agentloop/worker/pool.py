@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -28,9 +29,10 @@ from agentloop.errors import AgentloopError, WorkerError
 from agentloop.launch.base import Launcher
 from agentloop.launch.local import LocalLauncher
 from agentloop.types import Task, Trajectory
-from agentloop.worker.handle import Job, WorkerHandle, failed_episode
+from agentloop.worker.handle import Job, WorkerHandle, WorkerKilled, failed_episode
 from agentloop.worker.limits import RunLimits
 from agentloop.worker.messages import Serve, Start
+from agentloop.worker.tasks import encode_recipe
 
 MOST_DEATHS = 2
 """Workers that may die while an episode runs in them; then it runs apart."""
@@ -73,10 +75,11 @@ class WorkerPool:
         self._launcher = launcher or LocalLauncher()
         self._config = recipe.cluster.agents
         self._start = Start(
-            recipe=recipe.model_dump_json(by_alias=True),
+            recipe=encode_recipe(recipe),
             folder=str(recipe.folder),
             model_path=model_path,
-            path=[entry for entry in sys.path if entry],
+            path=[entry or str(Path.cwd()) for entry in sys.path],
+            python_path=os.environ.get("PYTHONPATH"),
         )
         self._timeout_s = recipe.rollout.start_timeout_s
         self._log_dir = log_dir
@@ -126,14 +129,29 @@ class WorkerPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._broken = self._broken or WorkerError("the agent workers have ended", "run episodes within the block")
+        for job in self._unfinished():
+            job.done.cancel()
         await asyncio.gather(*(worker.end() for worker in self._all))
 
     async def _start_all(self) -> None:
         # Each is waited for, so that none is left half started; then the first error is raised.
-        results = await asyncio.gather(*(worker.start() for worker in self._workers), return_exceptions=True)
+        results = await asyncio.gather(*map(self._start_worker, self._workers), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    async def _start_worker(self, worker: WorkerHandle) -> None:
+        """Start a worker; once more if a signal ends it meanwhile, `max_restarts` times at most."""
+        for left in reversed(range(self._config.max_restarts + 1)):
+            try:
+                return await worker.start()
+            except WorkerKilled as exc:
+                if not left:
+                    raise
+                self._warn(f"{_without_log(exc)}; it is started again")
+            self.restarts += 1
+            await asyncio.sleep(FIRST_BACKOFF_S)
 
     async def serve(
         self,
@@ -237,7 +255,7 @@ class WorkerPool:
 
     async def _leave(self, worker: WorkerHandle) -> None:
         """End a worker when its episodes have ended."""
-        worker.serving = False
+        worker.withdraw()
         while worker.jobs:  # noqa: ASYNC110  # the last of them may end in many ways
             await asyncio.sleep(LEAVE_POLL_S)
         supervisor = self._supervisors.pop(worker)  # it may be starting the worker again
@@ -268,7 +286,10 @@ class WorkerPool:
         holder = next((worker for worker in ready if worker.holds(job.task)), chosen)
         if len(holder.jobs) <= len(chosen.jobs) + AFFINITY:
             chosen = holder
-        chosen.give(job)
+        try:
+            chosen.give(job)
+        except Exception as exc:  # noqa: BLE001  # raised where the episode is awaited, whoever assigns it
+            job.done.set_exception(exc)
 
     def _finished(self, job: Job, trajectories: list[Trajectory]) -> None:
         """Pass on an episode, and what its user code raised."""
@@ -288,8 +309,11 @@ class WorkerPool:
     async def _supervise(self, worker: WorkerHandle) -> None:
         """Start a worker again whenever it dies."""
         in_a_row, finished = 0, 0
+        reason: str | None = None
         while True:
-            reason = await worker.ended()
+            reason = reason or await worker.ended()
+            if self._broken is not None:
+                return
             if worker not in self._workers:  # it has left
                 self._reassign(worker, reason, again=False)
                 return
@@ -309,11 +333,13 @@ class WorkerPool:
             self.restarts += 1
             try:
                 await worker.start()
-            except WorkerError:
-                continue  # it has died again, which `ended` returns at once
+            except WorkerError as exc:
+                reason = f"could not be started: {_without_log(exc)}"
+                continue
             except AgentloopError as exc:  # a file that the recipe names was changed meanwhile
                 self._break(exc)
                 return
+            reason = None
             self._admit(worker)
 
     def _admit(self, worker: WorkerHandle) -> None:
@@ -366,11 +392,13 @@ class WorkerPool:
         assert self._serve is not None
         if not worker.serving:
             try:
-                await worker.start()
+                await self._start_worker(worker)
             except AgentloopError as exc:
+                self._suspects.appendleft(batch)
                 self._break(exc)
                 return
             worker.serve(self._serve)
+        batch = [job for job in batch if not job.done.done()]  # cancelled meanwhile
         for job in batch:
             worker.give(job)
         ended = asyncio.ensure_future(worker.ended())
@@ -394,22 +422,26 @@ class WorkerPool:
                 self._suspects.appendleft(left)
                 continue
             reason = ended.result()
-            place = f"row {job.task.task_id}, group {job.group_id}, sample {job.sample_index}"
-            self._warn(f"an episode ({place}) ends every agent worker that runs it; the last, without others, {reason}")
+            self._warn(
+                f"an episode ({job.place}) ends every agent worker that runs it; the last, without others, {reason}"
+            )
             error = f"every agent worker that ran it died; the last, in which it was alone, {reason}"
             job.done.set_result([failed_episode(job, f"WorkerError: {error}")])
 
     def _break(self, error: AgentloopError) -> None:
         """Let every episode that has not ended raise an error."""
         self._broken = self._broken or error
-        jobs = [job for worker in self._workers for job in worker.drop_jobs()]
-        for batch in (self._apart.drop_jobs(), *self._suspects, self._waiting):
+        for job in self._unfinished():
+            job.done.set_exception(error)
+
+    def _unfinished(self) -> list[Job]:
+        """Take away and return what runs or waits."""
+        jobs = [job for worker in self._all for job in worker.drop_jobs()]
+        for batch in (*self._suspects, self._waiting):
             jobs += batch
-        for job in jobs:
-            if not job.done.done():
-                job.done.set_exception(error)
         self._suspects.clear()
         self._waiting.clear()
+        return [job for job in jobs if not job.done.done()]
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run work beside the episodes, until the end."""
@@ -423,3 +455,8 @@ class WorkerPool:
         """Fail the episodes if what looks after them has failed: nothing else would end them."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(WorkerError(f"{task.get_name()} failed: {error!r}", "this is a fault of agentloop: report it"))
+
+
+def _without_log(error: WorkerError) -> str:
+    """Return an error of a start without the end of the log."""
+    return error.message.partition(". The end of")[0]

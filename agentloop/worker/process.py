@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import faulthandler
 import functools
+import io
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from agentloop.agent.base import AgentLoop
@@ -40,6 +42,7 @@ from agentloop.worker.frames import FrameProtocol
 from agentloop.worker.messages import (
     Acquire,
     Cancel,
+    Failed,
     Forget,
     Granted,
     Message,
@@ -55,7 +58,9 @@ from agentloop.worker.messages import (
     framed,
     worker_decoder,
 )
-from agentloop.worker.tasks import decode_task
+from agentloop.worker.tasks import decode_recipe, decode_task
+
+log = logging.getLogger(__name__)
 
 STATUS_S = 1.0
 
@@ -63,7 +68,14 @@ STATUS_S = 1.0
 def main() -> None:
     """Serve the main process at the connection that the command line names."""
     sock = connection(__doc__)
+    # A program that a tool starts would keep the connection open when this process has died.
+    sock.set_inheritable(False)
     logging.basicConfig(format="%(message)s")
+    # A process that is killed takes what it has not written along.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     run_loops(Worker().serve(sock))
 
 
@@ -145,10 +157,13 @@ class Worker:
     # -- start -------------------------------------------------------------------------------------
 
     async def _load(self, message: Start) -> None:
-        sys.path.extend(entry for entry in message.path if entry not in sys.path)
+        sys.path[:] = message.path
+        os.environ.pop("PYTHONPATH", None)
+        if message.python_path is not None:
+            os.environ["PYTHONPATH"] = message.python_path
         try:
             with uncollected():
-                recipe = Recipe.model_validate_json(message.recipe, context={"folder": Path(message.folder)})
+                recipe = decode_recipe(message.recipe, message.folder)
                 renderer = load_renderer(recipe.model, message.model_path)
                 self._loaded = _Loaded(recipe, RunCode.load(recipe), renderer)
         except Exception as exc:  # noqa: BLE001 - the main process must learn of every failure
@@ -181,18 +196,27 @@ class Worker:
         task.add_done_callback(lambda _: self._running.pop(message.id, None))
 
     async def _episode(self, message: Run) -> None:
-        row = self._rows[message.key]
         assert self._runner is not None and self._connection is not None
-        trajectories = await self._runner.run(
-            row.task,
-            group_id=message.group_id,
-            sample_index=message.sample_index,
-            sampling=_sampling(message.sampling),
-            seed=message.seed,
-        )
-        await self._connection.drain()
-        for frame in episode_frames(message.id, message.key, trajectories, row.packer):
-            self._connection.send(frame)
+        row = self._rows[message.key]
+        try:
+            trajectories = await self._runner.run(
+                row.task,
+                group_id=message.group_id,
+                sample_index=message.sample_index,
+                sampling=_sampling(message.sampling),
+                seed=message.seed,
+            )
+        except Exception as exc:  # the main process waits for an answer, whatever happens
+            log.exception("an episode of row %s could not run", row.task.task_id)
+            self._send(Failed(message.id, error_to_json(exc), fatal=True))
+            return
+        try:
+            await self._connection.drain()
+            for frame in episode_frames(message.id, message.key, trajectories, row.packer):
+                self._connection.send(frame)
+        except Exception as exc:  # too long, or a user's object that cannot be written
+            log.exception("an episode of row %s cannot be sent", row.task.task_id)
+            self._send(Failed(message.id, error_to_json(exc), fatal=False))
 
     async def _report(self, lag: LoopLagMonitor) -> None:
         while True:

@@ -18,9 +18,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from agentloop.errors import DataError, ImageError
+from agentloop.config import Recipe
+from agentloop.errors import ConfigError, DataError, ImageError
 from agentloop.images import IMAGE_KEYS, ImageFile, RowPath, read_image
 from agentloop.types import Task
+from agentloop.worker.frames import LONGEST_FRAME
 
 Ext = msgspec.msgpack.Ext
 
@@ -44,30 +46,67 @@ _COLUMNS = tuple(f.name for f in fields(Task))
 _encode = msgspec.msgpack.Encoder().encode
 
 
+LONGEST_ROW = LONGEST_FRAME - 2**20
+"""Bytes of a row that can be sent; the rest of a frame is for what is around it."""
+
+
 class Unsendable(Exception):
     """A value that has no form outside this process. The text names its type."""
 
 
-def encode_task(task: Task, where: str = "") -> bytes:
+def encode_task(task: Task, where: str = "", *, longest: int = LONGEST_ROW) -> bytes:
     """Return a task as bytes.
 
     Args:
         where: the row, for messages.
+        longest: bytes that it may have.
 
     Raises:
-        DataError: a value cannot be sent; its column is named.
+        DataError: a value cannot be sent; its column is named. Or the row is too long.
     """
+    where = where or f"row {task.task_id}"
     packer = _Packer()
     packed = []
     for name in _COLUMNS:
         try:
             packed.append(packer.column(name, getattr(task, name)))
+        except RecursionError:
+            raise DataError(
+                f"{where}: {name} holds a value within itself, or one nested too deeply to be sent to an agent worker",
+                "flatten it, or set cluster.agents.workers=0",
+            ) from None
         except Unsendable as exc:
             raise DataError(
-                f"{where or f'row {task.task_id}'}: {name} holds {exc}, which cannot be sent to an agent worker",
+                f"{where}: {name} holds {exc}, which cannot be sent to an agent worker",
                 "make it text, a number, a list, a dict, bytes or a numpy array, or set cluster.agents.workers=0",
             ) from exc
-    return _encode([packer.images, _encode(packed)])
+    size = sum(map(len, packer.images), len(columns := _encode(packed)))
+    if size > longest:
+        raise DataError(
+            f"{where} has {size:,} bytes; at most {longest:,} can be sent to an agent worker",
+            "let the row name files (data.md, Images), or set cluster.agents.workers=0",
+        )
+    return _encode([packer.images, columns])
+
+
+def encode_recipe(recipe: Recipe) -> bytes:
+    """Return a recipe as bytes, secrets included. Options keep their types, as JSON would not.
+
+    Raises:
+        ConfigError: an option, given from Python, cannot be sent.
+    """
+    try:
+        return _encode(pack(recipe.model_dump(by_alias=True)))
+    except (Unsendable, RecursionError) as exc:
+        raise ConfigError(
+            f"the recipe holds {exc}, which cannot be sent to an agent worker",
+            "make it text, a number, a list or a dict, or set cluster.agents.workers=0",
+        ) from exc
+
+
+def decode_recipe(data: bytes, folder: str) -> Recipe:
+    """Return the recipe of `encode_recipe`, whose file is in `folder`."""
+    return Recipe.model_validate(_unpack(data), context={"folder": Path(folder)})
 
 
 def decode_task(data: bytes) -> Task:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.images import ImageFile
-from agentloop.types import Message, Trajectory
-from agentloop.worker.episodes import EpisodePacker, EpisodeUnpacker, unpack
+from agentloop.types import Message, StopReason, Trajectory, Turn
+from agentloop.worker.episodes import EpisodePacker, EpisodeUnpacker
 from agentloop.worker.frames import LENGTH_BYTES
-from agentloop.worker.messages import Finished, NewImages, ToMain, episode_frames
+from agentloop.worker.messages import Finished, NewImage, ToMain, episode_frames
 from tests.agentloop.any_trajectory import exact, trajectories
 
 ROW = 7
+
+decode: Callable[[memoryview], Any] = msgspec.msgpack.Decoder(ToMain).decode
 
 
 class Sent:
@@ -29,16 +33,15 @@ class Sent:
         self.unpacker = EpisodeUnpacker()
         self.unpacker.expect(ROW)
         self.sizes: list[int] = []
-        self._decode = msgspec.msgpack.Decoder(ToMain, ext_hook=self.unpacker.unmark).decode
 
     def __call__(self, episode: list[Trajectory]) -> list[Trajectory]:
         for frame in episode_frames(3, ROW, episode, self.packer):
             self.sizes.append(len(frame))
-            message = self._decode(memoryview(frame)[LENGTH_BYTES:])
-            if isinstance(message, NewImages):
-                self.unpacker.add_images(message.key, message.images)
+            message = decode(memoryview(frame)[LENGTH_BYTES:])
+            if isinstance(message, NewImage):
+                self.unpacker.add_image(message.key, message.image)
         assert isinstance(message, Finished) and message.id == 3
-        return [unpack(part) for part in message.parts] + [self.unpacker.odd(ROW, *odd) for odd in message.odd]
+        return self.unpacker.episode(message.key, message.parts, message.odd)
 
 
 def as_columns(trajectory: Trajectory) -> Trajectory:
@@ -142,10 +145,26 @@ def test_columns_are_copied_once() -> None:
     view = memoryview(frame)[LENGTH_BYTES:]
     tracemalloc.start()
     try:
-        message = msgspec.msgpack.Decoder(ToMain, ext_hook=sent.unpacker.unmark).decode(view)
-        arrived = [unpack(part) for part in message.parts]
+        message = decode(view)
+        arrived = sent.unpacker.episode(message.key, message.parts, message.odd)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert len(arrived[0].token_ids) == 200_000
     assert peak < 1.3 * len(frame)
+
+
+def test_a_field_that_cannot_be_there_is_named() -> None:
+    made = plain(2)
+    made.turns = [Turn(0, 1, None, StopReason.STOP)]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Expected `str`, got `None` - at `turns\[0\]\.text`"):
+        Sent()([made])
+
+
+def test_an_image_that_could_not_be_sent_is_tried_again() -> None:
+    image = ImageFile(b"picture", 2, 2)
+    made = plain(2)
+    made.images = [image]
+    packer = EpisodePacker(ROW)
+    packer.new_images([made]).__next__()  # and the caller fails
+    assert len(list(packer.new_images([made]))) == 1 and not list(packer.new_images([made]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,19 @@ class Own(AgentLoop):
             file.write(f"{name} {os.getpid()}\\n")
         if extra.get("deadly"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if extra.get("odd"):
+            episode.turns.append(None)
+        if extra.get("leaves"):
+            # Its child has every file of the worker, the connection to the main process too.
+            if os.fork() == 0:
+                while not (folder / "go").exists():
+                    time.sleep(0.1)
+                os._exit(0)
+            print("last words")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if extra.get("tells"):
+            import tomllib
+            (folder / "told").write_text(repr((self.options, os.environ.get("PYTHONPATH"), tomllib.__file__)))
         if extra.get("raises"):
             raise ValueError("an own mistake")
         if extra.get("blocks"):
@@ -97,7 +111,7 @@ def make(tmp_path: Path, quickstart_model: Path) -> Make:
     """Pools of an agent whose file has this source; keywords are of `cluster.agents`."""
 
     @contextlib.asynccontextmanager
-    async def pool(source: str = AGENT, **agents: Any) -> AsyncIterator[Running]:
+    async def pool(source: str = AGENT, options: dict[Any, Any] | None = None, **agents: Any) -> AsyncIterator[Running]:
         file = tmp_path / "own.py"
         file.write_text(source)
         recipe = Recipe.model_validate(
@@ -105,7 +119,7 @@ def make(tmp_path: Path, quickstart_model: Path) -> Make:
                 "run": {"steps": 1},
                 "model": {"path": str(quickstart_model)},
                 "data": {"train": "unused.jsonl", "default_agent": "own"},
-                "agents": {"own": {"class": f"{file}:Own"}},
+                "agents": {"own": {"class": f"{file}:Own", "options": options or {}}},
                 "cluster": {"agents": {"workers": 2, **agents}},
             }
         )
@@ -247,3 +261,66 @@ async def test_workers_join_and_leave(make: Make) -> None:
         await running.until(lambda: len(running.pool.states()) == 1)
         assert not psutil.pid_exists(pids[1]) and running.pool.processes() == [pids[0]]
         assert running.pool.restarts == 0
+
+
+async def test_an_episode_that_cannot_be_read_or_run_costs_no_worker(make: Make) -> None:
+    async with make() as running:
+        found = await running.run(running.task("odd", odd=True), "g0")
+        assert found.status is EpisodeStatus.FAILED and "at `turns[0]`" in str(found.error)
+        # What would end the run in the main process ends it here too, and is not waited for.
+        with pytest.raises(WorkerError, match="row wrong, group g1, sample 0: KeyError: 'nobody'"):
+            await running.run(running.task("wrong", interaction_kwargs={"name": "nobody"}), "g1")
+        assert (await running.run(running.task("well"), "g2")).status is ENDED
+        assert running.pool.restarts == 0 and not running.warnings
+
+
+async def test_a_worker_that_dies_is_noticed_while_its_child_runs(make: Make) -> None:
+    async with make(workers=1) as running:
+        failed = await running.run(running.task("leaves", leaves=True), "g0")
+        (running.folder / "go").touch()
+        assert failed.status is EpisodeStatus.FAILED and "SIGKILL" in str(failed.error)
+        assert "last words" in (running.folder / "logs/agent_worker0.log").read_text()
+        await running.until(lambda: running.pool.processes() != [])
+        assert (await running.run(running.task("well"), "g1")).status is ENDED
+
+
+async def test_modules_options_and_variables_are_those_of_the_main_process(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that comes first in `sys.path` here does so there, even before the standard library's."""
+    own = tmp_path / "first"
+    own.mkdir()
+    (own / "tomllib.py").touch()
+    monkeypatch.setenv("PYTHONPATH", "for programs of tools")
+    monkeypatch.syspath_prepend(own)
+    async with make(options={"by_size": {1: datetime.date(2026, 1, 2)}}) as running:
+        await running.run(running.task("row", tells=True), "g0")
+        told = (running.folder / "told").read_text()
+    assert told == repr(({"by_size": {1: datetime.date(2026, 1, 2)}}, "for programs of tools", str(own / "tomllib.py")))
+
+
+async def test_a_worker_that_is_killed_while_it_starts_is_started_again(make: Make, tmp_path: Path) -> None:
+    once = f"""
+import os, signal
+from pathlib import Path
+if not Path({str(tmp_path / "once")!r}).exists():
+    Path({str(tmp_path / "once")!r}).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    async with make(once + AGENT, workers=1) as running:
+        assert (await running.run(running.task("row"), "g0")).status is ENDED
+        assert running.pool.restarts == 1
+        assert running.warnings == [
+            "agent worker 0 was killed (SIGKILL; by the kernel if memory ran out) while it started; it is started again"
+        ]
+
+
+async def test_episodes_that_run_at_the_end_are_cancelled(make: Make) -> None:
+    async with make(workers=1) as running:
+        waiting = asyncio.ensure_future(running.run(running.task("long", waits=True), "g0"))
+        await running.until(lambda: len(running.begun()) == 1)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (running.folder / "left-g0-0").exists()
+    with pytest.raises(WorkerError, match="have ended"):
+        await running.run(running.task("row"), "g1")

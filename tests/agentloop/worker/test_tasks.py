@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import uuid
 from decimal import Decimal
 from pathlib import Path
@@ -14,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from agentloop.errors import DataError
+from agentloop.config import AgentConfig, Recipe
+from agentloop.errors import ConfigError, DataError
 from agentloop.images import ImageFile, RowPath, read_image
 from agentloop.types import Task
-from agentloop.worker.tasks import decode_task, encode_task
+from agentloop.worker.tasks import decode_recipe, decode_task, encode_recipe, encode_task
 from tests.agentloop.any_trajectory import JSON, TEXT, exact
 
 PARTS = st.one_of(
@@ -126,3 +128,28 @@ def test_numbers_and_names_of_the_standard_library() -> None:
         1,
     ]
     assert with_types(decode_task(encode_task(row(ground_truth=values))).ground_truth) == with_types(values)
+
+
+def test_a_row_that_is_too_long_or_within_itself_is_refused() -> None:
+    with pytest.raises(DataError, match=r"row t1 has .* bytes; at most 100 can be sent"):
+        encode_task(row(ground_truth="x" * 101), longest=100)
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(DataError, match="row t1: ground_truth holds a value within itself"):
+        encode_task(row(ground_truth=circle))
+
+
+def test_options_of_a_recipe_keep_their_types() -> None:
+    options = {"weights": {1: 0.5}, "most": math.inf, "since": datetime.date(2026, 1, 2), "raw": b"\xff", "some": {"a"}}
+    agent = {"class": "own.py:Own", "options": options}
+    made = Recipe.model_validate(
+        {"run": {"steps": 1}, "model": {"path": "/model"}, "data": {"train": "rows.jsonl"}, "agents": {"own": agent}}
+        | {"reward": {"function": "gsm8k"}}
+    )
+    arrived = decode_recipe(encode_recipe(made), "/folder")
+    assert arrived.model_dump() == made.model_dump() and arrived.folder == Path("/folder")
+    assert with_types(arrived.agents["own"].options) == with_types(options)
+
+    agent["options"] = {"own": Own()}
+    with pytest.raises(ConfigError, match=r"\.Own, which cannot be sent"):
+        encode_recipe(made.model_copy(update={"agents": {"own": AgentConfig.model_validate(agent)}}))
