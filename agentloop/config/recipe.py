@@ -206,6 +206,8 @@ class Recipe(Section):
 
         if self.rollout.colocated:
             self._check_colocated()
+        if self.cluster.nodes > self.trainer.ranks:
+            raise ValueError(f"cluster.nodes {self.cluster.nodes} is more than trainer.ranks {self.trainer.ranks}")
         if self.rollout.deterministic is True and self.rollout.engine != "torch":
             raise ValueError(f"rollout.deterministic=true needs rollout.engine=torch, not {self.rollout.engine}")
         return self
@@ -217,7 +219,9 @@ class Recipe(Section):
             ValueError: names the key and the value that it needs.
         """
         fault = None
-        if self.rollout.max_staleness:
+        if self.cluster.kind == "ray":
+            fault = "cluster.kind=local: on Ray, ranks and engines have GPUs of their own"
+        elif self.rollout.max_staleness:
             fault = f"rollout.max_staleness=0, not {self.rollout.max_staleness}: nothing is sampled during training"
         elif self.eval.background:
             fault = "eval.background=false: nothing is sampled during training"

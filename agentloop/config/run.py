@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from agentloop.config.section import FolderName, PlainAddress, Seconds, Section
+from agentloop.config.section import FolderName, PlainAddress, Processes, Seconds, Section
 
 Workers = Annotated[int, Field(ge=0, le=1024)]
 """A number of processes, or none."""
@@ -161,10 +161,39 @@ class AgentWorkersConfig(Section):
     max_restarts: int = Field(
         3, ge=0, description="how often in a row a worker may die without having finished an episode in between"
     )
+    cpus: float = Field(1.0, ge=0, le=4096, description="kind ray: CPUs that are reserved for each worker")
 
 
 class ClusterConfig(Section):
-    """Where the processes of a run are. Only `local` exists."""
+    """Where the processes of a run are (docs/cluster.md)."""
 
-    kind: Literal["local"] = Field("local", description="local, the only kind: all processes on this machine")
+    kind: Literal["local", "ray"] = Field(
+        "local", description="local: child processes on this machine; ray: placed on the nodes of a Ray cluster"
+    )
+    address: str | None = Field(
+        None,
+        pattern=r"^(auto|[^\s:/]+:[0-9]{1,5})$",
+        description="kind ray: host:port of a running cluster, or auto: the one of this machine or of RAY_ADDRESS; "
+        "null: start one on this machine for the run",
+    )
+    nodes: Processes = Field(
+        1, description="kind ray: nodes that trainer.ranks are divided over; those of one node are placed together"
+    )
+    timeout_s: Seconds = Field(300.0, description="kind ray: how long to wait for room on the cluster")
+    env: dict[str, str] = Field(
+        default_factory=dict,
+        description="kind ray: environment variables of all processes, over those of their node; kept in the run's "
+        "config, so no place for secrets",
+    )
     agents: AgentWorkersConfig = Field(default_factory=AgentWorkersConfig)
+
+    @model_validator(mode="after")
+    def _is_read(self) -> ClusterConfig:
+        if self.kind == "local":
+            given = [
+                name for name in ("address", "nodes", "env") if name in self.model_fields_set and getattr(self, name)
+            ]
+            given = [name for name in given if not (name == "nodes" and self.nodes == 1)]
+            if given:
+                raise ValueError(f"cluster.{given[0]} is for cluster.kind=ray")
+        return self

@@ -22,6 +22,7 @@ from agentloop.runtime.early import EarlyProgram, early_programs
 from agentloop.runtime.event_loop import run_loops, uncollected
 from agentloop.trace.exporting import ExportRun, load_destinations, sampled_text
 from agentloop.trace.sender import SpanSender
+from trainer.cluster.session import check_ray
 from trainer.console.console import Console
 from trainer.loggers import Loggers, check_loggers
 from trainer.publishing.server_process import check_port, early_server
@@ -56,6 +57,7 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
             run_dir.check_free()
         elif not recipe.eval.only and is_finished(run_dir, resolved, console, "run.steps=<steps>"):
             return 0
+        check_ray(recipe)
         check_loggers(recipe.loggers)
         load_destinations(recipe.trace, ExportRun.of(recipe, run_dir.root))  # refused here, before anything starts
         try:
@@ -68,6 +70,8 @@ def train_command(config: Path, overrides: list[str], *, resume: bool, dry_run: 
 
 def _programs(recipe: Recipe) -> list[EarlyProgram]:
     """Return the programs of the run: they import torch while the recipe is checked."""
+    if recipe.cluster.kind != "local":
+        return []
     ranks = early_ranks(recipe.trainer)
     # The server first: it has more to import.
     return ranks if recipe.rollout.url is not None else [early_server(recipe.rollout), *ranks]

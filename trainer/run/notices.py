@@ -209,6 +209,8 @@ def shared_gpus(recipe: Recipe) -> str | None:
     rollout, trainer = recipe.rollout, recipe.trainer
     if rollout.url is not None or trainer.device != "cuda" or rollout.device != "cuda":
         return None
+    if recipe.cluster.kind == "ray":  # which gives each its own
+        return None
     per_replica = rollout.gpus_per_replica if rollout.engine == "sglang" else 1
     last = rollout.first_gpu + rollout.replicas * per_replica - 1
     if rollout.first_gpu >= trainer.ranks:

@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 from agentloop.client.open_files import shortage
 from agentloop.config import Recipe
 from agentloop.errors import DiskError, InfrastructureError, UserError
+from agentloop.launch.base import Launcher
 from agentloop.weights.layout import tensor_bytes
 from agentloop.worker.pool import WorkerPool
+from trainer.cluster.opening import open_launcher
 from trainer.console.console import Console
 from trainer.publishing.base import Publisher
 from trainer.publishing.server_link import ServerLink
@@ -99,25 +101,28 @@ async def start_processes(
     """
     version = checkpoint.version if checkpoint is not None else 0
     async with AsyncExitStack() as stack:
-        weights = WeightsFolder.create(run_dir.weights, recipe.rollout.publish.folder, local=recipe.rollout.url is None)
-        server = _make_server(recipe, inputs, run_dir, console, weights)
+        launcher = await stack.enter_async_context(open_launcher(recipe, console))
+        shared = recipe.rollout.url is None and launcher.one_machine
+        weights = WeightsFolder.create(run_dir.weights, recipe.rollout.publish.folder, local=shared)
+        server = _make_server(recipe, inputs, run_dir, console, weights, launcher)
         served = _ServedWeights(server)
         # Pushed first, so that it runs last: processes that read the weights have ended by then.
         stack.push(lambda kind, exc, trace: served.keep(weights, failed=exc is not None))
         if server is not None:
             stack.push_async_callback(server.stop)
 
-        agent_workers = await stack.enter_async_context(inputs.workers(run_dir.logs, console.warn))
+        agent_workers = await stack.enter_async_context(inputs.workers(run_dir.logs, console.warn, launcher))
         url: str | None = None
         colocated = recipe.rollout.colocated
         # Version 0 is the model's own folder, from which the server starts without the ranks; with
         # adapters of another run it is the merged model, which the ranks write first.
         if checkpoint is None and inputs.adapters is None and server is not None and not colocated:
             with console.phase("start trainer and rollout server"):
-                workers, url = await _start_both(_start_workers(recipe, inputs, run_dir), server.start(0, None), stack)
+                starting = _start_workers(recipe, inputs, run_dir, launcher)
+                workers, url = await _start_both(starting, server.start(0, None), stack)
         else:
             with console.phase("start trainer"):
-                workers = await _start_workers(recipe, inputs, run_dir)
+                workers = await _start_workers(recipe, inputs, run_dir, launcher)
                 stack.push_async_callback(workers.close)
         if checkpoint is not None:
             with console.phase(f"load checkpoint of step {checkpoint.step}"):
@@ -195,7 +200,7 @@ class _ServedWeights:
 
 
 def _make_server(
-    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, weights: WeightsFolder
+    recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, weights: WeightsFolder, launcher: Launcher
 ) -> ServerProcess | None:
     if recipe.rollout.url is not None:
         return None
@@ -207,10 +212,11 @@ def _make_server(
         log_file=run_dir.logs / "server.log",
         weights_roots=[run_dir.weights, weights.path],
         on_restart=console.warn,
+        launcher=launcher,
     )
 
 
-def _start_workers(recipe: Recipe, inputs: RunInputs, run_dir: RunDir) -> Awaitable[WorkerGroup]:
+def _start_workers(recipe: Recipe, inputs: RunInputs, run_dir: RunDir, launcher: Launcher) -> Awaitable[WorkerGroup]:
     trainer = recipe.trainer
     # Of the policy; the learning-rate schedule is stretched over them.
     optimizer_steps = max(1, inputs.total_steps - trainer.critic_warmup) * trainer.algorithm.minibatches
@@ -224,6 +230,7 @@ def _start_workers(recipe: Recipe, inputs: RunInputs, run_dir: RunDir) -> Awaita
         reference=trainer.algorithm.kl_coef > 0,
         trust_remote_code=recipe.model.trust_remote_code,
         adapters=inputs.adapters,
+        launcher=launcher,
     )
 
 
