@@ -107,13 +107,13 @@ def recipe(folder: Path, *, workers: int, compute_s: float) -> Recipe:
 
 
 @contextlib.contextmanager
-def canned(folder: Path, delay_s: float = 0.0) -> Iterator[str]:
+def canned(folder: Path, delay_s: float = 0.0, turn_tokens: int = TURN_TOKENS) -> Iterator[str]:
     """Yield the URL of a server whose sessions call the tool and then answer."""
     encode = load_renderer(recipe(folder, workers=0, compute_s=0).model, str(MODEL)).tokenizer.backend_tokenizer.encode
     turns = []
     for text in (CALL, "It is 408.<|im_end|>"):
         end = encode(text, add_special_tokens=False).ids
-        turns.append([*encode("1 + 2 " * TURN_TOKENS, add_special_tokens=False).ids[: TURN_TOKENS - len(end)], *end])
+        turns.append([*encode("1 + 2 " * turn_tokens, add_special_tokens=False).ids[: turn_tokens - len(end)], *end])
     file = folder / "answers.json"
     file.write_text(json.dumps({"turns": turns, "context_length": 4096, "delay_s": delay_s}))
     command = [sys.executable, str(REPO / "benchmarks" / "canned_server.py"), str(file)]
@@ -159,9 +159,9 @@ def tasks(name: str, episodes: int) -> list[Task]:
     return [rows[number // GROUP] for number in range(episodes)]
 
 
-async def run(found: Any, rows: list[Task], at_once: int) -> int:
+async def run(found: Any, rows: list[Task], at_once: int, turn_tokens: int = TURN_TOKENS) -> int:
     """Run an episode of each row, `at_once` at a time; return the tokens of all."""
-    slots, sampling, tokens = asyncio.Semaphore(at_once), SamplingConfig(max_new_tokens=TURN_TOKENS), 0
+    slots, sampling, tokens = asyncio.Semaphore(at_once), SamplingConfig(max_new_tokens=turn_tokens), 0
 
     async def one(number: int, task: Task) -> None:
         nonlocal tokens

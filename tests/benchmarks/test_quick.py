@@ -26,6 +26,7 @@ QUICK = [
     "retrieval.py",
     "router.py",
     "sandbox.py",
+    "scale_model.py",
     "startup.py",
     "step.py",
     "trace.py",
