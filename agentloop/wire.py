@@ -35,7 +35,6 @@ SESSION_HEADER = "X-Session-Id"
 TRACEPARENT_HEADER = "traceparent"
 """W3C Trace Context: the span in which a request is made. Servers pass it on; none needs it."""
 
-
 IMAGE_NAME = "sha256:"
 """How the name of an image begins, which no base64 does."""
 
@@ -47,7 +46,6 @@ UNKNOWN_IMAGE = "unknown_image"
 
 MAX_NAME_LENGTH = 256
 """Longest id of a request, a session or a group."""
-
 
 PACKINGS = ("gzip", "x-gzip", "deflate")
 """Content encodings that `unpacked` reads."""
@@ -370,12 +368,6 @@ class PauseRequest(WireModel):
     `in_place`: keep it; `wait`: let them end first."""
 
     mode: Literal["retract", "in_place", "wait", "abort"] = "abort"
-
-
-class ScaleRequest(WireModel):
-    """Start or end replicas, until there are this many."""
-
-    replicas: int = Field(ge=1, le=1024)
 
 
 class AbortRequest(WireModel):

@@ -1,6 +1,7 @@
 """Agent workers: processes that run whole episodes, on every core (docs/agent_workers.md).
 
     pool       `WorkerPool`, in the main process: tasks in, trajectories out; restarts what dies
+    suspects   episodes that may be what ends their workers: run apart, until one is alone
     handle     one worker, seen from the main process
     process    the program of a worker: `python -m agentloop.worker`
     messages   between the two, in MessagePack; `tasks` and `episodes` pack rows and trajectories

@@ -29,16 +29,11 @@ from agentloop.errors import AgentloopError, WorkerError
 from agentloop.launch.base import Launcher
 from agentloop.launch.local import LocalLauncher
 from agentloop.types import Task, Trajectory
-from agentloop.worker.handle import Job, WorkerHandle, WorkerKilled, failed_episode
+from agentloop.worker.handle import Job, WorkerHandle, WorkerKilled
 from agentloop.worker.limits import RunLimits
 from agentloop.worker.messages import Serve, Start
+from agentloop.worker.suspects import MOST_DEATHS, Suspects
 from agentloop.worker.tasks import encode_recipe
-
-MOST_DEATHS = 2
-"""Workers that may die while an episode runs in them; then it runs apart."""
-
-MOST_DEATHS_ALONE = 2
-"""Workers that may die while it runs in them without others; then it fails."""
 
 AFFINITY = 8
 """Episodes that the worker which has a row may have more than the idlest one: sending the row again
@@ -93,14 +88,12 @@ class WorkerPool:
         self._supervisors: dict[WorkerHandle, asyncio.Task[None]] = {}
         self._waiting: deque[Job] = deque()
         """Episodes that no worker is there for at the moment."""
-        self._suspects: deque[list[Job]] = deque()
-        self._suspected = asyncio.Event()
         self._broken: AgentloopError | None = None
         self._said: set[str] = set()
         self._last_sampling: tuple[SamplingConfig, str] | None = None
         self._workers = [self._worker(number) for number in range(self._config.workers)]
         self._leaving: list[WorkerHandle] = []
-        self._apart = self._worker(self._config.workers)
+        self._suspects = Suspects(self._worker(self._config.workers), self._start_apart, warn)
 
     def _worker(self, number: int) -> WorkerHandle:
         return WorkerHandle(
@@ -181,7 +174,7 @@ class WorkerPool:
             worker.serve(self._serve)
             name = f"supervisor of agent worker {worker.number}"
             self._supervisors[worker] = self._keep(self._supervise(worker), name)
-        self._keep(self._run_suspects(), "episodes that run apart")
+        self._keep(self._run_suspects(), "the worker of episodes that run apart")
 
     # -- episodes ----------------------------------------------------------------------------------
 
@@ -266,7 +259,7 @@ class WorkerPool:
 
     @property
     def _all(self) -> list[WorkerHandle]:
-        return [*self._workers, *self._leaving, self._apart]
+        return [*self._workers, *self._leaving, self._suspects.worker]
 
     def take_metrics(self) -> dict[str, float]:
         """Return `workers/lag_max_s` since the last call, and `workers/restarts` so far."""
@@ -371,62 +364,18 @@ class WorkerPool:
                 self._assign(job)
             else:
                 suspects.append(job)
-        if suspects:
-            self._suspects.append(suspects)
-            self._suspected.set()
+        self._suspects.add(suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the episodes that were in two workers when they died in a worker of their own."""
-        while True:
-            await self._suspected.wait()
-            self._suspected.clear()
-            while self._suspects:
-                batch = [job for job in self._suspects.popleft() if not job.done.done()]
-                if batch:
-                    await self._run_apart(batch)
-            await self._apart.end()
-
-    async def _run_apart(self, batch: list[Job]) -> None:
-        """Run suspects together. If their worker dies, divide them, until one is alone."""
-        worker = self._apart
-        assert self._serve is not None
-        if not worker.serving:
-            try:
-                await self._start_worker(worker)
-            except AgentloopError as exc:
-                self._suspects.appendleft(batch)
-                self._break(exc)
-                return
-            worker.serve(self._serve)
-        batch = [job for job in batch if not job.done.done()]  # cancelled meanwhile
-        for job in batch:
-            worker.give(job)
-        ended = asyncio.ensure_future(worker.ended())
-        all_done = asyncio.gather(*(job.done for job in batch), return_exceptions=True)
-        waiting: list[asyncio.Future[Any]] = [ended, all_done]
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-        if not ended.done():
-            return
+            await self._suspects.run()
+        except AgentloopError as exc:
+            self._break(exc)
 
-        left = worker.drop_jobs()
-        if len(left) > 1:
-            half = len(left) // 2
-            self._suspects.extendleft([left[half:], left[:half]])
-            return
-        for job in left:
-            job.deaths += 1
-            if job.deaths < MOST_DEATHS + MOST_DEATHS_ALONE:
-                self._suspects.appendleft(left)
-                continue
-            reason = ended.result()
-            self._warn(
-                f"an episode ({job.place}) ends every agent worker that runs it; the last, without others, {reason}"
-            )
-            error = f"every agent worker that ran it died; the last, in which it was alone, {reason}"
-            job.done.set_result([failed_episode(job, f"WorkerError: {error}")])
+    async def _start_apart(self, worker: WorkerHandle) -> None:
+        assert self._serve is not None
+        await self._start_worker(worker)
+        worker.serve(self._serve)
 
     def _break(self, error: AgentloopError) -> None:
         """Let every episode that has not ended raise an error."""
@@ -437,9 +386,7 @@ class WorkerPool:
     def _unfinished(self) -> list[Job]:
         """Take away and return what runs or waits."""
         jobs = [job for worker in self._all for job in worker.drop_jobs()]
-        for batch in (*self._suspects, self._waiting):
-            jobs += batch
-        self._suspects.clear()
+        jobs += [*self._suspects.take(), *self._waiting]
         self._waiting.clear()
         return [job for job in jobs if not job.done.done()]
 

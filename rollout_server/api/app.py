@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,8 +25,8 @@ from agentloop.wire import (
     GenerateResponse,
     MemoryRequest,
     PauseRequest,
-    ScaleRequest,
     ServerInfo,
+    WireModel,
 )
 from rollout_server import AGENTLOOP_PACKAGE
 from rollout_server.api.admin import add_admin, done, refused, to_json
@@ -270,6 +270,12 @@ def _add_scaling(app: FastAPI, router: Router, fleet: Fleet | None, settings: Se
         return {"message": f"{request.replicas} replicas", "replicas": request.replicas}
 
     add_admin(app, "/scale_replicas", ScaleRequest, scale)
+
+
+class ScaleRequest(WireModel):
+    """Start or end replicas, until there are this many."""
+
+    replicas: int = Field(ge=1, le=1024)
 
 
 class _Nothing(BaseModel):
