@@ -36,6 +36,10 @@ SIGMA = 0.8
 the mean."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Clock:
     """Events in the order of their time, and then of their making."""
 
@@ -66,31 +70,35 @@ class Station:
     def __init__(self, clock: Clock, processes: int) -> None:
         self._clock = clock
         self._free = processes
-        self._queue: deque[tuple[float, float, Then]] = deque()
+        self._queue: deque[tuple[float, float, Then, Then]] = deque()
         self.processes = processes
         self.busy_s = 0.0
         self.waits: list[float] = []
 
-    def ask(self, seconds: float, then: Then) -> None:
-        """Serve a job of so many seconds, then go on."""
+    def ask(self, seconds: float, then: Then, begun: Then = _nothing) -> None:
+        """Serve a job of so many seconds, then go on.
+
+        Args:
+            begun: called when its turn has come.
+        """
         if self._free:
             self._free -= 1
-            self._begin(self._clock.now, seconds, then)
+            self._begin(self._clock.now, seconds, then, begun)
         else:
-            self._queue.append((self._clock.now, seconds, then))
+            self._queue.append((self._clock.now, seconds, then, begun))
 
-    def _begin(self, asked: float, seconds: float, then: Then) -> None:
+    def _begin(self, asked: float, seconds: float, then: Then, begun: Then) -> None:
         self.waits.append(self._clock.now - asked)
         self.busy_s += seconds
+        begun()
+        self._clock.after(seconds, lambda: self._end(then))
 
-        def end() -> None:
-            if self._queue:
-                self._begin(*self._queue.popleft())
-            else:
-                self._free += 1
-            then()
-
-        self._clock.after(seconds, end)
+    def _end(self, then: Then) -> None:
+        if self._queue:
+            self._begin(*self._queue.popleft())
+        else:
+            self._free += 1
+        then()
 
 
 class Engine(Station):
@@ -103,9 +111,10 @@ class Engine(Station):
     def stall(self, seconds: float) -> None:
         self.stalled_s += seconds
 
-    def _begin(self, asked: float, seconds: float, then: Then) -> None:
+    def _begin(self, asked: float, seconds: float, then: Then, begun: Then) -> None:
         self.waits.append(self._clock.now - asked)
         self.busy_s += seconds
+        begun()
         seen = self.stalled_s
 
         def end() -> None:
@@ -114,11 +123,7 @@ class Engine(Station):
                 more, seen = self.stalled_s - seen, self.stalled_s
                 self._clock.after(more, end)
                 return
-            if self._queue:
-                self._begin(*self._queue.popleft())
-            else:
-                self._free += 1
-            then()
+            self._end(then)
 
         self._clock.after(seconds, end)
 
@@ -314,14 +319,17 @@ class _Episode:
         request = COSTS["request"].seconds + prompt * COSTS["router_prompt_token"].seconds
         answer = sampled * COSTS["router_answer_token"].seconds
 
+        slot_s = self._slot_s(new, sampled)
+
         def decode() -> None:
-            run.engine.ask(self._slot_s(new, sampled), answered)
+            run.engine.ask(slot_s, answered, streaming)
+
+        def streaming() -> None:
             every = run.plan.assumed.stream_tokens
             if 0 < every < sampled:
                 events = sampled / every * COSTS["event"].seconds / PIECES
                 for piece in range(PIECES):
-                    wait = self._slot_s(new, sampled) * (piece + 1) / (PIECES + 1)
-                    run.clock.after(wait, lambda: run.router.ask(events, _nothing))
+                    run.clock.after(slot_s * (piece + 1) / (PIECES + 1), lambda: run.router.ask(events, _nothing))
 
         def answered() -> None:
             run.router.ask(answer, lambda: run.worker.ask(reading, self._after_turn))
@@ -341,7 +349,3 @@ class _Episode:
             run.clock.after(work.tool_s * run.random.expovariate(1.0), self.turn)
             return
         run.driver.ask(COSTS["boundary"].seconds, lambda: run.arrived(self._group, self._length))
-
-
-def _nothing() -> None:
-    pass
