@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from scale_costs import COSTS, Assumed, Model, Workload
 
-PORTS = 28_232
-"""Ephemeral ports of Linux by default (32768 to 60999): connections from one address to one router."""
+CONNECTIONS = 8192
+"""`agentloop serve --max-connections` by default, which the server of a run always has; a request in flight takes 1."""
 
 NODE_GPUS = 8
 
@@ -204,9 +204,9 @@ class Plan:
         ranks_s = self.gpus.episode_s / self.cpu.serial  # GPUs at which the driver takes as long as the ranks
         return ranks_s * WAIT_SHARE / (1 - WAIT_SHARE)
 
-    def ports_at(self) -> float:
-        """Return the GPUs at which requests in flight use up the ports of one address."""
-        return PORTS / (self.demand(1.0)["in_flight"] * self._generating)
+    def connections_at(self) -> float:
+        """Return the GPUs at which requests in flight use up the connections of a router."""
+        return CONNECTIONS / (self.demand(1.0)["in_flight"] * self._generating)
 
     @property
     def _generating(self) -> float:
