@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from scale_costs import COSTS, Assumed, Model, Workload
 
-CONNECTIONS = 8192
-"""`agentloop serve --max-connections` by default, which the server of a run always has; a request in flight takes 1."""
+CONNECTIONS = 28_232
+"""Ports of one address for connections to one server (Linux, net.ipv4.ip_local_port_range); a request in flight takes
+one. The server of a run takes as many."""
 
 NODE_GPUS = 8
 

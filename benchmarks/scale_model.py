@@ -145,7 +145,7 @@ def print_thresholds(assumed: Assumed) -> None:
         f"GPUs from which one process is busier than {assumed.target:.0%}; for ranks and publish, they take a "
         f"tenth of the trainer's time ({FIXED_EPISODES:,} episodes a step):",
         "workload|model|main process, no agent workers|router|router, stream_tokens 0|main process, agent workers|"
-        "ranks wait for it|8,192 connections|publish by broadcast|publish by folder",
+        "ranks wait for it|28,232 connections|publish by broadcast|publish by folder",
         rows,
     )
 

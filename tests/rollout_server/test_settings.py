@@ -160,3 +160,12 @@ def test_the_run_hands_every_shared_option_to_its_server(tmp_path: Path) -> None
     assert {n: getattr(settings, n) for n in EngineOptions.model_fields} == rollout.engine_options()
     assert (settings.model, settings.dtype, settings.seed, settings.weights_roots) == ("m", "bfloat16", 9, (tmp_path,))
     assert "hunter2" not in settings.model_dump_json()
+    assert settings.max_connections == 8192
+
+
+def test_the_server_of_a_run_takes_the_connections_of_all_its_episodes(tmp_path: Path) -> None:
+    process = ServerProcess(
+        model_path="m", model=ModelConfig(path="m"), rollout=RolloutConfig(max_concurrent=16_384), seed=9,
+        log_file=tmp_path / "server.log", weights_roots=[], on_restart=lambda text: None, connections=16_384,
+    )  # fmt: skip
+    assert process.settings.max_connections > 16_384

@@ -196,7 +196,7 @@ async def _evaluate(
     recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject, sender: SpanSender
 ) -> dict[str, Any]:
     async with _server(recipe, inputs, run_dir, console, subject) as (url, token):
-        most = recipe.eval.max_concurrent or recipe.rollout.max_concurrent
+        most = _most(recipe)
         if warning := shortage(most):
             console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
@@ -225,6 +225,11 @@ async def _evaluate(
                 await traces.close()
 
 
+def _most(recipe: Recipe) -> int:
+    """Return how many episodes are in flight at most."""
+    return recipe.eval.max_concurrent or recipe.rollout.max_concurrent
+
+
 @contextlib.asynccontextmanager
 async def _server(
     recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject
@@ -243,6 +248,7 @@ async def _server(
         log_file=run_dir.logs / "server.log",
         weights_roots=[exported, *([weights] if weights else [])],
         on_restart=console.warn,
+        connections=_most(recipe) * max(1, recipe.cluster.agents.workers),
     )
     try:
         if subject.checkpoint is not None:

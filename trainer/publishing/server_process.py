@@ -34,6 +34,10 @@ STOPPED_S = 20.0
 """A server that is stopped (SIGSTOP) for this long is replaced. Nothing else would notice: its
 sockets stay open."""
 
+MOST_CONNECTIONS: int = ServerSettings.model_fields["max_connections"].default
+FURTHER_CONNECTIONS = 256
+"""Connections beside those of the run's episodes: the trainer's, and those of people."""
+
 LONGEST_BACKOFF_S = 5.0
 FIRST_BACKOFF_S = 0.2
 WATCH_S = 1.0
@@ -41,6 +45,10 @@ WATCH_S = 1.0
 
 class ServerProcess:
     """One rollout server under supervision.
+
+    Args:
+        connections: that the run's episodes may open.
+        launcher: starts the process; None: as a child of this one.
 
     Attributes:
         token: bearer token of the server: the recipe's, else a random one for this process, so that
@@ -62,6 +70,7 @@ class ServerProcess:
         log_file: Path,
         weights_roots: Sequence[Path],
         on_restart: Callable[[str], None],
+        connections: int = 0,
         launcher: Launcher | None = None,
     ) -> None:
         self._model_path = model_path
@@ -71,6 +80,7 @@ class ServerProcess:
         self._log_file = log_file
         self._weights_roots = tuple(weights_roots)
         self._on_restart = on_restart
+        self._connections = connections
         self._launcher = launcher or LocalLauncher()
 
         self._ready_file = log_file.with_name("server.ready.json")
@@ -163,6 +173,7 @@ class ServerProcess:
             **{
                 **rollout.engine_options(),
                 "replicas": self.replicas,
+                "max_connections": max(MOST_CONNECTIONS, self._connections + FURTHER_CONNECTIONS),
                 "host": self._launcher.host or rollout.host,
                 "model": self._model_path,
                 "dtype": self._model.dtype,

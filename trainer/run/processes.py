@@ -212,6 +212,8 @@ def _make_server(
         log_file=run_dir.logs / "server.log",
         weights_roots=[run_dir.weights, weights.path],
         on_restart=console.warn,
+        # Each agent worker keeps connections of its own.
+        connections=max_in_flight(recipe) * max(1, recipe.cluster.agents.workers),
         launcher=launcher,
     )
 
