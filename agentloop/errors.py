@@ -194,6 +194,13 @@ class CallFailed(AgentloopError):
         return (type(self), (self.message, self.hint, self.frames))
 
 
+class CodeEnded(AgentloopError):
+    """User code called `sys.exit()`, or cancelled itself: an exception of that code, as any other.
+
+    Passed on, the first would end the process, and the second would look like the end of the run.
+    """
+
+
 class FunctionHangs(AgentloopError):
     """Too many calls of one function hang in threads; no further call is started."""
 

@@ -7,15 +7,17 @@ line that has to be corrected.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import agentloop.errors
-from agentloop.errors import AgentloopError
+from agentloop.errors import AgentloopError, CodeEnded
 from agentloop.files import disk_error
 
 Frame = tuple[str, int, str, str]
@@ -103,6 +105,27 @@ def _format(frames: Sequence[Frame]) -> str:
         if text:
             lines.append(f"    {text}")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Let what user code raises in the block be an `Exception`; a cancellation from outside is
+    passed on.
+
+    Raises:
+        CodeEnded: the code called `sys.exit()`, or cancelled itself.
+    """
+    try:
+        yield
+    except SystemExit as exc:
+        raise CodeEnded(f"sys.exit({exc.code!r}) was called", "raise an exception instead") from exc
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise CodeEnded(
+            "CancelledError was raised, though nothing was cancelled", "see the line that raised it"
+        ) from exc
 
 
 # -- errors of another process --------------------------------------------------------------------

@@ -19,7 +19,7 @@ from agentloop.episode.images import ImageLoader
 from agentloop.episode.law import check_episode
 from agentloop.episode.shared import Shared
 from agentloop.errors import InteractionError, RewardError, TokenLawError, ToolError
-from agentloop.faults import Fault
+from agentloop.faults import Fault, contained
 from agentloop.interaction.loading import Interactions
 from agentloop.interaction.session import InteractionSession
 from agentloop.reward.calling import call_reward
@@ -169,7 +169,8 @@ class EpisodeRunner:
         """Drive an episode until its loop returns or it reaches a limit, which it records."""
         try:
             async with TimeLimit(episode.config.episode_timeout_s) as clock:
-                await loop.run(episode)
+                with contained():
+                    await loop.run(episode)
         except EpisodeEnd as end:
             episode.stop_reason = end.reason  # also if the limit was reached in a fork
         except TimeoutError:
@@ -180,7 +181,8 @@ class EpisodeRunner:
     async def _tool_rewards(self, session: ToolSession) -> dict[str, float]:
         try:
             async with asyncio.timeout(self._reward_timeout_s):
-                verdicts = await session.rewards()
+                with contained():
+                    verdicts = await session.rewards()
         except TimeoutError as exc:
             raise RewardError(
                 f"the tools' rewards took longer than {self._reward_timeout_s:g} s", "raise reward_timeout_s"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentloop.errors import InteractionError
+from agentloop.faults import contained
 from agentloop.interaction.base import Interaction, Response
 from agentloop.numbers import finite_number
 from agentloop.types import LONGEST_TEXT, Message, Task
@@ -48,10 +49,12 @@ class InteractionSession:
             clock = asyncio.timeout(timeout_s)
             try:
                 async with clock:
-                    if not self._started:
-                        self._state = await self._interaction.start(self._task, **self._kwargs)
-                        self._started = True
-                    return self._checked(await self._interaction.respond(self._state, list(messages)))
+                    with contained():
+                        if not self._started:
+                            self._state = await self._interaction.start(self._task, **self._kwargs)
+                            self._started = True
+                        answer = await self._interaction.respond(self._state, list(messages))
+                    return self._checked(answer)
             except InteractionError as exc:
                 if attempt == RETRIES or isinstance(exc, _Unusable):
                     raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentloop.client.time_limit import TimeLimit
 from agentloop.errors import RewardError
+from agentloop.faults import contained
 from agentloop.numbers import finite_number
 from agentloop.reward.loading import RewardFunction
 from agentloop.runtime.isolation import describe
@@ -40,7 +41,8 @@ async def call_reward(function: RewardFunction, task: Task, main: Trajectory, ti
     clock = TimeLimit(timeout_s)
     try:
         async with clock:
-            result: Any = await function(task, text, main)
+            with contained():
+                result: Any = await function(task, text, main)
     except Exception as exc:
         if isinstance(exc, TimeoutError) and clock.expired():
             raise RewardError(f"the reward took longer than {timeout_s:g} s", "raise reward_timeout_s") from exc

@@ -11,7 +11,7 @@ from typing import Any
 
 from agentloop.client.time_limit import TimeLimit
 from agentloop.errors import ImageError, RewardError, ToolConfigError, ToolError, ToolUnavailable
-from agentloop.faults import Fault
+from agentloop.faults import Fault, contained
 from agentloop.images import check_form
 from agentloop.numbers import finite_number
 from agentloop.runtime.isolation import describe, fault_of
@@ -115,7 +115,8 @@ class ToolSession:
             try:
                 async with clock:
                     state = await self._open(tool)
-                    result = _checked(tool, await tool.execute(state, read.values, **kwargs))
+                    with contained():
+                        result = _checked(tool, await tool.execute(state, read.values, **kwargs))
                     return _counted(_hidden(tool, result), read.converted)
             except ToolError as exc:
                 if attempt == TOOL_RETRIES or exc.final:
@@ -195,7 +196,8 @@ class ToolSession:
             if key not in self._states:
                 kwargs = self._task.tool_kwargs(tool.name).get("create_kwargs", {})
                 try:
-                    self._states[key] = tool, await tool.open(self._task, **kwargs)
+                    with contained():
+                        self._states[key] = tool, await tool.open(self._task, **kwargs)
                 except ToolError as exc:
                     if self._given is not None:
                         exc.add_note(f"  {self._given}")

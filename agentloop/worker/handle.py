@@ -132,7 +132,7 @@ class WorkerHandle:
         self.log = log
         self.jobs: dict[int, Job] = {}
         self.finished = 0
-        self._serves = False
+        self._serves = self._served = False
         self._start = start
         self._launcher = launcher
         self._timeout_s = timeout_s
@@ -188,6 +188,7 @@ class WorkerHandle:
 
     async def _spawn(self) -> None:
         loop = asyncio.get_running_loop()
+        self._served = False
         self._ready = ready = loop.create_future()
         self._lost = lost = loop.create_future()
         self._unpacker = EpisodeUnpacker()
@@ -219,7 +220,7 @@ class WorkerHandle:
     def serve(self, message: Serve) -> None:
         """Let it take episodes."""
         self.send(message)
-        self._serves = True
+        self._serves = self._served = True
 
     def withdraw(self) -> None:
         """Give it no further episodes."""
@@ -256,6 +257,8 @@ class WorkerHandle:
         self.drop_jobs()
         if self._process is None:
             return
+        if not self._served:  # it is importing, and looks at nothing else
+            await self._kill()
         try:
             await asyncio.wait_for(self._process.wait(), END_S)
         except TimeoutError:

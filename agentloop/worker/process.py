@@ -31,6 +31,7 @@ from agentloop.chat import ChatRenderer
 from agentloop.client import rate_limit
 from agentloop.client.time_limit import not_counted
 from agentloop.config import Recipe, SamplingConfig
+from agentloop.errors import WorkerError
 from agentloop.faults import error_to_json
 from agentloop.launch.joining import connection
 from agentloop.runtime.event_loop import run_loops, uncollected
@@ -108,6 +109,8 @@ class Worker:
         self._runner: EpisodeRunner | None = None
         self._rows: dict[int, _Row] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._unwanted: set[int] = set()
+        """Episodes that the main process has cancelled."""
         self._limits = _MainLimits(self._send)
         self._stack = AsyncExitStack()
         self._context = contextvars.copy_context()
@@ -148,6 +151,7 @@ class Worker:
             self._limits.granted(message.id)
         elif isinstance(message, Cancel):
             if (task := self._running.get(message.id)) is not None:
+                self._unwanted.add(message.id)
                 task.cancel()
         elif isinstance(message, Serve):
             self._connect(message)
@@ -193,7 +197,11 @@ class Worker:
         name = f"{message.group_id} sample {message.sample_index}"
         task = asyncio.create_task(self._episode(message), name=name, context=self._context.copy())
         self._running[message.id] = task
-        task.add_done_callback(lambda _: self._running.pop(message.id, None))
+        task.add_done_callback(lambda _: self._ended(message.id))
+
+    def _ended(self, number: int) -> None:
+        del self._running[number]
+        self._unwanted.discard(number)
 
     async def _episode(self, message: Run) -> None:
         assert self._runner is not None and self._connection is not None
@@ -206,6 +214,11 @@ class Worker:
                 sampling=_sampling(message.sampling),
                 seed=message.seed,
             )
+        except asyncio.CancelledError:
+            if message.id not in self._unwanted and not self._closed.is_set():
+                error = WorkerError("its task was cancelled, though the run did not ask for it")
+                self._send(Failed(message.id, error_to_json(error), fatal=False))
+            raise
         except Exception as exc:  # the main process waits for an answer, whatever happens
             log.exception("an episode of row %s could not run", row.task.task_id)
             self._send(Failed(message.id, error_to_json(exc), fatal=True))

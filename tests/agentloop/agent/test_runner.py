@@ -425,6 +425,29 @@ async def test_an_agent_that_raises_fails_alone(make_runner: Make, task: Task) -
     assert trajectory.status is EpisodeStatus.FAILED and "a bug in the agent" in (trajectory.error or "")
 
 
+@pytest.mark.parametrize("ending", [SystemExit(3), asyncio.CancelledError()])
+async def test_code_that_ends_itself_ends_one_call_or_episode(
+    make_runner: Make, turn: Ids, task: Task, ending: BaseException
+) -> None:
+    """Passed on, either would end the run without a word."""
+
+    class Ends(AgentLoop):
+        async def run(self, episode: Episode) -> None:
+            raise ending
+
+    async def ends(*_: Any) -> float:
+        raise ending
+
+    error = type(ending).__name__
+    failed = await run(make_runner([], agents={"tool_agent": Ends}), task)
+    assert failed.status is EpisodeStatus.FAILED and error in failed.faults[0].error
+    failed = await run(make_runner([turn(ANSWER)], reward=ends), task)
+    assert failed.status is EpisodeStatus.FAILED and "the reward raised CodeEnded" in (failed.error or "")
+    tool = RecordingTool(lambda _: ends())
+    told = await run(make_runner([turn(CALL), turn(ANSWER)], toolset=Toolset([tool])), task)
+    assert told.status is EpisodeStatus.OK and error in told.faults[0].error and tool.events[-1] == "close"
+
+
 async def test_generating_twice_without_an_observation_is_a_bug_that_is_named(
     make_runner: Make, turn: Ids, task: Task
 ) -> None:

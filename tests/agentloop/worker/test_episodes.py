@@ -95,7 +95,8 @@ def test_values_of_user_code_become_what_a_trace_shows() -> None:
     made.messages = [{"role": "user", "content": odd}]
     made.metrics = {"numpy": np.float64(0.1), "count": np.int64(3)}  # type: ignore[dict-item]
     (arrived,) = Sent()([made])
-    assert arrived.messages[0]["content"] == {"array": [0, 1, 2], "number": 0.5, "own": "own text", "pair": [1, 2]}
+    content: Any = arrived.messages[0]["content"]
+    assert content == {"array": [0, 1, 2], "number": 0.5, "own": "own text", "pair": [1, 2]}
     assert arrived.metrics == {"numpy": 0.1, "count": 3}
 
 

@@ -40,6 +40,9 @@ class Own(AgentLoop):
             os.kill(os.getpid(), signal.SIGKILL)
         if extra.get("odd"):
             episode.turns.append(None)
+        if extra.get("cancels"):
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
         if extra.get("leaves"):
             # Its child has every file of the worker, the connection to the main process too.
             if os.fork() == 0:
@@ -267,6 +270,8 @@ async def test_an_episode_that_cannot_be_read_or_run_costs_no_worker(make: Make)
     async with make() as running:
         found = await running.run(running.task("odd", odd=True), "g0")
         assert found.status is EpisodeStatus.FAILED and "at `turns[0]`" in str(found.error)
+        found = await running.run(running.task("cancels", cancels=True), "g3")
+        assert found.status is EpisodeStatus.FAILED and "though the run did not ask" in str(found.error)
         # What would end the run in the main process ends it here too, and is not waited for.
         with pytest.raises(WorkerError, match="row wrong, group g1, sample 0: KeyError: 'nobody'"):
             await running.run(running.task("wrong", interaction_kwargs={"name": "nobody"}), "g1")
