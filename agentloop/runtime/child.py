@@ -32,6 +32,7 @@ from agentloop.runtime.variables import child_environment as child_environment
 log = logging.getLogger(__name__)
 
 LOG_TAIL_LINES = 20
+LOG_TAIL_BYTES = 2**16
 POLL_S = 0.01
 TERMINATE_S = 5.0
 KILL_S = 10.0
@@ -265,7 +266,8 @@ def log_tail(path: Path, lines: int = LOG_TAIL_LINES, *, start: int = 0) -> str:
     if not path.exists():
         return "    (no log was written)"
     with path.open("rb") as log:
-        log.seek(start)
+        end = log.seek(0, os.SEEK_END)
+        log.seek(max(start, end - LOG_TAIL_BYTES))  # a tool may have printed gigabytes
         last = log.read().decode("utf-8", errors="replace").splitlines()[-lines:]
     return "\n".join(f"    {line}" for line in last) or "    (the log is empty)"
 

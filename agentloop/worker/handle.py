@@ -56,6 +56,9 @@ SILENT_S = 300.0
 SHOW_S = 0.5
 """Time for a worker that hangs to write where it does."""
 
+CLOSED_S = 3.0
+"""Time for a worker that has closed its connection to end; it does not if a tool closed its files."""
+
 END_S = 10.0
 """Time for a worker to close its tools, and again after it was killed."""
 
@@ -285,7 +288,7 @@ class WorkerHandle:
         if self._process is None:
             return "could not be started"
         try:
-            code = await asyncio.wait_for(self._process.wait(), END_S)
+            code = await asyncio.wait_for(self._process.wait(), CLOSED_S)
         except TimeoutError:
             await self._kill()
             return "closed its connection and was ended"

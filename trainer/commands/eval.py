@@ -195,15 +195,15 @@ def find_subject(recipe: Recipe, checkpoint: str | None) -> Subject:
 async def _evaluate(
     recipe: Recipe, inputs: RunInputs, run_dir: RunDir, console: Console, subject: Subject, sender: SpanSender
 ) -> dict[str, Any]:
-    async with _server(recipe, inputs, run_dir, console, subject) as (url, token):
+    async with (
+        inputs.workers(run_dir.logs, console.warn) as workers,  # they start beside the server
+        _server(recipe, inputs, run_dir, console, subject) as (url, token),
+    ):
         most = _most(recipe)
         if warning := shortage(most):
             console.warn(warning)
         errors = ErrorLog(run_dir.logs / "errors.jsonl", console.warn)
-        async with (
-            inputs.workers(run_dir.logs, console.warn) as workers,
-            inputs.runner(url, token=token, max_in_flight=most, on_fault=errors, workers=workers) as runner,
-        ):
+        async with inputs.runner(url, token=token, max_in_flight=most, on_fault=errors, workers=workers) as runner:
             traces = RunTraces(
                 run_dir.root, recipe.trace, seed=recipe.seed, total_steps=0, notice=console.notice, sender=sender
             )

@@ -131,6 +131,13 @@ def test_the_tail_of_a_log_that_is_missing_or_empty(tmp_path: Path) -> None:
     assert log_tail(tmp_path / "a.log") == "    (the log is empty)"
 
 
+def test_the_tail_of_a_huge_log_is_read_from_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "a.log").open("wb") as log:
+        log.seek(10 * 2**30)  # takes no space
+        log.write(b"\nthe end\n")
+    assert log_tail(tmp_path / "a.log", lines=1) == "    the end"
+
+
 async def test_an_error_shows_the_log_of_this_start_only(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "child.log"
     log.parent.mkdir()
