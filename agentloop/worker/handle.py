@@ -57,7 +57,7 @@ SHOW_S = 0.5
 """Time for a worker that hangs to write where it does."""
 
 CLOSED_S = 3.0
-"""Time for a worker that has closed its connection to end; it does not if a tool closed its files."""
+"""Time for a worker that has closed its connection to end; with closed files it does not."""
 
 END_S = 10.0
 """Time for a worker to close its tools, and again after it was killed."""
