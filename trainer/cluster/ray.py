@@ -258,12 +258,21 @@ class RemoteServer(Child):
     def stopped(self) -> bool:
         return self._remote.stopped
 
+    async def ended(self) -> int:
+        code = await super().ended()
+        self._end_lease()  # Ray may take a node for dead on which the server still runs
+        return code
+
     async def kill(self) -> None:
         """Kill the server. One whose node does not answer ends by itself, as its lease does."""
         await super().kill()
         self._remote.drop()
+        self._end_lease()
+
+    def _end_lease(self) -> None:
         if self._lease is not None:
             self._lease.close()
+            self._lease = None
 
     def _leased(self, connection: asyncio.Future[socket.socket]) -> None:
         if not connection.cancelled():

@@ -151,7 +151,7 @@ async def start_processes(
             timeout_s=recipe.rollout.start_timeout_s,
         )
         stack.push_async_callback(link.close)
-        publisher = make_publisher(recipe, workers, link, weights.path, served.note)
+        publisher = make_publisher(_with_address(recipe, workers), workers, link, weights.path, served.note)
         stack.push_async_callback(publisher.close)
         if server is None:
             await publisher.publish(version)
@@ -234,6 +234,16 @@ def _start_workers(recipe: Recipe, inputs: RunInputs, run_dir: RunDir, launcher:
         adapters=inputs.adapters,
         launcher=launcher,
     )
+
+
+def _with_address(recipe: Recipe, workers: WorkerGroup) -> Recipe:
+    """Return the recipe with the address of rank 0, if that may be on another machine than this
+    process: the server joins the group of broadcasts there."""
+    publish = recipe.rollout.publish
+    if publish.address is not None or not workers.address:
+        return recipe
+    publish = publish.model_copy(update={"address": workers.address})
+    return recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"publish": publish})})
 
 
 async def _start_both(

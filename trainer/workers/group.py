@@ -137,6 +137,11 @@ class WorkerGroup:
             raise
         return group
 
+    @property
+    def address(self) -> str:
+        """The address of rank 0, which broadcasts weights; empty: this machine's."""
+        return self._ranks[0].address
+
     # -- training ----------------------------------------------------------------------------------
 
     async def accumulate(

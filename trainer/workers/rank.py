@@ -118,6 +118,12 @@ class Rank:
             await asyncio.wait_for(self.process.wait(), CLOSE_TIMEOUT_S)
 
     @property
+    def address(self) -> str:
+        """The address from which it is connected; empty: it is a child of this process."""
+        peer = self._writer.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    @property
     def stopped(self) -> bool:
         """Whether the process is stopped by a signal (SIGSTOP)."""
         return self.process.stopped

@@ -41,6 +41,7 @@ async def test_they_compute_the_same_to_the_bit(tiny_model: Path, tmp_path: Path
             folder = tmp_path / str(kind is None)
             workers = await started(tiny_model, folder, kind)
             try:
+                assert workers.address == ("" if kind is None else "127.0.0.1")
                 results.append(await one_step(workers, folder))
                 if kind is not None:  # the ranks' store is not in a file, and not on other addresses
                     assert not (folder / "logs" / ".ranks").exists()
