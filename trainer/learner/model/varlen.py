@@ -173,9 +173,9 @@ def check_kernel(name: KernelName) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if name == "flash_attn" and not _installed("flash_attn"):
+    if name == "flash_attn" and not _has_flash_attn():
         raise ConfigError(
-            "trainer.attention=flash_attn, but flash-attn is not installed",
+            "trainer.attention=flash_attn, but flash-attn 2 is not installed",
             "pip install flash-attn, or set trainer.attention=auto",
         )
 
@@ -184,7 +184,7 @@ def make_kernel(name: KernelName) -> Kernel | None:
     """Return the kernel; `auto`: flash-attn if it is installed, else torch's; None: plain."""
     if name == "plain":
         return None
-    if name == "flash_attn" or (name == "auto" and _installed("flash_attn")):
+    if name == "flash_attn" or (name == "auto" and _has_flash_attn()):
         return FlashAttnKernel()
     return TorchKernel()
 
@@ -195,8 +195,13 @@ def kernel_takes(q_THD: Tensor) -> bool:
     return q_THD.dtype in (torch.bfloat16, torch.float16) and size % 8 == 0 and size <= MAX_HEAD_DIM
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def _has_flash_attn() -> bool:
+    """Whether the kernels that `FlashAttnKernel` calls are installed.
+
+    flash-attn 4, which SGLang brings, is a package of the same name without them.
+    """
+    package = "flash_attn"
+    return all(importlib.util.find_spec(name) is not None for name in (package, f"{package}.flash_attn_interface"))
 
 
 class VarlenAttention(torch.autograd.Function):

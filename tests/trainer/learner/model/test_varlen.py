@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,15 @@ from torch import Tensor
 from agentloop.config import TrainerConfig
 from agentloop.errors import ConfigError
 from trainer.learner.model.attention import Attention, portable_attention
-from trainer.learner.model.varlen import Spans, TorchKernel, VarlenAttention, VarlenLayout, kernel_takes
+from trainer.learner.model.varlen import (
+    Spans,
+    TorchKernel,
+    VarlenAttention,
+    VarlenLayout,
+    check_kernel,
+    kernel_takes,
+    make_kernel,
+)
 from trainer.packing.layout import PackedLayout
 
 CPU = torch.device("cpu")
@@ -117,6 +126,14 @@ def test_torchs_operators_take_what_they_are_given() -> None:
         assert (out.shape, lse.shape, lse.dtype) == (q.shape, (4, TOKENS), torch.float32)
         grads = kernel.backward(torch.empty_like(out), q, kv, kv, out, lse, there, 0.125)
         assert [grad.shape for grad in grads] == [q.shape, kv.shape, kv.shape]
+
+
+def test_flash_attn_4_is_not_taken_for_flash_attn_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert isinstance(make_kernel("auto"), TorchKernel)
+    with pytest.raises(ConfigError, match="flash-attn 2 is not installed"):
+        check_kernel("flash_attn")
 
 
 def test_a_kernel_that_cannot_run_here_is_refused() -> None:
