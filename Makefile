@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-recipes test-real sglang test-sglang chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-recipes test-real sglang test-sglang test-fakecuda chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -78,7 +78,7 @@ learn-code-real: $(STAMP) ## SmolLM2-135M learns to write programs instead of gu
 	$(BIN)/python -m recipes.bounds outputs/retool-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
 
 # What takes minutes, or an environment of its own, has a target of its own.
-SUITE := "not gpu and not sglang and not real and not chaos and not benchmark and not recipe"
+SUITE := "not gpu and not fakecuda and not sglang and not real and not chaos and not benchmark and not recipe"
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m $(SUITE) $(ARGS)
@@ -103,6 +103,16 @@ sglang: $(SGLANG_STAMP) ## create .venv-sglang, the environment of rollout.pytho
 test-sglang: $(STAMP) $(SGLANG_STAMP) ## run the suite marked sglang against a real SGLang, on the CPU
 	AGENTLOOP_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest -m sglang $(ARGS)
 	AGENTLOOP_TEST_TRAINER_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest tests/rollout_server/test_broadcast.py
+
+# CUDA's runtime without a card (tests/fakecuda/runtime.c), compiled with the headers that SGLang's environment brings.
+FAKECUDA := $(SGLANG_VENV)/libfakecuda.so
+
+$(FAKECUDA): tests/fakecuda/runtime.c $(SGLANG_STAMP)
+	$(CC) -shared -fPIC -O1 -Wl,-soname,libcuda.so.1 $$(printf -- '-I%s ' $(SGLANG_VENV)/lib/python*/site-packages/nvidia/cu*/include) -o $@ $<
+
+test-fakecuda: $(FAKECUDA) ## run the CUDA code on fake cards, without one: devices, dtypes and shapes, at full model sizes
+	LD_PRELOAD=$(abspath $(FAKECUDA)) $(SGLANG_VENV)/bin/python -m pytest -o addopts="-ra --strict-markers --import-mode=importlib" \
+	  -p no:cacheprovider -W ignore::pytest.PytestConfigWarning -m fakecuda tests/fakecuda $(ARGS)
 
 RUN_CHAOS_S ?= 600
 SERVER_CHAOS_S ?= 120
@@ -244,9 +254,8 @@ bench: $(STAMP) ## benchmarks on this machine; peers get environments of their o
 	$(BIN)/python benchmarks/async.py --curve
 	$(BIN)/python benchmarks/step.py
 
-gpu-check: $(STAMP) ## tests that need a CUDA device, and the trainer's share of its peak
-	$(BIN)/python -m pytest -m gpu $(ARGS)
-	$(BIN)/python benchmarks/train.py --device cuda
+gpu-check: $(STAMP) ## all that only a card can show, in twelve minutes of one: make gpu-check [ARGS=--dry-run]
+	$(BIN)/python benchmarks/card_check.py $(ARGS)
 
 docs: $(STAMP) ## write docs/config.md from the config models
 	$(BIN)/python docs/make_config.py

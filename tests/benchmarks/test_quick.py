@@ -20,6 +20,7 @@ ELSEWHERE = {"loop_overhead.py": "test_loop_overhead.py", "rollout.py": "test_ro
 
 QUICK = [
     "async.py",
+    "card_check.py",
     "import_time.py",
     "matmul.py",
     "publish.py",
