@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-recipes test-real sglang test-sglang test-fakecuda chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
+.PHONY: help install quickstart quickstart-real learn-search-real learn-code-real test test-recipes test-real sglang test-sglang test-ray test-fakecuda chaos lint coverage smoke-gsm8k smoke-geo3k smoke-geo3k-tools smoke-search smoke-retool learn-gsm8k learn-vision learn-code learn-search bench bench-quick gpu-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -78,7 +78,7 @@ learn-code-real: $(STAMP) ## SmolLM2-135M learns to write programs instead of gu
 	$(BIN)/python -m recipes.bounds outputs/retool-smollm2$(REAL_SUFFIX) $(SKILL_BOUNDS)
 
 # What takes minutes, or an environment of its own, has a target of its own.
-SUITE := "not gpu and not fakecuda and not sglang and not real and not chaos and not benchmark and not recipe"
+SUITE := "not gpu and not ray and not fakecuda and not sglang and not real and not chaos and not benchmark and not recipe"
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m $(SUITE) $(ARGS)
@@ -109,6 +109,9 @@ FAKECUDA := $(SGLANG_VENV)/libfakecuda.so
 
 $(FAKECUDA): tests/fakecuda/runtime.c $(SGLANG_STAMP)
 	$(CC) -shared -fPIC -O1 -Wl,-soname,libcuda.so.1 $$(printf -- '-I%s ' $(SGLANG_VENV)/lib/python*/site-packages/nvidia/cu*/include) -o $@ $<
+
+test-ray: $(STAMP) ## run the tests that start Ray: runs over two nodes, and over two network namespaces (as root)
+	$(BIN)/python -m pytest -m ray $(ARGS)
 
 test-fakecuda: $(FAKECUDA) ## run the CUDA code on fake cards, without one: devices, dtypes and shapes, at full model sizes
 	LD_PRELOAD=$(abspath $(FAKECUDA)) $(SGLANG_VENV)/bin/python -m pytest -o addopts="-ra --strict-markers --import-mode=importlib" \
