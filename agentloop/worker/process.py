@@ -106,6 +106,7 @@ class Worker:
         self._closed = asyncio.Event()
         self._loaded: _Loaded | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._status: asyncio.Task[None] | None = None
         self._runner: EpisodeRunner | None = None
         self._rows: dict[int, _Row] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -120,14 +121,13 @@ class Worker:
         rate_limit.share(self._limits)
         self._context = contextvars.copy_context()
         self._connection = await FrameProtocol.connect(sock, self._on_frame, self._closed.set)
-        with LoopLagMonitor() as lag:
-            status = asyncio.create_task(self._report(lag), name="status")
-            await self._closed.wait()
-            status.cancel()
+        await self._closed.wait()
         await self._end()
 
     async def _end(self) -> None:
         """Cancel what runs; close tools and client."""
+        if self._status is not None:
+            self._status.cancel()
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -179,9 +179,10 @@ class Worker:
         """Send the episodes' requests to a server from now on."""
         loaded = self._loaded
         assert loaded is not None
-        client = run_client(
-            loaded.recipe.rollout, message.url, token=message.token, max_in_flight=message.max_in_flight
-        )
+        rollout = loaded.recipe.rollout
+        lag = self._stack.enter_context(LoopLagMonitor(rollout.max_loop_lag_s))
+        self._status = asyncio.create_task(self._report(lag), name="status")
+        client = run_client(rollout, message.url, token=message.token, max_in_flight=message.max_in_flight)
         self._stack.push_async_callback(client.close)
         self._runner = loaded.code.runner(
             loaded.recipe,
