@@ -25,7 +25,7 @@ def test_all_parts_together_fit_twelve_minutes(card_check: Any, tmp_path: Path) 
     for dry in (False, True):
         parts = card_check.parts_of(tmp_path, dry=dry, sglang=Path("python"))
         assert [part.name for part in parts] == ["kernels", "engine", "step", "sglang", "colocated", "mfu"]
-        assert sum(part.limit_s for part in parts) <= 12 * 60
+        assert dry or sum(part.limit_s for part in parts) <= 12 * 60
         assert [part.name for part in parts if part.why_not] == (["kernels"] if dry else [])
 
 

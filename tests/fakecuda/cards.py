@@ -52,6 +52,7 @@ ONE_DTYPE = (
     "mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "index_add", "index_add_", "index_copy", "index_copy_",
     "index_put", "index_put_", "lerp", "masked_scatter", "masked_scatter_", "_flash_attention_forward",
     "_flash_attention_backward", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
 )  # fmt: skip
 """Operators whose CUDA kernels take floating tensors of one dtype, which their shape functions do not all check."""
 
