@@ -85,6 +85,8 @@ class FakeCards:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[FakeCards]:
         """Run the block on fake tensors."""
+        # It remembers results by their arguments, and takes "cuda" for the card that was current then.
+        FakeTensorMode.cache_clear()
         with _modules_move(), self._fake, _Dispatch(self), _HostReads(self):
             yield self
 

@@ -105,6 +105,20 @@ def test_a_rank_of_a_recipe_trains_and_publishes_on_its_card(
     assert cards.devices == {CARD}
 
 
+def test_a_rank_trains_adapters_of_a_large_model(cards: FakeCards, rank: None, model: ModelFactory) -> None:
+    config = TrainerConfig.model_validate(
+        {"device": "cuda", "ranks": 8, "lora": {"rank": 16, "alpha": 32}, "fsdp": {"activation_checkpointing": True}}
+    )
+    learner = Learner(settings(model("Qwen2.5-7B"), config, reference=True))
+    with cards.watch() as transfers:
+        learner.accumulate(samples_of(), 1.0, LossSpec(kl_coef=0.01))
+    assert transfers <= FORWARD
+    trained = {name for name, p in learner.policy.named_parameters() if p.grad is not None}
+    assert len(trained) == 2 * 7 * 28 and all("lora" in name for name in trained)
+    learner.step(1.0)
+    assert cards.devices == {CARD}
+
+
 def test_a_rank_makes_room_for_an_engine_and_comes_back(cards: FakeCards, rank: None, model: ModelFactory) -> None:
     learner = small(model, {}, reference=True)
     samples, spec = samples_of(), LossSpec(kl_coef=0.01)
