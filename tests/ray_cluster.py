@@ -33,10 +33,14 @@ def variables() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def cluster(environment: dict[str, str]) -> Iterator[str]:
-    """Yield the address of a cluster."""
+def cluster(environment: dict[str, str], *more: str) -> Iterator[str]:
+    """Yield the address of a cluster.
+
+    Args:
+        more: further nodes, as address:cpus.
+    """
     program = subprocess.Popen(
-        [sys.executable, str(Path(__file__))],
+        [sys.executable, str(Path(__file__)), *more],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment},
     )  # fmt: skip
     assert program.stdin is not None and program.stdout is not None
@@ -55,10 +59,12 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    options: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20}
-    head = {"node_ip_address": NODES[0], "include_dashboard": False, "_system_config": SOON, **options}
-    started = Cluster(initialize_head=True, head_node_args=head)
-    started.add_node(node_ip_address=NODES[1], **options)
+    options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
+    head = {"node_ip_address": NODES[0], "num_cpus": CPUS, "include_dashboard": False, "_system_config": SOON}
+    started = Cluster(initialize_head=True, head_node_args={**head, **options})
+    for node in (f"{NODES[1]}:{CPUS}", *sys.argv[1:]):
+        address, cpus = node.split(":")
+        started.add_node(node_ip_address=address, num_cpus=int(cpus), **options)
     print("address", started.address, flush=True)
     sys.stdin.read()
     started.shutdown()

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,11 +42,12 @@ class Supervisor:
     """One process, seen from its node. An async actor: its thread lives as long as its worker."""
 
     def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._output = bytearray()
         self._lost = 0
         self._news = asyncio.Event()
+        self._all_read = asyncio.Event()
+        self._ended = asyncio.Event()
 
     async def place(self) -> dict[str, Any]:
         """Return node, address and GPUs of this actor."""
@@ -75,23 +78,36 @@ class Supervisor:
             return f"the interpreter {python} does not exist on this node"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED)}
         environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), **variables}
-        self._process = await asyncio.create_subprocess_exec(
-            python, "-I", "-c", TIED, str(os.getpid()), *command,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        self._process = subprocess.Popen(  # noqa: ASYNC220  # it returns once the program has begun
+            [python, "-I", "-c", TIED, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=environment, start_new_session=True, cwd=folder if os.path.isdir(folder) else None,  # noqa: PTH112
         )  # fmt: skip
-        self._reading = asyncio.get_running_loop().create_task(self._read())
+        # In threads: asyncio takes a process for running as long as its children keep the pipe
+        # open.
+        loop = asyncio.get_running_loop()
+        for work in (self._read, self._wait):
+            threading.Thread(target=work, args=(self._process, loop), daemon=True).start()
         return self._process.pid
 
-    async def _read(self) -> None:
-        process = self._process
-        assert process is not None and process.stdout is not None
-        while more := await process.stdout.read(65536):
-            self._output += more
-            if (over := len(self._output) - MOST_KEPT_BYTES) > 0:
-                del self._output[:over]
-                self._lost += over
-            self._news.set()
+    def _read(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
+        assert process.stdout is not None
+        with process.stdout as pipe, contextlib.suppress(RuntimeError):  # the loop was closed
+            while more := os.read(pipe.fileno(), 65536):
+                loop.call_soon_threadsafe(self._add, more)
+            loop.call_soon_threadsafe(self._all_read.set)
+
+    def _wait(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
+        process.wait()
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._ended.set)
+
+    def _add(self, output: bytes) -> None:
+        self._output += output
+        if (over := len(self._output) - MOST_KEPT_BYTES) > 0:
+            del self._output[:over]
+            self._lost += over
+        self._news.set()
 
     async def follow(self) -> tuple[bytes, int | None, bool]:
         """Wait for news of the process.
@@ -101,19 +117,21 @@ class Supervisor:
             is stopped by a signal.
         """
         process = self._process
-        assert process is not None and self._reading is not None
-        ended = asyncio.ensure_future(process.wait())
-        news = asyncio.ensure_future(self._news.wait())
-        await asyncio.wait([ended, news], timeout=LONGEST_POLL_S if not self._output else 0)
-        news.cancel()
-        if ended.done():
-            await asyncio.wait([self._reading], timeout=LAST_OUTPUT_S)
-        ended.cancel()
+        assert process is not None
+        events = [asyncio.ensure_future(event.wait()) for event in (self._ended, self._news)]
+        await asyncio.wait(events, timeout=LONGEST_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+        for event in events:
+            event.cancel()
+        code = None
+        if self._ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_read.wait(), LAST_OUTPUT_S)
+            code = process.returncode
         self._news.clear()
         output, self._output = bytes(self._output), bytearray()
         if self._lost:
             output, self._lost = b"[%d bytes of output were lost]\n" % self._lost + output, 0
-        return output, process.returncode, _state(process.pid) == "T"
+        return output, code, code is None and _state(process.pid) == "T"
 
     async def signal(self, number: int) -> None:
         """Send a signal to the process and all that it has started."""
