@@ -165,3 +165,28 @@ def test_a_cluster_of_its_own_ends_with_a_killed_run(background: Any) -> None:
     os.kill(run.process.pid, 9)
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
+
+
+def test_agent_workers_of_a_lost_node_are_placed_on_others(background: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third node has room for an agent worker only: rank and server take two CPUs each."""
+    environment = variables()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with cluster(environment, "127.0.0.4:1") as address:
+        run = background(
+            "run.steps=30", "eval.before_train=false", "eval.every=null", "trainer.threads=2", "rollout.threads=2",
+            "rollout.deterministic=false", "cluster.agents.workers=3", "cluster.kind=ray", f"cluster.address={address}",
+        )  # fmt: skip
+        run.wait_for_steps(1, timeout=300)
+        raylets = {name: process.parent().parent() for name, process in processes_of_runs().items()}  # type: ignore[union-attr]
+        kept = {raylets["trainer_rank0"], raylets["rollout_server"]}
+        (lost,) = (name for name, raylet in raylets.items() if raylet not in kept)
+        worker = processes_of_runs()[lost]
+        raylets[lost].kill()
+        worker.kill()
+        ended = finished(run)
+    assert f"agent worker {lost[-1]} was killed" in ended.out
+    rows = [row for row in ended.metrics if "reward/mean" in row]
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert all(row["episode/count"] == 16 and row["episode/failed"] == 0 for row in rows)
+    assert rows[-1]["workers/restarts"] >= 1

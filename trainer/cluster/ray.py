@@ -26,11 +26,17 @@ from trainer.cluster.session import Session, answer
 BEGIN_S = 120.0
 """Time for an actor to be there: a busy node starts a worker in seconds."""
 
+RETRY_S = 1.0
+
 CONNECT_S = 120.0
 """Time for a process to connect: it imports its modules before, from a shared disk perhaps."""
 
 KILL_S = 5.0
 """Time for a process to end after SIGKILL; then its actor is killed, which ends it too."""
+
+
+class NotPlaced(WorkerError):
+    """Ray has not put an actor into its place."""
 
 
 class RayLauncher:
@@ -94,18 +100,29 @@ class RayLauncher:
 
     async def _begin(self, program: Program, arguments: Sequence[str], variables: Mapping[str, str]) -> RayProcess:
         place = self._placement.place(program.role, program.number)
-        actor = supervise(place.group, place.index, place.gpus)
-        process = RayProcess(program, actor, self._running.discard)
-        try:
-            await process.begin(
-                [sys.executable, "-P", "-m", program.module, *arguments],
-                {**program.variables, **self._variables, "PYTHONPATH": ROOT, **variables},
-            )
-        except BaseException:
-            process.drop()
-            raise
-        self._running.add(process)
-        return process
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + BEGIN_S
+        while True:
+            actor = supervise(place.group, place.index, place.gpus)
+            process = RayProcess(program, actor, self._running.discard)
+            try:
+                await process.begin(
+                    [sys.executable, "-P", "-m", program.module, *arguments],
+                    {**program.variables, **self._variables, "PYTHONPATH": ROOT, **variables},
+                )
+            except NotPlaced:
+                # Its node is lost: Ray notices that within a quarter of a minute, and moves the
+                # place to another.
+                process.drop()
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_S)
+                continue
+            except BaseException:
+                process.drop()
+                raise
+            self._running.add(process)
+            return process
 
 
 @functools.cache
@@ -158,7 +175,10 @@ class RayProcess:
             WorkerError: Ray does not place the actor, or the node cannot start the command.
         """
         what = f"{self._name} could not be started"
-        place = await answer(self._actor.place.remote(), BEGIN_S, what)
+        try:
+            place = await answer(self._actor.place.remote(), BEGIN_S, what)
+        except WorkerError as exc:
+            raise NotPlaced(exc.message, exc.hint) from exc
         self.address = place["address"]
         # In a call and not in the actor's constructor, whose arguments Ray keeps in its database:
         # the variables hold the key.
