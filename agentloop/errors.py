@@ -21,6 +21,7 @@ AgentloopError
 │   ├── ExportError           spans could not be sent to their destination
 │   └── DiskError             a file could not be written: the disk is full, read-only or broken
 ├── CallFailed                a tool or reward in a process raised, or its process died
+├── CodeEnded                 user code ended its task or the program: sys.exit(), CancelledError
 ├── FunctionHangs             too many calls of a tool or reward hang in threads
 ├── RequestRejected           the server refused the request (4xx): never retried
 ├── TokenLawError             a trajectory breaks DESIGN section 3

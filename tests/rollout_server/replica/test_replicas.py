@@ -19,7 +19,6 @@ from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
 from rollout_server.api.asgi import send_json
 from rollout_server.api.auth import Gate
-from rollout_server.launch import _sources
 from rollout_server.replica.starting.torch import REPLICA_TOKEN
 from rollout_server.replica.starting.url import UrlSource
 from tests.rollout_server.fakes import INFO
@@ -154,9 +153,7 @@ async def test_a_url_that_is_no_rollout_server_is_named(facts: Any, says: str) -
     assert str(port) in error.value.message and error.value.hint
 
 
-async def test_servers_at_urls_get_their_token_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_servers_at_urls_get_their_token_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         facts = {"model_path": "m", "engine": "torch", "weight_version": "3"}
         await send_json(send, json.dumps(facts).encode())
@@ -164,12 +161,12 @@ async def test_servers_at_urls_get_their_token_from_the_environment(
     monkeypatch.setenv("THEIRS", "a-secret")
     async with serving(Gate(app, "a-secret", None, frozenset(), "127.0.0.1")) as port:
         settings = ServerSettings(model="m", replica_urls=(f"http://127.0.0.1:{port}",), replica_token_env="THEIRS")
-        [source] = _sources(settings, INFO, 1, tmp_path)
+        source = UrlSource(settings, settings.replica_urls[0], INFO, settings.replica_token)
         replica = await source.start()
         assert replica.weight_version == "3"
         await replica.close()
 
-        [source] = _sources(settings.model_copy(update={"replica_token_env": None}), INFO, 1, tmp_path)
+        source = UrlSource(settings, settings.replica_urls[0], INFO, None)
         with pytest.raises(ServerStartError, match="bearer token") as error:
             await source.start()
         assert "--replica-token-env" in (error.value.hint or "")
