@@ -147,7 +147,7 @@ def test_after_a_killed_rank_the_run_goes_on_and_a_killed_driver_leaves_nothing(
     assert processes_of_runs().keys() == ALL
     run.process.kill()
     out, _ = run.process.communicate()
-    assert "trainer rank 1 died" in out and "goes on by itself from the checkpoint of step 1" in out, out
+    assert "trainer rank 1 died" in out and "the run goes on by itself from" in out, out
     assert nothing_is_left()
     assert_equal(finished(on_ray("--resume")), local)
 
