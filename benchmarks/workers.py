@@ -179,12 +179,16 @@ async def run(found: Any, rows: list[Task], at_once: int, turn_tokens: int = TUR
     return tokens
 
 
-async def scaling(folder: Path, url: str, workers: int, episodes: int) -> dict[str, float]:
-    """Return episodes a second with a tool that computes for 2 ms."""
+async def scaling(folder: Path, url: str, workers: int, episodes: int, turn: int) -> dict[str, float]:
+    """Return episodes a second with a tool that computes for 2 ms.
+
+    Args:
+        turn: number of the round: the server knows sessions by their names.
+    """
     async with runner(folder, url, workers=workers, compute_s=0.002, at_once=64) as found:
-        await run(found, tasks(f"warm{workers}-", 64), 64)
+        await run(found, tasks(f"warm{turn}-{workers}-", 64), 64)
         begin = time.perf_counter()
-        await run(found, tasks(f"scale{workers}-", episodes), 64)
+        await run(found, tasks(f"scale{turn}-{workers}-", episodes), 64)
         return {"episodes_per_s": episodes / (time.perf_counter() - begin)}
 
 
@@ -221,9 +225,9 @@ def main() -> int:
         folder = Path(name)
         with canned(folder) as url:
             measured: dict[int, list[float]] = {0: [], 1: [], 2: []}
-            for _ in range(rounds):
+            for turn in range(rounds):
                 for workers, found in measured.items():
-                    found.append(run_loops(scaling(folder, url, workers, episodes))["episodes_per_s"])
+                    found.append(run_loops(scaling(folder, url, workers, episodes, turn))["episodes_per_s"])
             cost = run_loops(boundary(folder, url, 2 * episodes))
         with canned(folder, delay_s=2.0) as url:
             busy = run_loops(crowd(folder, url, many, 4))

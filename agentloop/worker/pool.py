@@ -28,6 +28,7 @@ from agentloop.config import Recipe, SamplingConfig
 from agentloop.errors import AgentloopError, WorkerError
 from agentloop.launch.base import Launcher
 from agentloop.launch.local import LocalLauncher
+from agentloop.runtime.pacing import Pacer
 from agentloop.types import Task, Trajectory
 from agentloop.worker.handle import Job, WorkerHandle, WorkerKilled
 from agentloop.worker.limits import RunLimits
@@ -82,6 +83,7 @@ class WorkerPool:
         self._on_fault: OnFault = lambda _fault, _row, _episode: None
         self._limits = RunLimits()
         self._ids = itertools.count()
+        self._pacer = Pacer()
         self._serve: Serve | None = None
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -187,6 +189,7 @@ class WorkerPool:
             WorkerError: the workers die whenever they are started.
             DataError: the row holds what cannot be sent.
         """
+        await self._pacer.turn()
         done: asyncio.Future[list[Trajectory]] = asyncio.get_running_loop().create_future()
         job = Job(next(self._ids), task, group_id, sample_index, self._json(sampling), seed, done)
         self._assign(job)

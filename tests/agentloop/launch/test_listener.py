@@ -165,9 +165,11 @@ time.sleep(600)
 
 def start(listener: Listener, expected: Expected, **variables: str) -> subprocess.Popen[str]:
     words = connection_words(f"{listener.host}:{listener.port}", expected.identity)
+    # The suite's own variables, such as AGENTLOOP_SHARED, are not what the program may hide.
+    inherited = {name: value for name, value in os.environ.items() if "AGENTLOOP" not in name}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", PROGRAM.replace("connection(None)", f"connection(None, {words!r})")],
-        env=os.environ | {"PYTHONPATH": str(REPO)} | variables,
+        env=inherited | {"PYTHONPATH": str(REPO)} | variables,
         stderr=subprocess.PIPE,
         text=True,
     )
