@@ -40,6 +40,10 @@ AFFINITY = 8
 """Episodes that the worker which has a row may have more than the idlest one: sending the row again
 costs less than waiting."""
 
+PACED_FROM = 256
+"""Episodes in flight from which on further ones wait for their turn on the event loop: as many as
+start in 10 ms."""
+
 LEAVE_POLL_S = 0.1
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
@@ -84,6 +88,7 @@ class WorkerPool:
         self._limits = RunLimits()
         self._ids = itertools.count()
         self._pacer = Pacer()
+        self._in_flight = 0
         self._serve: Serve | None = None
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -189,7 +194,17 @@ class WorkerPool:
             WorkerError: the workers die whenever they are started.
             DataError: the row holds what cannot be sent.
         """
-        await self._pacer.turn()
+        self._in_flight += 1
+        try:
+            if self._in_flight > PACED_FROM:
+                await self._pacer.turn()
+            return await self._run(task, group_id, sample_index, sampling, seed)
+        finally:
+            self._in_flight -= 1
+
+    async def _run(
+        self, task: Task, group_id: str, sample_index: int, sampling: SamplingConfig, seed: int | None
+    ) -> list[Trajectory]:
         done: asyncio.Future[list[Trajectory]] = asyncio.get_running_loop().create_future()
         job = Job(next(self._ids), task, group_id, sample_index, self._json(sampling), seed, done)
         self._assign(job)
