@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 2**16
 POLL_S = 0.01
+LOOK_S = 1.0
+STOPPED_S = 20.0
+"""A child that is stopped (SIGSTOP) for this long while it starts is ended."""
+
 TERMINATE_S = 5.0
 KILL_S = 10.0
 PR_SET_PDEATHSIG = 1
@@ -52,6 +56,10 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 class ChildKilled(ServerStartError):
     """A signal ended the child before it served: a further start may succeed."""
+
+
+class ChildStopped(ChildKilled):
+    """A signal stopped the child before it served, and it was ended."""
 
 
 async def spawn(
@@ -158,9 +166,11 @@ class Child:
             ServerStartError: the child ended or took too long; the end of its log is in the
                 message.
             ChildKilled: a signal ended it.
+            ChildStopped: a signal stopped it for `STOPPED_S` seconds.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        looked, stopped_s = loop.time(), 0.0
 
         while not await ready():
             if self.code is not None:
@@ -175,6 +185,15 @@ class Child:
                     + self.log_tail(),
                     f"raise {timeout_key} if the model is large",
                 )
+            if loop.time() - looked >= LOOK_S:
+                # Counted in looks, so that a run which is stopped as a whole counts nothing.
+                looked, stopped_s = loop.time(), stopped_s + LOOK_S if self.stopped else 0.0
+                if stopped_s >= STOPPED_S:
+                    await self.kill()
+                    raise ChildStopped(
+                        f"{self.name} (process {self.pid}) was stopped for {stopped_s:.0f} s while it started",
+                        "find out what sends SIGSTOP to it",
+                    )
             await asyncio.sleep(POLL_S)
 
     async def ended(self) -> int:

@@ -18,7 +18,7 @@ from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
 from agentloop.launch.base import Launcher, Program
 from agentloop.launch.local import LocalLauncher
-from agentloop.runtime.child import Child, ChildKilled, child_environment
+from agentloop.runtime.child import Child, ChildKilled, ChildStopped, child_environment
 from agentloop.runtime.early import EarlyProgram
 
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
@@ -216,6 +216,9 @@ class ServerProcess:
             try:
                 await self._launch()
                 return
+            except ChildStopped as exc:
+                self._on_restart(exc.message)
+                reason = "while it started"
             except ChildKilled:
                 reason = "while it started"
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from agentloop.errors import ServerStartError
-from agentloop.runtime.child import Child, ChildKilled, child_environment, log_tail, spawn
+from agentloop.runtime import child
+from agentloop.runtime.child import Child, ChildKilled, ChildStopped, child_environment, log_tail, spawn
 
 
 def child_of(tmp_path: Path, code: str) -> Child:
@@ -161,3 +162,19 @@ def test_the_environment_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     assert child_environment(3)["OMP_WAIT_POLICY"] == "active"
     assert "GLIBC_TUNABLES" in child_environment(1)
     assert "GLIBC_TUNABLES" not in child_environment(1, allocator=False)
+
+
+async def test_a_child_that_is_stopped_while_it_starts_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "LOOK_S", 0.05)
+    monkeypatch.setattr(child, "STOPPED_S", 0.1)
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    server = Child("a server", [sys.executable, "-c", program], child_environment(1), tmp_path / "log")
+
+    async def never() -> bool:
+        return False
+
+    with pytest.raises(ChildStopped, match=r"a server \(process \d+\) was stopped for .* while it started"):
+        await server.until_ready(never, 600)
+    assert server.code == -signal.SIGKILL
