@@ -163,7 +163,7 @@ class Plan:
         return Cpu.of(self.sizes, self.assumed)
 
     def demand(self, gpus: float) -> dict[str, float]:
-        """Return what so many GPUs ask for, when nothing else limits them."""
+        """Return the demand of this number of GPUs, when nothing else limits them."""
         sizes, rate = self.sizes, gpus / self.gpus.episode_s
         return {
             "episodes_s": rate,

@@ -82,7 +82,7 @@ def measure_episodes(episodes: int = 500, rounds: int = 3) -> dict[str, float]:
 
 
 async def _generation_s(folder: Path, url: str, tokens: int, episodes: int, rounds: int) -> float:
-    """Return CPU seconds of a generation of so many tokens, of the process that runs its episode."""
+    """Return the CPU seconds that a generation of `tokens` tokens takes of the process that runs its episode."""
     seconds = []
     async with workers.runner(folder, url, workers=0, compute_s=0.0, at_once=64) as found:
         for number in range(rounds + 1):

@@ -23,7 +23,7 @@ Then = Callable[[], None]
 
 GROUP = 8
 MICRO_BATCH_TOKENS = 8192
-"""`trainer.tokens_per_micro_batch` by default: a chunk is worth so many tokens of each rank."""
+"""`trainer.tokens_per_micro_batch` by default: the tokens of each rank in a chunk."""
 
 PIECES = 2
 """Jobs of the router into which the streamed events of an answer are gathered, over the time of its decoding."""
@@ -76,7 +76,7 @@ class Station:
         self.waits: list[float] = []
 
     def ask(self, seconds: float, then: Then, begun: Then = _nothing) -> None:
-        """Serve a job of so many seconds, then go on.
+        """Serve a job that takes `seconds`, then go on.
 
         Args:
             begun: called when its turn has come.

@@ -108,7 +108,7 @@ def bubblewrap() -> None:
 def weave_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedPrograms]:
     """Runs programs that use weave, each in a process of its own, without the seconds of its import."""
     if find_spec("weave") is None:  # not imported here: it takes seconds, also in this process
-        pytest.skip("weave is not installed")
+        pytest.skip("weave is not installed: make install")
     kept = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name in kept}
     environment |= {"WANDB_ERROR_REPORTING": "false", "HTTPS_PROXY": CLOSED, "ALL_PROXY": CLOSED}

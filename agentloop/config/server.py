@@ -174,8 +174,8 @@ class ServerSettings(EngineOptions):
         return _secret("replica_token_env", self.replica_token_env)
 
     def most_in_flight(self, replicas: int) -> int | None:
-        """Return how many requests a server with so many replicas accepts at once; None: no
-        limit."""
+        """Return the largest number of requests that a server with this number of replicas accepts
+        at once; None: no limit."""
         return None if self.max_queue is None else self.max_running * replicas + self.max_queue
 
     def check_tokens(self) -> None:

@@ -37,8 +37,8 @@ TIME_LIMIT_S = 10.0
 """For the whole handshake."""
 
 ALIVE_S, PROBES = 10, 6
-"""A connection ends when the other machine has not answered so many probes, so long apart. It
-outlives a cut of half a minute in the network."""
+"""A connection ends when the other machine has not answered `PROBES` probes, `ALIVE_S` seconds
+apart. It outlives a cut of half a minute in the network."""
 
 
 @dataclass(frozen=True)

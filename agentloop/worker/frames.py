@@ -123,7 +123,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             self._read(nbytes)
-        except Exception:
+        except Exception:  # of a handler too: without this message, only a closed connection would be seen
             log.exception("a message could not be read; its connection is closed")
             self.abort()
 

@@ -94,7 +94,12 @@ class Job:
 
 @dataclass
 class _HeldRow:
-    """A row that the worker has, for so many episodes."""
+    """A row that the worker has.
+
+    Attributes:
+        key: names it in messages.
+        episodes: those of the row that run in the worker.
+    """
 
     key: int
     task: Task

@@ -81,7 +81,7 @@ class Hosts:
 def hosts(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     """Two hosts with a Ray node on each."""
     if os.getuid() or not shutil.which("ip"):
-        pytest.skip("namespaces need root and iproute2: apt-get install iproute2; sudo make test")
+        pytest.skip("namespaces need root and iproute2: apt-get install iproute2; sudo make test-ray")
     for name, value in variables().items():
         monkeypatch.setenv(name, value)
     log = tmp_path_factory.mktemp("hosts") / "ray.log"

@@ -51,7 +51,7 @@ time.sleep(3)
 def test_page_tables_count_as_memory(sandbox: Sandbox) -> None:
     """A program that reads one byte of every 2 MB has no page of its own, and 800 MB of the kernel's memory."""
     if "javascript" not in sandbox.health()["languages"]:
-        pytest.skip("node, whose programs may reserve any address space, is not installed")
+        pytest.skip("node, whose programs may reserve any address space, is not installed: apt-get install nodejs")
     code = f"require('child_process').spawnSync('python3', ['-c', {EMPTY_PAGES!r}], {{stdio: 'inherit'}})"
     found = sandbox.run(code, "javascript")
     assert found["run_result"]["return_code"] == -9, found

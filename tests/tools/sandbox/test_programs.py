@@ -158,7 +158,7 @@ def test_an_error_of_the_compiler_is_its_result(sandbox: Sandbox) -> None:
 
 def test_javascript_runs(sandbox: Sandbox) -> None:
     if "javascript" not in sandbox.health()["languages"]:
-        pytest.skip("node is not installed")
+        pytest.skip("node is not installed: apt-get install nodejs")
     for name in ("javascript", "nodejs"):
         assert sandbox.printed("console.log([1, 2].map(x => x * 2))", name) == "[ 2, 4 ]\n"
 
