@@ -35,8 +35,10 @@ LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 2**16
 POLL_S = 0.01
 LOOK_S = 1.0
+
 STOPPED_S = 20.0
-"""A child that is stopped (SIGSTOP) for this long while it starts is ended."""
+"""A process that is stopped (SIGSTOP) for this long is replaced or given up. Nothing else would
+notice: its sockets stay open."""
 
 TERMINATE_S = 5.0
 KILL_S = 10.0
@@ -52,6 +54,31 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
+
+
+class StoppedTime:
+    """How long a process has been stopped (SIGSTOP).
+
+    It adds up what it is called with, so that a run which is stopped as a whole counts nothing.
+
+    Attributes:
+        seconds: since the process was last seen running.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def look(self, stopped: bool, elapsed_s: float) -> bool:
+        """Note whether the process is stopped now.
+
+        Args:
+            elapsed_s: since the last call.
+
+        Returns:
+            whether it has been stopped for `STOPPED_S`.
+        """
+        self.seconds = self.seconds + elapsed_s if stopped else 0.0
+        return self.seconds >= STOPPED_S
 
 
 class ChildKilled(ServerStartError):
@@ -170,7 +197,7 @@ class Child:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        looked, stopped_s = loop.time(), 0.0
+        looked, stopped = loop.time(), StoppedTime()
 
         while not await ready():
             if self.code is not None:
@@ -186,12 +213,11 @@ class Child:
                     f"raise {timeout_key} if the model is large",
                 )
             if loop.time() - looked >= LOOK_S:
-                # Counted in looks, so that a run which is stopped as a whole counts nothing.
-                looked, stopped_s = loop.time(), stopped_s + LOOK_S if self.stopped else 0.0
-                if stopped_s >= STOPPED_S:
+                looked = loop.time()
+                if stopped.look(self.stopped, LOOK_S):
                     await self.kill()
                     raise ChildStopped(
-                        f"{self.name} (process {self.pid}) was stopped for {stopped_s:.0f} s while it started",
+                        f"{self.name} (process {self.pid}) was stopped for {stopped.seconds:.0f} s while it started",
                         "find out what sends SIGSTOP to it",
                     )
             await asyncio.sleep(POLL_S)

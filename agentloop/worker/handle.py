@@ -17,6 +17,7 @@ from agentloop.columns import Logprobs, LossMask, TokenIds, Versions
 from agentloop.errors import WorkerError
 from agentloop.faults import error_from_json
 from agentloop.launch.base import Launched, Launcher, Program
+from agentloop.runtime.child import StoppedTime
 from agentloop.runtime.early import ROOT
 from agentloop.runtime.variables import child_environment
 from agentloop.types import EpisodeStatus, StopReason, Task, Trajectory
@@ -46,9 +47,6 @@ from agentloop.worker.messages import (
 from agentloop.worker.tasks import encode_task
 
 WATCH_S = 1.0
-
-STOPPED_S = 20.0
-"""A worker that is stopped (SIGSTOP) for this long is replaced."""
 
 SILENT_S = 300.0
 """A worker whose event loop is blocked for this long is replaced: a tool hangs in it."""
@@ -171,7 +169,7 @@ class WorkerHandle:
 
         Raises:
             UserError: it cannot be loaded.
-            WorkerKilled: a signal ended it.
+            WorkerKilled: a signal ended it, or stopped it.
             WorkerError: it ended, or took too long; the end of its log is in the message. Or the
                 system has no room for another process.
         """
@@ -184,15 +182,26 @@ class WorkerHandle:
             ) from exc
         self.send(self._start)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._ready
-        except TimeoutError:
-            await self._kill()
-            raise self._start_error(f"was not ready within {self._timeout_s:.0f} s") from None
+            await self._until_ready()
         except ConnectionError:
             reason = await self._reason()
             killed = self._exited.done() and self._exited.result() < 0
             raise self._start_error(f"{reason} while it started", WorkerKilled if killed else WorkerError) from None
+
+    async def _until_ready(self) -> None:
+        """Wait until the process has loaded what the recipe names. Raises as `start`."""
+        assert self._process is not None
+        loop = asyncio.get_running_loop()
+        deadline, stopped = loop.time() + self._timeout_s, StoppedTime()
+        while not self._ready.done():
+            await asyncio.wait([self._ready], timeout=WATCH_S)
+            if stopped.look(self._process.stopped, WATCH_S):
+                await self._kill()
+                raise self._start_error(f"was stopped for {stopped.seconds:.0f} s while it started", WorkerKilled)
+            if not self._ready.done() and loop.time() > deadline:
+                await self._kill()
+                raise self._start_error(f"was not ready within {self._timeout_s:.0f} s")
+        await self._ready
 
     async def _spawn(self) -> None:
         loop = asyncio.get_running_loop()
@@ -236,17 +245,16 @@ class WorkerHandle:
 
     async def ended(self) -> str:
         """Wait until the process ends, or hangs and is killed; return how it ended, as a clause."""
-        stopped_s = 0.0
+        stopped = StoppedTime()
         while not self._lost.done():
             await asyncio.wait([self._lost], timeout=WATCH_S)
-            # Counted in looks, so that a run which is stopped as a whole counts nothing.
-            stopped_s = stopped_s + WATCH_S if self._process and self._process.stopped else 0.0
+            too_long = stopped.look(self._process is not None and self._process.stopped, WATCH_S)
             self._silent_s += WATCH_S
-            if stopped_s >= STOPPED_S or self._silent_s >= SILENT_S:
-                what = "was stopped" if stopped_s else "was blocked by a tool"
+            if too_long or self._silent_s >= SILENT_S:
+                what = "was stopped" if stopped.seconds else "was blocked by a tool"
                 await self._show_stacks()
                 await self._kill()
-                return f"{what} for {stopped_s or self._silent_s:.0f} s and was ended"
+                return f"{what} for {stopped.seconds or self._silent_s:.0f} s and was ended"
         return await self._reason()
 
     def drop_jobs(self) -> list[Job]:

@@ -18,7 +18,7 @@ from agentloop.config.server import ServerSettings
 from agentloop.errors import ConfigError, ServerStartError
 from agentloop.launch.base import Launcher, Program
 from agentloop.launch.local import LocalLauncher
-from agentloop.runtime.child import Child, ChildKilled, ChildStopped, child_environment
+from agentloop.runtime.child import Child, ChildKilled, ChildStopped, StoppedTime, child_environment
 from agentloop.runtime.early import EarlyProgram
 
 TOKEN_VARIABLE = "AGENTLOOP_SERVER_TOKEN"  # noqa: S105  # the name of a variable, not a token
@@ -29,10 +29,6 @@ MODULE = "rollout_server"
 REPLICAS_SHARE = 0.9
 """Share of `rollout.start_timeout_s` that the replicas may take: the server reports their failure
 before the run gives up on the server."""
-
-STOPPED_S = 20.0
-"""A server that is stopped (SIGSTOP) for this long is replaced. Nothing else would notice: its
-sockets stay open."""
 
 MOST_CONNECTIONS: int = ServerSettings.model_fields["max_connections"].default
 FURTHER_CONNECTIONS = 256
@@ -225,13 +221,12 @@ class ServerProcess:
     async def _end_of(self, child: Child) -> int:
         """Wait until the server ends, and return its exit code. Kill it if it stays stopped."""
         ended = asyncio.ensure_future(child.ended())
-        stopped_s = 0.0
+        stopped = StoppedTime()
         try:
             while not (await asyncio.wait([ended], timeout=WATCH_S))[0]:
-                # Counted in looks, so that a run which is stopped as a whole counts nothing.
-                stopped_s = stopped_s + WATCH_S if child.stopped else 0.0
-                if stopped_s >= STOPPED_S:
-                    self._on_restart(f"the rollout server (process {child.pid}) was stopped for {stopped_s:.0f} s")
+                if stopped.look(child.stopped, WATCH_S):
+                    seconds = stopped.seconds
+                    self._on_restart(f"the rollout server (process {child.pid}) was stopped for {seconds:.0f} s")
                     await child.kill()
             return await ended
         finally:

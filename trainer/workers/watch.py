@@ -6,13 +6,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from agentloop.runtime.child import StoppedTime
 from trainer.workers.rank import Rank, RankLost, RawAnswer
 
 WATCH_S = 1.0
 """Interval of looks at ranks that have not answered yet."""
-
-STOPPED_S = 20.0
-"""A rank that is stopped (SIGSTOP) for this long will not answer."""
 
 
 class RankHangs(RankLost):
@@ -34,7 +32,7 @@ async def wait_for_answers(
         Exception: that of a call that failed.
     """
     pending = set(calls)
-    waited_s, stopped_s = 0.0, dict.fromkeys(ranks, 0.0)
+    waited_s, stopped = 0.0, {rank: StoppedTime() for rank in ranks}
     while pending:
         begin = time.monotonic()
         done, pending = await asyncio.wait(pending, timeout=WATCH_S, return_when=asyncio.FIRST_EXCEPTION)
@@ -46,11 +44,11 @@ async def wait_for_answers(
         waited_s += elapsed
         slow = [rank for rank, call in zip(ranks, calls, strict=True) if call in pending]
         for rank in slow:
-            stopped_s[rank] = stopped_s[rank] + elapsed if rank.stopped else 0.0
-            if stopped_s[rank] >= min(STOPPED_S, timeout_s):
+            too_long = stopped[rank].look(rank.stopped, elapsed)
+            if too_long or stopped[rank].seconds >= timeout_s:
                 raise RankHangs(
                     f"trainer rank {rank.number} (process {rank.process.pid}) was stopped for "
-                    f"{stopped_s[rank]:.0f} s during {operation}",
+                    f"{stopped[rank].seconds:.0f} s during {operation}",
                     "find out what sends SIGSTOP to it; --resume continues the run",
                 )
         if slow and waited_s >= timeout_s:

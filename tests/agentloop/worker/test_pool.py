@@ -329,3 +329,19 @@ async def test_episodes_that_run_at_the_end_are_cancelled(make: Make) -> None:
     assert (running.folder / "left-g0-0").exists()
     with pytest.raises(WorkerError, match="have ended"):
         await running.run(running.task("row"), "g1")
+
+
+async def test_a_worker_that_is_stopped_while_it_starts_is_started_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentloop.runtime.child.STOPPED_S", 1.0)
+    once = f"""
+import os, signal
+from pathlib import Path
+if not Path({str(tmp_path / "once")!r}).exists():
+    Path({str(tmp_path / "once")!r}).touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    async with make(once + AGENT, workers=1) as running:
+        assert (await running.run(running.task("row"), "g0")).status is ENDED
+        assert running.pool.restarts == 1 and "was stopped for" in running.warnings[0]

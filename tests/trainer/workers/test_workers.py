@@ -173,7 +173,7 @@ async def test_a_dead_rank_is_a_worker_error_with_its_log_and_ends_the_others(ti
 async def test_a_stopped_rank_is_named_with_the_command_and_ends_the_others(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.workers.watch.STOPPED_S", 0.3)
+    monkeypatch.setattr("agentloop.runtime.child.STOPPED_S", 0.3)
     monkeypatch.setattr("trainer.workers.watch.WATCH_S", 0.1)
     async with started(tiny_model, tmp_path, ranks=2) as workers:
         processes = processes_of(workers)
