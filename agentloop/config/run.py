@@ -190,10 +190,7 @@ class ClusterConfig(Section):
     @model_validator(mode="after")
     def _is_read(self) -> ClusterConfig:
         if self.kind == "local":
-            given = [
-                name for name in ("address", "nodes", "env") if name in self.model_fields_set and getattr(self, name)
-            ]
-            given = [name for name in given if not (name == "nodes" and self.nodes == 1)]
-            if given:
-                raise ValueError(f"cluster.{given[0]} is for cluster.kind=ray")
+            for name in ("address", "nodes", "env"):
+                if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                    raise ValueError(f"cluster.{name} is for cluster.kind=ray")
         return self

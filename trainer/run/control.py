@@ -83,6 +83,11 @@ class RunRequests:
         Raises:
             ConfigError: the run was started in a way that does not allow it.
         """
+        workers = self._processes.agent_workers
+        if "agents" in request and workers is None:
+            raise ConfigError(
+                "episodes run in the main process of this run", "start it with cluster.agents.workers=1 or more"
+            )
         lines = []
         if "rollout" in request:
             count = int(request["rollout"])
@@ -95,12 +100,8 @@ class RunRequests:
             lines.append(
                 f"rollout: {counted(count, 'replica')}; new ones take requests when they have loaded the weights"
             )
-        if "agents" in request:
-            count, workers = int(request["agents"]), self._processes.agent_workers
-            if workers is None:
-                raise ConfigError(
-                    "episodes run in the main process of this run", "start it with cluster.agents.workers=1 or more"
-                )
+        if "agents" in request and workers is not None:
+            count = int(request["agents"])
             await workers.scale(count)
             lines.append(f"agents: {counted(count, 'worker')}; those that leave end their episodes first")
         for line in lines:
