@@ -59,7 +59,8 @@ os.execvp(sys.argv[2], sys.argv[2:])
 class StoppedTime:
     """How long a process has been stopped (SIGSTOP).
 
-    It adds up what it is called with, so that a run which is stopped as a whole counts nothing.
+    One look counts `STOPPED_S / 2` at most, so that a run which is stopped as a whole does not take
+    the time for that of its processes.
 
     Attributes:
         seconds: since the process was last seen running.
@@ -77,7 +78,7 @@ class StoppedTime:
         Returns:
             whether it has been stopped for `STOPPED_S`.
         """
-        self.seconds = self.seconds + elapsed_s if stopped else 0.0
+        self.seconds = self.seconds + min(elapsed_s, STOPPED_S / 2) if stopped else 0.0
         return self.seconds >= STOPPED_S
 
 
@@ -212,9 +213,9 @@ class Child:
                     + self.log_tail(),
                     f"raise {timeout_key} if the model is large",
                 )
-            if loop.time() - looked >= LOOK_S:
-                looked = loop.time()
-                if stopped.look(self.stopped, LOOK_S):
+            if (elapsed := loop.time() - looked) >= LOOK_S:  # `ready` may take longer
+                looked += elapsed
+                if stopped.look(self.stopped, elapsed):
                     await self.kill()
                     raise ChildStopped(
                         f"{self.name} (process {self.pid}) was stopped for {stopped.seconds:.0f} s while it started",

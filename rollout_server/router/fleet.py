@@ -12,6 +12,7 @@ from typing import Any
 from agentloop.errors import ServerStartError
 from agentloop.runtime.child import ChildKilled
 from rollout_server.errors import Conflict, EngineError, RequestError, WeightsError
+from rollout_server.replica.base import Replica
 from rollout_server.replica.starting.base import Source
 from rollout_server.router.members import Member
 from rollout_server.router.router import Router
@@ -114,16 +115,18 @@ class Fleet:
                 self._places.append(place)
                 self._keep(place, running=False)
 
-            # Those that do not serve first, then the newest.
-            self._places.sort(key=lambda place: (not place.member.serves, place.number))
+            # First those that failed for good, then those that do not serve, then the newest.
+            self._places.sort(key=lambda place: (place.member.state == "failed", not place.member.serves, place.number))
             leaving = self._places[replicas:]
             del self._places[replicas:]
             await asyncio.gather(*(self._end(place) for place in leaving))
 
     async def _end(self, place: _Place) -> None:
-        if place.supervisor is not None:
-            await _cancel(place.supervisor)
-        async with self._router.weights.changing:  # an update waits for all that serve
+        # An update waits for all that serve. Until it is over, the supervisor fences a replica that
+        # hangs.
+        async with self._router.weights.changing:
+            if place.supervisor is not None:
+                await _cancel(place.supervisor)
             await self._members.remove(place.member)
         await place.source.stop(gently=True)
 
@@ -206,7 +209,7 @@ class Fleet:
 
     async def _bring_to_version(self, member: Member) -> None:
         """Load the current weights into a started replica, pause it like the others, admit it."""
-        router, weights, replica = self._router, self._router.weights, member.started
+        weights, replica = self._router.weights, member.started
         loaded: int | None = None  # the update that this replica has loaded
         while True:
             # Loading takes long and runs beside other updates, which may make this version an old
@@ -224,14 +227,21 @@ class Fleet:
                 if weights.source is None or loaded == weights.count:
                     if replica.weight_version != weights.version:
                         await replica.rename_weights(weights.version)
-                    paused = None
-                    while paused != router.paused:  # a pause may begin or end while the replica follows it
-                        paused = router.paused
-                        await (replica.resume() if paused is None else replica.pause(paused))
-                    if router.released:
-                        await replica.memory("release", sorted(router.released))
+                    await self._follow(replica)
                     await self._members.admit(member)
                     return
+
+    async def _follow(self, replica: Replica) -> None:
+        """Pause a replica and release its memory, if the others have."""
+        router = self._router
+        paused, released = None, False
+        while paused != router.paused or (router.released and not released):
+            if paused != router.paused:  # a pause may begin or end while the replica follows it
+                paused = router.paused
+                await (replica.resume() if paused is None else replica.pause(paused))
+            else:  # memory stays as it is meanwhile: `Router.memory` waits for the lock
+                await replica.memory("release", sorted(router.released))
+                released = True
 
     async def _watch(self, member: Member, source: Source) -> str:
         """Wait until the replica is dead, hung or fenced; return the reason."""

@@ -84,6 +84,7 @@ class Router:
         self._sessions: OrderedDict[str, Member] = OrderedDict()
         self._calls = 0
         self._in_flight = 0
+        self._admitted = 0  # those of them that have had a replica
 
     @property
     def paused(self) -> PauseMode | None:
@@ -123,21 +124,32 @@ class Router:
 
         self._in_flight += 1
         try:
-            return await self._generate(generation, session)
+            first = await self._first_member(session)
+            self._admitted += 1
+            try:
+                return await self._generate(generation, session, first)
+            finally:
+                self._admitted -= 1
+                if self._draining and not self._admitted:
+                    await self.members.notify()
         finally:
             self._in_flight -= 1
 
-    async def _generate(self, generation: Generation, session: str | None) -> GenerationResult:
+    async def _first_member(self, session: str | None) -> Member:
+        """Return the replica for a new request; while requests end before a pause, it waits."""
+        member = None if self._draining else self.pick(session)
+        return member or await self._wait_for_member(session, new=True)
+
+    async def _generate(self, generation: Generation, session: str | None, member: Member) -> GenerationResult:
         partial: PartialAnswer | None = None
         relay: ChunkRelay | None = None
         if generation.on_chunk is not None:
             relay = ChunkRelay(generation.on_chunk)
             generation = replace(generation, on_chunk=relay)
 
-        for _ in range(MAX_ATTEMPTS):
-            member = self.pick(session) if not self._draining else None
-            if member is None:
-                member = await self._wait_for_member(session)
+        for attempt in range(MAX_ATTEMPTS):
+            if attempt:  # it was admitted before a pause, which waits for it
+                member = self.pick(session) or await self._wait_for_member(session, new=False)
 
             stream_tokens = member.started.stream_tokens
             # An answer that fits in one chunk arrives whole or not at all: no tokens can be kept.
@@ -174,8 +186,6 @@ class Router:
         finally:
             del member.in_flight[number]
             member.in_flight_tokens -= tokens
-            if self._draining and not member.in_flight:
-                await self.members.notify()
 
     def pick(self, session: str | None) -> Member | None:
         """Return the replica for a request of `session`, or None when none serves."""
@@ -200,14 +210,19 @@ class Router:
             self._sessions.move_to_end(session)
         return member
 
-    async def _wait_for_member(self, session: str | None) -> Member:
+    async def _wait_for_member(self, session: str | None, *, new: bool) -> Member:
+        """Wait until a replica serves; a new request also waits while others end before a pause.
+
+        Raises:
+            EngineError: none served in time, or none ever will.
+        """
         member: Member | None = None
 
         def found() -> bool:
             nonlocal member
             if (failure := self.failure) is not None:
                 raise EngineError(failure)
-            member = None if self._draining else self.pick(session)
+            member = None if new and self._draining else self.pick(session)
             return member is not None
 
         try:
@@ -240,7 +255,7 @@ class Router:
         """Stop sampling. `wait` first lets the requests in flight end, and makes new ones wait."""
         if mode == "wait":
             self._draining = True
-            await self.members.wait_until(lambda: not any(member.in_flight for member in self.members))
+            await self.members.wait_until(lambda: not self._admitted)
         paused: PauseMode = "in_place" if mode == "wait" else mode
         self._paused = paused  # before the calls: a replica admitted meanwhile must pause too
         await self.members.each(lambda replica: replica.pause(paused))
@@ -266,9 +281,12 @@ class Router:
         Raises:
             Conflict: an engine cannot, or requests are in flight.
         """
-        wanted = set(MEMORY_TAGS if tags is None else tags)
+        async with self.weights.changing:  # a replica that is being admitted must not miss it
+            await self._memory(what, set(MEMORY_TAGS if tags is None else tags))
+
+    async def _memory(self, what: Literal["release", "resume"], wanted: set[str]) -> None:
         changed = sorted(wanted - self._released if what == "release" else wanted & self._released)
-        if changed and what == "release" and (busy := sum(len(member.in_flight) for member in self.members)):
+        if changed and what == "release" and (busy := self._admitted):
             raise Conflict(f"memory cannot be released while {busy} requests are in flight; pause with mode wait first")
 
         await self.members.each(lambda replica: replica.memory(what, changed))

@@ -158,13 +158,21 @@ def without_chance(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_run_that_loses_a_rank_goes_on_by_itself(whole: Run, background: Any) -> None:
-    run = background(*OPTIONS, "trainer.max_restarts=1")
+    run = background(*OPTIONS, "trainer.max_restarts=2", "rollout.replicas=2")
     run.wait_for_steps(3)
-    run.children("trainer.learner.process")[0].kill()
+    ask(run.dir, "scale", rollout=3)
+    (first,) = run.children("trainer.learner.process")
+    first.kill()
+    while not (others := [rank for rank in run.children("trainer.learner.process") if rank.pid != first.pid]):
+        assert run.process.poll() is None, run.finish()
+        time.sleep(0.02)
+    others[0].kill()  # while it starts
     code, out = run.finish()
     assert code == 0, out
     assert "trainer rank 0 died (exit code -9)" in out
-    assert re.search(r"goes on by itself from the checkpoint of step [24] \(1 of 1\)", out), out
+    assert len(re.findall(r"goes on by itself from the checkpoint of step [24] \([12] of 2\)", out)) == 2, out
+    settings = json.loads((run.dir / "logs" / "server.settings.json").read_text())
+    assert settings["replicas"] == 3  # as it was scaled
     metrics = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert without_times(metrics) == without_times(whole.metrics)
     assert weights_digest(run.dir, STEPS) == weights_digest(whole.dir, STEPS)

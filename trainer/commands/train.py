@@ -95,25 +95,45 @@ def _say_finished(run_dir: RunDir, steps: int, console: Console, longer: str) ->
 
 
 class _GoesOn(Exception):
-    """The run lost a rank, and can go on from its last checkpoint."""
+    """The run lost a rank, and can go on from its last checkpoint.
+
+    Attributes:
+        recipe: with the numbers of processes that the run had last.
+    """
+
+    def __init__(self, reason: str, recipe: Recipe) -> None:
+        super().__init__(reason)
+        self.recipe = recipe
 
 
 def _train_on(
     recipe: Recipe, resolved: dict[str, Any], run_dir: RunDir, console: Console, resume_line: str, *, resume: bool
 ) -> int:
     """Train; when a rank is lost, go on from the last checkpoint, as `--resume` does."""
-    begin = time.monotonic()
+    begin, most = time.monotonic(), recipe.trainer.max_restarts
     for restarts in itertools.count():
-        last = restarts >= recipe.trainer.max_restarts
+        left = most - restarts
         try:
-            return _train(recipe, resolved, run_dir, console, resume_line, resume=resume, begin=begin, last=last)
+            return _train(
+                recipe,
+                resolved,
+                run_dir,
+                console,
+                resume_line,
+                resume=resume,
+                begin=begin,
+                restarts=restarts,
+                left=left,
+            )
         except _GoesOn as exc:
             newest = next(iter(reversed(run_dir.list_checkpoints())), None)
             place = f"the checkpoint of step {newest.step}" if newest is not None else "the beginning"
-            console.warn(
-                f"{exc}\nthe run goes on by itself from {place} ({restarts + 1} of {recipe.trainer.max_restarts})"
-            )
-            resume = True
+            console.warn(f"{exc}\nthe run goes on by itself from {place} ({restarts + 1} of {most})")
+            recipe, resume = exc.recipe, True
+        except AgentloopError as exc:
+            if restarts and not getattr(exc, "__notes__", ()):  # the user did not give --resume, and it may help
+                exc.add_note(f"continue with: {resume_line}")
+            raise
     raise AssertionError  # the loop does not end
 
 
@@ -126,13 +146,15 @@ def _train(
     *,
     resume: bool,
     begin: float,
-    last: bool,
+    restarts: int,
+    left: int,
 ) -> int:
     """Prepare and run in a claimed run directory; return the exit code.
 
     Args:
         begin: when the command began, on the monotonic clock.
-        last: whether a lost rank ends the run.
+        restarts: how often this command has gone on after a lost rank.
+        left: how often it may do so again.
 
     Raises:
         _GoesOn: a rank was lost, and the run has trained a step since it began.
@@ -166,13 +188,14 @@ def _train(
         console.interrupted(resume_line if run_dir.holds_run else resume_line.removesuffix(" --resume"))
         return EXIT_INTERRUPTED
     except AgentloopError as exc:
-        if isinstance(exc, RankLost) and not last and run.progressed and not run.stopping:
-            raise _GoesOn(exc.message) from exc
+        progressed = run.progressed or restarts > 0
+        if isinstance(exc, RankLost) and left > 0 and progressed and not run.stopping:
+            raise _GoesOn(exc.message, run.as_scaled(recipe)) from exc
         console.close()
         if run_dir.read_metrics():
             with contextlib.suppress(AgentloopError):  # a full disk must not hide the first error
                 write_report(run_dir.root)
-        if can_continue(run_dir, exc, resume=resume, progressed=run.progressed):
+        if can_continue(run_dir, exc, resume=resume, progressed=progressed):
             exc.add_note(f"continue with: {resume_line}")
         raise
     finally:

@@ -19,16 +19,22 @@ import orjson
 
 from agentloop.errors import ConfigError, RequestRejected, RunDirError, ServerError, WorkerError
 from agentloop.faults import error_from_json, error_to_json
+from agentloop.files import is_file
 from agentloop.text import counted
+from trainer.locks import is_locked
 from trainer.publishing.server_link import Conflict
 from trainer.run.processes import Processes
+from trainer.run.rundir import LOCK
 
 SOCKET_FILE = "control.sock"
 MOST_BYTES = 2**16
 """Longest request."""
 
-ANSWER_S = 30.0
-"""Time for a run to answer: its event loop may be busy for a moment."""
+READ_S = 30.0
+"""Time for a request to arrive."""
+
+ANSWER_S = 120.0
+"""Time that the command waits for an answer. A change of the replicas waits for a publish."""
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Performs a request, and returns what is sent back as JSON."""
@@ -41,6 +47,9 @@ class RunRequests:
         processes: of the run.
         progress: returns `step`, `steps` and `version`.
         notice: called with each change, for the console.
+
+    Attributes:
+        replicas, workers: the numbers that were asked for last; None: those of the recipe.
     """
 
     def __init__(
@@ -49,6 +58,8 @@ class RunRequests:
         self._processes = processes
         self._progress = progress
         self._notice = notice
+        self.replicas: int | None = None
+        self.workers: int | None = None
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -95,6 +106,7 @@ class RunRequests:
                 await self._processes.link.post("/scale_replicas", {"replicas": count})
             except (Conflict, RequestRejected) as exc:
                 raise ConfigError(f"the replicas cannot be changed: {exc}", "start with rollout.replicas=2") from exc
+            self.replicas = count
             if self._processes.server is not None:
                 self._processes.server.replicas = count
             lines.append(
@@ -103,6 +115,7 @@ class RunRequests:
         if "agents" in request and workers is not None:
             count = int(request["agents"])
             await workers.scale(count)
+            self.workers = count
             lines.append(f"agents: {counted(count, 'worker')}; those that leave end their episodes first")
         for line in lines:
             self._notice(f"agentloop cluster scale: {line}")
@@ -123,10 +136,12 @@ async def listening(run_dir: Path, handlers: Mapping[str, Handler], warn: Callab
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
-            async with asyncio.timeout(ANSWER_S):
-                writer.write(orjson.dumps(await _answer_to(await reader.readline(), handlers)) + b"\n")
-                await writer.drain()
+        # ValueError: the line is too long. A request that has begun is finished, read or not.
+        with contextlib.suppress(ConnectionError, TimeoutError, ValueError), contextlib.closing(writer):
+            async with asyncio.timeout(READ_S):
+                line = await reader.readline()
+            writer.write(orjson.dumps(await _answer_to(line, handlers)) + b"\n")
+            await writer.drain()
 
     server = None
     try:
@@ -177,13 +192,18 @@ def ask(run_dir: Path, command: str, **arguments: Any) -> Any:
             with sock.makefile("rb") as answers:
                 answer = orjson.loads(answers.readline())
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        if is_file(run_dir / LOCK) and is_locked(run_dir / LOCK):
+            raise RunDirError(f"the run in {run_dir} is starting or ending", "ask again in some seconds") from None
         raise RunDirError(
             f"no run is going on in {run_dir}", "give the run directory of one, such as outputs/quickstart"
         ) from None
     except PermissionError:
         raise RunDirError(f"the run in {run_dir} is another user's", "ask as the user who started it") from None
     except (OSError, ValueError) as exc:
-        raise WorkerError(f"the run in {run_dir} did not answer: {exc}", "see whether it is stopped or busy") from exc
+        raise WorkerError(
+            f"the run in {run_dir} did not answer: {exc}",
+            "see whether it is stopped or busy; `agentloop cluster status` shows what has changed",
+        ) from exc
     if "ok" in answer:
         return answer["ok"]
     raise error_from_json(answer, lambda message: WorkerError(f"the run in {run_dir} failed: {message}"))

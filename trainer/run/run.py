@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from agentloop.config import Recipe, RolloutConfig
+from agentloop.config.section import Section
 from agentloop.errors import WorkerError
 from agentloop.runtime.lag import LoopLagMonitor
 from agentloop.trace.record import TraceRecord
@@ -33,6 +34,8 @@ from trainer.run.rundir import RunDir
 from trainer.run.step import FailedStep, PolicyState, StepTrainer
 from trainer.run.stop import StopRequest
 from trainer.run.traces import RunSignals, RunTraces
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class TrainRun:
         self._warned_of_best = False
         self._signals = RunSignals(run_dir.root, console, self._traces.due)
         self._unrecorded: _UnrecordedStep | None = None
+        self._requests: RunRequests | None = None
 
     async def run(self) -> RunResult:
         """Run to the end, or until Ctrl-C.
@@ -121,7 +125,7 @@ class TrainRun:
                     self._traces.resume()
                     self._console.resumed(step, next(iter(self._evals()), None))
                     await self._signals.resume()
-                requests = RunRequests(processes, self._place, self._console.notice)
+                requests = self._requests = RunRequests(processes, self._place, self._console.notice)
                 async with listening(self._dir.root, requests.handlers, self._console.warn):
                     with LoopLagMonitor(recipe.rollout.max_loop_lag_s) as lag:
                         return await self._train(processes, lag, finished)
@@ -130,6 +134,16 @@ class TrainRun:
     def progressed(self) -> bool:
         """Whether this process trained a step: repeating the command does not only fail again."""
         return self._policy.version > (self._checkpoint.version if self._checkpoint is not None else 0)
+
+    def as_scaled(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the last numbers of replicas and agent workers of this run."""
+        requests = self._requests
+        if requests is not None and requests.replicas is not None:
+            recipe = _with(recipe, "rollout", _with(recipe.rollout, "replicas", requests.replicas))
+        if requests is not None and requests.workers is not None:
+            agents = _with(recipe.cluster.agents, "workers", requests.workers)
+            recipe = _with(recipe, "cluster", _with(recipe.cluster, "agents", agents))
+        return recipe
 
     @property
     def stopping(self) -> bool:
@@ -344,6 +358,11 @@ class TrainRun:
     def _evals(self) -> list[float]:
         """Return the mean rewards of all evaluations so far."""
         return [reward for row in self._dir.read_metrics() if (reward := row.get("eval/reward_mean")) is not None]
+
+
+def _with(section: S, key: str, value: object) -> S:
+    """Return a copy of a section with another value."""
+    return section.model_copy(update={key: value})
 
 
 class _StepProgress:

@@ -46,7 +46,7 @@ from trainer.rank_commands import (
     to_json,
 )
 from trainer.types import LearnerSettings, LossSpec, SaveStatus, TrainSample, ValueSample, add_sums
-from trainer.workers.rank import Rank, RankDied, RawAnswer
+from trainer.workers.rank import Rank, RankDied, RankLost, RawAnswer
 from trainer.workers.samples import by_gradient, by_sample, check_samples, set_logprobs
 from trainer.workers.starting import open_meeting, spawn_ranks
 from trainer.workers.watch import RankHangs, wait_for_answers
@@ -378,7 +378,8 @@ class WorkerGroup:
     async def _exchange(self, messages: Sequence[tuple[dict[str, Any], Sequence[np.ndarray]]]) -> list[RawAnswer]:
         async with self._lock:
             if self._broken is not None:
-                raise WorkerError(f"the trainer failed earlier: {self._broken.message}", self._broken.hint)
+                kind = RankLost if isinstance(self._broken, RankLost) else WorkerError
+                raise kind(f"the trainer failed earlier: {self._broken.message}", self._broken.hint)
 
             calls = [
                 asyncio.ensure_future(rank.call(*message)) for rank, message in zip(self._ranks, messages, strict=True)

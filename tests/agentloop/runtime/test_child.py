@@ -164,17 +164,24 @@ def test_the_environment_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GLIBC_TUNABLES" not in child_environment(1, allocator=False)
 
 
+@pytest.mark.parametrize("answer_s", [0.0, 0.2])
 async def test_a_child_that_is_stopped_while_it_starts_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "LOOK_S", 0.05)
-    monkeypatch.setattr(child, "STOPPED_S", 0.1)
+    monkeypatch.setattr(child, "STOPPED_S", 0.4)
     program = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
     server = Child("a server", [sys.executable, "-c", program], child_environment(1), tmp_path / "log")
+    asked = 0
 
-    async def never() -> bool:
+    async def not_ready() -> bool:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(answer_s)
         return False
 
     with pytest.raises(ChildStopped, match=r"a server \(process \d+\) was stopped for .* while it started"):
-        await server.until_ready(never, 600)
+        await server.until_ready(not_ready, 600)
     assert server.code == -signal.SIGKILL
+    if answer_s:
+        assert asked < 60  # each look counts the time since the last, and not one look's

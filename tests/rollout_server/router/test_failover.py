@@ -223,3 +223,22 @@ async def test_abort_by_session_reaches_its_requests_alone() -> None:
     first.go_on.set()
     second.go_on.set()
     await asyncio.gather(*running)
+
+
+async def test_a_pause_waits_for_a_request_that_is_sent_again() -> None:
+    first, second, router = pair()
+    first.go_on.clear()
+    second.go_on.clear()
+    answer = asyncio.create_task(router.generate(request()))
+    await asyncio.sleep(0)
+    pause = asyncio.create_task(router.pause("wait"))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(router.generate(request()))
+    await router.members.fence(router.members[0], "dead")
+    await asyncio.sleep(0.02)
+    assert not pause.done() and len(second.asked) == 1  # sent again, though new requests wait
+    second.go_on.set()
+    await pause
+    assert answer.done() and not late.done()
+    await router.resume()
+    assert len((await late).output_ids) == 10

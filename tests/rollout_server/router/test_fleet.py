@@ -307,3 +307,49 @@ async def test_replicas_of_given_urls_are_not_scaled(fleet_of: Callable[..., tup
     await fleet.start()
     with pytest.raises(Conflict, match="by their URLs"):
         await fleet.scale(2)
+
+
+async def test_a_replica_that_hangs_in_an_update_does_not_hold_up_its_leaving(
+    fleet_of: Callable[..., tuple[Router, Fleet]], tmp_path: Path
+) -> None:
+    first, second = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(first, second, make_source=FakeSource)
+    await fleet.start()
+    second.replicas[0].stopped = True
+    update = asyncio.create_task(router.weights.update(FolderWeights(tmp_path), "3"))
+    await until(router.weights.changing.locked)
+    await asyncio.wait_for(fleet.scale(1), 10)
+    assert (await asyncio.wait_for(update, 10)).version == "3"
+    assert [member.name for member in router.members] == ["a"] and router.weights.version == "3"
+
+
+async def test_a_replica_that_failed_for_good_leaves_before_one_that_is_started_again(
+    fleet_of: Callable[..., tuple[Router, Fleet]],
+) -> None:
+    first, second = FakeSource("a"), FakeSource("b")
+    router, fleet = fleet_of(first, second, make_source=FakeSource, probe_every_s=5.0)
+    await fleet.start()
+    router.members[0].state = "failed"
+    await router.members.fence(router.members[1], "gone")
+    await fleet.scale(1)
+    assert [member.name for member in router.members] == ["b"]
+
+
+async def test_a_replica_that_joins_while_memory_is_released_releases_it_too(
+    fleet_of: Callable[..., tuple[Router, Fleet]],
+) -> None:
+    made: list[FakeSource] = []
+
+    def make(number: int) -> FakeSource:
+        made.append(FakeSource(f"r{number}"))
+        return made[-1]
+
+    router, fleet = fleet_of(FakeSource("a"), FakeSource("b"), make_source=make)
+    await fleet.start()
+    await router.pause("wait")
+    await asyncio.gather(router.memory("release", None), fleet.scale(3))
+    await until(lambda: len(router.members.serving) == 3)
+    assert [call for call in made[0].replicas[0].calls if call.startswith("release")] != []
+    await router.memory("resume", None)
+    await router.resume()
+    assert made[0].replicas[0].calls[-1] == "resume"
